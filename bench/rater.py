@@ -55,11 +55,11 @@ def judge(page: Page, url: str, rater: Rater, *, most: int) -> Counter[str]:
     page.keyboard.press("Enter")
     expect(page.locator(".answer, #end:not([hidden])").first).to_be_visible(timeout=PATIENCE)
     while pressed.total() < most and page.locator("#work").is_visible():
-        question = page.locator(".asked .words").last.inner_text()
+        question = page.locator(".prompt .words").last.inner_text()
         key = key_for(question, [body.inner_text() for body in page.locator(".answer .body").all()], rater, chance)
-        page.locator("#said").evaluate("said => { said.textContent = ''; }")
+        page.locator("#status").evaluate("status => { status.textContent = ''; }")
         page.keyboard.press(key)
-        expect(page.locator("#said")).to_contain_text("Saved", timeout=PATIENCE)
+        expect(page.locator("#status")).to_contain_text("Saved", timeout=PATIENCE)
         pressed[key] += 1
     return pressed
 

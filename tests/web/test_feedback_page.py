@@ -75,7 +75,7 @@ def test_ten_judgements_by_keyboard_outlive_a_kill_of_the_server(
     # Nobody answers: the page must not say that it saved.
     page.keyboard.press("1")
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
-    expect(page.locator("#said")).not_to_contain_text("Saved: Answer 1")
+    expect(page.locator("#status")).not_to_contain_text("Saved: Answer 1")
 
     server.start()
     assert server.about["judged"] == 10
@@ -108,7 +108,7 @@ def test_undo_own_answers_skips_and_two_tabs(page: Page, serve: Serve, command: 
     page.get_by_role("textbox", name="Your answer").fill("1 best of all, su")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#turns")).not_to_have_text(first, use_inner_text=True)
-    expect(page.locator("#said")).to_have_text("Saved: your own answer.")
+    expect(page.locator("#status")).to_have_text("Saved: your own answer.")
 
     aside = press(page, "s")[0]
     expect(page.locator("#done")).to_have_text("1 judged")

@@ -42,7 +42,7 @@ def test_ten_labels_by_keyboard_outlive_a_kill_of_the_server(page: Page, serve: 
     page.keyboard.press("1")
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
     expect(page.locator("#text")).to_have_text(eleventh, use_inner_text=True)
-    expect(page.locator("#said")).not_to_contain_text("Saved: good")
+    expect(page.locator("#status")).not_to_contain_text("Saved: good")
 
     server.start()
     assert server.about["labelled"] == 10
@@ -67,7 +67,7 @@ def test_undo_skip_new_labels_and_two_tabs(page: Page, serve: Serve, rows: Path)
     page.get_by_role("combobox", name="Another label").fill("good")
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="1 good", exact=True)).to_be_visible()
-    expect(page.locator("#said")).to_have_text("Saved: good.")
+    expect(page.locator("#status")).to_have_text("Saved: good.")
 
     # u brings the row back, with what was said about it; another label is given instead.
     press(page, "u")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tunesmith.config import AnyObjective
-from tunesmith.objectives.base import Objective
 from tunesmith.report.formatting import clean
 from tunesmith.report.run_data import RunData
 from tunesmith.report.schema import Report
@@ -44,11 +42,19 @@ def ask_line(report: Report, folder: Path, *, place: str = ".", text: str = TEXT
 def python_lines(run: RunData) -> list[str]:
     """Return the lines of Python that use the tuned model through Tunesmith."""
     lines = ["import tunesmith", "", 'model = tunesmith.load(".")']
-    objective = run.recipe.objective
-    if objective.produces == "labels":
-        return [*lines, f'result = model.classify(["{TEXT}"])[0]', "print(result.label, result.probabilities)"]
-    for name, part in objective.task_objectives.items():
-        lines.append(_usage(run, part, f'model.at("{name}")' if name else "model"))
+    for name, objective in run.recipe.objective.task_objectives.items():
+        model = f'model.at("{name}")' if name else "model"
+        if objective.produces == "labels" and not name:
+            lines += [f'result = model.classify(["{TEXT}"])[0]', "print(result.label, result.probabilities)"]
+        elif objective.produces == "labels":
+            lines.append(f'print({model}.classify(["{TEXT}"])[0])')
+        elif objective.produces == "likelihood" and run.report.family == "encoder":
+            words = "# the most likely words at the mask token"
+            lines.append(f'print({model}.fill(["{TEXT} {mask_of(run.folder)}"])[0])  {words}')
+        elif objective.produces == "score":
+            lines.append(f'print({model}.reward("{TEXT}", "an answer to it"))')
+        else:
+            lines.append(f'print({model}.generate(["{TEXT}"])[0])')
     return lines
 
 
@@ -57,17 +63,6 @@ def mask_of(run: Path) -> str:
     path = run / "model" / "tokenizer_config.json"
     token = json.loads(path.read_text(encoding="utf-8")).get("mask_token") if path.is_file() else None
     return str(token.get("content", MASK) if isinstance(token, dict) else token or MASK)
-
-
-def _usage(run: RunData, objective: Objective, model: str) -> str:
-    """Return the line that uses the model for one objective."""
-    if objective.produces == "labels":
-        return f'print({model}.classify(["{TEXT}"])[0])'
-    if objective.produces == "likelihood" and run.report.family == "encoder":
-        return f'print({model}.fill(["{TEXT} {mask_of(run.folder)}"])[0])  # the most likely words at the mask token'
-    if objective.produces == "score":
-        return f'print({model}.reward("{TEXT}", "an answer to it"))'
-    return f'print({model}.generate(["{TEXT}"])[0])'
 
 
 def transformers_lines(run: RunData, *, base: str) -> list[str]:
@@ -137,16 +132,13 @@ def _inputs(run: RunData) -> list[str]:
         return [f'inputs = tokenizer("{TEXT}", return_tensors="pt")']
     path = run.folder / "model" / "chat_template.jinja"
     thinks = path.is_file() and "enable_thinking" in path.read_text(encoding="utf-8")
+    prompt = f"{objective.instruction}\n\n{TEXT}" if objective.instruction else TEXT
+    if objective.kind == "classify":
+        prompt = objective.messages(TEXT)[-1].content
     return [
-        f'messages = [{{"role": "user", "content": {clean(_prompt(objective))!r}}}]',
+        f'messages = [{{"role": "user", "content": {clean(prompt)!r}}}]',
         "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"' + "," * thinks,
         *(["    enable_thinking=False,"] if thinks else []),
         ")",
     ]
-
-
-def _prompt(objective: AnyObjective) -> str:
-    if objective.kind == "classify":
-        return objective.messages(TEXT)[-1].content
-    return f"{objective.instruction}\n\n{TEXT}" if objective.instruction else TEXT

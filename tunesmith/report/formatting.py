@@ -1,4 +1,4 @@
-"""Formatting of numbers and texts in reports and terminal output."""
+"""Formatting of values and texts in reports and terminal output."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _bars(arms: Sequence[Contender], metric: str) -> list[dict[str, Any]]:
     lowest = min(0.0, *ends)
 
     def percent(value: float) -> float:
-        return round(100 * min(1.0, max(0.0, (value - lowest) / (scale - lowest))), 2)
+        return float(round(100 * min(1.0, max(0.0, (value - lowest) / (scale - lowest))), 2))
 
     bars = []
     for arm in arms:

@@ -36,7 +36,7 @@ PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
 def card(run: RunData) -> str:
     """Render the model card as Markdown with YAML front matter. Text from files is escaped."""
     matter = yaml.safe_dump(front_matter(run), sort_keys=False, allow_unicode=True, width=100)
-    sections = (_title, _results, _tasks, _general_ability, _data, _usage, _limits, _environment, _reproduce)
+    sections = (_title, _results, _tasks, _general_ability, _data, _usage, _limits, _reproduce)
     return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, (section(run) for section in sections))) + "\n"
 
 
@@ -110,8 +110,8 @@ def _results(run: RunData) -> str:
             arm.kind,
             figure(arm.score),
             bounds(arm.ci95),
-            signed(arm.gain and arm.gain.delta),
-            p_value(arm.gain and arm.gain.p_value),
+            signed(arm.gain.delta if arm.gain else None),
+            p_value(arm.gain.p_value if arm.gain else None),
             p_value(arm.p_adjusted),
         )
         for arm in arms
@@ -149,12 +149,12 @@ def _tasks(run: RunData) -> str:
     single = [(part.name, part.single_task) for part in multitask.tasks if part.single_task is not None]
     if single:
         heads = ("task", "metric", "single-task", "multitask", "difference", "95 % interval", "p-value")
-        lines = [
+        scores = [
             (name, metric_name(task.metric), figure(task.base), figure(task.tuned), signed(task.delta),
              bounds(task.ci95, sign=True), p_value(task.p_value))
             for name, task in single
         ]  # fmt: skip
-        parts += ["Compared with one model per task, tuned on the same number of its rows:", table(heads, lines)]
+        parts += ["Compared with one model per task, tuned on the same number of its rows:", table(heads, scores)]
     cosines = [(" and ".join(c.tasks), figure(c.mean), figure(c.lowest), count(c.n)) for c in multitask.conflicts]
     if cosines:
         parts.append("Gradient cosine of two tasks. Below 0, an improvement of one task harms the other.")
@@ -225,22 +225,20 @@ def _limits(run: RunData) -> str:
     return "## Limits\n\n" + "\n".join(lines)
 
 
-def _environment(run: RunData) -> str:
+def _reproduce(run: RunData) -> str:
     lines = [
         *run.report.environment.items(),
         ("training time", duration(run.report.speed.seconds)),
         ("peak memory", size(run.report.memory.peak_bytes)),
     ]
-    return "## Environment\n\n" + table(("item", "value"), [(name.replace("_", " "), value) for name, value in lines])
-
-
-def _reproduce(run: RunData) -> str:
+    environment = table(("item", "value"), [(name.replace("_", " "), value) for name, value in lines])
     # Only settings that affect training: the card may be published, and the recipe contains local paths.
     recipe = run.recipe.model_copy(update={"objective": run.recipe.objective.without_rows()})
     shown = recipe.model_dump(mode="json", include={"objective", "technique", "schedule", "seed"})
     settings = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     where = "RUN is the folder of this card. Start the command where the paths in its recipe are valid."
-    return f"## Reproduce\n\n{fence(COMMAND, 'sh')}\n\n{where}\n\n{fence(clean(settings), 'yaml')}"
+    parts = ["## Environment", environment, "## Reproduce", fence(COMMAND, "sh"), where, fence(clean(settings), "yaml")]
+    return "\n\n".join(parts)
 
 
 def text(raw: str) -> str:

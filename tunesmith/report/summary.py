@@ -6,7 +6,6 @@ from math import exp
 
 from tunesmith.evaluation.results import BASE, PreferenceDiagnostics, Retention
 from tunesmith.metrics.resampling import ALPHA
-from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.report.formatting import count, figure, metric_name, share
 from tunesmith.report.schema import Report
 from tunesmith.report.verdicts import is_not_beaten
@@ -24,7 +23,13 @@ def in_short(report: Report) -> list[str]:
 
     The items are: gain over the base, baselines and controls, general ability, style, preferences, warnings.
     """
-    lines = [_gain(report.task), _baselines(report), _general_ability(report.retention)]
+    task = report.task
+    gain = f"The {metric_name(task.metric)} changes from {figure(task.base)} to {figure(task.tuned)}"
+    if task.metric in COUNTED:
+        base, tuned = (count(round(value * task.n)) for value in (task.base, task.tuned))
+        gain = f"Of {count(task.n)} test rows the base answers {base} correctly, the tuned model {tuned}"
+    significance = SIGNIFICANCE.get(task.verdict, "The difference is negligible.")
+    lines = [f"{gain}. {significance}", _baselines(report), _general_ability(report.retention)]
     style = report.style
     if style is not None and style.auc_tuned is not None and style.auc_base is not None:
         lines.append(
@@ -35,15 +40,6 @@ def in_short(report: Report) -> list[str]:
     if report.preference_diagnostics is not None:
         lines += _preferences(report.preference_diagnostics)
     return [*lines, *(f"Warning: {text}" + "." * (not text.endswith("?")) for text in report.warnings)]
-
-
-def _gain(task: TaskScore) -> str:
-    if task.metric in COUNTED:
-        base, tuned = (count(round(value * task.n)) for value in (task.base, task.tuned))
-        line = f"Of {count(task.n)} test rows the base answers {base} correctly, the tuned model {tuned}"
-    else:
-        line = f"The {metric_name(task.metric)} changes from {figure(task.base)} to {figure(task.tuned)}"
-    return f"{line}. {SIGNIFICANCE.get(task.verdict, 'The difference is negligible.')}"
 
 
 def _baselines(report: Report) -> str:

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.evaluation.results import Calibration, Retention
+from tunesmith.evaluation.results import Retention
 from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.report.formatting import (
     bounds,
@@ -72,9 +72,17 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
 
 def costs(report: Report) -> list[Text]:
     """Return one line each for general ability, calibration and every warning."""
-    calibration = [] if report.calibration is None else [_calibration(report.calibration)]
-    warnings = [Text(f"warning: {clean(warning)}", style="yellow") for warning in report.warnings]
-    return [_retention(report.retention), *calibration, *warnings]
+    lines = [_retention(report.retention)]
+    if (calibration := report.calibration) is not None:
+        line = f"calibration error {figure(calibration.ece)} (no temperature was fitted)"
+        if calibration.temperature is not None:
+            after = f"{figure(calibration.ece)} after temperature scaling"
+            line = f"calibration error {figure(calibration.ece_before)} ({after})"
+            if calibration.threshold is not None:
+                line += f"; accept above {share(calibration.threshold)} confidence"
+                line += f" for {share(calibration.target_accuracy)} accuracy (validation rows)"
+        lines.append(Text(line))
+    return [*lines, *(Text(f"warning: {clean(warning)}", style="yellow") for warning in report.warnings)]
 
 
 def _tasks(tasks: Sequence[TaskScore]) -> Table:
@@ -108,8 +116,8 @@ def _baselines(report: Report) -> Table:
             arm_label(arm.name, arm.detail),
             kind,
             figure(arm.score),
-            signed(arm.gain and arm.gain.delta),
-            p_value(arm.gain and arm.gain.p_value),
+            signed(arm.gain.delta if arm.gain else None),
+            p_value(arm.gain.p_value if arm.gain else None),
             p_value(arm.p_adjusted),
             "not beaten" if is_not_beaten(arm, report.task) else "",
         )
@@ -128,18 +136,6 @@ def _retention(retention: Retention | None) -> Text:
         line += f"; general questions {share(retention.probe_base)} → {share(retention.probe_tuned)} correct"
         line += f", {retention.lost} lost, {retention.won} won"
         line += "" if retention.p_value is None else f", {p_value(retention.p_value)}"
-    return Text(line)
-
-
-def _calibration(calibration: Calibration) -> Text:
-    if calibration.temperature is None:
-        return Text(f"calibration error {figure(calibration.ece)} (no temperature was fitted)")
-    line = f"calibration error {figure(calibration.ece_before)} ({figure(calibration.ece)} after temperature scaling)"
-    if calibration.threshold is not None:
-        line += (
-            f"; accept above {share(calibration.threshold)} confidence for {share(calibration.target_accuracy)} "
-            "accuracy (validation rows)"
-        )
     return Text(line)
 
 

@@ -22,12 +22,11 @@ from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
 from tunesmith.inference.serving.protocol import AnsweringEngine, Busy, Model
 from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
 from tunesmith.inference.serving.traffic_split import Splits
-from tunesmith.objectives import Classify, Multitask
 from tunesmith.web.openai.metrics import Metrics
 from tunesmith.web.openai.requests import (
     ChatCompletionRequest,
     CompletionRequest,
-    NameWanted,
+    ModelName,
     RatingRequest,
     TextsRequest,
 )
@@ -135,23 +134,23 @@ class Api:
         run = self._run(body.model, body.user)
         longest = min(run.sampling.max_new_tokens, self._engine.limits.new_tokens)
         ask = body.ask(run.name, replace(run.sampling, max_new_tokens=longest))
-        pieces = CompletionStream(request, lambda last: self._metrics.drew(run.name, last))
-        pieces.ticket = self._engine.ask(ask, pieces.on_chunk)
-        telling = ChatCompletionBuilder(run.name, run.template, chat=ask.text is None)
+        stream = CompletionStream(request, lambda last: self._metrics.count_tokens(run.name, last))
+        stream.ticket = self._engine.ask(ask, stream.on_chunk)
+        builder = ChatCompletionBuilder(run.name, run.template, chat=ask.text is None)
         if ask.in_pieces:
             # Awaited before the response starts, so that an invalid request still gets its own status.
-            first = await anext(aiter(pieces), None)
-            chunks = _stream(first, pieces, telling, ask, usage_too=body.stream_options.include_usage)
+            first = await anext(aiter(stream), None)
+            chunks = _stream(first, stream, builder, ask, usage_too=body.stream_options.include_usage)
             return StreamingResponse(chunks, media_type="text/event-stream")
         text = ""
         scored: list[ScoredToken] = []
         last = CompletionChunk(end="stop")
-        async for piece in pieces:
+        async for piece in stream:
             text += piece.text
             scored += piece.scored
             last = piece
         text, calls = split_calls(text, ask.messages)
-        return _json(telling.whole(text, scored, last, calls))
+        return _json(builder.whole(text, scored, last, calls))
 
     async def _embeddings(self, request: Any) -> Any:
         body = TextsRequest.model_validate_json(await request.body())
@@ -172,9 +171,9 @@ class Api:
     async def _classify(self, request: Any) -> Any:
         body = TextsRequest.model_validate_json(await request.body())
         run = self._run(body.model, body.user)
-        if not isinstance(run.objective, Classify):
-            tasks = [*run.objective.tasks] if isinstance(run.objective, Multitask) else []
-            fix = f"use one of its tasks, such as {run.name}/{tasks[0]}" if tasks else "use another route or model"
+        if run.objective.produces != "labels":
+            task = next(iter(run.objective.task_objectives))
+            fix = f"use one of its tasks, such as {run.name}/{task}" if task else "use another route or model"
             raise AskError(f"model: {run.name} is not a classifier; {fix}")
         results = await self._read(run, "labels", body.texts)
         data = [{"index": i, "label": result.label, "labels": result.labels, "probabilities": result.probabilities}
@@ -219,23 +218,23 @@ class Api:
         return Response(text, media_type=kind)
 
     async def _load(self, request: Any) -> Any:
-        body = NameWanted.model_validate_json(await request.body())
+        body = ModelName.model_validate_json(await request.body())
         return _json(_card(await asyncio.to_thread(self._engine.registry.load, body.model)))
 
     async def _unload(self, request: Any) -> Any:
-        body = NameWanted.model_validate_json(await request.body())
+        body = ModelName.model_validate_json(await request.body())
         await asyncio.to_thread(self._engine.registry.unload, body.model)  # blocks while another model is loaded
         return _json({"id": body.model, "loaded": False})
 
     async def _roll_back(self, request: Any) -> Any:
-        body = NameWanted.model_validate_json(await request.body())
+        body = ModelName.model_validate_json(await request.body())
         return _json(_card(await asyncio.to_thread(self._engine.registry.roll_back, body.model)))
 
 
 async def _stream(
     first: CompletionChunk | None,
-    pieces: CompletionStream,
-    telling: ChatCompletionBuilder,
+    stream: CompletionStream,
+    builder: ChatCompletionBuilder,
     request: GenerationRequest,
     *,
     usage_too: bool,
@@ -254,23 +253,23 @@ async def _stream(
                 buffer += piece.text
                 text, calls = split_calls(buffer, request.messages) if piece.end else ("", ())
                 piece = replace(piece, text=text)
-            yield f"data: {json.dumps(telling.part(piece, first=not started, calls=calls))}\n\n"
+            yield f"data: {json.dumps(builder.part(piece, first=not started, calls=calls))}\n\n"
             started = True
             if piece.end and usage_too:
-                yield f"data: {json.dumps(telling.counted(piece))}\n\n"
-            piece = await anext(aiter(pieces), None)
+                yield f"data: {json.dumps(builder.counted(piece))}\n\n"
+            piece = await anext(aiter(stream), None)
         yield "data: [DONE]\n\n"
     except TunesmithError as error:  # the status line was sent already, so the error is an event
         yield f"data: {json.dumps(_status_and_body(error)[1])}\n\n"
     finally:
-        pieces.release()
+        stream.release()
 
 
 def _card(run: Model) -> dict[str, Any]:
     """Return a model as `/v1/models` lists it."""
     objective = run.objective
     about: dict[str, Any] = {"version": run.version, "objective": objective.kind, "limit": run.limit}
-    if isinstance(objective, Classify):
+    if objective.kind == "classify":
         about["labels"] = list(objective.labels)
     if objective.instruction:
         about["instruction"] = objective.instruction

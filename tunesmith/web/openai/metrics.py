@@ -38,7 +38,7 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def drew(self, model: str, last: CompletionChunk) -> None:
+    def count_tokens(self, model: str, last: CompletionChunk) -> None:
         """Count the tokens of one finished answer of a model."""
         self._tokens.labels(model, "prompt").inc(last.prompt_tokens)
         self._tokens.labels(model, "answer").inc(last.new_tokens)

@@ -287,7 +287,7 @@ class RatingRequest(_Sent):
         return turns
 
 
-class NameWanted(BaseModel):
+class ModelName(BaseModel):
     """POST /admin/...: name of a registered model."""
 
     model: Name

@@ -1,5 +1,5 @@
 // Shared by all annotation pages: requests items, sends votes, stores the rater, shows progress.
-import { Refused, ask, count, find, keep, make, onKeys, recall, rows, tab, tell } from "/static/parts.js";
+import { Refused, ask, count, find, keep, make, onKeys, recall, rows, send, tab } from "/static/parts.js";
 
 const NAME = "tunesmith.rater", KEYS = "tunesmith.keys", FACTS = "tunesmith.facts";
 
@@ -15,7 +15,7 @@ const given = new Map(); // item -> vote cast on this page, highlighted after an
 const who = () => ({ rater, tab });
 const keysOn = () => find("keys").checked;
 export const shown = () => state?.item ?? null;
-export const said = () => given.get(state.item.key);
+export const currentVote = () => given.get(state.item.key);
 
 // ---------------------------------------------------------------- requests
 
@@ -33,7 +33,7 @@ async function act(path, extra, done) {
     if (path === "vote") drafts.delete(extra.item);
     find("problem").hidden = true;
     show();
-    find("said").textContent = done;
+    find("status").textContent = done;
   } catch (error) {
     if (sender !== rater) return;
     // A rejected request would be rejected again. An undo with a lost response may have succeeded; a retry would undo
@@ -129,10 +129,10 @@ export function line([name, number], most = 0) {
   return made;
 }
 
-function agreed(found) {
-  if (!found.items) return `No ${page.noun} has votes of two raters yet, so agreement is unknown.`;
-  const alpha = found.alpha === null ? "undefined, only one label was given" : found.alpha.toFixed(2);
-  return `Agreement of raters on ${rows(found.items, page.noun)}: ${Math.round(100 * found.same)} % of the votes; Krippendorff's alpha: ${alpha} (0 is chance, 0.80 or more is reliable).`;
+function agreed(agreement) {
+  if (!agreement.items) return `No ${page.noun} has votes of two raters yet, so agreement is unknown.`;
+  const alpha = agreement.alpha === null ? "undefined, only one label was given" : agreement.alpha.toFixed(2);
+  return `Agreement of raters on ${rows(agreement.items, page.noun)}: ${Math.round(100 * agreement.same)} % of the votes; Krippendorff's alpha: ${alpha} (0 is chance, 0.80 or more is reliable).`;
 }
 
 // A button with its key; highlighted if the undone vote was `word`.
@@ -143,7 +143,7 @@ export function choice(key, word, act) {
     button.setAttribute("aria-keyshortcuts", key);
   }
   button.append(make("span", word, { dir: "auto" }));
-  button.classList.toggle("given", said() === word);
+  button.classList.toggle("given", currentVote() === word);
   button.addEventListener("click", act);
   return button;
 }
@@ -171,7 +171,7 @@ function named(event) {
   const name = find("rater").value.trim().replace(/\s+/g, " ");
   if (!name) return;
   if (rater && rater !== name) {
-    tell("release", who());
+    send("release", who());
     given.clear();
     drafts.clear();
     state = pending = null; // the item on the page belongs to the previous rater
@@ -223,7 +223,7 @@ export function open(made) {
   find("keys").addEventListener("change", showKeys);
   find("facts").open = recall(FACTS) === "open";
   find("facts").addEventListener("toggle", () => keep(FACTS, find("facts").open ? "open" : "shut"));
-  window.addEventListener("pagehide", () => rater && tell("release", who()));
+  window.addEventListener("pagehide", () => rater && send("release", who()));
   window.addEventListener("pageshow", (event) => event.persisted && rater && next());
   showKeys();
   onKeys(onKey, keysOn);

@@ -29,7 +29,7 @@ export async function ask(path, body) {
 }
 
 // Send a message while the page closes, without waiting for a response.
-export function tell(path, body) {
+export function send(path, body) {
   fetch(`/api/${path}`, { method: "POST", headers: HEADERS, body: JSON.stringify(body), keepalive: true }).catch(() => {});
 }
 
