@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import PLAIN, Command, reviews, write_rows
-from tunesmith.pipelines.learning_curve.report import (
-    Expected,
-    FitCheck,
-    LearningCurveReport,
-    Size,
-    Target,
-    page,
-    sentence,
-)
+from tunesmith.pipelines.learning_curve.fit_curve import FitCheck, ScoreEstimate
+from tunesmith.pipelines.learning_curve.report import LearningCurveReport, Size, Target, page, sentence
 
 LAW = {"ceiling": 0.938, "drop": 1.0, "power": 0.5}
 
@@ -29,8 +22,8 @@ def found(**changes: object) -> LearningCurveReport:
         "sizes": [Size(rows=2081, scores=[0.92] * 3, mean=0.92)],
         "power_law": LAW,
         "held_out": FitCheck(rows=2081, score=0.921, low=0.91, high=0.93, measured=0.92, inside=True, width=0.02),
-        "expected": [Expected(rows=4000, score=0.931, low=0.924, high=0.937)], "curve": [],
-        "ceiling": Expected(rows=0, score=0.938, low=0.93, high=0.945),
+        "expected": [ScoreEstimate(rows=4000, score=0.931, low=0.924, high=0.937)], "curve": [],
+        "ceiling": ScoreEstimate(rows=0, score=0.938, low=0.93, high=0.945),
         "target": Target(score=0.95, rows=None, out_of_reach=True), "faults": [], "notes": [], "seconds": 60.0,
     }  # fmt: skip
     return LearningCurveReport(**{**values, **changes})
@@ -49,10 +42,10 @@ def test_the_sentence_says_now_more_and_never():
         ({"target": Target(score=0.93, rows=3900, out_of_reach=False)}, "93.0 takes about 3,900 rows like these"),
         (
             {"target": Target(score=0.94, rows=None, out_of_reach=False)},
-            "94.0 takes more than 8,324 rows, which is as far",
+            "94.0 takes more than 8,324 rows, the limit",
         ),
         ({"target": None}, "with 4,000 rows 93.1 (92.4 to 93.7)"),
-        ({"faults": ["scores do not rise"]}, "more rows are not foretold: scores do not rise"),
+        ({"faults": ["scores do not rise"]}, "no prediction for more rows: scores do not rise"),
         ({"share": False, "metric": "perplexity"}, "perplexity 0.920; with 4,000 rows 0.931 (0.924 to 0.937)"),
     ],
 )
@@ -61,7 +54,7 @@ def test_the_sentence_fits_what_was_found(changes: dict[str, object], end: str):
 
 
 def test_what_comes_from_files_is_escaped_on_the_page():
-    text = page(found(sentence="<i>", curve=[Expected(rows=2000, score=0.9, low=0.8, high=1.0)]))
+    text = page(found(sentence="<i>", curve=[ScoreEstimate(rows=2000, score=0.9, low=0.8, high=1.0)]))
     assert "<b>rows" not in text
     assert "&lt;b&gt;rows" in text
     assert "<i>" not in text.partition("<main")[2].partition('class="verdict">')[2][:10]

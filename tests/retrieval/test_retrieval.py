@@ -22,7 +22,7 @@ from tunesmith.pipelines.compare.changed_facts import OtherAnswers, change
 from tunesmith.pipelines.compare.tuned_arms import PASSAGES, as_row, passages_of
 from tunesmith.retrieval.chunks import Chunk, cut, page_of_text, read_pages
 from tunesmith.retrieval.index import CHUNKS, RANK, Hit, Index, fused, open_index
-from tunesmith.retrieval.prompts import FORMS, Nearest, cited, question_of, shown_in, with_passages, with_shots
+from tunesmith.retrieval.prompts import FORMS, Nearest, cited, with_passages, with_shots
 from tunesmith.retrieval.recall import Origin, origins_of, recall, right_chunks
 
 PAGES = [
@@ -132,8 +132,6 @@ def test_the_best_passage_stands_next_to_the_question_and_cannot_take_its_place(
     (turn,) = with_passages(asked, [hit("a", "best {question}"), hit("b", "second")], FORMS[0])
     assert turn.content == "second\n\nbest {question}\n\nHow high?"
     assert with_passages(asked, []) == asked
-    hits = [hit("a", "best"), hit("b", "second")]
-    assert shown_in(with_passages(asked, hits[:1], FORMS[1]), hits) == hits[:1]  # what did not fit was not seen
 
 
 def test_what_the_system_says_stays_above_the_examples_and_a_wording_below_a_long_one():
@@ -141,7 +139,7 @@ def test_what_the_system_says_stays_above_the_examples_and_a_wording_below_a_lon
         turns = (Message("system", "Be brief."), Message("user", text), Message("assistant", "yes"))
         return Chat("rows:1", turns, "")
 
-    question = question_of(Instruct(), row("Is it?"), "In one word.")
+    question = Instruct().prompt_messages(row("Is it?"), "In one word.")
     asked = with_shots(Instruct(), question, [row("long " * 400)], "In one word.")
     assert [turn.role for turn in asked] == ["system", "user", "assistant", "user"]
     assert all(turn.content.endswith("In one word.") for turn in asked if turn.role == "user")
@@ -221,7 +219,11 @@ def test_documents_without_a_word_to_search_by_are_refused_with_the_cure(tmp_pat
 
 def test_a_document_called_0_is_a_document():
     rows = [{"doc": 0, "says": 0}, {"doc": None}, {}]
-    assert origins_of(rows, ["7", "8", "9"], ("says", "doc")) == [Origin("0", "0"), Origin("8"), Origin("9")]
+    assert origins_of(rows, ["7", "8", "9"], evidence="says", document="doc") == [
+        Origin("0", "0"),
+        Origin("8"),
+        Origin("9"),
+    ]
 
 
 def test_raft_shows_a_right_chunk_in_four_of_five_rows():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +29,7 @@ from tunesmith.metrics.resampling import (
 from tunesmith.metrics.scores import RowStatistic, macro_f1_pair
 
 FloatArray = NDArray[np.float64]
+K = TypeVar("K")  # name of a comparison
 
 POWER = 0.80
 # Resamples for the interval of a single score. Comparisons use 10,000: a verdict depends on them.
@@ -264,9 +266,9 @@ def interval(
     return (max(0.0, low), min(scale, high)) if inside else (low, high)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     """Adjust p-values for multiple comparisons by Holm's method; names and order are kept. Source: Holm 1979."""
-    adjusted: dict[str, float] = {}
+    adjusted: dict[K, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))

@@ -64,10 +64,10 @@ def read_pages(source: str, *, store: CollectStore, offline: bool = False) -> Pa
     """
     if Path(source).suffix.lower() in ROWS:
         return Pages(_pages_of(read_rows(source, offline=offline)), [])
-    found = find([source])
-    sources = {source.path: source for source in found.sources}
+    files = find([source])
+    sources = {item.path: item for item in files.sources}
     documents = {path: document for path, item in sources.items() if (document := store.document(item.kept))}
-    failed = dict(found.unreadable)
+    failed = dict(files.unreadable)
     new = [path for path in sources if path not in documents]
     for result in convert_all(new) if new else ():
         if result.document is None:
@@ -80,8 +80,8 @@ def read_pages(source: str, *, store: CollectStore, offline: bool = False) -> Pa
     loaded = (SourceDocument(sources[path].doc_id, sources[path].sha256, doc) for path, doc in documents.items())
     pages = sorted(loaded, key=lambda page: page.doc_id)
     notes = [f"{page.doc_id}: {note}" for page in pages for note in page.document.notes]
-    if found.skipped:
-        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(found.skipped.items()))
+    if files.skipped:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(files.skipped.items()))
         notes.insert(0, f"{source}: skipped files of unsupported types: {kinds}")
     return Pages(pages, notes)
 
@@ -153,9 +153,9 @@ def cut(pages: Sequence[SourceDocument], size: int) -> list[Chunk]:
     for page in pages:
         blocks = without(page.document.blocks, boilerplate)
         # Short passages are kept: a telephone number may be the answer to a question.
-        found = passages(blocks, size=size, joined=False, title=page.document.title, fewest=0)
+        parts = passages(blocks, size=size, joined=False, title=page.document.title, fewest=0)
         chunks += [
             Chunk(f"{page.doc_id}#{number}", page.doc_id, page.digest, " > ".join(passage.section), passage.text)
-            for number, passage in enumerate(found, 1)
+            for number, passage in enumerate(parts, 1)
         ]
     return chunks

@@ -13,7 +13,7 @@ from tunesmith.data.examples.types import Chat, Example, LabelledText
 from tunesmith.data.text.words import words_of
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.objectives import Classify, Instruct
-from tunesmith.objectives.instruct import asked, reference
+from tunesmith.objectives.instruct import reference
 from tunesmith.retrieval.index import Hit
 
 BATCH_SIZE = 256  # texts per similarity matrix, which is dense
@@ -61,49 +61,34 @@ FORMS = (
     "Text: {passages}\n\n{question} Reply with the answer only.",
 )
 
-
 # Characters of an example in the prompt; longer ones would leave too little context for the question.
 SHOT = 600
 
 
-def question_of(objective: Classify | Instruct, example: Example, wording: str = "") -> list[Message]:
-    """Return the messages of a row.
-
-    Args:
-        objective: classification or instruction following.
-        example: the row.
-        wording: prompt template; empty for the default.
-    """
-    if isinstance(objective, Classify):
-        assert isinstance(example, LabelledText)
-        return objective.messages(example.text, wording)
-    return asked(example, wording)
-
-
 def with_shots(
-    objective: Classify | Instruct, asked: Sequence[Message], shots: Sequence[Example], wording: str = ""
+    objective: Classify | Instruct, messages: Sequence[Message], shots: Sequence[Example], wording: str = ""
 ) -> list[Message]:
     """Insert few-shot examples before a question, the most similar one last; system messages stay first.
 
     Args:
         objective: classification or instruction following.
-        asked: the messages of the question.
+        messages: the question.
         shots: the examples, the most similar one first.
         wording: prompt template; empty for the default.
     """
-    before = [turn for shot in reversed(shots) for turn in _answered(objective, shot, wording)]
-    turns = [replace(turn, tools="") for turn in asked]
+    before = [turn for shot in reversed(shots) for turn in _shot_messages(objective, shot, wording)]
+    turns = [replace(turn, tools="") for turn in messages]
     system = [turn for turn in turns if turn.role == "system"]
     first, *others = [*system, *before, *(turn for turn in turns if turn.role != "system")]
-    return [replace(first, tools=asked[0].tools), *others]
+    return [replace(first, tools=messages[0].tools), *others]
 
 
-def _answered(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
+def _shot_messages(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
     """Return an example as question and answer, shortened if it is long."""
     if isinstance(shot, LabelledText):
         short: Example = replace(shot, text=shot.text[:SHOT])
-        return [*question_of(objective, short, wording), Message("assistant", shot.labels[0])]
-    text = question_of(objective, shot)[-1].content[: SHOT + 200]
+        return [*objective.prompt_messages(short, wording), Message("assistant", shot.labels[0])]
+    text = objective.prompt_messages(shot)[-1].content[: SHOT + 200]
     return [Message("user", f"{text}\n\n{wording}" if wording else text), Message("assistant", reference(shot))]
 
 
@@ -122,16 +107,6 @@ def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = 
     marks = {"{passages}": passages, "{question}": last.content}
     filled = "".join(marks.get(part, part) for part in re.split(r"(\{passages\}|\{question\})", form))
     return [*before, replace(last, content=filled)]
-
-
-def shown_in(asked: Sequence[Message], hits: Sequence[Hit]) -> list[Hit]:
-    """Return the hits that the prompt contains; the worst ones are dropped if they do not fit the context.
-
-    Args:
-        asked: the messages of the prompt.
-        hits: the retrieved passages.
-    """
-    return [hit for hit in hits if hit.chunk.text in asked[-1].content]
 
 
 def cited(answer: str, hits: Sequence[Hit]) -> str:
@@ -160,6 +135,6 @@ def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | In
 
     Source: RAFT, Zhang et al. 2024, arXiv 2403.10131.
     """
-    prompt = with_passages(question_of(objective, example), hits)
+    prompt = with_passages(objective.prompt_messages(example), hits)
     answer = example.labels[0] if isinstance(example, LabelledText) else reference(example)
     return Chat(example.where, (*prompt, Message("assistant", answer)), example.group)

@@ -83,15 +83,17 @@ def recall(search: str, hits: Sequence[Sequence[Hit]], right: Sequence[set[str]]
     return Recall(search=search, n=len(ranks), recall=shares, mrr=sum(1 / rank for rank in ranks if rank) / len(ranks))
 
 
-def origins_of(rows: Sequence[Mapping[str, object]], answers: Sequence[str], columns: tuple[str, str]) -> list[Origin]:
+def origins_of(
+    rows: Sequence[Mapping[str, object]], answers: Sequence[str], *, evidence: str, document: str
+) -> list[Origin]:
     """Read evidence and document of each row.
 
     Args:
         rows: the fields of each row.
         answers: the evidence of rows without an evidence column.
-        columns: names of the evidence and document columns; empty if there is none.
+        evidence: name of the column with the words that contain the answer; empty if there is none.
+        document: name of the column with the document id; empty if there is none.
     """
-    evidence, document = columns
     return [
         Origin(cell(row, evidence) or answer, cell(row, document)) for row, answer in zip(rows, answers, strict=True)
     ]

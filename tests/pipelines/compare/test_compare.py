@@ -27,7 +27,7 @@ from tunesmith.pipelines.compare import run_arm as answering
 from tunesmith.pipelines.compare.arms import remote
 from tunesmith.pipelines.compare.ask import ArmQuestion, ask_arm
 from tunesmith.pipelines.compare.beliefs import BELIEFS
-from tunesmith.pipelines.compare.compare import CompareOptions, _digests, _pinned, compare, reopened
+from tunesmith.pipelines.compare.compare import CompareOptions, _document_digests, _on_first_machine, compare, reopened
 from tunesmith.pipelines.compare.context import CHOICES, ComparisonContext, file_name
 from tunesmith.pipelines.compare.prompting import within
 from tunesmith.pipelines.compare.report import Comparison
@@ -225,7 +225,10 @@ def test_the_same_command_again_asks_nothing(done: tuple[Comparison, Path]) -> N
     page, place = done
     said: list[str] = []
     again = compare(
-        recipe(place), CompareOptions(), callbacks=Callbacks(lambda e: said.append(e.text)), out=place / "out"
+        recipe(place),
+        CompareOptions(),
+        callbacks=Callbacks(lambda e: said.append(getattr(e, "text", ""))),
+        out=place / "out",
     )
     assert [arm.task.score for arm in again.arms] == [arm.task.score for arm in page.arms]
     assert not [text for text in said if "questions" in text or "settings" in text or "training" in text]
@@ -248,9 +251,9 @@ def test_without_documents_no_file_of_the_working_folder_is_looked_at(
 ) -> None:
     (tmp_path / "a.md").write_text("a", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert len(_digests(".")) == 1
+    assert len(_document_digests(".")) == 1
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("the folder was walked"))
-    assert _digests("") == []
+    assert _document_digests("") == []
 
 
 def test_labels_are_compared_too(tmp_path: Path) -> None:
@@ -300,7 +303,7 @@ def test_a_model_that_was_changed_since_it_was_asked_is_refused(tmp_path: Path) 
     save_file({name: value * 1.5 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
     page = run(recipe(tmp_path, **parts, arms=["tf-idf", "prompt", "few-shot"]), tmp_path / "out")
     assert [arm.name for arm in page.arms] == ["tf-idf", "prompt"]
-    assert any("before that was changed" in note for note in page.notes)
+    assert any("has changed since this comparison started" in note for note in page.notes)
 
 
 def test_a_run_with_a_head_is_shown_no_passages(tmp_path: Path) -> None:
@@ -348,9 +351,9 @@ def test_a_server_is_asked_the_text_and_told_the_labels(tmp_path: Path, monkeypa
         recipe(tmp_path, **parts, arms=["tf-idf", server]), tmp_path / "out", CompareOptions(price_per_hour=3600.0)
     )
     assert page.arms[1].task.score == 1.0
-    assert (page.arms[1].labels, page.arms[1].detail) == (8, "asked: the instruction as written")
+    assert (page.arms[1].labels, page.arms[1].detail) == (8, "prompt: the instruction of the recipe")
     assert page.arms[1].cost.price_per_1000 is None
-    assert any("charges is not known" in reason for reason in page.verdict.reasons)
+    assert any("is unknown: its cost here" in reason for reason in page.verdict.reasons)
     assert all("it is" in text and "negative" in text and "positive" in text for text in heard)
     assert len(heard) == 4 * 8 + 8 + 8  # four wordings on the validation rows, the test, and each of its rows alone
     assert "q.gguf" in html(page)
@@ -369,7 +372,7 @@ def test_a_server_is_not_asked_where_tools_may_be_called(tmp_path: Path) -> None
     data = {"train": rows, "validation": 0.2, "test": 0.3}
     arms = ["prompt", "http://127.0.0.1:9/v1#m"]
     made = recipe(tmp_path, data=data, objective={"kind": "instruct"}, documents={}, arms=arms)
-    with pytest.raises(DataError, match=r"calls\.jsonl:\d+: tools may be called, which http"):
+    with pytest.raises(DataError, match=r"calls\.jsonl:\d+: tools cannot be passed to http"):
         run(made, tmp_path / "out")
 
 
@@ -380,9 +383,11 @@ def test_another_model_behind_an_address_does_not_go_on_with_its_answers(
     monkeypatch.setattr("tunesmith.inference.openai_client.only_model", lambda endpoint, *, offline: names.pop(0))
     names = ["old", "new"]
     place: Any = SimpleNamespace(folder=tmp_path, key="", offline=True)
-    place.check_same = partial(ComparisonContext.check_same, place)
+    place.check_unchanged = partial(ComparisonContext.check_unchanged, place)
     remote(place, "http://127.0.0.1:9/v1")
-    with pytest.raises(CheckpointError, match="asked http://127.0.0.1:9/v1 before that was changed"):
+    with pytest.raises(
+        CheckpointError, match="the model http://127.0.0.1:9/v1 has changed since this comparison started"
+    ):
         remote(place, "http://127.0.0.1:9/v1")
 
 
@@ -390,7 +395,7 @@ def test_documents_that_no_row_names_are_said_with_the_names_there_are(tmp_path:
     made = recipe(tmp_path, arms=["prompt", "rag"])
     named = made.documents.model_copy(update={"origin": "land"})
     with pytest.raises(
-        DataError, match=r"no row names a document that is there, such as 'Brin'; .*'arda', 'brin', 'coll'"
+        DataError, match=r"no row names a document of the source, such as 'Brin'; .*'arda', 'brin', 'coll'"
     ):
         run(made.model_copy(update={"documents": named}), tmp_path / "out")
 
@@ -411,10 +416,12 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = recipe(tmp_path, arms=["prompt", "no-context"])
-    whole, asked, heard = run(made, tmp_path / "whole"), list[int](), list[dict[str, Any]]()
+    whole, asked, heard = run(made, tmp_path / "whole"), list[int](), list[Any]()
     plain = answering.ask_model
 
-    def say(model: LocalModel, batch: list[list[Message]], objective: Instruct, room: int = 99) -> Any:
+    def say(
+        model: LocalModel, batch: list[list[Message]], objective: Instruct, room: int = 99
+    ) -> answering.BatchAnswers:
         if len(asked) == room:
             raise DataError("http://127.0.0.1:1: nobody answers; start the server")
         asked.append(len(batch))
@@ -449,7 +456,9 @@ def test_a_rule_of_style_that_cannot_be_checked_is_refused_before_any_arm_is_ask
 
 
 def test_a_budget_that_is_too_small_says_how_much_is_enough_and_nothing_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"--budget 1e-05: 6 test rows and 10 training rows, .* take about 1 minutes"):
+    with pytest.raises(
+        RecipeError, match=r"--budget 1e-05: the minimum of 6 test rows and 10 training rows takes about 1 minutes"
+    ):
         run(recipe(tmp_path, arms=["prompt", "tuned"]), tmp_path / "out", CompareOptions(minutes=0.00001))
     assert not (tmp_path / "out" / "answers").exists()
 
@@ -475,7 +484,9 @@ def test_arms_of_a_budget_are_asked_later_with_no_more_rows_than_they_had(tmp_pa
     run(recipe(tmp_path, arms=["prompt", "few-shot"]), tmp_path / "out", CompareOptions(minutes=60))
     chosen = tmp_path / "out" / CHOICES
     known = json.loads(chosen.read_text())
-    chosen.write_text(json.dumps(known | {"budget 60": [6, 10, "as if by a slower machine"]}))
+    chosen.write_text(
+        json.dumps(known | {"budget": {"test": 6, "train": 10, "note": "slower machine", "seconds": 1.0}})
+    )
     assert len(reopened(tmp_path / "out", callbacks=Callbacks(Lines()), offline=True).split.train) == 10
 
 
@@ -544,13 +555,13 @@ def test_rows_that_cannot_be_told_apart_or_chosen_on_are_refused_before_anything
     )
     for data, finding in (
         ({"train": train, "test": test}, "rows.jsonl: two files have this name"),
-        ({"train": train, "validation": 0.0}, "data.validation: no rows, and settings of arms are chosen on them"),
-        ({"train": train, "test": 0.0}, "data.test: no rows, and arms are compared on them"),
+        ({"train": train, "validation": 0.0}, "data.validation: no rows, which are needed to choose settings"),
+        ({"train": train, "test": 0.0}, "data.test: no rows, which are needed to compare the arms"),
     ):
         with pytest.raises(DataError, match=finding):
             run(recipe(tmp_path, data={**data, "group": "land"}), tmp_path / "out")
     named = recipe(tmp_path).documents.model_copy(update={"evidence": "sayd"})
-    with pytest.raises(RecipeError, match="documents.evidence: no column 'sayd' in the rows; name one of q, a, land"):
+    with pytest.raises(RecipeError, match="documents.evidence: no column 'sayd'; name one of q, a, land"):
         run(recipe(tmp_path).model_copy(update={"documents": named}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -563,7 +574,7 @@ def test_rows_that_do_not_say_where_their_answer_stands_get_no_figures_of_retrie
     assert page.retrieval == []
     assert [arm.domain for arm in page.arms] == [None, None]
     assert "oracle-context" not in chosen_arms(made.model_copy(update={"arms": []}))
-    with pytest.raises(RecipeError, match="needs rows that say where their answer stands"):
+    with pytest.raises(RecipeError, match="needs rows that name the source of their answer"):
         chosen_arms(made.model_copy(update={"arms": ["prompt", "oracle-context"]}))
 
 
@@ -572,7 +583,7 @@ def test_a_comparison_stays_on_the_machine_that_it_began_on(done: tuple[Comparis
     kept = json.loads((place / "out" / "machine.json").read_text())
     moved = recipe(place, machine={"device": "cpu", "dtype": "float32", "threads": 7})
     assert kept["threads"] == 1
-    assert _pinned(moved, place / "out").machine.threads == 1
+    assert _on_first_machine(moved, place / "out").machine.threads == 1
 
 
 def test_passages_give_way_to_the_question_where_a_model_reads_little() -> None:
@@ -584,24 +595,26 @@ def test_passages_give_way_to_the_question_where_a_model_reads_little() -> None:
     whole = [len(model.template.prompt(with_passages(asked, hits[:count]))) for count in (0, 1, 2)]
     for limit, shown in ((whole[2], 2), (whole[2] - 1, 1), (whole[1] - 1, 0), (1, 0)):
         model.limit = limit
-        assert within(model, asked, hits, FORMS[0]) == with_passages(asked, hits[:shown])
+        prompt = within(model, asked, hits, FORMS[0])
+        assert prompt.messages == with_passages(asked, hits[:shown])
+        assert (list(prompt.hits), prompt.dropped) == (hits[:shown], 2 - shown)
 
 
 def test_an_arm_that_cannot_work_is_refused_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="tuned alone is no comparison; name another beside it"):
+    with pytest.raises(RecipeError, match="arms: expected two or more, got tuned; add another"):
         chosen_arms(recipe(tmp_path, arms="tuned"))
-    with pytest.raises(RecipeError, match="no-context only show where others fail; name one to take"):
+    with pytest.raises(RecipeError, match="no-context are diagnostic and never recommended; add one"):
         chosen_arms(recipe(tmp_path, arms=["no-context"]))
     labels = {"objective": {"kind": "classify", "text": "q", "label": "a"}}
     with pytest.raises(RecipeError, match="raft learns answers from passages"):
         chosen_arms(recipe(tmp_path, **labels, arms=["raft"]))
-    with pytest.raises(RecipeError, match="rag needs documents to look into"):
+    with pytest.raises(RecipeError, match="rag needs documents; add"):
         chosen_arms(recipe(tmp_path, arms=["prompt", "rag"], documents={}))
     with pytest.raises(RecipeError, match="tf-idf answers with labels only"):
         chosen_arms(recipe(tmp_path, arms=["prompt", "tf-idf"]))
     with pytest.raises(RecipeError, match="unknown arm 'rga', did you mean 'rag'"):
         recipe(tmp_path, arms=["rga"])
-    with pytest.raises(RecipeError, match="domain rows ask nothing"):
+    with pytest.raises(RecipeError, match="domain rows have no answer that every arm can give"):
         chosen_arms(recipe(tmp_path, objective={"kind": "domain", "text": "q"}))
 
 

@@ -36,9 +36,9 @@ def test_of_the_things_beside_a_question_as_many_stay_as_can_be_read_with_it():
 
     room = len(template("llama").prompt(asked(2)))
     made = LocalModel(policy("llama"), template("llama"), Instruct(), room)
-    assert fit_messages(made, 5, asked) == asked(2)
+    assert fit_messages(made, 5, asked) == (2, asked(2))
     made.limit = 1
-    assert fit_messages(made, 5, asked) == asked(0)
+    assert fit_messages(made, 5, asked) == (0, asked(0))
 
 
 def test_rows_are_drawn_by_the_seed_and_keep_their_order():

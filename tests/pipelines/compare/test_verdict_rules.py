@@ -76,7 +76,7 @@ def test_seconds_do_not_take_an_arm_that_redrawn_test_sets_hardly_ever_take():
     ]
     cheap, tuned = arm("prompt", 0.85, 100, [0.85] * 10), arm("tuned", 1.0, 1000, [1.0] * 10)
     assert verdict([cheap, tuned], {("prompt", "tuned"): 0.25}, margin=0.02).text.startswith("undecided (too few")
-    torn = replace(fast, drawn=np.array([0.90] * 8 + [0.96] * 2))
+    torn = replace(fast, resampled=np.array([0.90] * 8 + [0.96] * 2))
     unsure = verdict([torn, slow], {("prompt", "tuned"): 0.069}, margin=0.02)
     assert unsure.text == "undecided (too few test rows); for now: fine-tune"
 

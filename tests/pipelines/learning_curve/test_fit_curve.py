@@ -70,9 +70,9 @@ def test_the_interval_holds_what_comes_in_most_of_many_curves():
 
 def test_the_largest_size_is_foretold_from_the_smaller_ones_alone():
     reading = read_curve(cells(Curve(0.95, 2.0, 0.5), 0.005), best=1.0)
-    assert reading.held.guess.rows == 1600
+    assert reading.held.rows == 1600
     assert reading.held.inside
-    assert reading.held.guess.high - reading.held.guess.low < 0.04
+    assert reading.held.high - reading.held.low < 0.04
     assert reading.problems == ()
 
 

@@ -88,7 +88,7 @@ def test_minutes_make_the_sizes_smaller_and_that_is_said(tmp_path: Path, monkeyp
     monkeypatch.setattr(story, "_largest", lambda *_: 60)
     _, found = ask(asked, tmp_path / "curve", LearningCurveOptions(minutes=3))
     assert [one.rows for one in found.sizes] == [24, 30, 38, 48, 60]
-    assert found.notes[0].startswith("held to 3 minutes: the largest size is 60 of ")
+    assert found.notes[0].startswith("limited to 3 minutes: the largest size is 60 of ")
     monkeypatch.setattr(story, "_largest", lambda *_: 48)
     assert ask(asked, tmp_path / "curve", LearningCurveOptions(minutes=3))[1].sizes == found.sizes
     assert ask(asked, tmp_path / "curve", LearningCurveOptions(minutes=2))[1].sizes[-1].rows == 48
@@ -97,7 +97,7 @@ def test_minutes_make_the_sizes_smaller_and_that_is_said(tmp_path: Path, monkeyp
 def test_the_largest_size_is_the_largest_whose_ladder_fits():
     # 100 rows in 1 % of the time: the ladder may pass over 10,000 rows, three times what its five sizes are.
     assert story._largest(100, 10_000, 0.01, 5.0) == pytest.approx(1_800, rel=0.1)
-    with pytest.raises(Refused, match="--minutes: five sizes of three seeds take 15.0 times as long"):
+    with pytest.raises(Refused, match="--minutes: 5 sizes of 3 seeds take at least 15.0 times as long"):
         story._largest(100, 10_000, 1.0, 5.0)
 
 
@@ -107,17 +107,22 @@ def test_few_rows_are_passed_over_more_often_but_not_for_ever():
 
 
 def test_what_no_curve_can_tell_is_refused(tmp_path: Path):
-    with pytest.raises(RecipeError, match="--target: the best accuracy there is is 1, not 2; ask for that"):
+    with pytest.raises(RecipeError, match="--target: the best possible accuracy is 1, got 2; give 1"):
         ask(made(tmp_path), tmp_path / "beyond", LearningCurveOptions(target=2.0))
-    with pytest.raises(RecipeError, match="--target: nan is no score"):
+    with pytest.raises(RecipeError, match="--target: expected a number, got nan"):
         ask(made(tmp_path), tmp_path / "none", LearningCurveOptions(target=float("nan")))
-    with pytest.raises(Refused, match="training rows show no curve; collect 96 first"):
+    with pytest.raises(Refused, match="expected 96 or more training rows, got"):
         ask(made(tmp_path, 60), tmp_path / "few")
-    with pytest.raises(RecipeError, match=r"--rows: 9,999 is more than 4 times the \d+ training rows there are"):
+    with pytest.raises(
+        RecipeError,
+        match=r"--rows: expected at most 4 times the \d+ training rows, the limit of the extrapolation, got 9,999",
+    ):
         ask(made(tmp_path), tmp_path / "far", LearningCurveOptions(rows=(9_999,)))
-    with pytest.raises(RecipeError, match=r"--rows: 5 is fewer than the \d+ that are measured first; ask for more"):
+    with pytest.raises(RecipeError, match=r"--rows: expected \d+ or more, the smallest measured size, got 5"):
         ask(made(tmp_path), tmp_path / "near", LearningCurveOptions(rows=(5,)))
-    with pytest.raises(RecipeError, match="need: 2 tasks have no one curve; nearest that works: a recipe of count"):
+    with pytest.raises(
+        RecipeError, match="learning-curve: 2 tasks have no common curve; nearest that works: a recipe of count"
+    ):
         ask(mixed(tmp_path, tasks=("mood", "count")), tmp_path / "mixed")
     assert not (tmp_path / "few").exists()
 

@@ -1,4 +1,4 @@
-"""A question of one's own to an arm of a comparison that is done: the verdict put to use."""
+"""Further questions to an arm of a finished comparison."""
 
 from __future__ import annotations
 
@@ -12,82 +12,75 @@ from tunesmith.data.examples.types import Chat, Example, LabelledText
 from tunesmith.data.files import read_page
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import RecipeError
-from tunesmith.inference.local_model import LocalModel
-from tunesmith.objectives import Classify, Instruct
-from tunesmith.pipelines.compare.arms import ClassifierArm, arm_for
+from tunesmith.pipelines.compare.arms import ClassifierArm, PromptArm, arm_for
 from tunesmith.pipelines.compare.compare import PAGE, reopened
-from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.pipelines.compare.prompting import ask_model
 from tunesmith.pipelines.compare.report import Comparison
-from tunesmith.retrieval.prompts import cited, shown_in
+from tunesmith.retrieval.prompts import cited
 from tunesmith.training.callbacks import Callbacks
 
 
 @dataclass(frozen=True, slots=True)
 class ArmQuestion:
-    """A text, the arm that is to answer it (empty: the one of the verdict), and the key of a server."""
+    """A question to an arm."""
 
     text: str
-    arm: str = ""
-    key: str = ""
+    arm: str = ""  # empty: the recommended one
+    key: str = ""  # of a server
 
 
 class ArmReply(BaseModel):
-    """What an arm answers, the chunks that it was shown, the best first, and the one that holds the answer."""
+    """The answer of an arm."""
 
     model_config = ConfigDict(frozen=True)
 
     arm: str
     answer: str
-    shown: list[str] = []
-    cites: str = ""
+    shown: list[str] = []  # ids of the chunks in the prompt, best first
+    cites: str = ""  # id of the chunk that the answer rests on
     prompt_tokens: int = 0
 
 
 def compared(folder: Path) -> bool:
-    """Whether a folder is that of a comparison which came to its end."""
+    """Return whether a folder contains a finished comparison."""
     return (folder / PAGE).is_file()
 
 
 def ask_arm(folder: Path, question: ArmQuestion, *, callbacks: Callbacks, offline: bool = False) -> ArmReply:
-    """The answer of an arm of a comparison.
+    """Answer a question by an arm of a comparison; documents are searched as they are now.
 
-    Documents are looked into as they are now. Raises RecipeError for an arm that was not compared, and the errors of
-    all doors.
+    Args:
+        folder: folder of the comparison.
+        question: the text and the arm.
+        callbacks: receive progress events.
+        offline: do not access the network.
+
+    Raises:
+        RecipeError: the comparison does not have this arm.
+        TunesmithError: rows, documents or models cannot be read.
     """
     page = read_page(folder / PAGE, Comparison)
-    known = [one.name for one in page.arms if one.name != "oracle-context"]  # it is told the right chunk
+    known = [arm.name for arm in page.arms if arm.name != "oracle-context"]  # needs the correct chunk of a row
     name = question.arm or page.verdict.arm
     name = name if name in known else OLD_ARMS.get(name, name)
     if name not in known:
         raise RecipeError(f"--arm {name}: not in {folder}; name one of {', '.join(known)}")
-    contest = reopened(folder, callbacks=callbacks, key=question.key, offline=offline)
-    way = arm_for(contest, OLD_ARMS.get(name, name), _tuned(contest, name))
-    row = _row(contest.objective, question.text)
-    if isinstance(way, ClassifierArm):
-        return ArmReply(arm=name, answer=way.label([row])[0])
-    batch = way.ask([row])
-    said = ask_model(way.model, batch, contest.objective)
-    count = int(way.known.get("shown", 0))
-    hits = shown_in(batch[0], contest.retrieval().hits([row])[0][:count]) if count else []
+    context = reopened(folder, callbacks=callbacks, key=question.key, offline=offline)
+    stored = context.stored(name)
+    arm = arm_for(context, OLD_ARMS.get(name, name), context.tuned(stored.run) if stored and stored.run else None)
+    if context.objective.produces == "labels":
+        row: Example = LabelledText("question", question.text, ("",))
+    else:
+        row = Chat("question", (context.objective.user_message(question.text), Message("assistant", "")))
+    if isinstance(arm, ClassifierArm):
+        return ArmReply(arm=name, answer=arm.label([row])[0])
+    assert isinstance(arm, PromptArm)
+    (built,) = arm.prompts([row])
+    answers = ask_model(arm.model, [built.messages], context.objective)
     return ArmReply(
         arm=name,
-        answer=said.given[0],
-        shown=[hit.chunk.id for hit in hits],
-        cites=cited(said.given[0], hits),
-        prompt_tokens=said.prompt_tokens[0],
+        answer=answers.given[0],
+        shown=[hit.chunk.id for hit in built.hits],
+        cites=cited(answers.given[0], built.hits),
+        prompt_tokens=answers.prompt_tokens[0],
     )
-
-
-def _tuned(context: ComparisonContext, name: str) -> LocalModel | None:
-    """The model that was tuned for the arm, None where none was."""
-    kept = context.kept(name)
-    return context.tuned(kept.run) if kept and kept.run else None
-
-
-def _row(objective: Classify | Instruct, text: str) -> Example:
-    """The text as a row that has no answer yet."""
-    if isinstance(objective, Classify):
-        return LabelledText("question", text, ("",))
-    asked = "\n\n".join(filter(None, (objective.instruction, text)))
-    return Chat("question", (Message("user", asked), Message("assistant", "")))

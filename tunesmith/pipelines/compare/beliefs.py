@@ -3,55 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tunesmith.pipelines.compare.report import NOT_MEASURED, ArmPage, TableRow
 from tunesmith.pipelines.compare.verdict import Verdict
 from tunesmith.report.formatting import price
-
-# Row -> beliefs about prompting, retrieval and tuning; and the metrics.
-BELIEFS: dict[str, tuple[tuple[str, str, str], str]] = {
-    "General knowledge": (
-        ("yes", "yes", "yes"),
-        "increase of nats per token on general text; share of 400 general questions answered correctly",
-    ),
-    "Task-specific performance": (
-        ("sometimes limited", "good if retrieval is", "excellent"),
-        "the metric with its 95 % interval",
-    ),
-    "Access to your domain data": (
-        ("only if added", "through the store", "trained in"),
-        "the metric on rows whose answer is in the documents",
-    ),
-    "Custom tone and style": (
-        ("hard", "partly", "easy"),
-        "AUC of generated against reference answers (0.5: indistinguishable); style rules satisfied",
-    ),
-    "Fast inference": (
-        ("slower with long prompts", "slower by retrieval", "faster"),
-        "seconds for one answer, median and 95th percentile; tokens of the prompt; answers per second",
-    ),
-    "Easy to update knowledge": (
-        ("change the prompt", "update the store", "retrain"),
-        "share of changed facts answered with the new and with the old value; seconds to update",
-    ),
-    "Needs labelled data": (("no", "sometimes", "yes"), "the metric, and the labelled rows used"),
-    "Best use case": (("a first try", "facts that change", "labels, tone, format"), "the verdict for these rows"),
-}
-
-
-def table(arms: Sequence[ArmPage], verdict: Verdict) -> list[TableRow]:
-    """Build the table with one cell per arm.
-
-    Args:
-        arms: the measured arms.
-        verdict: its text is the last row.
-    """
-    rows = []
-    for name, (belief, measured) in BELIEFS.items():
-        cell = _CELLS.get(name)
-        here = {arm.name: cell(arm) for arm in arms} if cell else {verdict.arm: verdict.text}
-        rows.append(TableRow(row=name, belief=belief, measured=measured, here=here))
-    return rows
 
 
 def _general(arm: ArmPage) -> str:
@@ -65,10 +21,6 @@ def _general(arm: ArmPage) -> str:
 def _task(arm: ArmPage) -> str:
     score, bounds = arm.task.score, arm.task.ci95
     return f"{score:.3f}" + (f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")
-
-
-def _domain(arm: ArmPage) -> str:
-    return NOT_MEASURED if arm.domain is None else f"{arm.domain:.3f} on {arm.domain_n} rows"
 
 
 def _style(arm: ArmPage) -> str:
@@ -95,16 +47,64 @@ def _update(arm: ArmPage) -> str:
     return f"new {100 * update.new:.0f} %, old {100 * update.old:.0f} %; {seconds}{update.how}"
 
 
-def _labels(arm: ArmPage) -> str:
-    return f"{arm.task.score:.3f} with {arm.labels}"
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """A common belief, and its measurement."""
+
+    belief: tuple[str, str, str]  # about prompting, retrieval and tuning
+    measured: str  # the metrics
+    cell: Callable[[ArmPage], str] | None = None  # measurement of an arm; None: the verdict
 
 
-_CELLS: dict[str, Callable[[ArmPage], str]] = {
-    "General knowledge": _general,
-    "Task-specific performance": _task,
-    "Access to your domain data": _domain,
-    "Custom tone and style": _style,
-    "Fast inference": _latency,
-    "Easy to update knowledge": _update,
-    "Needs labelled data": _labels,
+BELIEFS = {
+    "General knowledge": Belief(
+        ("yes", "yes", "yes"),
+        "increase of nats per token on general text; share of 400 general questions answered correctly",
+        _general,
+    ),
+    "Task-specific performance": Belief(
+        ("sometimes limited", "good if retrieval is", "excellent"),
+        "the metric with its 95 % interval",
+        _task,
+    ),
+    "Access to your domain data": Belief(
+        ("only if added", "through the store", "trained in"),
+        "the metric on rows whose answer is in the documents",
+        lambda arm: NOT_MEASURED if arm.domain is None else f"{arm.domain:.3f} on {arm.domain_n} rows",
+    ),
+    "Custom tone and style": Belief(
+        ("hard", "partly", "easy"),
+        "AUC of generated against reference answers (0.5: indistinguishable); style rules satisfied",
+        _style,
+    ),
+    "Fast inference": Belief(
+        ("slower with long prompts", "slower by retrieval", "faster"),
+        "seconds for one answer, median and 95th percentile; tokens of the prompt; answers per second",
+        _latency,
+    ),
+    "Easy to update knowledge": Belief(
+        ("change the prompt", "update the store", "retrain"),
+        "share of changed facts answered with the new and with the old value; seconds to update",
+        _update,
+    ),
+    "Needs labelled data": Belief(
+        ("no", "sometimes", "yes"),
+        "the metric, and the labelled rows used",
+        lambda arm: f"{arm.task.score:.3f} with {arm.labels}",
+    ),
+    "Best use case": Belief(("a first try", "facts that change", "labels, tone, format"), "the verdict for these rows"),
 }
+
+
+def table(arms: Sequence[ArmPage], verdict: Verdict) -> list[TableRow]:
+    """Build the table with one cell per arm.
+
+    Args:
+        arms: the measured arms.
+        verdict: its text is the last row.
+    """
+    rows = []
+    for name, belief in BELIEFS.items():
+        here = {arm.name: belief.cell(arm) for arm in arms} if belief.cell else {verdict.arm: verdict.text}
+        rows.append(TableRow(row=name, belief=belief.belief, measured=belief.measured, here=here))
+    return rows

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-# Time of one row, relative to a row of the plain prompt: includes longer prompts and settings tried on validation rows.
-TIMES = {
-    "prompt": 1.5,
-    "few-shot": 4.0,
-    "rag": 3.0,
-    "tf-idf": 0.1,
-    "tuned": 2.5,
-    "tuned-30%": 2.5,
-    "tuned-10%": 2.5,
-    "tuned+rag": 2.0,
-    "raft": 4.0,
-    "closed-book": 2.0,
-    "no-context": 1.0,
-    "oracle-context": 1.5,
-}
-SERVER = 2.0  # the same for a model behind a server
-# Training time of one row, relative to a row of the `tuned` arm: row length times the share of rows used.
-TRAINED = {"tuned": 1.0, "tuned-30%": 0.3, "tuned-10%": 0.1, "raft": 3.0, "closed-book": 3.0}
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.pipelines.compare.arm_kinds import ARM_KINDS, kind_of
+
 LEARN = 1.5  # forward and backward pass of a row, relative to answering it by the plain prompt
 SHARE = 0.6  # share of the budget for training
 FEWEST_TEST = 40  # rows
 FEWEST_TRAIN = 64  # rows
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class BudgetedRows(BaseModel):
     """Numbers of rows that fit into a time budget."""
+
+    model_config = ConfigDict(frozen=True)
 
     test: int
     train: int
@@ -40,7 +26,9 @@ class Sizes:
     seconds: float  # estimated time
 
 
-def sizes(seconds: float, arms: Sequence[str], *, row: float, epochs: float, there: tuple[int, int]) -> Sizes:
+def sizes(
+    seconds: float, arms: Sequence[str], *, row: float, epochs: float, test_rows: int, train_rows: int
+) -> BudgetedRows:
     """Compute how many test and training rows fit into a time budget.
 
     The estimate uses fixed ratios; a run may take 50 % longer. The numbers of rows have a minimum, so the estimated
@@ -51,12 +39,13 @@ def sizes(seconds: float, arms: Sequence[str], *, row: float, epochs: float, the
         arms: names of the arms of the comparison.
         row: seconds to answer one row by the plain prompt.
         epochs: passes over the training rows.
-        there: number of available test rows and training rows.
+        test_rows: available test rows.
+        train_rows: available training rows.
     """
-    test_rows, train_rows = there
-    runs = {arm.partition("+")[0] for arm in arms}
-    answer_seconds = row * sum(TIMES.get(arm, SERVER) for arm in arms)
-    train_seconds = row * LEARN * epochs * sum(times for arm, times in TRAINED.items() if arm in runs)
+    runs = {kind_of(arm).run for arm in arms}
+    answer_seconds = row * sum(kind_of(arm).row_time for arm in arms)
+    train_time = sum(kind.train_time for name, kind in ARM_KINDS.items() if name in runs)
+    train_seconds = row * LEARN * epochs * train_time
     answer_budget = seconds * (1 - SHARE) if train_seconds else seconds
     test = min(test_rows, max(FEWEST_TEST, int(answer_budget / max(answer_seconds, 1e-9))))
     rest = seconds - test * answer_seconds
@@ -65,7 +54,8 @@ def sizes(seconds: float, arms: Sequence[str], *, row: float, epochs: float, the
         f"{test} of {test_rows} test rows: a share of one half has a 95 % interval of +-{100 * half_width(test):.0f} "
         f"points (all rows: +-{100 * half_width(test_rows):.0f}); {train} of {train_rows} training rows"
     )
-    return Sizes(test, train, note, test * answer_seconds + train * train_seconds)
+    total = test * answer_seconds + train * train_seconds
+    return BudgetedRows(test=test, train=train, note=note, seconds=total)
 
 
 def half_width(rows: int) -> float:

@@ -1,25 +1,24 @@
-"""From the answers of all arms to the page: scores, pairs, tone, general knowledge, pace, facts, and the verdict."""
+"""Build the report of a comparison from the answers of all arms: scores, tests, costs, and the verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from tunesmith.config.style_rules import columns
-from tunesmith.data.examples.types import Example
 from tunesmith.evaluation.predict import reference_answers
 from tunesmith.evaluation.results import Retention
 from tunesmith.metrics import style
 from tunesmith.metrics.resampling import MIN_GROUPS, Clusters, groups_of
 from tunesmith.metrics.significance import holm
 from tunesmith.metrics.task_scores import BESIDE, SCALES, TaskScore, redrawn, score, task_score, value
-from tunesmith.objectives import Instruct
+from tunesmith.pipelines.compare.answers import ArmAnswers
+from tunesmith.pipelines.compare.arm_kinds import kind_of
 from tunesmith.pipelines.compare.beliefs import table
-from tunesmith.pipelines.compare.context import ArmAnswers, ComparisonContext
+from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.pipelines.compare.knowledge_update import measure_knowledge_update
 from tunesmith.pipelines.compare.report import (
     Against,
@@ -33,8 +32,8 @@ from tunesmith.pipelines.compare.report import (
     Task,
     Update,
 )
-from tunesmith.pipelines.compare.selection import told_where
-from tunesmith.pipelines.compare.verdict import ANSWERS, DIAGNOSIS, Candidate, Verdict, verdict
+from tunesmith.pipelines.compare.selection import has_origins
+from tunesmith.pipelines.compare.verdict import ANSWERS, Candidate, Verdict, verdict
 from tunesmith.pipelines.tune.build_report import environment
 from tunesmith.report.formatting import several, signed
 from tunesmith.report.schema import read_report
@@ -42,122 +41,137 @@ from tunesmith.retrieval.recall import Recall, recall
 
 SECONDS_AN_HOUR = 3600.0
 
-Pairs = dict[tuple[str, str], TaskScore]
+Pairs = Mapping[tuple[str, str], TaskScore]
+PValues = Mapping[tuple[str, str], float]
 
 
-def build_comparison(context: ComparisonContext, found: Sequence[ArmAnswers], *, price_per_hour: float) -> Comparison:
-    """All that is known of the arms, and what follows from it."""
-    metric = context.objective.metric
-    pairs = _pairs(context, found)
-    adjusted = holm({f"{a}\n{b}": pair.p_value for (a, b), pair in pairs.items()})
-    p_values = {(a, b): adjusted[f"{a}\n{b}"] for a, b in pairs}
-    reports = [read_report(Path(one.run)).retention for one in found if one.run]
-    shared = _Shared(_facts(context, found), [kept for kept in reports if kept], price_per_hour)
-    arms = [_arm(context, one, shared) for one in found]
+def build_comparison(context: ComparisonContext, answers: Sequence[ArmAnswers], *, price_per_hour: float) -> Comparison:
+    """Build the report of a comparison.
+
+    Args:
+        context: the comparison.
+        answers: answers of each arm to the test rows.
+        price_per_hour: price of this machine, 0 if unknown.
+    """
+    metric, reference, groups = context.objective.metric, reference_answers(context.test), groups_of(context.test)
+    pairs = {
+        (a.name, b.name): task_score(metric, reference, (a.given, b.given), name="compare", groups=groups)
+        for a, b in combinations([arm for arm in answers if not kind_of(arm.name).diagnostic], 2)
+    }
+    p_values = holm({names: pair.p_value for names, pair in pairs.items()})
+    retentions = [read_report(Path(arm.run)).retention for arm in answers if arm.run]
+    updates: dict[str, Update] = {}
+    if has_origins(context.recipe) and context.recipe.documents.origin and context.recipe.compare.changed_facts:
+        measured = [arm for arm in answers if arm.name not in ("no-context", "oracle-context")]
+        updates = measure_knowledge_update(context, measured)
+    base = next((retention for retention in retentions if retention), None)
+    arms = [_arm_page(context, arm, base, updates.get(arm.name), price_per_hour=price_per_hour) for arm in answers]
     arms = [arm.model_copy(update={"against": _against(arm, arms, pairs, p_values)}) for arm in arms]
-    looked = _retrieval(context) if told_where(context.recipe) else []
-    said = _verdict(context, found, p_values, extra=_findings(arms, looked))
+    recalls: list[Recall] = []
+    if has_origins(context.recipe) and any(correct := context.retrieval().correct(context.test)):
+        index = context.retrieval().index
+        queries = [context.retrieval().query(row) for row in context.test]
+        methods = ("fused", "words", "vectors") if index.search == "fused" else (index.search,)
+        recalls = [recall(method, index.find(queries, shown=10, search=method), correct) for method in methods]
+    choice = _verdict(context, answers, p_values, extra=_findings(arms, recalls))
     return Comparison(
         folder=str(context.folder),
         model=context.recipe.model,
-        objective=context.recipe.objective.kind,
+        objective=context.objective.kind,
         metric=metric,
         rows=len(context.test),
         arms=arms,
         gains=_gains(pairs, p_values),
-        retrieval=looked,
-        chunks=len(context.retrieval().index.chunks) if looked else 0,
-        table=table(arms, said),
-        verdict=said,
+        retrieval=recalls,
+        chunks=len(context.retrieval().index.chunks) if recalls else 0,
+        table=table(arms, choice),
+        verdict=choice,
         notes=context.notes,
         environment=environment(context.machine()),
     )
 
 
-def _pairs(context: ComparisonContext, found: Sequence[ArmAnswers]) -> Pairs:
-    """Every two arms beside each other, all in one family of tests."""
-    right, clusters, metric = reference_answers(context.test), groups_of(context.test), context.objective.metric
-    return {
-        (a.name, b.name): task_score(metric, right, (a.given, b.given), name="compare", groups=clusters)
-        for a, b in combinations([one for one in found if one.name not in DIAGNOSIS], 2)
-    }
-
-
 def _verdict(
-    context: ComparisonContext,
-    found: Sequence[ArmAnswers],
-    p_values: Mapping[tuple[str, str], float],
-    *,
-    extra: Sequence[str],
+    context: ComparisonContext, answers: Sequence[ArmAnswers], p_values: PValues, *, extra: Sequence[str]
 ) -> Verdict:
-    """The cheapest arm that no other surely beats by a margin worth its cost."""
-    metric, right = context.objective.metric, reference_answers(context.test)
-    ways = {one.name: one.given for one in found if one.name not in DIAGNOSIS}
-    groups = groups_of(context.test)
-    few = Clusters.of(len(right), groups).count < MIN_GROUPS  # so that each draw would be much the same rows
-    drawn = dict.fromkeys(ways, np.empty(0)) if few else redrawn(metric, right, ways, groups=groups)
+    """Choose an arm by its scores, on the test rows and on resampled ones, and its cost."""
+    metric, reference, groups = context.objective.metric, reference_answers(context.test), groups_of(context.test)
+    arms = [arm for arm in answers if not kind_of(arm.name).diagnostic]
+    given = {arm.name: arm.given for arm in arms}
+    # With few groups, resampled test sets are nearly the same.
+    few = Clusters.of(len(reference), groups).count < MIN_GROUPS
+    resampled = dict.fromkeys(given, np.empty(0)) if few else redrawn(metric, reference, given, groups=groups)
     candidates = [
-        Candidate(one.name, value(metric, right, one.given), _cost(one), drawn[one.name], tuned=bool(one.run))
-        for one in found
-        if one.name in ways
+        Candidate(
+            arm.name,
+            value(metric, reference, arm.given),
+            arm.build_seconds + ANSWERS * arm.seconds / len(arm.given),
+            resampled[arm.name],
+            tuned=bool(arm.run),
+        )
+        for arm in arms
     ]
     margin = context.recipe.compare.margin * SCALES.get(metric, 1.0)
     return verdict(candidates, p_values, margin=margin, learned=context.learned, extra=extra)
 
 
-def _cost(one: ArmAnswers) -> float:
-    """Seconds to build an arm and to let it answer 1,000 rows."""
-    return one.build_seconds + ANSWERS * one.seconds / len(one.given)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """What the pages of all arms draw on."""
-
-    facts: Mapping[str, Update]
-    runs: Sequence[Retention]
-    price_per_hour: float
-
-
-def _arm(context: ComparisonContext, one: ArmAnswers, shared: _Shared) -> ArmPage:
-    metric, right, clusters = context.objective.metric, reference_answers(context.test), groups_of(context.test)
-    alone = score(metric, right, one.given, name=one.name, groups=clusters)
-    domain, count = _domain(context, one, right)
-    seconds = ANSWERS * one.seconds / len(one.given)
-    rate = 0.0 if one.name.startswith("http") else shared.price_per_hour / SECONDS_AN_HOUR
+def _arm_page(
+    context: ComparisonContext,
+    arm: ArmAnswers,
+    base: Retention | None,
+    update: Update | None,
+    *,
+    price_per_hour: float,
+) -> ArmPage:
+    """Return the results of one arm; `base` is the general ability of any run, for the probe accuracy of the base."""
+    metric, reference = context.objective.metric, reference_answers(context.test)
+    task = score(metric, reference, arm.given, name=arm.name, groups=groups_of(context.test))
+    seconds = ANSWERS * arm.seconds / len(arm.given)
+    rate = 0.0 if kind_of(arm.name).remote else price_per_hour / SECONDS_AN_HOUR
+    if update is not None and update.seconds is not None and rate:
+        update = update.model_copy(update={"price": update.seconds * rate})
+    in_documents: list[int] = []
+    if has_origins(context.recipe):
+        in_documents = [row for row, ids in enumerate(context.retrieval().correct(context.test)) if ids]
+    domain = None
+    if in_documents:
+        domain = value(metric, [reference[row] for row in in_documents], [arm.given[row] for row in in_documents])
     return ArmPage(
-        name=one.name,
-        detail=one.detail,
-        candidate=one.name not in DIAGNOSIS,
-        task=Task(metric=metric, score=alone.score, ci95=alone.ci95, n=alone.n),
-        others={name: value(name, right, one.given) for name in BESIDE.get(metric, ())},
+        name=arm.name,
+        detail=arm.detail,
+        candidate=not kind_of(arm.name).diagnostic,
+        task=Task(metric=metric, score=task.score, ci95=task.ci95, n=task.n),
+        others={name: value(name, reference, arm.given) for name in BESIDE.get(metric, ())},
         against=None,
         domain=domain,
-        domain_n=count,
-        general=_general(context, one, shared.runs),
-        style=_tone(context, one, right, context.test),
-        latency=_latency(one),
-        update=_update(shared.facts.get(one.name), rate),
-        labels=one.labelled_rows,
+        domain_n=len(in_documents),
+        general=_general(context, arm, base),
+        style=_style(context, arm.given, reference),
+        latency=Latency(
+            p50=float(np.median(arm.latencies)) if arm.latencies else None,
+            p95=float(np.quantile(arm.latencies, 0.95)) if arm.latencies else None,
+            prompt_tokens=float(np.mean(arm.prompt_tokens)) if any(arm.prompt_tokens) else None,
+            answers_per_second=len(arm.given) / max(arm.seconds, 1e-9),
+        ),
+        update=update,
+        labels=arm.labelled_rows,
         cost=Cost(
-            build_seconds=one.build_seconds,
+            build_seconds=arm.build_seconds,
             seconds_per_1000=seconds,
-            price_to_build=one.build_seconds * rate if rate else None,
+            price_to_build=arm.build_seconds * rate if rate else None,
             price_per_1000=seconds * rate if rate else None,
         ),
-        run=one.run,
+        run=arm.run,
     )
 
 
-def _against(
-    arm: ArmPage, arms: Sequence[ArmPage], pairs: Pairs, p_values: Mapping[tuple[str, str], float]
-) -> Against | None:
-    """The arm beside the best of the others that score no higher; for the lowest, beside the next above it."""
-    others = [one for one in arms if one.candidate and one.name != arm.name]
+def _against(arm: ArmPage, arms: Sequence[ArmPage], pairs: Pairs, p_values: PValues) -> Against | None:
+    """Compare an arm with the best of those that score no higher; the lowest one with the next above it."""
+    others = [other for other in arms if other.candidate and other.name != arm.name]
     if not arm.candidate or not others:
         return None
-    below = [one for one in others if one.task.score <= arm.task.score]
-    other = max(below, key=lambda one: one.task.score) if below else min(others, key=lambda one: one.task.score)
+    below = [other for other in others if other.task.score <= arm.task.score]
+    other = max(below, key=lambda page: page.task.score) if below else min(others, key=lambda page: page.task.score)
     forward = (other.name, arm.name) in pairs
     key = (other.name, arm.name) if forward else (arm.name, other.name)
     pair, sign = pairs[key], 1.0 if forward else -1.0
@@ -165,118 +179,70 @@ def _against(
     return Against(arm=other.name, delta=sign * pair.delta, ci95=(low, high), p_adjusted=p_values[key])
 
 
-def _gains(pairs: Pairs, p_values: Mapping[tuple[str, str], float]) -> list[Gain]:
-    """Every two arms, the better one first, the largest gain first."""
-    found = []
+def _gains(pairs: Pairs, p_values: PValues) -> list[Gain]:
+    """Return the gain of the better arm of each pair, the largest first."""
+    gains = []
     for (a, b), pair in pairs.items():
         ahead = pair.delta >= 0
         low, high = pair.ci95 if ahead else (-pair.ci95[1], -pair.ci95[0])
         arm, over = (b, a) if ahead else (a, b)
-        found.append(Gain(arm=arm, over=over, delta=abs(pair.delta), ci95=(low, high), p_adjusted=p_values[a, b]))
-    return sorted(found, key=lambda one: -one.delta)
+        gains.append(Gain(arm=arm, over=over, delta=abs(pair.delta), ci95=(low, high), p_adjusted=p_values[a, b]))
+    return sorted(gains, key=lambda gain: -gain.delta)
 
 
-def _domain(context: ComparisonContext, one: ArmAnswers, right: Sequence[str]) -> tuple[float | None, int]:
-    """The score on the rows whose answer is known to stand in the documents."""
-    if not told_where(context.recipe):
-        return None, 0
-    rows = [row for row, ids in enumerate(context.retrieval().right(context.test)) if ids]
-    if not rows:
-        return None, 0
-    metric = context.objective.metric
-    return value(metric, [right[row] for row in rows], [one.given[row] for row in rows]), len(rows)
-
-
-def _general(context: ComparisonContext, one: ArmAnswers, runs: Sequence[Retention]) -> GeneralAbilityChange | None:
-    """What the arm's model still knows; an arm that asks the base as it is has lost nothing."""
-    if one.name.startswith("http") or one.name == "tf-idf":
+def _general(context: ComparisonContext, arm: ArmAnswers, base: Retention | None) -> GeneralAbilityChange | None:
+    """Return the change of general ability; without a run it is 0, because the arm uses the base model."""
+    kind = kind_of(arm.name)
+    if kind.remote or not kind.language_model:
         return None
-    if not one.run:
+    if not arm.run:
         another = context.recipe.compare.model not in ("", context.recipe.model)
-        base = runs[0].probe_base if runs and not another else None
-        return GeneralAbilityChange(nats_rise=0.0, probe=base, probe_base=base)
-    kept = read_report(Path(one.run)).retention
-    if kept is None:
+        probe = base.probe_base if base and not another else None
+        return GeneralAbilityChange(nats_rise=0.0, probe=probe, probe_base=probe)
+    retention = read_report(Path(arm.run)).retention
+    if retention is None:
         return None
-    rise = kept.general_nll_tuned - kept.general_nll_base
-    return GeneralAbilityChange(nats_rise=rise, probe=kept.probe_tuned, probe_base=kept.probe_base)
+    rise = retention.general_nll_tuned - retention.general_nll_base
+    return GeneralAbilityChange(nats_rise=rise, probe=retention.probe_tuned, probe_base=retention.probe_base)
 
 
-def _tone(
-    context: ComparisonContext, one: ArmAnswers, right: Sequence[str], test: Sequence[Example]
-) -> StyleScore | None:
-    """How near written answers are to people's, by a discriminator and by the recipe's rules."""
-    if not isinstance(context.objective, Instruct):
+def _style(context: ComparisonContext, given: Sequence[str], reference: Sequence[str]) -> StyleScore | None:
+    """Compare the style of generated answers with that of the reference answers; None for labels."""
+    if context.objective.produces != "text":
         return None
     rules = style.rules_of(context.recipe.style)
-    enough = len(right) >= style.FEWEST_PAIRS
+    enough = len(reference) >= style.FEWEST_PAIRS
     return StyleScore(
-        auc=style.discriminator_auc(one.given, right) if enough else None,
-        rules=style.rule_rates(one.given, rules, columns(context.recipe, test)) if rules else {},
+        auc=style.discriminator_auc(given, reference) if enough else None,
+        rules=style.rule_rates(given, rules, columns(context.recipe, context.test)) if rules else {},
     )
 
 
-def _latency(one: ArmAnswers) -> Latency:
-    return Latency(
-        p50=float(np.median(one.latencies)) if one.latencies else None,
-        p95=float(np.quantile(one.latencies, 0.95)) if one.latencies else None,
-        prompt_tokens=float(np.mean(one.prompt_tokens)) if any(one.prompt_tokens) else None,
-        answers_per_second=len(one.given) / max(one.seconds, 1e-9),
-    )
-
-
-def _update(known: Update | None, rate: float) -> Update | None:
-    """What it takes until changed facts are known, with its price where a second has one."""
-    if known is None or known.seconds is None or not rate:
-        return known
-    return known.model_copy(update={"price": known.seconds * rate})
-
-
-def _retrieval(context: ComparisonContext) -> list[Recall]:
-    """Each way to search, measured on the test rows whose chunk is known."""
-    retrieval = context.retrieval()
-    right = retrieval.right(context.test)
-    if not any(right):
-        return []
-    asked = [retrieval.asked(row) for row in context.test]
-    ways = ("fused", "words", "vectors") if retrieval.index.search == "fused" else (retrieval.index.search,)
-    return [recall(way, retrieval.index.find(asked, shown=10, search=way), right) for way in ways]
-
-
-def _facts(context: ComparisonContext, found: Sequence[ArmAnswers]) -> dict[str, Update]:
-    """What each arm says after facts changed; nothing without documents that rows name."""
-    if (
-        not told_where(context.recipe)
-        or not context.recipe.documents.origin
-        or not context.recipe.compare.changed_facts
-    ):
-        return {}
-    return measure_knowledge_update(context, [one for one in found if one.name not in ("no-context", "oracle-context")])
-
-
-def _findings(arms: Sequence[ArmPage], looked: Sequence[Recall]) -> list[str]:
-    """What the reader should have beside the verdict: where retrieval or reading fails."""
+def _findings(arms: Sequence[ArmPage], recalls: Sequence[Recall]) -> list[str]:
+    """Return further findings: where retrieval or reading fails, and what tuning costs."""
     by_name = {arm.name: arm for arm in arms}
-    found = [
-        f"retrieval ({one.search}) has a right chunk among the first 5 for {100 * one.recall[5]:.1f} % of the "
-        f"{several(one.n, 'row')} whose chunk is known"
-        for one in looked
+    findings = [
+        f"retrieval ({row.search}) has a correct chunk among the first 5 for {100 * row.recall[5]:.1f} % of the "
+        f"{several(row.n, 'row')} whose chunk is known"
+        for row in recalls
     ]
     rag, oracle = by_name.get("rag"), by_name.get("oracle-context")
     if rag and oracle and rag.domain is not None and oracle.domain is not None:
-        read = f"with the right chunk in hand the untuned model scores {oracle.domain:.3f} on these"
-        found.append(f"{read}, with what was found {rag.domain:.3f}")
-    raft, later = by_name.get("raft"), by_name.get("tuned+rag")
-    if raft and later and raft.task.score < later.task.score:
-        found.append(
-            f"raft ({raft.task.score:.3f}) is not above tuned+rag ({later.task.score:.3f}), other than published"
+        findings.append(
+            f"the base model scores {oracle.domain:.3f} on these rows with the correct chunk, {rag.domain:.3f} with "
+            "the retrieved ones"
         )
-    if servers := [arm.name for arm in arms if arm.name.startswith("http")]:
-        found.append(
-            f"what {', '.join(servers)} charges is not known: its cost here is the time that this machine waits"
+    raft, tuned_rag = by_name.get("raft"), by_name.get("tuned+rag")
+    if raft and tuned_rag and raft.task.score < tuned_rag.task.score:
+        findings.append(
+            f"raft ({raft.task.score:.3f}) scores lower than tuned+rag ({tuned_rag.task.score:.3f}), other than "
+            "published"
         )
-    tuned = [arm for arm in arms if arm.general and arm.general.nats_rise > 0 and arm.run]
-    found += [
-        f"{arm.name} costs {signed(arm.general.nats_rise)} nats/token of general text" for arm in tuned if arm.general
+    if servers := [arm.name for arm in arms if kind_of(arm.name).remote]:
+        findings.append(f"the price of {', '.join(servers)} is unknown: its cost here is the waiting time")
+    findings += [
+        f"{arm.name} costs {signed(arm.general.nats_rise)} nats/token of general text"
+        for arm in arms
+        if arm.run and arm.general and arm.general.nats_rise > 0
     ]
-    return found
+    return findings

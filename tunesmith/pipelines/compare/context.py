@@ -1,4 +1,4 @@
-"""What all arms of a comparison share: the frozen rows, the documents, the untuned model, and what was kept on disk."""
+"""State shared by the arms of a comparison: its rows, documents, base model, and the answers on disk."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict
 
 from tunesmith.config import Recipe
 from tunesmith.data.documents.cache import CollectStore
@@ -29,249 +27,241 @@ from tunesmith.models.loading.device import ChosenMachine, choose_machine
 from tunesmith.models.loading.load import LoadOptions, load_base
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Instruct
-from tunesmith.retrieval.chunks import Chunk, SourceDocument, cut, read_pages
+from tunesmith.pipelines.compare.answers import ArmAnswers, ArmSetting, Choices
+from tunesmith.retrieval.chunks import SourceDocument, cut, read_pages
 from tunesmith.retrieval.index import CHUNKS, Hit, Index, open_index
-from tunesmith.retrieval.recall import cell, origins_of, right_chunks
+from tunesmith.retrieval.recall import Origin, cell, origins_of, right_chunks
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.prepare import read_data
 
-# Chunks that are kept of each search: enough for recall@10 and for distractors.
-DEEP = 10
-# The longest prompt of an untuned model; examples and passages need room that training rows do not.
-LIMIT = 1536
-# Settings that were chosen, in the folder of the comparison.
+DEEP = 10  # chunks kept of each search: enough for recall@10 and for distractors
+LIMIT = 1536  # greatest prompt of the base model, in tokens; examples and passages make it longer than training rows
 CHOICES = "choices.json"
-
-# What was chosen for an arm, as JSON has it.
-Setting = list[int | str]
-
-
-class ArmAnswers(BaseModel):
-    """What an arm said to every test row, and what that took. `latencies` are of rows asked one at a time."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    detail: str
-    given: list[str]
-    finished: list[bool] = []
-    cites: list[str] = []
-    seconds: float
-    latencies: list[float] = []
-    prompt_tokens: list[int] = []
-    build_seconds: float = 0.0
-    labelled_rows: int = 0
-    run: str = ""  # folder of the run that answered
-    shown: int = 0  # passages above each question
-    form: str = ""
 
 
 @dataclass(slots=True)
 class Retrieval:
-    """The index with what it found for each row."""
+    """The index of the documents, with cached results for each row."""
 
     pages: list[SourceDocument]
     index: Index
-    seconds: float  # to read, cut and index the documents, the first time
-    columns: tuple[str, str]
-    rows: dict[str, dict[str, object]]  # by the place of the row
+    seconds: float  # to read, split and index the documents, the first time
+    evidence_column: str
+    document_column: str
+    rows: dict[str, dict[str, object]]  # fields of each row, by its location
     instruction: str
     _hits: dict[str, list[Hit]] = field(default_factory=dict)
-    _right: dict[str, set[str]] = field(default_factory=dict)
+    _correct: dict[str, set[str]] = field(default_factory=dict)
 
     def hits(self, examples: Sequence[Example]) -> list[list[Hit]]:
-        """The best chunks for each row."""
+        """Return the best chunks for each row."""
         new = [example for example in examples if example.where not in self._hits]
         if new:
-            found = self.index.find([self.asked(example) for example in new], shown=DEEP)
-            self._hits |= {example.where: hits for example, hits in zip(new, found, strict=True)}
+            hits = self.index.find([self.query(example) for example in new], shown=DEEP)
+            self._hits |= {example.where: row_hits for example, row_hits in zip(new, hits, strict=True)}
         return [self._hits[example.where] for example in examples]
 
-    def asked(self, example: Example) -> str:
-        """The question that is searched with: without the instruction that all rows share."""
+    def query(self, example: Example) -> str:
+        """Return the question to search with, without the instruction that all rows share."""
         return question(example).removeprefix(self.instruction).strip()
 
-    def right(self, examples: Sequence[Example]) -> list[set[str]]:
-        """The ids of the chunks that hold each row's answer."""
-        new = [example for example in examples if example.where not in self._right]
+    def origins(self, examples: Sequence[Example]) -> list[Origin]:
+        """Return document and evidence of each row."""
+        fields = [self.rows.get(example.where, {}) for example in examples]
+        answers = reference_answers(examples)
+        return origins_of(fields, answers, evidence=self.evidence_column, document=self.document_column)
+
+    def correct(self, examples: Sequence[Example]) -> list[set[str]]:
+        """Return the ids of the chunks that contain the answer of each row."""
+        new = [example for example in examples if example.where not in self._correct]
         if new:
-            fields = [self.rows.get(example.where, {}) for example in new]
-            found = right_chunks(self.index.chunks, origins_of(fields, reference_answers(new), self.columns))
-            self._right |= {example.where: ids for example, ids in zip(new, found, strict=True)}
-        return [self._right[example.where] for example in examples]
+            ids = right_chunks(self.index.chunks, self.origins(new))
+            self._correct |= {example.where: row_ids for example, row_ids in zip(new, ids, strict=True)}
+        return [self._correct[example.where] for example in examples]
 
 
 @dataclass(slots=True)
 class ComparisonContext:
-    """The rows, documents and models of one comparison; answers are kept in the folder as they come.
+    """Rows, documents and models of one comparison, and its folder."""
 
-    `source` is the recipe as it was written, which runs are made from; `recipe` knows labels and lengths too.
-    """
-
-    recipe: Recipe
-    source: Recipe
+    recipe: Recipe  # with what the objective takes from the rows, such as labels and answer length
+    source: Recipe  # as written; tuned arms are made from it
+    objective: Classify | Instruct
     split: Split
-    test: list[Example]
+    test: list[Example]  # rows that every arm answers
     folder: Path
     callbacks: Callbacks
     offline: bool
     notes: list[str] = field(default_factory=list)
-    key: str = ""
-    learned: str = ""  # which part of the training rows is learned, where a budget leaves some out
+    key: str = ""  # of a server
+    learned: str = ""  # the part of the training rows that is used, if a budget excludes some
     _machine: ChosenMachine | None = None
     _base: LocalModel | None = None
     _retrieval: Retrieval | None = None
 
     @property
     def on_event(self) -> EventHandler:
-        """Hears what is being done."""
+        """The handler of progress events."""
         return self.callbacks.on_event
 
-    @property
-    def objective(self) -> Classify | Instruct:
-        """What the rows ask for."""
-        assert isinstance(self.recipe.objective, Classify | Instruct)
-        return self.recipe.objective
-
     def machine(self) -> ChosenMachine:
-        """What the recipe runs on; answers are given in full precision, as everywhere."""
+        """Return the machine of the recipe; answers are computed in float32, as in every evaluation."""
         if self._machine is None:
-            wanted = self.recipe.machine
-            self._machine = choose_machine(device=wanted.device, dtype="float32", threads=wanted.threads)
+            machine = self.recipe.machine
+            self._machine = choose_machine(device=machine.device, dtype="float32", threads=machine.threads)
         return self._machine
 
     def base(self) -> LocalModel:
-        """The untuned decoder that arms without tuning ask."""
+        """Return the decoder that arms without tuning prompt, loaded once. Raises RecipeError for an encoder."""
         if self._base is None:
             name = self.recipe.compare.model or self.recipe.model
-            found = self.untuned(name)
-            if found.policy.family != "decoder":
-                cure = "add compare: {model: smollm2-135m}, or leave out the arms that prompt"
-                raise RecipeError(f"arms: {name} is an encoder, which answers no prompt; {cure}")
-            if isinstance(self.objective, Classify):
-                found.objective = self.objective.model_copy(update={"output": "words"})
-            self._base = found
+            model = self.base_model(name)
+            if model.policy.family != "decoder":
+                fix = "add compare: {model: smollm2-135m}, or remove the arms that prompt"
+                raise RecipeError(f"arms: {name} is an encoder, which answers no prompt; {fix}")
+            model.objective = self.objective.in_words()
+            self._base = model
         return self._base
 
-    def untuned(self, name: str) -> LocalModel:
-        """A model as it comes, for what the rows ask."""
-        found = load_base(name, options=LoadOptions("float32", self.machine().device), offline=self.offline)
-        self.check_same(name, found.fingerprint)
-        policy = Policy.over(found.network, family=found.family)
-        template = Template(found.tokenizer, chat=found.family == "decoder")
+    def base_model(self, name: str) -> LocalModel:
+        """Load a base model by name."""
+        base = load_base(name, options=LoadOptions("float32", self.machine().device), offline=self.offline)
+        self.check_unchanged(name, base.fingerprint)
+        policy = Policy.over(base.network, family=base.family)
+        template = Template(base.tokenizer, chat=base.family == "decoder")
         return LocalModel(policy, template, self.objective, max_prompt_tokens(policy))
 
-    def check_same(self, name: str, fingerprint: str) -> None:
-        """Nothing for a model as it was when it was asked first; raises CheckpointError for one that was changed."""
+    def check_unchanged(self, name: str, fingerprint: str) -> None:
+        """Raise CheckpointError if a model changed since its first answers were stored.
+
+        Args:
+            name: name of a model, or address of a server.
+            fingerprint: digest of its weights, or name of the model that the server offers.
+        """
         file = self.folder / "models.json"
         known = read_page(file, dict[str, str]) if file.exists() else {}
         if known.get(name, fingerprint) != fingerprint:
-            cure = "give another --out, or delete it"
-            raise CheckpointError(f"{self.folder}: asked {name} before that was changed; {cure}")
+            fix = "give another --out or delete the folder"
+            raise CheckpointError(f"{self.folder}: the model {name} has changed since this comparison started; {fix}")
         if name not in known:
             write_whole(file, json.dumps(known | {name: fingerprint}))
 
     def tuned(self, run: str | Path) -> LocalModel:
-        """A run's model on the machine that every arm is timed on."""
-        on = self.machine()
-        return load(run, device=on.device, threads=on.threads, offline=self.offline)
+        """Load the model of a run on the machine that all arms are timed on."""
+        machine = self.machine()
+        return load(run, device=machine.device, threads=machine.threads, offline=self.offline)
 
-    def learn_only(self, rows: int) -> None:
-        """Use at most so many training rows, the same ones as a run does."""
+    def limit_training_rows(self, rows: int) -> None:
+        """Use a number of training rows, the same ones as a run with `data.rows` does."""
         self.learned = f"{rows:,} of {len(self.split.train):,} training rows"
         data = self.source.data.model_copy(update={"rows": rows})
         self.source = self.source.model_copy(update={"data": data})
         self.split = read_data(self.source, offline=self.offline).split
-        self.notes += [note for note in self.split.notes if note not in self.notes]  # such as labels that went with it
+        self.notes += [note for note in self.split.notes if note not in self.notes]  # such as labels that disappeared
 
-    def forget_base(self) -> None:
-        """Let go of the untuned model: a tuned one brings its own."""
+    def release_base(self) -> None:
+        """Release the base model from memory before a run loads its own."""
         self._base = None
 
     def retrieval(self) -> Retrieval:
-        """The documents, indexed in the comparison's folder."""
-        if self._retrieval is None:
-            wanted, began = self.recipe.documents, time.perf_counter()
-            folder = self.folder / "index"
-            self.on_event(StageStarted(f"indexing {wanted.source}"))
-            read = read_pages(wanted.source, store=CollectStore(folder / CHUNKS), offline=self.offline)
-            pages, chunks = read.pages, cut(read.pages, wanted.size)
-            self.notes += [*read.notes, *_without_text(pages, chunks)]
-            index = open_index(folder, chunks, settings=wanted, on_event=self.on_event, offline=self.offline)
-            self._retrieval = Retrieval(
-                pages,
-                index,
-                float(self.choice("seconds to index", lambda: [str(time.perf_counter() - began)])[0]),
-                (wanted.evidence, wanted.origin),
-                self.columns(),
-                self.objective.instruction,
-            )
-            self._note_strangers(self._retrieval)
+        """Return the documents, indexed in the folder of the comparison.
+
+        Raises:
+            DataError: the documents cannot be read, or no test row names one of them.
+        """
+        if self._retrieval is not None:
+            return self._retrieval
+        settings, began = self.recipe.documents, time.perf_counter()
+        folder = self.folder / "index"
+        self.on_event(StageStarted(f"indexing {settings.source}"))
+        source = read_pages(settings.source, store=CollectStore(folder / CHUNKS), offline=self.offline)
+        pages, chunks = source.pages, cut(source.pages, settings.size)
+        self.notes += source.notes
+        with_text = {chunk.doc_id for chunk in chunks}
+        if empty := [page.doc_id for page in pages if page.doc_id not in with_text]:
+            self.notes.append(f"{len(empty)} of {len(pages)} documents contain no text, such as {empty[0]}")
+        index = open_index(folder, chunks, settings=settings, on_event=self.on_event, offline=self.offline)
+        seconds = self.choices().index_seconds
+        if seconds is None:
+            seconds = time.perf_counter() - began
+            self.save_choices(index_seconds=seconds)
+        rows = self.columns()
+        self._retrieval = Retrieval(
+            pages, index, seconds, settings.evidence, settings.origin, rows, self.objective.instruction
+        )
+        # No chunk can be correct for a row that names an unknown document.
+        known = {page.doc_id for page in pages}
+        named = [name for row in self.test if (name := cell(rows.get(row.where, {}), settings.origin))]
+        unknown = [name for name in named if name not in known]
+        if unknown and len(unknown) == len(named):
+            fix = f"use the names of the documents: {', '.join(map(repr, sorted(known)[:3]))}, ..."
+            raise DataError(f"documents.origin: no row names a document of the source, such as {unknown[0]!r}; {fix}")
+        if unknown:
+            self.notes.append(f"{len(unknown)} test rows name an unknown document, such as {unknown[0]!r}")
         return self._retrieval
 
-    def _note_strangers(self, found: Retrieval) -> None:
-        """Say how many test rows name a document that is not there: no chunk can be right for them."""
-        known = {page.doc_id for page in found.pages}
-        named = [cell(found.rows.get(row.where, {}), found.columns[1]) for row in self.test]
-        strange = [name for name in named if name and name not in known]
-        if strange and len(strange) == len([name for name in named if name]):
-            cure = f"documents are called {', '.join(map(repr, sorted(known)[:3]))}, ...: name them so"
-            raise DataError(f"documents.origin: no row names a document that is there, such as {strange[0]!r}; {cure}")
-        if strange:
-            self.notes.append(f"{len(strange)} test rows name a document that is not there, such as {strange[0]!r}")
-
     def columns(self) -> dict[str, dict[str, object]]:
-        """The columns of every row by its place, read again: examples do not keep them."""
+        """Read the fields of every row again, by its location: examples do not keep them."""
         data = self.recipe.data
-        files = {place for place in (data.train, data.validation, data.test) if isinstance(place, str)}
+        files = {file for file in (data.train, data.validation, data.test) if isinstance(file, str)}
         return {row.where: dict(row.fields) for file in files for row in read_rows(file, offline=self.offline)}
 
-    def kept(self, name: str) -> ArmAnswers | None:
-        """What this arm answered before, None where it has not yet."""
-        file = self._file(name)
+    def stored(self, arm: str) -> ArmAnswers | None:
+        """Return the stored answers of an arm, or None if it has not answered all rows."""
+        file = self._answers_file(arm)
         return read_page(file, ArmAnswers) if file.exists() else None
 
-    def keep(self, found: ArmAnswers) -> ArmAnswers:
-        """The same, written down."""
-        self._file(found.name).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._file(found.name), found.model_dump_json())
-        shutil.rmtree(self.portions(found.name), ignore_errors=True)
-        return found
+    def store(self, answers: ArmAnswers) -> ArmAnswers:
+        """Write the answers of an arm, delete its portions, and return the answers."""
+        file = self._answers_file(answers.name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, answers.model_dump_json())
+        shutil.rmtree(self.portions(answers.name), ignore_errors=True)
+        return answers
 
-    def portions(self, name: str) -> Path:
-        """Where the answers of an arm lie that has not answered all rows yet."""
-        return self.folder / "answers" / f"{file_name(name)}.portions"
+    def portions(self, arm: str) -> Path:
+        """Return the folder for the answers of an arm that has not answered all rows."""
+        return self.folder / "answers" / f"{file_name(arm)}.portions"
 
-    def _file(self, name: str) -> Path:
-        return self.folder / "answers" / f"{file_name(name)}.json"
+    def _answers_file(self, arm: str) -> Path:
+        return self.folder / "answers" / f"{file_name(arm)}.json"
 
-    def choice(self, name: str, make: Callable[[], Setting]) -> Setting:
-        """A setting that was chosen on validation rows, from the disk where it was chosen before."""
-        known = self.choices()
-        if name not in known:
-            known[name] = make()
-            write_whole(self.folder / CHOICES, json.dumps(known, indent=1))
-        return list(known[name])
+    def setting(self, arm: str, choose: Callable[[], ArmSetting]) -> ArmSetting:
+        """Return the setting of an arm; it is chosen once per comparison.
 
-    def choices(self) -> dict[str, Setting]:
-        """All settings that were chosen, by the name of their arm."""
+        Args:
+            arm: name of the arm.
+            choose: chooses the setting on validation rows.
+        """
+        if (known := self.choices().settings.get(arm)) is not None:
+            return known
+        setting = choose()
+        self.save_choices(settings={**self.choices().settings, arm: setting})
+        return setting
+
+    def choices(self) -> Choices:
+        """Read the choices of this comparison."""
         file = self.folder / CHOICES
-        return read_page(file, dict[str, Setting]) if file.exists() else {}
+        return read_page(file, Choices) if file.exists() else Choices()
 
-
-def _without_text(pages: Sequence[SourceDocument], chunks: Sequence[Chunk]) -> list[str]:
-    """A note on the documents that nothing can be found in, if there are any."""
-    found = {chunk.doc_id for chunk in chunks}
-    empty = [page.doc_id for page in pages if page.doc_id not in found]
-    return [f"{len(empty)} of {len(pages)} documents have no text to find, such as {empty[0]}"] if empty else []
+    def save_choices(self, **changes: object) -> None:
+        """Write the choices of this comparison with changed fields."""
+        choices = self.choices().model_copy(update=changes)
+        write_whole(self.folder / CHOICES, choices.model_dump_json(indent=1))
 
 
 def file_name(arm: str) -> str:
-    """What an arm's file is called: its name, or that of an address with a digest, since two may differ by a colon."""
+    """Return the file name of an arm; an address gets a digest, because two may differ in punctuation alone."""
     plain = "".join(c if c.isalnum() or c in "+-." else "_" for c in arm)
     return plain if plain == arm else f"{plain}-{hashlib.sha256(arm.encode()).hexdigest()[:8]}"
 
 
 def max_prompt_tokens(policy: Policy) -> int:
-    """The longest prompt in tokens: three quarters of what a model can hold, the rest is for the answer."""
+    """Return the greatest prompt in tokens: three quarters of the context length, the rest is for the answer."""
     return min(LIMIT, (positions_of(policy.network.config.to_dict()) or LIMIT) * 3 // 4)
+
+
+def allow_long_prompts(model: LocalModel) -> LocalModel:
+    """Raise the prompt limit of a tuned model above that of its training rows, which had no passages."""
+    model.limit = max(model.limit, max_prompt_tokens(model.policy))
+    return model

@@ -1,11 +1,10 @@
-"""Questions put to a model, a batch for the throughput and some one at a time for the latency."""
+"""Prompts of the arms, and the answers of a model to a batch of them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-
-from pydantic import BaseModel, ConfigDict
+from dataclasses import dataclass
 
 from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.types import Example, LabelledText
@@ -14,53 +13,51 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.openai_client import Remote
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Classify, Instruct
+from tunesmith.pipelines.compare.answers import BatchAnswers
 from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.retrieval.index import Hit
-from tunesmith.retrieval.prompts import question_of, with_passages
+from tunesmith.retrieval.prompts import with_passages
 
-# The longest answer to a question about labels of a server, which gives no probabilities.
+# Greatest answer of a server to a question about labels, in tokens; it returns no probabilities.
 LABEL_TOKENS = 24
 
-# Turns that ask each of some rows.
-Ask = Callable[[Sequence[Example]], list[list[Message]]]
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The messages for one row, and the passages in them."""
+
+    messages: list[Message]
+    hits: Sequence[Hit] = ()  # best first
+    dropped: int = 0  # retrieved passages that did not fit the context
 
 
-class BatchAnswers(BaseModel):
-    """Answers to a batch."""
-
-    model_config = ConfigDict(frozen=True)
-
-    given: list[str] = []
-    finished: list[bool] = []
-    prompt_tokens: list[int] = []
-    seconds: float = 0.0
-
-    def __add__(self, more: BatchAnswers) -> BatchAnswers:
-        return BatchAnswers(
-            given=self.given + more.given,
-            finished=self.finished + more.finished,
-            prompt_tokens=self.prompt_tokens + more.prompt_tokens,
-            seconds=self.seconds + more.seconds,
-        )
+# Builds the prompt of each row.
+PromptBuilder = Callable[[Sequence[Example]], list[Prompt]]
 
 
 def ask_model(
     model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: Classify | Instruct
 ) -> BatchAnswers:
-    """What a model answers: the likeliest label, or its own words."""
+    """Answer a batch of prompts: by the likeliest label, or by generating text.
+
+    Args:
+        model: a local model, or a server, whose text is searched for a label.
+        batch: messages of each prompt.
+        objective: its labels are the possible answers; its `max_new_tokens` limits generated ones.
+    """
     began = time.perf_counter()
-    if isinstance(objective, Classify) and isinstance(model, LocalModel):
-        scores = model.options(batch, objective.labels)
-        given = [objective.labels[place] for place in scores.argmax(dim=1).tolist()]
-        read = [len(model.prompt(messages)) for messages in batch]
-        return BatchAnswers(given=given, prompt_tokens=read, seconds=time.perf_counter() - began)
-    longest = objective.max_new_tokens or LABEL_TOKENS
-    replies = model.replies(batch, sampling=Sampling(max_new_tokens=longest))
-    given = [reply.text for reply in replies]
-    if isinstance(objective, Classify):
-        given = [label_in(text, objective.labels) for text in given]
+    options = objective.known_labels
+    if options and isinstance(model, LocalModel):
+        logprobs = model.options(batch, options)  # [B, O]
+        return BatchAnswers(
+            given=[options[index] for index in logprobs.argmax(dim=1).tolist()],
+            prompt_tokens=[len(model.prompt(messages)) for messages in batch],
+            seconds=time.perf_counter() - began,
+        )
+    sampling = Sampling(max_new_tokens=objective.max_new_tokens or LABEL_TOKENS)
+    replies = model.replies(batch, sampling=sampling)
     return BatchAnswers(
-        given=given,
+        given=[label_in(reply.text, options) if options else reply.text for reply in replies],
         finished=[reply.finished for reply in replies],
         prompt_tokens=[reply.prompt_tokens for reply in replies],
         seconds=time.perf_counter() - began,
@@ -68,43 +65,70 @@ def ask_model(
 
 
 def label_in(text: str, labels: Sequence[str]) -> str:
-    """The label that an answer names first, the longer one where two begin alike; the answer itself if none."""
+    """Return the label that an answer names first, or the answer itself if it names none.
+
+    Args:
+        text: the answer.
+        labels: of two that begin at the same word, the longer one is returned.
+    """
     exact = [label for label in labels if label.strip().casefold() == text.strip().casefold()]
-    if exact:  # one of marks alone is found in no other way
+    if exact:  # the only way to match a label of punctuation alone
         return exact[0]
-    said = f" {plain(text)} "
-    # A label of marks alone would be found in the spaces of any text.
-    found = [(said.find(f" {plain(label)} "), -len(label), label) for label in labels if plain(label)]
-    named = [place for place in found if place[0] >= 0]
+    words = f" {plain(text)} "
+    # A label without letters or digits would match the spaces of any text.
+    matches = [(words.find(f" {plain(label)} "), -len(label), label) for label in labels if plain(label)]
+    named = [match for match in matches if match[0] >= 0]
     if not named:
         return text
-    alike = [label for label in labels if plain(label) == plain(min(named)[2])]  # C, C++ and C# differ in marks alone
+    _, _, first = min(named)
+    alike = [label for label in labels if plain(label) == plain(first)]  # C, C++ and C# differ in punctuation alone
     return max((label for label in alike if label.casefold() in text.casefold()), key=len, default=alike[0])
 
 
 def plain_prompt(context: ComparisonContext, rows: Sequence[Example], wording: str = "") -> list[list[Message]]:
-    """The rows' own questions."""
-    return [question_of(context.objective, row, wording) for row in rows]
+    """Return the messages of each row, in the default or another wording."""
+    return [context.objective.prompt_messages(row, wording) for row in rows]
 
 
-def worded(model: LocalModel, example: Example, wording: str) -> list[Message]:
-    """A row's question in a wording, its text shortened where the model cannot read all of it."""
-    if isinstance(example, LabelledText):
-        return model.about(example.text, wording)
-    assert isinstance(model.objective, Instruct)
-    return question_of(model.objective, example, wording)
+def base_prompt(context: ComparisonContext, row: Example, wording: str) -> list[Message]:
+    """Return the messages of a row; a text to label is shortened to the context of the base model."""
+    if isinstance(row, LabelledText):
+        return context.base().about(row.text, wording)
+    return context.objective.prompt_messages(row, wording)
 
 
-def within(model: LocalModel, asked: Sequence[Message], hits: Sequence[Hit], form: str) -> list[Message]:
-    """The question below as many of the passages, the best first, as the model can read with it."""
-    return fit_messages(model, len(hits), lambda count: with_passages(asked, hits[:count], form))
+def within(model: LocalModel, messages: Sequence[Message], hits: Sequence[Hit], form: str) -> Prompt:
+    """Insert as many passages before the question as fit the context of the model.
+
+    Args:
+        model: the model that will answer.
+        messages: the question.
+        hits: the passages, best first; the last ones are dropped.
+        form: template that joins passages and question.
+    """
+    count, filled = fit_messages(model, len(hits), lambda count: with_passages(messages, hits[:count], form))
+    return Prompt(filled, hits[:count], len(hits) - count)
 
 
-def fit_messages(model: LocalModel, most: int, make: Callable[[int], list[Message]]) -> list[Message]:
-    """The messages with as many things beside the question, up to `most`, as the model can read with it."""
-    room = model.prompt_budget(model.objective.max_new_tokens or LABEL_TOKENS)
+def passage_prompts(
+    context: ComparisonContext, model: LocalModel, rows: Sequence[Example], hits: Sequence[Sequence[Hit]], *, form: str
+) -> list[Prompt]:
+    """Build the prompt of each row with its passages, see `within`."""
+    questions = plain_prompt(context, rows)
+    return [within(model, messages, row_hits, form) for messages, row_hits in zip(questions, hits, strict=True)]
+
+
+def fit_messages(model: LocalModel, most: int, make: Callable[[int], list[Message]]) -> tuple[int, list[Message]]:
+    """Return the greatest number of extras whose messages fit the context of the model, and the messages.
+
+    Args:
+        model: the model that will answer.
+        most: available extras, such as passages or examples.
+        make: returns the messages with this number of extras.
+    """
+    budget = model.prompt_budget(model.objective.max_new_tokens or LABEL_TOKENS)
     for count in range(most, 0, -1):
         messages = make(count)
-        if len(model.template.prompt(messages)) <= room:
-            return messages
-    return make(0)
+        if len(model.template.prompt(messages)) <= budget:
+            return count, messages
+    return 0, make(0)

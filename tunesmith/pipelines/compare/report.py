@@ -6,7 +6,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.pipelines.compare.verdict import Verdict
+from tunesmith.pipelines.compare.verdict import DECIDED, Verdict
 from tunesmith.report.html import environment
 from tunesmith.report.plots import arms_plot, cost_plot
 from tunesmith.retrieval.recall import Recall
@@ -137,15 +137,22 @@ class Comparison(_Part):
     notes: list[str]
     environment: dict[str, str]
 
+    @property
+    def decided(self) -> bool:
+        """True if the verdict is supported by enough test rows and at least one arm scores above 0."""
+        confidence = self.verdict.confidence
+        scored = any(arm.task.score for arm in self.arms if arm.candidate)
+        return scored and confidence is not None and confidence >= DECIDED
+
 
 def schema() -> str:
     """Return the JSON schema of a comparison."""
     return json.dumps(Comparison.model_json_schema(), indent=1)
 
 
-def page(found: Comparison) -> str:
-    """The comparison's page; everything that came from rows, documents and models is escaped."""
-    ranked = sorted(found.arms, key=lambda arm: -arm.task.score)
+def page(comparison: Comparison) -> str:
+    """Return the HTML page of a comparison; text from rows, documents and models is escaped."""
+    ranked = sorted(comparison.arms, key=lambda arm: -arm.task.score)
     scores = [(arm.name, arm.task.score, arm.task.ci95 or (arm.task.score, arm.task.score)) for arm in ranked]
     costs = [
         (arm.name, arm.cost.build_seconds + arm.cost.seconds_per_1000, arm.task.score)
@@ -156,9 +163,9 @@ def page(found: Comparison) -> str:
         environment()
         .get_template("compare.html.jinja")
         .render(
-            c=found,
+            c=comparison,
             arms=ranked,
-            scores=arms_plot(scores, metric=found.metric, chosen=found.verdict.arm),
-            worth=cost_plot(costs, metric=found.metric, chosen=found.verdict.arm),
+            scores=arms_plot(scores, metric=comparison.metric, chosen=comparison.verdict.arm),
+            worth=cost_plot(costs, metric=comparison.metric, chosen=comparison.verdict.arm),
         )
     )

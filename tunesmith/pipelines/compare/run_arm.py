@@ -1,4 +1,4 @@
-"""What every arm answers to the test rows, how fast, and on which chunks its answers rest; kept as it comes."""
+"""Run an arm: its answers to the test rows, their speed, and the chunks they rest on."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from tunesmith.data.examples.types import Example
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.events import StageStarted
+from tunesmith.pipelines.compare.answers import ArmAnswers, BatchAnswers
 from tunesmith.pipelines.compare.arms import ClassifierArm, PromptArm, arm_for
-from tunesmith.pipelines.compare.context import ArmAnswers, ComparisonContext
-from tunesmith.pipelines.compare.prompting import BatchAnswers, ask_model
+from tunesmith.pipelines.compare.context import ComparisonContext
+from tunesmith.pipelines.compare.prompting import ask_model
 from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_closed_book, run_raft, run_tuned
-from tunesmith.retrieval.prompts import cited, shown_in
+from tunesmith.retrieval.prompts import cited
 
-# Rows that are asked one at a time, fewer of them where that takes long: enough for a median; the 95th percentile lies
-# between the two slowest.
-LATENCY_ROWS, MIN_LATENCY_ROWS, LATENCY_SECONDS = 16, 5, 15.0
-# Questions after which the answers are written down, and seconds from one line about them to the next.
-PORTION, LINE = 64, 5.0
+# Rows answered one at a time: enough for a median; the 95th percentile is between the two slowest. Slow arms stop after
+# MIN_LATENCY_ROWS once they took LATENCY_SECONDS.
+LATENCY_ROWS = 16
+MIN_LATENCY_ROWS = 5
+LATENCY_SECONDS = 15.0
+PORTION = 64  # answers between two writes to disk
+LINE = 5.0  # seconds between two progress events
 
-
-# What is tuned for an arm, where something is.
+# The run that an arm needs.
 TUNED_ARMS: dict[str, Callable[[ComparisonContext], TunedArm]] = {
     "tuned": run_tuned,
     "tuned-30%": partial(run_tuned, percent=30),
@@ -38,86 +40,81 @@ TUNED_ARMS: dict[str, Callable[[ComparisonContext], TunedArm]] = {
 
 
 def run_arm(context: ComparisonContext, name: str) -> ArmAnswers:
-    """What an arm says to the test rows: from the disk, or asked now and kept."""
-    if (kept := context.kept(name)) is not None:
-        return kept
+    """Return the answers of an arm to all test rows, from disk if they are stored; new ones are stored."""
+    if (stored := context.stored(name)) is not None:
+        return stored
     run = TUNED_ARMS[name](context) if name in TUNED_ARMS else None
-    way = arm_for(context, name, context.tuned(run.folder) if run else None)
-    found = _prompted(context, name, way) if isinstance(way, PromptArm) else _labelled(context, name, way)
-    found = found.model_copy(update=way.known)
-    return context.keep(run.built(found) if run else found)
-
-
-def _prompted(context: ComparisonContext, name: str, way: PromptArm) -> ArmAnswers:
-    """The answers of an arm to all test rows, with its pace; what it finds and shows is in it."""
+    arm = arm_for(context, name, context.tuned(run.folder) if run else None)
     context.on_event(StageStarted(f"{name}: {len(context.test)} questions"))
+    if isinstance(arm, PromptArm):
+        answers = _prompt_rows(context, name, arm)
+    else:
+        assert isinstance(arm, ClassifierArm)
+        label = arm.label
+        began = time.perf_counter()
+        given = label(context.test)
+        seconds = time.perf_counter() - began
+        latencies = _latencies(context, lambda row: label([row]))
+        answers = ArmAnswers(name=name, detail=arm.detail, given=given, seconds=seconds, latencies=latencies)
+    answers = answers.model_copy(update={"labelled_rows": arm.labelled_rows, "build_seconds": arm.build_seconds})
+    return context.store(run.add_cost(answers) if run else answers)
+
+
+def _prompt_rows(context: ComparisonContext, name: str, arm: PromptArm) -> ArmAnswers:
+    """Return the answers of an arm that prompts a model; its time includes building the prompts."""
     began = time.perf_counter()
-    batch = way.ask(context.test)
-    finding = time.perf_counter() - began
-    said = _in_portions(context, name, way, batch)
-    cites, fewer = _cites(context, way, batch, said.given)
+    prompts = arm.prompts(context.test)
+    prompt_seconds = time.perf_counter() - began
+    answers = _in_portions(context, name, arm, [prompt.messages for prompt in prompts])
+
+    def answer_alone(row: Example) -> None:
+        (prompt,) = arm.prompts([row])
+        ask_model(arm.model, [prompt.messages], context.objective)
+
+    dropped = sum(prompt.dropped > 0 for prompt in prompts) if arm.shown else 0
+    cites = [cited(answer, prompt.hits) for answer, prompt in zip(answers.given, prompts, strict=True)]
     return ArmAnswers(
         name=name,
-        detail=way.detail + (f"; fewer fitted above {fewer} of {len(batch)} questions" if fewer else ""),
-        given=said.given,
-        cites=cites,
-        finished=said.finished,
-        seconds=finding + said.seconds,
-        latencies=_alone(context, lambda row: ask_model(way.model, way.ask([row]), context.objective)),
-        prompt_tokens=said.prompt_tokens,
+        detail=arm.detail + (f"; {dropped} of {len(prompts)} prompts hold fewer" if dropped else ""),
+        given=answers.given,
+        cites=cites if arm.shown else [],
+        finished=answers.finished,
+        seconds=prompt_seconds + answers.seconds,
+        latencies=_latencies(context, answer_alone),
+        prompt_tokens=answers.prompt_tokens,
+        shown=arm.shown,
+        form=arm.form,
     )
 
 
-def _in_portions(context: ComparisonContext, name: str, way: PromptArm, batch: Sequence[list[Message]]) -> BatchAnswers:
-    """What a model answers to all; kept portion by portion, so that a fault or a kill loses one at most."""
-    asked = hashlib.sha256(json.dumps([[asdict(turn) for turn in one] for one in batch]).encode()).hexdigest()
-    kept = context.portions(name)
-    found, told = BatchAnswers(), time.monotonic()
+def _in_portions(context: ComparisonContext, name: str, arm: PromptArm, batch: Sequence[list[Message]]) -> BatchAnswers:
+    """Answer a batch in portions that are stored at once, so that an interruption loses one at most."""
+    digest = hashlib.sha256(json.dumps([[asdict(turn) for turn in turns] for turns in batch]).encode()).hexdigest()
+    folder = context.portions(name)
+    answers = BatchAnswers()
+    last_event = time.monotonic()
     for number, first in enumerate(range(0, len(batch), PORTION)):
-        place = kept / f"{asked[:16]}-{number}.json"
-        if place.exists():
-            found += read_page(place, BatchAnswers)
+        file = folder / f"{digest[:16]}-{number}.json"
+        if file.exists():
+            answers += read_page(file, BatchAnswers)
             continue
-        said = ask_model(way.model, batch[first : first + PORTION], context.objective)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(place, said.model_dump_json())
-        found += said
-        if len(found.given) < len(batch) and time.monotonic() - told >= LINE:
-            told = time.monotonic()
-            context.on_event(StageStarted(f"{name}: {len(found.given)} of {len(batch)} answered"))
-    return found
+        portion = ask_model(arm.model, batch[first : first + PORTION], context.objective)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, portion.model_dump_json())
+        answers += portion
+        if len(answers.given) < len(batch) and time.monotonic() - last_event >= LINE:
+            last_event = time.monotonic()
+            context.on_event(StageStarted(f"{name}: {len(answers.given)} of {len(batch)} answered"))
+    return answers
 
 
-def _alone(context: ComparisonContext, ask: Callable[[Example], object]) -> list[float]:
-    """Seconds of some rows, each asked by itself."""
-    alone: list[float] = []
+def _latencies(context: ComparisonContext, ask: Callable[[Example], object]) -> list[float]:
+    """Return the seconds of the first test rows, each answered by itself."""
+    latencies: list[float] = []
     for row in context.test[:LATENCY_ROWS]:
-        if len(alone) >= MIN_LATENCY_ROWS and sum(alone) > LATENCY_SECONDS:
+        if len(latencies) >= MIN_LATENCY_ROWS and sum(latencies) > LATENCY_SECONDS:
             break
         began = time.perf_counter()
         ask(row)
-        alone.append(time.perf_counter() - began)
-    return alone
-
-
-def _labelled(context: ComparisonContext, name: str, way: ClassifierArm) -> ArmAnswers:
-    """The answers of something that reads no prompt, with its pace."""
-    context.on_event(StageStarted(f"{name}: {len(context.test)} questions"))
-    began = time.perf_counter()
-    given = way.label(context.test)
-    seconds = time.perf_counter() - began
-    latencies = _alone(context, lambda row: way.label([row]))
-    return ArmAnswers(name=name, detail=way.detail, given=given, seconds=seconds, latencies=latencies)
-
-
-def _cites(
-    context: ComparisonContext, way: PromptArm, batch: Sequence[list[Message]], given: Sequence[str]
-) -> tuple[list[str], int]:
-    """The chunk that each answer rests on, of those that were shown, and above how many questions not all fitted."""
-    most = int(way.known.get("shown", 0))
-    if not most:
-        return [], 0
-    found = [hits[:most] for hits in context.retrieval().hits(context.test)]
-    seen = [shown_in(asked, hits) for asked, hits in zip(batch, found, strict=True)]
-    fewer = sum(len(some) < len(all_) for some, all_ in zip(seen, found, strict=True))
-    return [cited(answer, hits) for answer, hits in zip(given, seen, strict=True)], fewer
+        latencies.append(time.perf_counter() - began)
+    return latencies

@@ -1,4 +1,4 @@
-"""The runs of a comparison: the recipe's own, one with passages in its rows, and one on the documents themselves."""
+"""The runs of a comparison: of the recipe, on rows with passages (RAFT), and on the documents (closed-book QA)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import Recipe
+from tunesmith.config import AnyObjective, Recipe
 from tunesmith.data.documents.synthetic_prompts import PARAPHRASES
 from tunesmith.data.documents.synthetic_rows import WritingOptions, answered, requests, written_rows
 from tunesmith.data.documents.to_rows import DocumentPart
@@ -19,195 +19,215 @@ from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.predict import subsample
 from tunesmith.events import StageStarted
-from tunesmith.objectives import Domain, Instruct
+from tunesmith.objectives import Domain
 from tunesmith.pipelines.collect import Writer, ask_writer, counted
-from tunesmith.pipelines.compare.context import ArmAnswers, ComparisonContext
+from tunesmith.pipelines.compare.answers import ArmAnswers
+from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.retrieval.chunks import Chunk
 from tunesmith.retrieval.index import Hit
 from tunesmith.retrieval.prompts import raft_example
 from tunesmith.training.run_folder import open_run
 
-# Passages in a row of `raft`; the share of rows that hold the right one (Zhang et al. 2024); tokens that they need.
-PASSAGES, ORACLE, ROOM = 3, 0.8, 1024
-# Chunks that `closed-book` learns from, those with answers first; paraphrases of each; passages to ask about.
-MAX_CHUNKS, PARAPHRASES_PER_CHUNK, ASKED_ABOUT = 400, 2, 40
+MIN_ROWS = 8  # of a run on a part of the rows
+# RAFT: passages of a row, and the share of rows with a correct one (Zhang et al. 2024, arXiv 2403.10131).
+PASSAGES = 3
+ORACLE = 0.8
+RAFT_TOKENS = 1024  # least max_tokens, so that passages fit
+RAFT_VALIDATION_ROWS = 32  # few, because rows with passages are long
+# Closed-book QA: chunks to train on, paraphrases of each chunk with answers, and chunks that are paraphrased.
+MAX_CHUNKS = 400
+PARAPHRASES_PER_CHUNK = 2
+PARAPHRASED_CHUNKS = 40
+VALIDATION_CHUNKS = 20
 EPOCHS = 3
-MIN_ROWS = 8  # rows of a run on a part of them
-# Chunks that `closed-book` is validated on, and rows that `raft` is: with passages they are long.
-KEPT, JUDGED = 20, 32
 
 
 @dataclass(frozen=True, slots=True)
 class TunedArm:
-    """A finished run: where it lies, the seconds of its training, and the labelled rows that it used."""
+    """A finished run of an arm."""
 
     folder: Path
-    seconds: float
+    seconds: float  # of training
     labelled_rows: int
-    note: str = ""
+    detail: str
 
-    def built(self, found: ArmAnswers) -> ArmAnswers:
-        """The answers of the run's model with what it took to make it."""
-        return found.model_copy(
+    def add_cost(self, answers: ArmAnswers) -> ArmAnswers:
+        """Return the answers of its model with the cost of the run."""
+        return answers.model_copy(
             update={
-                "build_seconds": found.build_seconds + self.seconds,
-                "labelled_rows": self.labelled_rows or found.labelled_rows,
+                "build_seconds": answers.build_seconds + self.seconds,
+                "labelled_rows": self.labelled_rows or answers.labelled_rows,
                 "run": str(self.folder),
-                "detail": found.detail or self.note,
+                "detail": answers.detail or self.detail,
             }
         )
 
 
 def run_tuned(context: ComparisonContext, percent: int = 100) -> TunedArm:
-    """The run of the recipe itself, where it lies finished or in the comparison's folder; or of a part of its rows."""
-    recipe = context.source
+    """Run the recipe in the folder of the comparison; a finished run of it elsewhere is reused.
+
+    Args:
+        context: the comparison.
+        percent: share of the training rows.
+    """
+    recipe, split = context.source, context.split
     if percent < 100:
-        rows = max(MIN_ROWS, len(context.split.train) * percent // 100)
+        rows = max(MIN_ROWS, len(split.train) * percent // 100)
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"rows": rows}), "controls": False})
-        return _made(context, recipe, context.folder / f"tuned-{percent}")
+        return _run(context, recipe, context.folder / f"tuned-{percent}")
     own = open_run(recipe, None)
     if own.finished:
-        return _made(context, recipe, own.path)
-    if len(context.test) < len(context.split.test):  # it need not be scored on rows that no arm is asked
-        recipe = _on_parts(context, recipe)
-    return _made(context, recipe, context.folder / "tuned")
-
-
-def _on_parts(context: ComparisonContext, recipe: Recipe) -> Recipe:
-    """The recipe on the comparison's own rows, written out as they stand in their files."""
-    rows, files = context.columns(), {}
-    parts = {"train": context.split.train, "validation": context.split.validation, "test": context.test}
-    for part, examples in parts.items():
-        if examples:
-            files[part] = str(context.folder / f"tuned.{part}.jsonl")
-            _write(Path(files[part]), [rows[example.where] for example in examples])
-    data = recipe.data.model_copy(update={"validation": 0.0, **files, "where": {}, "rows": 0})
-    return recipe.model_copy(update={"data": data})
+        return _run(context, recipe, own.path)
+    if len(context.test) < len(split.test):  # the run need not be evaluated on rows that no arm answers
+        columns = context.columns()
+        data: dict[str, Any] = {"validation": 0.0, "where": {}, "rows": 0}
+        for part, examples in {"train": split.train, "validation": split.validation, "test": context.test}.items():
+            if examples:
+                data[part] = _write_rows(context, f"tuned.{part}", [columns[example.where] for example in examples])
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+    return _run(context, recipe, context.folder / "tuned")
 
 
 def run_raft(context: ComparisonContext) -> TunedArm:
-    """The recipe on the same rows with passages above each question, the right one among them four times in five."""
-    objective = context.objective
-    assert isinstance(objective, Instruct)
-    files = {}
-    held = subsample(context.split.validation, JUDGED, context.recipe.seed)
-    for part, rows in (("train", context.split.train), ("validation", held)):
-        files[part] = context.folder / f"raft.{part}.jsonl"
-        _write(files[part], _raft_rows(context, rows, part))
-    asked = objective.model_copy(update={"prompt": "", "answer": "", "messages": "messages", "instruction": ""})
-    data = {"train": str(files["train"]), "validation": str(files["validation"]), "test": 0.0, "group": "", "where": {}}
-    room = {"max_tokens": max(context.recipe.data.max_tokens, ROOM), "audit": "note", "rows": 0}
-    return _made(context, _changed(context.source, asked, {**data, **room}), context.folder / "raft")
-
-
-def _raft_rows(context: ComparisonContext, rows: Sequence[Example], part: str) -> list[dict[str, Any]]:
-    """The rows as chats; those that are only validated on look as they will at the test."""
+    """Run the recipe on rows with passages before the question; four in five rows contain the correct one."""
     retrieval = context.retrieval()
-    by_id = {chunk.id: chunk for chunk in retrieval.index.chunks}
-    made = []
-    for row, hits, right in zip(rows, retrieval.hits(rows), retrieval.right(rows), strict=True):
-        shown = hits[:PASSAGES]
-        if part == "train":
-            chance = random.Random(f"{context.recipe.seed}/{row.where}")
-            shown = passages_of(hits, [by_id[name] for name in sorted(right)], chance)
-        chat = _fitted(context, row, shown)
-        made.append(as_row(chat))
-    return made
+    chunks = {chunk.id: chunk for chunk in retrieval.index.chunks}
+    template, limit = context.base().template, max(context.recipe.data.max_tokens, RAFT_TOKENS)
+
+    def row_of(example: Example, hits: Sequence[Hit]) -> dict[str, Any]:
+        """Return the row with as many passages as fit, so that the question is never cut."""
+        for count in range(len(hits), 0, -1):
+            chat = raft_example(example, hits[:count], context.objective)
+            if len(template.chat(chat.messages).ids) <= limit:
+                return as_row(chat)
+        return as_row(raft_example(example, [], context.objective))
+
+    train = context.split.train
+    rows = []
+    for example, hits, ids in zip(train, retrieval.hits(train), retrieval.correct(train), strict=True):
+        rng = random.Random(f"{context.recipe.seed}/{example.where}")
+        rows.append(row_of(example, passages_of(hits, [chunks[name] for name in sorted(ids)], rng)))
+    # Validation rows have the passages that the test rows will have: the best ones found.
+    held_out = subsample(context.split.validation, RAFT_VALIDATION_ROWS, context.recipe.seed)
+    validation = [
+        row_of(example, hits[:PASSAGES]) for example, hits in zip(held_out, retrieval.hits(held_out), strict=True)
+    ]
+    columns = {"prompt": "", "answer": "", "messages": "messages", "instruction": ""}
+    data = {
+        "train": _write_rows(context, "raft.train", rows),
+        "validation": _write_rows(context, "raft.validation", validation),
+        "max_tokens": limit,
+    }
+    recipe = _with_rows(context.source, context.objective.model_copy(update=columns), data)
+    return _run(context, recipe, context.folder / "raft")
 
 
 def as_row(chat: Chat) -> dict[str, Any]:
-    """The chat as a row of messages, with the tools that it may call and what it calls."""
-    turns = [
-        {"role": turn.role, "content": turn.content, **({"tool_calls": calls} if calls else {})}
-        for turn in chat.messages
-        for calls in [[call.plain() for call in turn.calls]]
-    ]
+    """Return a chat as a row of messages, with its tools and calls."""
+    turns = []
+    for turn in chat.messages:
+        calls = [call.plain() for call in turn.calls]
+        turns.append({"role": turn.role, "content": turn.content, **({"tool_calls": calls} if calls else {})})
     tools = chat.messages[0].tools
     return {"messages": turns, **({"tools": tools} if tools else {})}
 
 
-def _fitted(context: ComparisonContext, row: Example, shown: Sequence[Hit]) -> Chat:
-    """The row below as many of its passages as it has room for, so that its question is never what is cut."""
-    template, limit = context.base().template, max(context.recipe.data.max_tokens, ROOM)
-    for count in range(len(shown), 0, -1):
-        chat = raft_example(row, shown[:count], context.objective)
-        if len(template.chat(chat.messages).ids) <= limit:
-            return chat
-    return raft_example(row, [], context.objective)
+def passages_of(hits: Sequence[Hit], correct: Sequence[Chunk], rng: random.Random) -> list[Hit]:
+    """Choose the passages of a training row.
 
+    Args:
+        hits: the retrieved chunks, best first.
+        correct: the chunks with the answer.
+        rng: decides which row gets a correct chunk, and where.
 
-def passages_of(hits: Sequence[Hit], right: Sequence[Chunk], chance: random.Random) -> list[Hit]:
-    """What stands above a training question: what was found, with a right chunk in it or, one time in five, none."""
-    known = {chunk.id for chunk in right}
-    wrong = [hit for hit in hits if hit.chunk.id not in known]
-    if not right or chance.random() >= ORACLE:
+    Returns:
+        The best hits with a correct chunk among them, or, in one of five rows, wrong chunks alone.
+    """
+    ids = {chunk.id for chunk in correct}
+    wrong = [hit for hit in hits if hit.chunk.id not in ids]
+    if not correct or rng.random() >= ORACLE:
         return wrong[:PASSAGES]
-    found = list(hits[:PASSAGES])
-    if not known & {hit.chunk.id for hit in found}:
-        found = wrong[: PASSAGES - 1]
-        found.insert(chance.randrange(len(found) + 1), Hit(chance.choice(list(right)), 0.0))
-    return found
+    shown = list(hits[:PASSAGES])
+    if not ids & {hit.chunk.id for hit in shown}:
+        shown = wrong[: PASSAGES - 1]
+        shown.insert(rng.randrange(len(shown) + 1), Hit(rng.choice(list(correct)), 0.0))
+    return shown
 
 
 def run_closed_book(context: ComparisonContext) -> TunedArm:
-    """The base tuned on chunks of the documents and on what a model says them again in; no question is seen."""
+    """Tune the base model on chunks of the documents and on paraphrases of them, without any question.
+
+    Raises:
+        RecipeError: the documents have fewer than two chunks.
+    """
     chunks = context.retrieval().index.chunks
-    answering = set().union(*context.retrieval().right(context.test))
+    answering = set().union(*context.retrieval().correct(context.test))
     first = [chunk for chunk in chunks if chunk.id in answering]
     rest = [chunk for chunk in chunks if chunk.id not in answering]
     random.Random(f"{context.recipe.seed}/taught").shuffle(rest)
     if len(chunks) < 2:
-        raise RecipeError("arms: closed-book learns from two chunks at least; give more documents, or leave it out")
-    kept = min(KEPT, len(rest) // 5) or 1
-    held, learn = [*first, *rest][-kept:], [*first, *rest][:-kept][:MAX_CHUNKS]
+        raise RecipeError("arms: closed-book needs two or more chunks; give more documents, or remove the arm")
+    count = min(VALIDATION_CHUNKS, len(rest) // 5) or 1
+    ordered = [*first, *rest]
+    held_out = ordered[-count:]
+    train = ordered[:-count][:MAX_CHUNKS]
     began = time.perf_counter()
-    again = _said_again(context, {chunk.doc_id for chunk in first})
-    writing = float(context.choice("seconds to paraphrase", lambda: [str(time.perf_counter() - began)])[0])
-    files = {"train": context.folder / "taught.train.jsonl", "validation": context.folder / "taught.validation.jsonl"}
-    _write(files["train"], [{"text": text} for text in (*(chunk.text for chunk in learn), *again)])
-    _write(files["validation"], [{"text": chunk.text} for chunk in held])
-    data = {"train": str(files["train"]), "validation": str(files["validation"]), "test": 0.0, "group": "", "where": {}}
-    recipe = _changed(context.source, Domain(text="text"), {**data, "audit": "note", "rows": 0})
-    schedule = recipe.schedule.model_copy(update={"epochs": EPOCHS})
-    made = _made(context, recipe.model_copy(update={"schedule": schedule}), context.folder / "taught")
-    note = f"{len(learn)} of {len(chunks)} chunks, those with answers first, and {len(again)} paraphrases"
-    return TunedArm(made.folder, writing + made.seconds, 0, note)
+    paraphrases = _paraphrases(context, {chunk.doc_id for chunk in first})
+    seconds = context.choices().paraphrase_seconds
+    if seconds is None:
+        seconds = time.perf_counter() - began
+        context.save_choices(paraphrase_seconds=seconds)
+    texts = [*(chunk.text for chunk in train), *paraphrases]
+    data = {
+        "train": _write_rows(context, "taught.train", [{"text": text} for text in texts]),
+        "validation": _write_rows(context, "taught.validation", [{"text": chunk.text} for chunk in held_out]),
+    }
+    recipe = _with_rows(context.source, Domain(text="text"), data)
+    recipe = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"epochs": EPOCHS})})
+    run = _run(context, recipe, context.folder / "taught")
+    detail = f"{len(train)} of {len(chunks)} chunks, those with answers first, and {len(paraphrases)} paraphrases"
+    return TunedArm(run.folder, seconds + run.seconds, 0, detail)
 
 
-def _said_again(context: ComparisonContext, documents: set[str]) -> list[str]:
-    """Paraphrases of the documents that hold answers, written by the untuned model and checked against them."""
+def _paraphrases(context: ComparisonContext, documents: set[str]) -> list[str]:
+    """Return paraphrases of the documents, written by the base model and checked against the text."""
     parts = [
         DocumentPart(page.doc_id, page.digest, page.document, page.document.blocks)
         for page in context.retrieval().pages
         if page.doc_id in documents
     ]
     size, seed = context.recipe.documents.size, context.recipe.seed
-    wanted = WritingOptions((PARAPHRASES,), PARAPHRASES_PER_CHUNK, (), size, ASKED_ABOUT, seed)
+    options = WritingOptions((PARAPHRASES,), PARAPHRASES_PER_CHUNK, (), size, PARAPHRASED_CHUNKS, seed)
     writer = Writer(context.recipe.compare.model or context.recipe.model, max_tokens=160, seed=seed)
-    asked = requests(parts, wanted)
-    if not asked:
+    prompts = requests(parts, options)
+    if not prompts:
         return []
-    context.on_event(StageStarted(f"closed-book: {len(asked)} paraphrases"))
+    context.on_event(StageStarted(f"closed-book: {len(prompts)} paraphrases"))
     ask = counted(ask_writer(writer, offline=context.offline), context.on_event)
-    answers = answered(asked, ask, context.folder / "taught.replies.jsonl", writer.identity)
-    rows, _ = written_rows(asked, answers)
+    answers = answered(prompts, ask, context.folder / "taught.replies.jsonl", writer.identity)
+    rows, _ = written_rows(prompts, answers)
     return [str(row["text"]) for row in rows]
 
 
-def _changed(recipe: Recipe, objective: Instruct | Domain, data: Mapping[str, Any]) -> Recipe:
-    """The recipe for other rows."""
-    rows = recipe.data.model_copy(update=dict(data))
+def _with_rows(recipe: Recipe, objective: AnyObjective, data: Mapping[str, Any]) -> Recipe:
+    """Return the recipe for other rows, without a test set."""
+    rows = recipe.data.model_copy(
+        update={"test": 0.0, "group": "", "where": {}, "audit": "note", "rows": 0, **data},
+    )
     return recipe.model_copy(update={"objective": objective, "data": rows, "controls": False, "style": {}})
 
 
-def _made(context: ComparisonContext, recipe: Recipe, folder: Path) -> TunedArm:
-    """The finished run of a recipe in a folder."""
-    context.forget_base()
+def _run(context: ComparisonContext, recipe: Recipe, folder: Path) -> TunedArm:
+    """Run a recipe in a folder, or reuse its finished run."""
+    context.release_base()
     run = tune_recipe(recipe, out=folder, callbacks=context.callbacks, offline=context.offline)
     data = run.report.data
     return TunedArm(run.folder, run.report.speed.seconds, data.train + data.validation, f"run {run.folder.name}")
 
 
-def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_rows(context: ComparisonContext, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows to a file in the folder of the comparison and return its path."""
+    file = context.folder / f"{name}.jsonl"
     write_whole(file, "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    return str(file)

@@ -15,30 +15,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.metrics.resampling import ALPHA
+from tunesmith.pipelines.compare.arm_kinds import kind_of
 
 FloatArray = NDArray[np.float64]
 
 # Answers over which the cost of building an arm is distributed.
 ANSWERS = 1000
 TUNED_COUNTS = 2  # cost factor of a tuned arm, see `Candidate.cost`
-# Diagnostic arms, never recommended. They show where retrieval or reading fails, the effect of fewer labelled rows, and
-# an upper bound of training on the documents: `closed-book` trains on the chunks with the test answers first, which are
-# unknown in practice.
-DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%", "closed-book")
 # Share of resampled test sets with the same choice from which the verdict counts as decided.
 DECIDED = 0.5
 # Share from which an arm without tuning replaces an undecided tuned one.
 NEARLY_ALWAYS = 0.9
-NOT_TUNED = ", do not fine-tune"
-WORDS = {
-    "prompt": f"prompt{NOT_TUNED}",
-    "few-shot": f"show examples in the prompt{NOT_TUNED}",
-    "rag": f"retrieve{NOT_TUNED}",
-    "tf-idf": "TF-IDF and logistic regression are enough, no language model is needed",
-    "tuned": "fine-tune",
-    "tuned+rag": "fine-tune, and retrieve",
-    "raft": "fine-tune with retrieved text in the rows, and retrieve",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +35,7 @@ class Candidate:
     name: str
     score: float  # higher is better
     seconds: float  # to build it and generate 1,000 answers
-    drawn: FloatArray  # scores on resampled test sets [R]; R is 0 if the test rows have too few groups to resample
+    resampled: FloatArray  # scores on resampled test sets [R]; R is 0 if the test rows have too few groups to resample
     tuned: bool = False
 
     @property
@@ -113,7 +100,7 @@ def shares(candidates: Sequence[Candidate], *, margin: float) -> dict[str, float
         Share by name of the arm; empty if there are no resampled test sets.
     """
     order = sorted(candidates, key=lambda arm: (arm.cost, arm.name))
-    scores = np.stack([arm.drawn for arm in order])  # [A, R]
+    scores = np.stack([arm.resampled for arm in order])  # [A, R]
     if not scores.size:
         return {}
     undecided = np.ones(scores.shape[1], dtype=bool)
@@ -183,11 +170,13 @@ def _text(chosen: Candidate, candidates: Sequence[Candidate], confidence: float 
     """Return the recommendation in words."""
     if all(arm.score == 0 for arm in candidates):
         return "every arm scores 0: check the rows, the metric and the answers first"
-    text = WORDS.get(chosen.name, f"ask {chosen.name}{NOT_TUNED}")
-    if not any(arm.tuned for arm in candidates):
-        text = text.removesuffix(NOT_TUNED)  # tuning was not measured
-    elif learned and not chosen.tuned:  # tuning with all rows was not measured
-        text = f"{text.removesuffix(NOT_TUNED)}, compared with tuning on {learned}"
+    kind = kind_of(chosen.name)
+    text = kind.recommendation or f"ask {chosen.name}"
+    if not chosen.tuned and any(arm.tuned for arm in candidates):
+        if learned:  # tuning with all rows was not measured
+            text += f", compared with tuning on {learned}"
+        elif kind.language_model:
+            text += ", do not fine-tune"
     if confidence is None:
         return f"undecided (too few groups in the test rows); for now: {text}"
     return text if confidence >= DECIDED else f"undecided (too few test rows); for now: {text}"

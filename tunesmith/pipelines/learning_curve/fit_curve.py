@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 FloatArray = NDArray[np.float64]
 
@@ -37,6 +39,7 @@ class CurveCell:
     rows: int  # training rows
     seed: int  # selects the subsample
     score: float
+    seconds: float = 0.0  # to train and evaluate
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +60,32 @@ class Curve:
         return self.power < 1.02 * LEAST_POWER or self.power > 0.98 * MOST_POWER
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreEstimate:
+class ScoreEstimate(BaseModel):
     """An expected score and its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True)
 
     rows: int  # training rows, 0 for the ceiling
     score: float
     low: float
     high: float
 
+    def with_sign(self, sign: float) -> Self:
+        """Return the estimate of the score times 1 or -1."""
+        low, high = sorted((sign * self.low, sign * self.high))
+        return self.model_copy(update={"score": sign * self.score, "low": low, "high": high})
 
-@dataclass(frozen=True, slots=True)
-class FitCheck:
+
+class FitCheck(ScoreEstimate):
     """The test of the fit: a curve through the smaller sizes predicts the score of the largest one."""
 
-    guess: ScoreEstimate
     measured: float
+    inside: bool  # the measured score is in the predicted interval
+    width: float  # of the interval
 
-    @property
-    def inside(self) -> bool:
-        """True if the measured score is in the predicted interval."""
-        return self.guess.low <= self.measured <= self.guess.high
+    def with_sign(self, sign: float) -> Self:
+        """Return the check of the score times 1 or -1."""
+        return super().with_sign(sign).model_copy(update={"measured": sign * self.measured})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +100,13 @@ class CurveReading:
     def guess(self, rows: int) -> ScoreEstimate:
         """Predict the score with this number of training rows."""
         low, high = np.percentile([curve.at(rows) for curve in self.draws], ENDS)
-        return ScoreEstimate(rows, self.curve.at(rows), float(low), float(high))
+        return ScoreEstimate(rows=rows, score=self.curve.at(rows), low=float(low), high=float(high))
 
     @property
     def ceiling(self) -> ScoreEstimate:
         """The limit of the score for infinitely many rows."""
         low, high = np.percentile([curve.ceiling for curve in self.draws], ENDS)
-        return ScoreEstimate(0, self.curve.ceiling, float(low), float(high))
+        return ScoreEstimate(rows=0, score=self.curve.ceiling, low=float(low), high=float(high))
 
     def rows_for(self, target: float, least: int, most: int) -> int | None:
         """Return the smallest number of rows with an expected score of `target`.
@@ -147,12 +155,20 @@ def read_curve(cells: Sequence[CurveCell], *, best: float) -> CurveReading:
     noise = rng.choice(residuals, (DRAWS, len(measured))).mean(axis=1) / math.sqrt(largest)
     resampled = _resampled_fits(smaller, smaller_fit, best, rng)
     predicted = [curve.at(largest) + error for curve, error in zip(resampled, noise, strict=True)]
-    low, high = np.percentile(predicted, ENDS)
-    guess = ScoreEstimate(largest, smaller_fit.at(largest), float(low), float(high))
-    held = FitCheck(guess, float(np.mean(measured)))
+    low, high = map(float, np.percentile(predicted, ENDS))
+    score = float(np.mean(measured))
+    held = FitCheck(
+        rows=largest,
+        score=smaller_fit.at(largest),
+        low=low,
+        high=high,
+        measured=score,
+        inside=low <= score <= high,
+        width=high - low,
+    )
     curve = fit(cells, best=best)
     draws = tuple(_resampled_fits(cells, curve, best, rng))
-    return CurveReading(curve, held, draws, tuple(_problems(cells, curve, held)))
+    return CurveReading(curve, held, draws, tuple(_problems(cells, curve, inside=held.inside)))
 
 
 def fit(cells: Sequence[CurveCell], *, best: float) -> Curve:
@@ -216,7 +232,7 @@ def _resampled_fits(cells: Sequence[CurveCell], curve: Curve, best: float, rng: 
     return _fit_all(rows, expected + rng.choice(residuals, (DRAWS, len(cells))) / np.sqrt(rows), best)
 
 
-def _problems(cells: Sequence[CurveCell], curve: Curve, held: FitCheck) -> list[str]:
+def _problems(cells: Sequence[CurveCell], curve: Curve, *, inside: bool) -> list[str]:
     """Return the reasons against extrapolating the curve."""
     problems = []
     rows = sorted({cell.rows for cell in cells})
@@ -226,6 +242,6 @@ def _problems(cells: Sequence[CurveCell], curve: Curve, held: FitCheck) -> list[
         problems.append(f"scores do not rise from {rows[0]:,} to {rows[-1]:,} rows by more than the seed noise")
     elif curve.shapeless:
         problems.append("the sizes do not determine the shape of the curve: its fitted power is at a bound")
-    if not held.inside:
+    if not inside:
         problems.append(f"the smaller sizes did not predict the score at {rows[-1]:,} rows")
     return problems

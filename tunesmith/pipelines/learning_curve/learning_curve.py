@@ -1,4 +1,4 @@
-"""The same recipe on more and more of its rows: a learning curve, and what it says of rows that are not there yet."""
+"""`tunesmith learning-curve`: tune on growing parts of the rows, and extrapolate the score to more rows."""
 
 from __future__ import annotations
 
@@ -28,190 +28,213 @@ from tunesmith.pipelines.learning_curve.fit_curve import (
     SEEDS,
     SIZES,
     CurveCell,
-    CurveReading,
-    ScoreEstimate,
     read_curve,
     sizes_of,
 )
-from tunesmith.pipelines.learning_curve.report import (
-    Expected,
-    FitCheck,
-    LearningCurveReport,
-    Size,
-    Target,
-    page,
-    sentence,
-)
+from tunesmith.pipelines.learning_curve.report import LearningCurveReport, Size, Target, page, sentence
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.prepare import TrainingContext, prepare
-from tunesmith.training.run_folder import RunFolder, exclusive_lock, open_run
+from tunesmith.training.run_folder import exclusive_lock, open_run
 from tunesmith.training.train import train
 
 NEED = "need.run.json"
-# Few rows may be passed over more often, as `init` would have it, so that small sizes are not small in steps too.
+# Few rows get more passes, as `init` proposes, so that small sizes do not also have few steps.
 MOST_EPOCHS = 5.0
-# The highest score there can be, losses with their sign turned; shares end at 1, and a reward ends nowhere.
+# Highest possible scores where they are not 1; losses with their sign inverted. A reward is unbounded.
 BEST = {"chrf": 100.0, "perplexity": -1.0, "reward": math.inf}
-POINTS = 40
+POINTS = 40  # of the plotted curve
 
 
 @dataclass(frozen=True, slots=True)
 class LearningCurveOptions:
-    """What is asked of the curve; without `rows`: twice and four times as many as there are."""
+    """What to predict, and the time for it."""
 
-    rows: tuple[int, ...] = ()
-    target: float | None = None
-    minutes: float | None = None
+    rows: tuple[int, ...] = ()  # numbers of training rows; empty: twice and four times the available ones
+    target: float | None = None  # score whose rows are wanted
+    minutes: float | None = None  # time budget; None: no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The direction of a metric and its bound."""
+
+    sign: float  # 1 if higher is better, -1 if lower is better
+    best: float  # highest possible value of sign * score
+
+    @classmethod
+    def of(cls, metric: str) -> Scale:
+        """Return the scale of a metric."""
+        sign = -1.0 if lower_is_better(metric) else 1.0
+        return cls(sign, BEST.get(metric, 0.0 if sign < 0 else 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetedSize:
+    """The largest training size that fits into a time budget, as stored in the run folder."""
+
+    largest: int  # training rows
+    minutes: float
 
 
 @dataclass(slots=True)
 class LearningCurveRun:
-    """The cells of one learning curve: sizes and seeds over the same frozen test rows."""
+    """The training runs of one learning curve, all evaluated on the same test rows."""
 
-    prepared: TrainingContext
-    yardstick: Evaluator[Any]
+    context: TrainingContext
+    evaluator: Evaluator[Any]
     folder: Path
     callbacks: Callbacks
     offline: bool
 
-    def cell(self, rows: int, seed: int) -> tuple[CurveCell, float]:
-        """What a model scores that was tuned on so many rows, and the seconds that took; kept once it is known."""
-        kept = self.folder / "cells" / f"{rows}-{seed}.json"
-        if kept.exists():
-            page = read_page(kept, dict[str, float])
-            return CurveCell(rows, seed, page["score"]), page["seconds"]
+    def cell(self, rows: int, seed: int) -> CurveCell:
+        """Return the score of a model tuned on a subsample; each cell is trained once and stored.
+
+        Args:
+            rows: training rows.
+            seed: selects the subsample; added to the seed of the recipe.
+        """
+        file = self.folder / "cells" / f"{rows}-{seed}.json"
+        if file.exists():
+            return read_page(file, CurveCell)
         self.callbacks.on_event(StageStarted(f"{rows} rows, seed {seed}"))
         began = time.perf_counter()
-        work = kept.with_suffix("")
+        work = file.with_suffix("")
         work.mkdir(parents=True, exist_ok=True)
-        dealt = self._dealt(rows, seed)
-        policy = train(dealt, work, callbacks=self.callbacks).policy
-        model = LocalModel(policy, dealt.template, dealt.recipe.objective, dealt.recipe.data.max_tokens)
-        score = self.yardstick.score(self.yardstick.predict(model), name="need")[0].score
-        seconds = time.perf_counter() - began
-        write_whole(kept, json.dumps({"rows": rows, "seed": seed, "score": score, "seconds": seconds}))
-        shutil.rmtree(work)
-        return CurveCell(rows, seed, score), seconds
-
-    def _dealt(self, rows: int, seed: int) -> TrainingContext:
-        """The recipe over so many of its training rows, on a base of its own: techniques change what they are given."""
-        recipe, everything = self.prepared.recipe, self.prepared.train
+        recipe, everything = self.context.recipe, self.context.train
         chosen = random.Random(f"{recipe.seed}/{seed}/need").sample(range(len(everything)), rows)
         epochs = epochs_at(rows, len(everything), recipe.schedule.epochs)
         schedule = recipe.schedule.model_copy(update={"epochs": epochs, "probe": False})
-        options = LoadOptions("float32", self.prepared.machine.device, recipe.technique.load_options().quantize)
-        return replace(
-            self.prepared,
+        options = LoadOptions("float32", self.context.machine.device, recipe.technique.load_options().quantize)
+        context = replace(
+            self.context,
             recipe=recipe.model_copy(update={"seed": recipe.seed + seed, "schedule": schedule, "track": []}),
-            base=load_base(recipe.model, options=options, offline=self.offline),
+            base=load_base(recipe.model, options=options, offline=self.offline),  # techniques modify their base
             train=[everything[i] for i in chosen],
         )
+        policy = train(context, work, callbacks=self.callbacks).policy
+        model = LocalModel(policy, context.template, context.recipe.objective, context.recipe.data.max_tokens)
+        score = self.evaluator.score(self.evaluator.predict(model), name="need")[0].score
+        cell = CurveCell(rows, seed, score, time.perf_counter() - began)
+        write_whole(file, json.dumps(asdict(cell)))
+        shutil.rmtree(work)
+        return cell
 
 
 def need(
     recipe: Recipe,
-    question: LearningCurveOptions,
+    options: LearningCurveOptions,
     *,
     out: Path | None = None,
     callbacks: Callbacks,
     offline: bool = False,
 ) -> tuple[Path, LearningCurveReport]:
-    """What more rows would buy, and the folder where it is written; what is there of an earlier call is not run again.
+    """Measure the learning curve of a recipe and extrapolate it; stored cells are reused.
 
-    Raises the errors of `prepare`, RecipeError for what may not be asked, Refused where rows or minutes are too few.
+    Args:
+        recipe: the recipe; its technique, schedule and test rows are used for every size.
+        options: what to predict, and the time budget.
+        out: folder of the curve; by default `runs/need-NAME`.
+        callbacks: receive progress events, and stop within a run.
+        offline: do not access the network.
+
+    Returns:
+        The folder and the report.
+
+    Raises:
+        RecipeError: the options or the recipe cannot work.
+        Refused: too few rows or minutes.
+        TunesmithError: rows or models cannot be read.
     """
     folder = open_run(recipe, out, prefix="need-", file=NEED)
     with exclusive_lock(folder.path):
-        folder = open_run(recipe, folder.path, file=NEED)  # as a process left it that was at work until now
-        return folder.path, _needed(recipe, question, folder, callbacks, offline=offline)
-
-
-def _needed(
-    recipe: Recipe, question: LearningCurveOptions, folder: RunFolder, callbacks: Callbacks, *, offline: bool
-) -> LearningCurveReport:
-    """The answer, and its files in the folder."""
-    prepared = prepare(_pinned(recipe, folder), on_event=callbacks.on_event, offline=offline)
-    _check(question, prepared, len(prepared.train))
-    on, base = prepared.machine, prepared.base.fingerprint
-    folder.check_base(recipe.model, base)
-    folder.begin({"machine": {"device": on.device, "dtype": on.dtype, "threads": on.threads}, "base": base})
-    ladder = LearningCurveRun(prepared, evaluator_for(EvalSet.of(prepared)), folder.path, callbacks, offline)
-    sizes, notes = _sizes(ladder, question.minutes)
-    cells, seconds = _run(ladder, sizes)
-    if prepared.recipe.replay.share:
-        notes.append("replay is left out of these runs: only the rows of the recipe's own file are counted")
-    found = _answer(ladder, question, cells, notes=notes, seconds=seconds)
-    write_whole(folder.path / "need.json", found.model_dump_json(indent=1))
-    write_whole(folder.path / "need.html", page(found))
-    return found
+        folder = open_run(recipe, folder.path, file=NEED)  # read again: another process may have written it meanwhile
+        if folder.begun:  # all cells run on the machine of the first one
+            recipe = recipe.model_copy(update={"machine": type(recipe.machine)(**folder.page()["machine"])})
+        context = prepare(recipe, on_event=callbacks.on_event, offline=offline)
+        _check(options, context)
+        machine, fingerprint = context.machine, context.base.fingerprint
+        folder.check_base(recipe.model, fingerprint)
+        pinned = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
+        folder.begin({"machine": pinned, "base": fingerprint})
+        run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder.path, callbacks, offline)
+        sizes, notes = _sizes(run, options.minutes)
+        cells = [run.cell(rows, seed) for rows in sizes for seed in range(SEEDS)]
+        if context.recipe.replay.share:
+            notes.append("replay is left out of these runs: only the rows of the recipe's own file are counted")
+        report = _build_report(context, options, cells, notes=notes)
+        write_whole(folder.path / "need.json", report.model_dump_json(indent=1))
+        write_whole(folder.path / "need.html", page(report))
+    return folder.path, report
 
 
 def epochs_at(rows: int, all_rows: int, epochs: float) -> float:
-    """Passes over so many rows: as many steps as all rows take, but no more than MOST_EPOCHS or the recipe's own."""
+    """Return the passes over a subsample: as many steps as all rows take, at most MOST_EPOCHS or those of the recipe.
+
+    Args:
+        rows: training rows of the subsample.
+        all_rows: available training rows.
+        epochs: passes of the recipe.
+    """
     return max(epochs, min(MOST_EPOCHS, epochs * all_rows / rows))
 
 
-def _pinned(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """The recipe on the machine that the first cells ran on."""
-    if not folder.begun:
-        return recipe
-    return recipe.model_copy(update={"machine": type(recipe.machine)(**folder.page()["machine"])})
-
-
-def _check(question: LearningCurveOptions, prepared: TrainingContext, available: int) -> None:
-    """Raise for what no curve can tell."""
-    if len(prepared.tasks) > 1:
-        cure = f"nearest that works: a recipe of {min(prepared.tasks)}"
-        raise RecipeError(f"need: {len(prepared.tasks)} tasks have no one curve; {cure}")
-    if prepared.recipe.objective.kind == "domain" and prepared.base.family == "encoder":
-        raise RecipeError("need: an encoder's hidden words are not scored here; nearest that works: a decoder")
+def _check(options: LearningCurveOptions, context: TrainingContext) -> None:
+    """Raise for recipes and options that a learning curve cannot answer."""
+    available, metric = len(context.train), context.recipe.objective.metric
+    if len(context.tasks) > 1:
+        fix = f"nearest that works: a recipe of {min(context.tasks)}"
+        raise RecipeError(f"learning-curve: {len(context.tasks)} tasks have no common curve; {fix}")
+    if context.recipe.objective.produces == "likelihood" and context.base.family == "encoder":
+        raise RecipeError("learning-curve: masked words of an encoder have no score; nearest that works: a decoder")
     if available < 4 * FEWEST_ROWS:
-        raise Refused(
-            f"{prepared.recipe.data.train}: {available} training rows show no curve; collect {4 * FEWEST_ROWS} first"
-        )
-    metric, target = prepared.recipe.objective.metric, question.target
-    sign, best = _best(metric)
+        expected = f"expected {4 * FEWEST_ROWS} or more training rows, got {available}"
+        raise Refused(f"{context.recipe.data.train}: {expected}; collect more")
+    scale, target = Scale.of(metric), options.target
     if target is not None and not math.isfinite(target):
-        raise RecipeError(f"--target: {target} is no score; give a number")
-    if target is not None and sign * target > best:
-        raise RecipeError(f"--target: the best {metric} there is is {sign * best:g}, not {target:g}; ask for that")
+        raise RecipeError(f"--target: expected a number, got {target}; give a score")
+    if target is not None and scale.sign * target > scale.best:
+        best = f"{scale.sign * scale.best:g}"
+        raise RecipeError(f"--target: the best possible {metric} is {best}, got {target:g}; give {best} at the best")
     fewest, most = sizes_of(available)[0], FARTHEST * available
-    for rows in question.rows:
+    for rows in options.rows:
         if rows < fewest:
-            raise RecipeError(f"--rows: {rows:,} is fewer than the {fewest:,} that are measured first; ask for more")
+            raise RecipeError(
+                f"--rows: expected {fewest:,} or more, the smallest measured size, got {rows:,}; give more"
+            )
         if rows > most:
-            there = f"{FARTHEST:g} times the {available:,} training rows there are, where any curve is right"
-            raise RecipeError(f"--rows: {rows:,} is more than {there}; ask for fewer")
+            limit = f"{FARTHEST:g} times the {available:,} training rows, the limit of the extrapolation"
+            raise RecipeError(f"--rows: expected at most {limit}, got {rows:,}; give fewer")
 
 
-def _sizes(ladder: LearningCurveRun, minutes: float | None) -> tuple[list[int], list[str]]:
-    """The sizes to measure, and what the bound on minutes cost; chosen once, after the smallest cell was timed."""
-    available = len(ladder.prepared.train)
+def _sizes(run: LearningCurveRun, minutes: float | None) -> tuple[list[int], list[str]]:
+    """Return the training sizes, and notes; with a time budget they are chosen once, after timing the smallest cell."""
+    available = len(run.context.train)
     sizes = sizes_of(available)
     if minutes is None:
         return sizes, []
-    kept = ladder.folder / "sizes.json"
-    known = read_page(kept, dict[str, Any]) if kept.exists() else {}
-    if known.get("minutes") == minutes:
-        largest = known["largest"]
+    file = run.folder / "sizes.json"
+    known = read_page(file, BudgetedSize) if file.exists() else None
+    if known is not None and known.minutes == minutes:
+        largest = known.largest
     else:
-        _, seconds = ladder.cell(sizes[0], 0)
-        largest = _largest(sizes[0], available, seconds / (60 * minutes), ladder.prepared.recipe.schedule.epochs)
-        write_whole(kept, json.dumps({"largest": largest, "minutes": minutes}))
-    if largest < available:
-        wider = math.sqrt(available / largest)
-        note = (
-            f"held to {minutes:g} minutes: the largest size is {largest:,} of {available:,} training rows, so nothing "
-            f"is said beyond {FARTHEST * largest:,.0f} rows, and intervals are about {wider:.1f} times as wide"
-        )
-        return sizes_of(largest, smallest=sizes[0]), [note]
-    return sizes, []
+        seconds = run.cell(sizes[0], 0).seconds
+        largest = _largest(sizes[0], available, seconds / (60 * minutes), run.context.recipe.schedule.epochs)
+        write_whole(file, json.dumps(asdict(BudgetedSize(largest, minutes))))
+    if largest >= available:
+        return sizes, []
+    wider = math.sqrt(available / largest)
+    note = (
+        f"limited to {minutes:g} minutes: the largest size is {largest:,} of {available:,} training rows, so "
+        f"predictions end at {FARTHEST * largest:,.0f} rows, and intervals are about {wider:.1f} times as wide"
+    )
+    return sizes_of(largest, smallest=sizes[0]), [note]
 
 
 def _largest(smallest: int, available: int, share: float, epochs: float) -> int:
-    """The largest size whose ladder fits, a cell of the smallest taking this share of the time there is.
+    """Return the largest size whose curve fits into the budget; a cell of the smallest size takes `share` of it.
 
-    A cell's time is taken to grow with the rows it passes over; what scoring takes does not grow, so this is safe.
+    The time of a cell is assumed to grow with rows times epochs. The time of its evaluation does not, so this is an
+    upper bound. Raises Refused if no curve fits.
     """
     per_row = share / (smallest * epochs_at(smallest, available, epochs))
     for largest in sorted({round(available * 0.95**i) for i in range(120)}, reverse=True):
@@ -221,43 +244,37 @@ def _largest(smallest: int, available: int, share: float, epochs: float) -> int:
         passed = SEEDS * sum(rows * epochs_at(rows, available, epochs) for rows in sizes)
         if passed * per_row <= 1:
             return largest
-    takes = SEEDS * SIZES * share
+    factor = SEEDS * SIZES * share
     raise Refused(
-        f"--minutes: five sizes of three seeds take {takes:.1f} times as long at the least; give so much more "
-        "(what was measured is kept)"
+        f"--minutes: {SIZES} sizes of {SEEDS} seeds take at least {factor:.1f} times as long; raise it "
+        "(finished cells are kept)"
     )
 
 
-def _run(ladder: LearningCurveRun, sizes: Sequence[int]) -> tuple[list[CurveCell], float]:
-    """Every cell, the small ones first, and the seconds they took together."""
-    cells, seconds = [], 0.0
-    for rows in sizes:
-        for seed in range(SEEDS):
-            cell, took = ladder.cell(rows, seed)
-            cells.append(cell)
-            seconds += took
-    return cells, seconds
-
-
-def _answer(
-    ladder: LearningCurveRun,
-    question: LearningCurveOptions,
-    cells: Sequence[CurveCell],
-    *,
-    notes: list[str],
-    seconds: float,
+def _build_report(
+    context: TrainingContext, options: LearningCurveOptions, cells: Sequence[CurveCell], *, notes: list[str]
 ) -> LearningCurveReport:
-    """The page of a measured ladder."""
-    recipe = ladder.prepared.recipe
+    """Fit the curve and build the report; without predictions if the fit is bad."""
+    recipe = context.recipe
     metric = recipe.objective.metric
-    sign, best = _best(metric)
+    scale = Scale.of(metric)
+    sign, best = scale.sign, scale.best
     reading = read_curve([replace(cell, score=sign * cell.score) for cell in cells], best=best)
-    largest = max(cell.rows for cell in cells)
-    asked = [rows for rows in question.rows or (2 * largest, round(FARTHEST * largest)) if rows <= FARTHEST * largest]
-    held = _expected(reading.held.guess, sign)
-    measured = sign * reading.held.measured
-    may = not reading.problems
-    found = LearningCurveReport(
+    sizes = sorted({cell.rows for cell in cells})
+    scores = {rows: [cell.score for cell in cells if cell.rows == rows] for rows in sizes}
+    largest = sizes[-1]
+    good = not reading.problems
+    wanted = options.rows or (2 * largest, round(FARTHEST * largest))
+    predicted = [rows for rows in wanted if rows <= FARTHEST * largest] if good else []
+    plotted = np.geomspace(sizes[0], max([largest, *predicted]), POINTS)
+    target = None
+    if options.target is not None and good:
+        target = Target(
+            score=options.target,
+            rows=reading.rows_for(sign * options.target, sizes[0], round(FARTHEST * largest)),
+            out_of_reach=sign * options.target > reading.ceiling.high,
+        )
+    report = LearningCurveReport(
         data=Path(recipe.data.train).name,
         model=recipe.model,
         objective=recipe.objective.kind,
@@ -265,56 +282,18 @@ def _answer(
         metric=metric,
         lower_is_better=sign < 0,
         share=best == 1.0,
-        train_rows=len(ladder.prepared.train),
-        test_rows=len(ladder.prepared.test),
-        sizes=_measured(cells),
+        train_rows=len(context.train),
+        test_rows=len(context.test),
+        sizes=[Size(rows=rows, scores=scores[rows], mean=float(np.mean(scores[rows]))) for rows in sizes],
         power_law={**asdict(reading.curve), "ceiling": sign * reading.curve.ceiling},
-        held_out=FitCheck(
-            **held.model_dump(), measured=measured, inside=reading.held.inside, width=held.high - held.low
-        ),
-        expected=[_expected(reading.guess(rows), sign) for rows in asked] if may else [],
-        curve=_drawn(reading, cells, sign, asked if may else ()),
-        # A ceiling that is the best score there is was set by that score, not by these sizes.
-        ceiling=_expected(reading.ceiling, sign) if may and reading.curve.ceiling < best else None,
-        target=_target(reading, question.target, cells, sign) if may else None,
+        held_out=reading.held.with_sign(sign),
+        expected=[reading.guess(rows).with_sign(sign) for rows in predicted],
+        curve=[reading.guess(round(float(rows))).with_sign(sign) for rows in plotted],
+        # A ceiling at the best possible score follows from that bound, not from the measured sizes.
+        ceiling=reading.ceiling.with_sign(sign) if good and reading.curve.ceiling < best else None,
+        target=target,
         faults=list(reading.problems),
         notes=notes,
-        seconds=seconds,
+        seconds=sum(cell.seconds for cell in cells),
     )
-    return found.model_copy(update={"sentence": sentence(found)})
-
-
-def _best(metric: str) -> tuple[float, float]:
-    """1 where more is better, -1 where less is; and the best score there is, times that."""
-    sign = -1.0 if lower_is_better(metric) else 1.0
-    return sign, BEST.get(metric, 0.0 if sign < 0 else 1.0)
-
-
-def _measured(cells: Sequence[CurveCell]) -> list[Size]:
-    sizes = sorted({cell.rows for cell in cells})
-    scores = {rows: [cell.score for cell in cells if cell.rows == rows] for rows in sizes}
-    return [Size(rows=rows, scores=scores[rows], mean=float(np.mean(scores[rows]))) for rows in sizes]
-
-
-def _expected(guess: ScoreEstimate, sign: float) -> Expected:
-    """A guess with its sign turned back, the smaller bound first."""
-    low, high = sorted((sign * guess.low, sign * guess.high))
-    return Expected(rows=guess.rows, score=sign * guess.score, low=low, high=high)
-
-
-def _drawn(reading: CurveReading, cells: Sequence[CurveCell], sign: float, asked: Sequence[int]) -> list[Expected]:
-    """The line of the plot, from the smallest size to the farthest that is foretold."""
-    rows = [*(cell.rows for cell in cells), *asked]
-    return [_expected(reading.guess(round(float(n))), sign) for n in np.geomspace(min(rows), max(rows), POINTS)]
-
-
-def _target(reading: CurveReading, target: float | None, cells: Sequence[CurveCell], sign: float) -> Target | None:
-    """How many rows a score takes."""
-    if target is None:
-        return None
-    rows = [cell.rows for cell in cells]
-    return Target(
-        score=target,
-        rows=reading.rows_for(sign * target, min(rows), round(FARTHEST * max(rows))),
-        out_of_reach=sign * target > reading.ceiling.high,
-    )
+    return report.model_copy(update={"sentence": sentence(report)})

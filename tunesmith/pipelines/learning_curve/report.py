@@ -1,4 +1,4 @@
-"""How much more data: the shape of the answer, its one sentence, and its page."""
+"""Schema, sentence and page of `tunesmith learning-curve`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.pipelines.learning_curve.fit_curve import FARTHEST
+from tunesmith.pipelines.learning_curve.fit_curve import FARTHEST, FitCheck, ScoreEstimate
 from tunesmith.report.formatting import count, figure, metric_name
 from tunesmith.report.html import environment
 from tunesmith.report.plots import learning_curve_plot
@@ -17,40 +17,23 @@ class _Part(BaseModel):
 
 
 class Size(_Part):
-    """What was measured with so many training rows: a score for each seed."""
+    """The scores of one training size."""
 
-    rows: int
-    scores: list[float]
+    rows: int  # training rows
+    scores: list[float]  # one per seed
     mean: float
 
 
-class Expected(_Part):
-    """A score to expect with so many rows, and its 95 % interval."""
-
-    rows: int
-    score: float
-    low: float
-    high: float
-
-
-class FitCheck(Expected):
-    """The largest size as the smaller ones foretold it, and as it was measured."""
-
-    measured: float
-    inside: bool
-    width: float
-
-
 class Target(_Part):
-    """A score that was asked for, and how many rows it takes; None: more than may be asked, or no number of them."""
+    """The rows that a requested score takes."""
 
     score: float
-    rows: int | None
-    out_of_reach: bool
+    rows: int | None  # None: more rows than the curve can be extrapolated to, or not reachable
+    out_of_reach: bool  # the score is above the interval of the ceiling
 
 
 class LearningCurveReport(_Part):
-    """What more rows would buy. `faults` says why nothing is foretold; then there are no `expected`."""
+    """The measured learning curve and its extrapolation."""
 
     data: str
     model: str
@@ -58,73 +41,67 @@ class LearningCurveReport(_Part):
     technique: str
     metric: str
     lower_is_better: bool
-    share: bool  # a fraction that people read in percent
+    share: bool  # the score is a fraction, printed in percent
     train_rows: int
     test_rows: int
     sizes: list[Size]
-    power_law: dict[str, float]
+    power_law: dict[str, float]  # ceiling, drop and power
     held_out: FitCheck
-    expected: list[Expected]
-    curve: list[Expected]  # what the plot draws
-    ceiling: Expected | None
+    expected: list[ScoreEstimate]  # for the requested rows; empty if there are faults
+    curve: list[ScoreEstimate]  # points of the plot
+    ceiling: ScoreEstimate | None
     target: Target | None
-    faults: list[str]
+    faults: list[str]  # reasons against extrapolation
     notes: list[str]
     seconds: float
     sentence: str = ""
 
 
 def schema() -> str:
-    """The JSON schema of `need --json`."""
+    """Return the JSON schema of `learning-curve --json`."""
     return json.dumps(LearningCurveReport.model_json_schema(), indent=1)
 
 
-def summary(need: LearningCurveReport, score: float) -> str:
-    """A score as people read it."""
-    return f"{100 * score:.1f}" if need.share else figure(score)
+def summary(curve: LearningCurveReport, score: float) -> str:
+    """Format a score: in percent if it is a fraction."""
+    return f"{100 * score:.1f}" if curve.share else figure(score)
 
 
-def sentence(need: LearningCurveReport) -> str:
-    """The whole answer in one line."""
-    # Of documents windows are learned and drawn: a small size has fewer of them, not fewer documents.
-    last, rows = need.sizes[-1], "windows of documents" if need.objective == "domain" else "rows"
-    name = metric_name(need.metric) + (" (%)" if need.share else "")
-    line = f"at {count(last.rows)} {rows} {name} {summary(need, last.mean)}"
-    if need.faults:
-        return f"{line}; more {rows} are not foretold: {'; '.join(need.faults)}"
-    line += "".join(
-        f"; with {count(one.rows)} {rows} {summary(need, one.score)} "
-        f"({summary(need, one.low)} to {summary(need, one.high)})"
-        for one in need.expected
-    )
-    if need.target is None:
+def sentence(curve: LearningCurveReport) -> str:
+    """Return the result in one sentence."""
+    # Documents are split into windows, which are the training rows: a small size has fewer windows, not documents.
+    rows = "windows of documents" if curve.objective == "domain" else "rows"
+    last = curve.sizes[-1]
+    name = metric_name(curve.metric) + (" (%)" if curve.share else "")
+    line = f"at {count(last.rows)} {rows} {name} {summary(curve, last.mean)}"
+    if curve.faults:
+        return f"{line}; no prediction for more {rows}: {'; '.join(curve.faults)}"
+    for estimate in curve.expected:
+        interval = f"{summary(curve, estimate.low)} to {summary(curve, estimate.high)}"
+        line += f"; with {count(estimate.rows)} {rows} {summary(curve, estimate.score)} ({interval})"
+    target = curve.target
+    if target is None:
         return line
-    wanted = summary(need, need.target.score)
-    if need.target.rows == need.sizes[0].rows:
-        return f"{line}; {wanted} is reached with the {count(need.target.rows)} {rows} that are the fewest tried"
-    if need.target.rows is not None:
-        return f"{line}; {wanted} takes about {count(need.target.rows)} {rows} like these"
-    reach = f"is out of reach of more {rows} like these" if need.target.out_of_reach else _beyond(last.rows, rows)
-    return f"{line}; {wanted} {reach}"
+    if target.rows == curve.sizes[0].rows:
+        reach = f"is reached with {count(target.rows)} {rows}, the smallest size"
+    elif target.rows is not None:
+        reach = f"takes about {count(target.rows)} {rows} like these"
+    elif target.out_of_reach:
+        reach = f"is out of reach of more {rows} like these"
+    else:
+        reach = f"takes more than {count(FARTHEST * last.rows)} {rows}, the limit of the extrapolation"
+    return f"{line}; {summary(curve, target.score)} {reach}"
 
 
-def _beyond(largest: int, rows: str) -> str:
-    return f"takes more than {count(FARTHEST * largest)} {rows}, which is as far as this curve may be asked"
-
-
-def page(need: LearningCurveReport) -> str:
-    """The page; everything that came from files is escaped."""
-    template = environment().get_template("need.html.jinja")
-    return template.render(n=need, said=lambda score: summary(need, score), plot=learning_curve_plot(need_points(need)))
-
-
-def need_points(need: LearningCurveReport) -> dict[str, list[tuple[float, ...]]]:
-    """What the plot shows: every seed, the means, the fitted line with its band, and the test of the fit."""
-    scale = 100.0 if need.share else 1.0
-    held = need.held_out
-    return {
-        "seeds": [(one.rows, scale * score) for one in need.sizes for score in one.scores],
-        "means": [(one.rows, scale * one.mean) for one in need.sizes],
-        "line": [(one.rows, scale * one.score, scale * one.low, scale * one.high) for one in need.curve],
+def page(curve: LearningCurveReport) -> str:
+    """Return the HTML page; text from files is escaped."""
+    scale = 100.0 if curve.share else 1.0
+    held = curve.held_out
+    points: dict[str, list[tuple[float, ...]]] = {
+        "seeds": [(size.rows, scale * score) for size in curve.sizes for score in size.scores],
+        "means": [(size.rows, scale * size.mean) for size in curve.sizes],
+        "line": [(at.rows, scale * at.score, scale * at.low, scale * at.high) for at in curve.curve],
         "held": [(held.rows, scale * held.score, scale * held.low, scale * held.high)],
     }
+    template = environment().get_template("need.html.jinja")
+    return template.render(n=curve, said=lambda score: summary(curve, score), plot=learning_curve_plot(points))
