@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command, write_rows
-from tunesmith.web.server import Address, ServeError, kept_token, listen, need_libraries, url
+from tunesmith.web.server import Address, ServeError, listen, need_libraries, stored_token, url
 
 
 def test_labels_in_the_file_are_exported_with_the_rows_they_stand_on(command: Command, tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_an_address_that_is_none_is_refused(address: Address, cure: str) -> None
 
 def test_loopback_needs_no_token_and_elsewhere_it_is_kept_for_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "rows.labels.token"
-    assert kept_token(Address("127.0.0.1"), path) == ""
+    assert stored_token(Address("127.0.0.1"), path) == ""
     assert not path.exists()
-    token = kept_token(Address("0.0.0.0"), path)
+    token = stored_token(Address("0.0.0.0"), path)
     assert len(token) >= 32
-    assert kept_token(Address("0.0.0.0"), path) == token  # the address that people have still works
+    assert stored_token(Address("0.0.0.0"), path) == token  # the address that people have still works
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

@@ -193,7 +193,7 @@ def test_a_body_that_does_not_come_is_given_up(server: Served, monkeypatch: pyte
     from tunesmith.web.openai.app import POLICY
     from tunesmith.web.security import Guard, RequestPolicy
 
-    manner = RequestPolicy(own_header=False, seconds=0.1, refuses=POLICY.refuses)
+    policy = RequestPolicy(own_header=False, seconds=0.1, refuses=POLICY.refuses)
     sent: list[Any] = []
 
     async def never() -> Any:
@@ -211,7 +211,7 @@ def test_a_body_that_does_not_come_is_given_up(server: Served, monkeypatch: pyte
         "path": CHAT,
         "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"9")],
     }
-    await_here(Guard(app, manner=manner)(scope, never, send_out))
+    await_here(Guard(app, policy=policy)(scope, never, send_out))
     assert sent[0]["status"] == 408
 
 

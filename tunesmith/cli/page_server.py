@@ -46,13 +46,13 @@ def add_place(parser: argparse.ArgumentParser, store: str) -> None:
 
 def stay(page: Page[W], args: argparse.Namespace, kept_in: Path) -> int:
     """Serve the page until a signal comes."""
-    from tunesmith.web.server import Address, kept_token, listen, need_libraries, serve, url
+    from tunesmith.web.server import Address, listen, need_libraries, serve, stored_token, url
 
     need_libraries()
     address = Address(args.host, args.port)
     with listen(address) as sock:
         work = page.make()
-        token = kept_token(address, kept_in.with_suffix(".token"))
+        token = stored_token(address, kept_in.with_suffix(".token"))
         page.say(work, url(sock, address, token))
         try:
             serve(page.app(work), sock, token=token)

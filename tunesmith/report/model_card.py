@@ -36,8 +36,20 @@ PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
 def card(run: RunData) -> str:
     """Render the model card as Markdown with YAML front matter. Text from files is escaped."""
     matter = yaml.safe_dump(front_matter(run), sort_keys=False, allow_unicode=True, width=100)
-    sections = (_title, _results, _tasks, _general_ability, _data, _usage, _limits, _reproduce)
-    return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, (section(run) for section in sections))) + "\n"
+    report = run.report
+    base = hub_id(report.model)
+    link = f"[{base}](https://huggingface.co/{base})" if base else code(Path(report.model).name)
+    training = report.training
+    trained = f"{count(training.trainable)} of {count(training.parameters)} parameters trained"
+    title = (
+        f"# {text(report.name)}\n\n"
+        f"{link}, tuned with Tunesmith on {code(run.data_name)}: "
+        f"objective `{report.objective}`, technique `{report.technique}` "
+        f"({trained}, {share(training.trainable / (training.parameters or 1))}).\n\n"
+        f"**{text(report.verdict)}**\n\n" + "\n".join(f"- {text(line)}" for line in in_short(report))
+    )
+    sections = (_results, _tasks, _general_ability, _data, _usage, _limits, _reproduce)
+    return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, [title, *(section(run) for section in sections)])) + "\n"
 
 
 def front_matter(run: RunData) -> dict[str, Any]:
@@ -71,21 +83,6 @@ def hub_id(model: str) -> str:
     if model in BUNDLED_MODELS:
         return BUNDLED_MODELS[model].hub_id
     return model if HUB_ID.fullmatch(model) and not Path(model).exists() and not model.endswith(".gguf") else ""
-
-
-def _title(run: RunData) -> str:
-    report = run.report
-    base = hub_id(report.model)
-    link = f"[{base}](https://huggingface.co/{base})" if base else code(Path(report.model).name)
-    training = report.training
-    trained = f"{count(training.trainable)} of {count(training.parameters)} parameters trained"
-    return (
-        f"# {text(report.name)}\n\n"
-        f"{link}, tuned with Tunesmith on {code(run.data_name)}: "
-        f"objective `{report.objective}`, technique `{report.technique}` "
-        f"({trained}, {share(training.trainable / (training.parameters or 1))}).\n\n"
-        f"**{text(report.verdict)}**\n\n" + "\n".join(f"- {text(line)}" for line in in_short(report))
-    )
 
 
 def _results(run: RunData) -> str:

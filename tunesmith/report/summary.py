@@ -37,8 +37,16 @@ def in_short(report: Report) -> list[str]:
             f"{share(style.auc_base)} of pairs, that of the tuned model in {share(style.auc_tuned)}. "
             "At 50 % it guesses."
         )
-    if report.preference_diagnostics is not None:
-        lines += _preferences(report.preference_diagnostics)
+    preferences = report.preference_diagnostics or PreferenceDiagnostics()
+    if preferences.chosen_logprob is not None:
+        before, after = map(figure, preferences.chosen_logprob)
+        lines.append(f"The mean log-probability of the chosen answers changes from {before} to {after} nats per token.")
+    if preferences.length_bias is not None:
+        before, after = map(figure, preferences.length_bias)
+        lines.append(
+            "The correlation between the score margin of a pair and its difference in length changes from "
+            f"r = {before} to r = {after}."
+        )
     return [*lines, *(f"Warning: {text}" + "." * (not text.endswith("?")) for text in report.warnings)]
 
 
@@ -68,17 +76,3 @@ def _general_ability(retention: Retention | None) -> str:
         f"{line} Of {count(retention.probe_n)} general questions, {retention.lost} became wrong and "
         f"{retention.won} became right. This change is {word}."
     )
-
-
-def _preferences(diagnostics: PreferenceDiagnostics) -> list[str]:
-    lines = []
-    if diagnostics.chosen_logprob is not None:
-        before, after = map(figure, diagnostics.chosen_logprob)
-        lines.append(f"The mean log-probability of the chosen answers changes from {before} to {after} nats per token.")
-    if diagnostics.length_bias is not None:
-        before, after = map(figure, diagnostics.length_bias)
-        lines.append(
-            "The correlation between the score margin of a pair and its difference in length changes from "
-            f"r = {before} to r = {after}."
-        )
-    return lines

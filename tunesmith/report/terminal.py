@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.evaluation.results import Retention
 from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.report.formatting import (
     bounds,
@@ -72,12 +71,21 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
 
 def costs(report: Report) -> list[Text]:
     """Return one line each for general ability, calibration and every warning."""
-    lines = [_retention(report.retention)]
+    lines = [Text("general ability: not measured", style="dim")]
+    if (retention := report.retention) is not None:
+        before = retention.general_nll_base
+        after = retention.general_nll_tuned
+        line = f"general ability: {figure(before)} → {figure(after)} nats per token ({signed(after - before)})"
+        if retention.probe_base is not None and retention.probe_tuned is not None:
+            line += f"; general questions {share(retention.probe_base)} → {share(retention.probe_tuned)} correct"
+            line += f", {retention.lost} lost, {retention.won} won"
+            line += "" if retention.p_value is None else f", {p_value(retention.p_value)}"
+        lines = [Text(line)]
     if (calibration := report.calibration) is not None:
         line = f"calibration error {figure(calibration.ece)} (no temperature was fitted)"
         if calibration.temperature is not None:
-            after = f"{figure(calibration.ece)} after temperature scaling"
-            line = f"calibration error {figure(calibration.ece_before)} ({after})"
+            scaled = f"{figure(calibration.ece)} after temperature scaling"
+            line = f"calibration error {figure(calibration.ece_before)} ({scaled})"
             if calibration.threshold is not None:
                 line += f"; accept above {share(calibration.threshold)} confidence"
                 line += f" for {share(calibration.target_accuracy)} accuracy (validation rows)"
@@ -124,19 +132,6 @@ def _baselines(report: Report) -> Table:
     if (tests := sum(arm.gain is not None for arm, _ in arms)) > 1:
         table.caption = Text(f"adjusted: by Holm's method for these {tests} tests", justify="left")
     return table
-
-
-def _retention(retention: Retention | None) -> Text:
-    if retention is None:
-        return Text("general ability: not measured", style="dim")
-    before = retention.general_nll_base
-    after = retention.general_nll_tuned
-    line = f"general ability: {figure(before)} → {figure(after)} nats per token ({signed(after - before)})"
-    if retention.probe_base is not None and retention.probe_tuned is not None:
-        line += f"; general questions {share(retention.probe_base)} → {share(retention.probe_tuned)} correct"
-        line += f", {retention.lost} lost, {retention.won} won"
-        line += "" if retention.p_value is None else f", {p_value(retention.p_value)}"
-    return Text(line)
 
 
 def _table(*columns: str) -> Table:

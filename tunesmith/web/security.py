@@ -72,11 +72,11 @@ class Guard:
     Args:
         app: the ASGI app.
         token: required in every request; empty on loopback, where every local process may connect.
-        manner: limits and format of rejections.
+        policy: limits and format of rejections.
     """
 
-    def __init__(self, app: App, *, token: str = "", manner: RequestPolicy = PAGE) -> None:
-        self._app, self._token, self._manner = app, token, manner
+    def __init__(self, app: App, *, token: str = "", policy: RequestPolicy = PAGE) -> None:
+        self._app, self._token, self._policy = app, token, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, forward or reject one request."""
@@ -95,11 +95,11 @@ class Guard:
             return
         refused = refused or self._token_of(headers)
         try:
-            body = b"" if refused is not None else await asyncio.wait_for(_read_body(receive), self._manner.seconds)
+            body = b"" if refused is not None else await asyncio.wait_for(_read_body(receive), self._policy.seconds)
         except TimeoutError:
-            refused = Refusal(408, f"request body: not received within {self._manner.seconds:.0f} s; send it faster")
+            refused = Refusal(408, f"request body: not received within {self._policy.seconds:.0f} s; send it faster")
         if refused is not None:
-            content = json.dumps(self._manner.refuses(refused)).encode()
+            content = json.dumps(self._policy.refuses(refused)).encode()
             await _answer(send, refused.status, content, [(b"content-type", b"application/json")])
             return
         await self._app(scope, _replay(body, receive), _with_headers(send))
@@ -120,7 +120,7 @@ class Guard:
             return None
         if site not in ("same-origin", "none"):
             return Refusal(403, "request origin: a page of another site; use the page of this server")
-        if self._manner.own_header and OWN_HEADER not in headers:
+        if self._policy.own_header and OWN_HEADER not in headers:
             return Refusal(403, f"request origin: not this page; programs must send the header {OWN_HEADER}: 1")
         if (
             scope["method"] != "DELETE"
@@ -131,7 +131,7 @@ class Guard:
 
     def _size(self, headers: Headers) -> Refusal | None:
         length = headers.get("content-length", "0")
-        most = self._manner.most_bytes
+        most = self._policy.most_bytes
         if "transfer-encoding" in headers or not length.isdigit() or int(length) > most:
             return Refusal(413, f"request body: more than {most} bytes, or no content-length; send less")
         return None

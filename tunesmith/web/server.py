@@ -74,7 +74,7 @@ def url(sock: socket.socket, address: Address, token: str = "") -> str:
     return f"http://{host}:{sock.getsockname()[1]}/" + (f"?token={token}" if token else "")
 
 
-def kept_token(address: Address, path: Path, *, option: str = "--store") -> str:
+def stored_token(address: Address, path: Path, *, option: str = "--store") -> str:
     """Return the token of an address, empty on loopback.
 
     The token is stored, so that printed addresses remain valid after a restart.
@@ -102,25 +102,25 @@ def kept_token(address: Address, path: Path, *, option: str = "--store") -> str:
     return token
 
 
-def serve(app: Any, sock: socket.socket, *, token: str = "", manner: RequestPolicy = PAGE, drain: int = 2) -> None:
+def serve(app: Any, sock: socket.socket, *, token: str = "", policy: RequestPolicy = PAGE, drain: int = 2) -> None:
     """Answer requests until a signal arrives, then finish running requests and raise the signal again.
 
     Args:
         app: ASGI app.
         sock: listening socket.
         token: required in requests, empty for none.
-        manner: limits of requests.
+        policy: limits of requests.
         drain: time limit for running requests, in seconds.
     """
-    server(app, token=token, manner=manner, drain=drain).run(sockets=[sock])
+    server(app, token=token, policy=policy, drain=drain).run(sockets=[sock])
 
 
-def server(app: Any, *, token: str = "", manner: RequestPolicy = PAGE, drain: int = 2) -> Any:
+def server(app: Any, *, token: str = "", policy: RequestPolicy = PAGE, drain: int = 2) -> Any:
     """Create a uvicorn server of the app behind its `Guard`; arguments as in `serve`."""
     import uvicorn
 
     config = uvicorn.Config(
-        Guard(app, token=token, manner=manner),
+        Guard(app, token=token, policy=policy),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -67,19 +67,19 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.inference.serving.traffic_split import Splits
     from tunesmith.web.openai.app import POLICY, Api
     from tunesmith.web.openai.metrics import Metrics
-    from tunesmith.web.server import Address, kept_token, listen, serve, url
+    from tunesmith.web.server import Address, listen, serve, stored_token, url
 
     splits = Splits(shares_of(args.split, sources))
     address = Address(args.host, args.port)
     with listen(address) as sock:
-        token = kept_token(address, args.token_file, option="--token-file")
+        token = stored_token(address, args.token_file, option="--token-file")
         engine = STARTS[kind](sources, limits, offline=args.offline)
         _say(engine, url(sock, address), token, args)
         shelf = engine.registry
         thumbs = Thumbs(lambda name: args.store or _room(folder_of(name, sources, shelf.get(name).version)) / FILE)
         app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs).app()
         try:
-            serve(app, sock, token=token, manner=POLICY, drain=DRAIN)
+            serve(app, sock, token=token, policy=POLICY, drain=DRAIN)
         finally:
             engine.close(DRAIN)
             thumbs.close()

@@ -113,7 +113,7 @@ class Api:
                 answer = _json(body, status)
                 if status >= 500 and not isinstance(error, Unwritten):
                     answer.headers["x-should-retry"] = "false"  # a retry would take as long again
-            self._metrics.answered(path, answer.status_code, time.perf_counter() - started)
+            self._metrics.count_request(path, answer.status_code, time.perf_counter() - started)
             return answer
 
         return answered

@@ -27,7 +27,7 @@ class Metrics:
             registry=self._registry,
         )
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
+    def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count one request.
 
         Args:
