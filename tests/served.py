@@ -140,7 +140,7 @@ def listening(
     app = Api(engine, splits=Splits(splits or {}), metrics=Metrics(), thumbs=thumbs).app()
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        running = server(app, token=token, manner=POLICY, drain=30)
+        running = server(app, token=token, policy=POLICY, drain=30)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
         thread.start()
         try:
