@@ -52,7 +52,7 @@ def test_an_encoder_without_a_head_is_the_users_mistake(command: Command, tiny_b
     done = command("evaluate", tiny_bert, "--data", rows, "--offline", "--json")
     assert done.code == 2
     assert json.loads(done.out)["error"]["kind"] == "RecipeError"
-    assert done.err.count("\n") == 1 + done.err.count("asking")
+    assert done.err.count("\n") == 1 + done.err.count("evaluating")
 
 
 def test_the_schema_needs_no_model(command: Command) -> None:

@@ -156,12 +156,17 @@ def _rater(items: Mapping[str, Item], mine: Sequence[Event], hits: Hits, others:
         share = f"{side.left:.0%}" if side.left is not None else ""
         reasons.append(f"chose the left answer in {share} of {side.votes} votes (p = {side.p_value:.1g})")
     seconds = [float(vote.body["seconds"]) for vote in mine if "seconds" in vote.body]
+    fast = []  # whether each timed vote was faster than its answers can be read
+    for vote in mine:
+        if "seconds" in vote.body and vote.item in items:
+            words = sum(len(answer.split()) for answer in items[vote.item].answers)
+            fast.append(float(vote.body["seconds"]) * WORDS_PER_SECOND < words)
     return Rater(
         rater=mine[0].rater,
         votes=len(mine),
         position=side,
         seconds=statistics.median(seconds) if seconds else None,
-        too_fast=_too_fast(items, mine),
+        too_fast=sum(fast) / len(fast) if fast else None,
         gold=control,
         compared=hits.n,
         agreed=hits.hits / hits.n if hits.n else None,
@@ -204,22 +209,10 @@ def _against_others(items: Mapping[str, Item], votes: Sequence[Event]) -> dict[s
             others = (counts - Counter([label])).most_common(2)
             if others and (len(others) < 2 or others[0][1] > others[1][1]):
                 pairs[rater].append((label, others[0][0]))
-    return {rater: _hits(both) for rater, both in pairs.items()}
-
-
-def _hits(both: Sequence[tuple[str, str]]) -> Hits:
-    """Count equal labels; their expected share by chance is that of Cohen's kappa."""
-    if not both:
-        return Hits(n=0, hits=0, chance=0.0)
-    own, other = (Counter(side) for side in zip(*both, strict=True))
-    chance = sum(own[label] * other[label] for label in own) / len(both) ** 2
-    return Hits(n=len(both), hits=sum(mine == theirs for mine, theirs in both), chance=chance)
-
-
-def _too_fast(items: Mapping[str, Item], votes: Sequence[Event]) -> float | None:
-    """Return the share of votes cast faster than the answers can be read."""
-    timed = [vote for vote in votes if "seconds" in vote.body and vote.item in items]
-    if not timed:
-        return None
-    words = {key: sum(len(answer.split()) for answer in items[key].answers) for key in {vote.item for vote in timed}}
-    return sum(float(vote.body["seconds"]) * WORDS_PER_SECOND < words[vote.item] for vote in timed) / len(timed)
+    compared = {}
+    for rater, both in pairs.items():
+        own, majority = Counter(label for label, _ in both), Counter(label for _, label in both)
+        # The expected share of equal labels by chance is that of Cohen's kappa.
+        chance = sum(own[label] * majority[label] for label in own) / len(both) ** 2 if both else 0.0
+        compared[rater] = Hits(n=len(both), hits=sum(mine == theirs for mine, theirs in both), chance=chance)
+    return compared

@@ -105,11 +105,12 @@ def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[I
     else:
         fix = "give prompt, chosen, rejected, or prompt, completion, label (true or false)"
         raise DataError(f"{file_of(rows)}: format {detected.name} contains no judgements; {fix}")
-    cast = [
-        _cast(row, item, label, name)
-        for (item, label), row in zip(judged, rows, strict=True)
-        for name in _raters(row, rater)
-    ]
+    cast = []
+    for (item, label), row in zip(judged, rows, strict=True):
+        several = row.fields.get("raters")
+        values = [*(several if isinstance(several, list) else [several]), row.fields.get("rater")]
+        names = dict.fromkeys(_name(value, row) for value in values if value)
+        cast += [_cast(row, item, label, name) for name in names or [rater]]
     return _merge_own_answers(cast)
 
 
@@ -188,12 +189,6 @@ def _cut(item: Item, **columns: int) -> dict[str, bool]:
 
 def _written(given: Sequence[Event]) -> Iterator[tuple[Event, str]]:
     return ((vote, str(vote.body["text"])) for vote in given if vote.body["label"] == OWN)
-
-
-def _raters(row: Row, default: str) -> list[str]:
-    several = row.fields.get("raters")
-    names = [*(several if isinstance(several, list) else [several]), row.fields.get("rater")]
-    return list(dict.fromkeys(_name(name, row) for name in names if name)) or [default]
 
 
 def _name(value: object, row: Row) -> str:

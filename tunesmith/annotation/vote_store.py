@@ -90,9 +90,16 @@ class VoteStore:
     """
 
     def __init__(self, path: Path, *, what: str, clock: Callable[[], float] = time.time) -> None:
-        self.path, self._clock, self._lock = path, clock, RLock()
+        self.path = path
+        self._clock = clock
+        self._lock = RLock()
         try:
-            _check_header(path)
+            if path.is_file():  # checked before SQLite, which treats a file of a few bytes as an empty database
+                with path.open("rb") as file:
+                    header = file.read(len(HEADER))
+                if header and header != HEADER:
+                    fix = "give one written by `tunesmith feedback` or `tunesmith label`"
+                    raise DataError(f"{path}: not a vote store; {fix}")
             self._db = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
             )
@@ -234,13 +241,3 @@ class VoteStore:
 
 def _damaged(path: Path, problem: str) -> str:
     return f"{path}: damaged vote store ({problem}); restore a backup or give another vote store"
-
-
-def _check_header(path: Path) -> None:
-    """Refuse other files before SQLite opens them: it treats a file of a few bytes as an empty database."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        header = file.read(len(HEADER))
-    if header and header != HEADER:
-        raise DataError(f"{path}: not a vote store; give one written by `tunesmith feedback` or `tunesmith label`")

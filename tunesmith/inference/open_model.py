@@ -196,9 +196,21 @@ def _vet(folder: Path, name: str) -> None:
 def _attach(found: ModelSource, base: Base) -> Policy:
     """Add the adapter to the base; raise ModelError if they do not match."""
     from peft import PeftModel
+    from safetensors import SafetensorError, safe_open
 
     assert found.folder is not None
-    _make_room(base, found.folder / WEIGHTS)
+    weights = found.folder / WEIGHTS
+    try:
+        with safe_open(weights, framework="pt") as opened:
+            shapes: Mapping[str, list[int]] = {k: opened.get_slice(k).get_shape() for k in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights}: not a whole safetensors file ({error}); download it again") from error
+    # Trainers that add tokens store the embedding in the adapter; the base gets its size.
+    embedding = base.network.get_input_embeddings()
+    name = next(name for name, module in base.network.named_modules() if module is embedding)
+    rows = {shape[0] for key, shape in shapes.items() if key.endswith(f"{name.rpartition('.')[2]}.weight")}
+    if rows and max(rows) != embedding.num_embeddings:
+        base.network.resize_token_embeddings(max(rows), mean_resizing=False)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -210,19 +222,3 @@ def _attach(found: ModelSource, base: Base) -> Policy:
     policy = Policy.over(base.network, family=base.family, reference=wrapped.disable_adapter)
     policy.adapter = wrapped
     return policy
-
-
-def _make_room(base: Base, file: Path) -> None:
-    """Resize the embedding of the base to the size stored in the adapter, for trainers that add tokens."""
-    from safetensors import SafetensorError, safe_open
-
-    embedding = base.network.get_input_embeddings()
-    name = next(name for name, module in base.network.named_modules() if module is embedding)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            shapes: Mapping[str, list[int]] = {k: opened.get_slice(k).get_shape() for k in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a whole safetensors file ({error}); download it again") from error
-    rows = {shape[0] for key, shape in shapes.items() if key.endswith(f"{name.rpartition('.')[2]}.weight")}
-    if rows and max(rows) != embedding.num_embeddings:
-        base.network.resize_token_embeddings(max(rows), mean_resizing=False)
