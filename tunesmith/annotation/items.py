@@ -60,7 +60,7 @@ class AnswerSide:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Items to judge, and the numbers of prompts without one."""
+    """Items to judge, and how many prompts have none."""
 
     items: list[Item]
     same: int  # prompts with two equal answers

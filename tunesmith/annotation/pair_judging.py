@@ -85,27 +85,29 @@ class PairSession:
             return (0,)
         return (1, 0) if _hash(rater, key) & 1 else (0, 1)
 
-    def vote(self, who: Who, key: str, said: PageChoice) -> None:
+    def vote(self, who: Who, key: str, choice: PageChoice) -> None:
         """Record a vote; it is on disk when this returns.
 
         Args:
             who: rater and browser tab.
             key: key of the item.
-            said: the choice.
+            choice: the choice on the page.
 
         Raises:
             DataError: the item is unknown, the choice does not apply to it, or the rater's own answer is invalid.
         """
         item = self.item(key)
         shown = self.shown(key, who.rater)
-        label = said.choice
+        label = choice.choice
         if len(shown) == 2 and label in (LEFT, RIGHT):
             label = (FIRST, SECOND)[shown[(LEFT, RIGHT).index(label)]]
         elif label not in item.labels or label in (FIRST, SECOND):
             raise DataError(f"vote: {label!r} is not a choice for this item; reload the page")
-        body = {"label": label, "left": shown[0], **said.took}
+        body = {"label": label, "left": shown[0], **choice.took}
         if label == OWN:
-            text = said.text.encode("utf-8", "replace").decode().strip()  # a cut paste may end in half a surrogate pair
+            text = (
+                choice.text.encode("utf-8", "replace").decode().strip()
+            )  # a cut paste may end in half a surrogate pair
             if not text:
                 raise DataError("your answer: empty; write it, or choose one of the answers")
             if len(text) > MAX_ANSWER_CHARS:

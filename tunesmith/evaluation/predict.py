@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from tunesmith.config import AnyObjective
 from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.inference.local_model import LocalModel
@@ -14,7 +15,6 @@ from tunesmith.metrics.baselines import linear_probe
 from tunesmith.metrics.task_scores import LABEL_BREAK, value
 from tunesmith.models.loading.load import Base
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify, Instruct
 from tunesmith.objectives.instruct import asked, reference
 
 # The answers of each baseline or control to all evaluation rows.
@@ -82,7 +82,7 @@ class BaseModelPrompter:
     base: Base
     policy: Policy
     template: Template
-    objective: Classify | Instruct
+    objective: AnyObjective  # with reference answers
     limit: int  # tokens of the longest row
 
     def model(self, wording: str = "") -> LocalModel:

@@ -1,1 +1,1 @@
-"""One file per story, told from start to end."""
+"""One entry per command; each runs its steps in order."""

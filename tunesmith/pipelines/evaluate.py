@@ -33,7 +33,6 @@ from tunesmith.inference.open_model import ModelSource, identify, open_model
 from tunesmith.inference.saved_model import ModelManifest, read_base, read_manifest
 from tunesmith.metrics.task_scores import Score, TaskScore
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify, Instruct
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
@@ -119,16 +118,16 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
         CheckpointError: a run is broken.
         TemplateError: the chat template of a run has changed.
     """
-    found = identify(request.model, offline=offline)
-    task = read_task(request, found, offline=offline)
-    task.notes.extend(find_seen_rows(found, task.examples, part=task.part, offline=offline))
-    other = _other(request, found, offline=offline)
+    source = identify(request.model, offline=offline)
+    task = read_task(request, source, offline=offline)
+    task.notes.extend(find_seen_rows(source, task.examples, part=task.part, offline=offline))
+    other = _other(request, source, offline=offline)
     if other is not None and request.against != OWN_BASE:
         task.notes.extend(find_seen_rows(other, task.examples, part=task.part, offline=offline))
     evaluator = evaluator_for(EvalSet(task.objective, task.examples, task.limit))
     on_event(StageStarted(f"evaluating {request.model} on {len(task.examples)} rows"))
-    model = _open(found, task, base=request.base, offline=offline)
-    tuned = _predict(evaluator, model, found.name, task)
+    model = _open(source, task, base=request.base, offline=offline)
+    tuned = _predict(evaluator, model, source.name, task)
     name = Path(request.data).stem
     if other is None:
         scores = evaluator.score(tuned, name=name)
@@ -137,8 +136,8 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
         )
         return Evaluation(alone, evaluator.to_rows({"answer": tuned}))
     on_event(StageStarted(f"evaluating {other.name} on the same rows"))
-    as_in_run = request.against == OWN_BASE and found.kind == "run" and task.own
-    base = _base_of_run(evaluator, found, task, offline=offline) if as_in_run else None
+    as_in_run = request.against == OWN_BASE and source.kind == "run" and task.own
+    base = _base_of_run(evaluator, source, task, offline=offline) if as_in_run else None
     if base is None:
         against = _open(other, task, offline=offline)
         if task.objective.produces == "likelihood":
@@ -165,19 +164,19 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
     return Evaluation(compared, evaluator.to_rows({"answer": tuned, "against": base}))
 
 
-def read_task(request: EvaluateRequest, found: ModelSource, *, offline: bool) -> ScoringTask:
+def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -> ScoringTask:
     """Read the rows with the objective of the run, or with one that fits them.
 
     Args:
         request: the options.
-        found: the model.
+        source: the model.
         offline: do not access the network.
 
     Raises:
         DataError: the rows cannot be read, or have none of the model's labels.
         RecipeError: the task or a setting is invalid.
     """
-    manifest = read_manifest(found.folder) if found.kind == "run" and found.folder else None
+    manifest = read_manifest(source.folder) if source.kind == "run" and source.folder else None
     rows = read_rows(request.data, offline=offline)
     columns = set(columns_of(rows))
     objective = _objective_of(manifest, request)
@@ -191,7 +190,7 @@ def read_task(request: EvaluateRequest, found: ModelSource, *, offline: bool) ->
     else:
         raw["objective"] = {"kind": request.objective or detect(rows).objective}
     if manifest is not None:
-        recipe_path = recipe_file(found)
+        recipe_path = recipe_file(source)
         group = recipe_of(recipe_path, request.task).data.group if recipe_path else ""
         raw["data"] |= {"max_tokens": manifest.limit, "group": group if group in columns else ""}
     recipe, notes = make_recipe(raw, place=f"evaluate {request.data}", changes=request.changes)
@@ -236,36 +235,36 @@ def _unknown_labels(objective: AnyObjective, examples: Sequence[Example], reques
     return [f"{rows} rows have labels that the model was not trained on ({', '.join(unknown)})"] if rows else []
 
 
-def _other(request: EvaluateRequest, found: ModelSource, *, offline: bool) -> ModelSource | None:
+def _other(request: EvaluateRequest, source: ModelSource, *, offline: bool) -> ModelSource | None:
     """Return the model to compare with, or None."""
     if request.against != OWN_BASE:
         return identify(request.against, offline=offline) if request.against else None
-    base = request.base or found.base
+    base = request.base or source.base
     if not base:
         raise RecipeError(f"{request.model}: is a base model itself; name another model with --against")
     other = identify(base, offline=offline)
-    if other.kind != "model" or found.folder is None:
+    if other.kind != "model" or source.folder is None:
         return other
-    quantize = found.quantize
-    if found.kind == "run":
-        quantize = read_manifest(found.folder).technique.load_options().quantize
+    quantize = source.quantize
+    if source.kind == "run":
+        quantize = read_manifest(source.folder).technique.load_options().quantize
     return replace(other, quantize=quantize)
 
 
-def _open(found: ModelSource, task: ScoringTask, *, base: str = "", offline: bool) -> LocalModel:
+def _open(source: ModelSource, task: ScoringTask, *, base: str = "", offline: bool) -> LocalModel:
     """Load a model that encodes prompts as the task requires, and note how prompts were changed."""
-    manifest = read_manifest(found.folder) if found.kind == "run" and found.folder else None
+    manifest = read_manifest(source.folder) if source.kind == "run" and source.folder else None
     multitask = manifest is not None and SINGLE_TASK not in manifest.objective.task_objectives
     part = task.part if multitask else ""
     objective = None if part else task.objective
-    model = open_model(found, objective=objective, base=base, offline=offline, limit=task.limit).at(part)
+    model = open_model(source, objective=objective, base=base, offline=offline, limit=task.limit).at(part)
     if task.objective.produces != "likelihood":
         encode = model.objective.encode
         shortened = sum(encode(e, model.template, limit=model.limit).shortened for e in task.examples)
         if shortened:
-            task.notes.append(f"{found.name}: {shortened} prompts were shortened to {model.limit} tokens")
+            task.notes.append(f"{source.name}: {shortened} prompts were shortened to {model.limit} tokens")
         if model.policy.family == "decoder" and not model.template.tokenizer.chat_template:
-            task.notes.append(f"{found.name}: has no chat template; prompts use the default template")
+            task.notes.append(f"{source.name}: has no chat template; prompts use the default template")
     return model
 
 
@@ -278,17 +277,17 @@ def _predict(evaluator: Evaluator[Any], model: LocalModel, name: str, task: Scor
     return predictions
 
 
-def _base_of_run(evaluator: Evaluator[Any], found: ModelSource, task: ScoringTask, *, offline: bool) -> Any:
+def _base_of_run(evaluator: Evaluator[Any], source: ModelSource, task: ScoringTask, *, offline: bool) -> Any:
     """Return the predictions of the base as the run itself evaluated it, or None to evaluate it like any model.
 
     An encoder of the domain objective uses its initial masked-LM head, a decoder the prompt template chosen on
     validation rows, and everything else with a head a linear probe.
     """
-    assert found.folder is not None
-    manifest = read_manifest(found.folder)
+    assert source.folder is not None
+    manifest = read_manifest(source.folder)
     objective = task.objective
     if objective.produces == "likelihood":
-        opened = open_base(found, objective, place=task_dir(found.folder.parent, task.part), offline=offline)
+        opened = open_base(source, objective, place=task_dir(source.folder.parent, task.part), offline=offline)
         return None if opened is None else evaluator.predict(opened)
     if isinstance(evaluator, PreferenceEvaluator) and objective.produces == "text":
         return None
@@ -297,29 +296,30 @@ def _base_of_run(evaluator: Evaluator[Any], found: ModelSource, task: ScoringTas
     template = Template(base.tokenizer, chat=base.family == "decoder")
     if isinstance(evaluator, PreferenceEvaluator):
         policy.train(False)
-        train = _training_rows(found, task, offline=offline)
+        train = _training_rows(source, task, offline=offline)
         scores = evaluator.probe(LocalModel(policy, template, objective, manifest.limit), train)
         task.notes.append(f"base: {scores.how}")
         return scores
-    assert isinstance(objective, Classify | Instruct), "a run of rl is saved with its inference objective"
     prompter = BaseModelPrompter(base, policy, template, objective, manifest.limit)
     if base.family == "encoder" or objective.label_mode == "multi":
-        answers = prompter.answer(train=_training_rows(found, task, offline=offline), validation=(), test=task.examples)
+        answers = prompter.answer(
+            train=_training_rows(source, task, offline=offline), validation=(), test=task.examples
+        )
         task.notes.append(f"base: {answers.how}")
         return AnswerPredictions(answers)
-    wording = chosen_wording(found, task.part)
+    wording = chosen_wording(source, task.part)
     task.notes.append(f"base: plain prompt: {wording or 'the instruction of the recipe'}")
     return evaluator.predict(prompter.model(wording))
 
 
-def chosen_wording(found: ModelSource, part: str = "") -> str:
+def chosen_wording(source: ModelSource, part: str = "") -> str:
     """Return the prompt template that a run chose for its base on validation rows; empty for the instruction.
 
     Args:
-        found: a run.
+        source: a run.
         part: task of a multitask run.
     """
-    path = found.folder.parent / "before.json" if found.folder else None
+    path = source.folder.parent / "before.json" if source.folder else None
     if path is None or not path.exists():
         return ""
     predictions = read_page(path, dict[str, Any])["said"]
@@ -332,9 +332,9 @@ def chosen_wording(found: ModelSource, part: str = "") -> str:
     return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
 
 
-def _training_rows(found: ModelSource, task: ScoringTask, *, offline: bool) -> list[Example]:
+def _training_rows(source: ModelSource, task: ScoringTask, *, offline: bool) -> list[Example]:
     """Return the training rows of a run or of one of its tasks; raise RecipeError if its recipe is missing."""
-    path = recipe_file(found)
+    path = recipe_file(source)
     if path is None:
-        raise RecipeError(f"{found.name}: its recipe is missing, which names the training rows of the linear probe")
+        raise RecipeError(f"{source.name}: its recipe is missing, which names the training rows of the linear probe")
     return read_data(recipe_of(path, task.part), offline=offline).split.train

@@ -83,8 +83,8 @@ def open_panel(request: FeedbackRequest, *, log: Callable[[str], None]) -> PairS
     request.overlap.check()
     if request.thumbs and request.against:
         raise RecipeError("--thumbs: shows one answer, but --against asks for two; omit one of them")
-    found = identify(request.model, offline=request.offline)
-    all_prompts = _prompts(request, found)
+    model = identify(request.model, offline=request.offline)
+    all_prompts = _prompts(request, model)
     if not request.prompts:
         log("the prompts are test rows of the run: a model tuned on these votes cannot be evaluated on them")
     if any(messages[0].tools for messages in all_prompts.values()):
@@ -117,17 +117,17 @@ def open_panel(request: FeedbackRequest, *, log: Callable[[str], None]) -> PairS
     return PairSession([*items, *gold], store, overlap=request.overlap, seed=request.sampling.seed)
 
 
-def _prompts(request: FeedbackRequest, found: ModelSource) -> dict[str, Messages]:
+def _prompts(request: FeedbackRequest, model: ModelSource) -> dict[str, Messages]:
     """Return the prompts of the file, or of the test rows of the run, by key and without duplicates."""
     if request.prompts:
-        objective = read_manifest(found.folder).objective if found.kind == "run" and found.folder else None
+        objective = read_manifest(model.folder).objective if model.kind == "run" and model.folder else None
         settings = objective.model_dump() if objective is not None and objective.produces == "text" else {}
         usual = settings.get("prompt", "")
         instruction = "" if request.as_written else settings.get("instruction", "")
         rows = read_rows(request.prompts, offline=request.offline)
         column = request.column or (usual if usual in columns_of(rows) else "")
         return {prompt_key(messages): messages for messages in prompts(rows, column=column, instruction=instruction)}
-    path = recipe_file(found)
+    path = recipe_file(model)
     if path is None:
         raise RecipeError(f"{request.model}: no recipe that names test rows; name prompts with --prompts FILE")
     split = read_data(load_recipe(path)[0], offline=request.offline).split
@@ -203,16 +203,16 @@ def completion_sources(name: str, against: str, sampling: Sampling, *, offline: 
     Raises:
         RecipeError: a model does not generate text, or has no base.
     """
-    found = identify(name, offline=offline)
-    first = CompletionSource(found, sampling, _limit(found))
+    model = identify(name, offline=offline)
+    first = CompletionSource(model, sampling, _limit(model))
     if not against:
         return [first, replace(first, sampling=replace(sampling, seed=sampling.seed + 1))]
-    if against == OWN_BASE and not found.base:
+    if against == OWN_BASE and not model.base:
         raise RecipeError(f"{name}: is a base model itself; name another model with --against")
-    other = identify(found.base if against == OWN_BASE else against, offline=offline)
+    other = identify(model.base if against == OWN_BASE else against, offline=offline)
     if other.kind == "run":
         return [first, CompletionSource(other, sampling, _limit(other))]
-    wording = chosen_wording(found) if other.name == found.base else ""
+    wording = chosen_wording(model) if other.name == model.base else ""
     return [first, CompletionSource(other, sampling, first.limit, wording)]
 
 
@@ -290,20 +290,20 @@ def _stored_name(store: VoteStore, name: str, weights: str) -> str:
     return name
 
 
-def _manifest(found: ModelSource) -> ModelManifest | None:
+def _manifest(model: ModelSource) -> ModelManifest | None:
     """Return the manifest of a run, else None; raise RecipeError for a run that does not generate text."""
-    if found.kind != "run" or found.folder is None:
+    if model.kind != "run" or model.folder is None:
         return None
-    manifest = read_manifest(found.folder)
+    manifest = read_manifest(model.folder)
     objective = manifest.objective
     if manifest.family != "decoder" or objective.produces != "text":
         raise RecipeError(
-            f"{found.name}: tuned with {objective.kind}, but raters judge generated text; give a run that generates"
+            f"{model.name}: tuned with {objective.kind}, but raters judge generated text; give a run that generates"
         )
     return manifest
 
 
-def _limit(found: ModelSource) -> int:
+def _limit(model: ModelSource) -> int:
     """Return the maximum length of a prompt in tokens."""
-    manifest = _manifest(found)
+    manifest = _manifest(model)
     return MAX_PROMPT_TOKENS if manifest is None else manifest.limit
