@@ -23,7 +23,7 @@ def test_a_wording_that_knows_one_label_only_does_not_win_in_a_file_sorted_by_la
     monkeypatch.setattr(answers, "answer", answer)
     kind = Classify(labels=("bad", "good"), metric="accuracy")
     untuned = BaseModelPrompter(base("llama"), policy("llama"), template("llama"), kind, 64)
-    assert untuned._choose(("", "Bad or good? {text}"), rows) != ""
+    assert untuned.answer(train=rows, validation=(), test=rows[:4]).wording
 
 
 @pytest.mark.parametrize(
