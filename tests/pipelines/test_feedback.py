@@ -23,7 +23,7 @@ from tunesmith.models.generation.sampling import Sampling
 from tunesmith.pipelines import feedback
 from tunesmith.pipelines import feedback as ahead
 from tunesmith.pipelines.feedback import FeedbackRequest, open_panel
-from tunesmith.pipelines.rlhf.judge import need_judged
+from tunesmith.pipelines.rlhf.judge import require_votes
 
 ANA, BO = Who("Ana", "tab-aaaa"), Who("Bo", "tab-bbbb")
 DRAWN = Sampling(max_new_tokens=6, temperature=1.0)
@@ -345,7 +345,7 @@ def test_a_vote_on_a_prompt_whose_answers_came_out_equal_or_empty_is_taken(tmp_p
 def test_the_command_that_judges_the_rest_draws_by_the_very_same_numbers(wish: FeedbackRequest):
     drawn = replace(wish, sampling=replace(wish.sampling, temperature=0.7654321, top_p=0.1 + 0.2))
     with pytest.raises(Refused, match=r"--temperature 0.7654321 --top-p 0.30000000000000004 "):
-        need_judged(opened(wish), drawn)
+        require_votes(opened(wish), drawn)
 
 
 def test_a_vote_from_elsewhere_lands_on_the_pair_that_is_there(wish: FeedbackRequest, tmp_path: Path):

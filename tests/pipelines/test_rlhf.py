@@ -22,8 +22,8 @@ from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.pipelines.feedback import FeedbackRequest, open_panel
 from tunesmith.pipelines.rlhf import loop as walk
-from tunesmith.pipelines.rlhf.judge import Replies, over
-from tunesmith.pipelines.rlhf.learn import enough, learned, votes_so_far, write_rows
+from tunesmith.pipelines.rlhf.judge import Replies, win_rate_over_base
+from tunesmith.pipelines.rlhf.learn import enough, train_round, votes_so_far, write_rows
 from tunesmith.pipelines.rlhf.loop import rlhf
 from tunesmith.pipelines.rlhf.report import LoopReport, Round
 from tunesmith.pipelines.rlhf.setup import LoopState, plan_loop, read_loop, start_loop
@@ -115,7 +115,7 @@ def test_gates_hold_for_the_policy_alone(tmp_path: Path, monkeypatch: pytest.Mon
     wanted = wanted.model_copy(update={"gates": Gates(min_delta=0.1)})
     loop = open_loop(wanted, tmp_path / "loop", QUIET)
     loop.round(1).mkdir()
-    reward, policy = [cast(Asked, run).recipe for run in learned(loop, loop.round(1))]
+    reward, policy = [cast(Asked, run).recipe for run in train_round(loop, loop.round(1))]
     assert (reward.gates, policy.gates) == (Gates(), wanted.gates)
 
 
@@ -127,7 +127,7 @@ def test_prompts_of_one_group_stay_one_group_where_rl_learns_from_them(tmp_path:
     wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"group": "source"})})
     loop = open_loop(wanted, tmp_path / "loop", QUIET)
     loop.round(1).mkdir()
-    policy = cast(Asked, learned(loop, loop.round(1))[-1]).recipe
+    policy = cast(Asked, train_round(loop, loop.round(1))[-1]).recipe
     parts = read_data(policy, offline=True).split
     groups = {name: sorted(one.group for one in part) for name, part in loop.prompts.items()}
     assert {name: sorted(one.group for one in getattr(parts, name)) for name in groups} == groups
@@ -140,7 +140,7 @@ def test_a_rule_in_the_place_of_people_is_told_which_answers_were_cut_off(tmp_pa
     )
     with pytest.raises(
         Refused,
-        match=r"rounds make 0 rows, too few to learn from: .*:unfinished decided none of \d+ pairs; name one that",
+        match=r"rounds make 0 rows, too few to learn from: .*:unfinished decided none of \d+ pairs; name a judge that",
     ):
         rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop")
     store = tmp_path / "loop" / "round-1" / "votes.db"
@@ -233,9 +233,9 @@ def test_answers_of_other_weights_are_not_taken_for_those_of_the_policy(
     answers_now = [Replies(["one"], [True]), Replies(["two"], [False])]
     monkeypatch.setattr(walk, "replies_of", lambda *_, **__: answers_now.pop(0))
     for _ in range(2):
-        assert walk._kept_replies(loop, loop.recipe.model, kept).texts == ["one"]
+        assert walk._held_out_replies(loop, loop.recipe.model, kept).texts == ["one"]
     kept.write_text(json.dumps(json.loads(kept.read_text(encoding="utf-8")) | {"weights": "others"}), encoding="utf-8")
-    assert walk._kept_replies(loop, loop.recipe.model, kept) == Replies(["two"], [False])
+    assert walk._held_out_replies(loop, loop.recipe.model, kept) == Replies(["two"], [False])
 
 
 def test_what_is_ahead_is_told_of_a_loop_that_was_begun_and_nothing_is_written(tmp_path: Path):
@@ -269,7 +269,7 @@ def test_a_loop_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path):
 
 
 def test_a_last_judge_that_tells_nothing_apart_gives_no_verdict(tmp_path: Path):
-    with pytest.raises(Refused, match=r"loop.final_judge: gives all 12 answers 0, so it tells nothing apart; name one"):
+    with pytest.raises(Refused, match=r"loop.final_judge: gives all 12 completions the score 0; name a judge"):
         rlhf(
             made(tmp_path, rounds=1, final_judge=f"{tmp_path}/rules.py:blind"),
             callbacks=QUIET,
@@ -316,7 +316,7 @@ def test_a_judge_whose_file_has_changed_since_the_loop_began_is_named(tmp_path: 
     (tmp_path / "rules.py").write_text(RULES + "# mended\n", encoding="utf-8")
     open_loop(wanted, tmp_path / "loop", callbacks)
     assert told[0] == (
-        f"{tmp_path}/rules.py:short: the judge's file has changed since this loop began; what it judged before stays"
+        f"{tmp_path}/rules.py:short: the file of the judge has changed since this loop started; earlier votes are kept"
     )
 
 
@@ -329,9 +329,9 @@ def test_people_who_never_agree_are_told_how_many_pairs_are_undecided(tmp_path: 
     import_votes(loop.votes(1), str(tmp_path / "votes.jsonl"))
     votes = summarise_votes(loop.votes(1))
     start = Replies(["a", "b"], [True, True])
-    even = over(start, start, loop.test[:2], loop.final)
+    even = win_rate_over_base(start, start, loop.test[:2], loop.final)
     only = Round(number=1, answered_by="m", votes=votes, rows=0, learned=[], over_start=even)
-    assert "too few to learn from: 8 of 8 judged pairs are undecided; raise" in walk._too_few(loop, [only])
+    assert "too few to learn from: 8 of 8 judged pairs are undecided; raise" in walk.too_few_votes(loop, [only])
 
 
 @pytest.mark.parametrize("name", ["Ana", "Rule (simulated)"])
@@ -372,7 +372,7 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
 @pytest.mark.parametrize(
     ("objective", "loop", "said"),
     [
-        ("instruct", {}, "objective instruct: learns nothing from judgements"),
+        ("instruct", {}, "objective instruct: does not learn from votes"),
         ({"kind": "rl", "reward": "rules:short"}, {}, "write reward: votes"),
         ("preference", {"final_judge": ""}, "loop.final_judge is missing"),
         ("preference", {"judge": "json:loads", "final_judge": "json:loads"}, "trains the policy; name another"),
@@ -382,9 +382,9 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
             "part of objective",
         ),
         ("preference", {"final_judge": "LOOP/round-1/reward"}, "is learned in this loop, and so trains the policy"),
-        ("preference", {"judge": "Page"}, "loop.judge: 'Page' is nobody; people on the page are written page"),
+        ("preference", {"judge": "Page"}, "loop.judge: unknown judge 'Page'; write page for human raters"),
         ("preference", {"judge": "json:nothing"}, "loop.judge: json has no function 'nothing'"),
-        ("preference", {"prompts": 40}, "for 80; give more rows"),
+        ("preference", {"prompts": 40}, "expected 80 training prompts"),
     ],
 )
 def test_a_loop_that_cannot_work_is_refused_at_the_door(
@@ -399,7 +399,7 @@ def test_a_loop_that_cannot_work_is_refused_at_the_door(
 @pytest.mark.parametrize(
     ("objective", "parts", "said"),
     [
-        ({"kind": "rl", "reward": {"votes": 0.0}}, {}, "write reward: votes, or weigh it in"),
+        ({"kind": "rl", "reward": {"votes": 0.0}}, {}, "write reward: votes, or give votes"),
         ({"kind": "rl", "reward": {"votes": 1.0, "nowhere:score": 0.5}}, {}, "objective.reward: nowhere cannot be"),
         ({"kind": "rl", "reward": "votes"}, {"controls": True}, "nearest that works: controls: false"),
         ("preference", {"style": {"short": {"max_words": 5}}}, "style: pairs of answers have no style to keep"),
@@ -421,6 +421,6 @@ def test_a_single_prompt_to_judge_at_the_end_is_refused_before_anything_is_judge
     held.write_text(json.dumps({"prompt": "number one", "answer": "1"}) + "\n", encoding="utf-8")
     wanted = made(tmp_path)
     wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"test": str(held)})})
-    with pytest.raises(RecipeError, match=r"held\.jsonl: 1 prompts held out, and the end needs 2 or more; give more"):
+    with pytest.raises(RecipeError, match=r"held\.jsonl: expected at least 2 held-out prompts, got 1; give more"):
         rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop")
     assert not (tmp_path / "loop").exists()

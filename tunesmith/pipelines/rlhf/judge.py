@@ -1,4 +1,4 @@
-"""The judging in a loop: pairs of answers for people to judge, or a rule that stands in for them."""
+"""Judging in a loop: pairs of completions for raters or a simulating rule, and the final comparison with the base."""
 
 from __future__ import annotations
 
@@ -18,43 +18,50 @@ from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Instruct
 from tunesmith.pipelines.feedback import FeedbackRequest
 
+# The browser tab that a vote names, for votes of a rule.
 TAB = "rule"
 
 
 @dataclass(frozen=True, slots=True)
 class Replies:
-    """A model's greedy answers to held-out prompts, and which of them ended by themselves."""
+    """Greedy completions of held-out prompts, and which of them reached their end token."""
 
     texts: list[str]
     finished: list[bool]
 
 
-def judge_by_rule(panel: PairSession, exercises: Sequence[RLPrompt], score: Scorer, *, rater: str) -> None:
-    """A vote on every pair that has none: the answer with the higher score wins, equal scores are a tie.
+def judge_by_rule(session: PairSession, prompts: Sequence[RLPrompt], score: Scorer, *, rater: str) -> None:
+    """Vote on every pair without a vote: the completion with the higher score wins, equal scores are a tie.
 
-    The votes go through the same door as people's, under a name that says that nobody cast them.
+    Args:
+        session: the pairs of a round; votes are cast as raters cast them.
+        prompts: the prompts of the pairs.
+        score: the rule.
+        rater: name of the rater, which shows that it is a simulation.
     """
-    who, known = Who(rater, TAB), {prompt_key(one.prompt): one for one in exercises}
-    cut = cut_off(panel.store.since())
-    while (key := panel.assignment.next(who)) is not None:
-        item, shown = panel.item(key), panel.shown(key, who.rater)
-        prompt, texts = prompt_key(item.messages), [item.answers[place] for place in shown]
-        left, right = score([Completion(known[prompt], text, (prompt, text) not in cut) for text in texts])
-        panel.vote(who, key, PageChoice(TIE if left == right else LEFT if left > right else RIGHT))
+    who = Who(rater, TAB)
+    prompt_of = {prompt_key(prompt.prompt): prompt for prompt in prompts}
+    truncated = cut_off(session.store.since())
+    while (key := session.assignment.next(who)) is not None:
+        item = session.item(key)
+        texts = [item.answers[index] for index in session.shown(key, who.rater)]
+        prompt = prompt_key(item.messages)
+        left, right = score([Completion(prompt_of[prompt], text, (prompt, text) not in truncated) for text in texts])
+        session.vote(who, key, PageChoice(TIE if left == right else LEFT if left > right else RIGHT))
 
 
-def need_judged(panel: PairSession, request: FeedbackRequest) -> None:
-    """Nothing where every pair has a vote. Raises Refused with the command that opens the page for the rest."""
-    progress = panel.progress()
+def require_votes(session: PairSession, request: FeedbackRequest) -> None:
+    """Raise Refused, with the command that opens the page, unless every pair has a vote."""
+    progress = session.progress()
     if progress.judged == progress.items:
         return
-    drawn = request.sampling
+    sampling = request.sampling
     words = [
         "tunesmith", "feedback", request.model, "--prompts", request.prompts, "--column", request.column, "--rows", "0",
         "--max-tokens", str(request.limit),
         "--store", str(request.store),
-        "--temperature", str(drawn.temperature), "--top-p", str(drawn.top_p),
-        "--max-new-tokens", str(drawn.max_new_tokens), "--seed", str(drawn.seed),
+        "--temperature", str(sampling.temperature), "--top-p", str(sampling.top_p),
+        "--max-new-tokens", str(sampling.max_new_tokens), "--seed", str(sampling.seed),
         "--as-written",
     ]  # fmt: skip
     raise Refused(
@@ -63,35 +70,48 @@ def need_judged(panel: PairSession, request: FeedbackRequest) -> None:
     )
 
 
-def replies_of(name: str, exercises: Sequence[RLPrompt], *, longest: int, limit: int) -> Replies:
-    """What a run or a base answers, greedily and as it is asked."""
-    model = open_model(name, objective=Instruct(max_new_tokens=longest), offline=True, limit=limit)
-    found = model.replies([one.prompt for one in exercises], sampling=Sampling(max_new_tokens=longest))
-    return Replies([reply.text for reply in found], [reply.finished for reply in found])
+def replies_of(name: str, prompts: Sequence[RLPrompt], *, longest: int, limit: int) -> Replies:
+    """Generate greedy completions.
 
-
-def over(start: Replies, own: Replies, exercises: Sequence[RLPrompt], score: Scorer) -> WinRate:
-    """How often a judge that trained nothing scores the one side's answers above the start's.
-
-    Raises Refused for a judge that finds all answers of both sides equal.
+    Args:
+        name: a run or a base model.
+        prompts: the held-out prompts, used unchanged.
+        longest: longest completion, in tokens.
+        limit: longest row, in tokens.
     """
-    sides = [
-        score([Completion(*each) for each in zip(exercises, side.texts, side.finished, strict=True)])
-        for side in (start, own)
-    ]
-    if len({*sides[0], *sides[1]}) == 1 and start.texts != own.texts:
+    model = open_model(name, objective=Instruct(max_new_tokens=longest), offline=True, limit=limit)
+    replies = model.replies([prompt.prompt for prompt in prompts], sampling=Sampling(max_new_tokens=longest))
+    return Replies([reply.text for reply in replies], [reply.finished for reply in replies])
+
+
+def win_rate_over_base(base: Replies, tuned: Replies, prompts: Sequence[RLPrompt], score: Scorer) -> WinRate:
+    """Compute how often the final judge prefers the completions of the tuned model over those of the base model.
+
+    Args:
+        base: completions of the base model.
+        tuned: completions of the tuned model.
+        prompts: the held-out prompts.
+        score: the final judge, which trains nothing in the loop.
+
+    Raises:
+        Refused: the judge gives all completions of both models the same score.
+    """
+    base_scores, tuned_scores = (
+        score([Completion(*fields) for fields in zip(prompts, replies.texts, replies.finished, strict=True)])
+        for replies in (base, tuned)
+    )
+    if len({*base_scores, *tuned_scores}) == 1 and base.texts != tuned.texts:
         raise Refused(
-            f"loop.final_judge: gives all {2 * len(exercises)} answers {sides[0][0]:g}, so it tells nothing apart; "
-            "name one that does and run it again; what was judged and learned is kept"
+            f"loop.final_judge: gives all {2 * len(prompts)} completions the score {base_scores[0]:g}; name a judge "
+            "that distinguishes them and run the command again, which keeps all votes and models"
         )
-    outcomes = [0.5 if a == b else float(b > a) for a, b in zip(*sides, strict=True)]
-    return win_rate(outcomes, (start.texts, own.texts), groups=groups_of(exercises))
+    outcomes = [0.5 if a == b else float(b > a) for a, b in zip(base_scores, tuned_scores, strict=True)]
+    return win_rate(outcomes, (base.texts, tuned.texts), groups=groups_of(prompts))
 
 
-def as_rows(exercises: Sequence[RLPrompt]) -> list[dict[str, object]]:
-    """The exercises as rows of a file: whole turns, and the row's answer where it has one."""
-    rows = []
-    for one in exercises:
-        turns = [{"role": message.role, "content": message.content} for message in one.messages]
-        rows.append({**one.row, "messages": turns})
-    return rows
+def as_rows(prompts: Sequence[RLPrompt]) -> list[dict[str, object]]:
+    """Return the prompts as rows of a file: whole chats, with the other columns of their rows."""
+    return [
+        {**prompt.row, "messages": [{"role": turn.role, "content": turn.content} for turn in prompt.messages]}
+        for prompt in prompts
+    ]

@@ -1,4 +1,4 @@
-"""What a round of the loop learns from: all judgements so far as rows, and the runs on them."""
+"""Learning in a round of the loop: all votes so far as preference pairs, and the runs that are trained on them."""
 
 from __future__ import annotations
 
@@ -12,65 +12,77 @@ from tunesmith.annotation.vote_rows import PAIRS
 from tunesmith.config import VOTES, Data, Gates, Loop, Recipe, Schedule
 from tunesmith.data.files import write_whole
 from tunesmith.events import Note, StageStarted
-from tunesmith.objectives import Preference, Reward, Rl
+from tunesmith.objectives import Reward
 from tunesmith.pipelines.rlhf.judge import as_rows
 from tunesmith.pipelines.rlhf.setup import POLICY, REWARD, LoopState
 from tunesmith.pipelines.tune.tune import Run, tune_recipe
 
-# How a reward is learned from a few hundred votes.
-BRIEF = Schedule(epochs=3, batch_rows=8)
+# The schedule of a reward model that learns from a few hundred votes.
+REWARD_SCHEDULE = Schedule(epochs=3, batch_rows=8)
 ROWS = "votes.jsonl"
-# A fifth to test on and a tenth to validate on are a row each from so many on.
+# From this number on, a test split of a fifth and a validation split of a tenth have at least one row each.
 FEWEST_PROMPTS = 5
 
 
 def votes_so_far(loop: LoopState, number: int) -> list[dict[str, Any]]:
-    """The rows that all judgements so far make; they lie in the round's folder.
+    """Return the preference pairs of all votes up to a round, and write them to the folder of the round.
 
-    Once the round has begun to learn they stay as they are, or the run that was begun could not go on.
+    Once training has started in the round they do not change any more; otherwise it could not resume.
     """
-    place = loop.round(number)
+    path = loop.round(number) / ROWS
     stores = map(loop.votes, range(1, number + 1))
     rows = [row for store in stores for row in preference_rows(store, PAIRS).rows]
-    if not (place / ROWS).exists() or not _begun(loop, number):
-        write_rows(place / ROWS, rows)
+    # Training has started, or there was too little to learn from and the next round has started.
+    fixed = loop.left(number) or any((loop.round(number) / run).exists() for run in (POLICY, REWARD))
+    if not path.exists() or not fixed:
+        write_rows(path, rows)
         return rows
-    # Not `splitlines`: JSON lets line separators such as U+2028 stand inside a text.
-    lines = (place / ROWS).read_text(encoding="utf-8").split("\n")
-    kept: list[dict[str, Any]] = [json.loads(line) for line in lines if line]
-    if later := len(_preferences(rows) ^ _preferences(kept)):
+    # Not `splitlines`: in JSON a text may contain line separators such as U+2028.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    recorded: list[dict[str, Any]] = [json.loads(line) for line in lines if line]
+    now, before = ({json.dumps([row["prompt"], row["chosen"], row["rejected"]]) for row in r} for r in (rows, recorded))
+    if changed := len(now ^ before):
         loop.callbacks.on_event(
-            Note(f"round {number}: training had started; {later} rows changed by later votes are ignored")
+            Note(f"round {number}: training had started; {changed} rows changed by later votes are ignored")
         )
-    return kept
+    return recorded
 
 
 def enough(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether rows are on so many prompts that some can be held out of them."""
+    """Return whether the rows have enough different prompts for held-out splits."""
     return len({json.dumps(row["prompt"]) for row in rows}) >= FEWEST_PROMPTS
 
 
-def learned(loop: LoopState, place: Path) -> list[Run]:
-    """The round's runs, the policy last: from the untuned model on, by all judgements so far."""
+def train_round(loop: LoopState, folder: Path) -> list[Run]:
+    """Train a policy, and with `rl` first a reward model, on all votes so far, starting from the base model.
+
+    Args:
+        loop: the loop.
+        folder: the folder of the round, with its votes.
+
+    Returns:
+        The runs of the round, the policy last. Unfinished runs resume.
+    """
+
+    def tuned(recipe: Recipe, name: str) -> Run:
+        loop.callbacks.on_event(StageStarted(f"{folder / name}: {recipe.objective.kind}"))
+        return tune_recipe(recipe, out=folder / name, callbacks=loop.callbacks, offline=loop.offline)
+
     recipe, objective = loop.recipe, loop.recipe.objective
-    data = Data(train=str(place / ROWS), audit="note", max_tokens=recipe.data.max_tokens)
+    data = Data(train=str(folder / ROWS), audit="note", max_tokens=recipe.data.max_tokens)
     votes = recipe.model_copy(update={"data": data, "loop": Loop()})
-    if isinstance(objective, Preference):
-        blank = dict.fromkeys(("prompt", "chosen", "rejected", "answer", "label", "instruction"), "")
-        plain = objective.model_copy(update={**blank, "max_new_tokens": loop.longest})
-        return [_tuned(loop, votes.model_copy(update={"objective": plain}), place / POLICY)]
-    assert isinstance(objective, Rl)
-    # The recipe's gates are about the policy: what a reward costs general text, nobody ever reads.
-    reward = {"objective": Reward(), "schedule": BRIEF, "gates": Gates()}
-    judge = _tuned(loop, votes.model_copy(update=reward), place / REWARD)
-    sources = {str(judge.folder) if name == VOTES else name: part for name, part in objective.rewards.items()}
-    asked = {"prompt": "", "answer": "", "instruction": "", "messages": "messages", "max_new_tokens": loop.longest}
-    practice = {
-        "objective": objective.model_copy(update={**asked, "reward": sources}),
-        "data": _prompts(loop, place),
-        "loop": Loop(),
-    }
-    return [judge, _tuned(loop, recipe.model_copy(update=practice), place / POLICY)]
+    if not objective.samples_completions:
+        detected = dict.fromkeys(("prompt", "chosen", "rejected", "answer", "label", "instruction"), "")
+        own = objective.model_copy(update={**detected, "max_new_tokens": loop.longest})
+        return [tuned(votes.model_copy(update={"objective": own}), POLICY)]
+    # The gates of the recipe are about the policy; no one uses the reward model on general text.
+    reward = {"objective": Reward(), "schedule": REWARD_SCHEDULE, "gates": Gates()}
+    judge = tuned(votes.model_copy(update=reward), REWARD)
+    rewards = {str(judge.folder) if name == VOTES else name: weight for name, weight in objective.rewards.items()}
+    prompts = {"prompt": "", "answer": "", "instruction": "", "messages": "messages", "max_new_tokens": loop.longest}
+    own = objective.model_copy(update={**prompts, "reward": rewards})
+    policy = {"objective": own, "data": _write_prompts(loop, folder), "loop": Loop()}
+    return [judge, tuned(recipe.model_copy(update=policy), POLICY)]
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -78,31 +90,15 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
-def _prompts(loop: LoopState, place: Path) -> Data:
-    """The loop's prompts as files of whole turns, split and grouped as they are."""
+def _write_prompts(loop: LoopState, folder: Path) -> Data:
+    """Write the loop's prompts as files of chats, one per split, and return them as a section of a recipe."""
     files: dict[str, str | float] = {"validation": 0.0}
-    # A file in which no row names its group is refused where a column of groups is named.
-    grouped = all(any(one.group for one in part) for part in loop.prompts.values() if part)
+    # A file without any group is refused if a group column is named.
+    grouped = all(any(prompt.group for prompt in part) for part in loop.prompts.values() if part)
     group = loop.recipe.data.group if grouped else ""
     for name, part in loop.prompts.items():
         if part:
-            write_rows(place / f"{name}.jsonl", [{group: "", **row} if group else row for row in as_rows(part)])
-            files[name] = str(place / f"{name}.jsonl")
-    plain = {"group": group, "where": {}, "audit": "note"}
-    return loop.recipe.data.model_copy(update={**files, **plain})
-
-
-def _begun(loop: LoopState, number: int) -> bool:
-    """Whether a round has begun to learn from its rows, or had nothing to learn and was left."""
-    return loop.left(number) or any((loop.round(number) / run).exists() for run in (POLICY, REWARD))
-
-
-def _preferences(rows: Sequence[dict[str, Any]]) -> set[str]:
-    """What rows prefer, whoever said so."""
-    return {json.dumps([row["prompt"], row["chosen"], row["rejected"]]) for row in rows}
-
-
-def _tuned(loop: LoopState, recipe: Recipe, out: Path) -> Run:
-    """A finished run of the loop, gone on with where it stopped."""
-    loop.callbacks.on_event(StageStarted(f"{out}: {recipe.objective.kind}"))
-    return tune_recipe(recipe, out=out, callbacks=loop.callbacks, offline=loop.offline)
+            path = folder / f"{name}.jsonl"
+            write_rows(path, [{group: "", **row} if group else row for row in as_rows(part)])
+            files[name] = str(path)
+    return loop.recipe.data.model_copy(update={**files, "group": group, "where": {}, "audit": "note"})

@@ -1,8 +1,9 @@
-"""The report over all rounds of the loop with people: its shape, its file and its page."""
+"""The report of a loop: its schema, its verdict and its page."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,7 @@ from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.metrics.win_rate import WinRate
 from tunesmith.report.formatting import p_value, share
 from tunesmith.report.html import environment
+from tunesmith.report.schema import Report
 
 
 class _Part(BaseModel):
@@ -20,29 +22,42 @@ class _Part(BaseModel):
 
 
 class RoundRun(_Part):
-    """One run of a round: what it learned, where it lies, and its headline on held-out rows."""
+    """One run of a round."""
 
     objective: str
     folder: str
-    task: TaskScore
-    general_nats: float | None  # by how much general text costs more than before, a token
+    task: TaskScore  # headline on held-out rows
+    general_nats: float | None  # rise of the loss on general text, in nats per token
     alarms: tuple[str, ...] = ()
     broken_gates: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, folder: Path, report: Report) -> RoundRun:
+        """Summarise the report of a run."""
+        general = report.retention
+        return cls(
+            objective=report.objective,
+            folder=str(folder),
+            task=report.task,
+            general_nats=general.general_nll_tuned - general.general_nll_base if general else None,
+            alarms=report.warnings,
+            broken_gates=tuple(report.broken_gates),
+        )
+
 
 class Round(_Part):
-    """Answers judged once, what was learned from all judgements so far, and how it stands beside the start."""
+    """One round: votes, what was trained on all votes so far, and the win rate over the base model."""
 
     number: int
-    answered_by: str
+    answered_by: str  # model whose completions were judged
     votes: Summary
-    rows: int  # judgements that prefer something, of this round and those before
+    rows: int  # decided votes, of this round and those before
     learned: list[RoundRun]
     over_start: WinRate
 
 
 class LoopReport(_Part):
-    """Everything about one loop."""
+    """The report of one loop, `rlhf.json`."""
 
     name: str
     folder: str
@@ -50,7 +65,7 @@ class LoopReport(_Part):
     objective: str
     technique: str
     judge: str
-    simulated: bool
+    simulated: bool  # a rule voted, not people
     final_judge: str
     rounds: list[Round]
     verdict: str
@@ -58,61 +73,62 @@ class LoopReport(_Part):
 
     @property
     def broken_gates(self) -> list[str]:
-        """The recipe's gates that a run of a round broke, in words."""
-        found = ((one.number, run) for one in self.rounds for run in one.learned)
-        return [f"round {number}, {run.objective}: {gate}" for number, run in found for gate in run.broken_gates]
+        """Return the gates of the recipe that any run violated, in words."""
+        return [
+            f"round {each.number}, {run.objective}: {gate}"
+            for each in self.rounds
+            for run in each.learned
+            for gate in run.broken_gates
+        ]
 
 
 class RoundAhead(_Part):
-    """A round as a dry run sees it."""
+    """The state of a round in a dry run."""
 
     number: int
     state: Literal["ahead", "begun", "done"]
 
 
 class LoopPlan(_Part):
-    """What a loop would do and has done: prompts to train on and held out, its rounds, whether all of it is done."""
+    """The state of a loop in a dry run."""
 
-    train: int
-    held_out: int
+    train: int  # prompts
+    held_out: int  # prompts
     rounds: list[RoundAhead]
     done: bool
     folder: str
 
 
 def verdict_of(rounds: list[Round]) -> str:
-    """One sentence on the last round's policy against the start: what holds as the answers are and at equal length."""
+    """Compare the last policy with the base model in one sentence: at the given lengths and at equal length."""
+
+    def side(interval: tuple[float, float]) -> int:
+        """Return 1 for an interval above one half, -1 for one below, 0 for one that contains it."""
+        low, high = interval
+        return int(low > 0.5) - int(high < 0.5)
+
     last = rounds[-1].over_start
     low, high = last.controlled_ci95
-    plain = _side(last.ci95) if last.p_value < ALPHA else 0
-    # An interval drawn from hardly any pairs that were decided is sure of itself whatever they say.
-    controlled = _side(last.controlled_ci95) if last.n - last.ties >= MIN_GROUPS else 0
+    plain = side(last.ci95) if last.p_value < ALPHA else 0
+    # An interval from a handful of decided pairs is narrow whatever they are.
+    controlled = side(last.controlled_ci95) if last.n - last.ties >= MIN_GROUPS else 0
+    if controlled:
+        word = "better" if controlled > 0 else "worse"
+        word = word if plain == controlled else f"{word} at equal length only"
+    else:
+        word = "no effect at equal length" if plain else "no effect"
     raw = f"{share(last.rate)} of {last.n} held-out prompts, {last.ties} ties, {p_value(last.p_value)}"
     return (
-        f"{_word(plain, controlled)}: preferred over the start in {share(last.controlled)} "
-        f"with lengths made equal (95\N{NO-BREAK SPACE}% {share(low)} to {share(high)}; as they are {raw})"
+        f"{word}: preferred over the base model in {share(last.controlled)} "
+        f"at equal length (95\N{NO-BREAK SPACE}% {share(low)} to {share(high)}; without length control {raw})"
     )
 
 
-def _word(plain: int, controlled: int) -> str:
-    """Better or worse without more where both ways to count say so."""
-    if not controlled:
-        return "no effect at equal length" if plain else "no effect"
-    word = "better" if controlled > 0 else "worse"
-    return word if plain == controlled else f"{word} at equal length only"
-
-
-def _side(interval: tuple[float, float]) -> int:
-    """On which side of one half an interval lies; 0 where it holds one half."""
-    low, high = interval
-    return int(low > 0.5) - int(high < 0.5)
-
-
-def page(found: LoopReport) -> str:
-    """The loop's page; everything that came from people, rows and models is escaped."""
-    return environment().get_template("rlhf.html.jinja").render(r=found)
+def page(report: LoopReport) -> str:
+    """Render the HTML page of a loop. All text from people, rows and models is escaped."""
+    return environment().get_template("rlhf.html.jinja").render(r=report)
 
 
 def schema() -> str:
-    """The JSON schema of rlhf.json."""
+    """Return the JSON schema of `rlhf.json`."""
     return json.dumps(LoopReport.model_json_schema(), indent=1)

@@ -1,4 +1,4 @@
-"""A loop before it walks: its prompts and its judges, what is done of it, and all that it can be refused for."""
+"""The start of a loop: its prompts, its judges, its state, and every check before anything is written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from tunesmith.config import PEOPLE, VOTES, Compare, Loop, Recipe, check_pair, check_replay, save_recipe
 from tunesmith.config.style_rules import read_style_rules
 from tunesmith.data.examples.prompts import RLPrompt, Scorer
-from tunesmith.data.examples.types import Example
 from tunesmith.data.files import read_page
 from tunesmith.errors import RecipeError
 from tunesmith.events import Note
@@ -22,163 +21,188 @@ from tunesmith.training.rewards import digests, in_full, scorer
 from tunesmith.training.run_folder import RunFolder, open_run
 from tunesmith.training.trackers import check_trackers
 
-JSON, REPLIES = "rlhf.json", "replies.json"
-POLICY, REWARD = "policy", "reward"
+JSON = "rlhf.json"
+REPLIES = "replies.json"
+POLICY = "policy"
+REWARD = "reward"
 FEWEST_HELD_OUT = 2
-# What a loop's folder holds may be people's work.
-KEEP = "give another --out; `tunesmith votes export` and `votes import` bring the votes of its rounds along"
+# The folder of a loop contains the work of raters, so no message suggests to delete it.
+KEEP = "give another --out; `tunesmith votes export` and `votes import` copy the votes of its rounds"
 
 
 @dataclass(frozen=True, slots=True)
 class LoopState:
-    """A loop under way: its folder, its prompts, and who judges at its end."""
+    """A loop that passed all checks."""
 
     recipe: Recipe
     run: RunFolder
     callbacks: Callbacks
     offline: bool
-    prompts: Mapping[str, list[RLPrompt]]  # of train, validation and test
-    longest: int
-    final: Scorer
+    prompts: Mapping[str, list[RLPrompt]]  # by split: train, validation, test
+    longest: int  # longest completion, in tokens
+    final: Scorer  # the final judge
 
     @property
     def settings(self) -> Loop:
-        """The recipe's section about it."""
+        """Return the section `loop` of the recipe."""
         return self.recipe.loop
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """Return the folder of the loop."""
         return self.run.path
 
     @property
     def test(self) -> list[RLPrompt]:
-        """The held-out prompts that the end and the start answer."""
+        """Return the held-out prompts, on which the base model and each policy are compared."""
         return self.prompts["test"][: self.settings.held_out]
 
     def round(self, number: int) -> Path:
-        """The folder of a round."""
+        """Return the folder of a round, counted from 1."""
         return self.folder / f"round-{number}"
 
     def votes(self, number: int) -> Path:
-        """The store of a round."""
+        """Return the vote store of a round."""
         return self.round(number) / "votes.db"
 
     def left(self, number: int) -> bool:
-        """Whether a round is over: its policy has answered, or there was nothing to learn and the next one began."""
+        """Return whether a round is finished: its policy has answered, or the next round has started without one."""
         return (self.round(number) / REPLIES).exists() or self.round(number + 1).exists()
 
     def report(self) -> LoopReport | None:
-        """The report of a loop that is done, by this last judge."""
-        kept = self.folder / JSON
-        if not kept.exists():
+        """Return the report if the loop is finished with this final judge and number of rounds."""
+        path = self.folder / JSON
+        if not path.exists():
             return None
-        known = read_page(kept, LoopReport)
-        same = (known.final_judge, len(known.rounds)) == (self.settings.final_judge, self.settings.rounds)
-        return known if same else None
+        report = read_page(path, LoopReport)
+        same = (report.final_judge, len(report.rounds)) == (self.settings.final_judge, self.settings.rounds)
+        return report if same else None
 
 
 def start_loop(loop: LoopState) -> None:
-    """Write down what the loop is, or goes on with. Raises CheckpointError where it is another's folder by now."""
+    """Record what the loop is. Raise CheckpointError if the folder belongs to another loop by now."""
     recipe = loop.recipe
-    open_run(recipe, loop.folder, fix=KEEP)  # another process may have begun here meanwhile
+    open_run(recipe, loop.folder, fix=KEEP)  # another process may have started here
     judges = (recipe.loop.judge, recipe.loop.final_judge)
-    kept, changed = loop.run.since("judges", digests(judges))
+    recorded, changed = loop.run.since("judges", digests(judges))
     for name in changed:
         loop.callbacks.on_event(
-            Note(f"{name}: the judge's file has changed since this loop began; what it judged before stays")
+            Note(f"{name}: the file of the judge has changed since this loop started; earlier votes are kept")
         )
-    loop.run.begin({"judges": kept})
+    loop.run.begin({"judges": recorded})
     save_recipe(recipe, loop.folder / "recipe.yaml")
 
 
 def plan_loop(recipe: Recipe, *, out: Path | None = None, offline: bool = False) -> LoopPlan:
-    """What the loop would do and has done; nothing is written. Raises what `rlhf` raises first."""
+    """Return the state of a loop without writing anything.
+
+    Args:
+        recipe: the recipe.
+        out: folder of the loop; by default as `rlhf` chooses it.
+        offline: do not access the network.
+
+    Raises:
+        RecipeError: as `rlhf` does before it starts.
+    """
     loop = read_loop(recipe, out, Callbacks(), offline=offline)
 
-    def step(number: int) -> RoundAhead:
-        begun = loop.round(number).exists()
-        return RoundAhead(number=number, state="done" if loop.left(number) else "begun" if begun else "ahead")
+    def state(number: int) -> RoundAhead:
+        started = loop.round(number).exists()
+        return RoundAhead(number=number, state="done" if loop.left(number) else "begun" if started else "ahead")
 
     return LoopPlan(
         train=len(loop.prompts["train"]),
         held_out=len(loop.test),
-        rounds=[step(number) for number in range(1, loop.settings.rounds + 1)],
+        rounds=[state(number) for number in range(1, loop.settings.rounds + 1)],
         done=loop.report() is not None,
         folder=str(loop.folder),
     )
 
 
 def read_loop(recipe: Recipe, out: Path | None, callbacks: Callbacks, *, offline: bool = False) -> LoopState:
-    """The loop's prompts and place; all that can be refused is refused here, and nothing is written."""
+    """Read the prompts of a loop and check everything that can be checked; nothing is written.
+
+    Raises:
+        RecipeError: the objective, a judge, the rows or the runs of the loop cannot work.
+    """
     objective, settings = recipe.objective, recipe.loop
     if not isinstance(objective, Preference | Rl):
-        cure = "use objective: preference, or objective: {kind: rl, reward: votes}"
-        raise RecipeError(f"objective {objective.kind}: learns nothing from judgements of answers; {cure}")
-    if isinstance(objective, Rl) and not objective.rewards.get(VOTES):
         raise RecipeError(
-            "objective.reward: a loop learns its reward from the votes; write reward: votes, or weigh it in"
+            f"objective {objective.kind}: does not learn from votes; use objective: preference, or "
+            "objective: {kind: rl, reward: votes}"
         )
-    place = out or Path("loops") / open_run(recipe, None).path.name
-    _check_last_judge(recipe, place)
+    if objective.samples_completions and not objective.rewards.get(VOTES):
+        raise RecipeError(
+            "objective.reward: expected a reward that is learned from the votes; write reward: votes, or give votes a "
+            "weight"
+        )
+    folder = out or Path("loops") / open_run(recipe, None).path.name
+    _check_final_judge(recipe, folder)
     _check_runs(recipe, offline=offline)
     final = scorer(settings.final_judge, key="loop.final_judge")
     if settings.judge != PEOPLE:
         if settings.judge.lower() == PEOPLE:
-            raise RecipeError(f"loop.judge: {settings.judge!r} is nobody; people on the page are written {PEOPLE}")
+            raise RecipeError(f"loop.judge: unknown judge {settings.judge!r}; write {PEOPLE} for human raters")
         scorer(settings.judge, key="loop.judge")
-    run = open_run(recipe, place, fix=KEEP)
-    asks = {"prompt", "instruction", "max_new_tokens"}  # an answer in a row of preference is one that was judged
-    reader = Rl(**objective.model_dump(include=asks | {"answer", "messages"} if isinstance(objective, Rl) else asks))
+    run = open_run(recipe, folder, fix=KEEP)
+    columns = {"prompt", "instruction", "max_new_tokens"}
+    if objective.samples_completions:  # an answer in a preference row is a completion that was rated
+        columns |= {"answer", "messages"}
+    reader = Rl(**objective.model_dump(include=columns))
     split = read_data(recipe.model_copy(update={"objective": reader}), offline=offline).split
-    prompts = {"train": _asked(split.train), "validation": _asked(split.validation), "test": _asked(split.test)}
-    if tools := next((one.where for part in prompts.values() for one in part if one.messages[0].tools), ""):
-        cure = "tune on calls with objective: rl and a reward, or leave the column of tools out"
-        raise RecipeError(f"{tools}: tools may be called here, which votes do not keep; {cure}")
-    _check_enough(recipe, prompts)
+    prompts = {
+        name: [example for example in part if isinstance(example, RLPrompt)]
+        for name, part in (("train", split.train), ("validation", split.validation), ("test", split.test))
+    }
+    _check_prompts(recipe, prompts)
     longest = reader.bind(split.train, "decoder").max_new_tokens
     return LoopState(recipe, run, callbacks, offline, prompts, longest, final)
 
 
-def _asked(part: list[Example]) -> list[RLPrompt]:
-    return [example for example in part if isinstance(example, RLPrompt)]
-
-
-def _check_enough(recipe: Recipe, prompts: Mapping[str, list[RLPrompt]]) -> None:
-    """Prompts for every round, and two for the end: of one there is no interval of the win rate. Raises RecipeError."""
-    data, wanted = recipe.data, recipe.loop.prompts * recipe.loop.rounds
-    there, held = len(prompts["train"]), len(prompts["test"])
-    if there < wanted:
-        cure = "give more rows, or lower loop.rounds or loop.prompts"
-        raise RecipeError(f"{data.train}: {there} prompts to train on and {held} held out for {wanted}; {cure}")
-    if held < FEWEST_HELD_OUT:
-        place = data.test if isinstance(data.test, str) else data.train
-        cure = "give more rows, or a larger part of them as data.test"
-        raise RecipeError(f"{place}: {held} prompts held out, and the end needs {FEWEST_HELD_OUT} or more; {cure}")
+def _check_prompts(recipe: Recipe, prompts: Mapping[str, list[RLPrompt]]) -> None:
+    """Raise RecipeError for prompts with tools, too few for all rounds, or fewer than two for the final comparison."""
+    tools = (prompt.where for part in prompts.values() for prompt in part if prompt.messages[0].tools)
+    if location := next(tools, ""):
+        raise RecipeError(
+            f"{location}: this prompt has tools, which votes do not record; tune on tool calls with objective: rl and "
+            "a reward, or remove the column of tools"
+        )
+    data, needed = recipe.data, recipe.loop.prompts * recipe.loop.rounds
+    available, held_out = len(prompts["train"]), len(prompts["test"])
+    if available < needed:
+        raise RecipeError(
+            f"{data.train}: expected {needed} training prompts, got {available} ({held_out} more are held out); "
+            "give more rows, or lower loop.rounds or loop.prompts"
+        )
+    if held_out < FEWEST_HELD_OUT:  # one prompt gives no interval of the win rate
+        file = data.test if isinstance(data.test, str) else data.train
+        raise RecipeError(
+            f"{file}: expected at least {FEWEST_HELD_OUT} held-out prompts, got {held_out}; give more rows, or raise "
+            "data.test"
+        )
 
 
 def _check_runs(recipe: Recipe, *, offline: bool) -> None:
-    """Nothing for a recipe whose runs can begin: they do so only once people have judged. Raises RecipeError."""
-    objective = recipe.objective
+    """Raise RecipeError for runs that cannot start, before raters spend time on votes."""
     read_style_rules(recipe, offline=offline)
     check_trackers(recipe.track)
-    if isinstance(objective, Rl) and (others := [name for name in objective.rewards if name != VOTES]):
+    if others := [name for name in recipe.objective.rewards if name != VOTES]:
         scorer(dict.fromkeys(others, 1.0), key="objective.reward")
-    own = recipe.model_copy(update={"compare": Compare()})  # nothing else is asked here
+    own = recipe.model_copy(update={"compare": Compare()})  # without the model that `compare` prompts
     family = "decoder" if answers_prompts(own, offline=offline) else "encoder"
     check_pair(recipe, family)
     check_replay(recipe, family)
 
 
-def _check_last_judge(recipe: Recipe, folder: Path) -> None:
-    """Nothing for a last judge that trains nothing in the loop. Raises RecipeError."""
-    final, objective = recipe.loop.final_judge, recipe.objective
+def _check_final_judge(recipe: Recipe, folder: Path) -> None:
+    """Raise RecipeError for a final judge that also trains the policy; `scorer` reports a missing one."""
+    final = recipe.loop.final_judge
     if not final:
-        return  # `scorer` says what to write
-    cure = "and so trains the policy; name another"
+        return
+    fix = "and so trains the policy; name another"
     if in_full(final) == in_full(recipe.loop.judge):
-        raise RecipeError(f"loop.final_judge: {final} judges the rounds too, {cure}")
-    if isinstance(objective, Rl) and in_full(final) in map(in_full, objective.rewards):
-        raise RecipeError(f"loop.final_judge: {final} is part of objective.reward, {cure}")
+        raise RecipeError(f"loop.final_judge: {final} judges the rounds too, {fix}")
+    if in_full(final) in map(in_full, recipe.objective.rewards):
+        raise RecipeError(f"loop.final_judge: {final} is part of objective.reward, {fix}")
     if ":" not in final and Path(final).resolve().is_relative_to(folder.resolve()):
-        raise RecipeError(f"loop.final_judge: {final} is learned in this loop, {cure}")
+        raise RecipeError(f"loop.final_judge: {final} is learned in this loop, {fix}")
