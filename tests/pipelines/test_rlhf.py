@@ -219,7 +219,7 @@ def test_votes_that_come_after_a_round_has_begun_to_learn_do_not_change_its_rows
     assert (len(votes_so_far(loop, 1)), told) == (1, [])  # one more who says the same changes nothing
     bring(chosen="y", rejected="x", raters=["Cy", "Di", "Eve"])
     assert (len(votes_so_far(loop, 1)), (place / "votes.jsonl").read_text(encoding="utf-8")) == (1, kept)
-    assert told == ["round 1: had begun to learn, so it leaves out 2 rows that later votes changed"]
+    assert told == ["round 1: training had started; 2 rows changed by later votes are ignored"]
     loop.round(2).mkdir()
     import_votes(loop.round(2) / "votes.db", str(tmp_path / "more.jsonl"))
     assert len(votes_so_far(loop, 2)) == 2
