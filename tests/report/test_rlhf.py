@@ -34,7 +34,9 @@ def test_an_end_is_better_only_where_it_is_so_both_as_it_is_and_at_equal_length(
     rounds: Any = [SimpleNamespace(over_start=won)]
     assert verdict_of(rounds).startswith(said)
     assert "60.0\N{NO-BREAK SPACE}% at equal length" in verdict_of(rounds)
-    assert "without length control 50.0\N{NO-BREAK SPACE}% of 128 held-out prompts, 12 ties, p = 0.026" in verdict_of(rounds)
+    assert "without length control 50.0\N{NO-BREAK SPACE}% of 128 held-out prompts, 12 ties, p = 0.026" in verdict_of(
+        rounds
+    )
 
 
 @pytest.mark.parametrize(("ties", "n"), [(60, 64), (0, 4)])
