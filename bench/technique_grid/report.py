@@ -18,10 +18,10 @@ from tunesmith.report.formatting import (
     figure,
     metric_name,
     p_value,
+    row_score_name,
     share,
     signed,
     size,
-    worth_name,
 )
 from tunesmith.report.verdicts import HUNDREDS
 
@@ -253,7 +253,7 @@ def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
     ):
         if compared:
             if compared[0].metric != first.metric:  # the metric of the table above has no score of a single row
-                title = f"{title}, by {worth_name(first.metric)} (higher is better)"
+                title = f"{title}, by {row_score_name(first.metric)} (higher is better)"
             parts += [f"{title}. {ADJUSTED}", _table(PAIR_COLUMNS.split("|"), map(_pair_line, compared))]
     return "\n\n".join(parts)
 

@@ -210,7 +210,7 @@ def cost_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen: 
     """
     if not arms:
         return ""
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     text = "Score against cost: " + ", ".join(f"{name} {score:.3g} at {cost:.3g} s" for name, cost, score in arms)
     with _sheet("worth", text, xlabel="seconds to build, plus 1,000 answers", ylabel=metric_name(metric)) as sheet:
@@ -228,6 +228,7 @@ def cost_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen: 
         sheet.axes.set_xscale("log")
         sheet.axes.xaxis.set_major_formatter(_seconds)
         spread = max(cost for _, cost, _ in arms) / max(1e-3, min(cost for _, cost, _ in arms))
+        sheet.axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))  # labels of all nine would overlap
         sheet.axes.xaxis.set_minor_formatter(_seconds if spread < ONE_DECADE else NullFormatter())
         sheet.axes.margins(0.15)
     return sheet.svg
