@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tunesmith.events import EventHandler, ignore
-from tunesmith.models.policy import Policy
+
+if TYPE_CHECKING:  # the command line imports this module, and torch takes seconds
+    from tunesmith.models.policy import Policy
 
 
 class Interrupted(Exception):

@@ -16,7 +16,6 @@ from os import SEEK_END
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tunesmith.annotation.thumbs import Thumbs
 from tunesmith.cli.commands.compare import KEY
 from tunesmith.cli.commands.votes import LINES
 from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling_of
@@ -24,13 +23,11 @@ from tunesmith.cli.signals import Interruption
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError, TemplateError
-from tunesmith.inference.local_model import LocalModel
-from tunesmith.models.generation.sampling import Sampling
-from tunesmith.objectives import Classify
 from tunesmith.report.formatting import clean
 from tunesmith.training.callbacks import Callbacks
 
 if TYPE_CHECKING:
+    from tunesmith.annotation.thumbs import Thumbs
     from tunesmith.cli.options import Commands
     from tunesmith.inference.local_model import LocalModel
     from tunesmith.inference.saved_model import ModelManifest
@@ -48,6 +45,8 @@ SAVED = "chats.jsonl"
 
 def opening(model: LocalModel, text: str) -> Message:
     """The first user turn as the training rows put it: the recipe's instruction stands before it."""
+    from tunesmith.objectives import Classify
+
     if isinstance(model.objective, Classify):
         return model.objective.messages(text)[0]
     return Message("user", "\n\n".join(filter(None, (model.objective.instruction, text))))
