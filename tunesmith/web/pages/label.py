@@ -24,7 +24,7 @@ class ShownRow(BaseModel):
     key: str
     text: str
     where: str  # `file:line`
-    context: list[tuple[str, str]]  # further columns: name and value
+    beside: list[tuple[str, str]]  # further columns: name and value
 
 
 class LabelState(BaseModel):
@@ -46,7 +46,7 @@ def label_app(work: LabelSession) -> Any:
         shown = None
         if key is not None:
             item = work.item(key)
-            shown = ShownRow(key=item.key, text=item.text, where=item.where, context=list(item.beside))
+            shown = ShownRow(key=item.key, text=item.text, where=item.where, beside=list(item.beside))
         undo = work.assignment.can_undo(ask.rater)
         return LabelState(item=shown, labels=work.labels(), progress=work.progress(ask.rater), undo=undo)
 

@@ -12,7 +12,7 @@ function show(item, state) {
   find("text").textContent = item.text;
   find("row").classList.toggle("long", item.text.length > LONG);
   find("where").textContent = item.where;
-  const context = item.context.filter(([, value]) => value);
+  const context = item.beside.filter(([, value]) => value);
   find("context").hidden = !context.length;
   find("context").replaceChildren(...context.map(([name, value]) => {
     const part = make("div");
