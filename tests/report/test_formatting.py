@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.pipelines.compare.beliefs import price
-from tunesmith.report.formatting import clean, figure, p_value, share, signed, size
+from tunesmith.report.formatting import clean, figure, p_value, price, share, signed, size
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,19 @@ def page_of_text(doc_id: str, text: str) -> SourceDocument:
 def _pages_of(rows: Sequence[Row]) -> list[SourceDocument]:
     """Convert rows to documents; passages of one document (same doc_id, different id) become one document."""
     rows = _join_passages(rows)
-    pages = [_page_of(row) for row in rows]
+    pages = []
+    for row in rows:
+        text = row.fields.get("text")
+        name = row.fields.get("doc_id", row.fields.get("id"))
+        if "text" in row.fields and name is not None and not isinstance(text, str):
+            raise DataError(f"{row.where}: expected a string in column text, got {text!r:.60}; fix or drop the row")
+        if not isinstance(text, str) or name is None:
+            columns = sorted(row.fields)
+            raise DataError(f"{row.where}: expected the columns doc_id and text, found {columns}; rename them")
+        try:
+            pages.append(page_of_text(str(name), text))
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from None
     first: dict[str, str] = {}
     fix = "give each row its own id, or join the texts"
     duplicates = [
@@ -126,19 +138,6 @@ def _join_passages(rows: Sequence[Row]) -> list[Row]:
             group = [replace(group[0], fields={**group[0].fields, "text": text})]
         joined += group
     return joined
-
-
-def _page_of(row: Row) -> SourceDocument:
-    text = row.fields.get("text")
-    name = row.fields.get("doc_id", row.fields.get("id"))
-    if not isinstance(text, str) or name is None:
-        if "text" in row.fields and name is not None:
-            raise DataError(f"{row.where}: expected a string in column text, got {text!r:.60}; fix or drop the row")
-        raise DataError(f"{row.where}: expected the columns doc_id and text, found {sorted(row.fields)}; rename them")
-    try:
-        return page_of_text(str(name), text)
-    except DataError as error:
-        raise DataError(f"{row.where}: {error}") from None
 
 
 def cut(pages: Sequence[SourceDocument], size: int) -> list[Chunk]:

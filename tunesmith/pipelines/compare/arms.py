@@ -71,12 +71,27 @@ def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = No
     """
     if tuned is not None:
         return _tuned(context, name, tuned)
-    if name == "rag":
-        rows = len(_choice_rows(context))
-        return _with_retrieval(context, context.base(), _choose_passages(context), labelled_rows=rows)
+    if name == "few-shot":
+        return _few_shot(context)
+    if name == "oracle-context":
+        return _oracle(context)
+    if name == "tf-idf":
+        return _tfidf(context)
     if name == "no-context":
         return _plain_arm(context, context.base(), detail="the question of the row, without passages")
-    return _BASE_ARMS[name](context) if name in _BASE_ARMS else _server(context, name)
+    rows = len(_choice_rows(context))
+    if name == "rag":
+        return _with_retrieval(context, context.base(), _choose_passages(context), labelled_rows=rows)
+    if name == "prompt":
+        wording = _wording(context)
+        prompts = partial(_base_prompts, context, wording)
+        return PromptArm(model=context.base(), prompts=prompts, detail=_wording_text(wording), labelled_rows=rows)
+    server = remote(context, name)
+    options = [ArmSetting(wording=wording) for wording in context.objective.prompt_templates("decoder")]
+    wording = _choose(
+        context, name, options, lambda setting: partial(_plain_prompts, context, setting.wording), model=server
+    ).wording
+    return _plain_arm(context, server, wording=wording, detail=_wording_text(wording), labelled_rows=rows)
 
 
 def _tuned(context: ComparisonContext, name: str, model: LocalModel) -> Arm:
@@ -92,17 +107,6 @@ def _tuned(context: ComparisonContext, name: str, model: LocalModel) -> Arm:
     if model.policy.head is None:
         return _plain_arm(context, model)
     return ClassifierArm(label=lambda rows: answer(model, rows).given, detail="")
-
-
-def _prompt(context: ComparisonContext) -> Arm:
-    """The best of a few plain wordings."""
-    wording = _wording(context)
-    return PromptArm(
-        model=context.base(),
-        prompts=partial(_base_prompts, context, wording),
-        detail=_wording_text(wording),
-        labelled_rows=len(_choice_rows(context)),
-    )
 
 
 def _few_shot(context: ComparisonContext) -> Arm:
@@ -168,19 +172,6 @@ def _tfidf(context: ComparisonContext) -> Arm:
         detail="settings by cross-validation",
         labelled_rows=len(train),
         build_seconds=time.perf_counter() - began,
-    )
-
-
-def _server(context: ComparisonContext, address: str) -> Arm:
-    """A model on a server with its best plain wording."""
-    server = remote(context, address)
-    options = [ArmSetting(wording=wording) for wording in context.objective.prompt_templates("decoder")]
-    setting = _choose(
-        context, address, options, lambda setting: partial(_plain_prompts, context, setting.wording), model=server
-    )
-    rows = len(_choice_rows(context))
-    return _plain_arm(
-        context, server, wording=setting.wording, detail=_wording_text(setting.wording), labelled_rows=rows
     )
 
 
@@ -295,11 +286,3 @@ def _choice_rows(context: ComparisonContext) -> list[Example]:
     """Return the rows on which settings are chosen."""
     rows = context.split.validation or context.split.train
     return subsample(rows, CHOICE_ROWS[context.objective.kind], context.recipe.seed)
-
-
-_BASE_ARMS: dict[str, Callable[[ComparisonContext], Arm]] = {
-    "prompt": _prompt,
-    "few-shot": _few_shot,
-    "tf-idf": _tfidf,
-    "oracle-context": _oracle,
-}

@@ -136,6 +136,14 @@ def _arm_page(
     domain = None
     if in_documents:
         domain = value(metric, [reference[row] for row in in_documents], [arm.given[row] for row in in_documents])
+    style_score = None
+    if context.objective.produces == "text":
+        rules = style.rules_of(context.recipe.style)
+        enough = len(reference) >= style.FEWEST_PAIRS
+        style_score = StyleScore(
+            auc=style.discriminator_auc(arm.given, reference) if enough else None,
+            rules=style.rule_rates(arm.given, rules, columns(context.recipe, context.test)) if rules else {},
+        )
     return ArmPage(
         name=arm.name,
         detail=arm.detail,
@@ -146,7 +154,7 @@ def _arm_page(
         domain=domain,
         domain_n=len(in_documents),
         general=_general(context, arm, base),
-        style=_style(context, arm.given, reference),
+        style=style_score,
         latency=Latency(
             p50=float(np.median(arm.latencies)) if arm.latencies else None,
             p95=float(np.quantile(arm.latencies, 0.95)) if arm.latencies else None,
@@ -204,18 +212,6 @@ def _general(context: ComparisonContext, arm: ArmAnswers, base: Retention | None
         return None
     rise = retention.general_nll_tuned - retention.general_nll_base
     return GeneralAbilityChange(nats_rise=rise, probe=retention.probe_tuned, probe_base=retention.probe_base)
-
-
-def _style(context: ComparisonContext, given: Sequence[str], reference: Sequence[str]) -> StyleScore | None:
-    """Compare the style of generated answers with that of the reference answers; None for labels."""
-    if context.objective.produces != "text":
-        return None
-    rules = style.rules_of(context.recipe.style)
-    enough = len(reference) >= style.FEWEST_PAIRS
-    return StyleScore(
-        auc=style.discriminator_auc(given, reference) if enough else None,
-        rules=style.rule_rates(given, rules, columns(context.recipe, context.test)) if rules else {},
-    )
 
 
 def _findings(arms: Sequence[ArmPage], recalls: Sequence[Recall]) -> list[str]:

@@ -243,10 +243,18 @@ def _apply_budget(context: ComparisonContext, arms: Sequence[str], minutes: floa
     split = context.split
     rows = context.choices().budget
     if rows is None:
+        timed = context.test[:PACE_ROWS]
+        if answers_prompts(context.recipe, offline=context.offline):
+            seconds = ask_model(context.base(), plain_prompt(context, timed), context.objective).seconds
+        else:  # no decoder is prompted: an encoder reads the rows
+            model = context.base_model(context.recipe.model)
+            began = time.perf_counter()
+            model.embed([question(example) for example in timed])
+            seconds = time.perf_counter() - began
         rows = sizes(
             60 * minutes,
             arms,
-            row=_seconds_per_row(context),
+            row=seconds / len(timed),
             epochs=context.recipe.schedule.epochs,
             test_rows=len(context.test),
             train_rows=len(split.train),
@@ -263,14 +271,3 @@ def _apply_budget(context: ComparisonContext, arms: Sequence[str], minutes: floa
     context.on_event(StageStarted(rows.note))
     if rows.train < len(split.train):
         context.limit_training_rows(rows.train)
-
-
-def _seconds_per_row(context: ComparisonContext) -> float:
-    """Time the plain prompt on a few test rows, or an encoder that reads them if no decoder is prompted."""
-    rows = context.test[:PACE_ROWS]
-    if answers_prompts(context.recipe, offline=context.offline):
-        return ask_model(context.base(), plain_prompt(context, rows), context.objective).seconds / len(rows)
-    model = context.base_model(context.recipe.model)
-    began = time.perf_counter()
-    model.embed([question(example) for example in rows])
-    return (time.perf_counter() - began) / len(rows)

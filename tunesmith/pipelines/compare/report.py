@@ -7,6 +7,7 @@ import json
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.pipelines.compare.verdict import DECIDED, Verdict
+from tunesmith.report.formatting import price
 from tunesmith.report.html import environment
 from tunesmith.report.plots import arms_plot, cost_plot
 from tunesmith.retrieval.recall import Recall
@@ -26,6 +27,9 @@ class Task(_Part):
     ci95: tuple[float, float] | None
     n: int  # rows
 
+    def __str__(self) -> str:
+        return f"{self.score:.3f}" + (f" ({self.ci95[0]:.3f} to {self.ci95[1]:.3f})" if self.ci95 else "")
+
 
 class Update(_Part):
     """Answers to questions about facts that were changed in the documents, and the cost of the update."""
@@ -37,6 +41,11 @@ class Update(_Part):
     how: str  # how the arm is updated
     price: float | None = None  # None without a price of the machine
 
+    def __str__(self) -> str:
+        cost = "" if self.price is None else f", price {price(self.price)}"
+        seconds = "" if self.seconds is None else f"{self.seconds:.1f} s{cost}: "
+        return f"new {100 * self.new:.0f} %, old {100 * self.old:.0f} %; {seconds}{self.how}"
+
 
 class Latency(_Part):
     """Speed of an arm: p50 and p95 of single rows, and throughput in a batch."""
@@ -45,6 +54,11 @@ class Latency(_Part):
     p95: float | None  # seconds
     prompt_tokens: float | None  # median
     answers_per_second: float  # in a batch
+
+    def __str__(self) -> str:
+        seconds = [] if self.p50 is None or self.p95 is None else [f"{self.p50:.2f} s, {self.p95:.2f} s"]
+        tokens = [] if self.prompt_tokens is None else [f"{self.prompt_tokens:.0f} tokens"]
+        return "; ".join([*seconds, *tokens, f"{self.answers_per_second:.1f}/s"])
 
 
 class Cost(_Part):
@@ -78,12 +92,22 @@ class GeneralAbilityChange(_Part):
     probe: float | None  # share of correct answers
     probe_base: float | None  # the same for the base model
 
+    def __str__(self) -> str:
+        probe = "" if self.probe is None else f", {100 * self.probe:.1f} % right"
+        rise = round(self.nats_rise, 3)
+        return f"{rise:+.3f} nats{probe}" if rise else f"0.000 nats{probe}"  # zero is printed without a sign
+
 
 class StyleScore(_Part):
     """Style of the answers compared with the reference answers."""
 
     auc: float | None  # of a classifier of generated against reference answers; 0.5: indistinguishable
     rules: dict[str, float]  # style rule -> share of answers that satisfy it
+
+    def __str__(self) -> str:
+        parts = [] if self.auc is None else [f"AUC {self.auc:.2f}"]
+        parts += [f"{name} {100 * share:.0f} %" for name, share in self.rules.items()]
+        return "; ".join(parts) or NOT_MEASURED
 
 
 class ArmPage(_Part):

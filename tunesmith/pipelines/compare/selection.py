@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.config import Recipe
-from tunesmith.data.examples.types import Chat, Example
+from tunesmith.data.examples.types import Chat
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import columns_of
 from tunesmith.data.splits.load import check_names
@@ -133,17 +133,12 @@ def check_rows(recipe: Recipe, split: Split, *, offline: bool) -> None:
         fix = "give a file, or a fraction such as 0.2"
         raise DataError(f"data.test: no rows, which are needed to compare the arms; {fix}")
     server = next((arm for arm in recipe.arms if kind_of(arm).remote), "")
-    if server and (row := next((row for row in split.test if _uses_tools(row)), None)) is not None:
-        raise DataError(f"{row.where}: tools cannot be passed to {server}; remove that arm")
+    for row in split.test if server else ():
+        if isinstance(row, Chat) and any(turn.tools or turn.calls for turn in row.messages):
+            raise DataError(f"{row.where}: tools cannot be passed to {server}; remove that arm")
     if has_origins(recipe):
         files = {file for file in (data.train, data.validation, data.test) if isinstance(file, str)}
         columns = columns_of(row for file in files for row in read_rows(file, offline=offline))
         for key, column in (("origin", documents.origin), ("evidence", documents.evidence)):
             if column and column not in columns:
                 raise RecipeError(f"documents.{key}: no column {column!r}; name one of {', '.join(columns)}")
-
-
-def _uses_tools(example: Example) -> bool:
-    """Return whether a row offers or calls tools."""
-    turns = example.messages if isinstance(example, Chat) else ()
-    return any(turn.tools or turn.calls for turn in turns)

@@ -168,7 +168,18 @@ def read_curve(cells: Sequence[CurveCell], *, best: float) -> CurveReading:
     )
     curve = fit(cells, best=best)
     draws = tuple(_resampled_fits(cells, curve, best, rng))
-    return CurveReading(curve, held, draws, tuple(_problems(cells, curve, inside=held.inside)))
+    problems = []
+    least = min(cell.rows for cell in cells)
+    first = np.array([cell.score for cell in cells if cell.rows == least])
+    last = np.array(measured)
+    seed_noise = math.sqrt(first.var(ddof=1) / len(first) + last.var(ddof=1) / len(last))
+    if last.mean() - first.mean() <= 2 * seed_noise:
+        problems.append(f"scores do not rise from {least:,} to {largest:,} rows by more than the seed noise")
+    elif curve.shapeless:
+        problems.append("the sizes do not determine the shape of the curve: its fitted power is at a bound")
+    if not held.inside:
+        problems.append(f"the smaller sizes did not predict the score at {largest:,} rows")
+    return CurveReading(curve, held, draws, tuple(problems))
 
 
 def fit(cells: Sequence[CurveCell], *, best: float) -> Curve:
@@ -230,18 +241,3 @@ def _resampled_fits(cells: Sequence[CurveCell], curve: Curve, best: float, rng: 
     residuals = _residuals(cells, curve)
     expected = np.array([curve.at(size) for size in rows])
     return _fit_all(rows, expected + rng.choice(residuals, (DRAWS, len(cells))) / np.sqrt(rows), best)
-
-
-def _problems(cells: Sequence[CurveCell], curve: Curve, *, inside: bool) -> list[str]:
-    """Return the reasons against extrapolating the curve."""
-    problems = []
-    rows = sorted({cell.rows for cell in cells})
-    first, last = (np.array([c.score for c in cells if c.rows == size]) for size in (rows[0], rows[-1]))
-    noise = math.sqrt(first.var(ddof=1) / len(first) + last.var(ddof=1) / len(last))
-    if last.mean() - first.mean() <= 2 * noise:
-        problems.append(f"scores do not rise from {rows[0]:,} to {rows[-1]:,} rows by more than the seed noise")
-    elif curve.shapeless:
-        problems.append("the sizes do not determine the shape of the curve: its fitted power is at a bound")
-    if not inside:
-        problems.append(f"the smaller sizes did not predict the score at {rows[-1]:,} rows")
-    return problems
