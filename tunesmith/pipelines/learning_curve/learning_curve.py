@@ -47,7 +47,7 @@ POINTS = 40  # of the plotted curve
 
 @dataclass(frozen=True, slots=True)
 class LearningCurveOptions:
-    """What to predict, and the time for it."""
+    """The requested predictions, and the time for them."""
 
     rows: tuple[int, ...] = ()  # numbers of training rows; empty: twice and four times the available ones
     target: float | None = None  # score whose rows are wanted
