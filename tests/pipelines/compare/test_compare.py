@@ -152,7 +152,7 @@ def test_every_two_arms_that_may_be_chosen_stand_beside_each_other(done: tuple[C
         assert one.delta == pytest.approx(scores[one.arm] - scores[one.over])
         assert one.delta >= 0
         assert one.ci95[0] <= one.delta <= one.ci95[1]
-    assert "Every two arms" in html(page)
+    assert "All pairs of arms" in html(page)
 
 
 def test_each_line_of_the_table_has_belief_and_finding(done: tuple[Comparison, Path]) -> None:
