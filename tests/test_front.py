@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,39 @@ def reviews(tmp_path: Path) -> Path:
 def test_what_is_listed_is_there_and_what_is_there_is_listed():
     kinds = (inspect.isfunction, inspect.isclass)
     public = {name for name, value in vars(ts).items() if any(kind(value) for kind in kinds)} - {"Any"}
-    assert {name for name in public if not name.startswith("_")} | {"__version__"} == set(ts.__all__)
+    public = {name for name in public if not name.startswith("_")}
+    assert public | {"__version__", "Message", "Sampling"} == set(ts.__all__)
+    assert set(ts.__all__) <= set(dir(ts))
+
+
+def test_message_and_sampling_are_imported_on_first_access():
+    code = """
+import sys, tunesmith
+light = {"torch", "numpy", "pydantic", "tunesmith.data", "tunesmith.models"} & set(sys.modules)
+from tunesmith import Message, Sampling
+print(sorted(light), Message.__module__, Sampling.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] tunesmith.data.tokenization.messages tunesmith.models.generation.sampling\n"
+    with pytest.raises(AttributeError, match="module 'tunesmith' has no attribute 'Massage'"):
+        ts.__getattr__("Massage")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("tunesmith.model.sampling", "tunesmith.models.generation.sampling", "Sampling"),
+        ("tunesmith.model.load", "tunesmith.models.loading.load", "load_base"),
+        ("tunesmith.model.shipped", "tunesmith.models.loading.bundled_models", "fetch"),
+        ("tunesmith.model.sentence", "tunesmith.models.sentence_embeddings", "sentence_vectors"),
+        ("tunesmith.data.sources", "tunesmith.data.splits.load", "load"),
+    ],
+)
+def test_a_deprecated_path_works_and_warns(old: str, new: str, name: str):
+    code = f"from {old} import {name} as old; from {new} import {name} as new; assert old is new"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
+    assert "DeprecationWarning" in done.stderr
+    assert new.rpartition(".")[0].removesuffix(".loading").removesuffix(".generation") in done.stderr
 
 
 def test_the_version_is_that_of_the_installed_package():

@@ -1,6 +1,12 @@
-"""Decide, tune, prove, ship: fit a language model to your own data, and know whether you should.
+"""Fine-tune a language model on your own data and measure whether it helped.
 
-Nothing heavy is imported before a function is called.
+    import tunesmith
+
+    run = tunesmith.tune("reviews.csv", model="minilm-l6")
+    print(run.report.verdict)
+    print(tunesmith.load(run.folder).classify(["great phone"])[0].label)
+
+Heavy libraries are imported when a function is called; `Message` and `Sampling` when they are first used.
 """
 
 from __future__ import annotations
@@ -23,8 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tunesmith.config import Recipe
+    from tunesmith.data.tokenization.messages import Message
     from tunesmith.events import EventHandler
     from tunesmith.inference.local_model import LocalModel
+    from tunesmith.models.generation.sampling import Sampling
     from tunesmith.pipelines.tune.tune import Run
 
 __version__ = "0.1.0"
@@ -32,16 +40,39 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "DataError",
+    "Message",
     "ModelError",
     "RecipeError",
     "Refused",
     "RewardError",
+    "Sampling",
     "TemplateError",
     "TunesmithError",
     "__version__",
     "load",
     "tune",
 ]
+
+# Exported name -> the module that defines it, imported by `__getattr__` on first access.
+_LAZY = {
+    "Message": "tunesmith.data.tokenization.messages",
+    "Sampling": "tunesmith.models.generation.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Message` or `Sampling` on first access (PEP 562), so that `import tunesmith` stays fast."""
+    from importlib import import_module
+
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
 
 
 def tune(
@@ -62,7 +93,7 @@ def tune(
         data_or_recipe: a file of rows, a recipe file, or a `Recipe`.
         model: alias, Hub id, folder, GGUF file or finished run; default `smollm2-135m`.
         technique: name such as `lora`, or a dictionary with its options.
-        out: the run folder; default `runs/` and a name made from data, objective, technique and model.
+        out: run folder; default `runs/NAME` with a name of data, objective, technique and model.
         callback: called with every progress event, see `tunesmith.events`.
         **settings: keys of the recipe (`objective="classify"`, `seed=1`), or their names in other trainers
             (`lora_r=8`); also `offline=True`. Without an objective, the columns of the data decide.

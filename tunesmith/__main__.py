@@ -1,4 +1,4 @@
-"""`python -m tunesmith` is the command `tunesmith`."""
+"""Run the command `tunesmith` as `python -m tunesmith`."""
 
 import sys
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.conftest import Command
 from tunesmith.annotation.thumbs import FILE, Thumbs
-from tunesmith.cli.commands.chat import HELP, Beside, Conversation, opening
+from tunesmith.cli.commands.chat import HELP, Conversation
 from tunesmith.cli.signals import Interruption
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.inference.local_model import LocalModel
@@ -22,10 +22,10 @@ from tunesmith.models.generation.sampling import Sampling
 
 
 def _nothing(_: str = "") -> Any:
-    raise AssertionError("nobody asked for the base or for a place of thumbs")
+    raise AssertionError("neither the base nor a file of ratings is needed")
 
 
-ALONE = Beside("run", _nothing, Thumbs(_nothing))
+ALONE: dict[str, Any] = {"name": "run", "base": _nothing, "thumbs": Thumbs(_nothing)}
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -50,13 +50,13 @@ def test_any_other_run_answers_with_text_as_its_rows_were_asked(command: Command
     assert document["new_tokens"] <= 8
     model = load(decoder_run, offline=True)
     assert document["answer"] == model.generate(["number 3"])[0]
-    assert opening(model, "number 3") == Message("user", "Which?\n\nnumber 3")
+    assert model.objective.user_message("number 3") == Message("user", "Which?\n\nnumber 3")
 
 
 def test_a_text_that_does_not_fit_is_said_to_be_cut(command: Command, encoder_run: Path, decoder_run: Path):
     for run in (encoder_run, decoder_run):
-        assert "its end was left out" not in command("ask", run, "number 3").err
-        assert "its end was left out" in command("ask", run, "number 3 " * 400).err
+        assert "the end of the text was dropped" not in command("ask", run, "number 3").err
+        assert "the end of the text was dropped" in command("ask", run, "number 3 " * 400).err
 
 
 def test_a_dash_reads_the_text_from_stdin(command: Command, encoder_run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -117,8 +117,8 @@ def test_reset_forgets_and_system_sets_the_turn_before_all_others(
     ]
     assert len(messages) == 3
     assert done.err.splitlines() == [
-        "system turn: be brief",
-        "forgotten",
+        "system message: be brief",
+        "conversation cleared",
         HELP,
     ]
 
@@ -135,10 +135,10 @@ def test_a_chat_shows_the_base_saves_rows_and_keeps_thumbs(
     done = command("chat", decoder_run, "--temperature", "0")
     assert done.code == 0, done.err
     said = done.err.splitlines()
-    assert said[0] == "/good: nothing is answered yet; ask something first"
-    assert "the base was asked the same" in done.err
+    assert said[0] == "/good: no answer yet; send a message first"
+    assert "the conversation continues with the answer of run" in done.err
     assert f"{folder}: not written (Is a directory); name another file" in said
-    assert f"{tmp_path / 'rows.csv'}: a row is written as a JSON line; name a file ending in .jsonl" in said
+    assert f"{tmp_path / 'rows.csv'}: expected a file name ending in .jsonl; rename it" in said
     answers = [line.strip() for line in done.out.splitlines() if line.strip()]
     table = next(i for i, line in enumerate(answers) if line.split() == ["run", "base"])
     base = open_model(read_manifest(decoder_run / "model").base, limit=512, offline=True)
@@ -170,11 +170,11 @@ def test_the_same_seed_gives_the_same_conversation(
 def test_an_encoder_does_not_chat(command: Command, encoder_run: Path):
     done = command("chat", encoder_run)
     assert done.code == 2
-    assert "an encoder writes no text; use `tunesmith ask" in done.err
+    assert "an encoder does not generate text; use `tunesmith ask" in done.err
 
 
 def interrupted_stream(self: LocalModel, messages: Sequence[Message], *, sampling: Sampling) -> Iterator[str]:
-    yield "begun"
+    yield "started"
     raise KeyboardInterrupt
 
 
@@ -182,20 +182,20 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(
     decoder_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(LocalModel, "stream", interrupted_stream)
-    talk = Conversation(load(decoder_run, offline=True), Sampling(), beside=ALONE)
+    talk = Conversation(load(decoder_run, offline=True), Sampling(), **ALONE)
     talk.turn("hello")
-    assert capsys.readouterr().out == "begun ...\n"
-    assert talk.messages[-1] == Message("assistant", "begun")
+    assert capsys.readouterr().out == "started ...\n"
+    assert talk.messages[-1] == Message("assistant", "started")
 
 
 def test_another_signal_ends_the_conversation(decoder_run: Path, monkeypatch: pytest.MonkeyPatch):
     def ended(*_: object, **__: object) -> Iterator[str]:
-        yield "begun"
+        yield "started"
         raise Interruption(signal.SIGTERM)
 
     monkeypatch.setattr(LocalModel, "stream", ended)
     with pytest.raises(Interruption):
-        Conversation(load(decoder_run, offline=True), Sampling(), beside=ALONE).turn("hello")
+        Conversation(load(decoder_run, offline=True), Sampling(), **ALONE).turn("hello")
 
 
 def test_a_pipe_that_is_no_text_or_closed_is_no_bug_of_ours(
@@ -208,7 +208,7 @@ def test_a_pipe_that_is_no_text_or_closed_is_no_bug_of_ours(
     done = command("ask", decoder_run, "-")
     assert (done.code, done.err.splitlines()[-1]) == (
         2,
-        "error: nothing can be read: stdin is closed; give a text, or pipe one in",
+        "error: stdin is closed; give a text, or pipe one in",
     )
 
 
@@ -217,11 +217,13 @@ def test_a_conversation_that_outgrows_the_model_forgets_its_oldest_turns(
 ):
     model = load(decoder_run, offline=True)
     model.limit = 200
-    talk = Conversation(model, Sampling(max_new_tokens=2), system="stay", silent=True, beside=ALONE)
+    talk = Conversation(model, Sampling(max_new_tokens=2), system="stay", silent=True, **ALONE)
     talk.messages += [Message("user", "x" * 90), Message("assistant", "y"), Message("user", "z" * 60)]
     talk.messages.append(Message("assistant", "y"))
     talk.turn("last")
     assert [m.content[-1] for m in talk.messages[:3]] == ["y", "z", "y"]
-    # What the model learned behind stood before the turn that is gone, and goes on before the oldest that is left.
-    assert talk.messages[1].content == opening(model, "z" * 60).content != "z" * 60
-    assert capsys.readouterr().err == "the 2 oldest turns no longer fit into 200 tokens and are forgotten\n"
+    # The instruction was in the message that is gone; it is now in the oldest that remains.
+    assert talk.messages[1].content == model.objective.user_message("z" * 60).content != "z" * 60
+    assert capsys.readouterr().err == (
+        "2 oldest messages dropped: the conversation exceeds the prompt limit of 200 tokens\n"
+    )

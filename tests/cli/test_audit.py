@@ -28,7 +28,7 @@ def test_a_blocking_fault_exits_with_1_and_is_shown_with_its_line(command: Comma
     done = command("audit", rows, "--offline")
     assert done.code == 1
     assert "rows.jsonl:61: (1 of 20 characters) the key is <secret>" in done.out
-    assert f"error: {rows}: secret; cure the rows, or use --fix OUT" in done.err
+    assert f"error: {rows}: secret; fix the rows, or use --fix OUT" in done.err
 
 
 def test_the_page_is_one_file_and_escapes_what_rows_hold(command: Command, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_blocked_audit_with_a_copy_names_the_copy(command: Command, tmp_path: 
     half.write_text(half.read_text() + "{broken\n")
     done = command("audit", half, "--fix", out, "--offline")
     assert done.code == 1
-    assert f"error: {half}: unreadable; go on with the copy {out}" in done.err
+    assert f"error: {half}: unreadable; use the cleaned copy {out}" in done.err
 
 
 def test_a_cleaned_copy_is_written_and_passes(command: Command, tmp_path: Path) -> None:

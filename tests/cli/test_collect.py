@@ -36,7 +36,7 @@ def test_one_bad_file_stops_no_other_and_is_named(command: Command, manual: Path
     out = tmp_path / "rows.jsonl"
     done = command("collect", manual, "--out", out)
     assert done.code == 0, done.err
-    assert "warning: left out manual/bad.pdf: broken or incomplete PDF;" in done.err
+    assert "warning: skipped manual/bad.pdf: broken or incomplete PDF;" in done.err
     assert "warning: left out manual/void.html: empty;" in done.err
     assert "2 rows (2 document) from 4 files" in done.out
     assert [(row["doc_id"], row["origin"]) for row in lines(out)] == [
@@ -121,7 +121,7 @@ def test_documents_without_questions_say_what_else_there_is(command: Command, ma
     [
         (("--write", "questions"), "error: --write: needs --writer"),
         (("--writer", "m"), "error: --writer: needs --write"),
-        (("--passages", "-3"), "--passages: -3 is below zero"),
+        (("--passages", "-3"), "--passages: expected an integer >= 0, got -3"),
         (("--temperature", "nan"), "--temperature: expected a number >= 0, got nan"),
         (
             ("--write", "paraphrases", "--writer", "http://127.0.0.1:9/v1", "--temperature", "nan"),
@@ -129,8 +129,8 @@ def test_documents_without_questions_say_what_else_there_is(command: Command, ma
         ),
         (("--write", "questions", "--writer", "m"), "makes rows for instruct, not for domain; add --as instruct"),
         (("--write", "question", "--writer", "m"), "template 'question': unknown template"),
-        (("--size", "50"), "--size: 50 is too short"),
-        (("--per-passage", "9"), "--per-passage: 9 is not between 1 and 5"),
+        (("--size", "50"), "--size: expected at least 200 characters, got 50"),
+        (("--per-passage", "9"), "--per-passage: expected 1 to 5, got 9"),
         (("--max-new-tokens", "0"), "--max-new-tokens: expected an integer >= 1, got 0"),
         (
             ("--write", "paraphrases", "--writer", "https://far.test/v1", "--offline"),

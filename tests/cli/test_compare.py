@@ -41,7 +41,7 @@ def test_people_see_verdict_belief_and_where_it_lies(
     )  # fmt: skip
     assert done.code == 0, done.err
     assert done.out.startswith("verdict: ")
-    assert "Task-specific performance (usual belief: sometimes limited / good if retrieval is / excellent)" in done.out
+    assert "Task-specific performance (common belief: sometimes limited / good if retrieval is / excellent)" in done.out
     assert "note: budget of 5 minutes: 12 of 12 test rows" in done.out
     assert f"everything: {tmp_path / 'out'}" in done.out
     assert f'next: tunesmith ask {tmp_path / "out"} "..."' in done.out
@@ -59,7 +59,7 @@ def test_people_see_verdict_belief_and_where_it_lies(
 def test_a_number_below_zero_is_the_users_mistake(command: Command, rows: Path, option: str) -> None:
     done = command("compare", rows, option, "-1")
     assert done.code == 2
-    assert f"error: {option}: -1.0 is no number from 0 on" in done.err
+    assert f"error: {option}: expected a number >= 0, got -1.0" in done.err
 
 
 def test_the_shape_of_the_document_is_told(command: Command) -> None:

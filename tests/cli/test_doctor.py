@@ -25,8 +25,8 @@ def test_a_library_out_of_its_range_or_missing_fails_with_its_cure(monkeypatch: 
     monkeypatch.setattr(doctor, "_version", have.get)
     wanted = ["torch>=2.10", "transformers<6,>=5.3", "peft>=0.18.0", "rich>=13.9", "jinja2>=3.1"]
     assert libraries(wanted) == [
-        ("torch", FAIL, "2.9.1+cpu, supported is >=2.10", "pip install 'torch>=2.10'"),
-        ("transformers", FAIL, "6.0.0, supported is <6", "pip install 'transformers<6,>=5.3'"),
+        ("torch", FAIL, "2.9.1+cpu, supported: >=2.10", "pip install 'torch>=2.10'"),
+        ("transformers", FAIL, "6.0.0, supported: <6", "pip install 'transformers<6,>=5.3'"),
         ("jinja2", FAIL, "not installed", "pip install 'jinja2>=3.1'"),
     ]
 
@@ -34,7 +34,7 @@ def test_a_library_out_of_its_range_or_missing_fails_with_its_cure(monkeypatch: 
 def test_libraries_in_their_ranges_are_one_line():
     (check,) = libraries(["torch>=2.10", "pyarrow>=21; extra == 'parquet'"])
     assert check.state == OK
-    assert check.finding.startswith("1 in their supported ranges (torch 2.")
+    assert check.finding.startswith("1 libraries, all supported versions (torch 2.")
 
 
 def test_an_extra_that_is_not_installed_is_well_and_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
@@ -45,8 +45,8 @@ def test_an_extra_that_is_not_installed_is_well_and_says_how_to_get_it(monkeypat
         (
             "extra parquet",
             OK,
-            "not installed (lacks pyarrow); optional",
-            "for it: pip install 'tunesmith[parquet]'",
+            "not installed (missing pyarrow); optional",
+            "pip install 'tunesmith[parquet]'",
         ),
     ]
 
@@ -66,16 +66,16 @@ def test_a_model_that_is_missing_warns_and_a_damaged_one_fails(tmp_path: Path, m
     files = {"config.json": {"size": 2, "sha256": "0" * 64}}
     (folder / shipped.MANIFEST).write_text(json.dumps({"files": files}))
     missing, damaged = models()
-    assert (missing.state, missing.fix) == (WARN, "tunesmith models --fetch")
+    assert (missing.state, missing.fix) == (WARN, "run `tunesmith models --fetch`")
     assert (damaged.state, damaged.finding) == (FAIL, "damaged: config.json")
-    assert damaged.fix == f"delete {folder}, then tunesmith models --fetch"
+    assert damaged.fix == f"delete {folder}, then run `tunesmith models --fetch`"
 
 
 def test_doctor_exits_1_on_a_failure(command: Command, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "all_checks", lambda: [doctor.DoctorCheck("x", FAIL, "broken", "mend it")])
+    monkeypatch.setattr(doctor, "all_checks", lambda: [doctor.DoctorCheck("x", FAIL, "broken", "repair it")])
     done = command("doctor")
     assert done.code == 1
-    assert done.out.splitlines() == ["fail  x  broken", "         cure: mend it"]
+    assert done.out.splitlines() == ["fail  x  broken", "         fix: repair it"]
 
 
 def test_a_long_finding_is_wrapped_and_a_cure_stands_on_its_own_line_only_where_there_is_one(
@@ -89,5 +89,5 @@ def test_a_long_finding_is_wrapped_and_a_cure_stands_on_its_own_line_only_where_
     monkeypatch.setattr(doctor, "all_checks", lambda: checks)
     lines = command("doctor").out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert [line.strip() for line in lines if "cure" in line] == ["cure: pip install 'odd>=2'"]
+    assert [line.strip() for line in lines if "fix:" in line] == ["fix: pip install 'odd>=2'"]
     assert " ".join(" ".join(lines[:-2]).split()) == f"ok disk for models {long}"

@@ -46,7 +46,7 @@ def test_keys_of_another_tool_that_are_left_out_are_said(command: Command, revie
     foreign.write_text("base_model: smollm2-135m\nadapter: lora\nlora_r: 8\nflash_attention: true\n")
     done = command("init", review_file, "--from", foreign, "--out", tmp_path / "r.yaml", "--objective", "classify")
     assert done.code == 0, done.err
-    assert "left out: flash_attention:" in done.err
+    assert "not converted: flash_attention:" in done.err
     assert "rank: 8" in done.out
 
 

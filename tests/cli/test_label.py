@@ -27,14 +27,14 @@ def test_an_export_over_the_data_is_refused(command: Command, review_file: Path)
     before = review_file.read_text()
     done = command("label", review_file, "--export", review_file)
     assert (done.code, review_file.read_text()) == (2, before)
-    assert "is the data itself" in done.err
+    assert "is the data file itself" in done.err
 
 
 def test_an_export_that_tune_could_not_read_is_refused(command: Command, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "one", "label": "a"}])
     done = command("label", rows, "--export", tmp_path / "out.txt")
     assert (done.code, done.out) == (2, "")
-    assert "end it in .jsonl" in done.err
+    assert "expected a file name ending in .jsonl" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
     assert command("label", rows, "--export", tmp_path / "out.ndjson").code == 0
 

@@ -116,7 +116,7 @@ def test_a_signal_ends_a_command_with_one_line_that_says_how_to_go_on(
         return 0
 
     replace_tune(monkeypatch, run)
-    line = "interrupted: stopped; run the same command again to go on\n"
+    line = "interrupted: stopped; run the same command again to resume\n"
     assert command("tune", "x.jsonl") == (code, "", line)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tunesmith.cli.main import parser as command_line
 from tunesmith.cli.options import Parser, UsageError, add_changes, add_common, changes_of, sampling_of
 from tunesmith.models.generation.sampling import Sampling
 
@@ -51,3 +52,34 @@ def test_the_models_own_token_limit_stands_unless_one_is_given():
 def test_a_setting_out_of_range_is_named(given: dict[str, Any], place: str):
     with pytest.raises(UsageError, match=place):
         sampling_of(sampling(**given), Sampling())
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (("export", "RUN", "--numbers", "f16"), "dtype", "f16"),
+        (("serve", "RUN", "--longest", "9"), "max_tokens", 9),
+        (("serve", "RUN", "--waiting", "7"), "max_queue", 7),
+    ],
+)
+def test_a_former_option_sets_the_new_one_warns_and_is_not_listed(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], name: str, value: object
+):
+    new = f"--{name.replace('_', '-')}"
+    assert vars(command_line().parse_args(words))[name] == value
+    assert capsys.readouterr().err == f"warning: {words[2]} is deprecated; use {new}\n"
+    with pytest.raises(SystemExit):
+        command_line().parse_args([words[0], "--help"])
+    listed = capsys.readouterr().out
+    assert new in listed
+    assert words[2] not in listed
+
+
+def test_need_is_the_former_name_of_learning_curve(capsys: pytest.CaptureFixture[str]):
+    new, old = (command_line().parse_args([name, "rows.csv"]) for name in ("learning-curve", "need"))
+    assert new.run is old.run
+    with pytest.raises(SystemExit):
+        command_line().parse_args(["--help"])
+    assert capsys.readouterr().out.count("learning-curve") == 1
+    with pytest.raises(UsageError, match=r"no command 'nee'(?!.*'need')"):
+        command_line().parse_args(["nee"])

@@ -15,7 +15,7 @@ def test_the_table_ends_with_the_technique_to_take(command: Command, review_file
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0].startswith(f"{tiny_bert}, classify on ")
-    assert lines[-1].startswith("take full: a small encoder")
+    assert lines[lines.index("recommended: full") + 1].startswith("  - a small encoder")
     assert "p-tuning" in done.out
 
 
@@ -36,4 +36,4 @@ def test_where_nothing_fits_the_code_says_so(
     monkeypatch.setattr("tunesmith.pipelines.plan.profile._memory", lambda device: (1e9, 1e6))
     done = command("plan", review_file, "--quick", "--model", tiny_bert, *PLAIN)
     assert done.code == 1
-    assert "no technique fits into memory: take a smaller model" in done.out
+    assert "no technique fits into memory; use a smaller model" in done.out

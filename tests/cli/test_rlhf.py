@@ -47,18 +47,18 @@ def test_a_loop_ends_with_one_json_document_and_with_1_where_a_run_broke_a_gate(
     assert "gate violated: round 1, preference: min_delta" in Path("loop/rlhf.html").read_text(encoding="utf-8")
     again = command(*loop)
     assert again.code == 1
-    assert "judged by a simulation, rules.py:short" in again.out
+    assert "judge of the rounds: rules.py:short (simulation)" in again.out
 
 
 def test_a_dry_run_says_the_steps_and_those_done_and_writes_nothing(command: Command, tiny_llama: Path):
     loop = ("rlhf", written('"rules:short"', tiny_llama), "--out", "loop", "--offline")
     dry = command(*loop, "--dry-run")
     assert (dry.code, Path("loop").exists()) == (0, False)
-    step = "round 1 of 1: 20 prompts answered twice; rules.py:short judges, a simulation; preference learns"
-    assert dry.out.splitlines()[:2] == ["35 prompts to train on, 5 held out", step]
+    step = "round 1 of 1: 20 prompts, two answers each; rules.py:short judges (simulation); preference training"
+    assert dry.out.splitlines()[:2] == ["35 training prompts, 5 held out", step]
     assert command(*loop).code == 0
     again = command(*loop, "--dry-run").out.splitlines()
-    end = "end: start and end answer 5 held-out prompts; rules.py:few judges (done)"
+    end = "end: base and final model answer 5 held-out prompts; rules.py:few judges (done)"
     assert again[1:] == [f"{step} (done)", end, "folder: loop"]
     assert json.loads(command(*loop, "--dry-run", "--json").out) == {
         "train": 35, "held_out": 5, "rounds": [{"number": 1, "state": "done"}], "done": True, "folder": "loop"
@@ -69,9 +69,9 @@ def test_a_dry_run_of_rl_and_people_says_who_judges_and_what_learns(command: Com
     written("page", tiny_llama)
     dry = command("rlhf", "loop.yaml", "--offline", "--dry-run", "--set", "objective={kind: rl, reward: votes}")
     assert dry.out.splitlines()[1:3] == [
-        "round 1 of 1: 20 prompts answered twice; people judge on the page; a reward learns from the votes, then rl "
-        "from the reward",
-        "end: start and end answer 5 held-out prompts; rules.py:few judges",
+        "round 1 of 1: 20 prompts, two answers each; human raters judge; a reward model is trained on the votes, then "
+        "rl on the reward",
+        "end: base and final model answer 5 held-out prompts; rules.py:few judges",
     ]
 
 

@@ -57,7 +57,7 @@ def test_no_runs_yet_is_no_error_but_a_missing_folder_that_was_named_is(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert command("runs") == (0, "no runs in runs; `tunesmith tune RECIPE` makes one\n", "")
+    assert command("runs") == (0, "no runs in runs; `tunesmith tune RECIPE` creates one\n", "")
     assert command("runs", "none") == (2, "", "error: none: no such folder; name one that holds runs\n")
 
 

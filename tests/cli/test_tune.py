@@ -81,7 +81,7 @@ def test_a_finished_run_is_left_as_it_is_and_said_so(command: Command, encoder_r
     words = ("--model", tiny_bert, "--technique", "full", "--out", encoder_run)
     done = command("tune", encoder_run.parent / "rows.jsonl", *words, *PLAIN, *EAGER)
     assert done.code == 0
-    assert done.out.startswith("already finished, nothing was done (--force tunes again)")
+    assert "use --force to tune again" in done.out.splitlines()[0]
     assert (encoder_run / "report.json").stat().st_mtime_ns == before
 
 
@@ -108,7 +108,7 @@ def test_ctrl_c_saves_and_the_same_command_gives_the_run_that_was_never_stopped(
         patch.setattr(fit, "accumulate_gradients", _pressing_ctrl_c(fit.accumulate_gradients, at=5))
         stopped = tune("again")
     assert stopped.code == 130
-    assert "interrupted: stopped after step 5 of 12 and saved; run the same command again" in stopped.err
+    assert "interrupted: stopped after step 5 of 12, progress saved; run the same command again" in stopped.err
     assert json.loads(stopped.out)["error"]["exit_code"] == 130
     assert not (Path("again") / "report.json").exists()
     again = tune("again")
@@ -153,7 +153,8 @@ def test_force_deletes_nothing_that_is_not_a_run(command: Command, review_file: 
     thesis.mkdir()
     (thesis / "chapter.txt").write_text("years of work")
     done = command("tune", review_file, "--out", thesis, "--force", *PLAIN)
-    assert done == (2, "", _notes() + "error: thesis: not a run, so --force leaves it alone; give another --out\n")
+    line = "error: thesis: not a run folder, not overwritten by --force; use another --out\n"
+    assert done == (2, "", _notes() + line)
     assert (thesis / "chapter.txt").read_text() == "years of work"
 
 

@@ -53,7 +53,7 @@ def test_the_shape_of_the_summary_is_printed_and_a_wrong_act_told(command: Comma
     done = command("votes", "exprt", store)
     assert done.code == 2
     assert "did you mean 'export'?" in done.err
-    assert "write tunesmith votes export STORE FILE" in command("votes", "export", store).err
+    assert "write `tunesmith votes export STORE FILE`" in command("votes", "export", store).err
     assert "end it in .jsonl" in command("votes", "export", store, "out.txt").err
 
 
@@ -100,7 +100,7 @@ def test_a_run_that_labels_is_refused(command: Command, encoder_run: Path, tmp_p
 def test_one_of_a_thing_is_told_as_one_and_a_name_stands_on_one_line(command: Command, tmp_path: Path) -> None:
     path, row = tmp_path / "votes.db", {"prompt": "p", "chosen": "a", "rejected": "b", "raters": ["Ana\nMaria", "Bo"]}
     done = command("votes", "import", path, write_rows(tmp_path / "in.jsonl", [row | {"raters": ["Ana\nMaria"]}]))
-    assert done.out.strip() == f"{path}: 1 vote added with 1 new item; 0 stood there already"
+    assert done.out.strip() == f"{path}: 1 vote added with 1 new item; 0 already in the store"
     command("votes", "import", path, write_rows(tmp_path / "in.jsonl", [row]))
     text = command("votes", "summary", path).out
     assert "judged: 1 of 1 prompt (" in text

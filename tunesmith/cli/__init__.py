@@ -1,4 +1,4 @@
-"""The command line: the only room that prints, exits or reads the environment."""
+"""The command line: the only package that prints, exits or reads the environment."""
 
 from tunesmith.cli.main import main
 

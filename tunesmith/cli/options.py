@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a wrong one is told."""
+"""Options that several commands share, and one-line errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,88 +18,109 @@ if TYPE_CHECKING:
     from tunesmith.config import Recipe
     from tunesmith.models.generation.sampling import Sampling
 
-    # What every command module's `add` receives; argparse gives the type no public name.
+    # The type that every command module's `add` receives; argparse gives it no public name.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+ROW_FILES = "rows as jsonl, json, csv, tsv or parquet"
+# Former names of commands: accepted, but not suggested.
+COMMAND_ALIASES = ("need",)
 
 
 class UsageError(TunesmithError):
-    """The words after the command cannot be understood."""
+    """An option or argument of a command is invalid."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with the nearest name where one is near."""
+    """A parser whose errors are one line and suggest the nearest name."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        raise UsageError(f"{self.prog}: {_shorter(message)}; see `{self.prog} --help`")
+        if wrong := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            choices = [word for word in re.findall(r"[\w-]+", wrong[3]) if word not in COMMAND_ALIASES]
+            message = f"no {wrong[1].lower()} {wrong[2]!r}{_suggestion(wrong[2], choices)}"
+        raise UsageError(f"{self.prog}: {message}; see `{self.prog} --help`")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """What argparse finds; a word that is left over is an error here, where the options are known."""
-        found, left = super().parse_known_args(args, namespace)
-        if left:
-            what = "option" if left[0].startswith("-") else "place for"
-            self.error(f"no {what} {left[0]!r}{_nearest(left[0], list(self._option_string_actions))}")
-        return found, left
+        """Parse the arguments; raise UsageError for an unknown one, here where the options of the command are known."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            kind = "no option" if unknown[0].startswith("-") else "unexpected argument"
+            options = [name for name, act in self._option_string_actions.items() if act.help != argparse.SUPPRESS]
+            self.error(f"{kind} {unknown[0]!r}{_suggestion(unknown[0], options)}")
+        return known, unknown
 
 
-def add_common(parser: argparse.ArgumentParser, *, out: str = "") -> None:
-    """Add `--json`, `--offline` and `--out`: a folder where `out` says what for, else a file."""
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
-    parser.add_argument("--offline", action="store_true", default=_no_network(), help="never ask the network")
-    if out:
-        parser.add_argument("--out", type=Path, metavar="FOLDER", help=out)
-    else:
-        parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document to this file too")
+class PrintSchema(argparse.Action):
+    """`--schema`: print the JSON schema of the `--json` output and exit, without checking other arguments."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print the result of `schema()` of the module named by `const` and exit with 0."""
+        print(import_module(str(self.const)).schema())
+        parser.exit()
 
 
-class Deprecated(argparse.Action):
-    """An option under its old name: it still works, and the log names the new one, `const`."""
+class DeprecatedOption(argparse.Action):
+    """A former name of an option: sets the same value, is not listed by `--help`, and warns.
+
+    Add it with `dest` of the new option, its name as `const`, and `default` and `help` set to `argparse.SUPPRESS`.
+    """
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        """Store the value for the new option."""
-        log(f"{option} is deprecated; use {self.const}")
+        """Store the value under the new name and log a warning."""
+        log(f"warning: {option} is deprecated; use {self.const}")
         setattr(namespace, self.dest, values)
 
 
-class PrintSchema(argparse.Action):
-    """`--schema`: print the JSON schema of what `--json` prints, and end before anything else is asked for."""
+def add_common(parser: argparse.ArgumentParser, *, out: str = "") -> None:
+    """Add `--json`, `--offline` and `--out`.
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        """Print what the function in `const` answers and exit with 0."""
-        print(self.const())
-        parser.exit()
-
-
-def add_schema(parser: argparse.ArgumentParser, schema: Callable[[], str]) -> None:
-    """Add `--schema`."""
-    text = "print the JSON schema of what --json prints, and end"
-    parser.add_argument("--schema", action=PrintSchema, const=schema, nargs=0, help=text)
-
-
-def add_changes(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, `--objective`, `--technique` and `--set`, which change a recipe."""
-    parser.add_argument("--model", help="alias, Hub id, folder or file.gguf")
-    parser.add_argument("--objective", metavar="KIND", help="what is learned, instead of the recipe's")
-    parser.add_argument("--technique", metavar="KIND", help="which numbers move, instead of the recipe's")
-    add_set(parser, "change a key of the recipe, such as technique.rank=8")
+    Args:
+        parser: parser of the command.
+        out: help of `--out FOLDER`; empty for `--out FILE`, a copy of the JSON document.
+    """
+    # HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE count as --offline, with the values that huggingface_hub accepts.
+    offline = any(
+        os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, messages to stderr")
+    parser.add_argument("--offline", action="store_true", default=offline, help="do not access the network")
+    if out:
+        parser.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    else:
+        parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON document to this file")
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the recipe or the rows that a command is about, and what changes the recipe."""
-    parser.add_argument("source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet")
-    add_changes(parser)
+def add_schema(parser: argparse.ArgumentParser, module: str) -> None:
+    """Add `--schema`, which prints the result of `schema()` of a module; the module is imported when needed."""
+    text = "print the JSON schema of the --json output and exit"
+    parser.add_argument("--schema", action=PrintSchema, const=module, nargs=0, help=text)
 
 
 def add_set(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add `--set`, which does `what`."""
+    """Add `--set KEY=VALUE`; `what` is its help."""
     text = f"{what}; may be repeated"
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, `--objective`, `--technique` and `--set`, which change a recipe; read by `changes_of`."""
+    parser.add_argument("--model", help="alias, Hub id, folder or GGUF file; overrides the recipe")
+    parser.add_argument("--objective", metavar="KIND", help="objective, overrides the recipe")
+    parser.add_argument("--technique", metavar="KIND", help="technique, overrides the recipe")
+    add_set(parser, "set a recipe key, for example technique.rank=8")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the recipe or data file of a command and the options of `add_changes`; read by `recipe_of`."""
+    parser.add_argument("source", metavar="RECIPE|DATA", help=f"recipe.yaml, or {ROW_FILES}")
+    add_changes(parser)
+
+
 def changes_of(args: argparse.Namespace) -> list[str]:
-    """All changes that the command line asks of the recipe; `--set` has the last word."""
+    """Return the `key=value` changes of `add_changes`; `--set` is last and overrides the others."""
     from tunesmith.config.resolve import as_changes
 
     named = {"model": args.model, "objective": args.objective, "technique": args.technique}
@@ -106,68 +128,73 @@ def changes_of(args: argparse.Namespace) -> list[str]:
 
 
 def recipe_of(args: argparse.Namespace, *more: str) -> Recipe:
-    """The recipe of `add_source` with its changes and `more` of them; what was chosen or translated is told."""
+    """Return the recipe of `add_source`, and log what was detected, chosen or translated.
+
+    Args:
+        args: parsed arguments.
+        more: further `key=value` changes.
+
+    Raises:
+        RecipeError: a key or value is invalid.
+        DataError: rows cannot be read.
+    """
     from tunesmith.config.resolve import resolve_recipe
 
-    asked = resolve_recipe(args.source, changes=[*changes_of(args), *more], offline=args.offline)
-    for note in asked.notes:
+    resolved = resolve_recipe(args.source, changes=[*changes_of(args), *more], offline=args.offline)
+    for note in resolved.notes:
         log(note)
-    return asked.recipe
+    return resolved.recipe
 
 
 def listed(words: str) -> tuple[str, ...]:
-    """The words between commas."""
+    """Split a comma-separated list; empty items are dropped."""
     return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
-    """How an answer of a model that was tuned here is drawn."""
+    """Add `--top-p` and the options of `add_drawing`, with these defaults; read by `sampling_of`."""
     add_drawing(parser, temperature=temperature)
-    parser.add_argument("--top-p", type=float, default=top_p, help="draw from this much of the mass (%(default)s)")
+    text = "sample from the likeliest tokens with this total probability (default: %(default)s)"
+    parser.add_argument("--top-p", type=float, default=top_p, metavar="P", help=text)
 
 
 def add_drawing(parser: argparse._ActionsContainer, *, temperature: float, longest: int | None = None) -> None:
-    """What can be asked of anybody who answers, also of a server; check with `drawing`."""
-    most = "else as in training" if longest is None else "%(default)s"
-    parser.add_argument("--temperature", type=float, default=temperature, help="0: always the likeliest (%(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=longest, metavar="N", help=f"longest answer; {most}")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same again (%(default)s)")
+    """Add `--temperature`, `--max-new-tokens` and `--seed`, the sampling options that remote models also have.
+
+    Args:
+        parser: parser or argument group.
+        temperature: default temperature.
+        longest: default of `--max-new-tokens`; None uses the value of training.
+    """
+    text = "sampling temperature, 0 is greedy (default: %(default)s)"
+    parser.add_argument("--temperature", type=float, default=temperature, metavar="T", help=text)
+    text = f"maximum tokens per answer (default: {'as in training' if longest is None else '%(default)s'})"
+    parser.add_argument("--max-new-tokens", type=int, default=longest, metavar="N", help=text)
+    parser.add_argument("--seed", type=int, default=0, help="sampling seed (default: %(default)s)")
 
 
-def drawing(default: Sampling, **wished: Any) -> Sampling:
-    """The model's own settings with those of the command line in their place. Raises UsageError."""
+def drawing(default: Sampling, **values: Any) -> Sampling:
+    """Return `default` with the given values that are not None. Raises UsageError for an invalid value."""
     from dataclasses import replace
 
     try:
-        return replace(default, **{key: value for key, value in wished.items() if value is not None})
+        return replace(default, **{key: value for key, value in values.items() if value is not None})
     except RecipeError as error:
-        key, colon, why = str(error).partition(":")
-        raise UsageError(f"--{key.replace('_', '-')}{colon}{why}") from None
+        key, colon, problem = str(error).partition(":")
+        raise UsageError(f"--{key.replace('_', '-')}{colon}{problem}") from None
 
 
 def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
-    """What `add_drawing` and `--top-p` set. Raises UsageError."""
-    wished = {name: vars(args)[name] for name in ("temperature", "top_p", "max_new_tokens", "seed")}
-    return drawing(default, **wished)
-
-
-def _no_network() -> bool:
-    """Whether the environment asks for no network, in the words of the Hub's own library."""
-    return any(
-        os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    """Return the sampling options of `add_sampling` over those of a model. Raises UsageError for an invalid value."""
+    return drawing(
+        default,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
     )
 
 
-def _shorter(message: str) -> str:
-    """argparse's message; for a wrong choice or option with the nearest name."""
-    wrong = re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message)
-    if wrong:
-        known = re.findall(r"[\w-]+", wrong[3])
-        return f"no {wrong[1].lower()} {wrong[2]!r}{_nearest(wrong[2], known)}"
-    return message
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
+def _suggestion(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word.partition("=")[0], known, 1)
-    return f", did you mean {near[0]!r}?" if near else f", there are {', '.join(known)}"
+    return f", did you mean {near[0]!r}?" if near else f"; choose from {', '.join(known)}"

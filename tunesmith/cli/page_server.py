@@ -1,4 +1,4 @@
-"""What every command that opens a page of votes does: where it is opened, and that it stays until it is stopped."""
+"""Options and main loop of the commands that serve an annotation page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PORT = 8377
 
 
 class JudgedWork(Protocol):
-    """Items that people judge, with the store of their votes."""
+    """Items to annotate, with the store of their votes."""
 
     store: VoteStore
 
@@ -27,25 +27,40 @@ W = TypeVar("W", bound=JudgedWork)
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[W]):
-    """What stands behind a page, its app, what is said when it opens at an address, and what when it ends."""
+    """An annotation page and its messages."""
 
-    make: Callable[[], W]
-    app: Callable[[W], Any]
-    say: Callable[[W, str], None]
-    bye: str
+    make: Callable[[], W]  # loads the items
+    app: Callable[[W], Any]  # ASGI application
+    say: Callable[[W, str], None]  # prints progress and URL when the page opens
+    bye: str  # next command, printed when the page closes
 
 
 def add_place(parser: argparse.ArgumentParser, store: str) -> None:
-    """Add `--overlap`, `--raters`, `--store`, `--host` and `--port`; `store` is the usual file."""
-    parser.add_argument("--overlap", type=float, default=0.0, metavar="SHARE", help="what several people judge, 0 to 1")
-    parser.add_argument("--raters", type=int, default=2, metavar="N", help="people for each of them (%(default)s)")
-    parser.add_argument("--store", type=Path, metavar="FILE", help=f"where votes are kept (default: {store})")
-    parser.add_argument("--host", default="127.0.0.1", help="elsewhere than here a token is asked for (%(default)s)")
-    parser.add_argument("--port", type=int, default=PORT, help="0 takes a free one (%(default)s)")
+    """Add `--overlap`, `--raters`, `--store`, `--host` and `--port`; `store` describes the default store."""
+    text = "share of items that several raters judge, 0 to 1 (default: %(default)s)"
+    parser.add_argument("--overlap", type=float, default=0.0, metavar="SHARE", help=text)
+    parser.add_argument(
+        "--raters", type=int, default=2, metavar="N", help="raters per shared item (default: %(default)s)"
+    )
+    parser.add_argument("--store", type=Path, metavar="FILE", help=f"file of votes (default: {store})")
+    add_address(parser, port=PORT)
+
+
+def add_address(parser: argparse.ArgumentParser, *, port: int) -> None:
+    """Add `--host` and `--port`."""
+    text = "bind address, any other than localhost requires a token (default: %(default)s)"
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=text)
+    parser.add_argument("--port", type=int, default=port, help="port, 0 picks a free one (default: %(default)s)")
 
 
 def stay(page: Page[W], args: argparse.Namespace, kept_in: Path) -> int:
-    """Serve the page until a signal comes."""
+    """Serve a page until SIGINT or SIGTERM.
+
+    Args:
+        page: the page.
+        args: arguments of `add_place`.
+        kept_in: the store; the access token is written next to it.
+    """
     from tunesmith.web.server import Address, listen, need_libraries, serve, stored_token, url
 
     need_libraries()
@@ -58,5 +73,5 @@ def stay(page: Page[W], args: argparse.Namespace, kept_in: Path) -> int:
             serve(page.app(work), sock, token=token)
         finally:
             work.store.close()
-            log(f"everything is in {work.store.path}; {page.bye}")
+            log(f"votes saved in {work.store.path}; {page.bye}")
     return 0

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from tunesmith.data.splits.load import DataFacts
     from tunesmith.training.callbacks import Callbacks
 
-# In a log: a line every STEPS_A_LINE steps, at least SOONEST and at most LATEST seconds apart.
-STEPS_A_LINE, SOONEST, LATEST = 10, 1.0, 5.0
-# Rows that a line names; the rest are counted.
-NAMED = 5
+# A log has one line every STEPS_PER_LINE steps, at least MIN_SECONDS and at most MAX_SECONDS apart.
+STEPS_PER_LINE = 10
+MIN_SECONDS = 1.0
+MAX_SECONDS = 5.0
+MAX_NAMED_ROWS = 5
 
 
 class TimeLeft:
@@ -50,8 +51,8 @@ class TimeLeft:
         if self._first is None or step <= self._first[0]:
             self._first = (step, now)
             return None
-        first, began = self._first
-        return (now - began) / (step - first) * (steps - step)
+        first, started = self._first
+        return (now - started) / (step - first) * (steps - step)
 
 
 class Lines:
@@ -60,7 +61,7 @@ class Lines:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.pace = TimeLeft(clock)
-        self._last_step = -STEPS_A_LINE
+        self._last_step = -STEPS_PER_LINE
         self._last_time = 0.0
 
     def __call__(self, event: Event) -> None:
@@ -73,7 +74,7 @@ class Lines:
         left = self.pace.left(event.step, event.steps)
         passed = event.step - self._last_step
         waited = now - self._last_time
-        if event.step == event.steps or waited >= LATEST or (passed >= STEPS_A_LINE and waited >= SOONEST):
+        if event.step == event.steps or waited >= MAX_SECONDS or (passed >= STEPS_PER_LINE and waited >= MIN_SECONDS):
             self._last_step = event.step
             self._last_time = now
             log(f"step {event.step}/{event.steps}  {measures(event)}  {duration(left)}".rstrip())
@@ -119,11 +120,8 @@ def listening(signals: Signals) -> Iterator[EventHandler]:
 
 
 @contextmanager
-def work(*, kept: str) -> Iterator[Callbacks]:
+def work() -> Iterator[Callbacks]:
     """Yield the callbacks of a command: progress on stderr, and a stop on Ctrl-C.
-
-    Args:
-        kept: past participle for the message of an interrupted command, such as `saved`.
 
     Raises:
         Interruption: the work was stopped by a signal.
@@ -134,7 +132,7 @@ def work(*, kept: str) -> Iterator[Callbacks]:
         try:
             yield Callbacks(on_event, signals.stop)
         except Interrupted as stopped:
-            raise Interruption(signals.received, f"{stopped} and {kept}") from None
+            raise Interruption(signals.received, f"{stopped}, progress saved") from None
 
 
 def _deferring_signals(handler: EventHandler, signals: Signals) -> EventHandler:
@@ -168,7 +166,7 @@ def describe(event: Event) -> list[str]:
         case StageStarted() | Note() | MachineChosen():
             return [event.text]
         case DataLoaded(facts):
-            return _data(facts)
+            return _data_lines(facts)
         case OverfitChecked():
             first, last = figure(event.first), figure(event.last)
             return [f"passed: {event.steps} steps on the same rows reduced the loss from {first} to {last}"]
@@ -181,7 +179,7 @@ def describe(event: Event) -> list[str]:
     return []
 
 
-def _data(facts: DataFacts) -> list[str]:
+def _data_lines(facts: DataFacts) -> list[str]:
     """Describe the rows of a run; rows that were shortened or contain no learned token are named."""
     sizes = f"train {facts.train}, validation {facts.validation}, test {facts.test}"
     learned = f"{facts.learned_tokens} learned tokens, " if facts.learned_tokens else ""
@@ -190,11 +188,11 @@ def _data(facts: DataFacts) -> list[str]:
     tokens = f"{learned}longest row {facts.longest} tokens"
     lines = [f"{facts.rows} rows: {sizes}; {facts.copies_removed} duplicates removed; {tokens}"]
     lines += [f"note: {note}" for note in facts.notes]
-    for rows, finding in (
+    for rows, problem in (
         (facts.truncated, "shortened to fit data.max_tokens"),
         (facts.zero_label, "without learned tokens"),
     ):
         if rows:
-            more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-            lines.append(f"warning: {len(rows)} rows {finding}: {', '.join(rows[:NAMED])}{more}")
+            more = f" and {len(rows) - MAX_NAMED_ROWS} more" if len(rows) > MAX_NAMED_ROWS else ""
+            lines.append(f"warning: {len(rows)} rows {problem}: {', '.join(rows[:MAX_NAMED_ROWS])}{more}")
     return lines

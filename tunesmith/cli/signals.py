@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks a training loop to stop after its step, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first signal stops training after the current step, the second stops at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ASKED = b"\nstopping after this step and saving; once more stops at once\n"
+ASKED = b"\nstopping after this step and saving; press Ctrl-C again to stop at once\n"
 
 
 class Interruption(KeyboardInterrupt):
-    """A signal that ends the command; `exit_code` is 128 and the signal's number."""
+    """A signal ended the command; `exit_code` is 128 plus the signal number."""
 
     def __init__(self, number: int, text: str = "stopped") -> None:
         super().__init__(text)
@@ -22,27 +22,27 @@ class Interruption(KeyboardInterrupt):
 
 
 class Signals:
-    """What has come in; `patient` while something runs that looks at `stop` by itself."""
+    """The last signal received. Set `patient` while the running code checks `stop` by itself."""
 
     def __init__(self) -> None:
         self.received = 0
         self.patient = False
 
     def stop(self) -> bool:
-        """Whether to end after the running step."""
+        """Return whether to stop after the current step."""
         return bool(self.received)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal in a patient time; end the command otherwise."""
+        """Record the first signal if `patient`; raise Interruption otherwise."""
         first, self.received = not self.received, number
         if not (self.patient and first):
             raise Interruption(number)
-        os.write(2, ASKED)  # print may stand in the middle of a write of its own
+        os.write(2, ASKED)  # the signal may arrive inside a print, which is not reentrant
 
 
 @contextmanager
 def caught() -> Iterator[Signals]:
-    """The signals that come in meanwhile; outside the main thread Python lets nobody catch any."""
+    """Handle SIGINT and SIGTERM in the block; outside the main thread, where Python forbids handlers, do nothing."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals

@@ -1,4 +1,4 @@
-"""What goes to the screen: logs on stderr, results on stdout, text from outside never taken for markup."""
+"""Terminal output: logs on stderr, results on stdout; user text is never interpreted as markup."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tunesmith.report.formatting import clean
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Without a terminal there is no width to keep to, and cut cells help nobody.
+# Output that is not a terminal has no width to respect, and truncated cells would lose data.
 PIPED_WIDTH = 160
 
 
 def console(file: TextIO) -> Console:
-    """A rich console that colours and draws but interprets nothing; NO_COLOR is rich's own doing."""
+    """Return a rich console that styles text but interprets neither markup nor emoji codes."""
     from rich.console import Console
 
-    made = Console(file=file, markup=False, emoji=False, highlight=False)
-    return (
-        made if made.is_terminal else Console(file=file, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
-    )
+    screen = Console(file=file, markup=False, emoji=False, highlight=False)
+    if screen.is_terminal:
+        return screen
+    return Console(file=file, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
 
 
 def hush() -> None:
-    """Keep the libraries from speaking for the rest of the process; `python -W` still has its say."""
+    """Silence warnings and progress bars of libraries for this process; `python -W` keeps the warnings."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -43,7 +43,7 @@ def hush() -> None:
 
 
 def log(text: str) -> None:
-    """Write a line for people to stderr."""
+    """Write a log line to stderr."""
     print(clean(text), file=sys.stderr, flush=True)
 
 
@@ -53,7 +53,7 @@ def show(text: str = "") -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table to stdout; columns whose heading ends in `>` stand on the right."""
+    """Write a table to stdout; a column whose heading ends in `>` is right-aligned."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -67,9 +67,17 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def publish(document: Mapping[str, Any], args: argparse.Namespace) -> bool:
-    """Write the document to stdout under `--json`, to the file of `--out`; whether stdout has been served.
+    """Write the document to stdout under `--json`, and to the file of `--out`.
 
-    Raises DataError for a file that cannot be written.
+    Args:
+        document: result of the command.
+        args: arguments of `add_common` with `--out FILE`.
+
+    Returns:
+        True under `--json`: the command must not print anything else to stdout.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     if args.out is not None:
         write_whole(args.out, _json(document) + "\n")
@@ -79,17 +87,17 @@ def publish(document: Mapping[str, Any], args: argparse.Namespace) -> bool:
 
 
 def emit(document: Mapping[str, Any]) -> None:
-    """Write the one JSON document to stdout."""
+    """Write a JSON document to stdout."""
     print(_json(document), flush=True)
 
 
 def _json(document: Mapping[str, Any]) -> str:
     text = json.dumps(_finite(document), ensure_ascii=False, indent=1, allow_nan=False)
-    return text.encode(errors="backslashreplace").decode()  # half a character, as in a name that is not UTF-8
+    return text.encode(errors="backslashreplace").decode()  # lone surrogates, as in a file name that is not UTF-8
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for what JSON has no number for."""
+    """Replace NaN and infinity, which JSON lacks, by null."""
     if isinstance(value, Mapping):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

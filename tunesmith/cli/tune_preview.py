@@ -1,4 +1,4 @@
-"""What `tune --dry-run` shows: rows as the loss sees them."""
+"""Output of `tune --dry-run`: training rows with their learned tokens marked."""
 
 from __future__ import annotations
 
@@ -19,43 +19,38 @@ LEARNED, NEWLINE = "bold green", "\n"
 
 
 def show(preview: Preview, args: argparse.Namespace) -> int:
-    """Show a preview to people, or as JSON to programs, and return 0."""
-    for fault in preview.problems:
-        log(fault)
+    """Print a preview, or its JSON document under `--json`, and return exit code 0."""
+    for problem in preview.problems:
+        log(problem)
     if args.json:
-        args.out = None  # under tune, --out is the folder of a run that does not begin here
-        publish(as_document(preview), args)
+        args.out = None  # for `tune` it is the run folder, which a dry run does not create
+        rows = [asdict(row) for row in preview.rows]
+        facts = {**asdict(preview.facts), "faults": list(preview.problems)}
+        recipe = preview.recipe.model_dump(mode="json")
+        publish({"rows": rows, "facts": facts, "notes": list(preview.notes), "recipe": recipe}, args)
     else:
         draw(preview, console(sys.stdout))
     return 0
 
 
-def as_document(preview: Preview) -> dict[str, Any]:
-    """The preview as plain values."""
-    rows = [asdict(row) for row in preview.rows]
-    facts = {**asdict(preview.facts), "faults": list(preview.problems)}
-    return {
-        "rows": rows,
-        "facts": facts,
-        "notes": list(preview.notes),
-        "recipe": preview.recipe.model_dump(mode="json"),
-    }
-
-
 def draw(preview: Preview, screen: Console) -> None:
-    """Draw rows and facts; what is learned is coloured, or in [[double brackets]] where there is no colour."""
+    """Print rows and statistics; learned tokens are coloured, or in [[double brackets]] without colours."""
     coloured = screen.color_system is not None and not screen.no_color
-    how = "in green" if coloured else "in [[double brackets]]"
+    mark = "in green" if coloured else "in [[double brackets]]"
     for row in preview.rows:
-        said = f"label {row.label}" if row.label else f"learned: {how}"
-        screen.print(f"--- {row.where}: {row.tokens} tokens, {said}", style="dim", soft_wrap=True)
+        learned = f"label {row.label}" if row.label else f"learned tokens {mark}"
+        screen.print(f"--- {row.where}: {row.tokens} tokens, {learned}", style="dim", soft_wrap=True)
         screen.print(_row(row, coloured=coloured), soft_wrap=True)
-    for line in _facts(preview):
+    facts = preview.facts
+    lengths = f"tokens per row: median {facts.p50}, 95th percentile {facts.p95}, maximum {facts.longest}"
+    share = "" if facts.learned_share is None else f"; {facts.learned_share:.1%} of tokens are learned"
+    checks = [text for text in (facts.bos, facts.end) if text and not text.startswith("warning")]
+    for line in (*preview.notes, f"{facts.rows} training rows; {lengths}{share}", *checks):
         screen.print(clean(line), soft_wrap=True)
 
 
 def _row(row: RowPreview, *, coloured: bool) -> Any:
-    """One row as rich text; nothing in it is taken for markup."""
+    """Return a row as rich text, without interpreting markup in it."""
     from rich.text import Text
 
     whole, side = Text(), ""
@@ -71,12 +66,3 @@ def _row(row: RowPreview, *, coloured: bool) -> Any:
         else:
             whole.append(f"[[{text}]]")
     return whole
-
-
-def _facts(preview: Preview) -> list[str]:
-    """Facts about all rows, a line each."""
-    facts = preview.facts
-    lengths = f"tokens a row: half up to {facts.p50}, 95 % up to {facts.p95}, longest {facts.longest}"
-    share = "" if facts.learned_share is None else f"; {facts.learned_share:.1%} of them learned"
-    checks = [text for text in (facts.bos, facts.end) if text and not text.startswith("warning")]
-    return [*preview.notes, f"{facts.rows} training rows; {lengths}{share}", *checks]

@@ -1,1 +1,1 @@
-"""One module per command: its options, and how its result is printed."""
+"""The commands: one module each, with its options and the output of its result."""

@@ -1,10 +1,9 @@
-"""`tunesmith compare`: prompting, retrieval or tuning, measured on the user's own rows."""
+"""`tunesmith compare`: compare prompting, retrieval and fine-tuning on the user's rows."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,10 @@ from tunesmith.cli.options import UsageError, add_common, add_schema, add_source
 from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import emit, hush, show, show_table
 from tunesmith.data.files import write_whole
-from tunesmith.report.formatting import bounds, duration, figure, p_value, share, signed
+from tunesmith.report.formatting import bounds, duration, figure, p_value, price, share, signed
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.config import Recipe
-    from tunesmith.pipelines.compare.compare import CompareOptions
     from tunesmith.pipelines.compare.report import ArmPage, Comparison
 
 KEY = "TUNESMITH_API_KEY"
@@ -27,74 +24,54 @@ def add(commands: Commands) -> None:
     """Add `compare`."""
     parser = commands.add_parser(
         "compare",
-        help="prompt, retrieve or fine-tune: measured on your own rows",
-        description="Let every arm of a recipe answer the same held-out rows, and say which to take. "
-        "A comparison that was interrupted is gone on with where it stopped.",
+        help="compare prompting, retrieval and fine-tuning on your rows",
+        description="Let every arm of a recipe answer the same held-out rows, and recommend one. Resumes an "
+        "interrupted comparison.",
     )
     add_source(parser)
     add_common(parser, out="folder of the comparison (default: comparisons/NAME)")
-    parser.add_argument(
-        "--budget",
-        type=float,
-        default=0.0,
-        metavar="MINUTES",
-        help="use as many rows as fit into this time; 0: all that the recipe names",
-    )
-    parser.add_argument(
-        "--price-per-hour", type=float, default=0.0, metavar="PRICE", help="what this machine costs, for the costs"
-    )
-    add_schema(parser, _schema)
+    text = "time budget, met by using fewer test rows; 0: no limit (default: 0)"
+    parser.add_argument("--budget", type=float, default=0.0, metavar="MINUTES", help=text)
+    text = "machine price per hour, for the cost columns"
+    parser.add_argument("--price-per-hour", type=float, default=0.0, metavar="PRICE", help=text)
+    add_schema(parser, "tunesmith.pipelines.compare.report")
     parser.set_defaults(run=run)
 
 
-def _schema() -> str:
-    from tunesmith.pipelines.compare.report import schema
-
-    return schema()
-
-
 def run(args: argparse.Namespace) -> int:
-    """Compare as the command line says."""
-    from tunesmith.pipelines.compare.compare import HTML, CompareOptions
-    from tunesmith.pipelines.compare.report import page as html
+    """Run or resume the comparison and print it."""
+    from tunesmith.pipelines.compare.compare import HTML, CompareOptions, compare
+    from tunesmith.pipelines.compare.report import page
 
     for name, value in (("--budget", args.budget), ("--price-per-hour", args.price_per_hour)):
         if not 0 <= value < float("inf"):
-            raise UsageError(f"{name}: {value} is no number from 0 on; leave it out for none")
+            raise UsageError(f"{name}: expected a number >= 0, got {value}; omit the option for none")
     recipe = recipe_of(args)
-    wishes = CompareOptions(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
-    found = _compare(recipe, wishes, args)
-    write_whole(Path(found.folder) / HTML, html(found))
+    options = CompareOptions(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
+    hush()
+    with work() as callbacks:
+        comparison = compare(recipe, options, callbacks=callbacks, out=args.out, offline=args.offline)
+    write_whole(Path(comparison.folder) / HTML, page(comparison))
     if args.json:
-        emit(found.model_dump(mode="json"))
+        emit(comparison.model_dump(mode="json"))
     else:
-        _show(found)
+        _show(comparison)
     return 0
 
 
-def _compare(recipe: Recipe, options: CompareOptions, args: argparse.Namespace) -> Comparison:
-    """The comparison, told as it goes; Ctrl-C ends it after a step or an arm, with everything kept."""
-    from tunesmith.pipelines.compare.compare import compare
-
-    hush()
-    with work(kept="kept") as callbacks:
-        return compare(recipe, options, callbacks=callbacks, out=args.out, offline=args.offline)
-
-
-def _show(found: Comparison) -> None:
-    """The verdict, every arm, the table, and where the rest lies."""
-    sure = found.verdict.confidence
-    redraws = "" if sure is None else f"; the same in {share(sure)} of redraws"
-    show(f"verdict: {found.verdict.text} ({found.verdict.arm}{redraws})")
-    for reason in found.verdict.reasons:
+def _show(comparison: Comparison) -> None:
+    confidence = comparison.verdict.confidence
+    stability = "" if confidence is None else f"; the same in {share(confidence)} of bootstrap resamples"
+    show(f"verdict: {comparison.verdict.text} ({comparison.verdict.arm}{stability})")
+    for reason in comparison.verdict.reasons:
         show(f"  - {reason}")
     show()
     heads = (
         "arm",
-        f"{found.metric}>",
+        f"{comparison.metric}>",
         "95 % interval",
         "against",
-        "gain>",
+        "delta>",
         "p (Holm)>",
         "p50>",
         "p95>",
@@ -102,48 +79,42 @@ def _show(found: Comparison) -> None:
         "to build>",
         "per 1,000>",
     )
-    ranked = sorted(found.arms, key=lambda arm: -arm.task.score)
-    show_table(heads, [_line(arm) for arm in ranked])
-    _show_beside(found, ranked)
-    show()
-    for row in found.table:
-        show(f"{row.row} (usual belief: {' / '.join(row.belief)}): {row.measured}")
-        if not row.known:
-            show("  not measured")
-        for name, cell in row.here.items() if row.known else ():
-            show(f"  {name}: {cell}")
-    for note in found.notes:
-        show(f"note: {note}")
-    show(f"everything: {found.folder}")
-    show(f'next: tunesmith ask {found.folder} "..."')
-
-
-def _show_beside(found: Comparison, ranked: Sequence[ArmPage]) -> None:
-    """What the arms cost, and how well chunks are found."""
-    from tunesmith.report.formatting import price
-
+    ranked = sorted(comparison.arms, key=lambda arm: -arm.task.score)
+    show_table(heads, [_cells(arm) for arm in ranked])
     for arm in ranked:
         if arm.cost.price_per_1000 is not None and arm.cost.price_to_build is not None:
-            build, answers = map(price, (arm.cost.price_to_build, arm.cost.price_per_1000))
-            show(f"price of {arm.name}: {build} to build, {answers} for 1,000 answers")
-    for one in found.retrieval:
-        cuts = ", ".join(f"@{cut} {value:.3f}" for cut, value in one.recall.items())
-        show(f"retrieval by {one.search}: recall {cuts}; MRR {one.mrr:.3f} ({one.n} rows, {found.chunks} chunks)")
+            build, answers = price(arm.cost.price_to_build), price(arm.cost.price_per_1000)
+            show(f"price of {arm.name}: {build} to build, {answers} per 1,000 answers")
+    for search in comparison.retrieval:
+        cuts = ", ".join(f"@{cut} {value:.3f}" for cut, value in search.recall.items())
+        sizes = f"{search.n} rows, {comparison.chunks} chunks"
+        show(f"retrieval by {search.search}: recall {cuts}; MRR {search.mrr:.3f} ({sizes})")
+    show()
+    for row in comparison.table:
+        show(f"{row.row} (common belief: {' / '.join(row.belief)}): {row.measured}")
+        if not row.known:
+            show("  not measured")
+            continue
+        for name, cell in row.here.items():
+            show(f"  {name}: {cell}")
+    for note in comparison.notes:
+        show(f"note: {note}")
+    show(f"full results: {comparison.folder}")
+    show(f'next: tunesmith ask {comparison.folder} "..."')
 
 
-def _line(arm: ArmPage) -> tuple[str, ...]:
-    """An arm as a line of the table."""
-    found, beside = arm.latency, arm.against
+def _cells(arm: ArmPage) -> tuple[str, ...]:
+    latency, against = arm.latency, arm.against
     return (
         arm.name if arm.candidate else f"({arm.name})",
         figure(arm.task.score),
         bounds(arm.task.ci95),
-        beside.arm if beside else "",
-        signed(beside.delta) if beside else "",
-        p_value(beside.p_adjusted) if beside else "",
-        figure(found.p50),
-        figure(found.p95),
-        figure(found.answers_per_second),
+        against.arm if against else "",
+        signed(against.delta) if against else "",
+        p_value(against.p_adjusted) if against else "",
+        figure(latency.p50),
+        figure(latency.p95),
+        figure(latency.answers_per_second),
         duration(arm.cost.build_seconds),
         duration(arm.cost.seconds_per_1000),
     )

@@ -1,10 +1,10 @@
-"""`tunesmith demo`: the main job on shipped real rows, start to end."""
+"""`tunesmith demo`: tune two bundled models on bundled reviews, start to end."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.cli.commands.tune import as_document, show_next
 from tunesmith.cli.options import add_common
@@ -21,41 +21,36 @@ def add(commands: Commands) -> None:
     """Add `demo`."""
     parser = commands.add_parser(
         "demo",
-        help="the main job on shipped real rows, start to end",
-        description="Tunes an encoder and a decoder on product reviews that travel with the package, scores "
-        "both against their bases, and asks the decoder three new questions: some minutes on two cores. "
-        "Run again, it goes on where it was stopped.",
+        help="tune two bundled models on bundled product reviews",
+        description="Tune an encoder and a decoder on bundled product reviews, score both against their base models, "
+        "and classify three new sentences. Takes a few minutes on two CPU cores. Resumes if it was interrupted.",
     )
     add_common(parser, out="folder for both runs (default: runs)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo, or show it again when it is finished."""
+    """Run or resume the demo and print its results."""
     from tunesmith.pipelines.demo import demo
 
     hush()
-    with work(kept="saved") as callbacks:
-        told = demo(args.out or Path("runs"), callbacks=callbacks, offline=args.offline)
+    with work() as callbacks:
+        done = demo(args.out or Path("runs"), callbacks=callbacks, offline=args.offline)
     if args.json:
-        emit(_document(told))
+        answers = [
+            {"text": text, "label": answer.label, "probabilities": answer.probabilities}
+            for text, answer in done.answers
+        ]
+        emit({"runs": [as_document(run) for run in (done.encoder, done.decoder)], "answers": answers})
     else:
-        _show(told)
+        _show(done)
     return 0
 
 
-def _document(told: Demo) -> dict[str, Any]:
-    answers = [
-        {"text": text, "label": found.label, "probabilities": found.probabilities} for text, found in told.answers
-    ]
-    return {"runs": [as_document(run) for run in (told.encoder, told.decoder)], "answers": answers}
-
-
-def _show(told: Demo) -> None:
-    """Both comparisons in one table, the answers, and where everything lies."""
+def _show(done: Demo) -> None:
     from tunesmith.report.terminal import costs
 
-    runs = (told.encoder, told.decoder)
+    runs = (done.encoder, done.decoder)
     rows = []
     for run in runs:
         task, report = run.report.task, run.report
@@ -63,16 +58,15 @@ def _show(told: Demo) -> None:
         rows.append((report.model, report.technique, task.metric, *scores, str(task.n)))
     show_table(("model", "technique", "metric", "base>", "tuned>", "delta>", "p-value>", "rows>"), rows)
     for run in runs:
-        # Both runs are judged on the same test rows, and their cheap ways learn from as many rows as they do.
         show(f"{run.report.model}, {count(run.report.data.train)} training rows: {run.report.verdict}")
-        for other in run.report.baselines:
-            show(f"  {other.name}: {figure(other.score)} {' '.join(other.detail.split())}".rstrip())
+        for baseline in run.report.baselines:
+            show(f"  {baseline.name}: {figure(baseline.score)} {' '.join(baseline.detail.split())}".rstrip())
         for line in costs(run.report):
             show(f"  {line.plain}")
-    show(f"\nnew sentences, judged by the tuned {told.decoder.report.model}:")
-    for text, found in told.answers:
-        show(f"  {found.label} ({found.confidence:.2f})  {text}")
+    show(f"\nnew sentences, classified by the tuned {done.decoder.report.model}:")
+    for text, answer in done.answers:
+        show(f"  {answer.label} ({answer.confidence:.2f})  {text}")
     show("\nrun folders:")
     for run in runs:
         show(f"  {run.folder}")
-    show_next(told.decoder)
+    show_next(done.decoder)

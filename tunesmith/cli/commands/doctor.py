@@ -1,4 +1,4 @@
-"""`tunesmith doctor`: what is wrong with this machine, and how to mend it."""
+"""`tunesmith doctor`: check this installation and machine."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 OK, WARN, FAIL = "ok", "warn", "fail"
 WIDTH = 80
 OLDEST_PYTHON = (3, 11)
-# Both shipped models unpacked, and what a small run writes beside them.
+# Both bundled models unpacked; with the files of a small run.
 NEEDED_BYTES, WANTED_BYTES = 700_000_000, 3_000_000_000
-# Weights, gradients, optimizer and activations of the 135M decoder under LoRA, with room for the system.
+# Weights, gradients, optimizer and activations of the 135M decoder under LoRA, and the operating system.
 WANTED_MEMORY = 3_000_000_000
-# Operators of a version range, as pyproject.toml writes them.
+# Operators of the version ranges in pyproject.toml.
 RANGE: Mapping[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
     ">=": lambda have, want: have >= want,
     "<": lambda have, want: have < want,
@@ -36,10 +36,10 @@ RANGE: Mapping[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
 
 
 class DoctorCheck(NamedTuple):
-    """One line: what was looked at, how it stands, what was found, and the cure if there is one."""
+    """The result of one check."""
 
     name: str
-    state: str
+    state: str  # OK, WARN or FAIL
     finding: str
     fix: str = ""
 
@@ -48,16 +48,16 @@ def add(commands: Commands) -> None:
     """Add `doctor`."""
     parser = commands.add_parser(
         "doctor",
-        help="what is wrong with this machine",
-        description="Looks at versions, disk, memory, the cached models and the processor. Exits 1 if "
-        "something stands in the way of a run.",
+        help="check this installation and machine",
+        description="Check library versions, disk space, memory, cached models and compute device. Exits with 1 if a "
+        "check fails.",
     )
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every check; 1 if one failed."""
+    """Print every check; return 1 if one failed."""
     checks = all_checks()
     failed = any(check.state == FAIL for check in checks)
     document = {"ok": not failed, "checks": [_as_document(check) for check in checks]}
@@ -73,32 +73,36 @@ def _as_document(check: DoctorCheck) -> dict[str, str]:
 
 
 def _lines(checks: Sequence[DoctorCheck]) -> Iterator[str]:
-    """Each check in its columns, wrapped where it is long, and its cure below it where there is one."""
+    """Format the checks in columns, each with its fix below."""
     wide = max(len(check.name) for check in checks)
     margin = " " * (wide + len("warn") + 4)
     for check in checks:
-        first = f"{check.state:<4}  {check.name:<{wide}}  "
-        yield from _wrapped(check.finding, first, margin)
+        yield from _wrapped(check.finding, f"{check.state:<4}  {check.name:<{wide}}  ", margin)
         if check.fix:
-            yield from _wrapped(check.fix, f"{margin}cure: ", margin)
+            yield from _wrapped(check.fix, f"{margin}fix: ", margin)
 
 
 def _wrapped(text: str, first: str, margin: str) -> list[str]:
-    """Lines of a width that every terminal has; a path or a command's word is never cut in two."""
+    # Paths and options are never broken, so that they can be copied.
     return textwrap.wrap(
         text, WIDTH, initial_indent=first, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
     )
 
 
 def all_checks() -> list[DoctorCheck]:
-    """Every check, in the order in which one would ask."""
-    declared = _requirements()
-    parts = (python(), libraries(declared), disk(), memory(), models(), machine(), extras(declared))
+    """Run all checks."""
+    from importlib import metadata
+
+    try:
+        requirements = metadata.requires("tunesmith") or []
+    except metadata.PackageNotFoundError:  # run from a source tree
+        requirements = []
+    parts = (python(), libraries(requirements), disk(), memory(), models(), machine(), extras(requirements))
     return [check for part in parts for check in part]
 
 
 def python() -> list[DoctorCheck]:
-    """The interpreter."""
+    """Check the version of Python."""
     version = platform.python_version()
     if sys.version_info < OLDEST_PYTHON:
         return [DoctorCheck("python", FAIL, version, "install Python 3.11 or newer")]
@@ -106,125 +110,115 @@ def python() -> list[DoctorCheck]:
 
 
 def libraries(requirements: Sequence[str]) -> list[DoctorCheck]:
-    """Every declared dependency against its range, as one line if all is well."""
+    """Check the installed version of each required library; one line if all are supported."""
     if not requirements:
-        finding = "tunesmith is not installed, so its ranges are not known"
-        return [DoctorCheck("libraries", WARN, finding, "pip install it, or make setup in its repository")]
+        problem = "tunesmith is not installed, so its version requirements are unknown"
+        return [DoctorCheck("libraries", WARN, problem, "install it with pip, or run `make setup` in its repository")]
     needed = [text for text in requirements if "extra ==" not in text]
-    faults = [fault for text in needed if (fault := _fault(text))]
+    failed = [check for text in needed if (check := _failed_requirement(text))]
     shown = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers", "peft"))
-    return faults or [DoctorCheck("libraries", OK, f"{len(needed)} in their supported ranges ({shown})")]
+    return failed or [DoctorCheck("libraries", OK, f"{len(needed)} libraries, all supported versions ({shown})")]
 
 
 def extras(requirements: Sequence[str]) -> list[DoctorCheck]:
-    """Which optional parts are installed; none is needed."""
+    """Report which optional extras are installed."""
     parts: dict[str, list[str]] = {}
     for text in requirements:
         named = re.search(r"extra == ['\"]([\w-]+)['\"]", text)
         if named and named[1] not in ("all", "dev"):
             parts.setdefault(named[1], []).append(_name(text))
-    found = []
+    checks = []
     for extra, names in parts.items():
         missing = [name for name in names if _version(name) is None]
-        state = f"not installed (lacks {', '.join(missing)}); optional" if missing else "installed"
-        cure = f"for it: pip install 'tunesmith[{extra}]'" if missing else ""
-        found.append(DoctorCheck(f"extra {extra}", OK, state, cure))
-    return found
+        finding = f"not installed (missing {', '.join(missing)}); optional" if missing else "installed"
+        fix = f"pip install 'tunesmith[{extra}]'" if missing else ""
+        checks.append(DoctorCheck(f"extra {extra}", OK, finding, fix))
+    return checks
 
 
 def disk(free_in: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> list[DoctorCheck]:
-    """Room for the models and for runs, and whether the cache can be written."""
+    """Check free space and write access of the model cache and the working directory.
+
+    Args:
+        free_in: returns the free bytes at a path.
+    """
     from tunesmith.models.loading.bundled_models import cache_dir
 
-    found = []
-    for name, place in (("disk for models", cache_dir()), ("disk for runs", Path.cwd())):
-        there = next(path for path in (place, *place.absolute().parents) if path.exists())
-        free = free_in(there)
+    checks = []
+    for name, path, elsewhere in (
+        ("disk for models", cache_dir(), "set TUNESMITH_CACHE to another folder"),
+        ("disk for runs", Path.cwd(), "work in another folder"),
+    ):
+        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        free = free_in(existing)
         state = FAIL if free < NEEDED_BYTES else WARN if free < WANTED_BYTES else OK
-        cure = "" if state == OK else f"free some space, or {_elsewhere(name)}"
-        if not os.access(there, os.W_OK):
-            state, cure = FAIL, f"make {there} writable, or {_elsewhere(name)}"
-        found.append(DoctorCheck(name, state, f"{size(free)} free at {place}", cure))
-    return found
-
-
-def _elsewhere(name: str) -> str:
-    return "name another folder in TUNESMITH_CACHE" if name == "disk for models" else "work in another folder"
+        fix = "" if state == OK else f"free some space, or {elsewhere}"
+        if not os.access(existing, os.W_OK):
+            state, fix = FAIL, f"make {existing} writable, or {elsewhere}"
+        checks.append(DoctorCheck(name, state, f"{size(free)} free at {path}", fix))
+    return checks
 
 
 def memory() -> list[DoctorCheck]:
-    """Free memory."""
+    """Check available memory."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
     short = free < WANTED_MEMORY
-    cure = "close other programs, or tune minilm-l6, which needs less" if short else ""
-    return [DoctorCheck("memory", WARN if short else OK, f"{size(free)} free", cure)]
+    fix = "close other programs, or tune minilm-l6, which needs less" if short else ""
+    return [DoctorCheck("memory", WARN if short else OK, f"{size(free)} free", fix)]
 
 
 def models() -> list[DoctorCheck]:
-    """The always-there models, every file compared with the digest it was written with."""
+    """Compare the files of the cached bundled models with their digests."""
     from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, damaged, folder_of, is_whole
 
-    found = []
+    checks = []
     for alias in BUNDLED_MODELS:
         folder = folder_of(alias)
-        broken = damaged(alias)
-        if broken:
-            cure = f"delete {folder}, then tunesmith models --fetch"
-            found.append(DoctorCheck(f"model {alias}", FAIL, f"damaged: {', '.join(broken)}", cure))
+        name = f"model {alias}"
+        if broken := damaged(alias):
+            fix = f"delete {folder}, then run `tunesmith models --fetch`"
+            checks.append(DoctorCheck(name, FAIL, f"damaged: {', '.join(broken)}", fix))
         elif not is_whole(folder):
-            found.append(DoctorCheck(f"model {alias}", WARN, "not in the cache yet", "tunesmith models --fetch"))
+            checks.append(DoctorCheck(name, WARN, "not in the cache", "run `tunesmith models --fetch`"))
         else:
-            found.append(DoctorCheck(f"model {alias}", OK, f"every file as it was written, in {folder}"))
-    return found
+            checks.append(DoctorCheck(name, OK, f"all files intact in {folder}"))
+    return checks
 
 
 def machine() -> list[DoctorCheck]:
-    """What a run would compute on, by measurement."""
+    """Report the compute device that a run would choose, and the measured speed."""
     from tunesmith.models.loading.device import choose_machine
 
     return [DoctorCheck("machine", OK, choose_machine().why)]
 
 
-def _requirements() -> list[str]:
-    """What the installed package says it needs; nothing when it runs without being installed."""
-    from importlib import metadata
-
-    try:
-        return metadata.requires("tunesmith") or []
-    except metadata.PackageNotFoundError:
-        return []
-
-
-def _fault(requirement: str) -> DoctorCheck | None:
-    """A check that failed, None for a library in its range."""
+def _failed_requirement(requirement: str) -> DoctorCheck | None:
+    """Return a failed check if the library is missing or has an unsupported version."""
     name = _name(requirement)
-    have, cure = _version(name), f"pip install '{requirement.partition(';')[0].strip()}'"
+    specifier = requirement.partition(";")[0].strip()
+    have, fix = _version(name), f"pip install '{specifier}'"
     if have is None:
-        return DoctorCheck(name, FAIL, "not installed", cure)
-    wrong = [f"{sign}{want}" for sign, want in _bounds(requirement) if not RANGE[sign](_numbers(have), _numbers(want))]
-    return DoctorCheck(name, FAIL, f"{have}, supported is {' and '.join(wrong)}", cure) if wrong else None
+        return DoctorCheck(name, FAIL, "not installed", fix)
+    bounds = re.findall(r"(>=|==|<)\s*([\d.]+)", specifier)
+    wrong = [f"{sign}{want}" for sign, want in bounds if not RANGE[sign](_release(have), _release(want))]
+    return DoctorCheck(name, FAIL, f"{have}, supported: {' and '.join(wrong)}", fix) if wrong else None
 
 
 def _name(requirement: str) -> str:
     return re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0]
 
 
-def _bounds(requirement: str) -> list[tuple[str, str]]:
-    return re.findall(r"(>=|==|<)\s*([\d.]+)", requirement.partition(";")[0])
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """2.13.0+cpu is (2, 13), so that trailing zeros do not count."""
-    found = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
-    while found and found[-1] == 0:
-        found.pop()
-    return tuple(found)
+def _release(version: str) -> tuple[int, ...]:
+    """Parse 2.13.0+cpu as (2, 13), so that trailing zeros do not count."""
+    parts = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
 
 
 def _version(name: str) -> str | None:
-    """The installed version of a distribution."""
     from importlib import metadata
 
     try:

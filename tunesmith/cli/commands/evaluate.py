@@ -1,4 +1,4 @@
-"""`tunesmith evaluate`: any model scored on any file of rows."""
+"""`tunesmith evaluate`: score a model on a file, alone or against another model."""
 
 from __future__ import annotations
 
@@ -22,44 +22,36 @@ def add(commands: Commands) -> None:
     """Add `evaluate`."""
     parser = commands.add_parser(
         "evaluate",
-        help="score a run, a base or anybody's adapter on any file",
-        description="Score a run, a base model, a merged folder or anybody's PEFT adapter on the rows of a file, "
-        "alone or against another model on the same rows.",
+        help="score a model on a file, alone or against another model",
+        description="Score a run, a base model, a merged model or any PEFT adapter on the rows of a file, alone or "
+        "against another model on the same rows.",
     )
-    parser.add_argument("model", metavar="MODEL", help="run, adapter or model folder, alias, Hub id or file.gguf")
+    parser.add_argument("model", metavar="MODEL", help="run, adapter or model folder, alias, Hub id or GGUF file")
     parser.add_argument("--data", required=True, metavar="FILE", help="rows to score on")
-    parser.add_argument(
-        "--against", default="", metavar="MODEL2", help="compare with its base (the word base) or a model"
-    )
-    parser.add_argument(
-        "--objective", default="", metavar="KIND", help="classify, domain or instruct; else as tuned, or detected"
-    )
-    parser.add_argument("--base", default="", metavar="MODEL", help="put the adapter over this base")
-    parser.add_argument("--task", default="", metavar="NAME", help="which task of a run that learned several")
-    parser.add_argument(
-        "--rows", type=int, default=0, metavar="N", help="score on N rows drawn at random; 0 for all (%(default)s)"
-    )
-    parser.add_argument("--answers", type=Path, metavar="FILE", help="write every question with its answers, as jsonl")
-    add_set(parser, "how the rows are read, such as objective.text=body or data.group=thread")
-    add_schema(parser, _schema)
+    text = "model to compare with; `base` for the base of MODEL"
+    parser.add_argument("--against", default="", metavar="MODEL2", help=text)
+    text = "classify, domain or instruct (default: that of the run, or detected from the rows)"
+    parser.add_argument("--objective", default="", metavar="KIND", help=text)
+    text = "base model for the adapter (default: the base named in the adapter)"
+    parser.add_argument("--base", default="", metavar="MODEL", help=text)
+    parser.add_argument("--task", default="", metavar="NAME", help="task of a multitask run")
+    text = "score on N random rows, 0 for all (default: %(default)s)"
+    parser.add_argument("--rows", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--answers", type=Path, metavar="FILE", help="write prompts and answers to this jsonl file")
+    add_set(parser, "set how rows are read, for example objective.text=body or data.group=thread")
+    add_schema(parser, "tunesmith.pipelines.evaluate")
     add_common(parser)
     parser.set_defaults(run=run)
 
 
-def _schema() -> str:
-    from tunesmith.pipelines.evaluate import schema
-
-    return schema()
-
-
 def run(args: argparse.Namespace) -> int:
-    """Score as the command line says."""
+    """Score the model and print the result."""
     from tunesmith.pipelines.evaluate import Compared, EvaluateRequest, evaluate
 
     if args.rows < 0:
-        raise UsageError(f"--rows: {args.rows} is no number of rows; give 1 or more, or 0 for all")
+        raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all rows")
     hush()
-    asked = EvaluateRequest(
+    request = EvaluateRequest(
         args.model,
         args.data,
         args.against,
@@ -69,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         changes=tuple(args.changes),
         task=args.task,
     )
-    done = evaluate(asked, on_event=Lines(), offline=args.offline)
+    done = evaluate(request, on_event=Lines(), offline=args.offline)
     for note in done.page.notes:
         log(note if note.startswith("warning") else f"note: {note}")
     if args.answers is not None:
@@ -84,14 +76,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_scores(page: ScoredAlone) -> None:
-    """Every metric of one model with its interval."""
     show(f"{page.model} on {page.data}")
     rows = [(task.metric, figure(task.score), bounds(task.ci95), str(task.n)) for task in page.tasks]
     show_table(("metric", "score>", "95 % interval", "rows>"), rows)
 
 
 def _show_comparison(page: Compared) -> None:
-    """Both models side by side, and what may be said about them."""
     show(f"{page.model} against {page.against} on {page.data}")
     rows = []
     for task in page.tasks:

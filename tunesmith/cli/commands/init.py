@@ -1,4 +1,4 @@
-"""`tunesmith init`: a recipe with its reasons, from rows or from another trainer's file."""
+"""`tunesmith init`: write a commented recipe for a data file or from another trainer's configuration."""
 
 from __future__ import annotations
 
@@ -7,67 +7,61 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_changes, add_common, changes_of
+from tunesmith.cli.options import ROW_FILES, UsageError, add_changes, add_common, changes_of
 from tunesmith.cli.terminal import emit, log, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.config.annotated_yaml import AnnotatedRecipe
 
 
 def add(commands: Commands) -> None:
     """Add `init`."""
     parser = commands.add_parser(
         "init",
-        help="look at the data and write a recipe with reasons",
-        description="Look at rows and write a recipe whose comments say why each line is there; or carry over the "
-        "configuration of axolotl or LLaMA-Factory and name what was left out.",
-        conflict_handler="resolve",  # what is written here is a recipe, not the JSON document
+        help="write a commented recipe for a data file",
+        description="Inspect a data file and write a recipe whose comments give the reason for every line; or convert "
+        "the configuration of axolotl or LLaMA-Factory and list the keys that have no counterpart.",
+        conflict_handler="resolve",  # --out is replaced: it names the recipe, not the JSON document
     )
-    parser.add_argument("data", nargs="?", default="", metavar="DATA", help="rows as jsonl, json, csv, tsv, parquet")
-    parser.add_argument("--from", dest="foreign", type=Path, metavar="FILE", help="axolotl's or LLaMA-Factory's yaml")
+    parser.add_argument("data", nargs="?", default="", metavar="DATA", help=ROW_FILES)
+    text = "configuration of axolotl or LLaMA-Factory to convert"
+    parser.add_argument("--from", dest="foreign", type=Path, metavar="FILE", help=text)
     add_changes(parser)
     add_common(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("recipe.yaml"), metavar="FILE", help="the recipe to write (%(default)s)"
+        "--out", type=Path, default=Path("recipe.yaml"), metavar="FILE", help="output file (default: %(default)s)"
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the recipe, and say what was decided or left out."""
-    made = _draft(args)
+    """Write the recipe and print it."""
+    from tunesmith.config.importers.convert import convert
+    from tunesmith.config.scaffold import draft
+
+    if args.foreign is not None:
+        made = convert(args.foreign, data=args.data, changes=changes_of(args))
+    elif args.data:
+        made = draft(args.data, changes=changes_of(args), offline=args.offline)
+    else:
+        raise UsageError("tunesmith init: no input; give DATA, or --from axolotl.yaml")
     made.write(args.out)
-    for name, why in made.dropped.items():
-        log(f"left out: {name}: {why}")
+    for name, reason in made.dropped.items():
+        log(f"not converted: {name}: {reason}")
     if made.guessed:
-        log(f"the columns have no known names; guessed: {made.guessed}")
+        log(f"column roles were guessed from the values: {made.guessed}; check them")
     if args.json:
-        recipe = made.recipe.model_dump(mode="json")
-        emit(
-            {
-                "path": args.out,
-                "recipe": recipe,
-                "reasons": made.reasons,
-                "left_out": made.dropped,
-                "guessed": made.guessed,
-            }
-        )
+        document = {
+            "path": args.out,
+            "recipe": made.recipe.model_dump(mode="json"),
+            "reasons": made.reasons,
+            "left_out": made.dropped,
+            "guessed": made.guessed,
+        }
+        emit(document)
         return 0
     show(made.text(args.out.parent).rstrip())
     show()
     show(f"written: {args.out}")
     show(f"next: tunesmith tune {shlex.quote(str(args.out))} --dry-run")
     return 0
-
-
-def _draft(args: argparse.Namespace) -> AnnotatedRecipe:
-    """The draft that the command line asks for. Raises UsageError."""
-    from tunesmith.config.importers.convert import convert
-    from tunesmith.config.scaffold import draft
-
-    if args.foreign is not None:
-        return convert(args.foreign, data=args.data, changes=changes_of(args))
-    if not args.data:
-        raise UsageError("tunesmith init: nothing to look at; give DATA, or --from axolotl.yaml")
-    return draft(args.data, changes=changes_of(args), offline=args.offline)

@@ -1,11 +1,11 @@
-"""`tunesmith learning-curve`: what more rows would buy."""
+"""`tunesmith learning-curve`: fit a learning curve and predict the score with more rows."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.options import COMMAND_ALIASES, UsageError, add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import emit, hush, log, show, show_table
 
@@ -15,68 +15,61 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add `learning-curve`, and `need`, its old name."""
+    """Add `learning-curve`, with its former name `need` as an alias."""
     parser = commands.add_parser(
         "learning-curve",
-        aliases=["need"],
-        help="how much more data: a learning curve on your own rows",
-        description="Tune on five sizes of the training rows, three times each, score all on the same test rows, and "
-        "say what more rows would bring. What has run is not run again. Exits 1 where the rows do not tell.",
+        aliases=COMMAND_ALIASES,
+        help="predict the score with more training rows",
+        description="Tune on five sizes of the training set with three seeds each, score all runs on the same test "
+        "rows, fit a learning curve and predict the score with more rows. Completed runs are reused. Exits with 1 if "
+        "the data cannot support an estimate.",
     )
-    parser.add_argument("--rows", type=int, action="append", default=[], metavar="N", help="foretell N training rows")
-    parser.add_argument("--target", type=float, metavar="SCORE", help="how many rows does this score take?")
-    parser.add_argument("--minutes", type=float, metavar="M", help="measure smaller sizes, to be done in about so long")
+    text = "predict the score with N training rows; may be repeated"
+    parser.add_argument("--rows", type=int, action="append", default=[], metavar="N", help=text)
+    parser.add_argument("--target", type=float, metavar="SCORE", help="estimate the rows needed for this score")
+    text = "time budget, met by using smaller training sizes"
+    parser.add_argument("--minutes", type=float, metavar="MINUTES", help=text)
     add_source(parser)
-    add_schema(parser, _schema)
+    add_schema(parser, "tunesmith.pipelines.learning_curve.report")
     add_common(parser, out="folder of the curve (default: runs/need-NAME)")
     parser.set_defaults(run=run)
 
 
-def _schema() -> str:
-    from tunesmith.pipelines.learning_curve.report import schema
-
-    return schema()
-
-
 def run(args: argparse.Namespace) -> int:
-    """Measure and say; 1 where nothing can be foretold."""
+    """Measure or resume the curve and print it; return 1 if nothing can be predicted."""
     from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions, need
 
-    if any(rows < 1 for rows in args.rows) or (args.minutes is not None and not args.minutes > 0):
-        raise UsageError("learning-curve: --rows and --minutes are above zero; leave them out, or give a larger number")
+    for rows in args.rows:
+        if rows < 1:
+            raise UsageError(f"--rows: expected an integer >= 1, got {rows}; use a larger number")
+    if args.minutes is not None and not args.minutes > 0:
+        raise UsageError(f"--minutes: expected a number > 0, got {args.minutes}; omit the option for no limit")
     hush()
-    if args.command == "need":
-        log("need is deprecated; use learning-curve")
+    if args.command in COMMAND_ALIASES:
+        log(f"warning: `{args.command}` is deprecated; use `learning-curve`")
     recipe = recipe_of(args)
-    question = LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
-    with work(kept="saved") as callbacks:
-        folder, found = need(recipe, question, out=args.out, callbacks=callbacks, offline=args.offline)
+    options = LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
+    with work() as callbacks:
+        folder, report = need(recipe, options, out=args.out, callbacks=callbacks, offline=args.offline)
     if args.json:
-        emit({"folder": folder, **found.model_dump(mode="json")})
+        emit({"folder": folder, **report.model_dump(mode="json")})
     else:
-        _show(found)
-        show(f"in {folder}: need.html, need.json")
-    return 1 if found.faults else 0
+        _show(report)
+        show(f"written: {folder}/need.html and {folder}/need.json")
+    return 1 if report.faults else 0
 
 
-def _show(found: LearningCurveReport) -> None:
-    """The sentence, and every size."""
+def _show(report: LearningCurveReport) -> None:
     from tunesmith.pipelines.learning_curve.report import summary
 
-    show(found.sentence)
-    rows: list[tuple[Any, ...]] = [
-        (f"{one.rows:,}", summary(found, one.mean), "", ", ".join(summary(found, score) for score in one.scores))
-        for one in found.sizes
-    ]
-    rows += [
-        (
-            f"{one.rows:,}",
-            summary(found, one.score),
-            f"{summary(found, one.low)} to {summary(found, one.high)}",
-            "foretold",
-        )
-        for one in found.expected
-    ]
-    show_table(("rows>", "score>", "95 % interval", "each seed"), rows)
-    for note in found.notes:
+    show(report.sentence)
+    rows = []
+    for size in report.sizes:
+        seeds = ", ".join(summary(report, score) for score in size.scores)
+        rows.append((f"{size.rows:,}", summary(report, size.mean), "", seeds))
+    for point in report.expected:
+        interval = f"{summary(report, point.low)} to {summary(report, point.high)}"
+        rows.append((f"{point.rows:,}", summary(report, point.score), interval, "predicted"))
+    show_table(("rows>", "score>", "95 % interval", "scores of the seeds"), rows)
+    for note in report.notes:
         show(note)

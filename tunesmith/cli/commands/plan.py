@@ -1,4 +1,4 @@
-"""`tunesmith plan`: what each technique would take, and which to take."""
+"""`tunesmith plan`: estimate memory and time of each technique and recommend one."""
 
 from __future__ import annotations
 
@@ -21,59 +21,55 @@ def add(commands: Commands) -> None:
     """Add `plan`."""
     parser = commands.add_parser(
         "plan",
-        help="memory, time and the technique to take, before anything runs",
-        description="Count your rows and the model, time a few steps on them, and say what each technique would take: "
-        "numbers that move, memory, time, how it is expected to score; and which one to take.",
+        help="estimate memory and time of each technique and recommend one",
+        description="Count the rows and the parameters of the model, time a few training steps, and estimate for each "
+        "technique its trainable parameters, peak memory, time and expected score. Recommends one technique. Exits "
+        "with 1 if none fits into memory.",
     )
-    parser.add_argument("--quick", action="store_true", help="by formula alone; no step is timed")
+    parser.add_argument("--quick", action="store_true", help="use analytic estimates only, without timing any steps")
     add_source(parser)
-    add_schema(parser, _schema)
+    add_schema(parser, "tunesmith.pipelines.plan.report")
     add_common(parser)
     parser.set_defaults(run=run)
 
 
-def _schema() -> str:
-    from tunesmith.pipelines.plan.report import schema
-
-    return schema()
-
-
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; 1 where no technique fits into memory."""
+    """Print the estimates; return 1 if no technique fits into memory."""
     from tunesmith.pipelines.plan.plan import plan_recipe
 
     hush()
     if args.out:
-        check_folder(Path(args.out))  # now, and not after the steps that are timed
-    found = plan_recipe(recipe_of(args), on_event=Lines(), timed=not args.quick, offline=args.offline)
-    if not publish(found.model_dump(mode="json"), args):
-        _show(found)
-    return 0 if found.recommendation else 1
+        check_folder(Path(args.out))  # fail before steps are timed
+    plan = plan_recipe(recipe_of(args), on_event=Lines(), timed=not args.quick, offline=args.offline)
+    if not publish(plan.model_dump(mode="json"), args):
+        _show(plan)
+    return 0 if plan.recommendation else 1
 
 
-def _show(found: PlanReport) -> None:
-    """The table, what it rests on, and the recommendation."""
-    rows, tokens = count(found.train_rows), count(found.tokens)
-    show(f"{found.model}, {found.objective} on {rows} rows: {count(found.steps)} steps, {tokens} tokens computed")
-    columns = ("technique", "moves>", "peak memory>", "training>", "whole run>", "fits", "expected", "")
-    show_table(columns, [_cells(option) for option in found.options])
-    show(f"{found.how}; {size(found.room_bytes)} of memory may be used")
-    show("bounds in brackets are estimates; those of memory and training held in twelve small runs (bench/PLAN.md)")
-    for option in found.options:
+def _show(plan: PlanReport) -> None:
+    rows, tokens = count(plan.train_rows), count(plan.tokens)
+    show(f"{plan.model}, {plan.objective} on {rows} rows: {count(plan.steps)} steps, {tokens} tokens")
+    columns = ("technique", "trainable>", "peak memory>", "training>", "whole run>", "fits", "expected score", "")
+    show_table(columns, [_cells(option) for option in plan.options])
+    show(f"{plan.how}; {size(plan.room_bytes)} of memory available")
+    show("in brackets: estimated bounds; memory and training time were within them in 12 small runs (bench/PLAN.md)")
+    for option in plan.options:
         if not option.refused:
-            show(f"  {option.technique}: {option.standing}; published: {option.published}; ours: {option.ours}")
-    if found.recommendation is None:
-        show("no technique fits into memory: take a smaller model, or lower data.max_tokens")
+            measured = f"published: {option.published}; our measurements: {option.ours}"
+            show(f"  {option.technique}: {option.standing}; {measured}")
+    if plan.recommendation is None:
+        show("no technique fits into memory; use a smaller model or a lower data.max_tokens")
         return
-    show(f"take {found.recommendation.technique}: {'; '.join(found.recommendation.reasons)}")
+    show(f"recommended: {plan.recommendation.technique}")
+    for reason in plan.recommendation.reasons:
+        show(f"  - {reason}")
 
 
 def _cells(option: TechniqueEstimate) -> tuple[str, ...]:
-    """A technique's line."""
     from tunesmith.pipelines.plan.report import memory, time
 
     if option.prediction is None or option.whole_seconds is None:
         return (option.technique, "", "", "", "", "no", "", option.refused)
-    made = option.prediction
-    figures = (count(made.trainable), memory(made.memory), time(made.seconds), time(option.whole_seconds))
-    return (option.technique, *figures, "yes" if option.fits else "no", option.standing, "")
+    cost = option.prediction
+    estimates = (count(cost.trainable), memory(cost.memory), time(cost.seconds), time(option.whole_seconds))
+    return (option.technique, *estimates, "yes" if option.fits else "no", option.standing, "")

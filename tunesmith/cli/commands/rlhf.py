@@ -1,4 +1,4 @@
-"""`tunesmith rlhf`: the model answers, people judge, the model learns, people judge again."""
+"""`tunesmith rlhf`: repeat generating answers, collecting judgements and training on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tunesmith.report.formatting import bounds, figure, metric_name, p_value, sh
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.config import Recipe
-    from tunesmith.metrics.win_rate import WinRate
     from tunesmith.pipelines.rlhf.report import LoopPlan, LoopReport
 
 
@@ -23,103 +22,81 @@ def add(commands: Commands) -> None:
     """Add `rlhf`."""
     parser = commands.add_parser(
         "rlhf",
-        help="the loop with people: answer, judge, learn, judge again",
-        description="Let a model answer prompts twice, have the pairs judged, learn from all judgements so far by "
-        "preference or by a reward and rl, as often as the recipe says, and judge the end against the start. While "
-        "pairs wait for people it says how to open the page, and the same command goes on where it was left.",
+        help="alternate rating answers and training on the ratings",
+        description="In each round, generate two answers per prompt, have the pairs judged, and train on all "
+        "judgements so far: directly with `preference`, or with a reward model and `rl`. After the last round, judge "
+        "the final model against the base model. While pairs wait for human raters, the command prints how to open "
+        "the page and exits; the same command resumes.",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml with a section `loop`, whose rows hold prompts")
+    text = "recipe.yaml with a section `loop` and prompts as rows"
+    parser.add_argument("recipe", metavar="RECIPE", help=text)
     add_changes(parser)
     add_common(parser, out="folder of the loop (default: loops/NAME)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done and what is done, and stop")
-    add_schema(parser, _schema)
+    parser.add_argument("--dry-run", action="store_true", help="print all steps with their state and exit")
+    add_schema(parser, "tunesmith.pipelines.rlhf.report")
     parser.set_defaults(run=run)
 
 
-def _schema() -> str:
-    from tunesmith.pipelines.rlhf.report import schema
-
-    return schema()
-
-
 def run(args: argparse.Namespace) -> int:
-    """Walk the loop as far as it goes."""
+    """Run the loop until it ends or waits for raters."""
     from tunesmith.config import load_recipe
+    from tunesmith.pipelines.rlhf.loop import rlhf
+    from tunesmith.pipelines.rlhf.setup import plan_loop
 
     recipe, notes = load_recipe(args.recipe, changes=changes_of(args))
     for note in notes:
         log(note)
     if args.dry_run:
-        return _dry_run(recipe, args)
-    found = _walk(recipe, args)
-    if args.json:
-        emit(found.model_dump(mode="json"))
-    else:
-        _show(found)
-    return verdict(found.folder, found.broken_gates)
-
-
-def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
-    """The steps of the loop, nothing written."""
-    from tunesmith.pipelines.rlhf.setup import plan_loop
-
-    found = plan_loop(recipe, out=args.out, offline=args.offline)
-    if args.json:
-        emit(found.model_dump(mode="json"))
-    else:
-        for line in _steps(recipe, found):
-            show(line)
-    return 0
-
-
-def _steps(recipe: Recipe, found: LoopPlan) -> Iterator[str]:
-    """The steps in words, those done and begun marked."""
-    loop, kind = recipe.loop, recipe.objective.kind
-    learns = "a reward learns from the votes, then rl from the reward" if kind == "rl" else f"{kind} learns"
-    judges = "people judge on the page" if loop.judge == "page" else f"{loop.judge} judges, a simulation"
-    yield f"{found.train} prompts to train on, {found.held_out} held out"
-    for one in found.rounds:
-        step = f"round {one.number} of {loop.rounds}: {loop.prompts} prompts answered twice; {judges}; {learns}"
-        yield step if one.state == "ahead" else f"{step} ({one.state})"
-    end = f"end: start and end answer {found.held_out} held-out prompts; {loop.final_judge} judges"
-    yield f"{end} (done)" if found.done else end
-    yield f"folder: {found.folder}"
-
-
-def _walk(recipe: Recipe, args: argparse.Namespace) -> LoopReport:
-    """The loop, told as it goes; Ctrl-C ends it after a step, with everything kept."""
-    from tunesmith.pipelines.rlhf.loop import rlhf
-
+        plan = plan_loop(recipe, out=args.out, offline=args.offline)
+        if args.json:
+            emit(plan.model_dump(mode="json"))
+        else:
+            for line in _steps(recipe, plan):
+                show(line)
+        return 0
     hush()
-    with work(kept="kept") as callbacks:
-        return rlhf(recipe, callbacks=callbacks, out=args.out, offline=args.offline)
+    with work() as callbacks:
+        report = rlhf(recipe, callbacks=callbacks, out=args.out, offline=args.offline)
+    if args.json:
+        emit(report.model_dump(mode="json"))
+    else:
+        _show(report)
+    return verdict(report.folder, report.broken_gates)
 
 
-def _show(found: LoopReport) -> None:
-    """The verdict, round by round, and where the rest lies."""
-    show(found.verdict)
-    show(f"judged by {'a simulation, ' if found.simulated else ''}{found.judge}; the end by {found.final_judge}")
+def _steps(recipe: Recipe, plan: LoopPlan) -> Iterator[str]:
+    """Yield the steps of the loop; those started or done are marked."""
+    loop, kind = recipe.loop, recipe.objective.kind
+    train = "a reward model is trained on the votes, then rl on the reward" if kind == "rl" else f"{kind} training"
+    judge = "human raters judge" if loop.judge == "page" else f"{loop.judge} judges (simulation)"
+    marks = {"ahead": "", "begun": " (started)", "done": " (done)"}
+    yield f"{plan.train} training prompts, {plan.held_out} held out"
+    for item in plan.rounds:
+        answers = f"{loop.prompts} prompts, two answers each"
+        yield f"round {item.number} of {loop.rounds}: {answers}; {judge}; {train}{marks[item.state]}"
+    final = f"base and final model answer {plan.held_out} held-out prompts; {loop.final_judge} judges"
+    yield f"end: {final}{marks['done'] if plan.done else ''}"
+    yield f"folder: {plan.folder}"
+
+
+def _show(report: LoopReport) -> None:
+    show(report.verdict)
+    judge = f"{report.judge}{' (simulation)' if report.simulated else ''}"
+    show(f"judge of the rounds: {judge}; judge of the final comparison: {report.final_judge}")
     show()
-    heads = ("round", "preferred>", "95 % interval", "at equal length>", "95 % interval", "p>", "votes learned from>")
-    show_table(heads, [_line(one.number, one.over_start, one.rows) for one in found.rounds])
-    for one in found.rounds:
-        for learned in one.learned:
+    heads = ("round", "win rate>", "95 % interval", "at equal length>", "95 % interval", "p>", "training votes>")
+    rows = []
+    for item in report.rounds:
+        won = item.over_start
+        raw = (share(won.rate), bounds(won.ci95))
+        controlled = (share(won.controlled), bounds(won.controlled_ci95))
+        rows.append((str(item.number), *raw, *controlled, p_value(won.p_value), str(item.rows)))
+    show_table(heads, rows)
+    for item in report.rounds:
+        for learned in item.learned:
             task = learned.task
             gain = f"{figure(task.base)} to {figure(task.tuned)} ({signed(task.delta)}, {p_value(task.p_value)})"
-            show(f"round {one.number}, {learned.objective}: {metric_name(task.metric)} {gain}; {learned.folder}")
+            show(f"round {item.number}, {learned.objective}: {metric_name(task.metric)} {gain}; {learned.folder}")
             for alarm in learned.alarms:
-                show(f"alarm: {alarm}")
-    show(f"everything: {found.folder}")
-
-
-def _line(number: int, won: WinRate, rows: int) -> tuple[str, ...]:
-    """A round as a line of the table."""
-    return (
-        str(number),
-        share(won.rate),
-        bounds(won.ci95),
-        share(won.controlled),
-        bounds(won.controlled_ci95),
-        p_value(won.p_value),
-        str(rows),
-    )
+                show(f"warning: {alarm}")
+    show(f"full results: {report.folder}")

@@ -1,4 +1,4 @@
-"""`tunesmith serve`: tuned models behind OpenAI's API, several over one base."""
+"""`tunesmith serve`: serve tuned models through an OpenAI-compatible API; runs over one base share it."""
 
 from __future__ import annotations
 
@@ -7,55 +7,64 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import Deprecated, UsageError, add_common
+from tunesmith.cli.options import DeprecatedOption, UsageError, add_common
+from tunesmith.cli.page_server import add_address
 from tunesmith.cli.terminal import hush, log, publish, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.inference.serving.protocol import AnsweringEngine, Limits
 
-    Sources = dict[str, list[Path]]
+    Sources = dict[str, list[Path]]  # model name -> its folders or GGUF files, oldest version first
 
 PORT = 8378
-DRAIN = 30
+SHUTDOWN_SECONDS = 30  # that running requests may take to finish
 ENGINES = ("torch", "llamacpp", "vllm")
-SLOTS = 8
+LLAMACPP_ROWS = 8
 
 
 def add(commands: Commands) -> None:
     """Add `serve`."""
     parser = commands.add_parser(
         "serve",
-        help="answer programs, with OpenAI's API; several runs over one base",
-        description="Each run is a model under its folder's name, or NAME=RUN, and each task of a run of several is "
-        "NAME/TASK. The same name again is a newer version, and /admin/rollback goes back. Runs over the same base "
-        "share it in memory. A .gguf file is answered by llama.cpp. Ctrl-C ends what was begun first.",
+        help="serve runs through an OpenAI-compatible API",
+        description="Serve each run as a model, named like its folder or by NAME=RUN; each task of a multitask run is "
+        "NAME/TASK. A name given twice is a new version of that model, and /admin/rollback returns to the previous "
+        "one. Runs over the same base model share it in memory. A .gguf file is served by llama.cpp. Ctrl-C finishes "
+        "running requests, then exits.",
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, a .gguf file, or NAME=either")
-    text = "what answers (default: llamacpp where a .gguf file is named, which of a run takes its GGUF export)"
+    text = "run folder or .gguf file, or NAME= and one of these"
+    parser.add_argument("runs", metavar="RUN", nargs="+", help=text)
+    text = (
+        "inference backend (default: llamacpp for .gguf files, torch otherwise; llamacpp needs a GGUF export of a run)"
+    )
     parser.add_argument("--engine", choices=ENGINES, help=text)
-    text = "a name that stands for several by weight: NAME=RUN:0.9,RUN:0.1; may be repeated"
+    text = "model name that splits requests by weight: NAME=RUN:0.9,RUN:0.1; may be repeated"
     parser.add_argument("--split", action="append", default=[], metavar="NAME=SHARES", help=text)
-    text = "answers written at once (32; llama.cpp 8, which keeps memory for each)"
+    text = "concurrent requests (default: 32; llamacpp 8, because it reserves memory for each)"
     parser.add_argument("--rows", type=int, metavar="N", help=text)
-    parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="questions that may wait (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="tokens of an answer (%(default)s)")
-    for old, new in (("--waiting", "--max-queue"), ("--longest", "--max-tokens")):
-        dest = new[2:].replace("-", "_")
-        parser.add_argument(old, dest=dest, type=int, action=Deprecated, const=new, help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="for one answer (%(default)s)")
-    text = "where the token of other machines is kept (default: tunesmith-serve.token)"
+    text = "maximum queued requests (default: %(default)s)"
+    parser.add_argument("--max-queue", type=int, default=256, metavar="N", help=text)
+    text = "maximum tokens per answer (default: %(default)s)"
+    parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help=text)
+    for old, dest, new in (("--waiting", "max_queue", "--max-queue"), ("--longest", "max_tokens", "--max-tokens")):
+        parser.add_argument(
+            old, dest=dest, type=int, action=DeprecatedOption, const=new,
+            default=argparse.SUPPRESS, help=argparse.SUPPRESS,
+        )  # fmt: skip
+    text = "time limit per request in seconds (default: %(default)s)"
+    parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help=text)
+    text = "file of the access token for other machines (default: %(default)s)"
     parser.add_argument("--token-file", type=Path, default=Path("tunesmith-serve.token"), metavar="FILE", help=text)
-    text = "where thumbs are kept (default: thumbs.db in the folder of each run; those for a base in the first one's)"
+    text = "file of ratings (default: thumbs.db in the folder of each run; for a base model, of the first run)"
     parser.add_argument("--store", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--host", default="127.0.0.1", help="elsewhere than here a token is asked for (%(default)s)")
-    parser.add_argument("--port", type=int, default=PORT, help="0 takes a free one (%(default)s)")
+    add_address(parser, port=PORT)
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer until a signal comes."""
+    """Serve until SIGINT or SIGTERM."""
     from tunesmith.web.server import need_libraries
 
     need_libraries("serve")
@@ -69,19 +78,22 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.web.openai.metrics import Metrics
     from tunesmith.web.server import Address, listen, serve, stored_token, url
 
+    def ratings_file(name: str) -> Path:
+        path = folder_of(name, sources, engine.registry.get(name).version)
+        return args.store or (path.parent if _is_gguf(path) else path) / FILE
+
     splits = Splits(shares_of(args.split, sources))
     address = Address(args.host, args.port)
     with listen(address) as sock:
         token = stored_token(address, args.token_file, option="--token-file")
         engine = STARTS[kind](sources, limits, offline=args.offline)
-        _say(engine, url(sock, address), token, args)
-        shelf = engine.registry
-        thumbs = Thumbs(lambda name: args.store or _room(folder_of(name, sources, shelf.get(name).version)) / FILE)
+        _show_address(engine, url(sock, address), token, args)
+        thumbs = Thumbs(ratings_file)
         app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs).app()
         try:
-            serve(app, sock, token=token, policy=POLICY, drain=DRAIN)
+            serve(app, sock, token=token, policy=POLICY, drain=SHUTDOWN_SECONDS)
         finally:
-            engine.close(DRAIN)
+            engine.close(SHUTDOWN_SECONDS)
             thumbs.close()
     return 0
 
@@ -90,125 +102,122 @@ def _torch(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngin
     from tunesmith.inference.serving.engine import Engine
     from tunesmith.inference.serving.registry import ModelRegistry
 
-    shelf = ModelRegistry(sources, offline=offline)
+    registry = ModelRegistry(sources, offline=offline)
     for name in sources:
-        log(f"reading {name}")
-        shelf.load(name)
-    return Engine(shelf, limits=limits, failed=log)
+        log(f"loading {name}")
+        registry.load(name)
+    return Engine(registry, limits=limits, failed=log)
 
 
 def _llamacpp(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
     from tunesmith.inference.serving.backends.external import ExternalEngine
     from tunesmith.inference.serving.backends.gguf import GgufBackend
 
-    log(f"reading {', '.join(sources)}")
-    places = {name: folders[0] for name, folders in sources.items()}
-    return ExternalEngine(GgufBackend(places, slots=limits.rows), limits=limits, failed=log)
+    log(f"loading {', '.join(sources)}")
+    paths = {name: versions[0] for name, versions in sources.items()}
+    return ExternalEngine(GgufBackend(paths, slots=limits.rows), limits=limits, failed=log)
 
 
 def _vllm(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
     from tunesmith.inference.serving.backends.external import ExternalEngine
     from tunesmith.inference.serving.backends.vllm import Vllm
 
-    log(f"reading {', '.join(sources)}")
-    folders = {name: places[0] for name, places in sources.items()}
-    return ExternalEngine(Vllm(folders, rows=limits.rows, offline=offline), limits=limits, failed=log)
+    log(f"loading {', '.join(sources)}")
+    paths = {name: versions[0] for name, versions in sources.items()}
+    return ExternalEngine(Vllm(paths, rows=limits.rows, offline=offline), limits=limits, failed=log)
 
 
 STARTS: dict[str, Callable[..., AnsweringEngine]] = {"torch": _torch, "llamacpp": _llamacpp, "vllm": _vllm}
 
 
 def _kind(args: argparse.Namespace, sources: Sources) -> str:
-    """Which engine answers what was named. Raises UsageError."""
-    files = [place for folders in sources.values() for place in folders if _is_file(place)]
+    """Return the name of the engine. Raises UsageError if it cannot serve the sources."""
+    files = [path for versions in sources.values() for path in versions if _is_gguf(path)]
     kind = args.engine or ("llamacpp" if files else "torch")
     if kind != "llamacpp" and files:
-        raise UsageError(f"{files[0]}: a GGUF file is answered by llama.cpp alone; leave --engine {kind} out")
-    twice = [name for name, folders in sources.items() if len(folders) > 1]
-    if kind != "torch" and twice:
-        raise UsageError(f"{twice[0]}: versions of one name need --engine torch; give each a name of its own")
+        raise UsageError(f"{files[0]}: only llama.cpp serves GGUF files; omit --engine {kind}")
+    repeated = [name for name, versions in sources.items() if len(versions) > 1]
+    if kind != "torch" and repeated:
+        raise UsageError(f"{repeated[0]}: only --engine torch serves several versions; use different names")
     return str(kind)
 
 
-def _is_file(place: Path) -> bool:
-    return place.suffix.lower() == ".gguf"
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
 
 
-def _room(place: Path) -> Path:
-    """Where what belongs to a model is kept: its folder."""
-    return place.parent if _is_file(place) else place
-
-
-def name_of(place: Path) -> str:
-    """What a model is called where nobody says: its folder's name, or its file's, or of an export its run's."""
-    place = place.resolve()
-    if not _is_file(place):
-        return place.name
-    return place.parents[2].name if place.parts[-3:-2] == ("export",) else place.stem
+def name_of(path: Path) -> str:
+    """Return the default name of a model: that of its run folder, of the run of a GGUF export, or of the file."""
+    path = path.resolve()
+    if not _is_gguf(path):
+        return path.name
+    return path.parents[2].name if path.parts[-3:-2] == ("export",) else path.stem
 
 
 def sources_of(runs: list[str]) -> dict[str, list[Path]]:
-    """Name -> its folders, oldest first. Raises UsageError."""
+    """Return the paths of each model name, oldest version first. Raises UsageError for an invalid name."""
     sources: dict[str, list[Path]] = {}
-    for given in runs:
-        named = "=" in given and not Path(given).expanduser().exists()
-        name, _, place = given.partition("=") if named else ("", "", given)
-        folder = Path(place).expanduser()
+    for run in runs:
+        named = "=" in run and not Path(run).expanduser().exists()
+        name, _, path = run.partition("=") if named else ("", "", run)
+        folder = Path(path).expanduser()
         name = name or name_of(folder)
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise UsageError(f"{given}: {name!r} is no name for a model; give NAME=FOLDER, of letters, digits, . _ -")
+            raise UsageError(f"{run}: invalid model name {name!r}; use NAME=RUN with letters, digits, `.`, `_` and `-`")
         sources.setdefault(name, []).append(folder)
     return sources
 
 
 def folder_of(name: str, sources: dict[str, list[Path]], version: int = 1) -> Path:
-    """Where the thumbs of a version of a model are kept: a base has no folder of its own, and shares that of the first
-    run."""
-    folders = sources.get(name.partition("/")[0])
-    return folders[version - 1] if folders else next(iter(sources.values()))[0]
+    """Return the path of a version of a model; a base model has none and uses that of the first run."""
+    versions = sources.get(name.partition("/")[0])
+    return versions[version - 1] if versions else next(iter(sources.values()))[0]
 
 
-def shares_of(given: list[str], sources: dict[str, list[Path]]) -> dict[str, dict[str, float]]:
-    """Split -> model -> weight. Raises UsageError."""
-    found: dict[str, dict[str, float]] = {}
-    for split in given:
-        name, _, shares = split.partition("=")
+def shares_of(options: list[str], sources: dict[str, list[Path]]) -> dict[str, dict[str, float]]:
+    """Parse `--split`: the weight of each model by the name of the split. Raises UsageError."""
+    splits: dict[str, dict[str, float]] = {}
+    for option in options:
+        name, _, shares = option.partition("=")
         for share in shares.split(","):
             model, _, weight = share.partition(":")
             if not name or name in sources or model not in sources:
-                raise UsageError(f"--split {split}: NAME must be new and each RUN served; write NAME=RUN:0.9,RUN:0.1")
+                problem = "NAME must be new and each RUN one that is served"
+                raise UsageError(f"--split {option}: {problem}; write NAME=RUN:0.9,RUN:0.1")
             try:
-                found.setdefault(name, {})[model] = float(weight or 1)
+                splits.setdefault(name, {})[model] = float(weight or 1)
             except ValueError:
-                raise UsageError(f"--split {split}: {weight!r} is no weight; write NAME=RUN:0.9,RUN:0.1") from None
-        if any(not 0 <= weight < 1e6 for weight in found[name].values()) or not sum(found[name].values()):
-            raise UsageError(f"--split {split}: weights are numbers from 0 on, one of them above; write 0.9 and 0.1")
-    return found
+                raise UsageError(f"--split {option}: invalid weight {weight!r}; write NAME=RUN:0.9,RUN:0.1") from None
+        weights = splits[name].values()
+        if any(not 0 <= weight < 1e6 for weight in weights) or not sum(weights):
+            problem = "expected weights >= 0, at least one of them > 0"
+            raise UsageError(f"--split {option}: {problem}; write NAME=RUN:0.9,RUN:0.1")
+    return splits
 
 
 def _limits(args: argparse.Namespace, kind: str) -> Limits:
     from tunesmith.inference.serving.protocol import Limits
 
     if args.rows is None:
-        args.rows = SLOTS if kind == "llamacpp" else Limits().rows
+        args.rows = LLAMACPP_ROWS if kind == "llamacpp" else Limits().rows
     for name in ("rows", "max_queue", "max_tokens", "seconds"):
         if not 1 <= getattr(args, name) < 2**31:
-            raise UsageError(f"--{name.replace('_', '-')}: {getattr(args, name)} is not possible; give 1 or more")
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option}: expected a number >= 1, got {getattr(args, name)}; use a larger number")
     return Limits(rows=args.rows, waiting=args.max_queue, new_tokens=args.max_tokens, seconds=args.seconds)
 
 
-def _say(engine: AnsweringEngine, place: str, token: str, args: argparse.Namespace) -> None:
-    """Where the server is, what it serves, and what a request has to carry that `ask` puts there by itself."""
-    from tunesmith.objectives import Classify
-
+def _show_address(engine: AnsweringEngine, address: str, token: str, args: argparse.Namespace) -> None:
     models = [run.name for run in engine.registry.runs()]
-    kept = {"token_file": args.token_file} if token else {}
-    if not publish({"url": f"{place}v1", "models": models, **kept}, args):
-        show(f"models: {', '.join(models)}")
-        show(f"OpenAI's API: {place}v1")
-        for run in engine.registry.runs():
-            if run.objective.instruction and not isinstance(run.objective, Classify):
-                show(f"{run.name} learned behind an instruction; send it before each text: {run.objective.instruction}")
-        if token:
-            show(f"api key: what stands in {args.token_file}")
-        show("Ctrl-C ends it when the answers that were begun are out")
+    token_file = {"token_file": args.token_file} if token else {}
+    if publish({"url": f"{address}v1", "models": models, **token_file}, args):
+        return
+    show(f"models: {', '.join(models)}")
+    show(f"OpenAI-compatible API: {address}v1")
+    for run in engine.registry.runs():
+        if run.objective.instruction and run.objective.produces != "labels":
+            # `ask` and `chat` insert the instruction; clients of the API have to send it.
+            show(f"{run.name} was tuned with an instruction; send it before each text: {run.objective.instruction}")
+    if token:
+        show(f"API key: content of {args.token_file}")
+    show("Ctrl-C finishes running requests, then exits")

@@ -1,4 +1,4 @@
-"""`tunesmith tune`: rows or a recipe in, a tuned model and its measured worth out."""
+"""`tunesmith tune`: fine-tune a model and score it against its base."""
 
 from __future__ import annotations
 
@@ -25,101 +25,57 @@ def add(commands: Commands) -> None:
     """Add `tune`."""
     parser = commands.add_parser(
         "tune",
-        help="fine-tune, then score base and tuned model on held-out rows",
-        description="Fine-tune a model by a recipe or straight on a file of rows, and measure what it "
-        "brought. An unfinished run of the same recipe is gone on with; a finished one is left as it is.",
+        help="fine-tune a model and score it against its base",
+        description="Fine-tune a model with a recipe, or with defaults on a data file, and score base and tuned model "
+        "on the same held-out rows. Resumes an unfinished run of the same recipe. A finished run is not repeated.",
     )
     add_source(parser)
-    add_common(parser, out="folder of the run (default: runs/NAME)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be learned, and stop")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="begin again over an earlier run in the folder, and go on over grave faults of the rows",
-    )
-    add_schema(parser, _schema)
+    add_common(parser, out="run folder (default: runs/NAME)")
+    text = "show the training rows with their learned tokens and exit"
+    parser.add_argument("--dry-run", action="store_true", help=text)
+    text = "overwrite an earlier run in this folder, and continue despite severe data errors"
+    parser.add_argument("--force", action="store_true", help=text)
+    add_schema(parser, "tunesmith.report.schema")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune as the command line says."""
+    """Tune and print the result; return 1 if a gate of the recipe is violated."""
+    from tunesmith.pipelines.tune.tune import tune_recipe
+
     recipe = recipe_of(args, *(["data.audit=note"] if args.force else []))
     if args.dry_run:
-        return _dry_run(recipe, args)
+        from tunesmith.cli.tune_preview import show as show_preview
+        from tunesmith.pipelines.tune.preview import preview
+
+        hush()
+        return show_preview(preview(recipe, offline=args.offline), args)
     if args.force:
         _forget(recipe, args.out)
-    finished = _tune(recipe, args)
+    hush()
+    with work() as callbacks:
+        done = tune_recipe(recipe, out=args.out, callbacks=callbacks, offline=args.offline)
     if args.json:
-        emit(as_document(finished))
+        emit(as_document(done))
     else:
-        _show(finished)
-    return verdict(finished.folder, finished.report.broken_gates)
+        _show(done)
+    return verdict(done.folder, done.report.broken_gates)
 
 
 def verdict(folder: str | Path, broken_gates: Sequence[str]) -> int:
-    """1 for what broke a gate of its recipe, which is said on stderr; else 0."""
+    """Log each violated gate and return the exit code: 1 if there is one, else 0."""
     for gate in broken_gates:
-        log(f"error: {folder}: {gate}; lower schedule.learning_rate, change the recipe, or loosen the gate")
+        log(f"error: {folder}: {gate}; lower schedule.learning_rate, change the recipe, or relax the gate")
     return 1 if broken_gates else 0
 
 
-def _schema() -> str:
-    from tunesmith.report.schema import schema
-
-    return schema()
-
-
 def as_document(run: Run) -> dict[str, Any]:
-    """The report with where the run lies."""
+    """Return the JSON document of a run: its folder and its report."""
     return {"folder": run.folder, "already_finished": run.reused, **run.report.model_dump(mode="json")}
 
 
-def _tune(recipe: Recipe, args: argparse.Namespace) -> Run:
-    """The run, told as it goes; Ctrl-C ends it after a step, with everything saved."""
-    from tunesmith.pipelines.tune.tune import tune_recipe
-
-    hush()
-    with work(kept="saved") as callbacks:
-        return tune_recipe(recipe, out=args.out, callbacks=callbacks, offline=args.offline)
-
-
-def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
-    """Show what the loss would look at, and train nothing."""
-    from tunesmith.cli.tune_preview import show as show_preview
-    from tunesmith.pipelines.tune.preview import preview
-
-    hush()
-    return show_preview(preview(recipe, offline=args.offline), args)
-
-
-def _forget(recipe: Recipe, out: Path | None) -> None:
-    """Delete the run that lies where this one is to lie; nothing that is not a run is touched."""
-    from tunesmith.training.run_folder import PAGE, exclusive_lock, open_run, with_name
-
-    folder = with_name(out) if out else open_run(recipe, None).path
-    with exclusive_lock(folder):
-        if (folder / PAGE).is_file():
-            log(f"deleting the run in {folder}")
-            for entry in folder.iterdir():  # the folder itself may be where we are
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        elif folder.exists():
-            raise CheckpointError(f"{folder}: not a run, so --force leaves it alone; give another --out")
-
-
-def _show(run: Run) -> None:
-    """Base against tuned, where it all lies, and what to do next."""
-    from tunesmith.report.terminal import render
-
-    if run.reused:
-        show(f"already finished, nothing was done (--force tunes again): {run.folder}")
-    screen = console(sys.stdout)
-    for part in render(run.report, run.folder):
-        screen.print(part)
-    show_next(run)
-
-
 def show_next(run: Run) -> None:
-    """Commands that use the run."""
+    """Print commands that use the run."""
     from tunesmith.report.code_snippets import ask_line
 
     folder = shlex.quote(str(run.folder))
@@ -127,3 +83,28 @@ def show_next(run: Run) -> None:
     show(f"  {ask_line(run.report, run.folder, place=folder, text='...')}")
     if run.report.family == "decoder" and run.report.objective not in ("classify", "multitask", "reward"):
         show(f"  tunesmith chat {folder}")
+
+
+def _forget(recipe: Recipe, out: Path | None) -> None:
+    """Delete the earlier run in the folder of this run. Raises CheckpointError for a folder that is not a run."""
+    from tunesmith.training.run_folder import PAGE, exclusive_lock, open_run, with_name
+
+    folder = with_name(out) if out else open_run(recipe, None).path
+    with exclusive_lock(folder):
+        if (folder / PAGE).is_file():
+            log(f"deleting the run in {folder}")
+            for entry in folder.iterdir():  # not the folder itself, which may be the working directory
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        elif folder.exists():
+            raise CheckpointError(f"{folder}: not a run folder, not overwritten by --force; use another --out")
+
+
+def _show(run: Run) -> None:
+    from tunesmith.report.terminal import render
+
+    if run.reused:
+        show(f"already finished: {run.folder}; use --force to tune again")
+    screen = console(sys.stdout)
+    for part in render(run.report, run.folder):
+        screen.print(part)
+    show_next(run)
