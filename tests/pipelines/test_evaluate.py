@@ -163,7 +163,7 @@ def test_a_few_rows_that_the_run_trained_on_are_counted(decoder: Path, tmp_path:
 def test_a_run_whose_recipe_is_gone_says_that_nobody_checked(decoder: Path, new: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(decoder, tmp_path / "moved"))
     (run / "recipe.yaml").unlink()
-    assert any("nobody checked" in note for note in ask(run, new).page.notes)
+    assert any("was not checked" in note for note in ask(run, new).page.notes)
 
 
 def test_other_column_names_are_detected(decoder: Path, tmp_path: Path) -> None:

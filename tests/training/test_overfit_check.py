@@ -34,7 +34,7 @@ def test_a_model_that_learns_is_told_so_and_left_as_it_was(technique: Full | Lor
 def test_a_model_that_does_not_learn_is_refused_and_left_as_it_was(rate: float):
     made = policy("llama", LORA)
     before = {name: value.clone() for name, value in trainable_state(made).items()}
-    with pytest.raises(Refused, match=rf"^overfit probe: {STEPS} steps on the same 8 rows .* raise schedule.learn"):
+    with pytest.raises(Refused, match=rf"^overfit check: {STEPS} steps on the same 8 rows .* raise schedule.learn"):
         can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, learning_rate=rate))
     assert all(torch.equal(value, before[name]) for name, value in trainable_state(made).items())
 

@@ -1,4 +1,4 @@
-"""What the runs behind a model have learned: its own rows, and those of each run that it was tuned over."""
+"""Contamination check: test rows that a run, or a run it was tuned over, was trained on."""
 
 from __future__ import annotations
 
@@ -6,61 +6,78 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith.config import Recipe, load_recipe
-from tunesmith.data.examples.parsers import question as asked_for
+from tunesmith.data.examples.parsers import question as prompt_text
 from tunesmith.data.examples.types import Example
 from tunesmith.errors import TunesmithError
 from tunesmith.events import EventHandler, Note
 from tunesmith.inference.open_model import ModelSource, identify
 from tunesmith.training.prepare import TrainingContext, read_data
 
-# With this share of the questions among the training rows, a score tells nothing about new rows.
+# Share of test rows among the training rows above which a score says little about new rows.
 SEEN_TOO_OFTEN = 0.5
 
 
 def recipe_file(found: ModelSource) -> Path | None:
-    """The recipe of a run, if it still lies beside its model."""
-    page = found.folder.parent / "recipe.yaml" if found.kind == "run" and found.folder else None
-    return page if page is not None and page.exists() else None
+    """Return the recipe file of a run; None if it is missing or the model is not a run."""
+    file = found.folder.parent / "recipe.yaml" if found.kind == "run" and found.folder else None
+    return file if file is not None and file.exists() else None
 
 
 def recipe_of(page: Path, part: str) -> Recipe:
-    """A run's recipe, or that of one of its several tasks."""
+    """Return the recipe of a run, or of one of its tasks.
+
+    Args:
+        page: the recipe file.
+        part: name of the task; empty for the whole recipe.
+    """
     recipe = load_recipe(page)[0]
     return recipe.parts.get(part, recipe)
 
 
 def find_seen_rows(found: ModelSource, examples: Sequence[Example], *, part: str = "", offline: bool) -> list[str]:
-    """A note if these ask what a run, or one that it was tuned over, was trained on.
+    """Count the rows whose prompt is among the training rows of a run or of the runs it was tuned over.
 
-    What a foreign model was trained on nobody knows. `part` is one of several tasks of the run.
+    Args:
+        found: the model; the training rows of anything but a run are unknown.
+        examples: the rows.
+        part: one task of the run; empty for all.
+        offline: do not access the network.
+
+    Returns:
+        At most one note: how many rows were seen, or why that could not be checked.
     """
-    if found.kind != "run":
-        return []
-    name, known = found.name, set[str]()
+    name, trained = found.name, set[str]()
     while found.kind == "run":
-        page = recipe_file(found)
-        if page is None:
-            return [f"{found.name}: its recipe is gone, so nobody checked whether it was trained on these rows"]
+        file = recipe_file(found)
+        if file is None:
+            return [f"{found.name}: recipe.yaml is missing, so contamination of these rows was not checked"]
         try:
-            recipe = recipe_of(page, part)
-            for one in recipe.tasks.values():
-                known.update(map(asked_for, read_data(one, offline=offline).split.train))
-            found, part = identify(recipe.model, offline=offline), ""
+            recipe = recipe_of(file, part)
+            for task in recipe.tasks.values():
+                trained.update(map(prompt_text, read_data(task, offline=offline).split.train))
+            found = identify(recipe.model, offline=offline)
+            part = ""
         except TunesmithError as error:
-            return [f"{found.name}: nobody checked whether it was trained on these rows ({error})"]
-    count = sum(asked_for(example) in known for example in examples)
+            return [f"{found.name}: contamination of these rows was not checked ({error})"]
+    count = sum(prompt_text(example) in trained for example in examples)
     if not count:
         return []
-    line = f"{name} was trained on {count} of these {len(examples)} questions"
-    too_often = count >= SEEN_TOO_OFTEN * len(examples)
-    return [f"warning: {line}: the score says little about new rows" if too_often else line]
+    note = f"{name} was trained on {count} of these {len(examples)} questions"
+    often = count >= SEEN_TOO_OFTEN * len(examples)
+    return [f"warning: {note}: the score says little about new rows" if often else note]
 
 
 def with_contamination_check(prepared: TrainingContext, *, on_event: EventHandler, offline: bool) -> TrainingContext:
-    """The run with a note where test rows were training rows of a run that it is tuned over."""
-    found = identify(prepared.recipe.model, offline=offline)
-    tests = [task.test for task in prepared.tasks.values()]
-    notes = find_seen_rows(found, [example for part in tests for example in part], offline=offline)
+    """Add a note if test rows are training rows of a run that this one is tuned over.
+
+    Args:
+        prepared: the run.
+        on_event: receives the note.
+        offline: do not access the network.
+    """
+    base = identify(prepared.recipe.model, offline=offline)
+    tests = [example for task in prepared.tasks.values() for example in task.test]
+    notes = find_seen_rows(base, tests, offline=offline)
     for note in notes:
         on_event(Note(note))
     return prepared.noted(*notes)

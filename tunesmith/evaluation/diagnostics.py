@@ -1,4 +1,4 @@
-"""What a run is worth beside its headline: cheap ways, controls, retention, calibration and style."""
+"""Measurements besides the headline: baselines, controls, general ability, calibration and style."""
 
 from __future__ import annotations
 
@@ -27,14 +27,23 @@ from tunesmith.models.loading.bundled_models import cache_dir
 from tunesmith.models.policy import Policy
 from tunesmith.training.prepare import TrainingContext
 
-# Accuracy that the "do not answer" threshold is set for, on validation.
+# Accuracy that the confidence threshold is set for, on validation rows.
 TARGET_ACCURACY = 0.95
+# Points of the coverage curve in the report.
 CURVE_POINTS = 21
 HEAD_ONLY, SHUFFLED = "head only, frozen model", "shuffled labels"
 
 
 def baselines(prepared: TrainingContext, test: Sequence[Example]) -> AnswersByArm:
-    """What labels cost without a language model: the commonest label, and TF-IDF with logistic regression."""
+    """Return the answers of the baselines of single-label classification: majority label, and TF-IDF.
+
+    Args:
+        prepared: the run.
+        test: rows to answer.
+
+    Returns:
+        Answers by baseline; empty for other objectives.
+    """
     objective = prepared.recipe.objective
     if objective.label_mode != "single":
         return {}
@@ -48,103 +57,121 @@ def baselines(prepared: TrainingContext, test: Sequence[Example]) -> AnswersByAr
 
 
 def frozen_head_control(prepared: TrainingContext, model: LocalModel, test: Sequence[Example]) -> AnswersByArm:
-    """A linear head on the frozen model's states: what no technique should fail to beat. Before tuning only.
+    """Return the answers of a linear probe on the frozen decoder, which every technique should beat.
 
-    Nothing for an encoder, whose base is that very head.
+    Args:
+        prepared: the run.
+        model: the base model, before tuning.
+        test: rows to answer.
+
+    Returns:
+        Answers by control; empty for an encoder, whose base score is that of the same probe.
     """
     objective = prepared.recipe.objective
     if objective.label_mode != "single" or prepared.base.family == "encoder":
         return {}
     train = prepared.loaded.split.train
-    learn, ask = (model.embed([question(e) for e in part]).numpy() for part in (train, test))
-    return {HEAD_ONLY: linear_probe(learn, reference_answers(train), ask, metric=objective.probe_metric)}
+    train_states, test_states = (model.embed([question(e) for e in rows]).numpy() for rows in (train, test))
+    labels = reference_answers(train)
+    return {HEAD_ONLY: linear_probe(train_states, labels, test_states, metric=objective.probe_metric)}
 
 
 def shuffled_labels(prepared: TrainingContext) -> TrainingContext:
-    """The same rows with the answers dealt out at random: a run on them must not win."""
-    chance = random.Random(f"{prepared.recipe.seed}/control")
+    """Return a control run on the same rows with shuffled answers; it must not beat the base model.
+
+    Labels, ratings and assistant turns are shuffled over rows; the two answers of a pair are swapped at random.
+    """
+    rng = random.Random(f"{prepared.recipe.seed}/control")
     split = prepared.loaded.split
-    dealt = replace(split, train=_dealt(split.train, chance), validation=_dealt(split.validation, chance))
-    # Not to learn is no fault of a control.
-    recipe = prepared.recipe.model_copy(
-        update={"schedule": prepared.recipe.schedule.model_copy(update={"probe": False})}
+    split = replace(split, train=_shuffled(split.train, rng), validation=_shuffled(split.validation, rng))
+    # A control may fail to learn, so it has no overfit check.
+    recipe = prepared.recipe
+    recipe = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"probe": False})})
+    train, validation = (
+        [recipe.objective.encode(e, prepared.template, limit=recipe.data.max_tokens) for e in rows]
+        for rows in (split.train, split.validation)
     )
-    objective, limit = recipe.objective, recipe.data.max_tokens
-    encode = [
-        [objective.encode(example, prepared.template, limit=limit) for example in part]
-        for part in (dealt.train, dealt.validation)
-    ]
-    loaded = replace(prepared.loaded, split=dealt)
-    return replace(prepared, recipe=recipe, loaded=loaded, train=encode[0], validation=encode[1])
+    loaded = replace(prepared.loaded, split=split)
+    return replace(prepared, recipe=recipe, loaded=loaded, train=train, validation=validation)
 
 
-def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
-    """The questions in their order, each with the answer of another."""
+def _shuffled(examples: Sequence[Example], rng: random.Random) -> list[Example]:
+    """Return the prompts in their order, each with the answer of another row."""
     order = list(range(len(examples)))
-    chance.shuffle(order)
+    rng.shuffle(order)
     chats = [example for example in examples if isinstance(example, Chat)]
     if len(chats) == len(examples):
-        return _dealt_turns(chats, order)
-    mixed: list[Example] = []
+        return _shuffled_turns(chats, order)
+    shuffled: list[Example] = []
     for example, other in zip(examples, (examples[i] for i in order), strict=True):
         if isinstance(example, LabelledText) and isinstance(other, LabelledText):
-            mixed.append(replace(example, labels=other.labels))
+            shuffled.append(replace(example, labels=other.labels))
         elif isinstance(example, UnpairedPreference) and isinstance(other, UnpairedPreference):
-            mixed.append(replace(example, good=other.good))
+            shuffled.append(replace(example, good=other.good))
         elif isinstance(example, Pair):
-            turned = chance.random() < 0.5
-            first, second = (example.rejected, example.chosen) if turned else (example.chosen, example.rejected)
-            cut = (example.cut[turned], example.cut[not turned])
-            mixed.append(replace(example, chosen=first, rejected=second, cut=cut))
-    return mixed
+            swap = rng.random() < 0.5
+            chosen, rejected = (example.rejected, example.chosen) if swap else (example.chosen, example.rejected)
+            cut = (example.cut[swap], example.cut[not swap])
+            shuffled.append(replace(example, chosen=chosen, rejected=rejected, cut=cut))
+    return shuffled
 
 
-def _dealt_turns(chats: Sequence[Chat], order: Sequence[int]) -> list[Example]:
-    """The chats, each with what the assistant said and called in another, turn by turn.
+def _shuffled_turns(chats: Sequence[Chat], order: Sequence[int]) -> list[Example]:
+    """Return the chats, each with the assistant turns of another, turn by turn.
 
-    Calls stand where calls stood, so that results of tools follow a call.
+    Turns with tool calls replace only such turns, so that tool results still follow a call.
     """
-    turns = [list(chat.messages) for chat in chats]
+    messages = [list(chat.messages) for chat in chats]
     for calling in (True, False):
-        places = [
+        positions = [
             [at for at, m in enumerate(chat.messages) if m.role == "assistant" and bool(m.calls) == calling]
             for chat in chats
         ]
-        givers = (i for i in order if places[i])
-        for taker, giver in zip((i for i, own in enumerate(places) if own), givers, strict=True):
-            for number, at in enumerate(places[taker]):
-                told = chats[giver].messages[places[giver][number % len(places[giver])]]
-                turns[taker][at] = replace(turns[taker][at], content=told.content, calls=told.calls)
-    return [replace(chat, messages=tuple(own)) for chat, own in zip(chats, turns, strict=True)]
+        sources = (i for i in order if positions[i])
+        for target, source in zip((i for i, own in enumerate(positions) if own), sources, strict=True):
+            for number, at in enumerate(positions[target]):
+                turn = chats[source].messages[positions[source][number % len(positions[source])]]
+                messages[target][at] = replace(messages[target][at], content=turn.content, calls=turn.calls)
+    return [replace(chat, messages=tuple(own)) for chat, own in zip(chats, messages, strict=True)]
 
 
 def general_window(prepared: TrainingContext) -> int:
-    """Tokens of a window of general text: fewer than usual where the model has no room for them behind virtual ones."""
+    """Return the tokens per window of general text: fewer than usual if the context with virtual tokens is shorter."""
     positions = positions_of(prepared.base.network.config.to_dict())
-    taken = prepared.recipe.technique.virtual_tokens() + len(frame(prepared.template.tokenizer)[0])
-    return min(WINDOW, max(2, positions - taken)) if positions else WINDOW
+    used = prepared.recipe.technique.virtual_tokens() + len(frame(prepared.template.tokenizer)[0])
+    return min(WINDOW, max(2, positions - used)) if positions else WINDOW
 
 
 def base_general_ability(prepared: TrainingContext, policy: Policy) -> GeneralAbility | None:
-    """General ability of the base as it lies in memory, kept in the user's cache; None for encoders."""
+    """Measure the general ability of the base model, once per model: the result is cached.
+
+    Args:
+        prepared: the run.
+        policy: the base model.
+
+    Returns:
+        The general ability; None for an encoder.
+    """
     if policy.family != "decoder":
         return None
     window = general_window(prepared)
-    said = [*general_text(), *map(repr, items()), *map(str, frame(prepared.template.tokenizer)[0])]
-    said += [str(window)] if window != WINDOW else []
-    asked = hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]
-    bits = prepared.recipe.technique.load_options().quantize or "whole"  # the fingerprint is the same in 4 bits
-    kept = cache_dir() / "general" / f"{prepared.base.fingerprint}-{prepared.template.hash}-{bits}-{asked}.json"
-    if kept.exists():
-        return read_page(kept, GeneralAbility)
-    found = measure(policy, prepared.template, window=window)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(kept, json.dumps(asdict(found)))
-    return found
+    content = [*general_text(), *map(repr, items()), *map(str, frame(prepared.template.tokenizer)[0])]
+    content += [str(window)] if window != WINDOW else []
+    digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
+    # A quantized base has the fingerprint of its unquantized weights.
+    precision = prepared.recipe.technique.load_options().quantize or "whole"
+    name = f"{prepared.base.fingerprint}-{prepared.template.hash}-{precision}-{digest}.json"
+    file = cache_dir() / "general" / name
+    if file.exists():
+        return read_page(file, GeneralAbility)
+    ability = measure(policy, prepared.template, window=window)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(asdict(ability)))
+    return ability
 
 
 def retention(base: GeneralAbility, tuned: GeneralAbility) -> Retention:
-    """Base against tuned on general text and probe."""
+    """Compare the general ability of base and tuned model."""
     lost, won, p_value = flips(base, tuned)
     before, after = by_field(items(), base.right), by_field(items(), tuned.right)
     return Retention(
@@ -161,9 +188,11 @@ def retention(base: GeneralAbility, tuned: GeneralAbility) -> Retention:
 
 
 def fit_calibration(prepared: TrainingContext, model: LocalModel) -> None:
-    """Fit on validation rows the model's temperature and the confidence from which on it answers, and set them.
+    """Fit temperature and confidence threshold of each single-label task on its validation rows, and set them.
 
-    Nothing is set where nothing can be calibrated: no labels, several a row, no validation rows.
+    Args:
+        prepared: the run.
+        model: the tuned model; changed in place.
     """
     for name, task in prepared.subtasks.items():
         view = model.at(name)
@@ -172,70 +201,91 @@ def fit_calibration(prepared: TrainingContext, model: LocalModel) -> None:
         if view.threshold is not None:
             model.thresholds = {**model.thresholds, name: view.threshold}
     validation = prepared.loaded.split.validation
-    if not _calibrates(prepared):
+    if not _can_be_calibrated(prepared):
         return
-    truth = _places(prepared, validation)
+    labels = _label_indices(prepared, validation)
     logits = model.label_logits([question(e) for e in validation]).numpy()
-    model.temperature = calibration.fit_temperature(logits, truth)
-    chosen = calibration.softmax(logits, temperature=model.temperature)
-    right = chosen.argmax(axis=1) == truth
-    model.threshold = calibration.threshold_for(chosen.max(axis=1), right, TARGET_ACCURACY)
+    model.temperature = calibration.fit_temperature(logits, labels)
+    probabilities = calibration.softmax(logits, temperature=model.temperature)
+    right = probabilities.argmax(axis=1) == labels
+    model.threshold = calibration.threshold_for(probabilities.max(axis=1), right, TARGET_ACCURACY)
 
 
 def reliability(prepared: TrainingContext, model: LocalModel, tuned: AnswerSet) -> Calibration | None:
-    """How far the probabilities of the test answers hold, before and after the temperature."""
-    if not _calibrates(prepared):
+    """Measure the calibration of the stated probabilities on the test rows, with and without temperature scaling.
+
+    Args:
+        prepared: the run.
+        model: the tuned model with its temperature and threshold.
+        tuned: its answers with probabilities.
+
+    Returns:
+        The calibration; None without validation rows or for other objectives.
+    """
+    if not _can_be_calibrated(prepared):
         return None
-    objective, truth = prepared.recipe.objective, _places(prepared, prepared.test)
-    after = np.array([[row[label] for label in objective.known_labels] for row in tuned.probabilities])
+    labels = _label_indices(prepared, prepared.test)
+    names = prepared.recipe.objective.known_labels
+    after = np.array([[row[label] for label in names] for row in tuned.probabilities])
     logits = model.temperature * np.log(np.maximum(after, 1e-300))  # up to a constant in each row
-    before, right = calibration.softmax(logits), after.argmax(axis=1) == truth
-    curve = calibration.coverage_curve(after.max(axis=1), right)
-    sure = after.max(axis=1) >= (2.0 if model.threshold is None else model.threshold)
+    before = calibration.softmax(logits)
+    right = after.argmax(axis=1) == labels
+    confidence = after.max(axis=1)
+    curve = calibration.coverage_curve(confidence, right)
+    accepted = confidence >= (2.0 if model.threshold is None else model.threshold)
     return Calibration(
         temperature=model.temperature,
         ece_before=calibration.ece(before.max(axis=1), right),
-        ece=calibration.ece(after.max(axis=1), right),
-        brier=calibration.brier(after, truth),
+        ece=calibration.ece(confidence, right),
+        brier=calibration.brier(after, labels),
         coverage=[curve[i] for i in np.linspace(0, len(curve) - 1, min(CURVE_POINTS, len(curve))).round().astype(int)],
         threshold=model.threshold,
         target_accuracy=TARGET_ACCURACY,
-        answered=None if model.threshold is None else float(sure.mean()),
-        answered_right=float(right[sure].mean()) if sure.any() else None,
+        answered=None if model.threshold is None else float(accepted.mean()),
+        answered_right=float(right[accepted].mean()) if accepted.any() else None,
     )
 
 
-def _calibrates(prepared: TrainingContext) -> bool:
+def _can_be_calibrated(prepared: TrainingContext) -> bool:
     return prepared.recipe.objective.label_mode == "single" and bool(prepared.loaded.split.validation)
 
 
-def _places(prepared: TrainingContext, examples: Sequence[Example]) -> NDArray[np.int64]:
-    """[N]: each row's label as its place in the objective's list."""
-    labels = prepared.recipe.objective.known_labels
-    return np.array([labels.index(label) for label in reference_answers(examples)])
+def _label_indices(prepared: TrainingContext, examples: Sequence[Example]) -> NDArray[np.int64]:
+    """Return the index of each row's label, [N]."""
+    names = prepared.recipe.objective.known_labels
+    return np.array([names.index(label) for label in reference_answers(examples)])
 
 
 def style_report(
     prepared: TrainingContext, test: Sequence[Example], *, base: AnswerSet, tuned: AnswerSet
 ) -> Style | None:
-    """How near both models' answers are to the people's: discriminator, the recipe's rules, habits."""
+    """Compare the style of both models' answers with that of the references.
+
+    Args:
+        prepared: the run, whose recipe has style rules.
+        test: rows with references.
+        base: answers of the base model.
+        tuned: answers of the tuned model.
+
+    Returns:
+        AUC of a discriminator, rates of the style rules, and habits; None for labels.
+    """
     if prepared.recipe.objective.produces == "labels":
         return None
-    wanted = reference_answers(test)
+    references = reference_answers(test)
     rules, rows = style.rules_of(prepared.recipe.style), columns(prepared.recipe, test)
-    texts = (base.given, tuned.given, wanted)
+    texts = (base.given, tuned.given, references)
+    finished = (base.finished, tuned.finished, [True] * len(references))
     rates = [style.rule_rates(part, rules, rows) for part in texts]
-    finished = (base.finished, tuned.finished, [True] * len(wanted))
-    found = [asdict(style.habits(part, finished=ends)) for part, ends in zip(texts, finished, strict=True)]
-    enough = len(wanted) >= style.FEWEST_PAIRS
+    habits = [asdict(style.habits(part, finished=ends)) for part, ends in zip(texts, finished, strict=True)]
+    enough = len(references) >= style.FEWEST_PAIRS
+
+    def triple(values: Sequence[float]) -> tuple[float, float, float]:
+        return values[0], values[1], values[2]
+
     return Style(
-        auc_base=style.discriminator_auc(base.given, wanted) if enough else None,
-        auc_tuned=style.discriminator_auc(tuned.given, wanted) if enough else None,
-        rules={rule.name: _three([rate[rule.name] for rate in rates]) for rule in rules},
-        habits={name: _three([float(side[name]) for side in found]) for name in found[0]},
+        auc_base=style.discriminator_auc(base.given, references) if enough else None,
+        auc_tuned=style.discriminator_auc(tuned.given, references) if enough else None,
+        rules={rule.name: triple([rate[rule.name] for rate in rates]) for rule in rules},
+        habits={name: triple([float(side[name]) for side in habits]) for name in habits[0]},
     )
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    base, tuned, human = values
-    return base, tuned, human

@@ -1,4 +1,4 @@
-"""A run's metrics as JSON lines; the console, the report and the trackers are readers of it."""
+"""The training log of a run, `journal.jsonl`: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from tunesmith.data.files import write_whole
 
 
 class Journal:
-    """Append-only records of one run, each on disk when `write` returns."""
+    """The records of one run; each is on disk when `write` returns.
+
+    Args:
+        path: the file, created by the first record.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add one record."""
+        """Append one record."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All records; a line that a crash cut short is left out."""
+        """Return all records; a line that a crash truncated is skipped."""
         if not self.path.exists():
             return []
         records = []
@@ -34,6 +38,6 @@ class Journal:
         return records
 
     def rewind(self, step: int) -> None:
-        """Forget what was recorded after `step`, because it is about to happen again."""
+        """Drop the records after `step`, because a resumed run repeats these steps."""
         kept = [record for record in self.read() if record["step"] <= step]
         write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))

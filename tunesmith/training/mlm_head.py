@@ -1,4 +1,4 @@
-"""The head of a masked-language model: its own, or one trained on the frozen encoder, which is then the base."""
+"""The masked-LM head that base and tuned encoder start with: its own, or one trained on the frozen encoder."""
 
 from __future__ import annotations
 
@@ -23,82 +23,105 @@ from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.training.batches import Batches
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.fit import Trainer, ValidationResult
-from tunesmith.training.optim import HEAD_RATE, TrainingPlan, make_plan
+from tunesmith.training.optim import HEAD_RATE, make_plan
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.train import learner_of, validation_losses
 
-# Fewer steps would leave the base behind where it can be, and its tuning would look better than it is.
+# With fewer steps the head of the base is undertrained, and tuning looks better than it is.
 FEWEST_STEPS = 300
 OWN, TRAINED = "its own masked-language head", "a masked-language head trained on the frozen encoder"
 HEAD = "head.safetensors"
 
 
 def train_mlm_head(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> dict[str, Tensor]:
-    """The numbers of the head that base and tuned model begin with; kept in the run's folder once they are made."""
-    place = out / "base_head"
-    kept = find_folder(place)
-    if kept is None:
+    """Return the weights of the head that base and tuned model start with.
+
+    A network without a head gets one that is trained on the same rows and masked words, with the encoder frozen. The
+    head is kept in the run folder, so that a resumed run starts with the same.
+
+    Args:
+        prepared: a `domain` run of an encoder.
+        out: the run folder, or the folder of a task.
+        callbacks: observe and stop the training of the head.
+
+    Returns:
+        Weights by name.
+    """
+    path = out / "base_head"
+    saved = find_folder(path)
+    if saved is None:
         own = own_head(prepared.base.network, prepared.base.folder)
-        numbers = _trained(prepared, out, callbacks) if own is None else own.state_dict()
-        # Before the folder, which says that both are there.
+        weights = _trained_head(prepared, out, callbacks) if own is None else own.state_dict()
+        # Written before the folder, whose existence means that both are there.
         write_whole(out / "base_head.txt", TRAINED if own is None else OWN)
-        write_folder(place, lambda half: save_tensors(numbers, half / HEAD))
-        kept = place
-    verify_folder(kept)
-    return load_tensors(kept / HEAD)
+        write_folder(path, lambda partial: save_tensors(weights, partial / HEAD))
+        saved = path
+    verify_folder(saved)
+    return load_tensors(saved / HEAD)
 
 
 def how_made(out: Path) -> str:
-    """Which of the two it is, in words."""
+    """Return whether the head in a run folder is the network's own or was trained, in words."""
     return (out / "base_head.txt").read_text(encoding="utf-8")
 
 
 def open_base(found: ModelSource, objective: AnyObjective, *, place: Path, offline: bool) -> LocalModel | None:
-    """The base of an encoder's run with the head that the run began with, which lies in `place`; None for a decoder.
+    """Open the base model of an encoder's run with the head that the run started with.
 
-    Raises CheckpointError where the run's folder no longer has that head.
+    Args:
+        found: the run.
+        objective: its objective.
+        place: folder with the head: that of the run or of a task.
+        offline: do not access the network.
+
+    Returns:
+        The base model, or None for a decoder, which needs no head.
+
+    Raises:
+        CheckpointError: the head is missing.
     """
     assert found.folder is not None
-    about = read_manifest(found.folder)
-    if about.family == "decoder":
+    manifest = read_manifest(found.folder)
+    if manifest.family == "decoder":
         return None
-    kept = find_folder(place / "base_head")
-    if kept is None:
-        raise CheckpointError(f"{found.name}: its folder base_head is gone, and with it what the base answers through")
-    base = read_base(about, offline=offline)
+    saved = find_folder(place / "base_head")
+    if saved is None:
+        raise CheckpointError(f"{found.name}: base_head/ is missing; restore it or run `tunesmith tune` again")
+    base = read_base(manifest, offline=offline)
     policy = Policy.over(base.network, family=base.family)
     policy.head = objective.head(policy)
     assert policy.head is not None
-    policy.head.load_state_dict(load_tensors(kept / HEAD))
+    policy.head.load_state_dict(load_tensors(saved / HEAD))
     policy.train(False)
-    return LocalModel(policy, Template(base.tokenizer, chat=False), objective, about.limit)
+    return LocalModel(policy, Template(base.tokenizer, chat=False), objective, manifest.limit)
 
 
-def _trained(prepared: TrainingContext, out: Path, callbacks: Callbacks) -> dict[str, Tensor]:
-    """A fresh head after learning on the same rows and the same hidden words, the encoder left as it is."""
+def _trained_head(prepared: TrainingContext, out: Path, callbacks: Callbacks) -> dict[str, Tensor]:
+    """Train a new head on the frozen encoder, for at least as many steps as the run itself."""
     callbacks.on_event(StageStarted("training a masked-LM head on the frozen encoder"))
     torch.manual_seed(prepared.recipe.seed)
     network = prepared.base.network.requires_grad_(False)
     policy = Policy.over(network, family="encoder")
     policy.head = prepared.recipe.objective.head(policy)
     assert policy.head is not None
-    batches = Batches(prepared, prepared.train)
     learner = learner_of(prepared)
+    plan = make_plan(prepared.recipe, policy, rows=len(prepared.train))
+    steps = max(FEWEST_STEPS, plan.steps)
+    tenth = max(1, steps // 10)
+    plan = replace(
+        plan,
+        steps=steps,
+        learning_rate=HEAD_RATE,
+        eval_steps=tenth if prepared.validation else 0,
+        save_steps=tenth,
+    )
     Trainer(
         policy,
         learner,
-        batches,
-        plan=_plan(prepared, policy),
+        Batches(prepared, prepared.train),
+        plan=plan,
         folder=out / "base_head_checkpoints",
         callbacks=callbacks,
         validate=lambda: ValidationResult(validation_losses(prepared, policy, {SINGLE_TASK: learner})[SINGLE_TASK]),
     ).run()
     return {name: value.detach().clone() for name, value in policy.head.state_dict().items()}
-
-
-def _plan(prepared: TrainingContext, policy: Policy) -> TrainingPlan:
-    """At least as many steps as the run itself has, at the rate of heads."""
-    plan = make_plan(prepared.recipe, policy, rows=len(prepared.train))
-    steps = max(FEWEST_STEPS, plan.steps)
-    evaluations = max(1, steps // 10) if prepared.validation else 0
-    return replace(plan, steps=steps, learning_rate=HEAD_RATE, eval_steps=evaluations, save_steps=max(1, steps // 10))

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate over time, and their place in a checkpoint."""
+"""The optimizer, the learning rate over time, and both in a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tunesmith.techniques import Full, Lora
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """Everything a loop must know beside the model and the rows, as numbers."""
+    """The settings of the training loop."""
 
     steps: int
-    learning_rate: float  # learning rate
-    warmup: float = 0.06
+    learning_rate: float  # the peak
+    warmup: float = 0.06  # share of the steps
     weight_decay: float = 0.01
-    clip: float = 1.0
+    clip: float = 1.0  # gradient norm
     eval_steps: int = 0  # 0: never
     save_steps: int = 0  # 0: only at the end
-    patience: int = 3
-    updates: int = 1  # of the numbers in one step, on the same prepared batches
+    patience: int = 3  # validations without improvement before the run stops
+    updates: int = 1  # optimizer updates per step, on the same prepared batches
     seed: int = 0
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: a linear rise, then a cosine down to a tenth of the peak."""
+        """Return the learning rate of a step: linear warmup, then a cosine down to a tenth of the peak."""
         rise = max(1, round(self.warmup * self.steps))
         if step < rise:
             return self.learning_rate * (step + 1) / rise
@@ -38,23 +38,23 @@ class TrainingPlan:
         return self.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-# Times that a run is validated where nobody says how often.
+# Validations of a run if the recipe does not set schedule.eval_steps.
 VALIDATIONS = 6
 
 
 def between(steps: int) -> int:
-    """Steps from one validation to the next, so that a run has six and at most one more for what is left over."""
-    each = max(1, steps // VALIDATIONS)
-    return each if steps <= (VALIDATIONS + 1) * each else -(-steps // VALIDATIONS)
+    """Return the steps between validations, so that a run has six, or seven if steps remain."""
+    interval = max(1, steps // VALIDATIONS)
+    return interval if steps <= (VALIDATIONS + 1) * interval else -(-steps // VALIDATIONS)
 
 
-# A head of the objective's own starts from nothing, or from a probe, so it takes at least this rate whatever weights
-# take, and just this rate beside numbers that are no weights.
+# Smallest learning rate of an objective's head, which starts from zero or from a probe, and its exact rate next to
+# trainable parameters that are not weights, such as soft prompts.
 HEAD_RATE = 1e-3
 
 
 def make_optimizer(policy: Policy, plan: TrainingPlan) -> torch.optim.AdamW:
-    """AdamW over the policy's trainable numbers; what is no weight (norms, biases, virtual tokens) is not decayed."""
+    """Return AdamW over the trainable parameters; norms, biases and soft prompts have no weight decay."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, value in policy.trainable():
         head = name.startswith("head.")
@@ -75,13 +75,13 @@ def make_optimizer(policy: Policy, plan: TrainingPlan) -> torch.optim.AdamW:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its multiple of `rate`."""
+    """Set the learning rate of every parameter group to its multiple of `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["times"]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, policy: Policy) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name."""
+    """Return the state of the optimizer as tensors by parameter name."""
     names = {id(value): name for name, value in policy.trainable()}
     return {
         f"{names[id(value)]}/{key}": torch.as_tensor(tensor)
@@ -91,7 +91,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, policy: Policy) -> dict[
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, policy: Policy, tensors: Mapping[str, Tensor]) -> None:
-    """Put a saved state back."""
+    """Restore a state that `optimizer_tensors` returned."""
     values = dict(policy.trainable())
     for key, tensor in tensors.items():
         name, _, part = key.rpartition("/")
@@ -100,7 +100,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, policy: Policy, tensors:
 
 
 def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
-    """Resolve the schedule for this policy and number of training rows."""
+    """Resolve the schedule for a policy.
+
+    Args:
+        recipe: its schedule may leave learning rate and intervals to `auto`.
+        policy: the adapted policy.
+        rows: number of training rows.
+    """
     schedule = recipe.schedule
     per_epoch = -(-rows // schedule.batch_rows)
     steps = max(1, round(schedule.epochs * per_epoch))

@@ -1,4 +1,4 @@
-"""Can this model learn eight rows at all? Asked before the run, not after an hour."""
+"""Overfit check: can the model learn eight rows at all? It takes seconds, before a run that may take hours."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from tunesmith.training.train_state import load_trainable_state, trainable_state
 
 ROWS = 8
 STEPS = 24
-# Half the loss of eight rows is gone within ten steps at a rate that works; a third is a mild demand.
+# At a suitable learning rate the loss on eight rows halves within ten steps; a third less is an easy demand.
 WANTED = 0.67
+# A loss below this, in nats per unit, leaves nothing to learn.
+NEGLIGIBLE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Loss on the same eight rows before and after a few steps on them."""
+    """Result of the overfit check: loss per unit before and after a few steps on the same rows."""
 
     first: float
     last: float
@@ -29,31 +31,35 @@ class Probe:
 
 
 def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, plan: TrainingPlan) -> Probe:
-    """The probe's losses; the policy's numbers are put back as they were, whatever happens.
+    """Train on the same few rows until the loss has fallen by a third; the policy's parameters are restored.
 
-    Raises Refused if it learns nothing.
+    Args:
+        policy: the policy.
+        objective: computes the loss.
+        batches: the rows, in micro-batches.
+        plan: the learning rate and clipping norm of the run.
+
+    Raises:
+        Refused: the loss did not fall.
     """
-    start = {name: value.clone() for name, value in trainable_state(policy).items()}
+    initial = {name: value.clone() for name, value in trainable_state(policy).items()}
     optimizer = make_optimizer(policy, plan)
     set_rate(optimizer, plan.learning_rate)
     losses: list[float] = []
+    learned = False
     try:
-        while len(losses) < STEPS and not _learned(losses):
+        while len(losses) < STEPS and not learned:
             losses.append(step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)[0])
+            learned = losses[-1] < WANTED * losses[0] or losses[0] < NEGLIGIBLE
     finally:
         optimizer.zero_grad(set_to_none=True)
-        load_trainable_state(policy, start)
+        load_trainable_state(policy, initial)
         policy.train(False)
-    if not _learned(losses):
+    if not learned:
         rows = sum(batch.examples for batch in batches)
         raise Refused(
-            f"overfit probe: {STEPS} steps on the same {rows} rows took the loss from {losses[0]:.3f} "
-            f"to only {min(losses):.3f}; raise schedule.learning_rate (now {plan.learning_rate:g}) "
-            "or look at what is learned with --dry-run; schedule.probe=false leaves this probe out"
+            f"overfit check: {STEPS} steps on the same {rows} rows lowered the loss from {losses[0]:.3f} "
+            f"to only {min(losses):.3f}; raise schedule.learning_rate (now {plan.learning_rate:g}), "
+            "inspect the learned tokens with --dry-run, or skip this check with schedule.probe=false"
         )
     return Probe(losses[0], losses[-1], len(losses))
-
-
-def _learned(losses: Sequence[float]) -> bool:
-    """Whether the loss has fallen enough, or was next to nothing from the start."""
-    return bool(losses) and (losses[-1] < WANTED * losses[0] or losses[0] < 0.02)

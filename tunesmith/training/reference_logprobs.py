@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -70,49 +69,65 @@ def kl_to_reference(policy: Policy, batch: Batch) -> tuple[float, int]:
     return total, len(tuned)
 
 
-# Examples whose log-probabilities are computed and written down together.
-PART = 256
-
-
-# Nats that each id of the preferred answers may lose before an alarm is raised.
+# Rows whose log-probabilities are computed and saved together.
+ROWS_PER_FILE = 256
+# Loss of log-probability per token of the chosen answers, in nats, above which a warning is raised.
 FALL = 0.1
 
 
 def precompute_reference_logprobs(
     prepared: TrainingContext, out: Path, *, policy: Policy, on_event: EventHandler
 ) -> TrainingContext:
-    """The rows with the log-probability of each answer under the untuned model, where the objective asks for it."""
+    """Add reference log-probabilities to the rows of an objective that needs them.
+
+    They are saved in `out`, so that a resumed run and later epochs need not compute them again.
+
+    Args:
+        prepared: the context of one task.
+        out: the run folder, or the folder of the task.
+        policy: the base model.
+        on_event: receives the progress.
+
+    Returns:
+        The context with `reference` set in its rows; unchanged if the objective needs no reference model, or
+        samples its completions.
+    """
     objective = prepared.recipe.objective
     if objective.reference == "none" or objective.samples_completions:
         return prepared
     folder = out / "reference"
     folder.mkdir(parents=True, exist_ok=True)
     on_event(StageStarted("computing reference log-probabilities"))
-    most = tokens_of(prepared.recipe)
-    train, validation = (_kept(rows, folder, policy, on_event, most) for rows in (prepared.train, prepared.validation))
-    return replace(prepared, train=train, validation=validation)
+    tokens = tokens_of(prepared.recipe)
 
+    def referenced(rows: Sequence[Encoded]) -> list[Encoded]:
+        result: list[Encoded] = []
+        for start in range(0, len(rows), ROWS_PER_FILE):
+            part = rows[start : start + ROWS_PER_FILE]
+            content = [[(sequence.ids, sequence.learn) for sequence in row.sequences] for row in part]
+            digest = hashlib.sha256(repr((content, policy.autocast_dtype)).encode()).hexdigest()[:16]
+            file = folder / f"{digest}.json"
+            if not file.exists():
+                computed = add_reference_logprobs(part, policy, tokens=tokens)
+                write_whole(file, json.dumps([row.reference for row in computed]))
+                on_event(StageStarted(f"reference log-probabilities of {start + len(part)} of {len(rows)} rows"))
+            logprobs = json.loads(file.read_text(encoding="utf-8"))
+            result += [replace(row, reference=tuple(values)) for row, values in zip(part, logprobs, strict=True)]
+        return result
 
-def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, on_event: EventHandler, tokens: int) -> list[Encoded]:
-    """The rows with their log-probabilities, read from the folder as far as they lie there."""
-    found: list[Encoded] = []
-    for start in range(0, len(rows), PART):
-        part = rows[start : start + PART]
-        said = [[(tokens.ids, tokens.learn) for tokens in row.sequences] for row in part]
-        page = folder / f"{hashlib.sha256(repr((said, policy.autocast_dtype)).encode()).hexdigest()[:16]}.json"
-        if not page.exists():
-            known = [row.reference for row in add_reference_logprobs(part, policy, tokens=tokens)]
-            write_whole(page, json.dumps(known))
-            on_event(StageStarted(f"reference log-probabilities of {start + len(part)} of {len(rows)} rows"))
-        told = json.loads(page.read_text(encoding="utf-8"))
-        found += [replace(row, reference=tuple(known)) for row, known in zip(part, told, strict=True)]
-    return found
+    return replace(prepared, train=referenced(prepared.train), validation=referenced(prepared.validation))
 
 
 def preference_metrics(prepared: TrainingContext, policy: Policy) -> dict[str, float]:
-    """What the validation answers have gained since the start: the liked ones in nats an id, and pairs in margin.
+    """Compute how the log-probabilities of the validation answers changed since the base model.
 
-    Nothing where the start was not asked.
+    Args:
+        prepared: a run whose validation rows have reference log-probabilities.
+        policy: the policy in its present state.
+
+    Returns:
+        `chosen_gain` in nats per token; for pairs also the `margin` in nats and the share `preferred_more` with a
+        positive one. Empty without reference log-probabilities.
     """
     rows = prepared.validation
     if not rows or not rows[0].reference:
@@ -120,21 +135,23 @@ def preference_metrics(prepared: TrainingContext, policy: Policy) -> dict[str, f
     gains: list[float] = []
     margins: list[float] = []
     for row, now in zip(rows, add_reference_logprobs(rows, policy, tokens=tokens_of(prepared.recipe)), strict=True):
-        gained = [after - before for after, before in zip(now.reference, row.reference, strict=True)]
-        liked = [i for i, good in enumerate(row.label) if good > 0]
-        gains += [gained[i] / max(1, row.sequences[i].learned) for i in liked]
-        margins += [gained[0] - gained[1]] if len(gained) == 2 else []
-    found = {"chosen_gain": sum(gains) / max(1, len(gains))}
+        changes = [after - before for after, before in zip(now.reference, row.reference, strict=True)]
+        gains += [
+            changes[i] / max(1, row.sequences[i].learned) for i, preferred in enumerate(row.label) if preferred > 0
+        ]
+        if len(changes) == 2:
+            margins.append(changes[0] - changes[1])
+    metrics = {"chosen_gain": sum(gains) / max(1, len(gains))}
     if margins:
-        found |= {"margin": sum(margins) / len(margins)}
-        found |= {"preferred_more": sum(margin > 0 for margin in margins) / len(margins)}
-    return found
+        metrics["margin"] = sum(margins) / len(margins)
+        metrics["preferred_more"] = sum(margin > 0 for margin in margins) / len(margins)
+    return metrics
 
 
-def chosen_logprob_warning(entry: Mapping[str, Any]) -> str:
-    """An alarm where a validation found that the preferred answers lost probability; else nothing."""
-    lost = -entry.get("chosen_gain", 0.0)
+def chosen_logprob_warning(metrics: Mapping[str, float]) -> str:
+    """Return a warning if a validation shows that the chosen answers became less likely; else an empty string."""
+    lost = -metrics.get("chosen_gain", 0.0)
     if lost <= FALL:
         return ""
-    cure = "raise objective.nll or lower schedule.learning_rate"
-    return f"alarm: the preferred answers lost {lost:.2f} nats an id since the start; {cure}"
+    fix = "raise objective.nll or lower schedule.learning_rate"
+    return f"warning: log-probability of the chosen answers fell by {lost:.2f} nats/token since the base model; {fix}"

@@ -1,4 +1,8 @@
-"""Which folder a run lives in, and whether what is there may be gone on with."""
+"""The folder of a run: its name, its lock, its identity, and what a resumed run must repeat.
+
+The identity is a digest of the recipe and of the files that it names. A folder belongs to one identity, so a changed
+recipe or changed rows never resume a run.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,111 +20,173 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tunesmith.config import Loop, Recipe, with_places
+from tunesmith.config.recipe import Machine
 from tunesmith.data.files import is_there, read_page, sha256_of_file, write_whole, writing
 from tunesmith.errors import CheckpointError
+from tunesmith.models.loading.device import ChosenMachine, choose_machine
 
 PAGE = "run.json"
-# What a disk says that knows no locks.
+# Error codes of file systems without locks.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-MAX_NAME_CHARS = 60  # characters of each part of a name; the digest at its end tells runs apart
+MAX_NAME_CHARS = 60  # of each part of a folder name; the digest at its end makes it unique
 
 
 def task_dir(run: Path, task: str) -> Path:
-    """Where a run of several tasks keeps what only one of them needs; the run's folder for the only task of another."""
+    """Return the folder for files of one task: a subfolder, or the run folder itself for a single task."""
     return run / "tasks" / task if task else run
 
 
-# What a recipe may say that no number of a run depends on.
+# Recipe keys that no result of a run depends on.
 OLD_KEYS_WITHOUT_EFFECT: Any = {"machine": True, "data": {"audit"}, "documents": True, "arms": True, "compare": True}
-KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True}  # before, trackers were a part of a run
+KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True}  # older identities include it
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run's folder and the digest of all that decides its result."""
+    """The folder of a run and the digest of everything that its result depends on."""
 
     path: Path
     identity: str
-    file: str = PAGE  # what says whose folder it is
+    file: str = PAGE  # the file that holds the identity
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Return whether the run has finished."""
         return (self.path / "report.json").exists()
 
     @property
     def begun(self) -> bool:
-        """Whether a run of this recipe was started here."""
+        """Return whether a run was started here."""
         return (self.path / self.file).exists()
 
     def page(self) -> dict[str, Any]:
-        """What was written down when the run began."""
+        """Read the facts recorded at the start of the run."""
         return read_page(self.path / self.file, dict[str, Any])
 
     def since(self, key: str, now: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-        """Digests as they were when the run began, and the names of those that are others now."""
-        kept: dict[str, str] = self.page().get(key, {}) if self.begun else {}
-        return {**now, **kept}, [name for name, digest in now.items() if kept.get(name, digest) != digest]
+        """Compare digests with those recorded at the start of the run.
+
+        Args:
+            key: key of the recorded digests.
+            now: present digests by name.
+
+        Returns:
+            The digests to record, where recorded ones are kept, and the names whose digest has changed.
+        """
+        recorded: dict[str, str] = self.page().get(key, {}) if self.begun else {}
+        return {**now, **recorded}, [name for name, digest in now.items() if recorded.get(name, digest) != digest]
+
+    def pinned(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the machine settings and audit mode of the run's start; unchanged for a new run.
+
+        Threads and dtype decide the last bits of a result, so a resumed run must repeat them.
+        """
+        if not self.begun:
+            return recipe
+        recorded = self.page()
+        data = recipe.data.model_copy(update={"audit": recorded.get("audit", recipe.data.audit)})
+        return recipe.model_copy(update={"machine": Machine(**recorded["machine"]), "data": data})
+
+    def start(self, recipe: Recipe, *, machine: ChosenMachine, base: str, **facts: Any) -> None:
+        """Record the identity, the machine and the base model, so that only the same run resumes here.
+
+        Args:
+            recipe: names the base model, for the error.
+            machine: the machine that the run uses.
+            base: fingerprint of the base model.
+            facts: further facts to record.
+
+        Raises:
+            CheckpointError: the base model has changed since the run was started.
+        """
+        self.check_base(recipe.model, base)
+        self.begin({"machine": machine_settings(machine), "base": base, **facts})
 
     def check_base(self, model: str, fingerprint: str) -> None:
-        """Raise CheckpointError where the run began over a base that was changed since."""
+        """Raise CheckpointError if the base model has changed since the run was started."""
         if self.begun and self.page().get("base", fingerprint) != fingerprint:
-            cure = "give another --out, or delete it"
-            raise CheckpointError(f"{self.path}: began over {model} before that was changed; {cure}")
+            problem = f"the base model {model} has changed since this run started"
+            raise CheckpointError(f"{self.path}: {problem}; give another --out or delete the folder")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Write down what the run is, so that only the same run goes on here."""
+        """Record the identity and further facts, so that only the same run resumes here."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"identity": self.identity, **facts}, indent=1)
         write_whole(self.path / self.file, text)
 
 
+def machine_settings(machine: ChosenMachine) -> dict[str, Any]:
+    """Return the settings that pin a recipe to a machine."""
+    return {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
+
+
+def pin_machine(recipe: Recipe, file: Path) -> Recipe:
+    """Return the recipe with the machine settings in a file, which is written on the first call.
+
+    Args:
+        recipe: its `machine` section restricts the first choice.
+        file: JSON file of the settings, for folders that hold no run.
+    """
+    if not file.exists():
+        settings = recipe.machine
+        machine = choose_machine(device=settings.device, dtype=settings.dtype, threads=settings.threads)
+        write_whole(file, settings.model_copy(update=machine_settings(machine)).model_dump_json())
+    return recipe.model_copy(update={"machine": read_page(file, Machine)})
+
+
+def identity_of(*values: Any) -> str:
+    """Return a digest of JSON values, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
 def with_name(out: Path) -> Path:
-    """The same folder by a path that ends in its name, which `.` and `..` do not."""
+    """Return a path that ends in the folder's name, also for `.` and `..`."""
     return out.resolve() if out.name in ("", "..") else out
 
 
 class RunLockedError(CheckpointError):
-    """Another process works in a folder."""
+    """Locked by another process."""
 
 
 @contextmanager
 def exclusive_lock(run: Path) -> Iterator[None]:
-    """A context in which no other process works in this folder. Raises RunLockedError where another one does."""
-    place = run.with_name(f".{run.name}.lock")  # beside it: what lies in a folder makes it a run or none
-    made = [parent for parent in place.parents if not parent.exists()]
+    """Hold the lock of a folder; the system releases it if the process dies.
+
+    Args:
+        run: the folder, which need not exist.
+
+    Raises:
+        RunLockedError: another process holds the lock.
+        CheckpointError: the lock file cannot be opened.
+    """
+    # Next to the folder, because a file inside would make an empty folder look used.
+    path = run.with_name(f".{run.name}.lock")
+    made = [parent for parent in path.parents if not parent.exists()]
     with writing(run):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    release = _locked(place, run)
-    try:
-        yield
-    finally:
-        release()
-        with suppress(OSError):  # what is not empty stays
-            for parent in made:
-                parent.rmdir()
-
-
-def _locked(place: Path, run: Path) -> Callable[[], None]:
-    """Take the lock of a run; what lets go of it, as the system does where the process dies."""
-    lock = FileLock(place, blocking=False)
-
-    def release() -> None:
-        with suppress(OSError):
-            place.unlink()
-        lock.release()
-
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, blocking=False)
+    locked = True
     try:
         lock.acquire()
     except Timeout:
-        cure = "wait until it is done, or stop it and go on from its last checkpoint"
-        raise RunLockedError(f"{run}: another process is at work on this run; {cure}") from None
+        fix = "wait until it exits, or stop it and resume"
+        raise RunLockedError(f"{run}: locked by another process; {fix}") from None
     except OSError as error:
-        if error.errno in WITHOUT_LOCKS or not place.exists():  # there is no telling who else is at work
-            return lambda: None
-        raise CheckpointError(f"{place}: cannot be opened ({error.strerror}); delete it where nobody works") from error
-    return release
+        if error.errno not in WITHOUT_LOCKS and path.exists():
+            fix = "delete it if no process uses the folder"
+            raise CheckpointError(f"{path}: cannot be opened ({error.strerror}); {fix}") from error
+        locked = False  # no lock is possible here, so other processes go unnoticed
+    try:
+        yield
+    finally:
+        if locked:
+            with suppress(OSError):
+                path.unlink()
+            lock.release()
+        with suppress(OSError):  # raised for a folder that is not empty
+            for parent in made:
+                parent.rmdir()
 
 
 def open_run(
@@ -129,17 +195,25 @@ def open_run(
     *,
     prefix: str = "",
     file: str = PAGE,
-    fix: str = "give another --out, or delete it",
+    fix: str = "give another --out or delete the folder",
 ) -> RunFolder:
-    """The folder of this recipe's run, by name or by what the recipe and its files are.
+    """Find the folder of a recipe's run, or the one that a new run should use.
 
-    `prefix` and `file` keep apart what is no run of `tune`. Raises CheckpointError where it holds something else.
+    Args:
+        recipe: the recipe.
+        out: the folder; None for one in `runs/` named after the recipe.
+        prefix: start of the name, for folders of other commands than `tune`.
+        file: file that holds the identity, for folders of other commands.
+        fix: end of the error for a folder of another run.
+
+    Raises:
+        CheckpointError: the folder holds something else.
     """
     out = out and with_name(out)
     runs = out.parent if out else Path("runs")
     known = identities(recipe, runs)
-    places = [out] if out else [runs / f"{prefix}{_name(recipe, identity)}" for identity in known]
-    path = next((place for place in places if (place / file).exists()), places[0])
+    paths = [out] if out else [runs / f"{prefix}{_name(recipe, identity)}" for identity in known]
+    path = next((path for path in paths if (path / file).exists()), paths[0])
     folder = RunFolder(path, known[0], file)
     if folder.begun:
         if folder.page().get("identity") not in known:
@@ -149,49 +223,40 @@ def open_run(
     return folder
 
 
-def _placed(recipe: Recipe, runs: Path) -> Recipe:
-    """The recipe with every place in it spelled one way: rows, whose bytes tell them apart, by the name alone, what
-    else lies on the disk as it is seen from the folder of the runs."""
+def identities(recipe: Recipe, runs: Path) -> list[str]:
+    """Return digests of a recipe and of the files it names: first today's, then that of runs older than `track`.
 
-    def seen(name: str) -> str:
+    Args:
+        recipe: the recipe.
+        runs: folder that the locations of models and reward functions are relative to.
+    """
+    data = [task.data for task in recipe.tasks.values()]
+    sources = [source for rows in data for source in (rows.train, rows.validation, rows.test)]
+    digests = []
+    for path in (Path(s) for s in (*sources, recipe.replay.source) if isinstance(s, str) and s):
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        digests += [sha256_of_file(file) for file in files if file.is_file()]
+
+    def relative(name: str) -> str:
         path, colon, function = name.partition(":")
         if not is_there(path):
             return name
         return f"{os.path.relpath(Path(path).resolve(), runs.resolve())}{colon}{function}"
 
-    placed = with_places(recipe, rows=lambda name: Path(name).name, code=seen)
-    return placed.model_copy(update={"model": seen(recipe.model)})
-
-
-def identities(recipe: Recipe, runs: Path) -> list[str]:
-    """Return digests of a recipe and of the files it names: first today's, then that of runs older than `track`.
-
-    Args:
-        recipe: The recipe.
-        runs: Folder that the locations of models and reward functions are relative to.
-    """
-    rows = [one.data for one in recipe.parts.values() or [recipe]]
-    places = [place for data in rows for place in (data.train, data.validation, data.test)]
-    named = [Path(place) for place in (*places, recipe.replay.source) if isinstance(place, str) and place]
-    files = [sha256_of_file(file) for path in named for file in _files(path)]
-    # Another last judge looks at the same answers, and more rounds come after those that are there: what people judged
-    # and what was learned from it stays.
-    goes_on = {"final_judge": "", "rounds": Loop().rounds}
-    placed, found = _placed(recipe, runs), []
-    for beside in (KEYS_WITHOUT_EFFECT, OLD_KEYS_WITHOUT_EFFECT):
-        rest = placed.model_copy(update={"loop": placed.loop.model_copy(update=goes_on)})
-        told = rest.model_dump(mode="json", exclude=beside)
-        found.append(hashlib.sha256(json.dumps([told, files]).encode()).hexdigest()[:16])
-    return found
-
-
-def _files(path: Path) -> list[Path]:
-    """The file itself, or every file of a folder in the order of names."""
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+    # Every location in one spelling: files of rows, which their digests identify, by name alone, everything else
+    # relative to the folder of the runs.
+    normalized = with_places(recipe, rows=lambda name: Path(name).name, code=relative)
+    # With another final judge or more rounds, existing votes and models stay valid.
+    loop = normalized.loop.model_copy(update={"final_judge": "", "rounds": Loop().rounds})
+    normalized = normalized.model_copy(update={"model": relative(recipe.model), "loop": loop})
+    return [
+        identity_of(normalized.model_dump(mode="json", exclude=keys), digests)
+        for keys in (KEYS_WITHOUT_EFFECT, OLD_KEYS_WITHOUT_EFFECT)
+    ]
 
 
 def _name(recipe: Recipe, identity: str) -> str:
-    """reviews-classify-lora-smollm2-135m-1a2b3c."""
+    """Return a name such as reviews-classify-lora-smollm2-135m-1a2b3c."""
     parts = (
         "+".join(recipe.parts) or Path(recipe.data.train).stem,
         recipe.objective.kind,

@@ -1,4 +1,4 @@
-"""A run's records in other people's trackers; the journal stays the run's own memory, with or without them."""
+"""Experiment trackers that receive the records of a run, in addition to the training log."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ PROJECT = "tunesmith"
 
 
 class Tracker(Protocol):
-    """Anything that keeps records of a run."""
+    """Receives the records of a run."""
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Keep the numbers of a record under its `step`."""
+        """Log the values of a record under its `step`."""
         ...
 
     def close(self) -> None:
-        """Write what is still held back; nothing is logged afterwards."""
+        """Write buffered records and close; nothing is logged afterwards."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a tracker is told at its start."""
+    """The run that a tracker logs: its folder and its recipe."""
 
     run: Path
     config: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """The run's name, which is its folder's."""
+        """Return the name of the run, that of its folder."""
         return self.run.absolute().name
 
     @property
     def id(self) -> str:
-        """The same for every start of the same run, so that a run that goes on is the same run there."""
+        """Return an identifier that is the same when the run resumes."""
         return hashlib.sha256(str(self.run.absolute()).encode()).hexdigest()[:16]
 
 
@@ -61,7 +61,16 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers of these names, ready for records. Raises RecipeError as `check_trackers` does."""
+    """Open trackers.
+
+    Args:
+        names: names of TRACKERS.
+        run: the run folder.
+        config: the recipe as JSON values.
+
+    Raises:
+        RecipeError: a tracker is unknown, not installed or cannot start.
+    """
     check_trackers(names)
     opened: list[Tracker] = []
     try:
@@ -75,7 +84,7 @@ def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any])
 
 
 def scalar_metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """What of a record can be drawn over steps."""
+    """Return the numeric values of a record."""
     return {
         name: float(value)
         for name, value in record.items()
@@ -84,11 +93,11 @@ def scalar_metrics(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def flat(config: Mapping[str, Any], under: str = "") -> dict[str, Any]:
-    """The recipe with dotted keys: {"technique": {"rank": 8}} is {"technique.rank": 8}."""
-    found: dict[str, Any] = {}
+    """Return the recipe with dotted keys: {"technique": {"rank": 8}} becomes {"technique.rank": 8}."""
+    values: dict[str, Any] = {}
     for name, value in config.items():
-        found |= flat(value, f"{under}{name}.") if isinstance(value, Mapping) else {f"{under}{name}": value}
-    return found
+        values |= flat(value, f"{under}{name}.") if isinstance(value, Mapping) else {f"{under}{name}": value}
+    return values
 
 
 class TensorBoard:
@@ -100,7 +109,7 @@ class TensorBoard:
         self._writer.add_text("recipe", f"```json\n{json.dumps(session.config, indent=1, default=str)}\n```", 0)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """One scalar per number."""
+        """Write one scalar per value."""
         for name, value in scalar_metrics(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
@@ -110,12 +119,12 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases; its files lie in `RUN/wandb`, and `wandb sync` sends them later."""
+    """Weights & Biases, offline: its files are in `RUN/wandb`; `wandb sync` uploads them."""
 
     def __init__(self, session: Session) -> None:
         library = _library("wandb")
         quiet = library.Settings(silent=True, console="off")
-        places = {
+        settings = {
             "project": PROJECT,
             "name": session.name,
             "dir": str(session.run),
@@ -123,12 +132,12 @@ class Wandb:
             "id": session.id,
         }
         try:
-            self._run = library.init(**places, mode="offline", settings=quiet)
+            self._run = library.init(**settings, mode="offline", settings=quiet)
         except library.errors.Error as error:
-            raise RecipeError(f"track: wandb cannot begin ({briefly(error)}); leave wandb out of track") from error
+            raise RecipeError(f"track: wandb cannot start ({briefly(error)}); leave wandb out of track") from error
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """All numbers of the step; a second record of the same step is added to it."""
+        """Log the values of the step; a second record of the same step is added to it."""
         self._run.log(scalar_metrics(record), step=record["step"])
 
     def close(self) -> None:
@@ -137,11 +146,11 @@ class Wandb:
 
 
 class MLflow:
-    """MLflow; its files lie in `RUN/mlruns`."""
+    """MLflow, with plain files in `RUN/mlruns`."""
 
     def __init__(self, session: Session) -> None:
         library = _library("mlflow")
-        # The database that it prefers needs its full package; plain files it writes only when told so.
+        # Its default database needs the full package; plain files must be allowed explicitly.
         importlib.import_module("mlflow.environment_variables").MLFLOW_ALLOW_FILE_STORE.set(True)
         self._failure: type[Exception] = library.exceptions.MlflowException
         address = (session.run / "mlruns").absolute().as_uri()
@@ -150,13 +159,13 @@ class MLflow:
             self._client = library.MlflowClient(tracking_uri=address)
             self._id = self._begin(session)
         except self._failure as error:
-            raise RecipeError(f"track: mlflow cannot begin ({briefly(error)}); leave mlflow out of track") from error
+            raise RecipeError(f"track: mlflow cannot start ({briefly(error)}); leave mlflow out of track") from error
 
     def _begin(self, session: Session) -> str:
-        """The run of this folder: the one that is there, or a new one with the recipe as its parameters."""
+        """Return the run of this folder, or create one with the recipe as its parameters."""
         client = self._client
-        found = client.get_experiment_by_name(PROJECT)
-        experiment = found.experiment_id if found else client.create_experiment(PROJECT)
+        existing = client.get_experiment_by_name(PROJECT)
+        experiment = existing.experiment_id if existing else client.create_experiment(PROJECT)
         there = client.search_runs([experiment], f"tags.tunesmith_run = '{session.id}'", max_results=1)
         if there:
             client.update_run(there[0].info.run_id, status="RUNNING")
@@ -167,7 +176,7 @@ class MLflow:
         return str(made.info.run_id)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """One metric per number; a disk that fails ends the tracking, not the run."""
+        """Log one metric per value; if the disk fails, tracking ends and the run continues."""
         if self._lost:
             return
         try:
@@ -175,7 +184,7 @@ class MLflow:
                 self._client.log_metric(self._id, name, value, step=record["step"])
         except self._failure as error:
             self._lost = True
-            warnings.warn(f"mlflow: {briefly(error)}; no more is kept there, the journal has it all", stacklevel=2)
+            warnings.warn(f"mlflow: {briefly(error)}; tracking stopped; journal.jsonl has all records", stacklevel=2)
 
     def close(self) -> None:
         """Mark the run as finished."""
@@ -184,12 +193,12 @@ class MLflow:
 
 
 class Trackio:
-    """Trackio, which keeps all runs of this machine in its own database and never needs a network."""
+    """Trackio, which has all runs of this machine in a local database."""
 
     def __init__(self, session: Session) -> None:
         self._library = _library("trackio")
         quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-        # It speaks on stdout, which belongs to the command's result.
+        # It prints to stdout, which is reserved for the result of the command.
         with redirect_stdout(sys.stderr):
             self._run = self._library.init(
                 project=PROJECT,
@@ -200,16 +209,16 @@ class Trackio:
             )
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """All numbers of the step."""
+        """Log the values of the step."""
         self._run.log(scalar_metrics(record), step=record["step"])
 
     def close(self) -> None:
-        """Wait until all is in the database."""
+        """Wait until all records are in the database."""
         with redirect_stdout(sys.stderr):
             self._library.finish()
 
 
-# The name in the recipe's `track` -> what keeps the records.
+# Name in the recipe's `track` -> tracker.
 TRACKERS: Mapping[str, Callable[[Session], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
@@ -219,10 +228,10 @@ TRACKERS: Mapping[str, Callable[[Session], Tracker]] = {
 
 
 def _library(tracker: str) -> ModuleType:
-    """What a tracker is written with. Raises RecipeError where it is not installed."""
+    """Import the library of a tracker. Raises RecipeError if it is not installed."""
     for module in ("torch.utils.tensorboard", "tensorboardX") if tracker == "tensorboard" else (tracker,):
         try:
             return importlib.import_module(module)
         except ImportError:
             continue
-    raise RecipeError(f"track: {tracker} is not installed; pip install 'tunesmith[track]', or leave it out")
+    raise RecipeError(f"track: {tracker} is not installed; run pip install 'tunesmith[track]' or remove it")

@@ -1,4 +1,4 @@
-"""Where a run is, and what of it is on disk: the last step whole, and the best numbers so far."""
+"""The state of a run and its checkpoints: the last step in full, and the best parameters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STATE_KEYS = {
 
 @dataclass(slots=True)
 class TrainingState:
-    """Where a run is: all that a checkpoint holds beside tensors."""
+    """Progress of a run: everything in a checkpoint but the tensors."""
 
     step: int = 0
     best: float = math.inf
@@ -44,11 +44,20 @@ class TrainingState:
     rows: int = 0
     stopped_early: bool = False
     peak_bytes: int = 0  # bytes: the largest resident size of a process that trained
-    saved_best: int = 0  # the best step of the checkpoint on disk, whose numbers a run that goes on may end with
-    validation_pending: bool = False  # the validation of this step, which a reward broke off
+    saved_best: int = 0  # best step of the checkpoint on disk, whose parameters a resumed run may end with
+    validation_pending: bool = False  # a failing reward interrupted the validation of this step
 
     def count(self, batches: Sequence[Batch], prepared: Sequence[Batch], *, seconds: float) -> int:
-        """One step more, and the tokens of it; drawn answers are rows' tokens too, and are no rows of the user's."""
+        """Count one optimizer step.
+
+        Args:
+            batches: the micro-batches, whose examples count as rows.
+            prepared: the same prepared; sampled completions count as tokens, not as rows.
+            seconds: duration of the step.
+
+        Returns:
+            The tokens of the step.
+        """
         tokens = sum(batch.tokens for batch in prepared)
         self.step += 1
         self.seconds += seconds
@@ -69,25 +78,25 @@ def _from_json(values: Mapping[str, Any]) -> TrainingState:
 
 
 def trainable_state(policy: Policy) -> dict[str, Tensor]:
-    """The trainable numbers by name."""
+    """Return the trainable parameters by name."""
     return {name: value.detach() for name, value in policy.trainable()}
 
 
 @torch.no_grad()
 def load_trainable_state(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved numbers back."""
+    """Restore parameters that `trainable_state` returned."""
     for name, value in policy.trainable():
         value.copy_(tensors[name])
 
 
 def save_best(policy: Policy, state: TrainingState, folder: Path) -> None:
-    """Write the numbers of the best step under its name: a run that goes on from an older one finds its own."""
+    """Save the parameters of the best step in a folder named after it, so that an older checkpoint keeps its own."""
     write_folder(_best(state, folder), lambda half: save_tensors(trainable_state(policy), half / TRAINABLE_STATE_FILE))
     _drop_all_but({state.best_step, state.saved_best}, folder)
 
 
 def best_trainable_state(state: TrainingState, folder: Path) -> dict[str, Tensor]:
-    """The numbers of the best step. Raises CheckpointError."""
+    """Load the parameters of the best step. Raises CheckpointError."""
     best = find_folder(_best(state, folder)) or _best(state, folder)
     verify_folder(best)
     return load_tensors(best / TRAINABLE_STATE_FILE)
@@ -98,15 +107,15 @@ def _best(state: TrainingState, folder: Path) -> Path:
 
 
 def _drop_all_but(steps: set[int], folder: Path) -> None:
-    """Delete the numbers of steps that are the best no more, and what a kill left of any."""
-    wanted = {f"best-{step}" for step in steps}
+    """Delete the parameters of other steps, and partial folders of a killed process."""
+    names = {f"best-{step}" for step in steps}
     for other in folder.glob("*best-*"):
-        if other.name not in wanted:
+        if other.name not in names:
             shutil.rmtree(other)
 
 
 def save(policy: Policy, optimizer: torch.optim.Optimizer, state: TrainingState, folder: Path) -> None:
-    """Write the checkpoint of this step, whole or not at all."""
+    """Save a checkpoint of this step atomically."""
 
     def fill(half: Path) -> None:
         save_tensors(trainable_state(policy), half / TRAINABLE_STATE_FILE)
@@ -119,7 +128,7 @@ def save(policy: Policy, optimizer: torch.optim.Optimizer, state: TrainingState,
 
 
 def resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> TrainingState | None:
-    """The state of the newest whole checkpoint, its numbers put back; None when there is none."""
+    """Restore the newest complete checkpoint and return its state; None if there is none."""
     if (last := find_folder(folder / "last")) is None:
         return None
     verify_folder(last)

@@ -125,7 +125,7 @@ def test_answers_are_counted_in_the_groups_that_are_answered_together(tmp_path: 
     assert all(one.rows * one.prompt <= 256 and 0 < one.fed < one.prompt and one.answer == 5 for one in groups)
     assert work_of(read(recipe(tmp_path, reviews(), "llama"))).written == ()
     together = work_of(read(mixed(tmp_path, tasks=("mood", "count")))).written
-    assert sum(one.rows for one in together) == len(read(mixed(tmp_path, tasks=("mood", "count"))).parts["count"].test)
+    assert sum(one.rows for one in together) == len(read(mixed(tmp_path, tasks=("mood", "count"))).tasks["count"].test)
 
 
 def test_general_rows_that_will_be_mixed_in_are_planned_and_those_that_are_in_not_again(tmp_path: Path):

@@ -204,18 +204,20 @@ def test_general_rows_that_were_written_before_a_stop_are_not_written_again(
 
 def test_a_line_of_general_rows_that_was_cut_alone_is_taken_off(tmp_path: Path):
     (tmp_path / "part.jsonl").write_text('["cut')
-    assert replay._done(tmp_path / "part.jsonl") == []
+    assert replay._finished_calls(tmp_path / "part.jsonl") == []
     assert (tmp_path / "part.jsonl").read_text() == ""
 
 
 def test_rows_of_which_none_is_held_out_are_refused_before_anything_runs(tmp_path: Path):
-    with pytest.raises(Refused, match=r"no row is held out to be scored; set data.test or data.validation"):
+    with pytest.raises(Refused, match=r"no held-out rows to score; set data.test or data.validation"):
         tune(on_texts(tmp_path, "llama", data={"test": 0, "validation": 0}), tmp_path / "run")
 
 
 def test_a_base_that_writes_nothing_is_told_to_take_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(replay, "SHORTEST", 999)
-    with pytest.raises(DataError, match=r"^replay\.source: the base wrote nothing of 999 tokens in \d+ tries; name"):
+    with pytest.raises(
+        DataError, match=r"^replay\.source: the base model generated no text of 999 tokens in \d+ samples; name"
+    ):
         tune(on_texts(tmp_path, "llama", replay={"share": 0.1}), tmp_path / "run")
 
 
@@ -245,7 +247,7 @@ def test_replay_from_a_file_leaves_out_what_is_near_to_test_documents(tmp_path: 
     kept = (run.folder / "replay.jsonl").read_text()
     held = run.report.data.test + run.report.data.validation
     assert len(kept.splitlines()) == 60 - held
-    with pytest.raises(DataError, match=r"windows of text, and replay\.share asks for \d+; give more text"):
+    with pytest.raises(DataError, match=r"windows of text, but replay\.share needs \d+; add more text"):
         tune(on_texts(tmp_path, "bert", replay=replay | {"share": 0.95}), tmp_path / "more")
 
 
@@ -261,7 +263,7 @@ def test_of_many_general_texts_some_are_read(tmp_path: Path):
 def test_a_file_of_general_texts_that_no_row_comes_from_is_told(tmp_path: Path):
     replay = {"share": 0, "source": str(tmp_path / "general.jsonl")}
     run = tune(on_texts(tmp_path, "bert", replay=replay, schedule={"probe": False, "epochs": 0.1}), tmp_path / "run")
-    assert "nothing of general.jsonl is mixed in: replay.share is 0" in run.report.data.notes
+    assert "no rows of general.jsonl are mixed in: replay.share is 0" in run.report.data.notes
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_a_run_that_lost_much_is_told_how_many_general_rows_to_mix_in(
 ):
     (alarm,) = lost_too_much(on_texts(tmp_path, "llama", replay={"share": share}), rise)
     assert alarm.endswith(
-        f": replay.share={asked} mixes general rows in; a file of texts as replay.source was shown to help"
+        f": set replay.share={asked} to mix in general rows; a file of texts as replay.source works better than samples"
     )
 
 
@@ -350,5 +352,5 @@ def test_texts_and_folders_get_a_recipe_of_their_own(tmp_path: Path):
 def test_held_out_documents_of_one_token_are_refused(tmp_path: Path):
     held_out = tmp_path / "lone.jsonl"
     held_out.write_text("".join(json.dumps({"text": text, "doc": text}) + "\n" for text in "abc"))
-    with pytest.raises(DataError, match=r"data\.test: no document has a second token to tell; hold longer ones out"):
+    with pytest.raises(DataError, match=r"data\.test: no document has a token to predict; hold out longer documents"):
         tune(on_texts(tmp_path, "llama", data={"test": str(held_out)}), tmp_path / "run")

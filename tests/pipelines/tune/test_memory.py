@@ -78,5 +78,5 @@ def test_a_probe_that_memory_never_holds_is_refused_with_the_cure(monkeypatch: p
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(Classify, "loss", loss)
-    with pytest.raises(Refused, match="overfit probe: memory does not hold one row at a time; lower data.max_tokens"):
+    with pytest.raises(Refused, match="overfit check: memory does not hold one row at a time; lower data.max_tokens"):
         tune(recipe(tmp_path, reviews(), "llama", schedule={**SCHEDULE, "probe": True}), tmp_path / "run")

@@ -94,9 +94,9 @@ def test_a_run_that_goes_on_does_not_ask_the_start_again(
 @pytest.mark.parametrize(
     ("facts", "finding"),
     [
-        ({"chosen_logprob": (-2.0, -2.2)}, "the preferred answers lost 0.20 nats an id"),
-        ({"words": (20.0, 31.0)}, "its answers grew from 20 to 31 words"),
-        ({"repeated_share": (0.0, 0.25)}, "25% of its answers repeat themselves, 0% before"),
+        ({"chosen_logprob": (-2.0, -2.2)}, "log-probability of the chosen answers fell by 0.20 nats/token"),
+        ({"words": (20.0, 31.0)}, "answers grew from 20 to 31 words"),
+        ({"repeated_share": (0.0, 0.25)}, "25% of answers contain loops, 0% before"),
     ],
 )
 def test_what_goes_wrong_with_preferences_raises_an_alarm(facts: dict[str, Any], finding: str):
@@ -113,7 +113,7 @@ def test_what_goes_wrong_with_preferences_raises_an_alarm(facts: dict[str, Any],
 
 def test_a_validation_on_which_the_preferred_answers_fall_is_told():
     assert chosen_logprob_warning({"step": 3, "chosen_gain": -0.15}).startswith(
-        "warning: the preferred answers lost 0.15 nats an id"
+        "warning: log-probability of the chosen answers fell by 0.15 nats/token"
     )
     assert chosen_logprob_warning({"step": 3, "chosen_gain": -0.05}) == chosen_logprob_warning({"step": 3}) == ""
 
@@ -135,7 +135,7 @@ def test_a_base_is_scored_on_pairs_and_on_thumbs(tmp_path: Path):
 def test_held_out_thumbs_that_are_all_up_are_refused(tmp_path: Path):
     file = tmp_path / "up.jsonl"
     file.write_text("".join(json.dumps(row | {"label": True}) + "\n" for row in thumbs(12)))
-    with pytest.raises(DataError, match=r"^up\.jsonl: all thumbs of the held-out rows are up"):
+    with pytest.raises(DataError, match=r"^up\.jsonl: all held-out answers are rated good"):
         evaluate(EvaluateRequest(str(folder("llama")), str(file)), on_event=lambda event: None)
 
 

@@ -144,5 +144,5 @@ def test_rows_that_the_model_cuts_are_its_own_and_not_the_recipes_fault(tiny_lla
     data = {"train": str(answers), "max_tokens": 2000, "audit": "note"}
     made = preview(recipe(tiny_llama, answers, objective="instruct", data=data))
     longest = made.recipe.data.max_tokens
-    assert f"rows may have {longest} tokens: {tiny_llama} holds no more" in made.notes
+    assert f"max_tokens lowered to {longest}: the context of {tiny_llama} is shorter" in made.notes
     assert any(f"shortened to fit the {longest} tokens that the model holds: " in fault for fault in made.problems)

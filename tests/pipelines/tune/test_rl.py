@@ -146,7 +146,7 @@ def test_equal_rewards_end_a_run_before_its_base_is_scored(probe: bool, rules: P
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        ("nothing", "it gave nan; give a finite number"),
+        ("nothing", "expected a finite number, got nan"),
         ("leaves", r"it raised SystemExit: 3 \(line \d+ of rules.py\)"),
         ("fails", r"it raised ZeroDivisionError: .* \(line \d+ of rules.py\)"),
     ],
@@ -162,9 +162,9 @@ def test_a_reward_that_fails_is_named_with_prompt_and_answer(function: str, said
     [
         (
             "of_trl",
-            r"takes \(prompts, completions, \*\*more\); it must take one attempt; TRL's completion is `attempt.t",
+            r"takes \(prompts, completions, \*\*more\); take one completion; what TRL passes as completion is",
         ),
-        ("waits", "is async, and answers are scored one after the other; write a plain function"),
+        ("waits", "is async; write a plain function"),
     ],
 )
 def test_a_function_that_cannot_score_one_attempt_is_refused(function: str, said: str, rules: Path):
@@ -208,8 +208,8 @@ def test_a_finished_run_whose_reward_was_changed_says_so(rules: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
-        ({"RULES:short": 0}, "objective.reward: all weights are 0, so every answer is as good as any; give one that"),
-        ({"RULES:short": 1, "./RULES:short": 1}, "are the same; name it once, with the sum of the weights"),
+        ({"RULES:short": 0}, "objective.reward: all weights are 0, so all completions score the same; give"),
+        ({"RULES:short": 1, "./RULES:short": 1}, "are the same; list it once, with the sum of the weights"),
     ],
 )
 def test_weights_that_count_nothing_or_one_thing_twice_are_refused(
@@ -298,17 +298,17 @@ def test_what_a_reward_is_cheated_by_raises_an_alarm():
     assert find_warnings(calm) == ()
     wild = RewardDiagnostics(kl_per_token=0.7, words=(10, 24), repeated_share=(0.0, 0.3), cut_off_share=(0.1, 0.5))
     said = " | ".join(find_warnings(wild))
-    assert "0.70 nats a token" in said
+    assert "0.70 nats/token" in said
     assert "from 10 to 24 words" in said
-    assert "30% of its answers repeat themselves" in said
-    assert "50% of its answers never end" in said
+    assert "30% of answers contain loops" in said
+    assert "50% of answers never end" in said
 
 
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
         ("", "objective.reward is missing"),
-        ("runs/nowhere", "'runs/nowhere' is no run here"),
+        ("runs/nowhere", "no run 'runs/nowhere' here"),
         ("no_such_module:score", "no_such_module cannot be imported"),
         ("json:no_such", "json has no function 'no_such'; it has"),
     ],

@@ -70,7 +70,10 @@ def test_rows_are_cut_where_virtual_tokens_need_their_place_and_the_run_says_so(
     events: list[dict[str, Any]] = []
     run = tune(made(tmp_path, "prompt", "bert"), tmp_path / "run", on_event=events.append)
     said = [event.text for event in events if event.kind == "stage"]
-    assert any(text.startswith("rows may have 492 tokens: with 20 virtual ones ") for text in said)
+    assert any(
+        text.startswith("max_tokens lowered to 492: the context of ") and text.endswith("also holds 20 virtual tokens")
+        for text in said
+    )
     model = load(run.folder)
     assert model.limit == 492
     assert model.classify(["good " * 600])  # as long as may be, and no position beyond the model's
@@ -80,7 +83,7 @@ def test_rows_are_cut_where_the_model_has_no_more_positions(tmp_path: Path):
     events: list[dict[str, Any]] = []
     prepared = prepare(recipe(tmp_path, reviews(), "bert", data={"max_tokens": 2048}), on_event=events.append)
     assert prepared.recipe.data.max_tokens == 512
-    assert any(str(getattr(event, "text", "")).startswith("rows may have 512 tokens: ") for event in events)
+    assert any(str(getattr(event, "text", "")).startswith("max_tokens lowered to 512: ") for event in events)
     assert positions_of({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}) == 512
     assert positions_of({"model_type": "gpt2", "n_positions": 1024}) == 1024
     assert positions_of({"model_type": "bloom"}) == 0
@@ -88,7 +91,7 @@ def test_rows_are_cut_where_the_model_has_no_more_positions(tmp_path: Path):
 
 def test_virtual_tokens_that_leave_no_room_for_rows_are_refused(tmp_path: Path):
     with pytest.raises(
-        RecipeError, match=r"^technique\.tokens: 500 leave no room for rows in 512 positions; use at most 496$"
+        RecipeError, match=r"^technique\.tokens: 500 leave fewer than 16 of 512 positions for rows; use at most 496$"
     ):
         tune(made(tmp_path, {"kind": "prompt", "tokens": 500}, "bert"), tmp_path / "run")
 
@@ -101,7 +104,7 @@ def test_answers_that_are_drawn_have_room_behind_the_longest_row(tmp_path: Path)
     prepared = prepare(plain, on_event=lambda event: None)
     positions = positions_of(prepared.base.network.config.to_dict())
     assert prepared.recipe.data.max_tokens == positions - prepared.recipe.objective.max_new_tokens
-    with pytest.raises(RecipeError, match=r"^objective\.max_new_tokens: 4096 leave no room for rows"):
+    with pytest.raises(RecipeError, match=r"^objective\.max_new_tokens: 4096 leave fewer than 16 of"):
         prepare(
             recipe(
                 tmp_path, asked, "llama", objective={**objective, "max_new_tokens": 4096}, data={"max_tokens": 8192}

@@ -186,7 +186,7 @@ def test_two_processes_do_not_go_on_with_one_run(tmp_path: Path):
             refused.append(str(told.value))
 
     assert not tune(made, tmp_path / "run", on_event=on_event).reused
-    assert "run: another process is at work on this run; wait until it is done, or stop it" in refused[0]
+    assert "run: locked by another process; wait until it exits, or stop it" in refused[0]
 
 
 def test_one_process_works_in_a_folder_and_nothing_is_left_of_its_lock(tmp_path: Path):
@@ -337,7 +337,9 @@ def test_a_run_does_not_go_on_over_a_base_that_was_changed_since(tmp_path: Path)
     page = tmp_path / "run" / "run.json"
     known = json.loads(page.read_text(encoding="utf-8"))
     page.write_text(json.dumps({**known, "base": "another"}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"run: began over .* before that was changed; give another --out, or"):
+    with pytest.raises(
+        CheckpointError, match=r"run: the base model .* has changed since this run started; give another --out or"
+    ):
         tune(made, tmp_path / "run")
 
 
@@ -363,7 +365,7 @@ def test_a_crash_between_checkpoints_leaves_no_step_in_the_journal_twice(tmp_pat
 
 def test_a_model_that_cannot_learn_is_refused_before_the_run(tmp_path: Path):
     made = recipe(tmp_path, reviews(), "llama", schedule={"learning_rate": 1e-9})
-    with pytest.raises(Refused, match="overfit probe: 24 steps on the same 8 rows .*raise schedule.learning_rate"):
+    with pytest.raises(Refused, match="overfit check: 24 steps on the same 8 rows .*raise schedule.learning_rate"):
         tune(made, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert not (tmp_path / "run" / "model").exists()
@@ -392,7 +394,9 @@ def test_a_pair_that_cannot_work_is_refused_with_the_nearest_that_can(objective,
 def test_rows_of_which_nothing_is_left_to_learn_are_refused(tmp_path: Path):
     rows = [{"prompt": f"number {i}", "answer": "it is so"} for i in range(20)]
     made = recipe(tmp_path, rows, "llama", objective="instruct", data={"max_tokens": 16})
-    with pytest.raises(Refused, match=r"none of \d+ rows has anything to learn within 16 tokens; shorten the prompts"):
+    with pytest.raises(
+        Refused, match=r"none of \d+ rows contains training tokens within 16 tokens; shorten the prompts"
+    ):
         tune(made, tmp_path / "run")
 
 

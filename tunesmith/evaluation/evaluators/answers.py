@@ -1,4 +1,4 @@
-"""Measured by answers: labels or texts, beside what the rows say is right."""
+"""Evaluation by answers, labels or texts, compared with the references of the rows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.training.prepare import TrainingContext
 
-DETAILS = {SHUFFLED: "same recipe, answers dealt out at random; journal in control"}
-# Metrics of the whole set that need all answers at once and are slow to draw intervals for.
+DETAILS = {SHUFFLED: "same recipe, shuffled answers; training log in control"}
+# Metrics that are not compared: each resample needs all answers again, which is slow.
 ALONE_ONLY = ("bleu",)
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerPredictions:
-    """A model's answers; of the base also what the cheap ways and a head alone answer."""
+    """The answers of a model; for the base model also those of baselines and controls."""
 
     answers: AnswerSet
     ways: AnswersByArm = field(default_factory=dict)
@@ -40,12 +40,12 @@ class AnswerPredictions:
 
     @property
     def seconds(self) -> float:
-        """How long the answers took."""
+        """Return how long the answers took."""
         return self.answers.seconds
 
 
 class AnswerEvaluator:
-    """Scores answers by the objective's metric."""
+    """Evaluates `classify` and `instruct` by the metric of the objective."""
 
     shape: ClassVar[type[Any]] = AnswerPredictions
 
@@ -55,28 +55,29 @@ class AnswerEvaluator:
         self._limit = eval_set.limit
 
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> AnswerPredictions:
-        """The base's answers by its best plain prompt or a linear probe, and those of the cheap ways."""
-        untuned = BaseModelPrompter(prepared.base, policy, prepared.template, self._objective, self._limit)
+        """Answer with the base model by its best prompt or a linear probe, and with the baselines and controls."""
+        prompter = BaseModelPrompter(prepared.base, policy, prepared.template, self._objective, self._limit)
         split, test = prepared.loaded.split, self._examples
-        answers = untuned.answer(train=split.train, validation=split.validation, test=test)
-        controls = frozen_head_control(prepared, untuned.model(), test) if prepared.recipe.controls else {}
+        answers = prompter.answer(train=split.train, validation=split.validation, test=test)
+        controls = frozen_head_control(prepared, prompter.model(), test) if prepared.recipe.controls else {}
         return AnswerPredictions(answers, baselines(prepared, test), controls)
 
     def predict(self, model: LocalModel) -> AnswerPredictions:
-        """A model's answers."""
+        """Answer the rows with a model."""
         return AnswerPredictions(answer(model, self._examples))
 
     def compare(self, base: AnswerPredictions, tuned: AnswerPredictions, *, name: str) -> list[TaskScore]:
-        """Base against tuned by the headline and what is reported beside it."""
-        right, clusters = reference_answers(self._examples), groups_of(self._examples)
+        """Compare base and tuned model by the headline metric and the metrics reported with it."""
+        references, clusters = reference_answers(self._examples), groups_of(self._examples)
         answers = (base.answers.given, tuned.answers.given)
         metrics = (metric for metric in self._metrics() if metric not in ALONE_ONLY)
-        return [task_score(metric, right, answers, name=name, groups=clusters) for metric in metrics]
+        return [task_score(metric, references, answers, name=name, groups=clusters) for metric in metrics]
 
-    def score(self, said: AnswerPredictions, *, name: str) -> list[Score]:
-        """One side by all metrics."""
-        right, clusters, given = reference_answers(self._examples), groups_of(self._examples), said.answers.given
-        return [score(metric, right, given, name=name, groups=clusters) for metric in self._metrics()]
+    def score(self, predictions: AnswerPredictions, *, name: str) -> list[Score]:
+        """Score one model by all metrics."""
+        references, clusters = reference_answers(self._examples), groups_of(self._examples)
+        given = predictions.answers.given
+        return [score(metric, references, given, name=name, groups=clusters) for metric in self._metrics()]
 
     def compare_arms(
         self,
@@ -86,34 +87,37 @@ class AnswerEvaluator:
         tuned: AnswerPredictions,
         controls: Mapping[str, AnswerPredictions],
     ) -> tuple[list[ArmScore], list[ArmScore]]:
-        """The base, the cheap ways and the controls beside the tuned answers."""
-        meaningless = {**base.controls, **{name: said.answers.given for name, said in controls.items()}}
-        ways = {BASE: base.answers.given, **base.ways, **meaningless}
+        """Compare the tuned model with base model, baselines and controls."""
+        control_answers = {**base.controls, **{name: one.answers.given for name, one in controls.items()}}
+        answers = {BASE: base.answers.given, **base.ways, **control_answers}
         details = {BASE: base.answers.how, **DETAILS}
-        right, clusters = reference_answers(self._examples), groups_of(self._examples)
-        found = [
+        references, clusters = reference_answers(self._examples), groups_of(self._examples)
+        scores = [
             arm.model_copy(update={"detail": details.get(arm.name, "")})
-            for arm in arms(task.metric, right, ways, tuned.answers.given, groups=clusters)
+            for arm in arms(task.metric, references, answers, tuned.answers.given, groups=clusters)
         ]
-        return [arm for arm in found if arm.name not in meaningless], [arm for arm in found if arm.name in meaningless]
+        return (
+            [arm for arm in scores if arm.name not in control_answers],
+            [arm for arm in scores if arm.name in control_answers],
+        )
 
-    def to_rows(self, sides: Mapping[str, AnswerPredictions]) -> list[dict[str, Any]]:
-        """Each row with what was right and what the sides answered, with the last side's probabilities."""
-        probabilities = list(sides.values())[-1].answers.probabilities
-        found = []
+    def to_rows(self, predictions: Mapping[str, AnswerPredictions]) -> list[dict[str, Any]]:
+        """Return each row with its reference, the answer of each model, and the last model's probabilities."""
+        probabilities = list(predictions.values())[-1].answers.probabilities
+        records = []
         for i, (example, right) in enumerate(zip(self._examples, reference_answers(self._examples), strict=True)):
-            line: dict[str, Any] = {"where": example.where, "group": example.group}
-            line |= {"question": question(example), "gold": right}
-            line |= {name: said.answers.given[i] for name, said in sides.items()}
+            record: dict[str, Any] = {"where": example.where, "group": example.group}
+            record |= {"question": question(example), "gold": right}
+            record |= {name: one.answers.given[i] for name, one in predictions.items()}
             if probabilities:
-                line["probabilities"] = {label: round(p, 5) for label, p in probabilities[i].items()}
-            found.append(line)
-        return found
+                record["probabilities"] = {label: round(p, 5) for label, p in probabilities[i].items()}
+            records.append(record)
+        return records
 
     def diagnose(
         self, prepared: TrainingContext, model: LocalModel, *, base: AnswerPredictions, tuned: AnswerPredictions
     ) -> Diagnostics:
-        """How far stated probabilities hold, or how near written answers are to people's."""
+        """Measure the calibration of labels, or the style of written answers."""
         return Diagnostics(
             reliability(prepared, model, tuned.answers),
             style_report(prepared, self._examples, base=base.answers, tuned=tuned.answers),

@@ -1,4 +1,4 @@
-"""Measured without labels: what the untuned and the tuned model say to the same held-out documents."""
+"""Evaluation by the likelihood of held-out documents."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from tunesmith.objectives import Domain
 from tunesmith.training.mlm_head import how_made
 from tunesmith.training.prepare import TrainingContext, masking_of
 
-# Characters of a document that its line in predictions.jsonl shows.
+# Characters of a document in predictions.jsonl.
 MAX_SHOWN_CHARS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class PerplexityPredictions:
-    """What a model says to each document, how long it took, and of a base with a head how that was made."""
+    """The likelihood of each document, how long it took in seconds, and how the head of a base model was made."""
 
     told: list[TokenLikelihood]
     seconds: float
@@ -46,18 +46,18 @@ class PerplexityPredictions:
 
 
 class PerplexityEvaluator:
-    """Scores what is said to documents: by how much, window for window."""
+    """Evaluates `domain` by perplexity or masked-token loss, and by the accuracy on domain terms."""
 
     shape: ClassVar[type[Any]] = PerplexityPredictions
 
     def __init__(self, eval_set: EvalSet[Domain]) -> None:
         self._objective = eval_set.objective
-        self._frozen = eval_set
+        self._eval_set = eval_set
         self._examples = list(eval_set.examples)
 
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> PerplexityPredictions:
-        """What the base says to the documents, an encoder through the head that the run begins with."""
-        how = "as it is"
+        """Score the base model; an encoder uses the head that the run starts with."""
+        how = "unchanged"
         if prepared.head is not None:
             policy.head = self._objective.head(policy)
             assert policy.head is not None
@@ -67,11 +67,11 @@ class PerplexityEvaluator:
         return self._read(policy, prepared.template, how=how)
 
     def predict(self, model: LocalModel) -> PerplexityPredictions:
-        """What a model says to each document."""
+        """Score each document with a model."""
         return self._read(model.policy, model.template)
 
     def compare(self, base: PerplexityPredictions, tuned: PerplexityPredictions, *, name: str) -> list[TaskScore]:
-        """Base against tuned by the headline and what is reported beside it."""
+        """Compare base and tuned model by the headline metric and the metrics reported with it."""
         clusters = groups_of(self._examples)
         return [
             as_task(compare(one, base.told, tuned.told, groups=clusters), name=name, metric=one)
@@ -79,18 +79,18 @@ class PerplexityEvaluator:
             if can_tell(one, base.told)
         ]
 
-    def score(self, said: PerplexityPredictions, *, name: str) -> list[Score]:
-        """One model alone, by the headline and what is reported beside it."""
+    def score(self, predictions: PerplexityPredictions, *, name: str) -> list[Score]:
+        """Score one model by the headline metric and the metrics reported with it."""
         return [
             Score(
                 name=name,
                 metric=one,
-                score=rate(one, said.told),
-                ci95=rate_interval(one, said.told, groups=groups_of(self._examples)),
-                n=len(said.told),
+                score=rate(one, predictions.told),
+                ci95=rate_interval(one, predictions.told, groups=groups_of(self._examples)),
+                n=len(predictions.told),
             )
             for one in REPORTED[self._objective.metric]
-            if can_tell(one, said.told)
+            if can_tell(one, predictions.told)
         ]
 
     def compare_arms(
@@ -101,22 +101,24 @@ class PerplexityEvaluator:
         tuned: PerplexityPredictions,
         controls: Mapping[str, PerplexityPredictions],
     ) -> tuple[list[ArmScore], list[ArmScore]]:
-        """The base as a way among others; what the tuned model gains over it is the headline."""
-        (alone,) = (one for one in self.score(base, name=BASE) if one.metric == task.metric)
+        """Compare with the base model, the only baseline; this comparison is the headline."""
+        (score,) = (one for one in self.score(base, name=BASE) if one.metric == task.metric)
         gain = Difference(**{name: getattr(task, name) for name in Difference.model_fields})
-        return [ArmScore(**{**alone.model_dump(), "detail": base.how}, gain=gain, p_adjusted=task.p_value)], []
+        return [ArmScore(**{**score.model_dump(), "detail": base.how}, gain=gain, p_adjusted=task.p_value)], []
 
-    def to_rows(self, sides: Mapping[str, PerplexityPredictions]) -> list[dict[str, Any]]:
-        """A line for each document: what each side, under its name, finds it worth, higher being better."""
-        found = []
+    def to_rows(self, predictions: Mapping[str, PerplexityPredictions]) -> list[dict[str, Any]]:
+        """Return each document with its score under each model, higher is better, and the counts behind it."""
+        records = []
+        # Losses of short texts can be compared and added, perplexities cannot.
+        metric = "nats_per_token" if self._objective.metric == "perplexity" else self._objective.metric
         for i, example in enumerate(self._examples):
-            named = {name: said.told[i] for name, said in sides.items()}
+            by_model = {name: one.told[i] for name, one in predictions.items()}
             text = example.text[:MAX_SHOWN_CHARS] if isinstance(example, Text) else ""
-            line: dict[str, Any] = {"where": example.where, "group": example.group, "question": text, "gold": ""}
-            line |= dict.fromkeys(named, "")
-            line |= {f"score_{name}": row_score(_nats(self._objective.metric), one) for name, one in named.items()}
-            found.append(line | {"counts": {name: asdict(one) for name, one in named.items()}})
-        return found
+            record: dict[str, Any] = {"where": example.where, "group": example.group, "question": text, "gold": ""}
+            record |= dict.fromkeys(by_model, "")
+            record |= {f"score_{name}": row_score(metric, likelihood) for name, likelihood in by_model.items()}
+            records.append(record | {"counts": {name: asdict(likelihood) for name, likelihood in by_model.items()}})
+        return records
 
     def diagnose(
         self,
@@ -126,19 +128,14 @@ class PerplexityEvaluator:
         base: PerplexityPredictions,
         tuned: PerplexityPredictions,
     ) -> Diagnostics:
-        """Nothing: texts have neither probabilities of labels nor a voice to keep to."""
+        """Return empty diagnostics: there are no labels to calibrate and no answers with a style."""
         return Diagnostics()
 
     def _read(self, policy: Policy, template: Template, *, how: str = "") -> PerplexityPredictions:
-        began = time.perf_counter()
-        masking = masking_of(self._objective, template, self._frozen.seed)
-        asked = ReadingOptions(self._frozen.limit, self._objective.terms, masking)
-        told = read(policy, template, [e.text for e in self._examples if isinstance(e, Text)], asked)
-        if not any(one.tokens for one in told):
-            raise DataError("data.test: no document has a second token to tell; hold longer ones out")
-        return PerplexityPredictions(told, time.perf_counter() - began, how)
-
-
-def _nats(metric: str) -> str:
-    """The metric of one document: losses add up and compare, perplexities of short texts do not."""
-    return "nats_per_token" if metric == "perplexity" else metric
+        start = time.perf_counter()
+        masking = masking_of(self._objective, template, self._eval_set.seed)
+        options = ReadingOptions(self._eval_set.limit, self._objective.terms, masking)
+        likelihoods = read(policy, template, [e.text for e in self._examples if isinstance(e, Text)], options)
+        if not any(likelihood.tokens for likelihood in likelihoods):
+            raise DataError("data.test: no document has a token to predict; hold out longer documents")
+        return PerplexityPredictions(likelihoods, time.perf_counter() - start, how)
