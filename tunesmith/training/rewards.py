@@ -9,6 +9,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -69,10 +70,13 @@ def scorer(reward: str | Mapping[str, float], *, key: str) -> Scorer:
     for name in weights:
         if (first := names.setdefault(in_full(name), name)) != name:
             raise RecipeError(f"{key}: {first} and {name} are the same; list it once, with the sum of the weights")
-    scorers = [(_source(name, key), weight) for name, weight in weights.items()]
+    scorers = {
+        name: _python_reward(name, key) if ":" in name else _reward_model(name, key, digests([name]).get(name, ""))
+        for name in weights
+    }
 
     def score(completions: Sequence[Completion]) -> list[float]:
-        weighted = [[weight * value for value in source(completions)] for source, weight in scorers]
+        weighted = [[weights[name] * value for value in one(completions)] for name, one in scorers.items()]
         totals = [sum(values) for values in zip(*weighted, strict=True)]
         for completion, total in zip(completions, totals, strict=True):
             if not abs(total) <= LARGEST:
@@ -105,14 +109,6 @@ def digests(names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_of_file(file) for name, file in files.items() if file.is_file()}
 
 
-def _source(name: str, key: str) -> Scorer:
-    """Return the scorer of one reward."""
-    if ":" not in name:
-        return _reward_model(name, key, digests([name]).get(name, ""))
-    function = _function(name, key)
-    return lambda completions: [_call(name, function, completion) for completion in completions]
-
-
 @cache
 def _reward_model(name: str, key: str, digest: str) -> Scorer:
     """Return the scorer of a tuned reward model, loaded on first use; the digest separates cached versions."""
@@ -130,8 +126,8 @@ def _reward_model(name: str, key: str, digest: str) -> Scorer:
     return lambda completions: model().rewards([(one.prompt.prompt, one.text) for one in completions])
 
 
-def _function(name: str, key: str) -> Callable[[Completion], Any]:
-    """Return the function that `module:function` or `path/file.py:function` names, callable with one completion."""
+def _python_reward(name: str, key: str) -> Scorer:
+    """Return the scorer of the function that `module:function` or `path/file.py:function` names."""
     location, _, attribute = name.rpartition(":")
     try:
         module = _module(location)
@@ -146,16 +142,14 @@ def _function(name: str, key: str) -> Callable[[Completion], Any]:
     function: Callable[[Completion], Any] = value
     if inspect.iscoroutinefunction(function):
         raise RecipeError(f"{key}: {name} is async; write a plain function")
-    try:
+    with suppress(ValueError):  # some functions in C have no signature
         signature = inspect.signature(function)
-    except ValueError:  # some functions in C have no signature
-        return function
-    try:
-        signature.bind(None)
-    except TypeError:
-        fix = "take one completion; what TRL passes as completion is `completion.text`"
-        raise RecipeError(f"{key}: {name} takes {signature}; {fix}") from None
-    return function
+        try:
+            signature.bind(None)
+        except TypeError:
+            fix = "take one completion; what TRL passes as completion is `completion.text`"
+            raise RecipeError(f"{key}: {name} takes {signature}; {fix}") from None
+    return lambda completions: [_call(name, function, completion) for completion in completions]
 
 
 def _module(location: str) -> ModuleType:

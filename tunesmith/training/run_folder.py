@@ -212,7 +212,11 @@ def open_run(
     out = out and with_name(out)
     runs = out.parent if out else Path("runs")
     known = identities(recipe, runs)
-    paths = [out] if out else [runs / f"{prefix}{_name(recipe, identity)}" for identity in known]
+    # Such as reviews-classify-lora-smollm2-135m-1a2b3c.
+    rows = "+".join(recipe.parts) or Path(recipe.data.train).stem
+    parts = (rows, recipe.objective.kind, recipe.technique.kind, Path(recipe.model).name)
+    name = "-".join(re.sub(r"[^\w.]+", "-", part)[:MAX_NAME_CHARS] for part in parts)
+    paths = [out] if out else [runs / f"{prefix}{name}-{identity[:6]}" for identity in known]
     path = next((path for path in paths if (path / file).exists()), paths[0])
     folder = RunFolder(path, known[0], file)
     if folder.begun:
@@ -253,14 +257,3 @@ def identities(recipe: Recipe, runs: Path) -> list[str]:
         identity_of(normalized.model_dump(mode="json", exclude=keys), digests)
         for keys in (KEYS_WITHOUT_EFFECT, OLD_KEYS_WITHOUT_EFFECT)
     ]
-
-
-def _name(recipe: Recipe, identity: str) -> str:
-    """Return a name such as reviews-classify-lora-smollm2-135m-1a2b3c."""
-    parts = (
-        "+".join(recipe.parts) or Path(recipe.data.train).stem,
-        recipe.objective.kind,
-        recipe.technique.kind,
-        Path(recipe.model).name,
-    )
-    return "-".join(re.sub(r"[^\w.]+", "-", part)[:MAX_NAME_CHARS] for part in parts) + f"-{identity[:6]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -134,7 +134,11 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
     finally:
         for tracker in trackers:
             tracker.close()
-    notes = list(_out_of_memory_notes(journal))
+    notes = [
+        _out_of_memory_note(record["step"], record[TOKENS_AT_ONCE_KEY])
+        for record in journal.read()
+        if TOKENS_AT_ONCE_KEY in record
+    ]
     if state.stopped_early and state.step < plan.steps:
         callbacks.on_event(
             Note(
@@ -380,10 +384,3 @@ def _out_of_memory_note(step: int, tokens: int) -> str:
     return (
         f"out of memory in step {step + 1}: at most {tokens} tokens per micro-batch from there on, same rows per step"
     )
-
-
-def _out_of_memory_notes(journal: Journal) -> Iterator[str]:
-    """Yield the notes for the report about micro-batches that had to be cut."""
-    for record in journal.read():
-        if TOKENS_AT_ONCE_KEY in record:
-            yield _out_of_memory_note(record["step"], record[TOKENS_AT_ONCE_KEY])

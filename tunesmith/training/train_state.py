@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,15 +67,6 @@ class TrainingState:
         return tokens
 
 
-def _to_json(state: TrainingState) -> dict[str, Any]:
-    return {STATE_KEYS.get(name, name): value for name, value in asdict(state).items()}
-
-
-def _from_json(values: Mapping[str, Any]) -> TrainingState:
-    fields = {key: name for name, key in STATE_KEYS.items()}
-    return TrainingState(**{fields.get(key, key): value for key, value in values.items()})
-
-
 def trainable_state(policy: Policy) -> dict[str, Tensor]:
     """Return the trainable parameters by name."""
     return {name: value.detach() for name, value in policy.trainable()}
@@ -91,7 +81,9 @@ def load_trainable_state(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
 
 def save_best(policy: Policy, state: TrainingState, folder: Path) -> None:
     """Save the parameters of the best step in a folder named after it, so that an older checkpoint keeps its own."""
-    write_folder(_best(state, folder), lambda half: save_tensors(trainable_state(policy), half / TRAINABLE_STATE_FILE))
+    write_folder(
+        _best(state, folder), lambda partial: save_tensors(trainable_state(policy), partial / TRAINABLE_STATE_FILE)
+    )
     _drop_all_but({state.best_step, state.saved_best}, folder)
 
 
@@ -117,10 +109,11 @@ def _drop_all_but(steps: set[int], folder: Path) -> None:
 def save(policy: Policy, optimizer: torch.optim.Optimizer, state: TrainingState, folder: Path) -> None:
     """Save a checkpoint of this step atomically."""
 
-    def fill(half: Path) -> None:
-        save_tensors(trainable_state(policy), half / TRAINABLE_STATE_FILE)
-        save_tensors(optimizer_tensors(optimizer, policy), half / "optimizer.safetensors")
-        (half / "state.json").write_text(json.dumps(_to_json(state)), encoding="utf-8")
+    def fill(partial: Path) -> None:
+        save_tensors(trainable_state(policy), partial / TRAINABLE_STATE_FILE)
+        save_tensors(optimizer_tensors(optimizer, policy), partial / "optimizer.safetensors")
+        values = {STATE_KEYS.get(name, name): value for name, value in asdict(state).items()}
+        (partial / "state.json").write_text(json.dumps(values), encoding="utf-8")
 
     state.saved_best = state.best_step
     write_folder(folder / "last", fill)
@@ -134,4 +127,6 @@ def resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> Tr
     verify_folder(last)
     load_trainable_state(policy, load_tensors(last / TRAINABLE_STATE_FILE))
     restore_optimizer(optimizer, policy, load_tensors(last / "optimizer.safetensors"))
-    return _from_json(json.loads((last / "state.json").read_text(encoding="utf-8")))
+    names = {key: name for name, key in STATE_KEYS.items()}
+    values = json.loads((last / "state.json").read_text(encoding="utf-8"))
+    return TrainingState(**{names.get(key, key): value for key, value in values.items()})

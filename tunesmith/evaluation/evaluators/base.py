@@ -1,4 +1,4 @@
-"""What an evaluator is: one per kind of objective, the same for base and tuned model, on the same held-out rows."""
+"""The protocol of evaluators: one per kind of objective, for base and tuned model on the same held-out rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tunesmith.training.prepare import TrainingContext
 
 
 class Predictions(Protocol):
-    """What a model output for the evaluation rows, in a form that pydantic can write and read."""
+    """The output of a model for the evaluation rows, in a form that pydantic can write and read."""
 
     @property
     def seconds(self) -> float:
@@ -62,7 +62,7 @@ class EvalSet(Generic[O_co]):
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """What is measured besides the scores; None where it does not apply."""
+    """Measurements besides the scores; None where one does not apply."""
 
     calibration: Calibration | None = None
     style: Style | None = None

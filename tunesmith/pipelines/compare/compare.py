@@ -20,7 +20,6 @@ from tunesmith.data.splits.split import Split
 from tunesmith.errors import CheckpointError, RecipeError, TunesmithError
 from tunesmith.evaluation.predict import question, subsample
 from tunesmith.events import Note, StageStarted
-from tunesmith.models.loading.device import choose_machine
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import ArmAnswers
 from tunesmith.pipelines.compare.arm_kinds import kind_of, trains_on_rows
@@ -41,9 +40,10 @@ from tunesmith.pipelines.compare.selection import (
 from tunesmith.retrieval.chunks import ROWS
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.prepare import audited, read_data
-from tunesmith.training.run_folder import RunLockedError, exclusive_lock
+from tunesmith.training.run_folder import RunLockedError, exclusive_lock, identity_of, pin_machine
 
 PAGE, HTML, RECIPE = "comparison.json", "report.html", "recipe.yaml"
+MACHINE = "machine.json"  # settings of the machine that timed the first arms
 # Keys of a recipe that no answer of an arm depends on.
 KEYS_WITHOUT_EFFECT: Any = {"arms": True, "machine": True, "style": True, "compare": {"margin"}}
 # Keys of the recipe that have an older name in identity.json, so that a comparison keeps its folder.
@@ -89,7 +89,7 @@ def compare(
     read_style_rules(recipe, offline=offline)
     objective = _bound_objective(recipe, split)
     folder = _open_folder(recipe, out, split, minutes=options.minutes)
-    recipe = _on_first_machine(recipe, folder)
+    recipe = pin_machine(recipe, folder / MACHINE)  # times of two machines are not comparable
     context = ComparisonContext(
         recipe=recipe.model_copy(update={"objective": objective}),
         source=recipe,
@@ -126,7 +126,7 @@ def reopened(folder: Path, *, callbacks: Callbacks, key: str = "", offline: bool
         key: of a server.
         offline: do not access the network.
     """
-    recipe = _on_first_machine(load_recipe(folder / RECIPE)[0], folder)
+    recipe = pin_machine(load_recipe(folder / RECIPE)[0], folder / MACHINE)
     split = _read_split(recipe, offline=offline)
     objective = _bound_objective(recipe, split)
     bound = recipe.model_copy(update={"objective": objective})
@@ -172,16 +172,6 @@ def _bound_objective(recipe: Recipe, split: Split) -> Classify | Instruct:
     return objective
 
 
-def _on_first_machine(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe on the machine that timed the first arms: times of two machines are not comparable."""
-    file, machine = folder / "machine.json", recipe.machine
-    if not file.exists():
-        chosen = choose_machine(device=machine.device, dtype=machine.dtype, threads=machine.threads)
-        pinned = {"device": chosen.device, "dtype": chosen.dtype, "threads": chosen.threads}
-        write_whole(file, machine.model_copy(update=pinned).model_dump_json())
-    return recipe.model_copy(update={"machine": read_page(file, type(machine))})
-
-
 def _open_folder(recipe: Recipe, out: Path | None, split: Split, *, minutes: float) -> Path:
     """Create or reopen the folder of a comparison. Raises CheckpointError if it contains something else."""
     # Stored answers belong to rows by their position, so the rows must be equal in every character and in order.
@@ -194,8 +184,7 @@ def _open_folder(recipe: Recipe, out: Path | None, split: Split, *, minutes: flo
     parts.append(("minutes", f"{minutes:g}"))
     settings = recipe.model_dump(mode="json", exclude=KEYS_WITHOUT_EFFECT)
     settings["compare"] = {IDENTITY_KEYS.get(key, key): value for key, value in settings["compare"].items()}
-    content = [settings, parts, _document_digests(recipe.documents.source)]
-    identity = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    identity = identity_of(settings, parts, _document_digests(recipe.documents.source))
     stem = re.sub(r"[^\w.]+", "-", Path(recipe.data.train).stem)
     folder = out or Path("comparisons") / f"{stem}-{identity[:6]}"
     page = folder / "identity.json"
@@ -207,7 +196,7 @@ def _open_folder(recipe: Recipe, out: Path | None, split: Split, *, minutes: flo
             fix = "give another --out or delete the folder"
             raise CheckpointError(f"{folder}: contains a comparison of {other}; {fix}")
         if known["identity"] != identity:  # no arm has answered, and these choices belong to another comparison
-            for name in ("machine.json", CHOICES):
+            for name in (MACHINE, CHOICES):
                 (folder / name).unlink(missing_ok=True)
     elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and is not a comparison; give another --out")

@@ -148,14 +148,10 @@ def need(
     folder = open_run(recipe, out, prefix="need-", file=NEED)
     with exclusive_lock(folder.path):
         folder = open_run(recipe, folder.path, file=NEED)  # read again: another process may have written it meanwhile
-        if folder.begun:  # all cells run on the machine of the first one
-            recipe = recipe.model_copy(update={"machine": type(recipe.machine)(**folder.page()["machine"])})
+        recipe = folder.pinned(recipe)  # all cells run on the machine of the first one
         context = prepare(recipe, on_event=callbacks.on_event, offline=offline)
         _check(options, context)
-        machine, fingerprint = context.machine, context.base.fingerprint
-        folder.check_base(recipe.model, fingerprint)
-        pinned = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
-        folder.begin({"machine": pinned, "base": fingerprint})
+        folder.start(recipe, machine=context.machine, base=context.base.fingerprint)
         run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder.path, callbacks, offline)
         sizes, notes = _sizes(run, options.minutes)
         cells = [run.cell(rows, seed) for rows in sizes for seed in range(SEEDS)]
