@@ -17,9 +17,9 @@ from tunesmith.training.prepare import TrainingContext, read_data
 SEEN_TOO_OFTEN = 0.5
 
 
-def recipe_file(found: ModelSource) -> Path | None:
+def recipe_file(source: ModelSource) -> Path | None:
     """Return the recipe file of a run; None if it is missing or the model is not a run."""
-    file = found.folder.parent / "recipe.yaml" if found.kind == "run" and found.folder else None
+    file = source.folder.parent / "recipe.yaml" if source.kind == "run" and source.folder else None
     return file if file is not None and file.exists() else None
 
 
@@ -34,11 +34,11 @@ def recipe_of(page: Path, part: str) -> Recipe:
     return recipe.parts.get(part, recipe)
 
 
-def find_seen_rows(found: ModelSource, examples: Sequence[Example], *, part: str = "", offline: bool) -> list[str]:
+def find_seen_rows(source: ModelSource, examples: Sequence[Example], *, part: str = "", offline: bool) -> list[str]:
     """Count the rows whose prompt is among the training rows of a run or of the runs it was tuned over.
 
     Args:
-        found: the model; the training rows of anything but a run are unknown.
+        source: the model; the training rows of anything but a run are unknown.
         examples: the rows.
         part: one task of the run; empty for all.
         offline: do not access the network.
@@ -46,19 +46,19 @@ def find_seen_rows(found: ModelSource, examples: Sequence[Example], *, part: str
     Returns:
         At most one note: how many rows were seen, or why that could not be checked.
     """
-    name, trained = found.name, set[str]()
-    while found.kind == "run":
-        file = recipe_file(found)
+    name, trained = source.name, set[str]()
+    while source.kind == "run":
+        file = recipe_file(source)
         if file is None:
-            return [f"{found.name}: recipe.yaml is missing, so contamination of these rows was not checked"]
+            return [f"{source.name}: recipe.yaml is missing, so contamination of these rows was not checked"]
         try:
             recipe = recipe_of(file, part)
             for task in recipe.tasks.values():
                 trained.update(map(prompt_text, read_data(task, offline=offline).split.train))
-            found = identify(recipe.model, offline=offline)
+            source = identify(recipe.model, offline=offline)
             part = ""
         except TunesmithError as error:
-            return [f"{found.name}: contamination of these rows was not checked ({error})"]
+            return [f"{source.name}: contamination of these rows was not checked ({error})"]
     count = sum(prompt_text(example) in trained for example in examples)
     if not count:
         return []

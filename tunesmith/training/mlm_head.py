@@ -65,11 +65,11 @@ def how_made(out: Path) -> str:
     return (out / "base_head.txt").read_text(encoding="utf-8")
 
 
-def open_base(found: ModelSource, objective: AnyObjective, *, place: Path, offline: bool) -> LocalModel | None:
+def open_base(source: ModelSource, objective: AnyObjective, *, place: Path, offline: bool) -> LocalModel | None:
     """Open the base model of an encoder's run with the head that the run started with.
 
     Args:
-        found: the run.
+        source: the run.
         objective: its objective.
         place: folder with the head: that of the run or of a task.
         offline: do not access the network.
@@ -80,13 +80,13 @@ def open_base(found: ModelSource, objective: AnyObjective, *, place: Path, offli
     Raises:
         CheckpointError: the head is missing.
     """
-    assert found.folder is not None
-    manifest = read_manifest(found.folder)
+    assert source.folder is not None
+    manifest = read_manifest(source.folder)
     if manifest.family == "decoder":
         return None
     saved = find_folder(place / "base_head")
     if saved is None:
-        raise CheckpointError(f"{found.name}: base_head/ is missing; restore it or run `tunesmith tune` again")
+        raise CheckpointError(f"{source.name}: base_head/ is missing; restore it or run `tunesmith tune` again")
     base = read_base(manifest, offline=offline)
     policy = Policy.over(base.network, family=base.family)
     policy.head = objective.head(policy)
