@@ -194,21 +194,20 @@ def fit_calibration(prepared: TrainingContext, model: LocalModel) -> None:
         prepared: the run.
         model: the tuned model; changed in place.
     """
-    for name, task in prepared.subtasks.items():
-        view = model.at(name)
-        fit_calibration(task, view)
-        model.temperatures = {**model.temperatures, name: view.temperature}
-        if view.threshold is not None:
-            model.thresholds = {**model.thresholds, name: view.threshold}
-    validation = prepared.loaded.split.validation
-    if not _can_be_calibrated(prepared):
-        return
-    labels = _label_indices(prepared, validation)
-    logits = model.label_logits([question(e) for e in validation]).numpy()
-    model.temperature = calibration.fit_temperature(logits, labels)
-    probabilities = calibration.softmax(logits, temperature=model.temperature)
-    right = probabilities.argmax(axis=1) == labels
-    model.threshold = calibration.threshold_for(probabilities.max(axis=1), right, TARGET_ACCURACY)
+    for name, task in prepared.tasks.items():
+        view = model.at(name)  # the model itself if it has a single task
+        if _can_be_calibrated(task):
+            validation = task.loaded.split.validation
+            labels = _label_indices(task, validation)
+            logits = view.label_logits([question(e) for e in validation]).numpy()
+            view.temperature = calibration.fit_temperature(logits, labels)
+            probabilities = calibration.softmax(logits, temperature=view.temperature)
+            right = probabilities.argmax(axis=1) == labels
+            view.threshold = calibration.threshold_for(probabilities.max(axis=1), right, TARGET_ACCURACY)
+        if view is not model:
+            model.temperatures = {**model.temperatures, name: view.temperature}
+            if view.threshold is not None:
+                model.thresholds = {**model.thresholds, name: view.threshold}
 
 
 def reliability(prepared: TrainingContext, model: LocalModel, tuned: AnswerSet) -> Calibration | None:

@@ -194,7 +194,7 @@ class Batches:
         return self._halve(self._all_indices())
 
     def at_once(self, tokens: int) -> None:
-        """Limit micro-batches to so many tokens; a longer row is a micro-batch by itself."""
+        """Limit the tokens of a micro-batch; a longer row is a micro-batch by itself."""
         self.sampler = replace(self.sampler, tokens=tokens)
 
     def _halve(self, batches: Sequence[Sequence[int]]) -> int:
@@ -249,7 +249,7 @@ class MultitaskBatches:
         return half
 
     def at_once(self, tokens: int) -> None:
-        """Limit micro-batches to so many tokens; a longer row is a micro-batch by itself."""
+        """Limit the tokens of a micro-batch; a longer row is a micro-batch by itself."""
         self.mixture = replace(self.mixture, tokens=tokens)
 
 

@@ -20,8 +20,8 @@ from tunesmith.training.prepare import TrainingContext
 # Rows of each task whose gradients are compared, the same at each validation, and rows of one backward pass.
 ROWS_COMPARED = 16
 BATCH_SIZE = 4
-# Gradient values that are compared: all of an adapter, every n-th of a whole network, of which one gradient per task
-# would need the memory of its weights.
+# Gradient values that are compared: all of an adapter, every n-th of a whole network, because a full gradient per task
+# would take the memory of the weights each.
 MAX_GRADIENT_VALUES = 20_000_000
 
 

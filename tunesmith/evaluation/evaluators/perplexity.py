@@ -74,9 +74,9 @@ class PerplexityEvaluator:
         """Compare base and tuned model by the headline metric and the metrics reported with it."""
         clusters = groups_of(self._examples)
         return [
-            as_task(compare(one, base.told, tuned.told, groups=clusters), name=name, metric=one)
-            for one in REPORTED[self._objective.metric]
-            if can_tell(one, base.told)
+            as_task(compare(metric, base.told, tuned.told, groups=clusters), name=name, metric=metric)
+            for metric in REPORTED[self._objective.metric]
+            if can_tell(metric, base.told)
         ]
 
     def score(self, predictions: PerplexityPredictions, *, name: str) -> list[Score]:
@@ -84,13 +84,13 @@ class PerplexityEvaluator:
         return [
             Score(
                 name=name,
-                metric=one,
-                score=rate(one, predictions.told),
-                ci95=rate_interval(one, predictions.told, groups=groups_of(self._examples)),
+                metric=metric,
+                score=rate(metric, predictions.told),
+                ci95=rate_interval(metric, predictions.told, groups=groups_of(self._examples)),
                 n=len(predictions.told),
             )
-            for one in REPORTED[self._objective.metric]
-            if can_tell(one, predictions.told)
+            for metric in REPORTED[self._objective.metric]
+            if can_tell(metric, predictions.told)
         ]
 
     def compare_arms(
