@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tunesmith.annotation.assignment import NO_OVERLAP, Overlap
 from tunesmith.annotation.items import ANSWER, AnswerSide, Item, prompt_key, read_items, sample
@@ -30,6 +28,7 @@ from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives.instruct import asked, with_wording
 from tunesmith.pipelines.evaluate import OWN_BASE, chosen_wording
 from tunesmith.training.prepare import read_data
+from tunesmith.training.run_folder import identity_of
 
 # Answers that are written to the store at once; an interrupt loses at most these.
 BATCH_SIZE = 32
@@ -187,8 +186,7 @@ class CompletionSource:
 
     def drawing(self, weights: str) -> str:
         """Return a digest of everything that determines an answer to a prompt."""
-        values: list[Any] = [weights, self.found.base, self.wording, self.limit, asdict(self.sampling)]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+        return identity_of(weights, self.found.base, self.wording, self.limit, asdict(self.sampling))
 
 
 def completion_sources(name: str, against: str, sampling: Sampling, *, offline: bool) -> list[CompletionSource]:

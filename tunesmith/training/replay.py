@@ -133,12 +133,27 @@ def _noted(prepared: TrainingContext, note: str, on_event: EventHandler) -> Trai
 
 
 def _texts_of_file(prepared: TrainingContext, count: int, *, offline: bool) -> list[str]:
-    """Return texts of the user's file for `count` windows, without near-duplicates of held-out documents."""
+    """Return texts of the user's file for `count` windows, without near-duplicates of held-out documents.
+
+    A file with more text is sampled: an excerpt each of as many texts as possible.
+    """
     split, recipe = prepared.loaded.split, prepared.recipe
     held_out = [*split.validation, *split.test]
+    limit = recipe.data.max_tokens
     texts = [example for example in general_texts(recipe, offline=offline) if isinstance(example, Text)]
-    sampled = _without_near_duplicates(_excerpts(texts, SPARE * count, recipe), held_out)
-    if windows(map(size_of, sampled), recipe.data.max_tokens) < count:
+    rng = random.Random(f"{recipe.seed}/replay texts")
+    size = max(1, SPARE * count // len(texts)) * limit * BYTES_A_TOKEN
+    excerpts: dict[int, Text] = {}
+    total = 0
+    for index in rng.sample(range(len(texts)), len(texts)):
+        if total >= SPARE * count:
+            break
+        text = texts[index].text
+        start = rng.randrange(len(text) - size) if len(text) > size else 0
+        excerpts[index] = replace(texts[index], text=text[start : start + size])
+        total += windows([size_of(excerpts[index])], limit)
+    sampled = _without_near_duplicates([excerpts[index] for index in sorted(excerpts)], held_out)
+    if windows(map(size_of, sampled), limit) < count:
         sampled = _without_near_duplicates(texts, held_out)
     return [example.text for example in sampled]
 
@@ -146,22 +161,6 @@ def _texts_of_file(prepared: TrainingContext, count: int, *, offline: bool) -> l
 def _without_near_duplicates(texts: Sequence[Text], held_out: Sequence[Example]) -> list[Text]:
     duplicates = near_copies(texts, held_out)
     return [text for index, text in enumerate(texts) if index not in duplicates]
-
-
-def _excerpts(texts: Sequence[Text], count: int, recipe: Recipe) -> list[Text]:
-    """Sample excerpts of texts for about `count` windows, from as many texts as possible."""
-    rng, limit = random.Random(f"{recipe.seed}/replay texts"), recipe.data.max_tokens
-    size = max(1, count // len(texts)) * limit * BYTES_A_TOKEN
-    excerpts: dict[int, Text] = {}
-    total = 0
-    for index in rng.sample(range(len(texts)), len(texts)):
-        if total >= count:
-            break
-        text = texts[index].text
-        start = rng.randrange(len(text) - size) if len(text) > size else 0
-        excerpts[index] = replace(texts[index], text=text[start : start + size])
-        total += windows([size_of(excerpts[index])], limit)
-    return [excerpts[index] for index in sorted(excerpts)]
 
 
 def _sampled_texts(prepared: TrainingContext, count: int, partial: Path, on_event: EventHandler) -> list[str]:

@@ -153,14 +153,26 @@ def _python_reward(name: str, key: str) -> Scorer:
 
 
 def _module(location: str) -> ModuleType:
-    """Import a module or file, again if the file has changed: notebooks edit rewards between runs."""
+    """Import a module or file, again if the file has changed: notebooks edit rewards between runs.
+
+    A file may import modules of its own directory, also while it scores.
+    """
     modified, module = _IMPORTED.get(location, (0, None))
     if module is not None and modified == _modified(module):
         return module
-    if location.endswith(".py"):
-        imported = _from_file(Path(location))
-    else:
+    if not location.endswith(".py"):
         imported = importlib.import_module(location) if module is None else importlib.reload(module)
+        _IMPORTED[location] = (_modified(imported), imported)
+        return imported
+    path = Path(location)
+    spec = importlib.util.spec_from_file_location(str(path.resolve()), path)  # a unique name
+    if spec is None or spec.loader is None or not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    imported = importlib.util.module_from_spec(spec)
+    if (directory := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(directory)
+    sys.modules[spec.name] = imported  # dataclasses look up their module there
+    spec.loader.exec_module(imported)
     _IMPORTED[location] = (_modified(imported), imported)
     return imported
 
@@ -169,19 +181,6 @@ def _modified(module: ModuleType) -> int:
     """Return the modification time of a module's file in nanoseconds; 0 for a module without a file."""
     file = Path(str(module.__file__))
     return file.stat().st_mtime_ns if file.is_file() else 0
-
-
-def _from_file(path: Path) -> ModuleType:
-    """Import a file; it may import modules of its own directory, also while it scores."""
-    spec = importlib.util.spec_from_file_location(str(path.resolve()), path)  # a unique name
-    if spec is None or spec.loader is None or not path.exists():
-        raise FileNotFoundError(f"no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    if (directory := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(directory)
-    sys.modules[spec.name] = module  # dataclasses look up their module there
-    spec.loader.exec_module(module)
-    return module
 
 
 def _call(name: str, function: Callable[[Completion], Any], completion: Completion) -> float:

@@ -301,7 +301,11 @@ def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) ->
 
     def loss() -> float:
         if policy.head is not None and isinstance(learner, Classify) and not learner.multi:
-            return _calibrated_loss(learner, policy, batches.all())
+            rows = batches.all()
+            logits = torch.cat([learner.logits(batch.to(policy.device), policy).cpu() for batch in rows]).numpy()
+            labels = torch.cat([batch.labels.argmax(dim=1) for batch in rows if batch.labels is not None]).numpy()
+            temperature = calibration.fit_temperature(logits, labels)
+            return calibration.nll(calibration.softmax(logits, temperature=temperature), labels)
         total, units = 0.0, 0
         for batch in prepare_batches(policy, learner, batches.all()):
             result = learner.loss(batch, policy)
@@ -315,14 +319,6 @@ def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) ->
         return True
 
     return retry_smaller(loss, halve)
-
-
-def _calibrated_loss(objective: Classify, policy: Policy, batches: Sequence[Batch]) -> float:
-    """Return the cross-entropy per row of a head's labels at its best temperature."""
-    logits = torch.cat([objective.logits(batch.to(policy.device), policy).cpu() for batch in batches]).numpy()
-    labels = torch.cat([batch.labels.argmax(dim=1) for batch in batches if batch.labels is not None]).numpy()
-    temperature = calibration.fit_temperature(logits, labels)
-    return calibration.nll(calibration.softmax(logits, temperature=temperature), labels)
 
 
 @dataclass(frozen=True, slots=True)
