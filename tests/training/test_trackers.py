@@ -73,7 +73,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(run: Path) -> None:
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_missing_library_is_told_with_its_cure(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", without("torch.utils.tensorboard", "tensorboardX", name))
-    with pytest.raises(RecipeError, match=rf"{name} is not installed; pip install 'tunesmith\[track\]'"):
+    with pytest.raises(RecipeError, match=rf"{name} is not installed; run pip install 'tunesmith\[track\]'"):
         open_trackers([name], run=run, config={})
 
 

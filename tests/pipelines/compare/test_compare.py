@@ -464,7 +464,7 @@ def test_a_budget_that_is_too_small_says_how_much_is_enough_and_nothing_is_asked
 
 
 def test_two_processes_do_not_compare_in_one_folder(tmp_path: Path) -> None:
-    with exclusive_lock(tmp_path / "out"), pytest.raises(CheckpointError, match="out: another process is at work"):
+    with exclusive_lock(tmp_path / "out"), pytest.raises(CheckpointError, match="out: locked by another process"):
         run(recipe(tmp_path, arms=["prompt", "few-shot"]), tmp_path / "out")
 
 
@@ -476,7 +476,7 @@ def test_an_arm_that_another_process_is_making_has_not_failed(tmp_path: Path, mo
             return known(contest, name)
 
     monkeypatch.setattr("tunesmith.pipelines.compare.compare.run_arm", answered)
-    with pytest.raises(CheckpointError, match="tuned: another process is at work"):
+    with pytest.raises(CheckpointError, match="tuned: locked by another process"):
         run(recipe(tmp_path, arms=["prompt", "few-shot", "tuned"]), tmp_path / "out")
 
 

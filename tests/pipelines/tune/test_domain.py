@@ -64,7 +64,7 @@ def test_a_decoder_learns_texts_and_everything_about_the_run_is_written(tmp_path
     assert report.retention is not None
     general = len((run.folder / "replay.jsonl").read_text().splitlines())
     assert f"{general // 2} general rows mixed in" in report.data.notes[-1]
-    assert f"{general} of them over 2 passes" in report.data.notes[-1]
+    assert f"{general} different ones over 2 epochs" in report.data.notes[-1]
     lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 9
     assert all(line["score_tuned"] > line["score_base"] for line in lines)

@@ -229,5 +229,5 @@ def test_every_loss_raises_the_preferred_answers(tmp_path: Path, loss: str):
 
 def test_thumbs_are_refused_where_a_loss_needs_pairs(tmp_path: Path):
     made = recipe(tmp_path, thumbs(), "llama", objective={"kind": "preference", "loss": "dpo"})
-    with pytest.raises(DataError, match=r"objective\.loss dpo compares two answers, .* write loss: kto"):
+    with pytest.raises(DataError, match=r"objective\.loss dpo compares two completions, .* set loss: kto"):
         tune(made, tmp_path / "run")

@@ -233,7 +233,7 @@ def test_a_module_of_rewards_may_hold_dataclasses_and_import_what_lies_beside_it
     (tmp_path / "beside_rules.py").write_text("SIZE = 2.0\n", "utf-8")
     (tmp_path / "rich.py").write_text(RICH, "utf-8")
     assert scorer_of(Rl(reward=f"{tmp_path}/rich.py:late"))([attempt()]) == [2.0]
-    for name, said in (("odd", "give a finite number"), ("huge", "rows:1: the weighted sum is 1e.39; give smaller")):
+    for name, said in (("odd", "expected a finite number"), ("huge", "rows:1: the weighted sum is 1e.39; use smaller")):
         with pytest.raises(RewardError, match=said):
             scorer_of(Rl(reward=f"{tmp_path}/rich.py:{name}"))([attempt()])
 
@@ -349,5 +349,5 @@ def test_the_page_shows_the_reward_and_what_it_was_paid_with(rules: Path, tmp_pa
     run = tune(made(tmp_path, f"{rules}:short"), tmp_path / "run")
     write_reports(run.folder)
     page = (run.folder / "report.html").read_text(encoding="utf-8")
-    assert "What the reward was paid with" in page
-    assert "nats a token from the start" in page
+    assert "Side effects of optimizing the reward" in page
+    assert "nats per token, on sampled answers" in page

@@ -193,9 +193,9 @@ def test_one_process_works_in_a_folder_and_nothing_is_left_of_its_lock(tmp_path:
     place = tmp_path / "runs" / "one"
     with exclusive_lock(place):
         assert [one.name for one in place.parent.iterdir()] == [".one.lock"]
-        with pytest.raises(CheckpointError, match="another process is at work"), exclusive_lock(place):
+        with pytest.raises(CheckpointError, match="locked by another process"), exclusive_lock(place):
             pass
-        with pytest.raises(CheckpointError, match="another process is at work"), exclusive_lock(place):
+        with pytest.raises(CheckpointError, match="locked by another process"), exclusive_lock(place):
             pass  # the lock is still there
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".two.lock").touch()  # of a process that was killed
@@ -255,7 +255,9 @@ def test_a_run_over_a_base_of_a_relative_path_is_used_from_anywhere(tmp_path: Pa
     monkeypatch.chdir(tmp_path / "runs" / "elsewhere")
     assert load("../here").classify(["good 1"]) == answer
     shutil.move(tmp_path / "tiny", tmp_path / "moved")
-    with pytest.raises(ModelError, match=r"^tiny: .*; if it is a folder, start where the run was tuned"):
+    with pytest.raises(
+        ModelError, match=r"^tiny: .*; if it is a relative path, run this in the directory of the tuning run"
+    ):
         load("../here", offline=True)
 
 
