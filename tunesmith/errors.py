@@ -1,17 +1,17 @@
-"""The errors a user can meet, as one tree.
+"""The errors that user input can cause.
 
-TunesmithError            exit 2: the user's input is wrong
-├── DataError             a row, a file or a column
-│   ├── RowError          rows that no run can read
-│   └── UnsettledError    rows of a known shape that do not say what to learn
-├── RecipeError           a key, a value or a pair that cannot work
-├── TemplateError         a chat format that cannot be masked, or differs from the run's
-├── ModelError            a model that cannot be found, read or trusted
-├── CheckpointError       a run folder that is broken, foreign or not a run
-├── RewardError           a reward that fails or gives no number
-└── Refused               exit 1: the input is well-formed, and the data or a gate says no
+TunesmithError            exit 2: invalid input
+├── DataError             invalid row, file or column
+│   ├── RowError          rows that cannot be parsed
+│   └── UnsettledError    rows of a known format that fit several objectives
+├── RecipeError           unknown key, invalid value or unsupported combination
+├── TemplateError         chat template that cannot be masked, or differs from that of the run
+├── ModelError            model not found, unreadable or not trusted
+├── CheckpointError       run folder damaged, of another base, or not a run
+├── RewardError           reward function failed or returned no number
+└── Refused               exit 1: data check or quality gate failed
 
-Each message is one line: place, finding, cure. Anything else that is raised is our own bug.
+Each message is `place: problem; fix`, one line per problem. Any other exception is a bug in Tunesmith.
 """
 
 import re
@@ -19,59 +19,61 @@ from collections.abc import Sequence
 
 _MEMBER = re.compile(r"(constrained-)?(float|int|str|bool|list|dict|tuple)\b|literal\[|function-")
 
-_NAMING = ("where", "tasks")  # what stands below these is a name that a person gave
+_NAMING = ("where", "tasks")  # sections whose keys are names chosen by the user
 
 
-def briefly(said: object) -> str:
-    """The first 200 characters of an error, or of what a library says of one, on one line."""
-    return " ".join(str(said).split())[:200] or type(said).__name__
+def briefly(error: object) -> str:
+    """Return the first 200 characters of an error or of its text on one line; the class name if it has no text."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class TunesmithError(Exception):
-    """An error whose text is meant for the user: `place: finding; cure`."""
+    """Base class of all errors caused by user input; the text is `place: problem; fix`."""
 
     exit_code = 2
 
 
 class DataError(TunesmithError):
-    """A row, a file or a column is not what the recipe needs."""
+    """A row, a file or a column is not what the recipe requires."""
 
 
 class RowError(DataError):
-    """Rows that no run can read, each with its fault: `tunesmith audit --fix` drops them."""
+    """Rows cannot be parsed; `tunesmith audit --fix` drops them."""
 
 
 class UnsettledError(DataError):
-    """Rows of a known shape that leave open what is to be learned: a guess would be wrong."""
+    """Rows of a known format fit several objectives, and the recipe does not name one."""
 
 
 class RecipeError(TunesmithError):
-    """A recipe holds an unknown key, a wrong value or a pair that cannot work."""
+    """A recipe contains an unknown key, an invalid value or an unsupported combination."""
 
 
 class TemplateError(TunesmithError):
-    """A chat format cannot be masked safely, or is not the one a run was trained with."""
+    """A chat template cannot be masked safely, or is not the one a run was trained with."""
 
 
 class ModelError(TunesmithError):
-    """A model cannot be found, read or trusted."""
+    """A model is not found, cannot be read, or is not trusted."""
 
 
 class CheckpointError(TunesmithError):
-    """A run folder is broken, foreign, or made for another base."""
+    """A run folder is damaged, belongs to another base model, or is not a run."""
 
 
 class RewardError(TunesmithError):
-    """A reward raised an error or gave something that is no number."""
+    """A reward function raised an error or did not return a number."""
 
 
 class Refused(TunesmithError):
-    """The input is well-formed, and the data or a gate says no."""
+    """A data check or a quality gate failed; the input itself is valid."""
 
     exit_code = 1
 
 
-def key_of(place: Sequence[int | str]) -> list[str]:
-    """The keys that a person wrote of a place that pydantic names: without the members of unions in it."""
-    told = ["", *map(str, place)]
-    return [part for before, part in zip(told, told[1:], strict=False) if before in _NAMING or not _MEMBER.match(part)]
+def key_of(location: Sequence[int | str]) -> list[str]:
+    """Return the keys of a pydantic error location without the union members that pydantic inserts."""
+    parts = ["", *map(str, location)]
+    return [
+        part for before, part in zip(parts, parts[1:], strict=False) if before in _NAMING or not _MEMBER.match(part)
+    ]

@@ -22,14 +22,14 @@ def test_a_second_time_it_is_left_as_it_is(command: Command, review_file: Path, 
     before = out.read_text()
     again = command("init", review_file, "--out", out, "--technique", "full")
     assert (again.code, out.read_text()) == (2, before)
-    assert "exists and is left as it is" in again.err
+    assert "already exists and is not overwritten" in again.err
 
 
 def test_programs_get_the_recipe_with_its_reasons(command: Command, review_file: Path, tmp_path: Path) -> None:
     done = command("init", review_file, "--out", tmp_path / "r.yaml", "--json", "--set", "data.test=0.3")
     page = json.loads(done.out)
     assert page["recipe"]["data"]["test"] == 0.3
-    assert page["reasons"]["data.test"] == "as asked"
+    assert page["reasons"]["data.test"] == "set on the command line"
     assert page["left_out"] == {}
 
 

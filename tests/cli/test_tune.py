@@ -31,7 +31,7 @@ def test_rows_alone_are_enough_and_the_result_is_told(command: Command, review_f
     assert folder.name.startswith("reviews-classify-lora-llama-")
     for said in (
         "detected text_label: text -> input text, label -> target",
-        "rows with the same 'group' stay on one side of the split",
+        "rows with the same 'group' stay in one split",
         "60 rows: train 42, validation 6, test 12",
         "cpu with 1 thread",
         "validation loss",
@@ -162,8 +162,8 @@ def _notes() -> str:
     """What is said of the review file before anything else."""
     return (
         "detected text_label: text -> input text, label -> target\n"
-        "rows with the same 'group' stay on one side of the split (--set data.group= for no groups)\n"
-        "passes over the training rows: 5, about 14 steps (--set schedule.epochs=N for others)\n"
+        "rows with the same 'group' stay in one split (--set data.group= for no groups)\n"
+        "epochs: 5, about 14 steps (change with --set schedule.epochs=N)\n"
     )
 
 

@@ -36,8 +36,8 @@ def test_rows_alone_become_the_default_recipe_and_what_was_found_is_told(reviews
     assert (recipe.data.train, recipe.data.group) == (str(reviews), "thread")
     assert asked.notes == (
         "detected text_label: text -> input text, label -> target",
-        "rows with the same 'thread' stay on one side of the split (--set data.group= for no groups)",
-        "passes over the training rows: 5, about 9 steps (--set schedule.epochs=N for others)",
+        "rows with the same 'thread' stay in one split (--set data.group= for no groups)",
+        "epochs: 5, about 9 steps (change with --set schedule.epochs=N)",
     )
     assert resolve_recipe(reviews, changes=["schedule.epochs=2"]).recipe.schedule.epochs == 2
     whole = resolve_recipe(reviews, changes=["schedule={epochs: 2}"])
@@ -106,10 +106,10 @@ def test_a_technique_may_be_named_behind_its_settings(words: dict[str, Any]):
 def test_gradient_accumulation_that_nothing_is_multiplied_by_is_told_and_not_lost():
     raw = {"data": "x.jsonl", "objective": "classify", "gradient_accumulation_steps": 4}
     assert make_recipe(raw, place="r")[1] == [
-        "gradient_accumulation_steps is left out: schedule.batch_rows counts the rows of a whole step"
+        "gradient_accumulation_steps is ignored: schedule.batch_rows is the number of rows per optimizer step"
     ]
     assert (
-        "left out"
+        "is ignored"
         in make_recipe({**raw, "micro_batch_size": 2, "gradient_accumulation_steps": "auto"}, place="r")[1][0]
     )
     (note,) = make_recipe({**raw, "micro_batch_size": 2}, place="r")[1]
@@ -190,17 +190,17 @@ def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "finding"),
     [
-        ("objective: domain\nobjective: instruct\n", r"'objective' stands twice in line 2"),
-        ("objective: {kind: multitask, tasks: {true: {}}}\n", r"'true' is a truth value here, quote it"),
-        ("objective: domain\nreplay: 0.1\n", r"replay: has to be a mapping of keys \(found 0.1\)"),
-        ("objective: {kind: domain, terms: pump}\n", r"objective\.terms: has to be a list"),
+        ("objective: domain\nobjective: instruct\n", r"duplicate key 'objective' in line 2"),
+        ("objective: {kind: multitask, tasks: {true: {}}}\n", r"the key 'true' is a boolean, quote it"),
+        ("objective: domain\nreplay: 0.1\n", r"replay: expected a mapping of keys \(got 0.1\)"),
+        ("objective: {kind: domain, terms: pump}\n", r"objective\.terms: expected a list"),
         (
             "objective: {kind: multitask, tasks: {my task: {}}}\n",
-            r"objective\.tasks\.my task: a name begins with a letter",
+            r"objective\.tasks\.my task: expected a name",
         ),
         (
             "objective: {kind: multitask, tasks: {a: {data: {train: x, max_tokens: 9}, objective: domain}}}\n",
-            r"tasks\.a\.data\.max_tokens', data\.max_tokens is for all tasks; keys here: group, rows, test",
+            r"tasks\.a\.data\.max_tokens', data\.max_tokens applies to all tasks; known keys: group, rows, test",
         ),
     ],
 )
@@ -227,19 +227,19 @@ def test_what_a_recipe_writes_beside_a_shorthand_is_kept():
     [
         ("seed: -1", "seed: .* greater than or equal to 0"),
         ("seed: 20261126154500", "seed: .* less than 2147483648"),
-        ("seed: 2024-13-45", "not YAML .month must be in 1..12.; mend that line"),
-        ("style: " + "[" * 3000, "not YAML .*; mend that line"),
+        ("seed: 2024-13-45", "invalid YAML .month must be in 1..12.; fix this line"),
+        ("style: " + "[" * 3000, "invalid YAML .*; fix this line"),
         ("schedule: {epochs: .inf}", "schedule.epochs: .* finite number"),
         ("gates: {min_delta: .nan}", "gates.min_delta: .* finite number"),
         ("schedule: {eval_steps: -1}", "schedule.eval_steps: .* greater than or equal to 0"),
-        ("schedule: fast\nepochs: 2", "unknown key 'epochs'|schedule: has to be a mapping"),
+        ("schedule: fast\nepochs: 2", "unknown key 'epochs'|schedule: expected a mapping"),
         (
             "technique: [lora]\nlora_r: 8",
-            r"technique: has to be a mapping of keys \(found \['lora'\]\); lora_r belongs",
+            r"technique: expected a mapping of keys, got \['lora'\]; write lora_r",
         ),
-        ("schedule: {epochs: 3}\nnum_train_epochs: 1", "num_train_epochs and schedule.epochs are one setting with two"),
-        ("base_model: smollm2-135m", "base_model and model are one setting with two values; keep one of them"),
-        ("schedule: {epochs: 3, num_train_epochs: 1}", "num_train_epochs and schedule.epochs are one setting"),
+        ("schedule: {epochs: 3}\nnum_train_epochs: 1", "num_train_epochs and schedule.epochs are the same setting"),
+        ("base_model: smollm2-135m", "base_model and model are the same setting with different values; remove one"),
+        ("schedule: {epochs: 3, num_train_epochs: 1}", "num_train_epochs and schedule.epochs are the same setting"),
     ],
 )
 def test_a_recipe_with_nonsense_or_two_values_for_one_setting_is_refused_before_anything_runs(
@@ -249,7 +249,7 @@ def test_a_recipe_with_nonsense_or_two_values_for_one_setting_is_refused_before_
     place.write_text(f"model: minilm-l6\ndata: m.jsonl\nobjective: classify\n{more}\n")
     with pytest.raises(RecipeError, match=finding):
         load_recipe(place)
-    with pytest.raises(RecipeError, match=f"{tmp_path.name}: a folder; name the recipe in it"):
+    with pytest.raises(RecipeError, match=f"{tmp_path.name}: is a folder; name the recipe in it"):
         load_recipe(tmp_path)
 
 
@@ -299,11 +299,11 @@ def test_pefts_r_is_the_rank_and_a_blank_section_is_none():
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        ("bf16=true", "bf16: not a key here: measured and chosen at the start; leave it out"),
-        ("schedule.steps=9", "schedule.steps: not a key here: the length is counted in passes: schedule.epochs"),
-        ("max_steps=9", "max_steps: not a key here: the length is counted in passes: schedule.epochs"),
-        ("load_in_4bit=true", "load_in_4bit: not a key here: technique: qlora keeps the base in 4 bits"),
-        ("technique.modules_to_save=[x]", "technique.modules_to_save: not a key here: an adapter's own numbers"),
+        ("bf16=true", "bf16: not supported: chosen automatically by a measurement; remove it"),
+        ("schedule.steps=9", "schedule.steps: not supported: the length of training is set in epochs: schedule.epochs"),
+        ("max_steps=9", "max_steps: not supported: the length of training is set in epochs: schedule.epochs"),
+        ("load_in_4bit=true", "load_in_4bit: not supported: use technique: qlora"),
+        ("technique.modules_to_save=[x]", "technique.modules_to_save: not supported: only the adapter and the head"),
         ("technique.tokens=9", "unknown key 'technique.tokens'"),  # another technique has it
     ],
 )
@@ -342,8 +342,8 @@ def test_a_recipe_in_json_is_told_from_rows(reviews: Path):
 def test_passes_over_documents_are_counted_in_windows(tmp_path: Path):
     write(tmp_path / "books.jsonl", [{"text": "word " * 3072} for _ in range(32)])
     # 15,360 bytes are about 5,120 tokens, 10 windows of 512: 320 of all, of which 0.7 are trained on.
-    (told,) = [note for note in resolve_recipe(tmp_path / "books.jsonl").notes if note.startswith("passes")]
-    assert told.startswith("passes over the training rows: 5, about 70 steps")
+    (told,) = [note for note in resolve_recipe(tmp_path / "books.jsonl").notes if note.startswith("epochs")]
+    assert told.startswith("epochs: 5, about 70 steps")
 
 
 def test_places_that_no_disk_can_hold_and_pages_in_utf16_are_one_line(reviews: Path, tmp_path: Path):
@@ -380,7 +380,7 @@ def test_letters_beyond_two_bytes_come_through_changes_and_json(reviews: Path, t
     ):
         assert found.objective.instruction == said
     page.write_text('{"data": "a.jsonl", "data": "b.jsonl"}')
-    with pytest.raises(RecipeError, match="'data' stands twice"):
+    with pytest.raises(RecipeError, match="duplicate key 'data'"):
         load_recipe(page)
 
 

@@ -50,7 +50,7 @@ def test_every_decision_has_its_reason_above_it(rows: Path) -> None:
         assert above.strip().startswith("#"), key
     assert "train: reviews.jsonl" in text
     assert "positive 30, negative 30" in text
-    assert "20 values for 60 rows" in text
+    assert "20 values in 60 rows" in text
     assert max(map(len, lines)) <= 120
 
 
@@ -64,7 +64,7 @@ def test_a_recipe_in_another_folder_finds_its_rows(rows: Path) -> None:
 def test_nothing_is_overwritten(rows: Path) -> None:
     out = rows.parent / "recipe.yaml"
     out.write_text("mine")
-    with pytest.raises(RecipeError, match="exists and is left as it is"):
+    with pytest.raises(RecipeError, match="already exists and is not overwritten"):
         draft(str(rows)).write(out)
     assert out.read_text() == "mine"
 
@@ -151,7 +151,7 @@ def test_a_group_column_is_told_by_name_and_values(
     lines = [{"text": f"mail {i}", "label": "ab"[i % 2], column: values[i]} for i in range(60)]
     made = draft(str(write_rows(tmp_path / "r.jsonl", lines)))
     assert made.recipe.data.group == group
-    assert ("name the column" in made.reasons["data.test"]) == (not group)
+    assert ("name its column" in made.reasons["data.test"]) == (not group)
 
 
 def test_columns_of_no_known_name_are_guessed_and_the_guess_is_shown(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_columns_of_no_known_name_are_guessed_and_the_guess_is_shown(tmp_path: P
     made = draft(str(write_rows(tmp_path / "r.jsonl", lines)))
     assert (made.recipe.objective.text, made.recipe.objective.label) == ("words", "mood")  # type: ignore[union-attr]
     assert made.guessed == "--set 'objective={kind: classify, text: words, label: mood}'"
-    assert made.reasons["objective"].startswith("guessed from names and values, so look at it: words -> text")
+    assert made.reasons["objective"].startswith("guessed from column names and values; check it: words -> text")
     again = draft(str(tmp_path / "r.jsonl"), changes=[shlex.split(made.guessed)[1]])
     assert (again.recipe.objective.text, again.recipe.objective.label) == ("words", "mood")  # type: ignore[union-attr]
 
@@ -176,7 +176,7 @@ def test_columns_that_give_no_guess_are_refused_until_they_are_named(tmp_path: P
 def test_what_was_asked_for_is_not_explained_by_us(rows: Path) -> None:
     made = draft(str(rows), changes=["technique=full", "data.max_tokens=99"])
     assert (made.recipe.technique.kind, made.recipe.data.max_tokens) == ("full", 99)
-    assert made.reasons["technique"] == made.reasons["data.max_tokens"] == "as asked"
+    assert made.reasons["technique"] == made.reasons["data.max_tokens"] == "set on the command line"
 
 
 def test_the_small_encoder_is_tuned_in_full_and_asked_nothing(rows: Path) -> None:
@@ -260,9 +260,9 @@ def test_what_axolotl_says_in_vain_is_named_with_the_reason(alpaca: Path) -> Non
         "datasets: more.jsonl", "output_dir", "sample_packing", "optimizer", "bf16", "wandb_name", "warmup_steps",
         "evals_per_epoch", "odd_key",
     }  # fmt: skip
-    assert made.dropped["odd_key"] == "no counterpart here"
+    assert made.dropped["odd_key"] == "no counterpart in Tunesmith"
     text = made.text(alpaca.parent)
-    assert "#   wandb_name: name it under track: [wandb]" in text
+    assert "#   wandb_name: use track: [wandb]" in text
     assert "  # was lora_r\n  rank: 32" in text
     assert "# was micro_batch_size x gradient_accumulation_steps\n  batch_rows: 8" in text
 
@@ -270,7 +270,7 @@ def test_what_axolotl_says_in_vain_is_named_with_the_reason(alpaca: Path) -> Non
 def test_without_an_adapter_axolotl_moves_every_number(alpaca: Path) -> None:
     made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"adapter": None, "val_set_size": 500}))
     assert made.recipe.technique.kind == "full"
-    assert "only for LoRA" in made.dropped["lora_r"]
+    assert "LoRA only" in made.dropped["lora_r"]
     assert made.dropped["val_set_size"].startswith("500 rows")
     assert made.recipe.data.validation == 0.1
 
@@ -299,9 +299,9 @@ def test_axolotl_grpo_is_carried_over_and_its_reward_is_to_be_named(alpaca: Path
     made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"rl": "grpo", "trl": trl}))
     found = made.recipe.objective.model_dump(include={"kind", "beta", "group", "max_new_tokens"})
     assert found == {"kind": "rl", "beta": 0.01, "group": 4, "max_new_tokens": 64}
-    assert made.dropped["trl.reward_funcs"].startswith("objective.reward takes a Python function of one attempt")
-    assert made.dropped["trl.use_vllm"] == "no counterpart here"
-    assert made.dropped["reward"].startswith("to be named as objective.reward")
+    assert made.dropped["trl.reward_funcs"].startswith("objective.reward is a Python function of one completion")
+    assert made.dropped["trl.use_vllm"] == "no counterpart in Tunesmith"
+    assert made.dropped["reward"].startswith("set objective.reward")
 
 
 def test_llama_factorys_lead_and_answer_loss_are_carried_over(alpaca: Path) -> None:
@@ -316,9 +316,9 @@ def test_llama_factorys_ppo_stays_ppo_and_its_reward_model_is_named_with_what_to
     raw = {key: value for key, value in FACTORY.items() if key != "per_device_train_batch_size"}
     made = convert(write(alpaca.parent / "f.yaml", raw | rest))
     assert made.recipe.objective.model_dump()["algorithm"] == "ppo"
-    assert made.dropped["reward_model"].startswith("objective.reward takes a run")
-    assert made.dropped["reward"].startswith("to be named as objective.reward")
-    assert made.dropped["gradient_accumulation_steps"] == "schedule.batch_rows counts the rows of a whole step"
+    assert made.dropped["reward_model"].startswith("objective.reward is a run")
+    assert made.dropped["reward"].startswith("set objective.reward")
+    assert made.dropped["gradient_accumulation_steps"] == "schedule.batch_rows is the number of rows per optimizer step"
 
 
 def test_rows_that_cannot_be_read_come_with_the_command_that_drops_them(tmp_path: Path) -> None:
@@ -352,13 +352,13 @@ def test_axolotl_data_sets_may_be_paths_alone_and_what_is_none_is_told(alpaca: P
         made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": sets, "test_datasets": "held.jsonl"}))
         assert str(made.recipe.data.train).endswith("train.jsonl")
         assert made.recipe.data.validation == "held.jsonl"
-    with pytest.raises(RecipeError, match=r"a\.yaml: datasets: found 7; give a path, or a mapping with one"):
+    with pytest.raises(RecipeError, match=r"a\.yaml: datasets: expected a path or a mapping with a path, got 7"):
         convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": [7]}))
 
 
 def test_what_the_next_command_would_refuse_is_not_written(tmp_path: Path) -> None:
     few = write_rows(tmp_path / "few.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(3)])
-    with pytest.raises(DataError, match="3 rows are too few to hold some of them out; give 10 or more"):
+    with pytest.raises(DataError, match="3 rows are too few for a test split; give 10 or more"):
         draft(str(few))
     more = write_rows(tmp_path / "more.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(30)])
     with pytest.raises(RecipeError, match="objective instruct: needs a decoder, minilm-l6 is an encoder"):
@@ -390,8 +390,8 @@ def test_llama_factory_is_carried_over_by_its_list_of_data_sets(alpaca: Path, ti
 def test_words_where_numbers_stand_are_left_out_with_a_reason(alpaca: Path) -> None:
     words = FACTORY | {"val_size": "auto", "quantization_bit": "nf4"}
     made = convert(write(alpaca.parent / "f.yaml", words), data=str(alpaca))
-    assert made.dropped["val_size"] == "auto: the validation part is a share or a file"
-    assert made.dropped["quantization_bit"] == "nf4: weights are read as they are, or in 4 bits"
+    assert made.dropped["val_size"] == "auto: the validation split is a fraction or a file"
+    assert made.dropped["quantization_bit"] == "nf4: only 4-bit quantization is supported"
     assert made.recipe.technique.kind == "lora"
 
 
@@ -403,7 +403,7 @@ def test_a_data_set_that_is_only_a_name_needs_its_rows(alpaca: Path) -> None:
 
 
 def test_a_yaml_of_neither_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="neither of axolotl and LLaMA-Factory"):
+    with pytest.raises(RecipeError, match="not a configuration of axolotl or LLaMA-Factory"):
         convert(write(tmp_path / "x.yaml", {"model": "x"}))
 
 
@@ -452,9 +452,11 @@ def test_a_disk_without_room_leaves_no_half_recipe(rows: Path, monkeypatch: pyte
 def test_documents_are_counted_in_windows_and_few_are_told_how_to_be_cut(tmp_path: Path) -> None:
     books = write_rows(tmp_path / "books.jsonl", [{"text": f"book {i}. " + "word " * 4000} for i in range(20)])
     made = draft(str(books), changes=["objective=domain"])
-    assert "rank 8 holds what 280 rows can teach" in made.reasons["technique"]
+    assert "rank 8 is enough for 280 rows" in made.reasons["technique"]
     few = write_rows(tmp_path / "few.jsonl", [{"text": f"book {i}. " + "word " * 4000} for i in range(3)])
-    with pytest.raises(DataError, match=r"3 rows are too few .* cut them: `tunesmith collect FOLDER --as domain --out"):
+    with pytest.raises(
+        DataError, match=r"3 rows are too few .* split them: `tunesmith collect FOLDER --as domain --out"
+    ):
         draft(str(few), changes=["objective=domain"])
 
 
@@ -508,7 +510,7 @@ def test_what_llama_factory_says_of_a_data_set_is_read_or_told(tmp_path: Path) -
     made = convert(write(tmp_path / "f.yaml", FACTORY | {"dataset": "mine", "eval_dataset": "held"}))
     assert (made.recipe.data.train, made.recipe.data.validation) == ("a/adgen:train", "a/adgen:validation")
     assert {"mine: subset", "mine: num_samples", "mine: tags"} <= set(made.dropped)
-    assert made.dropped["mine: num_samples"] == "set data.rows"
+    assert made.dropped["mine: num_samples"] == "use data.rows"
 
 
 def test_files_beyond_the_first_are_told(tmp_path: Path) -> None:
@@ -523,5 +525,5 @@ def test_axolotls_gamma_of_simpo_is_carried_over_and_a_fault_names_the_file(tmp_
     made = convert(write(tmp_path / "x.yaml", AXOLOTL | {"rl": "simpo", "simpo_gamma": 1.2}))
     assert made.recipe.objective.model_dump()["gamma"] == 1.2
     page = write(tmp_path / "y.yaml", AXOLOTL | {"batch_size": 4, "micro_batch_size": 2})
-    with pytest.raises(RecipeError, match=r"y\.yaml: .*one setting with two values"):
+    with pytest.raises(RecipeError, match=r"y\.yaml: .*the same setting with different values"):
         convert(page)

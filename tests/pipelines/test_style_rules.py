@@ -50,7 +50,7 @@ def test_a_run_tells_rules_habits_and_the_discriminator_for_base_tuned_and_peopl
     [
         ("instruct", answers(), {"not_column": "idd"}, "style.x: rows.jsonl: no column 'idd'"),
         ("instruct", answers(), {"not_match": "("}, "invalid regular expression"),
-        ("classify", reviews(), {"max_chars": 9}, "labels have no style to keep; leave `style` out"),
+        ("classify", reviews(), {"max_chars": 9}, "style: not supported for labels; remove `style`"),
     ],
 )
 def test_a_rule_that_cannot_be_checked_is_refused_before_a_model_is_loaded(

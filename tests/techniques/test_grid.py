@@ -149,7 +149,7 @@ def test_balanced_labels_are_refused_where_no_head_gives_one_label(
 ):
     objective = {"kind": "classify", "balance": True, **wanted}
     recipe, _ = make_recipe({"data": "rows.jsonl", "model": "m", "objective": objective}, place="test")
-    with pytest.raises(RecipeError, match=f"balance: true is for a linear head .*nearest that works: {nearest}"):
+    with pytest.raises(RecipeError, match=f"balance: true requires a linear head .*nearest that works: {nearest}"):
         check_pair(recipe, family)
 
 

@@ -1,4 +1,4 @@
-"""A whole run as one value: the only room that knows both axes, and refuses pairs that cannot work."""
+"""The recipe of a run: load, resolve, validate, write and import it. Objectives and techniques meet only here."""
 
 from tunesmith.config.checks import check_gates, check_pair, check_replay, check_technique
 from tunesmith.config.load import load_recipe, make_recipe, save_recipe, with_places

@@ -1,4 +1,4 @@
-"""Names that people bring from other tools, and what they are called here."""
+"""Option names of other trainers and earlier versions, and their names here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.errors import RecipeError
 
-# Top-level or nested: other tools' word -> dotted key. Their users wrote these by the million; none is an error here.
+# Name in PEFT, TRL, transformers, axolotl or LLaMA-Factory, top-level or nested -> dotted key. All are accepted.
 ALIASES: dict[str, str] = {
     "base_model": "model",
     "model_name_or_path": "model",
@@ -60,16 +60,16 @@ ALIASES: dict[str, str] = {
     "tuner_type": "technique.kind",
     "peft_type": "technique.kind",
 }
-# Theirs count rows per forward pass, ours per optimizer step.
+# These count rows per forward pass, `schedule.batch_rows` counts rows per optimizer step.
 PER_PASS, ACCUMULATION = ("per_device_train_batch_size", "micro_batch_size"), "gradient_accumulation_steps"
-OF_A_STEP = "schedule.batch_rows counts the rows of a whole step"
-# PEFT's own name for one of ours, too short to mean that outside of its section.
+OF_A_STEP = "schedule.batch_rows is the number of rows per optimizer step"
+# Names that are unambiguous only inside their section.
 INSIDE = {"r": "technique.rank", "asks": "compare.model", "facts": "compare.changed_facts"}
 SECTIONS = ("objective", "technique", "schedule", "data", "compare")
 # Keys and arms that had another name in earlier versions.
 OLD_KEYS = {"compare.asks": "compare.model", "compare.facts": "compare.changed_facts"}
 OLD_ARMS = {"taught": "closed-book"}
-# Values of theirs that have another name here.
+# Values that have another name here.
 VALUES: dict[str, dict[Any, Any]] = {
     "technique.targets": {"all": "all-linear"},
     "technique.init": {"TEXT": "text", "RANDOM": "random"},
@@ -88,14 +88,14 @@ VALUES: dict[str, dict[Any, Any]] = {
 
 
 def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The same recipe in Tunesmith's words, and one note for each name that was changed."""
+    """Translate the names and values of a recipe, and return a note for each change."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
     notes: list[str] = []
     accumulation = values.pop(ACCUMULATION, None)
     multiplied = [name for name in PER_PASS if isinstance(values.get(name), int)]
     if accumulation is not None and not (multiplied and isinstance(accumulation, int)):
-        notes.append(f"{ACCUMULATION} is left out: {OF_A_STEP}")
-    # The technique's name first: a setting of LoRA's that came before it would stand for LoRA.
+        notes.append(f"{ACCUMULATION} is ignored: {OF_A_STEP}")
+    # The kind of the technique first, because an option of LoRA alone would select LoRA.
     for name in sorted((key for key in values if key in ALIASES), key=lambda key: ALIASES[key] != "technique.kind"):
         value = values.pop(name)
         key = ALIASES[name]
@@ -108,7 +108,7 @@ def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def translate_change(change: str) -> tuple[str, list[str]]:
-    """The same `key=value` in Tunesmith's words, and a note where its name or value was changed."""
+    """Translate the name and value of a `key=value` change, and return a note if they changed."""
     name, sign, value = change.partition("=")
     key = OLD_KEYS.get(name) or ALIASES.get(name, name)
     ours = VALUES.get(key, {}).get(value.strip("\"'"), value)
@@ -116,17 +116,17 @@ def translate_change(change: str) -> tuple[str, list[str]]:
 
 
 def changed_keys(changes: Sequence[str]) -> set[str]:
-    """The dotted keys that `key=value` changes set, in Tunesmith's words."""
+    """Return the translated dotted keys that `key=value` changes set."""
     return {translate_change(change)[0].partition("=")[0] for change in changes}
 
 
 def translate_sections(values: dict[str, Any]) -> list[str]:
-    """Put Tunesmith's words for names inside the sections; a note for each."""
+    """Translate names inside the sections in place, and return a note for each."""
     return [note for section in SECTIONS for note in _inside(values, section)] + _arms(values)
 
 
 def _arms(values: dict[str, Any]) -> list[str]:
-    """Replace arms that had another name before; a note for each."""
+    """Replace former names of arms in place, and return a note for each."""
     arms = [values["arms"]] if isinstance(values.get("arms"), str) else values.get("arms")
     if not isinstance(arms, list) or not any(arm in OLD_ARMS for arm in arms if isinstance(arm, str)):
         return []
@@ -135,7 +135,7 @@ def _arms(values: dict[str, Any]) -> list[str]:
 
 
 def _inside(values: dict[str, Any], section: str) -> list[str]:
-    """Translate names that were written inside a section of ours: `technique: {lora_r: 8}`."""
+    """Translate names inside a section in place, as in `technique: {lora_r: 8}`."""
     inner = values.get(section)
     if not isinstance(inner, dict):
         return []
@@ -152,7 +152,7 @@ def _inside(values: dict[str, Any], section: str) -> list[str]:
 
 
 def _place(values: dict[str, Any], dotted: str, value: Any, *, name: str) -> None:
-    """Set a dotted key, turning `technique: lora` into a mapping on the way. Raises RecipeError for a second value."""
+    """Set a dotted key; `technique: lora` becomes a mapping. Raises RecipeError for a conflicting value."""
     section, _, key = dotted.partition(".")
     if not key:
         _once(values, section, value, names=(name, dotted))
@@ -164,12 +164,12 @@ def _place(values: dict[str, Any], dotted: str, value: Any, *, name: str) -> Non
     if key != "kind" and section == "technique" and inner is None:
         inner = {"kind": "lora"}
     if inner is not None and not isinstance(inner, Mapping):
-        raise RecipeError(f"{section}: has to be a mapping of keys (found {inner!r}); {name} belongs into it as {key}")
+        raise RecipeError(f"{section}: expected a mapping of keys, got {inner!r}; write {name} in it as {key}")
     _once(inner or {}, key, value, names=(name, dotted))
     values[section] = {**(inner or {}), key: value}
 
 
 def _once(values: Mapping[str, Any], key: str, value: Any, *, names: tuple[str, str]) -> None:
-    """Nothing where a key has no other value yet: of two spellings one would silently win."""
+    """Raise RecipeError if the key has another value: one of the two spellings would be ignored silently."""
     if values.get(key, value) != value:
-        raise RecipeError(f"{names[0]} and {names[1]} are one setting with two values; keep one of them")
+        raise RecipeError(f"{names[0]} and {names[1]} are the same setting with different values; remove one")

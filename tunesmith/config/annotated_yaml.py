@@ -1,4 +1,4 @@
-"""A recipe in which every line says why it is there, as it is written to a file."""
+"""Write a recipe as YAML with the reason for every line as a comment."""
 
 from __future__ import annotations
 
@@ -22,42 +22,43 @@ WIDTH = 108
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedRecipe:
-    """A recipe, why each of its dotted keys is what it is, what was left out of another tool's file, and a guess at the
-    columns as a command line takes it."""
+    """A recipe with the reasons for its values."""
 
     recipe: Recipe
-    reasons: Mapping[str, str]
-    dropped: Mapping[str, str]
-    guessed: str = ""
+    reasons: Mapping[str, str]  # by dotted key
+    dropped: Mapping[str, str]  # keys of another trainer's file that have no counterpart, and why
+    guessed: str = ""  # guessed column roles, as command-line options
 
     def text(self, folder: Path) -> str:
-        """The recipe as YAML for a file in `folder`, its reasons as comments."""
+        """Return the recipe as YAML with comments; paths are relative to `folder`."""
         values = _from_folder(self.recipe.model_dump(mode="json", exclude_unset=True), folder)
         lines: list[str] = []
         for name, value in values.items():
             lines += [*_comment(self.reasons.get(name, ""), 0), *_entry(name, value, self.reasons)]
         if self.dropped:
-            lines += ["", "# Left out:"]
+            lines += ["", "# Not converted:"]
             for name, why in self.dropped.items():
                 lines += textwrap.wrap(f"{name}: {why}", WIDTH, initial_indent="#   ", subsequent_indent="#     ")
         return "\n".join(lines) + "\n"
 
     def write(self, out: Path) -> None:
-        """Write the recipe. Raises RecipeError when something is there already, or the place cannot be written."""
+        """Write the recipe to a new file. Raises RecipeError if the file exists or cannot be written."""
         text = self.text(out.parent)
         try:
             with out.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError:
-            raise RecipeError(f"{out}: exists and is left as it is; give another --out, or delete it") from None
+            raise RecipeError(
+                f"{out}: already exists and is not overwritten; use another --out, or delete it"
+            ) from None
         except OSError as error:
-            with suppress(OSError):  # what the disk had no room for would be taken for a recipe
+            with suppress(OSError):  # a truncated file could be taken for a recipe
                 out.unlink()
             raise RecipeError(f"{out}: not written ({error.strerror}); {fix_for(error)}") from None
 
 
 def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with paths of files that are there made to count from the recipe's folder."""
+    """Make the paths of existing files relative to the folder of the recipe."""
 
     def move(value: Any) -> Any:
         if not isinstance(value, str) or not Path(value).exists():
@@ -66,7 +67,7 @@ def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             return value
         try:
             path = os.path.relpath(value, folder)
-        except ValueError:  # another drive
+        except ValueError:  # on another drive
             return str(Path(value).absolute())
         return Path(path).as_posix() if "/" in path or "." in path else f"./{path}"
 
@@ -77,7 +78,7 @@ def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _entry(name: str, value: Any, reasons: Mapping[str, str]) -> list[str]:
-    """A key with its value; a section as one line per key, each under its reason."""
+    """Format a key with its value; a section has one line per key, each below its reason."""
     if not isinstance(value, dict):
         return [f"{name}: {_flow(value)}"]
     lines = [f"{name}:"]
@@ -88,13 +89,13 @@ def _entry(name: str, value: Any, reasons: Mapping[str, str]) -> list[str]:
 
 def _comment(text: str, indent: int) -> list[str]:
     lead = " " * indent + "# "
-    text = "".join(letter if letter.isprintable() else " " for letter in text)  # YAML reads no others, in no place
+    text = "".join(letter if letter.isprintable() else " " for letter in text)  # YAML allows no other characters
     return textwrap.wrap(
         text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_long_words=False, break_on_hyphens=False
     )
 
 
 def _flow(value: Any) -> str:
-    """The value on one line of YAML."""
+    """Format a value as one line of YAML."""
     value = int(value) if isinstance(value, float) and value.is_integer() else value
     return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf).strip()[1:-1]

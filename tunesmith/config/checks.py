@@ -1,4 +1,4 @@
-"""Recipes that cannot work, refused with the reason and the nearest that can."""
+"""Checks of a recipe against the model: unsupported combinations are rejected with the nearest supported one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tunesmith.objectives import Classify
 from tunesmith.techniques import Lora
 from tunesmith.techniques.peft_base import reaches
 
-# Objectives whose answers cannot be dealt out at random, so that no control can be made of them.
-NOTHING_TO_DEAL = {
-    "domain": "texts have no answers to deal out at random",
-    "rl": "a reward may never read the answers that would be dealt out at random",
+# Objectives without labels to shuffle, for which no control can be run.
+WITHOUT_CONTROLS = {
+    "domain": "texts have no labels to shuffle",
+    "rl": "a reward may not depend on the reference answers that would be shuffled",
 }
 
 
@@ -26,7 +26,7 @@ def check_pair(recipe: Recipe, family: str) -> None:
             raise RecipeError(f"objective.tasks.{name}: {error}") from None
     if recipe.schedule.batch_rows < len(recipe.parts):
         raise RecipeError(
-            f"schedule.batch_rows: {recipe.schedule.batch_rows} rows a step are too few for {len(recipe.parts)} tasks; "
+            f"schedule.batch_rows: expected at least one row per task, got {recipe.schedule.batch_rows}; "
             f"use {len(recipe.parts)} or more"
         )
     if family not in recipe.objective.families:
@@ -34,35 +34,31 @@ def check_pair(recipe: Recipe, family: str) -> None:
             f"objective {recipe.objective.kind}: needs a {' or '.join(recipe.objective.families)}, "
             f"{recipe.model} is an {family}; nearest that works: model: smollm2-135m, or objective: classify"
         )
-    if recipe.controls and (why := NOTHING_TO_DEAL.get(recipe.objective.kind)):
+    if recipe.controls and (why := WITHOUT_CONTROLS.get(recipe.objective.kind)):
         raise RecipeError(f"controls: {why}; nearest that works: controls: false")
     if isinstance(recipe.objective, Classify):
         _check_labels(recipe.objective, family)
 
 
 def _check_labels(objective: Classify, family: str) -> None:
-    """Raise RecipeError for settings of `classify` that do not go together."""
+    """Raise RecipeError for an unsupported combination of settings of `classify`."""
     if objective.output == "words" and (family == "encoder" or objective.multi):
-        why = (
-            "an encoder has no words to answer with"
-            if family == "encoder"
-            else "rows with several labels have no single answer"
-        )
-        raise RecipeError(f"objective classify: output: words cannot work, {why}; nearest that works: output: linear")
+        why = "an encoder does not generate text" if family == "encoder" else "rows may have several labels"
+        raise RecipeError(f"objective.output: words is not supported: {why}; nearest that works: output: linear")
     if objective.multi and objective.metric == "macro_f1":
         raise RecipeError(
-            "objective.metric: macro_f1 is of rows with one label, and labels together would count as one more; "
+            "objective.metric: macro_f1 is defined for rows with one label, and these may have several; "
             "nearest that works: metric: sample_f1"
         )
     if objective.balance is True and (objective.output == "words" or objective.multi):
         raise RecipeError(
-            "objective classify: balance: true is for a linear head that gives one label a row; nearest that works: "
+            "objective.balance: true requires a linear head and one label per row; nearest that works: "
             f"{'balance: false' if objective.multi else 'output: linear'}"
         )
 
 
 def check_technique(recipe: Recipe, network: Any, family: str) -> None:
-    """Raise RecipeError if this network cannot be tuned by this technique."""
+    """Raise RecipeError if this network cannot be tuned with this technique."""
     technique = recipe.technique
     if reason := technique.refusal(network, family=family):
         raise RecipeError(f"technique {technique.kind}: {reason}")
@@ -75,26 +71,26 @@ def check_technique(recipe: Recipe, network: Any, family: str) -> None:
         for name, module in network.named_modules():
             if module is words and reaches(name, technique.targets):
                 raise RecipeError(
-                    f"technique.targets: {name} tells hidden words apart too, so that what is learned beside it "
-                    "could not be merged; leave it out, or take technique: full"
+                    f"technique.targets: {name} is also the output layer for masked words, so that an adapter on it "
+                    "cannot be merged; remove it, or use technique: full"
                 )
 
 
 def check_replay(recipe: Recipe, family: str) -> None:
-    """Raise RecipeError where general rows cannot be mixed in."""
+    """Raise RecipeError if replay is not supported for this recipe."""
     if not recipe.replay.share:
         return
     if recipe.objective.kind != "domain":
-        raise RecipeError(f"replay: not for {recipe.objective.kind}; nearest that works: objective: domain")
+        raise RecipeError(f"replay: not supported for {recipe.objective.kind}; nearest that works: objective: domain")
     if recipe.replay.source == SELF and family == "encoder":
-        raise RecipeError("replay.source: an encoder writes no text; nearest that works: source: a file of texts")
+        raise RecipeError("replay.source: an encoder does not generate text; name a file of texts")
 
 
 def check_gates(recipe: Recipe, family: str) -> None:
-    """Raise RecipeError for a gate that nothing would ever measure."""
+    """Raise RecipeError for a gate on a metric that this model does not have."""
     gates = recipe.gates
     if gates.max_general_nats is not None and family == "encoder":
         raise RecipeError(
-            f"gates.max_general_nats: {recipe.model} is an encoder, which predicts no next token of a general text; "
+            f"gates.max_general_nats: {recipe.model} is an encoder, which has no next-token loss on general text; "
             "nearest that works: gates: {min_delta: 0.0}, or model: smollm2-135m"
         )

@@ -1,4 +1,4 @@
-"""The parts of a recipe: typed, bounded and described once; docs and errors are read from here."""
+"""The sections of a recipe as pydantic models; documentation and error messages are generated from them."""
 
 from __future__ import annotations
 
@@ -17,51 +17,58 @@ from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Lora
 
-# What stands for no file: the votes of a loop as its reward, people as its judge, what the base writes as general text.
+# Values that are not file names: votes of a loop as reward, human raters as judge, text sampled from the base model.
 VOTES, PEOPLE, SELF = "votes", "page", "self"
 
 
 class _Section(BaseModel):
-    """A part of the recipe: frozen, and strict about its keys."""
+    """A section of the recipe: frozen, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(TaskRows):
-    """Where the rows come from, how they are split, and how long they may be."""
+    """Source, splits and length limit of the rows."""
 
-    max_tokens: int = Field(512, ge=16, description="longest row; longer prompts are shortened and counted")
+    max_tokens: int = Field(
+        512, ge=16, description="tokens of the longest row; longer prompts are shortened and counted"
+    )
     audit: Literal["stop", "note"] = Field(
-        "stop", description="grave faults of the rows: end the run, or go on and say so"
+        "stop", description="severe data errors: stop the run, or log them and continue"
     )
 
 
 class Schedule(_Section):
-    """How long and how fast."""
+    """Optimization: length of training, learning rate, batches, checkpoints and validation."""
 
     epochs: float = Field(1, gt=0, le=10_000, description="passes over the training rows")
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        "auto", description="peak; auto: by technique, family, width and objective"
+        "auto", description="peak value; auto: chosen by technique, family, width and objective"
     )
     batch_rows: int = Field(16, ge=1, description="rows per optimizer step")
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="tokens per forward pass; auto: 4096"
     )
-    warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps with rising rate; then cosine to a tenth")
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    warmup: float = Field(
+        0.06,
+        ge=0,
+        lt=1,
+        description="fraction of the steps with rising learning rate, followed by cosine decay to a tenth",
+    )
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
+    clip: float = Field(1.0, gt=0, description="maximum gradient norm")
     save_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="steps between checkpoints; auto: ten per run, 0: one at the end"
+        "auto", description="steps between checkpoints; auto: ten per run, 0: only at the end"
     )
     eval_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="steps between validations; auto: six per run, 0: none, and no patience"
+        "auto", description="steps between validations; auto: six per run, 0: no validation and no early stopping"
     )
     patience: int = Field(3, ge=1, description="validations without improvement before stopping")
-    probe: bool = Field(True, description="first see whether the model can learn eight rows at all")
+    probe: bool = Field(True, description="run an overfit check on 8 rows before training")
 
 
 class Machine(_Section):
-    """What to run on; auto measures."""
+    """Device, precision and threads; auto chooses by a measurement."""
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -69,7 +76,7 @@ class Machine(_Section):
 
 
 def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A validator that turns `lora`, `DoRA`, PEFT's `PREFIX_TUNING` or {kind: lora} into a mapping of a known kind."""
+    """Return a validator that turns `lora`, `DoRA`, PEFT's `PREFIX_TUNING` or {kind: lora} to a mapping."""
     kinds = {get_args(part.model_fields["kind"].annotation)[0] for part in parts}
     known = sorted(kinds | set(shorthands))
     theirs = {word.lower(): ours for word, ours in VALUES["technique.kind"].items() if ours in kinds}
@@ -99,11 +106,13 @@ AnyTechnique = Annotated[_Technique, _by_kind(TECHNIQUES, SHORTHANDS)]
 
 
 class Gates(_Section):
-    """Limits a run must stay within; one that is broken makes `tune` exit with 1."""
+    """Quality gates: limits on the result; a violated one makes `tune` exit with 1."""
 
-    max_general_nats: float | None = Field(None, ge=0, description="largest rise of nats per token on general text")
+    max_general_nats: float | None = Field(
+        None, ge=0, description="maximum increase of the loss on general text, nats per token"
+    )
     min_delta: float | None = Field(
-        None, description="smallest gain of the headline over the base; of several tasks, of each"
+        None, description="minimum gain of the main metric over the base; applies to every task"
     )
 
 
@@ -114,33 +123,39 @@ REPLAY_FAR = 0.33
 
 
 class Replay(_Section):
-    """General text mixed into the training rows, so that less of what the base knew is lost."""
+    """General text mixed into the training rows to reduce forgetting."""
 
-    share: float = Field(0.0, ge=0, lt=1, description="share of general rows among all training rows")
-    source: str = Field(SELF, description="self: what the base writes by itself; or a file of texts, or a folder")
+    share: float = Field(0.0, ge=0, lt=1, description="fraction of general rows among all training rows")
+    source: str = Field(SELF, description="self: text sampled from the base model; or a file of texts, or a folder")
 
 
 class Documents(_Section):
-    """What arms with retrieval may look into, and how a passage is found in it."""
+    """Documents of the arms with retrieval, and how passages are retrieved."""
 
-    source: str = Field("", description="folder or file of documents, or rows with doc_id and text; empty: none")
-    size: int = Field(400, ge=80, description="characters of the longest chunk")
-    search: Literal["fused", "words", "vectors"] = Field("fused", description="BM25, vectors, or both by their ranks")
-    encoder: str = Field("minilm-l6", description="model that makes the vectors")
-    origin: str = Field("", description="column of the rows that names the document of the answer")
-    evidence: str = Field("", description="column with the words of the document that answer; empty: the answer")
+    source: str = Field(
+        "", description="folder or file of documents, or rows with doc_id and text; empty: no documents"
+    )
+    size: int = Field(400, ge=80, description="maximum characters per chunk")
+    search: Literal["fused", "words", "vectors"] = Field(
+        "fused", description="words: BM25; vectors: embeddings; fused: both, by rank"
+    )
+    encoder: str = Field("minilm-l6", description="embedding model")
+    origin: str = Field("", description="column with the document that contains the answer")
+    evidence: str = Field("", description="column with the passage that contains the answer; empty: the answer itself")
 
 
 class Compare(_Section):
-    """How `tunesmith compare` asks and when a difference is worth its cost."""
+    """How `tunesmith compare` prompts models, and which differences justify a higher cost."""
 
-    rows: int = Field(0, ge=0, description="test rows that every arm answers; 0: all")
-    model: str = Field("", description="decoder that arms without tuning ask; empty: the model")
-    margin: float = Field(0.02, ge=0, description="least gain, as a share of the scale, that is worth any cost")
-    changed_facts: int = Field(20, ge=0, description="facts that are changed in the documents; 0: none")
+    rows: int = Field(0, ge=0, description="number of test rows; 0: all")
+    model: str = Field("", description="decoder of the arms without tuning; empty: the model of the recipe")
+    margin: float = Field(0.02, ge=0, description="minimum relevant gain, as a fraction of the scale of the metric")
+    changed_facts: int = Field(
+        20, ge=0, description="number of facts that are changed in the documents to test updates; 0: no test"
+    )
 
 
-# Ways to answer that `compare` knows; the address of an OpenAI-compatible server is one more.
+# The arms of `compare`; the address of an OpenAI-compatible server is a further one.
 ARMS = (
     "prompt",
     "few-shot",
@@ -158,7 +173,7 @@ ARMS = (
 
 
 def _known_arm(name: str) -> str:
-    """The name of an arm, or an address."""
+    """Validate the name of an arm or the address of a server."""
     if name in OLD_ARMS:
         warnings.warn(f"arm {name} is deprecated; use {OLD_ARMS[name]}", DeprecationWarning, stacklevel=2)
         return OLD_ARMS[name]
@@ -168,32 +183,34 @@ def _known_arm(name: str) -> str:
 
 
 def _source(value: Any) -> Any:
-    """`documents: manual/` is short for `documents: {source: manual/}`."""
+    """Expand `documents: manual/` to `documents: {source: manual/}`."""
     return {"source": value} if isinstance(value, str) else value
 
 
 def _listed(value: Any) -> Any:
-    """`arms: tuned` is short for `arms: [tuned]`."""
+    """Expand `arms: tuned` to `arms: [tuned]`."""
     return [value] if isinstance(value, str) else value
 
 
 class Loop(_Section):
-    """How often people judge and the model learns from it, for `tunesmith rlhf`, and who judges."""
+    """Rounds and judges of `tunesmith rlhf`."""
 
-    rounds: int = Field(2, ge=1, description="times that answers are judged and learned from")
-    prompts: int = Field(64, ge=4, description="prompts that are answered twice and judged in each round")
+    rounds: int = Field(2, ge=1, description="number of rounds of judging and training")
+    prompts: int = Field(64, ge=4, description="prompts per round, each with two answers to judge")
     judge: str = Field(
-        PEOPLE, description="page: people, with `tunesmith feedback`; or a Python function `rules:score`, a simulation"
+        PEOPLE,
+        description="page: human raters, with `tunesmith feedback`; or a Python function `rules:score`, a simulation",
     )
     final_judge: str = Field(
-        "", description="needed: a function or a `reward` run that trains nothing and judges the end against the start"
+        "",
+        description="required: function or `reward` run that compares final and base model, not used in training",
     )
-    held_out: int = Field(64, ge=4, description="test prompts that the end and the start answer")
-    temperature: float = Field(1.0, gt=0, description="of the answers that are judged")
+    held_out: int = Field(64, ge=4, description="test prompts of the final comparison")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature of the judged answers")
 
 
 class Recipe(_Section):
-    """A whole run as one value."""
+    """All settings of a run."""
 
     model: str = Field("smollm2-135m", description="alias, Hub id, folder or file.gguf")
     data: Data = Data()
@@ -206,25 +223,29 @@ class Recipe(_Section):
     loop: Loop = Loop()
     documents: Annotated[Documents, BeforeValidator(_source)] = Documents()
     arms: Annotated[list[Annotated[str, AfterValidator(_known_arm)]], BeforeValidator(_listed)] = Field(
-        default_factory=list, description="ways to answer that are compared; empty: those that the rows allow"
+        default_factory=list, description="arms to compare; empty: all that the rows allow"
     )
     compare: Compare = Compare()
-    style: dict[str, dict[str, Any]] = Field(default_factory=dict, description="rules answers should keep, by name")
-    controls: bool = Field(False, description="also tune on shuffled answers and a head alone: neither may win")
-    track: list[str] = Field(default_factory=list, description="tensorboard, wandb, mlflow, trackio")
-    seed: int = Field(0, ge=0, lt=2**31)
+    style: dict[str, dict[str, Any]] = Field(default_factory=dict, description="style rules for answers, by name")
+    controls: bool = Field(
+        False, description="also run controls: shuffled labels and a frozen model with a trained head"
+    )
+    track: list[str] = Field(
+        default_factory=list, description="experiment trackers: tensorboard, wandb, mlflow, trackio"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of all random choices")
 
     @model_validator(mode="after")
     def _rows_are_named(self) -> Self:
-        """A recipe of one task names its rows, one of several leaves that to the tasks."""
+        """Check that rows are named by the recipe, or by every task of a multitask recipe."""
         several = isinstance(self.objective, Multitask)
         named = [key for key, field in TaskRows.model_fields.items() if getattr(self.data, key) != _default(field)]
         if not several and not self.data.train:
             raise ValueError("data.train is missing; add it")
         if several and named:
-            raise ValueError(f"data.{named[0]}: each task names its own rows; write it under the task's own data")
+            raise ValueError(f"data.{named[0]}: not allowed for multitask; write it under the data of each task")
         if isinstance(self.objective, Multitask) and len(self.objective.tasks) < 2:
-            raise ValueError("objective.tasks: name two tasks or more; one alone is an objective of its own")
+            raise ValueError("objective.tasks: expected two or more tasks; use the objective of a single task directly")
         for name, task in self.objective.tasks.items() if isinstance(self.objective, Multitask) else ():
             if not task.data.train:
                 raise ValueError(f"objective.tasks.{name}.data.train is missing; add it")
@@ -232,14 +253,14 @@ class Recipe(_Section):
 
     @property
     def parts(self) -> dict[str, Recipe]:
-        """Each task of a multitask recipe as a recipe of its own; none for other objectives."""
+        """The recipe of each task of a multitask recipe; empty for other objectives."""
         if not isinstance(self.objective, Multitask):
             return {}
         return {name: self._part(part) for name, part in self.objective.tasks.items()}
 
     @property
     def tasks(self) -> dict[str, Recipe]:
-        """Each task as a recipe of its own; a recipe with a single task has one entry, `SINGLE_TASK`."""
+        """The recipe of each task; a recipe with a single task has one entry, `SINGLE_TASK`."""
         return self.parts or {SINGLE_TASK: self}
 
     def _part(self, part: TaskSection) -> Recipe:
@@ -252,6 +273,6 @@ def _default(field: FieldInfo) -> Any:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """A question after the nearest of some names; empty where none is near."""
+    """Return `, did you mean ...?` with the nearest name; empty if none is near."""
     near = difflib.get_close_matches(word, known, 1)
     return f", did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""What a person asked for, a recipe or just a file of rows, as a recipe and notes on what was filled in."""
+"""Resolve a recipe, a recipe file or a data file to a complete recipe, with notes on what was filled in."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from tunesmith.data.schema.formats import detect
 from tunesmith.objectives import Domain
 from tunesmith.objectives.domain import text_column
 
-# Columns whose rows belong together in the data sets people bring; the first that is there is used.
+# Common names of group columns; the first one present is used.
 GROUP_COLUMNS = ("group", "thread", "doc_id", "source_id")
-# With fewer groups than this a split by group could leave a part empty.
+# With fewer groups, a split by group could leave a split empty.
 ENOUGH_GROUPS = 10
-# Of few rows several passes, so that there are this many steps; no more passes than this, which only repeat.
-STEPS_WANTED, BATCH_ROWS, MOST_EPOCHS = 200, 16, 5
-# Three bytes make about a token of European text, and one letter of Chinese.
+# Small data sets get several epochs to reach MIN_STEPS optimizer steps; more than MAX_EPOCHS only repeat.
+MIN_STEPS = 200
+BATCH_ROWS = 16
+MAX_EPOCHS = 5
+# About one token of European text, and one letter of Chinese.
 BYTES_A_TOKEN = 3
-# Keys by which an objective names columns; one that names none has them detected.
+# Keys of objectives that name columns; if none is set, columns are detected.
 COLUMN_KEYS = {"text", "label", "prompt", "answer", "messages", "chosen", "rejected", "margin"}
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRecipe:
-    """A recipe, and one line for each thing in it that was translated, detected or chosen."""
+    """A recipe, and one note for each setting that was translated, detected or chosen."""
 
     recipe: Recipe
     notes: tuple[str, ...]
@@ -43,9 +45,16 @@ class ResolvedRecipe:
 def resolve_recipe(
     source: str | Path | Recipe, *, changes: Sequence[str] = (), offline: bool = False
 ) -> ResolvedRecipe:
-    """The recipe that a recipe, a recipe file or a file of rows stands for, with `key=value` changes applied.
+    """Return the complete recipe of a run.
 
-    Raises RecipeError, and DataError for rows that cannot be read.
+    Args:
+        source: a recipe, a recipe file, or a data file that is tuned on with defaults.
+        changes: `key=value` changes, applied in order.
+        offline: do not access the network.
+
+    Raises:
+        RecipeError: a key or value is invalid.
+        DataError: the rows cannot be read.
     """
     if isinstance(source, Recipe):
         recipe, notes = make_recipe(source.model_dump(mode="json"), place="recipe", changes=changes)
@@ -57,50 +66,53 @@ def resolve_recipe(
 
 
 def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
-    """The settings as `key=value` changes: sections opened, None left out; whole is a mapping with a kind, one under
-    another tool's name, and one whose own keys are no names."""
+    """Return keyword settings as `key=value` changes, without those that are None.
+
+    A mapping becomes one change per key, unless it has a `kind`, is named like in another trainer, or has keys that
+    are not names.
+    """
     changes: list[str] = []
     for name, value in settings.items():
         key = f"{under}{name}"
-        if isinstance(value, Mapping) and _opens(key, value):
+        if isinstance(value, Mapping) and _is_section(key, value):
             changes += as_changes(value, under=f"{key}.")
         elif value is not None:
             changes.append(f"{key}={json.dumps(value, default=str)}")
     return changes
 
 
-def _opens(key: str, value: Mapping[str, Any]) -> bool:
-    """Whether a setting is a section, each of its keys a setting of its own."""
-    if key in ("objective.reward", "data.where"):  # what stands there takes the place of all that stood there
+def _is_section(key: str, value: Mapping[str, Any]) -> bool:
+    """Return whether each key of the mapping is a setting of its own."""
+    if key in ("objective.reward", "data.where"):  # replaced as a whole
         return False
     return "kind" not in value and key not in ALIASES and not any({".", "="} & set(str(inner)) for inner in value)
 
 
 def default_epochs(rows: int) -> tuple[int, int]:
-    """Passes over so many rows, a part of them held out, that make enough steps; and about how many steps."""
+    """Return the default number of epochs for a data set, held-out rows included, and the approximate steps."""
     trained = max(1, round(0.7 * rows))
-    epochs = min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED * BATCH_ROWS / trained)))
+    epochs = min(MAX_EPOCHS, max(1, math.ceil(MIN_STEPS * BATCH_ROWS / trained)))
     return epochs, math.ceil(epochs * trained / BATCH_ROWS)
 
 
 def windows(sizes: Iterable[int], limit: int) -> int:
-    """About how many windows of so many tokens texts are cut into, by their bytes."""
+    """Estimate from their sizes in bytes into how many windows of `limit` tokens texts are cut."""
     return sum(math.ceil(max(1, size) / BYTES_A_TOKEN / limit) for size in sizes)
 
 
 def size_of(example: Example) -> int:
-    """Bytes of a row, tools among them: three make about a token of European text, and one letter of Chinese."""
+    """Return the size of a row in bytes, tool definitions included; see `BYTES_A_TOKEN`."""
     tools = sum(len(m.tools.encode()) for m in example.messages) if isinstance(example, Chat) else 0
     return len(written(example).encode()) + tools
 
 
 def learned_rows(examples: Sequence[Example], limit: int) -> int:
-    """How many rows are learned, of texts about how many windows."""
+    """Return the number of training rows; for texts, an estimate of their windows."""
     return windows(map(size_of, examples), limit) if isinstance(examples[0], Text) else len(examples)
 
 
 def _learned(recipe: Recipe, rows: Sequence[Row]) -> int:
-    """How many rows are learned, of texts about how many windows."""
+    """Return the number of training rows before parsing; for texts, an estimate of their windows."""
     if not isinstance(recipe.objective, Domain):
         return len(rows)
     column = recipe.objective.text or text_column(rows)
@@ -109,30 +121,27 @@ def _learned(recipe: Recipe, rows: Sequence[Row]) -> int:
 
 
 def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> ResolvedRecipe:
-    """The default recipe for a file of rows."""
+    """Return the default recipe for a data file."""
     rows = read_rows(source, offline=offline)
     named = changed_keys(changes)
     raw: dict[str, Any] = {"data": {"train": source}, "technique": {"kind": "lora"}}
     notes: list[str] = []
     if not named & {"objective", "objective.kind"}:
-        found = detect(rows)
-        raw["objective"] = {"kind": found.objective}
+        raw["objective"] = {"kind": detect(rows).objective}
     if "data.group" not in named and (column := _group_column(rows)):
         raw["data"]["group"] = column
-        notes.append(f"rows with the same {column!r} stay on one side of the split (--set data.group= for no groups)")
+        notes.append(f"rows with the same {column!r} stay in one split (--set data.group= for no groups)")
     recipe, translated = make_recipe(raw, place=source, changes=changes)
     if not any(name.partition(".")[0] == "schedule" for name in named):
         epochs, steps = default_epochs(_learned(recipe, rows))
         recipe, _ = make_recipe(raw | {"schedule": {"epochs": epochs}}, place=source, changes=changes)
-        notes.append(
-            f"passes over the training rows: {epochs}, about {steps} steps (--set schedule.epochs=N for others)"
-        )
+        notes.append(f"epochs: {epochs}, about {steps} steps (change with --set schedule.epochs=N)")
     mapping = [] if _names_columns(recipe) else [_explained(recipe, rows)]
     return ResolvedRecipe(recipe, (*translated, *mapping, *notes))
 
 
 def _group_column(rows: Sequence[Row]) -> str:
-    """The first well-known group column that every row fills, with enough groups to cut; else nothing."""
+    """Return the first common group column without blanks and with enough groups to split; empty if none."""
     for column in GROUP_COLUMNS:
         groups = [(as_word(row.fields.get(column)) or "").strip() for row in rows]
         if all(groups) and ENOUGH_GROUPS <= len(set(groups)) < len(rows):
@@ -141,19 +150,19 @@ def _group_column(rows: Sequence[Row]) -> str:
 
 
 def _mapping(recipe: Recipe, *, offline: bool) -> list[str]:
-    """Which column plays which part, where the recipe leaves that to detection."""
-    found = []
-    for name, one in (recipe.parts or {"": recipe}).items():
-        if not _names_columns(one):
-            rows = keep(read_rows(one.data.train, offline=offline), one.data.where)
-            found.append(f"{name}: {_explained(one, rows)}" if name else _explained(one, rows))
-    return found
+    """Describe the detected columns of each task whose recipe names none."""
+    notes = []
+    for name, part in recipe.tasks.items():
+        if not _names_columns(part):
+            rows = keep(read_rows(part.data.train, offline=offline), part.data.where)
+            notes.append(f"{name}: {_explained(part, rows)}" if name else _explained(part, rows))
+    return notes
 
 
 def _explained(recipe: Recipe, rows: Sequence[Row]) -> str:
-    """One line that shows what was detected; of texts alone only their column counts."""
+    """Describe the detected columns in one line."""
     if isinstance(recipe.objective, Domain):
-        return f"detected texts: {text_column(rows)} -> what is read"
+        return f"detected texts: {text_column(rows)} -> text"
     return detect(rows).explain()
 
 

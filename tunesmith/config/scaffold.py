@@ -1,4 +1,4 @@
-"""From a file of rows to a recipe in which every line says why it is there."""
+"""Write a recipe for a data file, with the reason for every line."""
 
 from __future__ import annotations
 
@@ -27,66 +27,83 @@ from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import reference
 from tunesmith.techniques import Full
 
-# Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
+# Column names, alone or followed by `_id`, whose values group rows.
 SOURCES = (
     "group", "source", "thread", "document", "doc", "conversation", "dialogue", "session", "user", "author",
     "customer", "product", "article", "page", "book", "video", "url", "ticket", "case", "patient", "project",
 )  # fmt: skip
-# Fewer groups than this, or one with more than a fifth of the rows, cannot be cut into three parts; and a
-# column that is often blank is no source.
-FEWEST_GROUPS, LARGEST_GROUP, MOST_BLANK = 10, 0.2, 0.1
-# Training rows below which the rank of an update is enough; beyond the last: 32.
+# Fewer groups, or a group with a larger fraction of the rows, cannot be split into three parts; a column that is blank
+# more often does not name a source.
+MIN_GROUPS = 10
+MAX_GROUP_SHARE = 0.2
+MAX_BLANK_SHARE = 0.1
+# (rows, LoRA rank for at most as many); 32 for more rows.
 RANKS = ((1_000, 8), (50_000, 16))
-MOST_TEST_ROWS, FEWEST_ROWS = 2_000, 10
-AROUND, ROUND_TO, DEFAULT_MAX_TOKENS, BYTES_A_LISTED_TOKEN = 48, 64, 2_048, 2
+MAX_TEST_ROWS = 2_000
+MIN_ROWS = 10
+CHAT_TOKENS = 48  # of the chat template and a short instruction
+ROUND_TO = 64
+DEFAULT_MAX_TOKENS = 2_048
+BYTES_PER_LISTED_TOKEN = 2  # of label lists, which take more tokens than running text
 SMALL_ENCODER = "minilm-l6"
 ENCODER_LIMIT, TEXT_WINDOW = 256, 512
 
 
 def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> AnnotatedRecipe:
-    """A recipe for a file of rows, with the reason for everything in it.
+    """Draft a recipe for a data file.
 
-    Raises DataError for rows that cannot be read or whose columns give no guess, RecipeError for a wrong change.
+    Args:
+        data: the data file.
+        changes: `key=value` changes of the recipe.
+        offline: do not access the network.
+
+    Raises:
+        DataError: the rows cannot be read, or the roles of their columns cannot be guessed.
+        RecipeError: a change is invalid.
     """
     rows = read_rows(data, offline=offline)
     reasons: dict[str, str] = {}
     named = changed_keys(changes)
-    found = None if named & {"objective", "objective.kind"} else _found(rows)
+    detected = None if named & {"objective", "objective.kind"} else _detect_or_guess(rows)
     raw: dict[str, Any] = {"model": "smollm2-135m", "data": {"train": data}}
-    if found is not None:
-        raw["objective"] = _objective(found, reasons)
+    if detected is not None:
+        raw["objective"] = _objective(detected, reasons)
     recipe, _ = make_recipe(raw, place=f"init {data}", changes=changes)
-    if found is None and (fits := _fitting(rows, recipe.objective.kind)):
-        found, raw["objective"] = fits, _objective(fits, reasons)
+    if detected is None and (fits := _guess_for(rows, recipe.objective.kind)):
+        detected, raw["objective"] = fits, _objective(fits, reasons)
         changes = [change for change in changes if change != f"objective={fits.objective}"]
         recipe, _ = make_recipe(raw, place=f"init {data}", changes=changes)
     kept = keep(rows, recipe.data.where)
     used = {value for value in recipe.objective.model_dump().values() if isinstance(value, str)}
     group = recipe.data.group or _group(kept, used)
-    guessed = found.change() if isinstance(found, Guess) else ""
+    guessed = detected.change() if isinstance(detected, Guess) else ""
     examples = _examples(recipe, kept, group, guessed or _as_named(recipe))
     family = "encoder" if recipe.model == SMALL_ENCODER else "decoder"
     bound = recipe.objective.bind(examples, family)
-    asked = _instruction(bound, reasons)
-    raw["data"] |= _data(examples, group, asked=asked.get("instruction", ""), model=recipe.model, reasons=reasons)
+    instruction = _instruction(bound, reasons)
+    raw["data"] |= _data(
+        examples, group, instruction=instruction.get("instruction", ""), model=recipe.model, reasons=reasons
+    )
     reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
     reasons["data.train"] += f"; {left}" if (left := passed_over(data)) else ""
     raw.setdefault("objective", {"kind": bound.kind})
-    raw["objective"] |= asked
+    raw["objective"] |= instruction
     if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:
         raw["objective"]["metric"] = _metric(bound, examples, reasons)
     raw |= _training(recipe.model, learned_rows(examples, raw["data"]["max_tokens"]), reasons)
     raw |= _general_rows(recipe, family, reasons)
     if named & {"technique", "technique.kind"}:
-        del raw["technique"]  # its options may not be those of the technique that was asked for
-    reasons["model"] = _about(recipe.model)
+        del raw["technique"]  # its options may not exist for the technique of the command line
+    reasons["model"] = "set on the command line"
+    if recipe.model == "smollm2-135m":
+        reasons["model"] = f"bundled, and small enough for a laptop; for classification {SMALL_ENCODER} is faster"
     recipe, _ = make_recipe(raw | {"seed": 0}, place=f"init {data}", changes=changes)
     check_pair(recipe, family)
-    return AnnotatedRecipe(recipe, {key: _said(key, why, named) for key, why in reasons.items()}, {}, guessed)
+    return AnnotatedRecipe(recipe, {key: _reason(key, why, named) for key, why in reasons.items()}, {}, guessed)
 
 
 def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> Sequence[Example]:
-    """The rows as the objective reads them. Raises DataError, with the way to drop those that it cannot read."""
+    """Parse the rows. Raises DataError with the command that drops invalid rows."""
     try:
         examples = recipe.objective.examples(rows, group=group)
     except RowError as error:
@@ -94,25 +111,29 @@ def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> 
             ["tunesmith", "audit", shlex.quote(recipe.data.train), *filter(None, [guessed]), "--fix", "OUT"]
         )
         raise DataError(f"{error}; to drop such rows: `{audit}`") from error
-    if len(examples) < FEWEST_ROWS and not isinstance(recipe.data.test, str):
-        cure = f"give {FEWEST_ROWS} or more" + f", or cut them: `{PASSAGES}`" * isinstance(examples[0], Text)
-        raise DataError(f"{recipe.data.train}: {len(examples)} rows are too few to hold some of them out; {cure}")
+    if len(examples) < MIN_ROWS and not isinstance(recipe.data.test, str):
+        fix = f"give {MIN_ROWS} or more" + f", or split them: `{PASSAGES}`" * isinstance(examples[0], Text)
+        raise DataError(f"{recipe.data.train}: {len(examples)} rows are too few for a test split; {fix}")
     return examples
 
 
 def _as_named(recipe: Recipe) -> str:
-    """The objective and its columns for a command line, where the recipe names some."""
+    """Return the objective and its columns as command-line options; empty if the recipe names no columns."""
     columns = {key: value for key, value in recipe.objective.model_dump(include=COLUMN_KEYS).items() if value}
     return Guess(recipe.objective.kind, columns).change() if columns else ""
 
 
-def _said(key: str, why: str, named: set[str]) -> str:
-    """The reason, unless the command line was it."""
-    return "as asked" if any(name.removesuffix(".kind") in (key, key.partition(".")[0]) for name in named) else why
+def _reason(key: str, why: str, named: set[str]) -> str:
+    """Return the comment of a key; keys of the command line have no other reason."""
+    return (
+        "set on the command line"
+        if any(name.removesuffix(".kind") in (key, key.partition(".")[0]) for name in named)
+        else why
+    )
 
 
-def _found(rows: Sequence[Row]) -> Format | Guess:
-    """What the rows are, or what they may be where no known names say it."""
+def _detect_or_guess(rows: Sequence[Row]) -> Format | Guess:
+    """Detect the format of the rows, or guess it from their values if the column names are unknown."""
     try:
         return detect(rows)
     except UnsettledError:
@@ -123,8 +144,8 @@ def _found(rows: Sequence[Row]) -> Format | Guess:
         return guessed
 
 
-def _fitting(rows: Sequence[Row], kind: str) -> Guess | None:
-    """The guess at columns of no known names, if it is of the objective that was asked for."""
+def _guess_for(rows: Sequence[Row], kind: str) -> Guess | None:
+    """Guess the columns if their names are unknown and the guess has the requested objective."""
     try:
         detect(rows)
     except UnsettledError:
@@ -135,87 +156,85 @@ def _fitting(rows: Sequence[Row], kind: str) -> Guess | None:
     return None
 
 
-def _objective(found: Format | Guess, reasons: dict[str, str]) -> dict[str, Any]:
-    """The objective that the columns call for; columns that its settings can name are named."""
-    if isinstance(found, Guess):
-        reasons["objective"] = f"guessed from names and values, so look at it: {found.explain()}"
-        return {"kind": found.objective, **found.columns}
-    reasons["objective"] = found.explain()
-    kind = next((part for part in OBJECTIVES if part().kind == found.objective), None)
+def _objective(detected: Format | Guess, reasons: dict[str, str]) -> dict[str, Any]:
+    """Return the section `objective` for the detected or guessed columns, which are named if it has keys for them."""
+    if isinstance(detected, Guess):
+        reasons["objective"] = f"guessed from column names and values; check it: {detected.explain()}"
+        return {"kind": detected.objective, **detected.columns}
+    reasons["objective"] = detected.explain()
+    kind = next((part for part in OBJECTIVES if part().kind == detected.objective), None)
     fields = {} if kind is None else kind.model_fields
-    columns = {"messages" if part == "conversations" else part: name for part, name in found.columns.items()}
-    # Where a part has no setting of its own (alpaca's input), detection at every start finds all of them.
+    columns = {"messages" if part == "conversations" else part: name for part, name in detected.columns.items()}
+    # If a role has no key (the input of alpaca), all columns are detected at the start of every run.
     named = columns if set(columns) <= set(fields) else {}
-    return {"kind": found.objective, **named, **_translation(found, reasons)}
-
-
-def _translation(found: Format, reasons: dict[str, str]) -> dict[str, str]:
-    """What columns named after two languages ask for; nothing for others."""
-    if found.name != "translation":
-        return {}
-    reasons["objective.metric"] = "translations are compared letter by letter, 0 to 100, as sacrebleu does"
-    reasons["objective.instruction"] = "asked before every text; exchange prompt and answer for the other direction"
-    language = LANGUAGES[found.columns["answer"].strip().lower()]
-    return {"instruction": f"Translate into {language}:", "metric": "chrf"}
+    section = {"kind": detected.objective, **named}
+    if detected.name == "translation":
+        reasons["objective.metric"] = (
+            "character n-gram F-score, 0 to 100, as in sacrebleu; the usual one for translation"
+        )
+        reasons["objective.instruction"] = "put before every text; swap prompt and answer for the other direction"
+        language = LANGUAGES[detected.columns["answer"].strip().lower()]
+        section |= {"instruction": f"Translate into {language}:", "metric": "chrf"}
+    return section
 
 
 def _group(rows: Sequence[Row], used: set[str]) -> str:
-    """A column that by its name and values tells which rows come from one source; else nothing."""
+    """Return a column whose name and values group rows by source; empty if none."""
     for column in columns_of(rows):
         word = column.strip().lower().removesuffix("_id").removesuffix(" id")
         if word not in SOURCES or column in used:
             continue
         values = Counter((as_word(row.fields.get(column)) or "").strip() for row in rows)
         blank = values.pop("", 0)
-        many = FEWEST_GROUPS <= len(values) < len(rows) - blank and blank <= MOST_BLANK * len(rows)
-        if many and values.most_common(1)[0][1] <= LARGEST_GROUP * len(rows):
+        many = MIN_GROUPS <= len(values) < len(rows) - blank and blank <= MAX_BLANK_SHARE * len(rows)
+        if many and values.most_common(1)[0][1] <= MAX_GROUP_SHARE * len(rows):
             return column
     return ""
 
 
 def _data(
-    examples: Sequence[Example], group: str, *, asked: str, model: str, reasons: dict[str, str]
+    examples: Sequence[Example], group: str, *, instruction: str, model: str, reasons: dict[str, str]
 ) -> dict[str, Any]:
-    """How the rows are cut and how long they may be."""
-    share = min(0.2, round(MOST_TEST_ROWS / len(examples), 3))
+    """Return the section `data` with splits, groups and the length limit."""
+    share = min(0.2, round(MAX_TEST_ROWS / len(examples), 3))
     test = max(1, round(share * len(examples)))
     points = 98 / math.sqrt(test)
-    known = f"{test} rows never trained on: they tell an accuracy to about {points:.0f} points either way"
+    description = f"{test} held-out rows: the 95 % interval of an accuracy is about ±{points:.0f} points"
     if isinstance(examples[0], Text):
-        known = f"{test} documents never trained on, nor any that is nearly the same"
-    reasons["data.validation"] = "the best checkpoint is chosen on these"
-    found: dict[str, Any] = {"validation": min(0.1, share), "test": share}
+        description = f"{test} held-out documents; near-duplicates of them are removed from training"
+    reasons["data.validation"] = "used to select the best checkpoint"
+    section: dict[str, Any] = {"validation": min(0.1, share), "test": share}
     if group:
         groups = len({example.group for example in examples} - {""})
-        reasons["data.group"] = f"{groups} values for {len(examples)} rows: rows of one {group} stay on one side"
-        found["group"] = group
+        reasons["data.group"] = f"{groups} values in {len(examples)} rows: rows with the same {group} stay in one split"
+        section["group"] = group
     else:
-        known += "; if some rows share a source, name the column that says so as `group`"
-    reasons["data.test"] = known
+        description += "; if rows share a source, name its column as `group`"
+    reasons["data.test"] = description
     sizes = [size_of(example) for example in examples]
     typical = float(np.percentile(sizes, 99)) / BYTES_A_TOKEN
-    # A question of usual length is in what stands around; names in a long list take more tokens than running text.
-    typical += max(0.0, len(asked.encode()) / BYTES_A_LISTED_TOKEN - AROUND)
-    wanted = ROUND_TO * math.ceil((typical + AROUND) / ROUND_TO)
+    # CHAT_TOKENS covers a short instruction; a long list of labels needs more.
+    typical += max(0.0, len(instruction.encode()) / BYTES_PER_LISTED_TOKEN - CHAT_TOKENS)
+    needed = ROUND_TO * math.ceil((typical + CHAT_TOKENS) / ROUND_TO)
     limit = ENCODER_LIMIT if model == SMALL_ENCODER else DEFAULT_MAX_TOKENS
-    found["max_tokens"] = min(limit, max(2 * ROUND_TO, wanted))
+    section["max_tokens"] = min(limit, max(2 * ROUND_TO, needed))
     reasons["data.max_tokens"] = (
-        f"99 % of the rows have at most about {typical:.0f} tokens, and a chat adds some; longer prompts are shortened"
+        f"99 % of the rows have at most about {typical:.0f} tokens plus the chat template; longer ones are shortened"
     )
     if isinstance(examples[0], Text):
-        found["max_tokens"] = min(limit, max(2 * ROUND_TO, wanted), TEXT_WINDOW)
-        reasons["data.max_tokens"] = "documents are cut into windows of so many tokens; nothing of them is left out"
-    return found
+        section["max_tokens"] = min(limit, max(2 * ROUND_TO, needed), TEXT_WINDOW)
+        reasons["data.max_tokens"] = "documents are split into windows of this many tokens; no text is dropped"
+    return section
 
 
 def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:
-    """The headline that fits the labels or the answers."""
+    """Choose the main metric for the labels or answers."""
     if isinstance(objective, Classify):
         counts = Counter(label for example in examples if isinstance(example, LabelledText) for label in example.labels)
         listed = ", ".join(f"{label} {count}" for label, count in counts.most_common(8))
         why = {
-            "accuracy": "the labels are not far from even",
-            "macro_f1": "some labels are rare, and accuracy would hide how they fare",
+            "accuracy": "the labels are balanced",
+            "macro_f1": "some labels are rare, and accuracy would hide errors on them",
             "sample_f1": "a row may have several labels",
         }
         reasons["objective.metric"] = f"{why[objective.metric]}: {listed}"
@@ -223,73 +242,58 @@ def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons
     answers = [reference(example) for example in examples]
     words = float(np.median([len(answer.split()) for answer in answers]))
     foreign = sum(any(c.isalpha() and not c.isascii() for c in a) for a in answers) / len(answers)
-    if np.mean([_calls(example) for example in examples]) > 0.5:
-        metric, why_so = "tool_calls", "most rows call a tool: its name and its arguments are compared"
+    chats = [example for example in examples if isinstance(example, Chat)]
+    if sum(any(turn.calling for turn in chat.messages) for chat in chats) > 0.5 * len(examples):
+        metric, reason = "tool_calls", "most rows call a tool: name and arguments are compared"
     elif words <= 3 and len(set(answers)) < 0.5 * len(answers):
-        metric, why_so = "exact_match", "most answers are a few words that come again: right or wrong"
+        metric, reason = "exact_match", "most answers are a few words that recur"
     elif foreign > 0.5:
-        metric, why_so = "chrf", "most answers have letters beyond English: compared letter by letter"
+        metric, reason = "chrf", "most answers are not in English: character n-grams are compared"
     else:
-        metric, why_so = "rouge_l", f"answers of about {words:.0f} words: how much of the wanted wording is there"
-    reasons["objective.metric"] = why_so
+        metric, reason = "rouge_l", f"answers have about {words:.0f} words: overlap with the reference answer"
+    reasons["objective.metric"] = reason
     return metric
 
 
-def _calls(example: Example) -> bool:
-    """Whether an answer of a chat calls a tool."""
-    assert isinstance(example, Chat)
-    return any(turn.calling for turn in example.messages)
-
-
 def _instruction(objective: AnyObjective, reasons: dict[str, str]) -> dict[str, str]:
-    """What a decoder is asked before every text, for people to put in better words."""
+    """Return the instruction of a classifying decoder, for the user to improve."""
     if not isinstance(objective, Classify) or objective.output != "words":
         return {}
-    reasons["objective.instruction"] = "asked before every text; say it in the words of your field"
+    reasons["objective.instruction"] = "put before every text; adapt it to your domain"
     return {"instruction": objective.messages("")[0].content.strip()}
 
 
 def _training(model: str, rows: int, reasons: dict[str, str]) -> dict[str, Any]:
-    """The technique and the number of passes."""
+    """Choose the technique and the number of epochs."""
     epochs, steps = default_epochs(rows)
     reasons["schedule.epochs"] = (
         f"about {steps} steps of {BATCH_ROWS} rows; "
-        "the best checkpoint on validation is kept, so a pass too many costs only time"
+        "the best checkpoint on validation is kept, so an extra epoch only costs time"
     )
     if model == SMALL_ENCODER:
-        reasons["technique"] = "22 million numbers are few enough to move them all, on any machine"
+        reasons["technique"] = "22 million parameters are few enough to train all of them on any machine"
         return {"technique": {"kind": "full"}, "schedule": {"epochs": epochs}}
+    import torch
+
+    from tunesmith.data.cpu_count import cores
+
+    machine = f"this machine has {cores()} cores and no GPU"
+    if torch.cuda.is_available():
+        machine = f"this machine has a GPU ({torch.cuda.get_device_name()})"
     rank = next((rank for most, rank in RANKS if rows <= most), 32)
     reasons["technique"] = (
-        f"{_machine()}; LoRA moves a few numbers in a hundred and learns as much as full tuning does from rows "
-        f"such as these (arXiv 2106.09685); rank {rank} holds what {rows} rows can teach"
+        f"{machine}; LoRA trains a few percent of the parameters and scores as high as full tuning on data of this "
+        f"size (arXiv 2106.09685); rank {rank} is enough for {rows} rows"
     )
     return {"technique": {"kind": "lora", "rank": rank}, "schedule": {"epochs": epochs}}
 
 
 def _general_rows(recipe: Recipe, family: str, reasons: dict[str, str]) -> dict[str, Any]:
-    """General text among the rows of a decoder that learns the language of a field."""
+    """Return the section `replay` for domain tuning of a decoder; empty for others."""
     if not isinstance(recipe.objective, Domain) or family == "encoder":
         return {}
     share = REPLAY_FAR if isinstance(recipe.technique, Full) else REPLAY_NEAR
     reasons["replay"] = (
-        "rows that the base writes by itself, so that less of what it knew is lost; an alarm asks for more"
+        "text sampled from the base model, to reduce forgetting; raise the share if the report warns about forgetting"
     )
     return {"replay": {"share": share}}
-
-
-def _machine() -> str:
-    """What there is to compute on, in a few words."""
-    import torch
-
-    from tunesmith.data.cpu_count import cores
-
-    if torch.cuda.is_available():
-        return f"this machine has a GPU ({torch.cuda.get_device_name()})"
-    return f"this machine has {cores()} cores and no GPU"
-
-
-def _about(model: str) -> str:
-    if model == "smollm2-135m":
-        return f"always there, and small enough for a laptop; for labels alone {SMALL_ENCODER} is quicker"
-    return "as asked"

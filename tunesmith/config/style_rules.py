@@ -1,4 +1,4 @@
-"""A recipe's rules of style, and the columns of the rows that some of them look into."""
+"""Style rules of a recipe, and the row columns that some of them use."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tunesmith.errors import RecipeError
 from tunesmith.metrics.style import NO_ROW, StyleRule, rules_of
 from tunesmith.objectives import Instruct
 
-# What an objective is about that has no answers in people's own words.
+# Outputs of objectives without free-text answers.
 NO_STYLE = {
     "classify": "labels",
-    "domain": "texts that nobody asked for",
+    "domain": "texts without prompts",
     "preference": "pairs of answers",
     "reward": "scores",
     "rl": "answers to a reward",
-    "multitask": "several tasks together",
+    "multitask": "multitask recipes",
 }
 
 
 def read_style_rules(recipe: Recipe, *, offline: bool) -> tuple[StyleRule, ...]:
-    """The recipe's rules. Raises RecipeError for one that cannot be checked, here or on these rows."""
+    """Return the style rules of a recipe. Raises RecipeError for a rule that cannot be checked on its rows."""
     rules = rules_of(recipe.style)
     if rules and not isinstance(recipe.objective, Instruct):
         what = NO_STYLE[recipe.objective.kind]
-        raise RecipeError(f"style: {what} have no style to keep; leave `style` out, or use objective: instruct")
+        raise RecipeError(f"style: not supported for {what}; remove `style`, or use objective: instruct")
     for rule in rules:
         rows = read_rows(_tested(recipe), offline=offline) if rule.column else []
         if rule.column and not any(rule.column in row.fields for row in rows):
@@ -37,15 +37,15 @@ def read_style_rules(recipe: Recipe, *, offline: bool) -> tuple[StyleRule, ...]:
 
 
 def columns(recipe: Recipe, examples: Sequence[Example]) -> list[Mapping[str, object]]:
-    """The row that each example was made of, where a rule looks into it; read again, for examples do not keep it."""
+    """Return the fields of the row behind each example, which is read again; empty if no rule needs them."""
     if not any(rule.column for rule in rules_of(recipe.style)):
         return [NO_ROW] * len(examples)
-    rows = {row.where: row.fields for row in read_rows(_tested(recipe))}  # from where they were read at the start
+    rows = {row.where: row.fields for row in read_rows(_tested(recipe))}
     return [rows.get(example.where, NO_ROW) for example in examples]
 
 
 def _tested(recipe: Recipe) -> str:
-    """Where the rows lie that the run is scored on."""
+    """Return the source of the rows that the run is scored on."""
     data = recipe.data
     for part in (data.test, data.validation):
         if isinstance(part, str):

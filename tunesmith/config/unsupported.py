@@ -1,92 +1,92 @@
-"""Keys of other trainers without a counterpart here, and why none is needed."""
+"""Keys of other trainers without a counterpart, with the reason or the alternative."""
 
 from __future__ import annotations
 
 from tunesmith.config.aliases import ACCUMULATION, OF_A_STEP
 
-AUTO = "measured and chosen at the start"
-ONE_DEVICE = "one process on one device is all there is"
-IN_PASSES = "the length is counted in passes: schedule.epochs"
-PACKED = "the rows of a pass always run one behind the other, and nothing is padded"
-UNKNOWN = "no counterpart here"
-UNNAMED = "to be named as objective.reward: a run of `objective: reward`, or a Python function of one attempt"
-# Keys without a counterpart, and why none is needed; a name that ends in * stands for all that begin so.
+AUTO = "chosen automatically by a measurement"
+ONE_DEVICE = "training uses one process on one device"
+IN_PASSES = "the length of training is set in epochs: schedule.epochs"
+PACKED = "rows are always packed without padding"
+UNKNOWN = "no counterpart in Tunesmith"
+UNNAMED = "set objective.reward to a run of `objective: reward` or to a Python function of one completion"
+# A name that ends in * applies to all keys with this prefix.
 LEFT_OUT: dict[str, str] = {
-    "output_dir": "give the folder at the start: tunesmith tune RECIPE --out FOLDER",
-    "overwrite_output_dir": "tunesmith tune --force",
-    "resume_from_checkpoint": "an unfinished run of the same recipe is gone on with by itself",
+    "output_dir": "use tunesmith tune RECIPE --out FOLDER",
+    "overwrite_output_dir": "use tunesmith tune --force",
+    "resume_from_checkpoint": "an unfinished run of the same recipe is resumed automatically",
     "do_train": "tune always trains",
     "do_eval": "base and tuned model are always scored",
     "template": "the model's own chat template is used",
     "chat_template*": "the model's own chat template is used",
-    "special_tokens": "they come with the model's tokenizer",
-    "tokens": "added tokens are not learned here",
-    "tokenizer*": "the tokenizer comes with the model",
-    "model_type": "told by the model's config.json",
-    "trust_remote_code": "code from a model's repository is never run",
+    "special_tokens": "the special tokens of the tokenizer are used",
+    "tokens": "adding tokens is not supported",
+    "tokenizer*": "the tokenizer of the model is used",
+    "model_type": "read from config.json of the model",
+    "trust_remote_code": "code from model repositories is never executed",
     "bf16": AUTO,
     "fp16": AUTO,
     "tf32": AUTO,
     "pure_bf16": AUTO,
     "optim*": "AdamW is the only optimizer",
-    "adam_*": "AdamW's usual settings are used",
-    "lr_scheduler*": "a cosine to a tenth of the peak is the only schedule",
-    "cosine_*": "a cosine to a tenth of the peak is the only schedule",
-    "warmup_steps": "the warm-up is a share of the steps: schedule.warmup",
+    "adam_*": "the default settings of AdamW are used",
+    "lr_scheduler*": "cosine decay to a tenth of the peak is the only schedule",
+    "cosine_*": "cosine decay to a tenth of the peak is the only schedule",
+    "warmup_steps": "warm-up is a fraction of the steps: schedule.warmup",
     "max_steps": IN_PASSES,
     "steps": IN_PASSES,
     "sample_packing*": PACKED,
     "packing": PACKED,
     "eval_sample_packing": PACKED,
     "pad_to_sequence_len": PACKED,
-    "group_by_length": "rows of like length always share a batch",
-    "train_on_inputs": "only answers are learned",
-    "train_on_prompt": "only answers are learned",
-    "mask_history": "every answer of a chat is learned",
+    "group_by_length": "rows of similar length always share a batch",
+    "train_on_inputs": "only answers are trained on",
+    "train_on_prompt": "only answers are trained on",
+    "mask_history": "every answer of a chat is trained on",
     "flash_attention": AUTO,
     "flash_attn": AUTO,
     "sdp_attention": AUTO,
     "xformers_attention": AUTO,
     "attn_implementation": AUTO,
-    "gradient_checkpointing*": "a pass that does not fit is halved by itself; its size is schedule.batch_tokens",
+    "gradient_checkpointing*": "micro-batches are halved if memory runs out; their size is schedule.batch_tokens",
     "preprocessing_num_workers": "rows are read in one process",
     "dataloader_*": "rows are read in one process",
-    "dataset_prepared_path": "nothing is kept between reading and training",
-    "dataset_dir": "where it was looked up",
-    "overwrite_cache": "nothing is kept between reading and training",
-    "shuffle_merged_datasets": "rows are always shuffled by the seed",
-    "logging_steps": "every step stands in the journal",
-    "plot_loss": "the report shows it",
-    "report_to": "name them under track: tensorboard, wandb, mlflow, trackio",
-    "wandb_*": "name it under track: [wandb]",
-    "mlflow_*": "name it under track: [mlflow]",
-    "evals_per_epoch": "schedule.eval_steps is counted in steps, by default six a run",
-    "eval_strategy": "schedule.eval_steps is counted in steps, by default six a run",
-    "saves_per_epoch": "schedule.save_steps is counted in steps, by default ten a run",
-    "save_strategy": "schedule.save_steps is counted in steps, by default ten a run",
-    "save_safetensors": "always",
+    "dataset_prepared_path": "prepared data is not cached",
+    "dataset_dir": "used to find the data; not needed any more",
+    "overwrite_cache": "prepared data is not cached",
+    "shuffle_merged_datasets": "rows are always shuffled, by the seed",
+    "logging_steps": "every step is logged in journal.jsonl",
+    "plot_loss": "the report contains it",
+    "report_to": "use track: [tensorboard], or wandb, mlflow, trackio",
+    "wandb_*": "use track: [wandb]",
+    "mlflow_*": "use track: [mlflow]",
+    "evals_per_epoch": "schedule.eval_steps is in steps; the default is six validations per run",
+    "eval_strategy": "schedule.eval_steps is in steps; the default is six validations per run",
+    "saves_per_epoch": "schedule.save_steps is in steps; the default is ten checkpoints per run",
+    "save_strategy": "schedule.save_steps is in steps; the default is ten checkpoints per run",
+    "save_safetensors": "safetensors is always used",
     "save_total_limit": "the best and the last checkpoint are kept",
-    "save_only_model": "a checkpoint holds all that going on needs",
-    "per_device_eval_batch_size": "sized by tokens",
-    "eval_batch_size": "sized by tokens",
-    "load_in_8bit": "weights are read as they are",
-    "load_in_4bit": "technique: qlora keeps the base in 4 bits",
-    "modules_to_save": "an adapter's own numbers and the objective's head are all that is learned and saved",
-    "task_type": "told by the objective",
+    "save_only_model": "a checkpoint contains everything needed to resume",
+    "per_device_eval_batch_size": "evaluation batches are sized by tokens",
+    "eval_batch_size": "evaluation batches are sized by tokens",
+    "load_in_8bit": "8-bit quantization is not supported",
+    "load_in_4bit": "use technique: qlora",
+    "modules_to_save": "only the adapter and the head of the objective are trained and saved",
+    "task_type": "determined by the objective",
     "deepspeed": ONE_DEVICE,
     "fsdp*": ONE_DEVICE,
     "ddp_*": ONE_DEVICE,
     "local_rank": ONE_DEVICE,
     ACCUMULATION: OF_A_STEP,
-    "reward_funcs": "objective.reward takes a Python function of one attempt; TRL's completion is `attempt.text`",
-    "reward_model": "objective.reward takes a run of `objective: reward`, a rule or a function of yours",
+    "reward_funcs": "objective.reward is a Python function of one completion; its text is `completion.text`",
+    "reward_model": "objective.reward is a run of `objective: reward`, a rule or a Python function",
     "early_stopping_patience": "use schedule.patience",
-    "strict": "unknown keys are always refused",
+    "strict": "unknown keys are always rejected",
 }
 
 
 def why_left_out(name: str) -> str:
-    """Why a key of another trainer is not needed here; empty for a key that is of none."""
+    """Return why a key of another trainer has no counterpart; empty if the key is unknown."""
     if name in LEFT_OUT:
         return LEFT_OUT[name]
     return next((why for key, why in LEFT_OUT.items() if key.endswith("*") and name.startswith(key[:-1])), "")

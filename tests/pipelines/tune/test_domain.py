@@ -269,8 +269,8 @@ def test_a_file_of_general_texts_that_no_row_comes_from_is_told(tmp_path: Path):
 @pytest.mark.parametrize(
     ("kind", "parts", "finding"),
     [
-        ("bert", {"replay": {"share": 0.1}}, "replay.source: an encoder writes no text"),
-        ("llama", {"controls": True}, "controls: texts have no answers to deal out"),
+        ("bert", {"replay": {"share": 0.1}}, "replay.source: an encoder does not generate text"),
+        ("llama", {"controls": True}, "controls: texts have no labels to shuffle"),
         ("llama", {"style": {"short": {"max_chars": 9}}}, "style: texts that nobody asked for have no style"),
     ],
 )
@@ -280,7 +280,7 @@ def test_what_texts_cannot_have_is_refused(kind: str, parts: dict[str, Any], fin
 
 
 def test_replay_belongs_to_texts(tmp_path: Path):
-    with pytest.raises(RecipeError, match="replay: not for instruct; nearest that works: objective: domain"):
+    with pytest.raises(RecipeError, match="replay: not supported for instruct; nearest that works: objective: domain"):
         tune(recipe(tmp_path, answers(), "llama", objective="instruct", replay={"share": 0.1}), tmp_path / "run")
 
 

@@ -215,8 +215,8 @@ def test_paths_of_tasks_count_from_the_recipes_folder(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        ("data.train=a.jsonl", "data.train: each task names its own rows"),
-        ("data.rows=9", "data.rows: each task names its own rows"),
+        ("data.train=a.jsonl", "data.train: not allowed for multitask"),
+        ("data.rows=9", "data.rows: not allowed for multitask"),
         ("objective.tasks.mood.data={group: g}", r"objective.tasks.mood.data.train is missing; add it"),
         ("objective.tasks.mood.objective.lable=x", r"objective.tasks.mood.objective.lable'.*did you mean 'label'"),
         ("objective.tasks.mood.wieght=2", r"'objective.tasks.mood.wieght', did you mean 'weight'"),
@@ -231,7 +231,7 @@ def test_what_cannot_be_is_refused_with_its_place(change: str, finding: str, tmp
 
 
 def test_one_task_alone_is_no_multitask_and_few_rows_a_step_are_refused(tmp_path: Path):
-    with pytest.raises(RecipeError, match="name two tasks or more"):
+    with pytest.raises(RecipeError, match="expected two or more tasks"):
         mixed(tmp_path, tasks=("mood",))
     with pytest.raises(RecipeError, match="2 rows a step are too few for 3 tasks"):
         tune(mixed(tmp_path, schedule={"batch_rows": 2}), tmp_path / "run")

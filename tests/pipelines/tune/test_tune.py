@@ -383,8 +383,8 @@ def test_a_rate_that_blows_up_is_refused_with_the_step(tmp_path: Path):
     ("objective", "rows", "kind", "finding"),
     [
         ("instruct", answers(), "bert", "objective instruct: needs a decoder"),
-        ({"kind": "classify", "output": "words"}, reviews(), "bert", "an encoder has no words to answer with"),
-        ({"kind": "classify", "output": "words"}, topics(), "llama", "rows with several labels have no single answer"),
+        ({"kind": "classify", "output": "words"}, reviews(), "bert", "an encoder does not generate text"),
+        ({"kind": "classify", "output": "words"}, topics(), "llama", "rows may have several labels"),
     ],
 )
 def test_a_pair_that_cannot_work_is_refused_with_the_nearest_that_can(objective, rows, kind, finding, tmp_path: Path):

@@ -1,29 +1,29 @@
-"""What only axolotl says its own way."""
+"""Convert the keys that only axolotl has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunesmith.config.importers.common import Conversion, found
+from tunesmith.config.importers.common import Conversion, resolve_path
 from tunesmith.config.unsupported import UNKNOWN, UNNAMED, why_left_out
 from tunesmith.errors import RecipeError
 
 PREFERENCES = ("dpo", "ipo", "kto", "orpo", "simpo")
-# Its keys -> ours: of what TRL is handed, of every run on judged answers, and of some.
+# Keys of the `trl` section, of all preference runs, and of some losses -> keys here.
 REINFORCED = {"beta": "beta", "num_generations": "group", "max_completion_length": "max_new_tokens"}
 TUNED = {"rl_beta": "beta", "dpo_beta": "beta"}
 TUNED_BY = {"simpo": {"simpo_gamma": "gamma"}, "orpo": {"orpo_alpha": "beta"}}
-# Of a data set, where its rows are.
+# Keys of a data set that locate its rows.
 PLACE = {"path", "data_files", "split", "ds_type"}
 ALPACA, CHATS, DOCUMENTS = ("alpaca",), ("sharegpt", "chat_template"), ("completion", "pretraining")
 
-# Why a word about the form of rows is left out.
-DETECTED = "the form of the rows is detected, look at tune --dry-run"
+# Reason for keys that describe the format of rows.
+DETECTED = "the row format is detected; check it with tune --dry-run"
 
 
 def axolotl(work: Conversion) -> None:
-    """What only axolotl says its own way."""
+    """Convert the keys that only axolotl has."""
     _axolotl_rl(work, work.take("rl"))
     if sets := _sets(work, "datasets"):
         _axolotl_data(work, sets)
@@ -42,17 +42,17 @@ def axolotl(work: Conversion) -> None:
 
 
 def _sets(work: Conversion, name: str) -> list[Mapping[str, Any]]:
-    """The data sets under a name; a path alone stands for one that has nothing but a path."""
+    """Return the data sets under a key; a string is a data set with only a path."""
     given = work.take(name) or []
     entries = given if isinstance(given, list) else [given]
-    found = [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
-    if strange := [entry for entry in found if not isinstance(entry, Mapping)]:
-        raise RecipeError(f"{work.place}: {name}: found {strange[0]!r}; give a path, or a mapping with one")
-    return found
+    sets = [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
+    if invalid := [entry for entry in sets if not isinstance(entry, Mapping)]:
+        raise RecipeError(f"{work.place}: {name}: expected a path or a mapping with a path, got {invalid[0]!r}; fix it")
+    return sets
 
 
 def _axolotl_rl(work: Conversion, rl: Any) -> None:
-    """The objective of a run on preferences or by reinforcement."""
+    """Convert the objective of a preference or RL run."""
     if rl in PREFERENCES:
         work.put("objective", "kind", "preference", f"rl: {rl}")
         work.put("objective", "loss", rl, f"rl: {rl}")
@@ -67,7 +67,7 @@ def _axolotl_rl(work: Conversion, rl: Any) -> None:
 
 
 def _reinforced(work: Conversion, trl: Any) -> None:
-    """What axolotl hands to TRL, and that the reward is to be named."""
+    """Convert the options that axolotl passes to TRL; the reward has to be named by the user."""
     given = dict(trl) if isinstance(trl, Mapping) else {}
     for name in [name for name in REINFORCED if given.get(name) is not None]:
         work.put("objective", REINFORCED[name], given.pop(name), f"trl.{name}")
@@ -76,21 +76,21 @@ def _reinforced(work: Conversion, trl: Any) -> None:
 
 
 def _one_file(work: Conversion, name: str, sets: Sequence[Mapping[str, Any]]) -> str:
-    """The first file of these data sets; the others are told as left out."""
+    """Return the first file of the data sets; the others are listed as not converted."""
     listed: list[str] = []
     for entry in sets:
         files = entry.get("data_files") or entry.get("path") or ""
         split = str(entry.get("split") or "")
         if "[" in split:
-            work.dropped[f"{name}: split"] = f"a slice of a split ({split}): use data.rows"
+            work.dropped[f"{name}: split"] = f"slices of a split ({split}) are not supported: use data.rows"
         of = "" if not split or "[" in split or split == "train" else f":{split}"
-        listed += [f"{found(work, str(file))}{of}" for file in (files if isinstance(files, list) else [files])]
-    work.dropped |= {f"{name}: {file}": "one file: join the rows into it" for file in listed[1:]}
+        listed += [f"{resolve_path(work, str(file))}{of}" for file in (files if isinstance(files, list) else [files])]
+    work.dropped |= {f"{name}: {file}": "only one file is supported: concatenate them" for file in listed[1:]}
     return listed[0]
 
 
 def _axolotl_data(work: Conversion, sets: Sequence[Mapping[str, Any]]) -> None:
-    """The training file and what its type says about the objective."""
+    """Convert the training file, and the objective from its type."""
     path, entry = _one_file(work, "datasets", sets), sets[0]
     if "train" not in work.ours["data"]:
         work.put("data", "train", path, "datasets: path")

@@ -1,4 +1,4 @@
-"""What another trainer's configuration becomes while it is read."""
+"""State of a conversion from another trainer's configuration."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any
 
 @dataclass(slots=True)
 class Conversion:
-    """A foreign configuration on its way: what is still to be read, what it became, what was left out."""
+    """A configuration that is being converted."""
 
-    raw: dict[str, Any]
-    folder: Path
-    place: str
-    ours: dict[str, Any] = field(default_factory=lambda: {"data": {}, "objective": {}, "technique": {}})
-    dropped: dict[str, str] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    raw: dict[str, Any]  # keys that are not converted yet
+    folder: Path  # of the file
+    place: str  # the file, for error messages
+    ours: dict[str, Any] = field(default_factory=lambda: {"data": {}, "objective": {}, "technique": {}})  # the recipe
+    dropped: dict[str, str] = field(default_factory=dict)  # keys without a counterpart, and why
+    reasons: dict[str, str] = field(default_factory=dict)  # dotted key -> comment
 
     def take(self, name: str) -> Any:
-        """The value under a name, which is then done with; None where there is none."""
+        """Remove a key and return its value; None if it is missing."""
         return self.raw.pop(name, None)
 
     def put(self, section: str, key: str, value: Any, was: str) -> None:
-        """Set one of our keys."""
+        """Set a key of the recipe that was converted from `was`."""
         self.ours[section][key] = value
         self.reasons[f"{section}.{key}"] = f"was {was}"
 
 
 def number(value: Any) -> float | None:
-    """The number that a value says; None where it is a word or a list."""
+    """Parse a number; None if the value is not one."""
     try:
         return float(value)
     except (TypeError, ValueError):
         return None
 
 
-def found(work: Conversion, path: str) -> str:
-    """The path from where we stand, if it counts from the file's own folder."""
-    beside = work.folder / path
-    return str(beside) if path and beside.exists() and not Path(path).is_absolute() else path
+def resolve_path(work: Conversion, path: str) -> str:
+    """Return the path relative to the folder of the file if it exists there, else unchanged."""
+    relative = work.folder / path
+    return str(relative) if path and relative.exists() and not Path(path).is_absolute() else path

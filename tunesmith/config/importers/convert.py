@@ -1,4 +1,4 @@
-"""Another trainer's configuration as a recipe: what has a counterpart is carried over, the rest is named with why."""
+"""Convert the configuration of axolotl or LLaMA-Factory to a recipe; keys without a counterpart are listed with why."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from tunesmith.techniques import SHORTHANDS
 
 
 def convert(path: Path, *, data: str = "", changes: Sequence[str] = ()) -> AnnotatedRecipe:
-    """The recipe that an axolotl or LLaMA-Factory file amounts to; `data` stands in for its data set.
+    """Convert a configuration file.
 
-    Raises RecipeError for a file that is neither, and for what cannot be done here.
+    Args:
+        path: YAML file of axolotl or LLaMA-Factory.
+        data: data file to use instead of its data set.
+        changes: `key=value` changes of the recipe.
+
+    Raises:
+        RecipeError: the file is of neither trainer, or uses something unsupported.
     """
     raw = _read(path)
     tool = next((tool for tool, (marks, _) in TOOLS.items() if marks & set(raw)), None)
     if tool is None:
-        cure = "give a file with base_model and datasets, or with model_name_or_path and dataset"
-        raise RecipeError(f"{path}: neither of {' and '.join(TOOLS)}; {cure}")
+        fix = "give a file with base_model and datasets, or with model_name_or_path and dataset"
+        raise RecipeError(f"{path}: not a configuration of {' or '.join(TOOLS)}; {fix}")
     work = Conversion({key: value for key, value in raw.items() if value is not None}, path.parent, str(path))
     if data:
         work.put("data", "train", data, "given on the command line")
@@ -55,23 +61,23 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}); mend that line") from None
+        raise RecipeError(f"{path}: invalid YAML ({' '.join(str(error).split())}); fix this line") from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: found {type(raw).__name__}, not a mapping of keys; is this the right file?")
+        raise RecipeError(f"{path}: expected a mapping of keys, got {type(raw).__name__}; check the file name")
     return raw
 
 
 def _common(work: Conversion) -> None:
-    """What both say alike and we say otherwise."""
+    """Convert keys that both trainers have."""
     technique = work.ours["technique"]
     if technique["kind"] == "qlora" and "qlora" not in SHORTHANDS:
         work.put("technique", "kind", "lora", "qlora")
-        work.dropped["qlora"] = "the base is read in full precision"
+        work.dropped["qlora"] = "4-bit quantization is not available; the base is loaded in full precision"
     if technique["kind"] == "full":
         for name in [
             key for key in work.raw if key.startswith("lora_") or ALIASES.get(key, "").startswith("technique.")
         ]:
-            work.dropped[name] = "only for LoRA, and every number moves here"
+            work.dropped[name] = "LoRA only; full tuning trains all parameters"
             work.take(name)
         work.ours["technique"] = {"kind": "full"}
     targets = work.raw.get("lora_target")
@@ -82,23 +88,25 @@ def _common(work: Conversion) -> None:
         work.dropped["max_grad_norm"] = f"{work.take('max_grad_norm')}: gradients are always clipped (schedule.clip)"
     for name in ("save_steps", "eval_steps"):
         if name in work.raw and (not isinstance(work.raw[name], int) or work.raw[name] < 1):
-            work.dropped[name] = f"{work.take(name)}: counted in steps, by default by the length of the run"
+            work.dropped[name] = (
+                f"{work.take(name)}: must be a number of steps; the default depends on the length of the run"
+            )
 
 
 def _validation(work: Conversion) -> None:
-    """How much is held out while learning: a share is carried over."""
+    """Convert the size of the validation split; only a fraction has a counterpart."""
     for name in ("val_size", "val_set_size"):
         share = number(work.raw.get(name, 0))
         if share is None:
-            work.dropped[name] = f"{work.take(name)}: the validation part is a share or a file"
+            work.dropped[name] = f"{work.take(name)}: the validation split is a fraction or a file"
         elif share >= 1:
-            work.dropped[name] = f"{work.take(name)} rows: the validation part is a share or a file"
+            work.dropped[name] = f"{work.take(name)} rows: the validation split is a fraction or a file"
         elif name in work.raw and isinstance(work.ours["data"].get("validation"), str):
-            work.dropped[name] = "a validation file is given"
+            work.dropped[name] = "a validation file is used"
             work.take(name)
 
 
-# Tool -> keys that only its files have, and what reads them.
+# Trainer -> keys that only its files have, and the converter.
 TOOLS: dict[str, tuple[set[str], Callable[[Conversion], None]]] = {
     "axolotl": ({"base_model", "datasets", "micro_batch_size", "sequence_len"}, axolotl),
     "LLaMA-Factory": ({"model_name_or_path", "finetuning_type", "stage", "cutoff_len", "dataset_dir"}, factory),

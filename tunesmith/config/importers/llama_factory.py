@@ -1,4 +1,4 @@
-"""What only LLaMA-Factory says its own way."""
+"""Convert the keys that only LLaMA-Factory has."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.importers.common import Conversion, found, number
+from tunesmith.config.importers.common import Conversion, number, resolve_path
 from tunesmith.config.unsupported import UNKNOWN, UNNAMED
 from tunesmith.data.schema.formats import DIALOGUES, THUMBS
 from tunesmith.errors import RecipeError
 
-# Its stage -> objective, its loss -> ours, and its keys for preferences.
+# Stage -> objective, preference loss -> loss here, preference key -> key here.
 STAGES = {"sft": "instruct", "pt": "domain", "rm": "reward", "ppo": "rl", "dpo": "preference", "kto": "preference"}
 LOSSES = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo", "kto_pair": "kto", "orpo": "orpo", "simpo": "simpo"}
 TUNED = {"pref_beta": "beta", "simpo_gamma": "gamma", "pref_ftx": "nll"}
-# Of a data set of its own: the word for a column -> our key, by stage, and how such a column is usually called.
+# By stage: column role in dataset_info.json -> key here; and the default column name of each role.
 JUDGED = {"prompt": "prompt", "messages": "prompt", "chosen": "chosen", "rejected": "rejected"}
 COLUMNS = {
     "sft": {"prompt": "prompt", "response": "answer", "messages": "messages", "tools": "tools"},
@@ -30,21 +30,21 @@ USUAL = {"prompt": "instruction", "query": "input", "response": "output", "histo
     name: name for name in ("tools", "chosen", "rejected", "kto_tag")
 }
 
-# Parts that are found by any of these names.
+# Roles that are detected under any of these column names.
 FOUND = {"messages": DIALOGUES, "kto_tag": THUMBS}
 
 
-# Keys of a data set in dataset_info.json that are read or found out from the rows, and why others are not.
+# Keys of dataset_info.json that are read or detected from the rows, and why others are not.
 READ = {"file_name", "hf_hub_url", "ms_hub_url", "split", "columns", "formatting", "ranking"}
 UNREAD = {
-    "num_samples": "set data.rows",
-    "subset": "a data set of several is not read: save the one as a file",
-    "tags": "roles and texts are found by their usual names, look at tune --dry-run",
+    "num_samples": "use data.rows",
+    "subset": "subsets are not supported: save the subset as a file",
+    "tags": "roles and texts are detected by their usual names; check them with tune --dry-run",
 }
 
 
 def factory(work: Conversion) -> None:
-    """What only LLaMA-Factory says its own way."""
+    """Convert the keys that only LLaMA-Factory has."""
     stage = str(work.take("stage") or "sft")
     work.put("objective", "kind", STAGES.get(stage, stage), f"stage: {stage}")
     if stage == "ppo":
@@ -67,19 +67,19 @@ def factory(work: Conversion) -> None:
         if number(bits) == 4:
             work.put("technique", "kind", "qlora", "quantization_bit: 4")
         else:
-            work.dropped["quantization_bit"] = f"{bits}: weights are read as they are, or in 4 bits"
+            work.dropped["quantization_bit"] = f"{bits}: only 4-bit quantization is supported"
 
 
 def _first(work: Conversion, name: str) -> str:
-    """The first of the data sets under a name; the others are told as left out."""
-    given = work.take(name) or ""
-    listed = [str(one).strip() for one in (given if isinstance(given, list) else str(given).split(","))]
-    work.dropped |= {f"{name}: {other}": "one file: join the rows into it" for other in listed[1:]}
+    """Return the first data set under a key; the others are listed as not converted."""
+    value = work.take(name) or ""
+    listed = [str(item).strip() for item in (value if isinstance(value, list) else str(value).split(","))]
+    work.dropped |= {f"{name}: {other}": "only one file is supported: concatenate them" for other in listed[1:]}
     return listed[0] if listed else ""
 
 
 def _listed(work: Conversion, name: str) -> tuple[str, Mapping[str, str]]:
-    """The file of a data set by its name in dataset_info.json, and the columns that are named there."""
+    """Return the file of a data set named in dataset_info.json, and its column names."""
     folder = str(work.raw.get("dataset_dir", "data"))
     for place in (work.folder / folder, Path(folder), work.folder):
         entry = _listing(place / "dataset_info.json").get(name, {})
@@ -89,35 +89,35 @@ def _listed(work: Conversion, name: str) -> tuple[str, Mapping[str, str]]:
         work.dropped |= {f"{name}: {key}": UNREAD.get(key, UNKNOWN) for key in sorted(set(entry) - READ)}
         split = f":{entry['split']}" if entry.get("split") else ""
         return str(place / file) if file else f"{hub}{split}", entry.get("columns") or {}
-    path = found(work, name)
+    path = resolve_path(work, name)
     if Path(path).exists() or "/" in name:
         return path, {}
     raise RecipeError(
-        f"{work.place}: dataset {name!r} stands in no dataset_info.json near it; "
-        f"give the rows themselves: tunesmith init ROWS --from {work.place}"
+        f"{work.place}: dataset {name!r} is not listed in any dataset_info.json near it; "
+        f"name the data file: tunesmith init ROWS --from {work.place}"
     )
 
 
 def _listing(page: Path) -> Mapping[str, Any]:
-    """The data sets of a dataset_info.json; none where there is no such file."""
+    """Return the data sets of a dataset_info.json; empty if the file is missing."""
     if not page.is_file():
         return {}
     try:
         listed = json.loads(page.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RecipeError(f"{page}: not JSON ({error}); mend it, or give the rows themselves") from None
+        raise RecipeError(f"{page}: invalid JSON ({error}); fix it, or name the data file") from None
     entries = listed if isinstance(listed, dict) else {}
     return {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
 
 
 def _named(work: Conversion, columns: Mapping[str, str], stage: str) -> dict[str, str]:
-    """Their words for columns in ours. What has none in ours is found by its usual name, or told as left out."""
+    """Translate column roles; a role without a key is detected by its usual name, or listed as not converted."""
     ours = COLUMNS.get(stage, {})
     named = {ours[part]: column for part, column in columns.items() if part in ours}
-    if {"query", "history", *({"messages"} - set(ours))} & set(columns):  # not read beside columns that are named
+    if {"query", "history", *({"messages"} - set(ours))} & set(columns):  # not read if columns are named
         ours, named = {}, {}
     for part, column in columns.items():
         if part not in ours and column != USUAL.get(part) and column not in FOUND.get(part, ()):
-            cure = f"name the column {USUAL[part]}, by which it is found" if part in USUAL else UNKNOWN
-            work.dropped[f"columns.{part}: {column}"] = cure
+            fix = f"rename the column to {USUAL[part]}, so that it is detected" if part in USUAL else UNKNOWN
+            work.dropped[f"columns.{part}: {column}"] = fix
     return named
