@@ -33,7 +33,7 @@ def test_programs_get_the_shape_that_is_printed(
 def test_where_nothing_fits_the_code_says_so(
     command: Command, review_file: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tunesmith.pipelines.plan.profile._memory", lambda device: (1e9, 1e6))
+    monkeypatch.setattr("tunesmith.pipelines.plan.profile.process_memory", lambda device: (1e9, 1e6))
     done = command("plan", review_file, "--quick", "--model", tiny_bert, *PLAIN)
     assert done.code == 1
     assert "no technique fits into memory; use a smaller model" in done.out

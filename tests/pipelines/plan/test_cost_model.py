@@ -145,7 +145,7 @@ def test_memory_is_what_stays_and_the_largest_pass():
 
 
 def test_what_came_before_training_counts_where_it_is_more():
-    assert peak_bytes(Lora(rank=2), SIZE, replace(WORK, cheap=9e9), PACE, held=1e9) == 10e9
+    assert peak_bytes(Lora(rank=2), SIZE, replace(WORK, baseline_bytes=9e9), PACE, held=1e9) == 10e9
 
 
 def test_answers_remember_their_prompts_and_count_where_that_is_more_than_training():
@@ -174,7 +174,7 @@ def test_the_vocabulary_counts_wherever_a_learned_state_meets_it_beside_a_head_t
 
 
 def test_attention_and_what_is_only_read_cost_time():
-    more = replace(WORK, attended=7000, read=500, told=20)
+    more = replace(WORK, attended=7000, read=500, read_learned=20)
     seconds = step_seconds(Full(), SIZE, more, PACE) - step_seconds(Full(), SIZE, WORK, PACE)
     arithmetic = 7000 * 12 * 10 * 2 + 500 * 2 * 400 + 20 * 2 * 100 * 10
     assert seconds * 1e9 == pytest.approx(arithmetic + 500 * 3 * 1000)
@@ -183,7 +183,7 @@ def test_attention_and_what_is_only_read_cost_time():
 def test_four_bits_take_an_eighth_of_the_weights_memory():
     saved = peak_bytes(Lora(), SIZE, WORK, PACE, held=0) - peak_bytes(Lora(quantize="nf4"), SIZE, WORK, PACE, held=0)
     assert saved == pytest.approx(400 * (4 - 0.52))
-    cheap = replace(WORK, cheap=9e9, controls=1)  # reached before a control has a base of its own
+    cheap = replace(WORK, baseline_bytes=9e9, controls=1)  # reached before a control has a base of its own
     assert peak_bytes(Lora(quantize="nf4"), SIZE, cheap, PACE, held=1e9) == pytest.approx(10e9 - saved)
     controlled = [peak_bytes(Lora(quantize="nf4"), SIZE, replace(WORK, controls=n), PACE, held=0) for n in (0, 1)]
     assert controlled[1] - controlled[0] == pytest.approx(4 * 2000 - saved)

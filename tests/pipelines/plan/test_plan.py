@@ -15,9 +15,9 @@ from tests.pipelines.tune.test_multitask import mixed
 from tunesmith.errors import RecipeError
 from tunesmith.objectives import Rl
 from tunesmith.pipelines.plan import plan as story
-from tunesmith.pipelines.plan.overhead import GENERAL_TOKENS, PROBED, count_overhead
+from tunesmith.pipelines.plan.overhead import CHECK_STEPS, GENERAL_TOKENS, count_overhead
 from tunesmith.pipelines.plan.plan import plan_recipe, techniques_of
-from tunesmith.pipelines.plan.profile import _memory, named, predict, predict_cost, profile_run
+from tunesmith.pipelines.plan.profile import named, predict, predict_cost, process_memory, profile_run
 from tunesmith.pipelines.plan.report import PlanReport
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.batches import Batches
@@ -129,13 +129,13 @@ def test_beside_training_an_encoder_reads_all_rows_for_its_probe_and_tries_no_wo
     assert (beside.probed, beside.written) == (0.0, ())
     probing = prepared.recipe.schedule.model_copy(update={"probe": True})
     again = replace(prepared, recipe=prepared.recipe.model_copy(update={"schedule": probing}))
-    assert count_overhead(again, found).probed == pytest.approx(PROBED * 8 / steps)
+    assert count_overhead(again, found).probed == pytest.approx(CHECK_STEPS * 8 / steps)
 
 
 def test_rl_is_not_planned(tmp_path: Path):
     made = recipe(tmp_path, answers(), "llama", objective="instruct")
     rl = Rl.model_construct(kind="rl")
-    with pytest.raises(RecipeError, match="plan: rl: how long answers will be is not known before they are drawn"):
+    with pytest.raises(RecipeError, match="plan: rl: the length of completions is unknown before they are sampled"):
         plan_recipe(made.model_copy(update={"objective": rl}), on_event=nobody)
 
 
@@ -168,8 +168,8 @@ def test_steps_that_run_out_of_memory_leave_the_formula_and_the_base_alone(
     found = plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=said.append)
     assert found.how == "by formula, not timed"
     notes = [event.text for event in said if event.kind == "note"]
-    assert [text for text in notes if text.startswith("memory ran out while")] == [
-        f"memory ran out while {name} was timed: it is told by formula" for name in ("lora", "full")
+    assert [text for text in notes if text.startswith("out of memory while")] == [
+        f"out of memory while timing {name}; using the analytic estimate" for name in ("lora", "full")
     ]
 
 
@@ -180,11 +180,11 @@ def test_an_optimizer_that_memory_does_not_hold_leaves_the_formula(tmp_path: Pat
     monkeypatch.setattr(torch.optim.AdamW, "step", full_memory)
     said: list[dict[str, Any]] = []
     assert plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=said.append).how == "by formula, not timed"
-    assert sum(getattr(event, "text", "").startswith("memory ran out while") for event in said) == 2
+    assert sum(getattr(event, "text", "").startswith("out of memory while") for event in said) == 2
 
 
 def test_nothing_is_timed_whose_memory_does_not_surely_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(story, "SURELY", 0.0)
+    monkeypatch.setattr(story, "SAFE_SHARE", 0.0)
     monkeypatch.setattr(story, "step", None)
     assert plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=nobody).how == "by formula, not timed"
 
@@ -200,7 +200,7 @@ def test_the_room_on_a_gpu_is_what_this_process_holds_and_what_is_free(monkeypat
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7)
-    assert _memory("cuda:0") == (7.0, 40.0)
+    assert process_memory("cuda:0") == (7.0, 40.0)
 
 
 def test_the_recipes_own_settings_are_those_of_its_technique(tmp_path: Path):
@@ -215,8 +215,8 @@ def test_tune_says_its_line_first_and_the_report_compares(tmp_path: Path):
     said: list[dict[str, Any]] = []
     run = tune(recipe(tmp_path, reviews(), "llama"), tmp_path / "run", on_event=said.append)
     texts = [getattr(event, "text", "") for event in said]
-    first = next(i for i, text in enumerate(texts) if text.startswith("plan: lora moves "))
-    assert first < next(i for i, text in enumerate(texts) if text.startswith("scoring"))
+    first = next(i for i, text in enumerate(texts) if text.startswith("plan: lora: "))
+    assert first < next(i for i, text in enumerate(texts) if text.startswith("evaluating the base"))
     kept = json.loads((run.folder / "prediction.json").read_text())
     assert kept["trainable"] == run.report.training.trainable
     assert run.report.memory.predicted_bytes == round(kept["memory"]["expected"])

@@ -90,7 +90,7 @@ def test_attention_is_counted_by_the_queries_and_keys_of_each_level(tmp_path: Pa
 def test_kto_reads_answers_to_other_prompts_twice_more(loss: str, times: int, tmp_path: Path):
     prepared = read(recipe(tmp_path, pairs(), "llama", objective={"kind": "preference", "loss": loss}))
     work = work_of(prepared)
-    assert (work.read, work.told) == (times * work.computed, times * work.learned)
+    assert (work.read, work.read_learned) == (times * work.computed, times * work.learned)
     assert work.written[0].rows == min(WRITTEN, len(prepared.test))
 
 

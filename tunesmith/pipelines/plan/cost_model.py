@@ -18,7 +18,7 @@ from tunesmith.techniques.ia3 import layers_of
 from tunesmith.techniques.peft_base import reaches
 
 NUMBER = 4  # bytes of a float32 value
-LEARNING = 12  # bytes per trainable parameter besides itself: gradient and the two moments of AdamW, in float32
+LEARNING = 12  # bytes per trainable parameter in addition to itself: gradient and the two moments of AdamW, in float32
 STEP_BYTES = 40  # read and written per trainable parameter and step, including the gradient norm
 # Bytes per output that DoRA stores in addition to LoRA: the product before it is scaled.
 DORA_KEPT = 4
@@ -35,7 +35,7 @@ NORM_BYTES = 60  # memory traffic per weight whose norm DoRA computes in each pa
 # Seconds per layer and pass that the arithmetic does not explain: launches of small operations.
 CALLS = 2e-3
 # Bytes that PEFT and the libraries for reports and baselines add during a run.
-BESIDE = 200e6
+LIBRARIES = 200e6
 # Layer states that exist at once in inference: inner ones of the widest layers, and outer ones.
 INNER = 3
 OUTER = 2
@@ -48,7 +48,7 @@ HEAD_COPIES = 3
 FOUR_BITS = 0.52
 
 # Bounds as factors of the expected value, chosen by judgement; twelve small runs were within them (bench/PLAN.md).
-SURE = {"memory": (0.87, 1.15), "timed": (0.8, 1.3), "formula": (0.4, 2.5)}
+BOUNDS = {"memory": (0.87, 1.15), "timed": (0.8, 1.3), "formula": (0.4, 2.5)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,10 @@ class TrainingWork:
     widest_attended: int = 0  # query-key pairs of that pass
     attended: int = 0  # query-key pairs of all passes; without a backward pass, three count as one
     read: int = 0  # tokens of additional forward passes, such as those of a reference model
-    told: int = 0  # positions of these whose logits are computed
+    read_learned: int = 0  # positions of these whose logits are computed
     head: int = 0  # parameters of the objective's own heads
     headed: int = 0  # products of these heads: parameters times states
-    cheap: float = 0.0  # bytes used by the baselines before training
+    baseline_bytes: float = 0.0  # bytes used by the baselines before training
     controls: int = 0  # control runs with their own base model
     copies: int = 0  # copies of the base model that full tuning needs as a reference in each step
     written: tuple[Written, ...] = ()  # generation during evaluation of one model
@@ -109,8 +109,8 @@ class FigureBounds:
 
     @classmethod
     def around(cls, expected: float, kind: str) -> FigureBounds:
-        """Return the value with the bounds of its kind, a key of `SURE`."""
-        low, high = SURE[kind]
+        """Return the value with the bounds of its kind, a key of `BOUNDS`."""
+        low, high = BOUNDS[kind]
         return cls(low * expected, expected, high * expected)
 
 
@@ -223,7 +223,7 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace
     saved = (NUMBER - FOUR_BITS) * size.matrices if quantized else 0.0
     before = held - saved
     held = before + work.controls * (NUMBER * size.parameters - saved)
-    fixed = held + BESIDE + LEARNING * count + (0 if isinstance(technique, Full) else NUMBER * count)
+    fixed = held + LIBRARIES + LEARNING * count + (0 if isinstance(technique, Full) else NUMBER * count)
     if isinstance(technique, Full):
         fixed += NUMBER * size.parameters * work.copies
     activations = _activations(technique, size, pace)
@@ -235,7 +235,7 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace
     passing = activations.token * tokens + width * size.past * max(0, work.widest_padded - work.widest)
     pairs = PAIRS_OVER_KEPT * activations.pair * work.widest_attended
     training = fixed + activations.once + (1.0 if work.widest_first else PASS_OVER_KEPT) * passing + pairs + logits
-    return max(training, before + work.cheap, *(held + written_bytes(group, size) for group in work.written))
+    return max(training, before + work.baseline_bytes, *(held + written_bytes(group, size) for group in work.written))
 
 
 def written_bytes(group: Written, size: NetworkSize) -> float:
@@ -301,7 +301,7 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
         moved += work.passes * size.matrices * (UNPACK_BYTES * bool(technique.quantize) + NORM_BYTES * technique.dora)
     else:  # the fused LoRA kernel reuses cast weights, all other techniques cast them in each pass
         moved += work.passes * activations.once * CAST_MOVED
-    head = (work.learned * (4 + 2 * full) + 2 * work.told) * size.words * size.hidden + 6 * work.headed
+    head = (work.learned * (4 + 2 * full) + 2 * work.read_learned) * size.words * size.hidden + 6 * work.headed
     calls = work.passes * size.layers * CALLS
     return operations / pace.products + head / pace.products32 + moved / pace.moved + calls
 

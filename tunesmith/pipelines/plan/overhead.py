@@ -1,124 +1,132 @@
-"""What a run does beside its training steps, counted before it begins: probes, validations, scores, written answers."""
+"""The work of a run besides its training steps, counted before it starts: overfit check, validation and evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.examples.types import Example, Text
 from tunesmith.evaluation.predict import CHOICE_ROWS
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
-from tunesmith.objectives import Classify, Instruct, Reward
-from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.pipelines.plan.cost_model import reading_seconds, writing_seconds
 from tunesmith.pipelines.plan.profile import RunProfile
 from tunesmith.pipelines.plan.report import Bounds
-from tunesmith.pipelines.plan.workload import READINGS, planned, tasks_of
+from tunesmith.pipelines.plan.workload import READINGS, planned
 from tunesmith.training.batches import Batches
 from tunesmith.training.overfit_check import ROWS
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.train import base_policy
 
-# Seconds of a run that no row explains: loading, the cheap ways, writing the reports.
-AROUND = 25.0
-# Steps after which the overfit probe has mostly seen enough.
-PROBED = 10
-# Tokens of the general text and of the probe's questions.
+# Seconds of a run that do not depend on the rows: loading, baselines, writing the reports.
+FIXED_SECONDS = 25.0
+# Steps after which the overfit check has usually passed.
+CHECK_STEPS = 10
+# Tokens of the general text and of the questions that probe general ability.
 GENERAL_TOKENS = 20_000
-# Bounds as factors: answers end when they want to, and a run may stop early.
-SURE = (0.5, 2.0)
+# Bounds as factors of the expected value: the length of answers is unknown, and a run may stop early.
+BOUNDS = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
 class RunOverhead:
-    """What a run does beside its training steps, whichever technique moves the numbers."""
+    """The work of a run besides its training steps; it is the same for every technique."""
 
-    trained: int  # times that it trains: once more for its control
-    probed: float  # what the overfit probe takes, in trainings
-    read: float  # tokens that pass without a way back
-    written: tuple[tuple[float, float], ...]  # steps in which so many rows get their next token
+    trained: int  # number of trainings: 2 with a control run
+    probed: float  # cost of the overfit check, in trainings
+    read: float  # tokens of forward passes without a backward pass
+    written: tuple[tuple[float, float], ...]  # (decoding steps, rows that get a token in each step)
 
-    def whole(self, training: Bounds, found: RunProfile) -> Bounds:
-        """The seconds of the whole run; `training` are those of training once."""
-        times, seconds, (low, high) = self.trained * (1 + self.probed), self.seconds(found), SURE
+    def whole(self, training: Bounds, profile: RunProfile) -> Bounds:
+        """Return the seconds of the whole run, given those of one training."""
+        trainings = self.trained * (1 + self.probed)
+        seconds = self.seconds(profile)
+        low, high = BOUNDS
         return Bounds(
-            low=times * training.low + low * seconds,
-            expected=times * training.expected + seconds,
-            high=times * training.high + high * seconds,
+            low=trainings * training.low + low * seconds,
+            expected=trainings * training.expected + seconds,
+            high=trainings * training.high + high * seconds,
         )
 
-    def seconds(self, found: RunProfile) -> float:
-        """How long that takes which trains nothing."""
-        wrote = sum(writing_seconds(steps, rows, found.size, found.pace) for steps, rows in self.written)
-        return AROUND + reading_seconds(self.read, found.size, found.pace) + wrote
+    def seconds(self, profile: RunProfile) -> float:
+        """Return the seconds of the work that trains nothing."""
+        writing = sum(writing_seconds(steps, rows, profile.size, profile.pace) for steps, rows in self.written)
+        return FIXED_SECONDS + reading_seconds(self.read, profile.size, profile.pace) + writing
 
 
-def count_overhead(prepared: TrainingContext, found: RunProfile) -> RunOverhead:
-    """What is read and written beside the training of these rows."""
-    parts, plan, work = tasks_of(prepared), planned(prepared, base_policy(prepared)), found.work
+def count_overhead(prepared: TrainingContext, profile: RunProfile) -> RunOverhead:
+    """Count what a run reads and generates besides its training steps.
+
+    Args:
+        prepared: the run.
+        profile: its workload.
+    """
+    tasks, work = list(prepared.tasks.values()), profile.work
+    schedule, family = prepared.recipe.schedule, prepared.base.family
+    plan = planned(prepared, base_policy(prepared))
     trained = 2 if prepared.recipe.controls else 1
     evaluations = -(-plan.steps // plan.eval_steps) if plan.eval_steps else 0
-    learned = plan.steps * prepared.recipe.schedule.batch_rows  # rows of all passes, a text's windows each one
-    # Of the tokens of all rows the share that passes through the network, where rows share what they begin with.
-    passing = work.computed / learned * len(prepared.train) / sum(map(_tokens, parts))
-    asked = sum(passing * _tokens(part) / _size(part.loaded.split.train) * _asked(part, trained) for part in parts)
-    decoder, gated = prepared.base.family == "decoder", prepared.recipe.gates.max_general_nats is not None
-    general = GENERAL_TOKENS if decoder else 0  # what the base says to them is kept
-    checked = sum(_checked(part, found) for part in parts) + (WINDOW * WINDOWS if decoder and gated else 0)
-    # They end when they want to, so half of the rows are there at a time.
+    learned = plan.steps * schedule.batch_rows  # rows of all epochs; each window of a document is a row
+    # Share of the tokens of all rows that the network computes; shared prefixes are computed once.
+    computed = work.computed / learned * len(prepared.train) / sum(map(_tokens, tasks))
+    evaluated = sum(
+        computed * _tokens(task) / _size(task.loaded.split.train) * _rows_read(task, trained) for task in tasks
+    )
+    general = GENERAL_TOKENS if family == "decoder" else 0  # by the tuned model; the base's result is cached
+    gated = family == "decoder" and prepared.recipe.gates.max_general_nats is not None
+    per_validation = sum(_validation_tokens(task, profile) for task in tasks) + (WINDOW * WINDOWS if gated else 0)
+    # Answers end at different lengths, so on average half of the rows of a batch are active.
     answers = [((1 + trained) * group.answer, group.rows / 2) for group in work.written]
+    choices = [
+        (len(templates) * task.recipe.objective.max_new_tokens, _choice_rows(task) / 2)
+        for task in tasks
+        if (templates := task.recipe.objective.prompt_templates(family)) and task.recipe.objective.produces == "text"
+    ]
     return RunOverhead(
         trained=trained,
-        probed=PROBED * ROWS * len(parts) / learned if prepared.recipe.schedule.probe else 0.0,
-        read=trained * evaluations * checked + asked + general,
-        written=(*answers, *(one for part in parts for one in _chosen(part))),
+        probed=CHECK_STEPS * ROWS * len(tasks) / learned if schedule.probe else 0.0,
+        read=trained * evaluations * per_validation + evaluated + general,
+        written=(*answers, *choices),
     )
 
 
-def _tokens(part: TrainingContext) -> int:
-    """Tokens of a task's training rows."""
-    return sum(row.length for row in part.train)
-
-
-def _checked(part: TrainingContext, found: RunProfile) -> int:
-    """Tokens that a validation of a task reads: for the loss, and beside its start for what answers have gained."""
-    if not part.validation:
-        return 0
-    objective = part.recipe.objective
-    beside = objective.reference != "none" and not objective.samples_completions
-    times = 1 + beside + (READINGS if objective.reference == "per_step" else 0)
-    return times * sum(map(found.counter.computed, Batches(part, part.validation).all()))
-
-
-def _asked(part: TrainingContext, trained: int) -> int:
-    """What a task reads to score it, to choose the base's wording or fit its head, and for references."""
-    objective, split = part.recipe.objective, part.loaded.split
-    train, validation, test = map(_size, (split.train, split.validation, part.test))
-    wordings = objective.prompt_templates(part.base.family)
-    rows = (1 + trained) * test + len(wordings) * _tried(part)
-    if isinstance(objective, Classify | Reward) and not wordings:
-        rows += train  # a probe on the frozen model, which is the base here
-    elif isinstance(objective, Classify) and part.recipe.controls:
-        rows += train + test  # the same as a control
-    if isinstance(objective, Classify):
-        rows += validation  # for the temperature
-    if objective.reference != "none" and not objective.samples_completions:
-        rows += trained * (train + validation)
-    return rows
+def _tokens(task: TrainingContext) -> int:
+    """Return the tokens of a task's training rows."""
+    return sum(row.length for row in task.train)
 
 
 def _size(examples: Sequence[Example]) -> int:
-    """How much there is to read, in rows; of documents, one of which may be a hundred of others, in characters."""
+    """Return the number of rows; of documents, whose lengths differ a hundredfold, the number of characters."""
     return sum(len(example.text) if isinstance(example, Text) else 1 for example in examples)
 
 
-def _tried(part: TrainingContext) -> int:
-    """Rows that each wording is tried on."""
-    split = part.loaded.split
-    return min(len(split.validation or split.train), CHOICE_ROWS.get(part.recipe.objective.kind, 0))
+def _choice_rows(task: TrainingContext) -> int:
+    """Return the number of rows on which each prompt template of the base model is tried."""
+    split = task.loaded.split
+    return min(len(split.validation or split.train), CHOICE_ROWS.get(task.recipe.objective.kind, 0))
 
 
-def _chosen(part: TrainingContext) -> Iterator[tuple[float, float]]:
-    """Steps and rows of the answers by which the base's wording is chosen."""
-    if isinstance(part.recipe.objective, Instruct):
-        yield len(PLAIN_WORDINGS) * part.recipe.objective.max_new_tokens, _tried(part) / 2
+def _validation_tokens(task: TrainingContext, profile: RunProfile) -> int:
+    """Return the tokens that one validation reads: for the loss, and for what is compared with the reference model."""
+    if not task.validation:
+        return 0
+    objective = task.recipe.objective
+    compared = objective.reference != "none" and not objective.samples_completions
+    passes = 1 + compared + (READINGS if objective.reference == "per_step" else 0)
+    return passes * sum(map(profile.counter.computed, Batches(task, task.validation).all()))
+
+
+def _rows_read(task: TrainingContext, trained: int) -> int:
+    """Return the rows, as `_size` counts them, read to score the models, choose a prompt or fit a probe of the base."""
+    objective, split = task.recipe.objective, task.loaded.split
+    train, validation, test = map(_size, (split.train, split.validation, task.test))
+    templates = objective.prompt_templates(task.base.family)
+    rows = (1 + trained) * test + len(templates) * _choice_rows(task)
+    if objective.produces in ("labels", "score") and not templates:
+        rows += train  # the base is a probe on the frozen model
+    elif objective.label_mode and task.recipe.controls:
+        rows += train + test  # the same probe is a control
+    if objective.label_mode:
+        rows += validation  # for temperature scaling
+    if objective.reference != "none" and not objective.samples_completions:
+        rows += trained * (train + validation)
+    return rows

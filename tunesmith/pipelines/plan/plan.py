@@ -1,28 +1,23 @@
-"""What a run would take, before it runs: counted on the real batches, and timed on a few steps of them."""
+"""The plan of a run: the cost of each technique, from counted rows and a few timed steps, and a recommendation."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-from torch.optim import Optimizer
 
 from tunesmith.config import AnyTechnique, Recipe
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.models.loading.device import out_of_memory
 from tunesmith.models.loading.load import not_in_4_bits
-from tunesmith.models.policy import Policy
-from tunesmith.objectives import Domain
 from tunesmith.pipelines.plan.cost_model import moving, peak_bytes, step_seconds
 from tunesmith.pipelines.plan.overhead import RunOverhead, count_overhead
 from tunesmith.pipelines.plan.profile import RunProfile, named, predict, profile_run
 from tunesmith.pipelines.plan.recommend import ENCODERS, STANDINGS, Case, recommend
-from tunesmith.pipelines.plan.report import PlanReport, Recommended, TechniqueEstimate
+from tunesmith.pipelines.plan.report import FORMULA_ONLY, PlanReport, Recommended, TechniqueEstimate
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.training.batches import batches_of
 from tunesmith.training.fit import step
@@ -30,14 +25,15 @@ from tunesmith.training.optim import make_optimizer, make_plan, set_rate
 from tunesmith.training.prepare import TrainingContext, prepare
 from tunesmith.training.train import adapted_policy, learner_of
 
-# Steps that are timed, the first of them to warm up, until so many seconds are spent on one technique.
-TIMED, MOST_SECONDS = 4, 15.0
-# A technique is only timed where its memory surely fits.
-SURELY = 0.7
+# Steps that are timed per technique, the first of them to warm up; no more of them after this many seconds.
+TIMED_STEPS = 4
+MAX_SECONDS = 15.0
+# A technique is only timed if its predicted peak is below this share of the available memory.
+SAFE_SHARE = 0.7
 
 
 def techniques_of(recipe: Recipe) -> list[AnyTechnique]:
-    """Every technique, with the recipe's own settings where it has some."""
+    """Return every technique, with the recipe's settings for its own."""
     own = recipe.technique
     lora = own.model_copy(update={"dora": False, "quantize": ""}) if isinstance(own, Lora) else Lora()
     variants = [lora, lora.model_copy(update={"dora": True}), lora.model_copy(update={"quantize": "nf4"})]
@@ -46,150 +42,133 @@ def techniques_of(recipe: Recipe) -> list[AnyTechnique]:
 
 
 def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, offline: bool = False) -> PlanReport:
-    """What each technique would take, and which to take. Raises the errors of `prepare`."""
+    """Estimate the cost of each technique and recommend one.
+
+    Args:
+        recipe: the recipe; its technique only provides settings.
+        on_event: observes the progress.
+        timed: time a few steps of LoRA and full tuning, and correct all estimates by them.
+        offline: do not access the network.
+
+    Raises:
+        RecipeError: the objective samples completions, or the recipe cannot be prepared.
+    """
     if recipe.objective.samples_completions:
-        why = "how long answers will be is not known before they are drawn"
-        raise RecipeError(f"plan: rl: {why}; nearest that works: a plan of the same rows under objective: instruct")
-    own = recipe.technique
-    if own.load_options().quantize:  # weights as they are fit every technique's formula
+        raise RecipeError(
+            "plan: rl: the length of completions is unknown before they are sampled; nearest that works: a plan of the "
+            "same rows with objective: instruct"
+        )
+    if recipe.technique.load_options().quantize:  # the cost model starts from unquantized weights
         recipe = recipe.model_copy(update={"technique": techniques_of(recipe)[1]})
     prepared = prepare(recipe, on_event=on_event, offline=offline)
+    family = prepared.base.family
     on_event(StageStarted("counting rows and network"))
-    found = profile_run(prepared)
-    factors = _timed(prepared, found, on_event) if timed else {}
-    beside, how = count_overhead(prepared, found), _how(factors)
-    options = [_option(prepared, technique, found, beside, factors) for technique in techniques_of(recipe)]
+    profile = profile_run(prepared)
+    factors = _time_techniques(prepared, profile, on_event) if timed else {}
+    how = f"by formula, corrected by timed steps of {' and '.join(factors)} on these rows" if factors else FORMULA_ONLY
+    overhead = count_overhead(prepared, profile)
+    options = []
+    for technique in techniques_of(recipe):
+        factor = factors.get(named(technique), factors.get("lora"))
+        if factor is not None:
+            pace = replace(profile.pace, factor=factor, timed=named(technique) in factors)
+            options.append(_estimate(prepared, technique, replace(profile, pace=pace), overhead, how=how))
+        else:
+            options.append(_estimate(prepared, technique, profile, overhead, how=how))
+    objective, learned_tokens = prepared.recipe.objective, prepared.facts.learned_tokens
+    if objective.masked_share and family == "encoder":  # each epoch masks another share of the words
+        learned_tokens = round(objective.masked_share * learned_tokens)
+    choice = recommend(
+        Case(
+            family=family,
+            rows=len(prepared.train),
+            parameters=profile.size.parameters,
+            learned_tokens=learned_tokens,
+            lora_numbers=moving(techniques_of(prepared.recipe)[1], profile.size),
+            fits=frozenset(option.technique for option in options if option.fits),
+        )
+    )
     return PlanReport(
-        data=", ".join(Path(one.data.train).name for one in recipe.parts.values() or [recipe]),
+        data=", ".join(Path(part.data.train).name for part in recipe.parts.values() or [recipe]),
         model=recipe.model,
-        family=prepared.base.family,
+        family=family,
         objective=recipe.objective.kind,
         train_rows=len(prepared.train),
-        steps=found.work.steps,
-        tokens=found.work.computed,
+        steps=profile.work.steps,
+        tokens=profile.work.computed,
         machine=prepared.machine.why,
-        room_bytes=round(found.room),
+        room_bytes=round(profile.available),
         how=how,
         options=options,
-        recommendation=_recommended(prepared, found, options),
+        recommendation=choice and Recommended(technique=choice.technique, reasons=list(choice.reasons)),
         notes=list(prepared.facts.notes),
     )
 
 
-def _how(factors: dict[str, float]) -> str:
-    if not factors:
-        return "by formula, not timed"
-    return f"by formula, corrected by timed steps of {' and '.join(factors)} on these rows"
-
-
-def _option(
-    prepared: TrainingContext,
-    technique: AnyTechnique,
-    found: RunProfile,
-    beside: RunOverhead,
-    factors: dict[str, float],
+def _estimate(
+    prepared: TrainingContext, technique: AnyTechnique, profile: RunProfile, overhead: RunOverhead, *, how: str
 ) -> TechniqueEstimate:
-    """A line of the plan."""
-    name = named(technique)
-    standing = (ENCODERS if prepared.base.family == "encoder" else STANDINGS)[name]
-    said = {"technique": name, "standing": standing.word, "published": standing.published, "ours": standing.ours}
-    base = prepared.base
+    """Estimate the cost of one technique, or state why the model does not support it."""
+    name, base = named(technique), prepared.base
+    standing = (ENCODERS if base.family == "encoder" else STANDINGS)[name]
+    known = {"technique": name, "standing": standing.word, "published": standing.published, "ours": standing.ours}
     reason = technique.refusal(base.network, family=base.family)
     if technique.load_options().quantize:
-        reason = reason or not_in_4_bits(base.name, offline=True)  # it has just been read
+        reason = reason or not_in_4_bits(base.name, offline=True)  # its files have just been read
     if reason:
-        return TechniqueEstimate(refused=reason, **said)
-    factor = factors.get(name, factors.get("lora"))
-    if factor is not None:
-        found = replace(found, pace=replace(found.pace, factor=factor, timed=name in factors))
-    made = predict(technique, found, how=_how(factors))
-    whole = beside.whole(made.seconds, found)
-    return TechniqueEstimate(prediction=made, whole_seconds=whole, fits=made.memory.high <= found.room, **said)
+        return TechniqueEstimate(refused=reason, **known)
+    cost = predict(technique, profile, how=how)
+    whole = overhead.whole(cost.seconds, profile)
+    return TechniqueEstimate(prediction=cost, whole_seconds=whole, fits=cost.memory.high <= profile.available, **known)
 
 
-def _timed(prepared: TrainingContext, found: RunProfile, on_event: EventHandler) -> dict[str, float]:
-    """Seconds measured over seconds by formula, for LoRA and full tuning where the memory of each surely fits."""
-    prepared = _answerable(prepared)
-    asked: list[AnyTechnique] = [techniques_of(prepared.recipe)[1], Full()]
-    factors: dict[str, float] = {}
-    for technique in asked:
-        if peak_bytes(technique, found.size, found.work, found.pace, held=found.held) >= SURELY * found.room:
-            continue
-        on_event(StageStarted(f"timing a few steps: {technique.kind}"))
-        try:
-            factors[technique.kind] = _factor(prepared, technique, found)
-        except (MemoryError, RuntimeError, Refused) as error:
-            if not out_of_memory(error.__cause__ or error):  # the optimizer's memory is refused in its own words
-                raise
-            on_event(Note(f"memory ran out while {technique.kind} was timed: it is told by formula"))
-    return factors
+def _time_techniques(prepared: TrainingContext, profile: RunProfile, on_event: EventHandler) -> dict[str, float]:
+    """Return measured over computed seconds of LoRA and full tuning, of those whose memory safely fits."""
 
-
-def _answerable(prepared: TrainingContext) -> TrainingContext:
-    """Give every row a reference log-probability of 0: computing them is slow, and the time of a step is the same."""
-
-    def answer(name: str, task: TrainingContext) -> TrainingContext:
-        objective = task.recipe.objective
-        if objective.reference == "none" or objective.samples_completions:
+    def with_references(_: str, task: TrainingContext) -> TrainingContext:
+        # Reference log-probabilities of 0: computing them is slow, and the time of a step does not depend on them.
+        if task.recipe.objective.reference == "none":
             return task
         return replace(task, train=[replace(row, reference=(0.0,) * len(row.sequences)) for row in task.train])
 
-    return prepared.map_tasks(answer)
+    prepared = prepared.map_tasks(with_references)
+    timed: list[AnyTechnique] = [techniques_of(prepared.recipe)[1], Full()]
+    factors: dict[str, float] = {}
+    for technique in timed:
+        peak = peak_bytes(technique, profile.size, profile.work, profile.pace, held=profile.held)
+        if peak >= SAFE_SHARE * profile.available:
+            continue
+        on_event(StageStarted(f"timing a few steps: {technique.kind}"))
+        try:
+            factors[technique.kind] = _measure_factor(prepared, technique, profile)
+        except (MemoryError, RuntimeError, Refused) as error:
+            if not out_of_memory(error.__cause__ or error):  # the optimizer raises an error of its own
+                raise
+            on_event(Note(f"out of memory while timing {technique.kind}; using the analytic estimate"))
+    return factors
 
 
-def _factor(prepared: TrainingContext, technique: AnyTechnique, found: RunProfile) -> float:
-    """The median over a few steps that move nothing: their learning rate is 0."""
+def _measure_factor(prepared: TrainingContext, technique: AnyTechnique, profile: RunProfile) -> float:
+    """Return the median of measured over computed seconds, over a few steps with a learning rate of 0."""
     recipe = prepared.recipe.model_copy(update={"technique": technique})
     policy = adapted_policy(replace(prepared, recipe=recipe))
     try:
         optimizer = make_optimizer(policy, make_plan(recipe, policy, rows=len(prepared.train)))
         set_rate(optimizer, 0.0)
-        return median(_ratios(prepared, technique, found, policy, optimizer)[1:])
+        batches, learner, started = batches_of(prepared), learner_of(prepared), time.perf_counter()
+        ratios = []
+        for index in range(TIMED_STEPS):
+            start = time.perf_counter()
+            window = batches.window(index * batches.steps_per_epoch // TIMED_STEPS)  # timed too: a run also makes them
+            step(policy, learner, window, optimizer=optimizer, clip=1.0)
+            seconds = time.perf_counter() - start
+            counts: dict[str, Any] = {name: round(value) for name, value in profile.counter.counts(window).items()}
+            work = replace(profile.work, steps=1, **counts)
+            ratios.append(seconds / step_seconds(technique, profile.size, work, profile.pace))
+            if index and time.perf_counter() - started > MAX_SECONDS:
+                break
+        return median(ratios[1:])
     finally:
         policy.train(False)
         if policy.adapter is not None:
-            policy.adapter.unload()  # the base as it was
-
-
-def _ratios(
-    prepared: TrainingContext, technique: AnyTechnique, found: RunProfile, policy: Policy, optimizer: Optimizer
-) -> list[float]:
-    """Seconds measured over seconds by formula of each step that was timed."""
-    batches, learner, ratios, began = batches_of(prepared), learner_of(prepared), [], time.perf_counter()
-    every = batches.steps_per_epoch
-    for turn in range(TIMED):
-        start = time.perf_counter()
-        window = batches.window(turn * every // TIMED)  # a run's steps make their batches too
-        step(policy, learner, window, optimizer=optimizer, clip=1.0)
-        seconds = time.perf_counter() - start
-        numbers: dict[str, Any] = {name: round(value) for name, value in found.counter.counts(window).items()}
-        counted = replace(found.work, steps=1, **numbers)
-        ratios.append(seconds / step_seconds(technique, found.size, counted, found.pace))
-        if turn and time.perf_counter() - began > MOST_SECONDS:
-            break
-    return ratios
-
-
-def _learned(prepared: TrainingContext) -> int:
-    """Tokens of the training rows that are learned: an encoder hides a share of a text's in each pass."""
-    objective = prepared.recipe.objective
-    tokens = prepared.facts.learned_tokens
-    if isinstance(objective, Domain) and prepared.base.family == "encoder":
-        return round(objective.hide * tokens)
-    return tokens
-
-
-def _recommended(
-    prepared: TrainingContext, found: RunProfile, options: Sequence[TechniqueEstimate]
-) -> Recommended | None:
-    lora = techniques_of(prepared.recipe)[1]
-    case = Case(
-        family=prepared.base.family,
-        rows=len(prepared.train),
-        parameters=found.size.parameters,
-        learned_tokens=_learned(prepared),
-        lora_numbers=moving(lora, found.size),
-        fits=frozenset(option.technique for option in options if option.fits),
-    )
-    choice = recommend(case)
-    return None if choice is None else Recommended(technique=choice.technique, reasons=list(choice.reasons))
+            policy.adapter.unload()  # restores the base

@@ -1,4 +1,4 @@
-"""A run counted before it begins: network, rows and machine in numbers, and the recipe's own line of the plan."""
+"""The profile of a run before it starts: base model, workload and machine, and the prediction of its cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.events import EventHandler, Note
 from tunesmith.models.profile import NetworkSize, copy_rate, measure_size
 from tunesmith.pipelines.plan.cost_model import FOUR_BITS, NUMBER, MachinePace, TrainingWork, estimate
-from tunesmith.pipelines.plan.report import PREDICTION, Bounds, CostPrediction, read_prediction, told
+from tunesmith.pipelines.plan.report import FORMULA_ONLY, PREDICTION, Bounds, CostPrediction, prediction_line, read_prediction
 from tunesmith.pipelines.plan.workload import WorkloadCounter, count_work
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.prepare import TrainingContext
@@ -22,26 +22,28 @@ from tunesmith.training.train import base_policy
 
 @dataclass(frozen=True, slots=True)
 class RunProfile:
-    """Everything that a plan's formulas are fed with."""
+    """The input of the cost model."""
 
     size: NetworkSize
     work: TrainingWork
     pace: MachinePace
-    held: float  # bytes that the process takes with plain weights
-    room: float  # bytes that it may take
-    counter: WorkloadCounter  # of further batches of the run
+    held: float  # bytes that the process uses, with unquantized weights
+    available: float  # bytes that it may use
+    counter: WorkloadCounter  # counts further micro-batches of the run
 
 
 def profile_run(prepared: TrainingContext, *, own: bool = False) -> RunProfile:
-    """The network, the rows and the machine in numbers; nothing is trained.
+    """Measure base model, workload and machine; nothing is trained.
 
-    With `own` only what the recipe's technique asks for, which takes half the passes.
+    Args:
+        prepared: the run.
+        own: only what the recipe's own technique needs, which takes half the passes.
     """
     machine = prepared.machine
-    held, room = _memory(machine.device)  # first: what a look at the network takes is used again by the run
+    held, available = process_memory(machine.device)  # first: the memory of the measurements is used again by the run
     policy = base_policy(prepared)
-    weights = isinstance(prepared.recipe.technique, Full | Lora)
-    size = measure_size(policy, modes=(weights,) if own else (True, False))
+    trains_weights = isinstance(prepared.recipe.technique, Full | Lora)
+    size = measure_size(policy, modes=(trains_weights,) if own else (True, False))
     rates = machine.gemm_gflops
     pace = MachinePace(
         products=1e9 * rates.get(machine.dtype, rates["float32"]),
@@ -49,50 +51,56 @@ def profile_run(prepared: TrainingContext, *, own: bool = False) -> RunProfile:
         moved=copy_rate(machine.device),
         mixed=policy.autocast_dtype is not None,
     )
-    if prepared.recipe.technique.load_options().quantize:  # the formulas start from plain weights
+    if prepared.recipe.technique.load_options().quantize:  # the cost model starts from unquantized weights
         held += (NUMBER - FOUR_BITS) * size.matrices
     counter = WorkloadCounter.of(prepared, policy)
-    return RunProfile(size, count_work(prepared, policy, counter), pace, held, room, counter)
+    return RunProfile(size, count_work(prepared, policy, counter), pace, held, available, counter)
 
 
-def _memory(device: str) -> tuple[float, float]:
-    """Bytes that are taken now, and those that may be: of the device that trains."""
+def process_memory(device: str) -> tuple[float, float]:
+    """Return the bytes that this process uses now, and those that it may use, on the device that trains."""
     if device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(device)  # of the rest, what others hold is not to be had
+        free, _ = torch.cuda.mem_get_info(device)  # the rest belongs to other processes
         return float(torch.cuda.memory_allocated(device)), float(torch.cuda.memory_reserved(device) + free)
-    taken = float(psutil.Process().memory_info().rss)
-    return taken, taken + float(psutil.virtual_memory().available)
+    used = float(psutil.Process().memory_info().rss)
+    return used, used + float(psutil.virtual_memory().available)
 
 
 def predict_cost(prepared: TrainingContext, out: Path, *, on_event: EventHandler) -> CostPrediction | None:
-    """What the recipe's own technique takes, by formula alone; said, and kept in the folder from the first start on.
+    """Report the predicted cost of the recipe's technique; it is kept in the run folder and not computed again.
 
-    None for `rl`: how long answers will be is not known before they are drawn.
+    Args:
+        prepared: the run.
+        out: the run folder.
+        on_event: receives the prediction as a note.
+
+    Returns:
+        The prediction from the cost model alone, or None for `rl`: the length of its completions is unknown.
     """
     if prepared.recipe.objective.samples_completions:
         return None
-    made = read_prediction(out)
-    if made is None:
-        made = predict(prepared.recipe.technique, profile_run(prepared, own=True), how="by formula, not timed")
-        write_whole(out / PREDICTION, made.model_dump_json(indent=1))
-    on_event(Note(told(made)))
-    return made
+    prediction = read_prediction(out)
+    if prediction is None:
+        prediction = predict(prepared.recipe.technique, profile_run(prepared, own=True), how=FORMULA_ONLY)
+        write_whole(out / PREDICTION, prediction.model_dump_json(indent=1))
+    on_event(Note(prediction_line(prediction)))
+    return prediction
 
 
-def predict(technique: AnyTechnique, found: RunProfile, *, how: str) -> CostPrediction:
-    """One technique's prediction."""
-    made = estimate(technique, found.size, found.work, found.pace, held=found.held)
+def predict(technique: AnyTechnique, profile: RunProfile, *, how: str) -> CostPrediction:
+    """Predict the cost of a technique; `how` states the method."""
+    cost = estimate(technique, profile.size, profile.work, profile.pace, held=profile.held)
     return CostPrediction(
         technique=named(technique),
-        trainable=made.trainable,
-        memory=Bounds(**asdict(made.memory)),
-        seconds=Bounds(**asdict(made.seconds)),
+        trainable=cost.trainable,
+        memory=Bounds(**asdict(cost.memory)),
+        seconds=Bounds(**asdict(cost.seconds)),
         how=how,
     )
 
 
 def named(technique: AnyTechnique) -> str:
-    """A technique by the shortest word that a recipe knows it by."""
+    """Return the shortest name that a recipe accepts for a technique."""
     if isinstance(technique, Lora) and (technique.quantize or technique.dora):
         return "qlora" if technique.quantize else "dora"
     return technique.kind

@@ -1,4 +1,4 @@
-"""What runs would take: the shape of a plan, and its lines for people."""
+"""Predicted costs: their JSON schema and their text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from tunesmith.data.files import read_page
 from tunesmith.report.formatting import count, duration, size
 
 PREDICTION = "prediction.json"
+# How a prediction was made, if no step was timed.
+FORMULA_ONLY = "by formula, not timed"
 
 
 class _Part(BaseModel):
@@ -18,7 +20,7 @@ class _Part(BaseModel):
 
 
 class Bounds(_Part):
-    """A figure, and the two that outcomes are expected between."""
+    """An expected value and its bounds."""
 
     low: float
     expected: float
@@ -26,22 +28,22 @@ class Bounds(_Part):
 
 
 class CostPrediction(_Part):
-    """What one run is expected to take: numbers that move, bytes at the peak, seconds of training steps."""
+    """The predicted cost of one training."""
 
     technique: str
-    trainable: int
-    memory: Bounds
-    seconds: Bounds
+    trainable: int  # parameters
+    memory: Bounds  # peak, in bytes
+    seconds: Bounds  # of the training steps
     how: str
 
 
 class TechniqueEstimate(_Part):
-    """One technique of a plan; `refused` says why the model cannot be tuned so, and then nothing else is known."""
+    """One technique of a plan; only its name and its expected score are known if the model does not support it."""
 
     technique: str
-    refused: str = ""
+    refused: str = ""  # why the model cannot be tuned with it
     prediction: CostPrediction | None = None
-    whole_seconds: Bounds | None = None  # with validation and the scoring of base and tuned model
+    whole_seconds: Bounds | None = None  # with validation and evaluation of base and tuned model
     fits: bool = False
     standing: str
     published: str
@@ -49,14 +51,14 @@ class TechniqueEstimate(_Part):
 
 
 class Recommended(_Part):
-    """The technique to take, and why."""
+    """The recommended technique and the reasons."""
 
     technique: str
     reasons: list[str]
 
 
 class PlanReport(_Part):
-    """What each technique would take on these rows, this model and this machine, and which to take."""
+    """The cost of each technique for these rows, this model and this machine, and a recommendation."""
 
     data: str
     model: str
@@ -64,9 +66,9 @@ class PlanReport(_Part):
     objective: str
     train_rows: int
     steps: int
-    tokens: int  # through the network in all steps, what rows share counted once
+    tokens: int  # computed in all steps; shared prefixes counted once
     machine: str
-    room_bytes: int
+    room_bytes: int  # memory that training may use
     how: str
     options: list[TechniqueEstimate]
     recommendation: Recommended | None
@@ -74,29 +76,29 @@ class PlanReport(_Part):
 
 
 def schema() -> str:
-    """The JSON schema of `plan --json`."""
+    """Return the JSON schema of `plan --json`."""
     return json.dumps(PlanReport.model_json_schema(), indent=1)
 
 
 def read_prediction(run: Path) -> CostPrediction | None:
-    """What a run was expected to take; None for one that nobody planned."""
-    kept = run / PREDICTION
-    return read_page(kept, CostPrediction) if kept.exists() else None
+    """Return the recorded prediction of a run, or None if it has none."""
+    path = run / PREDICTION
+    return read_page(path, CostPrediction) if path.exists() else None
 
 
-def told(found: CostPrediction) -> str:
-    """A prediction in one line."""
+def prediction_line(prediction: CostPrediction) -> str:
+    """Format a prediction as one line."""
     return (
-        f"plan: {found.technique} moves {count(found.trainable)} numbers; {memory(found.memory)} at the peak, "
-        f"{time(found.seconds)} of training ({found.how})"
+        f"plan: {prediction.technique}: {count(prediction.trainable)} trainable parameters, peak memory "
+        f"{memory(prediction.memory)}, training {time(prediction.seconds)} ({prediction.how})"
     )
 
 
-def memory(found: Bounds) -> str:
-    """Bytes with their bounds."""
-    return f"{size(found.expected)} ({size(found.low)} to {size(found.high)})"
+def memory(bounds: Bounds) -> str:
+    """Format bytes with their bounds."""
+    return f"{size(bounds.expected)} ({size(bounds.low)} to {size(bounds.high)})"
 
 
-def time(found: Bounds) -> str:
-    """Seconds with their bounds."""
-    return f"{duration(found.expected)} ({duration(found.low)} to {duration(found.high)})"
+def time(bounds: Bounds) -> str:
+    """Format seconds with their bounds."""
+    return f"{duration(bounds.expected)} ({duration(bounds.low)} to {duration(bounds.high)})"

@@ -1,4 +1,4 @@
-"""The rows of a run counted before it begins: what its steps compute, and what it writes when it is scored."""
+"""The workload of a run, counted before it starts: what its steps compute and what its evaluation generates."""
 
 from __future__ import annotations
 
@@ -14,137 +14,139 @@ from tunesmith.models.batch import Batch
 from tunesmith.models.generation.generate import ROWS, common, groups
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify, Instruct, Preference
-from tunesmith.objectives.instruct import asked
 from tunesmith.pipelines.plan.cost_model import TrainingWork, Written
 from tunesmith.training.batches import batches_of
 from tunesmith.training.optim import TrainingPlan, make_plan
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.replay import general_rows
 
-# At most so many steps of the first pass over the rows are counted, evenly spread; the rest are taken to be like them.
+# Steps of the first epoch whose micro-batches are counted, evenly spaced; the others are assumed to be like them.
 COUNTED = 24
-# Bytes that TF-IDF with runs of characters takes: scikit-learn itself, and for each character that it learns from
-# (137 to 280 on mails, packages, reviews and films).
-TFIDF_BYTES, CHARACTER_BYTES = 100e6, 200.0
-# Passes without a gradient over as many tokens as are learned from, where steps ask the model and its start about
-# answers to other prompts (`Preference.together`).
+# Bytes that TF-IDF over character n-grams uses: scikit-learn itself, and per character of its training text (measured:
+# 137 to 280 on mails, packages, reviews and films).
+TFIDF_BYTES = 100e6
+CHARACTER_BYTES = 200.0
+# Forward passes over as many tokens as are learned, if policy and reference model read mismatched completions in each
+# step (`PreferenceLearner.prepare_step`).
 READINGS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadCounter:
-    """How the micro-batches of a run are counted, each by its task."""
+    """Counts the work of micro-batches by their task."""
 
-    packs: bool  # rows stand together and share what they begin with; else each is padded
-    heads: Mapping[str, int]  # numbers of each task's own head
-    worded: frozenset[str]  # tasks whose learned positions meet the vocabulary
-    asking: frozenset[str]  # tasks whose steps ask the start
+    packs: bool  # rows are packed and share prefixes; otherwise they are padded
+    heads: Mapping[str, int]  # parameters of each task's own head
+    vocabulary: frozenset[str]  # tasks whose loss needs logits over the vocabulary
+    referring: frozenset[str]  # tasks that need the reference model in each step
 
     @classmethod
     def of(cls, prepared: TrainingContext, policy: Policy) -> Self:
-        """How this run's are; `policy` is the base untouched."""
-        objectives = {name: one.recipe.objective for name, one in prepared.tasks.items()}
+        """Return the counter of a run.
+
+        Args:
+            prepared: the run.
+            policy: the base model.
+        """
+        objectives = {name: task.recipe.objective for name, task in prepared.tasks.items()}
         heads = {name: objective.head(policy) for name, objective in objectives.items()}
         return cls(
             packs=policy.packs,
             heads={n: 0 if head is None else sum(v.numel() for v in head.parameters()) for n, head in heads.items()},
-            worded=frozenset(name for name, head in heads.items() if head is None or isinstance(head, MaskedHead)),
-            asking=frozenset(name for name, objective in objectives.items() if objective.reference == "per_step"),
+            vocabulary=frozenset(name for name, head in heads.items() if head is None or isinstance(head, MaskedHead)),
+            referring=frozenset(name for name, objective in objectives.items() if objective.reference == "per_step"),
         )
 
-    def counts(self, found: Sequence[Batch]) -> dict[str, float]:
-        """What micro-batches come to, under the names that `TrainingWork` has for it."""
-        worded = [batch for batch in found if batch.task in self.worded]
-        asking = [batch for batch in found if batch.task in self.asking]
-        headed = (self.heads[b.task] * (len(b.targets) if b.task in self.worded else b.rows) for b in found)
+    def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Return the work of some micro-batches as fields of `TrainingWork`."""
+        with_logits = [batch for batch in batches if batch.task in self.vocabulary]
+        referring = [batch for batch in batches if batch.task in self.referring]
+        states = [(b.task, len(b.targets) if b.task in self.vocabulary else b.rows) for b in batches]
         return {
-            "passes": len(found),
-            "rows": sum(batch.rows for batch in found),
-            "computed": sum(map(self.computed, found)),
-            "padded": sum(map(padded, found)),
-            "attended": sum(map(self.attended, found)) + READINGS / 3 * sum(map(self.attended, asking)),
-            "learned": sum(len(batch.targets) for batch in worded),
-            "headed": sum(headed),
-            "read": READINGS * sum(map(self.computed, asking)),
-            "told": READINGS * sum(len(batch.targets) for batch in asking),
+            "passes": len(batches),
+            "rows": sum(batch.rows for batch in batches),
+            "computed": sum(map(self.computed, batches)),
+            "padded": sum(map(padded, batches)),
+            "attended": sum(map(self.attended, batches)) + READINGS / 3 * sum(map(self.attended, referring)),
+            "learned": sum(len(batch.targets) for batch in with_logits),
+            "headed": sum(self.heads[task] * count for task, count in states),
+            "read": READINGS * sum(map(self.computed, referring)),
+            "read_learned": READINGS * sum(len(batch.targets) for batch in referring),
         }
 
     def computed(self, batch: Batch) -> int:
-        """Tokens that pass through the network."""
+        """Return the tokens that the network computes."""
         return batch.forward_tokens if self.packs else padded(batch)
 
     def attended(self, batch: Batch) -> int:
-        """Pairs of a query and a key that are multiplied, those that are not seen among them."""
+        """Return the query-key pairs that are multiplied, masked ones included."""
         if not self.packs:
             return batch.rows * batch.row_index.shape[1] ** 2
         return sum(level.queries.numel() * level.keys.shape[1] for level in batch.layout.levels)
 
 
 def padded(batch: Batch) -> int:
-    """Tokens of a batch whose rows are all as long as the longest."""
+    """Return the tokens of a batch whose rows are padded to the longest."""
     return batch.row_index.numel()
 
 
 def count_work(prepared: TrainingContext, policy: Policy, counter: WorkloadCounter) -> TrainingWork:
-    """All steps of the run, counted on the batches of some of them; `policy` is the base untouched."""
+    """Count the work of all training steps from the micro-batches of some of them.
+
+    Args:
+        prepared: the run.
+        policy: the base model.
+        counter: counts the work of micro-batches.
+    """
     batches, steps = batches_of(prepared), planned(prepared, policy).steps
-    every = range(batches.steps_per_epoch)
-    some = min(COUNTED, len(every))
-    counted = counter.counts([one for place in range(some) for one in batches.window(place * len(every) // some)])
-    place = max(every, key=batches.widest)
-    window = batches.window(place)
+    epoch = range(batches.steps_per_epoch)
+    counted = min(COUNTED, len(epoch))
+    sample = [batch for i in range(counted) for batch in batches.window(i * len(epoch) // counted)]
+    widest_step = max(epoch, key=batches.widest)
+    window = batches.window(widest_step)
     largest = max(window, key=counter.computed)
+    tasks = prepared.tasks.values()
     return TrainingWork(
         steps=steps,
-        **{name: round(value * steps / some) for name, value in counted.items()},
+        **{name: round(value * steps / counted) for name, value in counter.counts(sample).items()},
         widest=counter.computed(largest),
         widest_rows=largest.rows,
         widest_padded=padded(largest),
-        widest_first=place == 0 and largest is window[0],
+        widest_first=widest_step == 0 and largest is window[0],
         widest_attended=counter.attended(largest),
         controls=int(prepared.recipe.controls),
-        cheap=max(map(_cheap_bytes, tasks_of(prepared))) if policy.device.type == "cpu" else 0.0,
+        baseline_bytes=max(map(_tfidf_bytes, tasks)) if policy.device.type == "cpu" else 0.0,
         copies=int(prepared.recipe.objective.reference == "per_step"),
         head=sum(counter.heads.values()),
-        written=tuple(group for part in tasks_of(prepared) for group in written(part, policy)),
+        written=tuple(group for task in tasks for group in _generation(task, policy)),
     )
 
 
 def planned(prepared: TrainingContext, policy: Policy) -> TrainingPlan:
-    """The schedule, general rows counted that `tune` will mix in."""
-    more = 0 if prepared.general else general_rows(prepared)
-    return make_plan(prepared.recipe, policy, rows=len(prepared.train) + more)
+    """Return the schedule, including the general rows that `tune` will mix in."""
+    replayed = 0 if prepared.general else general_rows(prepared)
+    return make_plan(prepared.recipe, policy, rows=len(prepared.train) + replayed)
 
 
-def tasks_of(prepared: TrainingContext) -> list[TrainingContext]:
-    """Each task of a run that learns several; else the run."""
-    return list(prepared.tasks.values())
-
-
-def _cheap_bytes(part: TrainingContext) -> float:
-    """What TF-IDF takes on the task, where it is tried."""
-    objective = part.recipe.objective
-    if not isinstance(objective, Classify) or objective.multi:
+def _tfidf_bytes(task: TrainingContext) -> float:
+    """Return the bytes of the TF-IDF baseline, which is fitted if rows have one label."""
+    if task.recipe.objective.label_mode != "single":
         return 0.0
-    return TFIDF_BYTES + CHARACTER_BYTES * sum(
-        len(e.text) for e in part.loaded.split.train if isinstance(e, LabelledText)
-    )
+    train = task.loaded.split.train
+    return TFIDF_BYTES + CHARACTER_BYTES * sum(len(row.text) for row in train if isinstance(row, LabelledText))
 
 
-def written(part: TrainingContext, policy: Policy) -> Iterator[Written]:
-    """The groups in which one model answers what it is scored by, as `generate` makes them; none for what writes no
-    answers."""
-    objective = part.recipe.objective
-    chats: Sequence[Sequence[Message]] = ()
-    if isinstance(objective, Instruct):
-        chats = [asked(example) for example in part.test]
-    elif isinstance(objective, Preference):
-        chats = list(dict.fromkeys(e.prompt for e in part.test if isinstance(e, Pair | UnpairedPreference)))[:WRITTEN]
+def _generation(task: TrainingContext, policy: Policy) -> Iterator[Written]:
+    """Yield the batches in which one model generates the answers that are evaluated, as `generate` forms them."""
+    objective = task.recipe.objective
+    prompts: Sequence[Sequence[Message]] = ()
+    if objective.produces == "text":
+        pairs = [e.prompt for e in task.test if isinstance(e, Pair | UnpairedPreference)]
+        prompts = list(dict.fromkeys(pairs))[:WRITTEN] or [objective.prompt_messages(example) for example in task.test]
     longest = sampling_of(objective).max_new_tokens
-    model = LocalModel(policy, part.template, objective, part.recipe.data.max_tokens)
-    prompts = [model.prompt(chat, answer=longest) for chat in chats]
-    for group in groups(policy, prompts, ROWS):
-        some = [prompts[i] for i in group]
-        prompt = max(map(len, some))
-        yield Written(rows=len(some), prompt=prompt, fed=prompt - common(some), answer=longest)
+    model = LocalModel(policy, task.template, objective, task.recipe.data.max_tokens)
+    encoded = [model.prompt(messages, answer=longest) for messages in prompts]
+    for group in groups(policy, encoded, ROWS):
+        rows = [encoded[i] for i in group]
+        prompt = max(map(len, rows))
+        yield Written(rows=len(rows), prompt=prompt, fed=prompt - common(rows), answer=longest)
