@@ -35,7 +35,7 @@ def test_rows_alone_are_enough_and_the_result_is_told(command: Command, review_f
         "60 rows: train 42, validation 6, test 12",
         "cpu with 1 thread",
         "validation loss",
-        "scoring the tuned model",
+        "evaluating the tuned model",
     ):
         assert said in done.err
     for said in ("accuracy", "macro F1", f"in {folder}:", f'tunesmith ask {folder} "..."'):
@@ -47,7 +47,7 @@ def test_a_broken_gate_exits_1_on_every_call(command: Command, review_file: Path
     for _ in range(2):
         done = command("tune", review_file, *words, "--set", "gates.min_delta=0.9")
         assert done.code == 1
-        assert done.err.splitlines()[-1].startswith("error: run: min_delta: accuracy moved by ")
+        assert done.err.splitlines()[-1].startswith("error: run: min_delta: accuracy changed by ")
     assert (Path("run") / "model").is_dir()
 
 

@@ -58,14 +58,14 @@ def test_an_adjusted_p_value_can_take_a_control_out_of_reach_of_one_that_was_not
 def test_a_cheap_way_that_does_as_well_makes_it_no_effect_worth_its_cost():
     found = sentence(100, 50, 70, tfidf=71)
     assert found.startswith(
-        "no effect worth its cost: tfidf (0.71, adjusted p = 1.000) alone does as well. Beside the base it is better: "
+        "no benefit over the baseline: tfidf (0.71, adjusted p = 1.000) scores as high. Against the base: better: "
     )
 
 
 def test_a_cheap_way_that_is_barely_beaten_is_named_after_the_result():
     found = sentence(100, 50, 70, tfidf=67)
     assert found.startswith("better: tuned 0.7, base 0.5")
-    assert found.endswith("; but too few rows to tell it from tfidf (0.67, adjusted p = 0.250)")
+    assert found.endswith("; but too few rows to distinguish it from tfidf (0.67, adjusted p = 0.250)")
 
 
 def test_fewer_rows_than_the_difference_needs_are_called_inconclusive():
@@ -103,15 +103,15 @@ def on_texts(**scores: float) -> str:
 
 def test_a_cheap_way_with_a_smaller_loss_does_as_well_and_one_with_a_larger_does_not():
     assert on_texts(grown=1.5).startswith(
-        "no effect worth its cost: grown (1.5, adjusted p = 0.250) alone does as well"
+        "no benefit over the baseline: grown (1.5, adjusted p = 0.250) scores as high"
     )
     found = on_texts(grown=2.5)
     assert found.startswith("better: ")
-    assert found.endswith("; but too few rows to tell it from grown (2.5, adjusted p = 0.250)")
+    assert found.endswith("; but too few rows to distinguish it from grown (2.5, adjusted p = 0.250)")
 
 
 def test_of_several_cheap_ways_the_one_with_the_smallest_loss_is_named():
-    assert "cost: best (1.2, adjusted" in on_texts(good=1.5, best=1.2, far=2.5)
+    assert "baseline: best (1.2, adjusted" in on_texts(good=1.5, best=1.2, far=2.5)
     assert on_texts(near=2.2, far=2.5).endswith("from near (2.2, adjusted p = 0.250)")
 
 

@@ -105,7 +105,7 @@ def test_cells_are_run_once_share_what_is_known_of_the_base_and_are_compared_row
     for _ in range(2):
         fill([LORA, IA3], setting, tune=tune, on_event=on_event, stop=lambda: False)
     assert ran == ["classify-lora-decoder-20-0", "classify-ia3-decoder-20-0"]
-    assert sum(text.startswith("scoring") and text.endswith("as it is") for text in said) == 1
+    assert sum(text.startswith("evaluating the base model") for text in said) == 1
     shutil.rmtree(setting.out)
     found = read(setting)
     one, two = found.cells

@@ -49,7 +49,7 @@ def test_a_run_without_any_checkpoint_inside_the_gate_says_by_how_much(tmp_path:
     note = "every validation violated a gate; kept: step 15, the last"
     assert note in told
     assert note in report.data.notes
-    assert report.broken_gates[0].startswith("max_general_nats: general text cost +")
+    assert report.broken_gates[0].startswith("max_general_nats: general-text loss rose by ")
     assert report.verdict.startswith("gate broken: max_general_nats")
 
 

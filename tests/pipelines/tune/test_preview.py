@@ -91,7 +91,7 @@ def test_rows_that_are_cut_are_counted_and_named(tiny_llama: Path, answers: Path
 
 
 def test_only_twenty_places_are_named(tiny_llama: Path, answers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "NAMED", 1)
+    monkeypatch.setattr(room, "LISTED", 1)
     made = preview(recipe(tiny_llama, answers, objective="instruct", data={"train": str(answers), "max_tokens": 64}))
     assert any(fault.endswith("and 2 more") or "more" in fault for fault in made.problems)
     assert len(made.facts.truncated.first) == 1 < made.facts.truncated.count
@@ -120,13 +120,13 @@ def test_the_two_answers_of_a_pair_are_told_apart(tiny_llama: Path, tmp_path: Pa
 def test_two_beginnings_are_a_fault(tiny_llama: Path) -> None:
     template = Template(load_base(str(tiny_llama)).tokenizer)
     twice = [Tokens([1, 1, 5], [False] * 3), Tokens([1, 5], [False] * 2)]
-    assert room._beginnings(twice, template).startswith("warning: 1 rows begin with two")
+    assert room.check_beginnings(twice, template).startswith("warning: 1 rows begin with two")
 
 
 def test_an_answer_without_its_end_is_a_fault(tiny_llama: Path) -> None:
     template = Template(load_base(str(tiny_llama)).tokenizer)
     cut = [Tokens([1, 5, 6], [False, True, True]), Tokens([1, 5, 2], [False, True, True])]
-    assert room._endings(cut, template).startswith("warning: in 1 of 2 rows")
+    assert room.check_ends(cut, template).startswith("warning: in 1 of 2 rows")
 
 
 def test_programs_get_the_same_as_json(tiny_llama: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,4 +145,4 @@ def test_rows_that_the_model_cuts_are_its_own_and_not_the_recipes_fault(tiny_lla
     made = preview(recipe(tiny_llama, answers, objective="instruct", data=data))
     longest = made.recipe.data.max_tokens
     assert f"max_tokens lowered to {longest}: the context of {tiny_llama} is shorter" in made.notes
-    assert any(f"shortened to fit the {longest} tokens that the model holds: " in fault for fault in made.problems)
+    assert any(f"shortened to fit the {longest} tokens of the context: " in fault for fault in made.problems)

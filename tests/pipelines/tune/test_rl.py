@@ -200,8 +200,8 @@ def test_a_finished_run_whose_reward_was_changed_says_so(rules: Path, tmp_path: 
     again = tune_recipe(wanted, out=tmp_path / "run", callbacks=callbacks, offline=True)
     assert again.reused
     assert told == [
-        f"{rules}:short: the reward's file has changed since this run began; "
-        "to train by what it says now, give another --out"
+        f"{rules}:short: the file of the reward has changed since this run started; "
+        "to train with the new file, give another --out"
     ]
 
 

@@ -1,4 +1,4 @@
-"""From everything measured to the report."""
+"""The report of a run, built from everything that was measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from importlib.metadata import version
 from itertools import combinations
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, Diagnostics, Evaluator, MultitaskEvaluator
+from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, Diagnostics, EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility
-from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
 from tunesmith.models.loading.device import ChosenMachine, peak_bytes
@@ -42,42 +41,53 @@ from tunesmith.training.train import TrainResult, best_step
 
 
 class BaselineSnapshot(BaseModel):
-    """What is known of the untuned model before anything moves; `said` in the shape of the run's yardstick."""
+    """The results of the base model before training, `before.json` of a run folder."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
-    said: dict[str, Any]
+    predictions: dict[str, Any] = Field(alias="said")  # in the shape of the run's evaluator
     general: GeneralAbility | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResults:
-    """What a finished run knows about itself."""
+    """Everything that was measured in a finished run."""
 
     prepared: TrainingContext
     trained: TrainResult
-    model: LocalModel
-    yardstick: Evaluator[Any]
+    evaluator: Evaluator[Any]
     base: Any  # predictions of the base model for the test rows
     tuned: Any  # predictions of the tuned model
-    controls: Mapping[str, Any] = field(default_factory=dict)
-    worth: Diagnostics = Diagnostics()
+    controls: Mapping[str, Any] = field(default_factory=dict)  # predictions of the control runs
+    diagnostics: Diagnostics = Diagnostics()
     retention: Retention | None = None
-    prediction: CostPrediction | None = None  # what it was expected to take
+    prediction: CostPrediction | None = None
+
+    @property
+    def general_rise(self) -> float:
+        """Return the rise of the loss on general text, in nats per token; 0 if it was not measured."""
+        return self.retention.general_nll_tuned - self.retention.general_nll_base if self.retention else 0.0
 
 
 def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
-    """The report of a run that took so long."""
-    test, recipe = run.prepared.test, run.prepared.recipe
-    tasks = run.yardstick.compare(run.base, run.tuned, name=name)
-    baselines, controls = run.yardstick.compare_arms(tasks[0], base=run.base, tuned=run.tuned, controls=run.controls)
-    together = multitask_report(run, tasks)
-    broken = broken_gates(run, [part.task for part in together.tasks] if together else tasks[:1])
-    told = verdict(tasks[0], baselines, controls=controls, broken=broken)
+    """Build the report of a finished run.
+
+    Args:
+        run: everything that was measured.
+        name: name of the run.
+        seconds: duration of this call; a resumed run has trained before.
+    """
+    prepared, recipe, diagnostics = run.prepared, run.prepared.recipe, run.diagnostics
+    tasks = run.evaluator.compare(run.base, run.tuned, name=name)
+    baselines, controls = run.evaluator.compare_arms(tasks[0], base=run.base, tuned=run.tuned, controls=run.controls)
+    multitask = multitask_report(run, tasks)
+    broken = broken_gates(run, [part.task for part in multitask.tasks] if multitask else tasks[:1])
+    sentence = verdict(tasks[0], baselines, controls=controls, broken=broken)
+    facts = prepared.facts
     return Report(
         name=name,
         model=recipe.model,
-        family=run.prepared.base.family,
+        family=prepared.base.family,
         objective=recipe.objective.kind,
         technique=recipe.technique.kind,
         task=tasks[0],
@@ -85,43 +95,65 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         baselines=baselines,
         controls=controls,
         retention=run.retention,
-        calibration=run.worth.calibration,
-        style=run.worth.style,
-        preference_diagnostics=run.worth.preference_diagnostics,
-        reward_diagnostics=run.worth.reward_diagnostics,
-        warnings=(*run.worth.warnings, *lost_too_much(recipe, _rise(run.retention))),
-        multitask=together,
-        training=_training(run),
-        speed=_speed(run, len(test), seconds),
+        calibration=diagnostics.calibration,
+        style=diagnostics.style,
+        preference_diagnostics=diagnostics.preference_diagnostics,
+        reward_diagnostics=diagnostics.reward_diagnostics,
+        warnings=(*diagnostics.warnings, *lost_too_much(recipe, run.general_rise)),
+        multitask=multitask,
+        training=_training(run.trained),
+        speed=_speed(run, seconds),
         memory=_memory(run),
-        data=_data(run),
-        environment=environment(run.prepared.machine),
+        data=DataReport(
+            rows=facts.rows,
+            train=facts.train,
+            validation=facts.validation,
+            test=facts.test,
+            copies_removed=facts.copies_removed,
+            learned_tokens=facts.learned_tokens,
+            longest=facts.longest,
+            truncated_rows=len(facts.truncated),
+            zero_label_rows=len(facts.zero_label),
+            sha256=facts.sha256,
+            notes=(*facts.notes, *run.trained.notes),
+        ),
+        environment=environment(prepared.machine),
         broken_gates=broken,
-        verdict=told if together is None else multitask_verdict(together, told),
+        verdict=multitask_verdict(multitask, sentence) if multitask else sentence,
     )
 
 
 def multitask_report(run: RunResults, tasks: Sequence[TaskScore]) -> MultitaskReport | None:
-    """What several tasks came to, one by one and between them; None for a single one."""
-    objective, yardstick = run.prepared.recipe.objective, run.yardstick
-    if not isinstance(objective, Multitask) or not isinstance(yardstick, MultitaskEvaluator):
+    """Report each task of a multitask run and the conflicts between them; None for a single task.
+
+    Args:
+        run: everything that was measured.
+        tasks: the metrics of all tasks, each task's headline first.
+    """
+    objective = run.prepared.recipe.objective
+    if not isinstance(objective, Multitask):
         return None
     mixture = mixture_of(run.prepared, tokens=1)
     parts = []
-    for number, (name, part) in enumerate(objective.tasks.items()):
-        headline = next(task for task in tasks if task.name == name)
-        baselines = yardstick.baselines(name, headline, base=run.base, tuned=run.tuned)
+    for index, (name, task) in enumerate(run.prepared.tasks.items()):
+        evaluator, base, tuned = evaluator_for(EvalSet.of(task)), run.base.parts[name], run.tuned.parts[name]
+        headline = next(score for score in tasks if score.name == name)
+        baselines, _ = evaluator.compare_arms(headline, base=base, tuned=tuned, controls={})
+        single_task = None
+        if SINGLE_TASK_MODEL in run.controls:
+            alone = run.controls[SINGLE_TASK_MODEL].parts[name]
+            single_task = evaluator.compare(alone, tuned, name=name)[0]
         parts.append(
             TaskReport(
                 name=name,
-                objective=part.objective.kind,
-                weight=part.weight,
-                share=mixture.shares[number],
-                rows=mixture.drawn(number, run.trained.state.step),
+                objective=task.recipe.objective.kind,
+                weight=objective.task_weights[name],
+                share=mixture.shares[index],
+                rows=mixture.drawn(index, run.trained.state.step),
                 task=headline,
                 baselines=baselines,
-                single_task=_beside_alone(run, yardstick, name),
-                validation=[(one.step, one.losses[name]) for one in run.trained.task_metrics if name in one.losses],
+                single_task=single_task,
+                validation=[(each.step, each.losses[name]) for each in run.trained.task_metrics if name in each.losses],
                 verdict=verdict(headline, baselines, controls=(), broken=()),
             )
         )
@@ -130,79 +162,76 @@ def multitask_report(run: RunResults, tasks: Sequence[TaskScore]) -> MultitaskRe
     )
 
 
-def _beside_alone(run: RunResults, yardstick: MultitaskEvaluator, name: str) -> TaskScore | None:
-    """One task's own model against the model of all, on the same rows; None where it was not made."""
-    if SINGLE_TASK_MODEL not in run.controls:
-        return None
-    own, all_of_them = run.controls[SINGLE_TASK_MODEL].parts[name], run.tuned.parts[name]
-    return yardstick.tasks[name].compare(own, all_of_them, name=name)[0]
-
-
-def _rise(kept: Retention | None) -> float:
-    """What general text costs more than before, in nats per token; 0 where that was not measured."""
-    return kept.general_nll_tuned - kept.general_nll_base if kept else 0.0
-
-
 def broken_gates(run: RunResults, headlines: Sequence[TaskScore]) -> list[str]:
-    """The recipe's gates that this run broke, in words; each of several tasks has its headline."""
-    gates, kept = run.prepared.recipe.gates, run.retention
+    """Return a sentence on each gate of the recipe that the run violates.
+
+    Args:
+        run: everything that was measured.
+        headlines: the headline of each task.
+    """
+    gates, rise = run.prepared.recipe.gates, run.general_rise
     broken = []
-    if gates.max_general_nats is not None and kept:
-        rise = _rise(kept)
-        if rise > gates.max_general_nats:
-            broken.append(
-                f"max_general_nats: general text cost {rise:+.3f} nats/token, allowed {gates.max_general_nats}"
-            )
+    if gates.max_general_nats is not None and run.retention and rise > gates.max_general_nats:
+        broken.append(
+            f"max_general_nats: general-text loss rose by {rise:.3f} nats/token, at most {gates.max_general_nats} is "
+            "allowed"
+        )
     if gates.min_delta is None:
         return broken
     for task in headlines:
         sign = -1 if lower_is_better(task.metric) else 1
         if sign * task.delta < gates.min_delta:
-            whose = f"{task.name}: " if len(headlines) > 1 else ""
-            moved = f"{task.metric} moved by {task.delta:+.3f}, wanted {sign * gates.min_delta:+}"
-            broken.append(f"min_delta: {whose}{moved}")
+            place = f"{task.name}: " if len(headlines) > 1 else ""
+            change = f"{task.metric} changed by {task.delta:+.3f}, expected {sign * gates.min_delta:+}"
+            broken.append(f"min_delta: {place}{change}")
     return broken
 
 
 def verdict(
     task: TaskScore, baselines: Sequence[ArmScore], *, controls: Sequence[ArmScore], broken: Sequence[str]
 ) -> str:
-    """One sentence: better or not, and whether something cheaper or meaningless did as well."""
+    """State in one sentence whether the tuned model is better, and whether a baseline or a control scores as high.
+
+    Args:
+        task: the headline.
+        baselines: the base model and the baselines.
+        controls: the control runs.
+        broken: violated gates.
+    """
     if broken:
         return f"gate broken: {'; '.join(broken)}. {task.sentence}"
-    unbeaten = [arm for arm in controls if is_not_beaten(arm, task)]
     if task.verdict != "better":
         return task.sentence
+    if unbeaten := [arm for arm in controls if is_not_beaten(arm, task)]:
+        return f"no effect: the control {_best_of(unbeaten)} is not beaten. Against the base: {task.sentence}"
+    unbeaten = [arm for arm in baselines if is_not_beaten(arm, task)]
+    if as_high := [arm for arm in unbeaten if scores_as_high(arm, task)]:
+        return f"no benefit over the baseline: {_best_of(as_high)} scores as high. Against the base: {task.sentence}"
     if unbeaten:
-        return f"no effect: the control {_named(unbeaten)} is not beaten. Beside the base it is {task.sentence}"
-    level = [arm for arm in baselines if is_not_beaten(arm, task)]
-    equal = [arm for arm in level if scores_as_high(arm, task)]
-    if equal:
-        return f"no effect worth its cost: {_named(equal)} alone does as well. Beside the base it is {task.sentence}"
-    return f"{task.sentence}; but too few rows to tell it from {_named(level)}" if level else task.sentence
+        return f"{task.sentence}; but too few rows to distinguish it from {_best_of(unbeaten)}"
+    return task.sentence
 
 
-def _named(found: Sequence[ArmScore]) -> str:
-    """The best of some arms with its score and the adjusted p-value of the gain over it."""
-    best = max(found, key=lambda arm: -arm.score if lower_is_better(arm.metric) else arm.score)
-    sure = "" if best.p_adjusted is None else f", adjusted {p_value(best.p_adjusted)}"
-    return f"{best.name} ({best.score:.4g}{sure})"
+def _best_of(arms: Sequence[ArmScore]) -> str:
+    """Name the best arm with its score and the adjusted p-value of the tuned model's gain over it."""
+    best = max(arms, key=lambda arm: -arm.score if lower_is_better(arm.metric) else arm.score)
+    p = "" if best.p_adjusted is None else f", adjusted {p_value(best.p_adjusted)}"
+    return f"{best.name} ({best.score:.4g}{p})"
 
 
 def _memory(run: RunResults) -> Memory:
-    """Beside the peak, of each process that trained, what was foretold of it; on a GPU that one's memory was."""
-    foretold = run.prediction if run.prepared.machine.device == "cpu" else None
+    """Return the peak over all processes of the run; on a GPU the prediction is of its memory, so it is left out."""
+    prediction = run.prediction if run.prepared.machine.device == "cpu" else None
     return Memory(
         peak_bytes=max(peak_bytes(), run.trained.state.peak_bytes),
-        predicted_bytes=None if foretold is None else round(foretold.memory.expected),
+        predicted_bytes=None if prediction is None else round(prediction.memory.expected),
         model_bytes=resident_bytes(run.trained.policy.network),
     )
 
 
-def _training(run: RunResults) -> Training:
-    trained = run.trained
+def _training(trained: TrainResult) -> Training:
     policy, state = trained.policy, trained.state
-    beside = [value for name, value in policy.trainable() if name.startswith(("head.", "virtual."))]
+    added = [value for name, value in policy.trainable() if name.startswith(("head.", "virtual."))]
     return Training(
         steps=state.step,
         planned_steps=trained.plan.steps,
@@ -211,18 +240,18 @@ def _training(run: RunResults) -> Training:
         stopped_early=state.stopped_early,
         learning_rate=trained.plan.learning_rate,
         trainable=sum(value.numel() for _, value in policy.trainable()),
-        parameters=count_parameters([*policy.network.parameters(), *beside]),
+        parameters=count_parameters([*policy.network.parameters(), *added]),
         probe_first=trained.probe.first if trained.probe else None,
         probe_last=trained.probe.last if trained.probe else None,
     )
 
 
-def _speed(run: RunResults, rows: int, total: float) -> Speed:
-    state = run.trained.state
+def _speed(run: RunResults, total: float) -> Speed:
+    state, machine, rows = run.trained.state, run.prepared.machine, len(run.prepared.test)
     seconds = max(state.seconds, 1e-9)
-    dtype = run.prepared.machine.dtype
-    peak = run.prepared.machine.gemm_gflops.get(dtype, 0.0) * 1e9
+    peak = machine.gemm_gflops.get(machine.dtype, 0.0) * 1e9
     flops = step_flops(run.trained) / seconds
+    predicted = None if run.prediction is None else run.prediction.seconds
     return Speed(
         seconds=state.seconds,
         tokens=state.tokens,
@@ -231,43 +260,29 @@ def _speed(run: RunResults, rows: int, total: float) -> Speed:
         mfu_of_measured_gemm=flops / peak if peak else 0.0,
         answers_per_second_base=rows / max(run.base.seconds, 1e-9),
         answers_per_second_tuned=rows / max(run.tuned.seconds, 1e-9),
-        total_seconds=max(total, state.seconds),  # a run that went on has trained before this call too
-        predicted_seconds=None if run.prediction is None else run.prediction.seconds.expected,
-        predicted_between=None if run.prediction is None else (run.prediction.seconds.low, run.prediction.seconds.high),
+        total_seconds=max(total, state.seconds),  # a resumed run has also trained before this call
+        predicted_seconds=None if predicted is None else predicted.expected,
+        predicted_between=None if predicted is None else (predicted.low, predicted.high),
     )
 
 
 def step_flops(trained: TrainResult) -> float:
-    """Arithmetic of all training steps in the network's matrices: 2 forward and 2 back per weight and token, 2 more
-    for the gradients of weights that move. The head works on learned positions only and is left out."""
+    """Return the operations of all training steps in the matrices of the network.
+
+    Per token and weight 2 in the forward pass, 2 for the gradient of its input, and 2 more if the weight is trained.
+    The output layer computes only learned positions and is not counted.
+    """
     policy = trained.policy
     return float(
         trained.state.forward_tokens * (4 * matmul_parameters(policy) + 2 * matmul_parameters(policy, moving=True))
     )
 
 
-def _data(run: RunResults) -> DataReport:
-    facts = run.prepared.facts
-    return DataReport(
-        rows=facts.rows,
-        train=facts.train,
-        validation=facts.validation,
-        test=facts.test,
-        copies_removed=facts.copies_removed,
-        learned_tokens=facts.learned_tokens,
-        longest=facts.longest,
-        truncated_rows=len(facts.truncated),
-        zero_label_rows=len(facts.zero_label),
-        sha256=facts.sha256,
-        notes=(*facts.notes, *run.trained.notes),
-    )
-
-
 def environment(machine: ChosenMachine) -> dict[str, str]:
-    """Machine and versions, as text."""
-    found = {name: version(name) for name in ("tunesmith", "torch", "transformers", "peft")}
+    """Return the machine and the versions as text."""
+    versions = {name: version(name) for name in ("tunesmith", "torch", "transformers", "peft")}
     rates = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in machine.gemm_gflops.items())
-    return found | {
+    return versions | {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": machine.device,
@@ -278,12 +293,16 @@ def environment(machine: ChosenMachine) -> dict[str, str]:
 
 
 def conflicts(metrics: Sequence[TaskMetrics], tasks: Iterable[str]) -> list[GradientConflict]:
-    """The cosines of each two tasks over all validations."""
-    found = []
-    for a, b in combinations(tasks, 2):
-        values = [one.gradient_cosines[a, b] for one in metrics if (a, b) in one.gradient_cosines]
-        if values:
-            found.append(
-                GradientConflict(tasks=(a, b), mean=sum(values) / len(values), lowest=min(values), n=len(values))
-            )
-    return found
+    """Return the cosine of every two tasks' gradients over all validations.
+
+    Args:
+        metrics: one entry per validation.
+        tasks: names of the tasks.
+    """
+    summary = []
+    for pair in combinations(tasks, 2):
+        cosines = [each.gradient_cosines[pair] for each in metrics if pair in each.gradient_cosines]
+        if cosines:
+            mean = sum(cosines) / len(cosines)
+            summary.append(GradientConflict(tasks=pair, mean=mean, lowest=min(cosines), n=len(cosines)))
+    return summary

@@ -1,4 +1,4 @@
-"""What a run would learn, before it runs: the first rows as the loss sees them, and what to know about all."""
+"""Preview of a run: the first rows as the loss sees them, and statistics of all rows. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -14,35 +14,34 @@ from tunesmith.data.tokenization.masking import Masking
 from tunesmith.events import ignore
 from tunesmith.training.prepare import TrainingContext, masking_of, max_length_note, prepare
 
+# The sides of a preference pair, chosen first.
 SIDES = ("preferred", "other")
-NAMED = 20  # places of rows that are listed before they are only counted
+# Locations of rows that are listed; further ones are only counted.
+LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A stretch of a row that is learned, or is not, as it would be read back from its ids.
-
-    Of two answers that are compared, `side` says which one it belongs to.
-    """
+    """Consecutive tokens of a row that are all learned or all not, decoded to text."""
 
     text: str
     learned: bool
-    side: str = ""
+    side: str = ""  # of a preference pair: which completion it belongs to
 
 
 @dataclass(frozen=True, slots=True)
 class RowPreview:
-    """One row as the loss sees it; `label` is what a head of its own is to say."""
+    """One row as the loss sees it."""
 
     where: str
     pieces: tuple[Stretch, ...]
     tokens: int
-    label: str = ""
+    label: str = ""  # the target of a linear head
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """How many rows, and where the first of them stand."""
+    """A number of rows, and the locations of the first of them."""
 
     count: int
     first: tuple[str, ...]
@@ -50,14 +49,14 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class PreviewFacts:
-    """What is true of all training rows; `end` and `learned_share` are None where a head learns, not words."""
+    """Statistics of all training rows. `end` and `learned_share` are None if a linear head is trained."""
 
     rows: int
     bos: str
     end: str | None
     truncated: Places
     zero_label: Places
-    p50: int
+    p50: int  # tokens per row
     p95: int
     longest: int
     learned_share: float | None
@@ -65,99 +64,102 @@ class PreviewFacts:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The first training rows, facts about all, and the recipe with what only the data could tell."""
+    """The first training rows, statistics of all, and the recipe with all detected values."""
 
     recipe: Recipe
     rows: tuple[RowPreview, ...]
     facts: PreviewFacts
     notes: tuple[str, ...]
-    limit: str  # what says how long a row may be
+    limit: str  # the setting that limits the length of a row
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What should be mended before tuning."""
+        """Return warnings about what should be fixed before tuning."""
         facts = self.facts
-        found = [text for text in (facts.bos, facts.end) if text and text.startswith("warning")]
+        problems = [text for text in (facts.bos, facts.end) if text and text.startswith("warning")]
         for places, finding in (
             (facts.truncated, f"shortened to fit {self.limit}"),
-            (facts.zero_label, "with nothing to learn"),
+            (facts.zero_label, "without a learned token"),
         ):
             if places.count:
                 more = f" and {places.count - len(places.first)} more" if places.count > len(places.first) else ""
-                found.append(f"warning: {places.count} rows {finding}: {', '.join(places.first)}{more}")
-        return tuple(found)
+                problems.append(f"warning: {places.count} rows {finding}: {', '.join(places.first)}{more}")
+        return tuple(problems)
 
 
 def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
-    """The first training rows with what is learned in them, and facts about all; nothing is trained."""
+    """Show the first training rows with their learned tokens, and statistics of all rows; nothing is trained.
+
+    Args:
+        recipe: the recipe.
+        offline: do not access the network.
+        rows: number of rows per task.
+    """
     prepared = prepare(recipe, on_event=ignore, offline=offline)
-    tasks = [(one, _masking(one)) for one in prepared.tasks.values()]
-    shown = tuple(_shown(row, one, masking) for one, masking in tasks for row in one.train[:rows])
+    tasks = [
+        (task, masking_of(task.recipe.objective, task.template, task.recipe.seed)) for task in prepared.tasks.values()
+    ]
+    shown = tuple(_row_preview(row, task, masking) for task, masking in tasks for row in task.train[:rows])
     longest = prepared.recipe.data.max_tokens
     by_model = longest < recipe.data.max_tokens
     notes = (prepared.machine.why, *([max_length_note(prepared.recipe)] if by_model else []), *prepared.facts.notes)
-    limit = f"the {longest} tokens that the model holds" if by_model else f"data.max_tokens ({longest})"
-    return Preview(prepared.recipe, shown, _facts(prepared, tasks), notes, limit)
+    limit = f"the {longest} tokens of the context" if by_model else f"data.max_tokens ({longest})"
+    return Preview(prepared.recipe, shown, _statistics(prepared, tasks), notes, limit)
 
 
-def _masking(prepared: TrainingContext) -> Masking | None:
-    """How words are hidden from the rows of one task."""
-    return masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
-
-
-def _shown(row: Encoded, prepared: TrainingContext, masking: Masking | None) -> RowPreview:
-    """A row in pieces; of a pair, one sequence after the other."""
-    seen = _seen(row, masking)
-    sides = SIDES if prepared.recipe.objective.kind in ("preference", "reward") and len(seen) == 2 else [""] * len(seen)
+def _row_preview(row: Encoded, task: TrainingContext, masking: Masking | None) -> RowPreview:
+    """Return a row in stretches; of a pair, one sequence after the other."""
+    objective, sequences = task.recipe.objective, _first_epoch(row, masking)
+    sides = SIDES if len(sequences) == 2 and masking is None else [""] * len(sequences)
     pieces = tuple(
         replace(piece, side=side)
-        for tokens, side in zip(seen, sides, strict=True)
-        for piece in pieces_of(tokens, prepared.template)
+        for tokens, side in zip(sequences, sides, strict=True)
+        for piece in pieces_of(tokens, task.template)
     )
-    names = prepared.recipe.objective.labels if prepared.recipe.objective.kind == "classify" else ()
-    label = ", ".join(name for name, yes in zip(names, row.label, strict=False) if yes)
+    label = ", ".join(name for name, yes in zip(objective.known_labels, row.label, strict=False) if yes)
     return RowPreview(row.where, pieces, row.length, label)
 
 
-def _seen(row: Encoded, masking: Masking | None) -> tuple[Tokens, ...]:
-    """The row as the first pass over the rows sees it: words hidden as they are then, and marked as learned."""
+def _first_epoch(row: Encoded, masking: Masking | None) -> tuple[Tokens, ...]:
+    """Return the row as the first epoch sees it: its words masked, and the masked tokens marked as learned."""
     if masking is None:
         return row.sequences
-    hidden = masking.hide(row, 0)
-    places = {place for place, _ in hidden.hidden}
-    return tuple(Tokens(one.ids, [i in places for i in range(len(one.ids))]) for one in hidden.sequences)
+    masked = masking.hide(row, 0)
+    positions = {position for position, _ in masked.hidden}
+    return tuple(Tokens(tokens.ids, [i in positions for i in range(len(tokens.ids))]) for tokens in masked.sequences)
 
 
 def pieces_of(tokens: Tokens, template: Template) -> Iterator[Stretch]:
-    """Runs of learned and of other ids as text, special tokens included; together they are the whole row."""
-    start, before = 0, ""
+    """Yield a row as stretches of text that are learned or not, special tokens included.
+
+    Args:
+        tokens: one sequence of a row.
+        template: its tokenizer.
+    """
+    end, before = 0, ""
     for learned, run in groupby(tokens.learn):
-        start += len(list(run))
-        # Decoded from the row's beginning: a stretch alone would lose the space in front of its first word.
-        text = _text(tokens.ids[:start], template)
+        end += len(list(run))
+        # Decoded from the start of the row: a stretch by itself would lose the space before its first word.
+        text = template.tokenizer.decode(tokens.ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         yield Stretch(text[len(before) :], learned)
         before = text
 
 
-def _text(ids: Sequence[int], template: Template) -> str:
-    """The exact text of ids, special tokens and spaces as they are."""
-    return str(template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _facts(prepared: TrainingContext, tasks: Sequence[tuple[TrainingContext, Masking | None]]) -> PreviewFacts:
-    """Counts over all training rows, of every task, that teach something."""
-    train, facts = prepared.train, prepared.facts
-    sequences = [tokens for one, masking in tasks for row in one.train for tokens in _seen(row, masking)]
-    texts = any(one.recipe.objective.kind == "domain" for one, _ in tasks)  # most windows of a document end inside it
+def _statistics(prepared: TrainingContext, tasks: Sequence[tuple[TrainingContext, Masking | None]]) -> PreviewFacts:
+    """Return statistics of the training rows of all tasks."""
+    facts = prepared.facts
+    sequences = [tokens for task, masking in tasks for row in task.train for tokens in _first_epoch(row, masking)]
     lengths = [len(tokens.ids) for tokens in sequences]
     learned = sum(tokens.learned for tokens in sequences)
-    p50, p95 = (int(np.percentile(lengths, part)) for part in (50, 95))
+    p50, p95 = (int(np.percentile(lengths, percent)) for percent in (50, 95))
+    # Most windows of a document end inside it, so documents need no end token.
+    documents = any(task.recipe.objective.produces == "likelihood" for task, _ in tasks)
     return PreviewFacts(
-        rows=len(train),
-        bos=_beginnings(sequences, prepared.template),
-        end=_endings(sequences, prepared.template) if learned and not texts else None,
-        truncated=Places(len(facts.truncated), facts.truncated[:NAMED]),
-        zero_label=Places(len(facts.zero_label), facts.zero_label[:NAMED]),
+        rows=len(prepared.train),
+        bos=check_beginnings(sequences, prepared.template),
+        end=check_ends(sequences, prepared.template) if learned and not documents else None,
+        truncated=Places(len(facts.truncated), facts.truncated[:LISTED]),
+        zero_label=Places(len(facts.zero_label), facts.zero_label[:LISTED]),
         p50=p50,
         p95=p95,
         longest=max(lengths),
@@ -165,29 +167,45 @@ def _facts(prepared: TrainingContext, tasks: Sequence[tuple[TrainingContext, Mas
     )
 
 
-def _beginnings(sequences: Sequence[Tokens], template: Template) -> str:
-    """Whether every row begins with the beginning token as often as the model knows it: once, or never."""
+def check_beginnings(sequences: Sequence[Tokens], template: Template) -> str:
+    """Check that every row begins with the beginning token as often as the model expects it: once, or never.
+
+    Args:
+        sequences: all training rows.
+        template: their tokenizer.
+
+    Returns:
+        A sentence, which starts with `warning` if the rows spoil training.
+    """
     name = template.tokenizer.bos_token or template.tokenizer.cls_token
     if name is None:
-        return "no beginning token: this model has none"
+        return "no beginning token: the model does not use one"
     bos = template.tokenizer.convert_tokens_to_ids(name)
     twice = sum(tokens.ids[:2] == [bos, bos] for tokens in sequences)
     if twice:
-        return f"warning: {twice} rows begin with two {name}; mend the chat template"
+        return f"warning: {twice} rows begin with two {name}; fix the chat template"
     once = sum(tokens.ids[:1] == [bos] for tokens in sequences)
     if once == len(sequences):
         return f"every row begins with exactly one {name}"
     if template.tokenizer("a")["input_ids"][:1] == [bos]:
-        return f"warning: {len(sequences) - once} rows do not begin with {name}; mend the chat template"
+        return f"warning: {len(sequences) - once} rows do not begin with {name}; fix the chat template"
     if once:
-        return f"{once} rows begin with {name}, as chats do by their template; of the others none, as this model has it"
-    return f"no row begins with {name}: this model puts none"
+        return f"{once} rows begin with {name}, by the chat template; the others do not, as the tokenizer adds none"
+    return f"no row begins with {name}: the tokenizer adds none"
 
 
-def _endings(sequences: Sequence[Tokens], template: Template) -> str:
-    """Whether every answer is learned to its end token, so that the model learns to stop."""
-    ends = [tokens.ids[max(i for i, yes in enumerate(tokens.learn) if yes)] for tokens in sequences if tokens.learned]
-    learned = sum(end in template.stop_ids for end in ends)
-    if learned == len(ends):
+def check_ends(sequences: Sequence[Tokens], template: Template) -> str:
+    """Check that the end token of every answer is learned, so that the model learns to stop.
+
+    Args:
+        sequences: all training rows.
+        template: their tokenizer.
+
+    Returns:
+        A sentence, which starts with `warning` if an end token is not learned.
+    """
+    last = [tokens.ids[max(i for i, yes in enumerate(tokens.learn) if yes)] for tokens in sequences if tokens.learned]
+    ended = sum(token in template.stop_ids for token in last)
+    if ended == len(last):
         return "the end token is learned in every row: the model learns to stop"
-    return f"warning: in {len(ends) - learned} of {len(ends)} rows no end token is learned; raise data.max_tokens"
+    return f"warning: in {len(last) - ended} of {len(last)} rows no end token is learned; raise data.max_tokens"
