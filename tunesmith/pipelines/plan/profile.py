@@ -13,7 +13,14 @@ from tunesmith.data.files import write_whole
 from tunesmith.events import EventHandler, Note
 from tunesmith.models.profile import NetworkSize, copy_rate, measure_size
 from tunesmith.pipelines.plan.cost_model import FOUR_BITS, NUMBER, MachinePace, TrainingWork, estimate
-from tunesmith.pipelines.plan.report import FORMULA_ONLY, PREDICTION, Bounds, CostPrediction, prediction_line, read_prediction
+from tunesmith.pipelines.plan.report import (
+    FORMULA_ONLY,
+    PREDICTION,
+    Bounds,
+    CostPrediction,
+    prediction_line,
+    read_prediction,
+)
 from tunesmith.pipelines.plan.workload import WorkloadCounter, count_work
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.prepare import TrainingContext
