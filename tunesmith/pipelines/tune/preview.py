@@ -140,9 +140,8 @@ def pieces_of(tokens: Tokens, template: Template) -> Iterator[Stretch]:
     for learned, run in groupby(tokens.learn):
         end += len(list(run))
         # Decoded from the start of the row: a stretch by itself would lose the space before its first word.
-        text = template.tokenizer.decode(
-            tokens.ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        ids = tokens.ids[:end]
+        text = str(template.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         yield Stretch(text[len(before) :], learned)
         before = text
 
