@@ -102,13 +102,9 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
 
     # Prepare: read and encode the rows, load the base model, and record what the run must resume with.
     rewards = _reward_digests(recipe, folder, on_event)
-    prepared = prepare(_as_recorded(recipe, folder), on_event=on_event, offline=offline)
-    recipe, machine, base = prepared.recipe, prepared.machine, prepared.base
-    folder.check_base(recipe.model, base.fingerprint)
-    computed_on = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
-    folder.begin(
-        {"machine": computed_on, "audit": recipe.data.audit, "base": base.fingerprint, "rewards": rewards},
-    )
+    prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline)
+    recipe, base = prepared.recipe, prepared.base
+    folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
     save_recipe(recipe, folder.path / "recipe.yaml")
     prepared = with_contamination_check(prepared, on_event=on_event, offline=offline)
     prepared = _prepare_texts(prepared, folder.path, callbacks, offline=offline)
@@ -179,15 +175,6 @@ def _reward_digests(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -
         fix = "to train with the new file, give another --out"
         on_event(Note(f"{name}: the file of the reward has changed since this run started; {fix}"))
     return recorded
-
-
-def _as_recorded(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """Return the recipe with the threads and the dtype that the run started with: its last bits depend on both."""
-    if not folder.begun:
-        return recipe
-    page = folder.page()
-    data = recipe.data.model_copy(update={"audit": page.get("audit", recipe.data.audit)})
-    return recipe.model_copy(update={"machine": type(recipe.machine)(**page["machine"]), "data": data})
 
 
 def _prepare_texts(prepared: TrainingContext, out: Path, callbacks: Callbacks, *, offline: bool) -> TrainingContext:
