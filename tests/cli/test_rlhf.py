@@ -43,7 +43,7 @@ def test_a_loop_ends_with_one_json_document_and_with_1_where_a_run_broke_a_gate(
     assert report["simulated"]
     assert report["rounds"][0]["over_start"]["n"] == 5
     assert done.code == 1
-    assert "error: loop: round 1, preference: min_delta: preference_accuracy moved by" in done.err
+    assert "error: loop: round 1, preference: min_delta: preference_accuracy changed by" in done.err
     assert "gate violated: round 1, preference: min_delta" in Path("loop/rlhf.html").read_text(encoding="utf-8")
     again = command(*loop)
     assert again.code == 1

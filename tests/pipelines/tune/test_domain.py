@@ -317,7 +317,7 @@ def test_a_gate_on_the_gain_knows_that_less_perplexity_is_more(tmp_path: Path):
     gates = {"min_delta": 1e6}
     run = tune(on_texts(tmp_path, "llama", gates=gates, schedule={"epochs": 1, "probe": False}), tmp_path / "run")
     assert run.report.task.delta < 0
-    assert run.report.broken_gates[0].startswith("min_delta: perplexity moved by -")
+    assert run.report.broken_gates[0].startswith("min_delta: perplexity changed by -")
     easy = on_texts(tmp_path, "llama", gates={"min_delta": 0.0}, schedule={"epochs": 1, "probe": False})
     assert tune(easy, tmp_path / "easy").report.broken_gates == []
 

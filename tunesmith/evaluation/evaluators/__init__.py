@@ -4,7 +4,7 @@ from typing import Any
 
 from tunesmith.evaluation.evaluators.answers import AnswerEvaluator
 from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, Evaluator, Predictions
-from tunesmith.evaluation.evaluators.multitask import SINGLE_TASK_MODEL, MultitaskEvaluator, PredictionsByTask
+from tunesmith.evaluation.evaluators.multitask import SINGLE_TASK_MODEL, MultitaskEvaluator
 from tunesmith.evaluation.evaluators.perplexity import PerplexityEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.evaluators.rewards import RewardEvaluator
@@ -31,7 +31,6 @@ __all__ = [
     "EVALUATORS",
     "EvalSet",
     "Predictions",
-    "PredictionsByTask",
     "MultitaskEvaluator",
     "Diagnostics",
     "Evaluator",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,6 +57,10 @@ class MultitaskEvaluator:
     def predict(self, model: LocalModel) -> PredictionsByTask:
         """Compute the predictions of a multitask model."""
         return PredictionsByTask({name: evaluator.predict(model.at(name)) for name, evaluator in self.tasks.items()})
+
+    def gathered(self, model_of: Callable[[str], LocalModel]) -> PredictionsByTask:
+        """Compute the predictions of one model per task; each is released before the next is made."""
+        return PredictionsByTask({name: evaluator.predict(model_of(name)) for name, evaluator in self.tasks.items()})
 
     def compare(self, base: PredictionsByTask, tuned: PredictionsByTask, *, name: str) -> list[TaskScore]:
         """Compare base and tuned model, task by task under the task's own name."""

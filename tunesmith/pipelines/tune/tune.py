@@ -23,7 +23,7 @@ from tunesmith.evaluation.diagnostics import (
     retention,
     shuffled_labels,
 )
-from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, PredictionsByTask, evaluator_for
+from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, MultitaskEvaluator, evaluator_for
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.local_model import LocalModel
@@ -229,12 +229,13 @@ def _run_controls(
     if not prepared.subtasks:
         model = tuned(shuffled_labels(prepared), out / "control", "control run: shuffled labels")
         return {SHUFFLED: evaluator.predict(model)}
-    predictions = {}
-    for name, task in single_task_contexts(prepared).items():
-        model = tuned(task, out / "alone" / name, f"control run: {name} alone, on as many of its rows")
-        predictions[name] = evaluator_for(EvalSet.of(prepared.subtasks[name])).predict(model)
-        del model  # before the next base model is loaded
-    return {SINGLE_TASK_MODEL: PredictionsByTask(predictions)}
+    contexts = single_task_contexts(prepared)
+    evaluators = {name: evaluator_for(EvalSet.of(task)) for name, task in prepared.tasks.items()}
+
+    def alone(name: str) -> LocalModel:
+        return tuned(contexts[name], out / "alone" / name, f"control run: {name} alone, on as many of its rows")
+
+    return {SINGLE_TASK_MODEL: MultitaskEvaluator(evaluators).gathered(alone)}
 
 
 def _general_text_gate(prepared: TrainingContext, general: GeneralAbility | None) -> Callable[[Policy], str | None]:
