@@ -129,7 +129,10 @@ def test_a_model_of_several_tasks_answers_as_the_one_that_is_named(tmp_path: Pat
 def test_the_gate_on_the_gain_holds_for_each_task(tmp_path: Path):
     made = mixed(tmp_path, tasks=("mood", "field"), schedule={"epochs": 0.5}, gates={"min_delta": 1e6})
     broken = tune(made, tmp_path / "run").report.broken_gates
-    assert [gate.split(" changed")[0] for gate in broken] == ["min_delta: mood: accuracy", "min_delta: field: perplexity"]
+    assert [gate.split(" changed")[0] for gate in broken] == [
+        "min_delta: mood: accuracy",
+        "min_delta: field: perplexity",
+    ]
 
 
 def test_a_run_of_several_tasks_is_exported_and_compared_on_each(tmp_path: Path):
