@@ -14,7 +14,7 @@ def test_an_export_lies_in_the_run_and_says_how_far_it_agrees(command: Command, 
     page = json.loads(done.out)
     assert page["folder"] == str(decoder_run / "export" / "merged")
     assert (page["same_prompts"], page["same_answers"], page["faults"]) == (1.0, 1.0, [])
-    assert "In other programs" in (decoder_run / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Exports</h2>" in (decoder_run / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_is_no_run_is_one_line(command: Command, tmp_path: Path):

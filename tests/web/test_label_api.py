@@ -16,7 +16,7 @@ from tunesmith.pipelines.label import LabelRequest, open_labelling
 from tunesmith.web.pages.label import label_app
 
 ANA = {"rater": "Ana", "tab": "tab-aaaa"}
-FILES = [file for folder in ("static", "pages") for file in (files("tunesmith.web") / folder).iterdir()]
+FILES = [file for folder in ("static", "templates") for file in (files("tunesmith.web") / folder).iterdir()]
 
 
 @pytest.fixture
