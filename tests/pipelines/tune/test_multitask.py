@@ -236,7 +236,7 @@ def test_what_cannot_be_is_refused_with_its_place(change: str, finding: str, tmp
 def test_one_task_alone_is_no_multitask_and_few_rows_a_step_are_refused(tmp_path: Path):
     with pytest.raises(RecipeError, match="expected two or more tasks"):
         mixed(tmp_path, tasks=("mood",))
-    with pytest.raises(RecipeError, match="2 rows a step are too few for 3 tasks"):
+    with pytest.raises(RecipeError, match="expected at least one row per task, got 2; use 3"):
         tune(mixed(tmp_path, schedule={"batch_rows": 2}), tmp_path / "run")
 
 
