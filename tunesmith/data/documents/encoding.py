@@ -66,25 +66,21 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        return _guessed(data)
+        from charset_normalizer import from_bytes
+
+        text = data.decode(errors="replace")
+        others = sum(not letter.isascii() for letter in text)
+        if "\x00" not in text and (lost := text.count(LOST)) <= BROKEN_SHARE * others:
+            return text, f"invalid UTF-8 at {lost} positions, read as {LOST}; fix these characters"
+        # ASCII lines are equal in all encodings, so only the others are a useful sample. With zero bytes the encoding
+        # has two bytes per letter, and lines end differently.
+        lines = [data] if b"\x00" in data else [line for line in data.split(b"\n") if not line.isascii()]
+        best = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=_OLD).best()
+        if best is None:
+            raise DataError("unknown text encoding; save it as UTF-8")
+        western = best.encoding in _LATIN and best.language not in _CENTRAL
+        name = "cp1252" if western else best.encoding
+        return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; check its accents, or save it as UTF-8"
     if "\x00" in text:
         raise DataError("binary data (zero bytes) instead of text; rename the file to its real type")
     return text, ""
-
-
-def _guessed(data: bytes) -> tuple[str, str]:
-    from charset_normalizer import from_bytes
-
-    text = data.decode(errors="replace")
-    others = sum(not letter.isascii() for letter in text)
-    if "\x00" not in text and (lost := text.count(LOST)) <= BROKEN_SHARE * others:
-        return text, f"invalid UTF-8 at {lost} positions, read as {LOST}; fix these characters"
-    # ASCII lines are equal in all encodings, so only the others are a useful sample. With zero bytes the encoding
-    # has two bytes per letter, and lines end differently.
-    lines = [data] if b"\x00" in data else [line for line in data.split(b"\n") if not line.isascii()]
-    best = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=_OLD).best()
-    if best is None:
-        raise DataError("unknown text encoding; save it as UTF-8")
-    western = best.encoding in _LATIN and best.language not in _CENTRAL
-    name = "cp1252" if western else best.encoding
-    return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; check its accents, or save it as UTF-8"

@@ -136,7 +136,23 @@ def _cut(block: Block, size: int) -> list[Block]:
     if len(render(block)) <= size or block.kind == "heading":
         return [block]
     if block.kind == "table":
-        return _cut_table(block, size)
+        head = block.cells[0]
+        limit = max(1, size - len(render(replace(block, cells=(head,)))) - 1)
+        parts: list[Block] = []
+        used = size
+        for row in block.cells[1:]:
+            length = sum(map(len, row)) + 3 * len(row) + 2
+            if length > limit:  # too long even alone below the header: as text, which can be cut anywhere
+                text = "\n".join(f"{name}: {cell}" for name, cell in zip(head, row, strict=True) if cell)
+                parts += _cut(Block("paragraph", text, 0, block.page), size)
+                used = size
+            elif used + length > limit:
+                parts.append(replace(block, cells=(head, row)))
+                used = length
+            else:
+                parts[-1] = replace(block, cells=(*parts[-1].cells, row))
+                used += length
+        return parts or [block]
     if block.kind == "code":
         parts = [line for whole in block.text.split("\n") for line in _chopped(whole, size - 8)]
         return [replace(block, text="\n".join(lines)) for lines in _packed(parts, size - 8, 1)]
@@ -144,26 +160,6 @@ def _cut(block: Block, size: int) -> list[Block]:
     sentences = (block.text[start:end] for start, end in pairwise(ends))  # each with the space behind it
     parts = [part for sentence in sentences for part in _chopped(sentence, size - 8)]
     return [replace(block, text="".join(run).strip()) for run in _packed(parts, size - 8, 0)]
-
-
-def _cut_table(block: Block, size: int) -> list[Block]:
-    head = block.cells[0]
-    limit = max(1, size - len(render(replace(block, cells=(head,)))) - 1)
-    parts: list[Block] = []
-    used = size
-    for row in block.cells[1:]:
-        length = sum(map(len, row)) + 3 * len(row) + 2
-        if length > limit:  # too long even alone below the header: as text, which can be cut anywhere
-            text = "\n".join(f"{name}: {cell}" for name, cell in zip(head, row, strict=True) if cell)
-            parts += _cut(Block("paragraph", text, 0, block.page), size)
-            used = size
-        elif used + length > limit:
-            parts.append(replace(block, cells=(head, row)))
-            used = length
-        else:
-            parts[-1] = replace(block, cells=(*parts[-1].cells, row))
-            used += length
-    return parts or [block]
 
 
 def _packed(parts: Sequence[str], size: int, between: int) -> Iterator[list[str]]:

@@ -52,25 +52,21 @@ def _body(lines: list[str]) -> list[Block]:
     if not any(line.strip() for line in lines):
         return []
     if _ITEM.match(lines[0]):
-        return _items(lines)
+        # List items; a line without a bullet continues the item before.
+        items: list[tuple[int, str]] = []
+        for line in lines:
+            bullet = _ITEM.match(line)
+            if bullet:
+                mark = f"{bullet[2]}. " if bullet[2] else ""
+                items.append((len(bullet[1]) // 2, mark + line[bullet.end() :]))
+            else:
+                level, text = items[-1]
+                items[-1] = (level, f"{text} {line}")
+        return [Block("item", one_line(text), min(level, 5)) for level, text in items]
     if all(line.startswith("    ") or not line.strip() for line in lines):
         indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
         return [Block("code", "\n".join(line[indent:].rstrip() for line in lines))]
     return [Block("paragraph", one_line("\n".join(lines)))]
-
-
-def _items(lines: list[str]) -> list[Block]:
-    """Return list items; a line without a bullet continues the item before."""
-    items: list[tuple[int, str]] = []
-    for line in lines:
-        bullet = _ITEM.match(line)
-        if bullet:
-            mark = f"{bullet[2]}. " if bullet[2] else ""
-            items.append((len(bullet[1]) // 2, mark + line[bullet.end() :]))
-        else:
-            level, text = items[-1]
-            items[-1] = (level, f"{text} {line}")
-    return [Block("item", one_line(text), min(level, 5)) for level, text in items]
 
 
 def _is_front_matter(mark: str, text: str) -> bool:
