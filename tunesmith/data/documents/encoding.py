@@ -77,7 +77,7 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
         lines = [data] if b"\x00" in data else [line for line in data.split(b"\n") if not line.isascii()]
         best = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=_OLD).best()
         if best is None:
-            raise DataError("unknown text encoding; save it as UTF-8")
+            raise DataError("unknown text encoding; save it as UTF-8") from None
         western = best.encoding in _LATIN and best.language not in _CENTRAL
         name = "cp1252" if western else best.encoding
         return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; check its accents, or save it as UTF-8"
