@@ -20,6 +20,7 @@ import torch
 
 from bench.preference import read, write
 from bench.rl import TRL_AT_ITS_BEST
+from tunesmith.events import Event, StepFinished
 from tunesmith.training.callbacks import Callbacks
 
 PAIRS, RANK, RATE, BETA, LONGEST = 4, 16, 1e-4, 0.1, 512
@@ -52,8 +53,8 @@ def ours(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     prepared = prepare(make_recipe(raw, place="bench")[0], on_event=lambda event: None, offline=True)
     ends: list[float] = []
 
-    def step(event: dict[str, Any]) -> None:
-        if event.kind == "step":
+    def step(event: Event) -> None:
+        if isinstance(event, StepFinished):
             ends.append(time.perf_counter())
 
     began = time.perf_counter()

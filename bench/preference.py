@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.cli.progress import Lines
 from tunesmith.config import make_recipe
 from tunesmith.metrics.preference_metrics import wins
 from tunesmith.metrics.significance import compare_paired
@@ -82,7 +82,7 @@ def fold_run(asked: argparse.Namespace, parts: Sequence[Sequence[dict[str, Any]]
     raw = {"data": {**files, "group": SETS[asked.set], "rows": asked.rows}, "objective": asked.objective}
     raw |= {"model": asked.model, "technique": asked.technique, "schedule": {"epochs": asked.epochs}}
     recipe, _ = make_recipe(raw, place="bench", changes=asked.set_)
-    run = tune_recipe(recipe, out=place / "run", callbacks=Callbacks(told), offline=True)
+    run = tune_recipe(recipe, out=place / "run", callbacks=Callbacks(Lines()), offline=True)
     by_line = {f"test.jsonl:{i}": row for i, row in enumerate(parts[fold], 1)}
     found = []
     for line in read_predictions(run.folder):
@@ -92,12 +92,6 @@ def fold_run(asked: argparse.Namespace, parts: Sequence[Sequence[dict[str, Any]]
         (longer,) = wins([len(row["chosen"]), len(row["rejected"])], tie=0.5)
         found.append(Told(str(row[SETS[asked.set]]), float(longer), line.score_base, line.score_tuned))
     return found
-
-
-def told(event: dict[str, Any]) -> None:
-    """Stages on stderr."""
-    if "text" in event:
-        print(event.text, file=sys.stderr, flush=True)
 
 
 def folds(asked: argparse.Namespace) -> None:

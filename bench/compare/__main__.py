@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare import store
+from tunesmith.cli.progress import Lines
 from tunesmith.config import Documents
 from tunesmith.data.documents.cache import CollectStore
 from tunesmith.retrieval.chunks import cut, read_pages
@@ -63,7 +64,7 @@ def rows() -> None:
     write("factbook.jsonl", (asked(row, "question") for row in train))
     write("factbook.test.jsonl", (asked(row, "question_alt") for row in test))
     named = {row["doc_id"] for row in (*train, *test)}
-    pages = [{"doc_id": page["doc_id"], "text": page.text} for page in read("docs.jsonl")]
+    pages = [{"doc_id": page["doc_id"], "text": page["text"]} for page in read("docs.jsonl")]
     write("factbook.documents.jsonl", (page for page in pages if page["doc_id"] in named))
     write("all.documents.jsonl", pages)
     write("enough.jsonl", (with_field(row) for row in train))
@@ -83,7 +84,7 @@ def retrieval() -> None:
     settings = Documents(source=str(PLACE / f"{which}.documents.jsonl"), origin="doc_id", evidence="evidence")
     folder = PLACE / f"index-{which}"
     chunks = cut(read_pages(settings.source, store=CollectStore(folder / CHUNKS)).pages, settings.size)
-    index = open_index(folder, chunks, settings=settings, on_event=lambda event: print(event.text, flush=True))
+    index = open_index(folder, chunks, settings=settings, on_event=Lines())
     print(f"{len(chunks)} chunks, {index.embedded} new ones, {time.perf_counter() - began:.0f} s")
     test = [row for row in read("f2_factbook_qa.jsonl") if row["split"] == "valid"]
     right = right_chunks(chunks, [Origin(row["evidence"], row["doc_id"]) for row in test])

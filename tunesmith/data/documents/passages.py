@@ -154,12 +154,12 @@ def _cut(block: Block, size: int) -> list[Block]:
                 used += length
         return parts or [block]
     if block.kind == "code":
-        parts = [line for whole in block.text.split("\n") for line in _chopped(whole, size - 8)]
-        return [replace(block, text="\n".join(lines)) for lines in _packed(parts, size - 8, 1)]
+        code = [line for whole in block.text.split("\n") for line in _chopped(whole, size - 8)]
+        return [replace(block, text="\n".join(lines)) for lines in _packed(code, size - 8, 1)]
     ends = [0, *(match.end() for match in _SENTENCE.finditer(block.text)), len(block.text)]
     sentences = (block.text[start:end] for start, end in pairwise(ends))  # each with the space behind it
-    parts = [part for sentence in sentences for part in _chopped(sentence, size - 8)]
-    return [replace(block, text="".join(run).strip()) for run in _packed(parts, size - 8, 0)]
+    prose = [part for sentence in sentences for part in _chopped(sentence, size - 8)]
+    return [replace(block, text="".join(run).strip()) for run in _packed(prose, size - 8, 0)]
 
 
 def _packed(parts: Sequence[str], size: int, between: int) -> Iterator[list[str]]:
