@@ -32,11 +32,11 @@ test-fast: setup ## only tests of parts: no real model, no browser, no whole run
 test-all: setup ## every test
 	$(BIN)/python -m pytest
 
-check: setup ## format, lint, types, import rules, the cost of importing
+check: setup ## format, lint, types, import rules, words, the cost of importing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict tunesmith
-	$(BIN)/python -m pytest tests/test_arrow.py tests/test_imports.py
+	$(BIN)/python -m pytest tests/test_arrow.py tests/test_imports.py tests/test_words.py
 
 format: setup ## rewrite the files as `check` wants them
 	$(BIN)/ruff format .

@@ -96,7 +96,7 @@ def table(page: dict[str, Any]) -> str:
             lines, verdicts = _lines(task, told["technique"], found)
             stood.append("better" not in verdicts.values())
             pairs.update(verdicts.values())
-            parts.append(_section(task, told["technique"], found, lines, verdicts))
+            parts.append(_section(task, told["technique"], found, lines=lines, verdicts=verdicts))
     parts.append(
         f"The recommendation wins or ties in {sum(stood)} of {len(stood)} tasks that ran: no other technique is "
         f"significantly better. Of all {pairs.total()} pairs, the other technique is better in {pairs['better']}, "
@@ -110,7 +110,7 @@ def _ended(task: str, technique: str) -> bool:
     return (RUNS / f"{task}-{technique}" / "report.json").exists()
 
 
-def _section(task: str, taken: str, found: dict[str, Report], lines: list[str], verdicts: dict[str, str]) -> str:
+def _section(task: str, taken: str, found: dict[str, Report], *, lines: list[str], verdicts: dict[str, str]) -> str:
     """One task: its table, and how the recommendation did."""
     one, beaten = found[taken], [name for name, verdict in verdicts.items() if verdict == "better"]
     told = f"beaten by {', '.join(beaten)}" if beaten else "wins or ties"

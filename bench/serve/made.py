@@ -68,6 +68,6 @@ def merged_run(keep: Path) -> Path:
     if not out.exists():
         model = merged(run / "model", read_manifest(run / "model"), offline=True)
         (keep / "gguf").mkdir(exist_ok=True)
-        write_file(model, keep / "gguf", numbers="f16", name="bench")
+        write_file(model, keep / "gguf", dtype="f16", name="bench")
         write_merged(model, run / "model", out)
     return out

@@ -65,12 +65,12 @@ def fill(
                 continue
             if not folder.finished:
                 on_event(StageStarted(f"{cell.name}, seed {seed}"))
-                _run(cell, setting, folder, recipe, tune)
+                _run(cell, setting, folder, recipe=recipe, tune=tune)
             if folder.finished:
                 save_result(setting.results, result_of(cell, setting, folder, recipe))
 
 
-def _run(cell: Cell, setting: Setting, folder: RunFolder, recipe: Recipe, tune: Tune) -> None:
+def _run(cell: Cell, setting: Setting, folder: RunFolder, *, recipe: Recipe, tune: Tune) -> None:
     if not folder.begun:
         others = (
             other

@@ -81,7 +81,7 @@ def test_grpo_and_its_gradient_are_trls(beta: float, moved: bool):
     wanted = theirs(new, old, reference, advantages, beta=beta)
     (expected,) = torch.autograd.grad(wanted, new)
     each = advantages.repeat_interleave(torch.tensor(SIZES))
-    found = grpo(new, new.detach() if old is None else old, reference, each, PolicyLossOptions(0.2, beta))
+    found = grpo(new, new.detach() if old is None else old, reference, each, options=PolicyLossOptions(0.2, beta))
     (gradient,) = torch.autograd.grad(found, new)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-7)
@@ -116,7 +116,7 @@ def test_a_ratio_beyond_the_clip_range_pulls_no_further():
 
 def test_ppo_pays_the_score_at_the_last_token_and_charges_the_kl_at_each():
     old, reference = torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-1.5, -1.0, -1.0])
-    found = token_rewards(torch.tensor([2.0, 5.0]), old, reference, [2, 1], 0.1)
+    found = token_rewards(torch.tensor([2.0, 5.0]), old, reference, [2, 1], beta=0.1)
     assert found.tolist() == pytest.approx([-0.05, 2.0, 5.1])
 
 

@@ -107,8 +107,8 @@ def test_an_export_that_answers_otherwise_is_refused_after_it_was_told(
 ):
     whole = room.write_merged
 
-    def spoilt(model: object, folder: Path, out: Path, *, numbers: str) -> None:
-        whole(model, folder, out, numbers=numbers)  # type: ignore[arg-type]
+    def spoilt(model: object, folder: Path, out: Path, *, dtype: str) -> None:
+        whole(model, folder, out, dtype=dtype)  # type: ignore[arg-type]
         weights = load_file(out / "model.safetensors")
         save_file(
             {name: -value for name, value in weights.items()}, out / "model.safetensors", metadata={"format": "pt"}
@@ -172,7 +172,7 @@ def test_numbers_that_a_format_has_not_are_refused_with_those_it_has(decoder: Pa
     model = room.merged(decoder / "model", read_manifest(decoder / "model"), offline=True)
     next(model.policy.network.parameters()).data.fill_(1e6)
     with pytest.raises(ModelError, match=r"--dtype f16: a value of .* overflows; use bf16 or f32"):
-        room.write_merged(model, decoder / "model", tmp_path, numbers="f16")
+        room.write_merged(model, decoder / "model", tmp_path, dtype="f16")
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])

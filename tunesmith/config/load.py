@@ -30,7 +30,7 @@ FINDINGS = {
     "dict_type": "expected a mapping of keys",
     "model_type": "expected a mapping of keys",
     "model_attributes_type": "expected a mapping of keys",
-    "string_type": "expected a string; put numbers in quotes",
+    "string_type": "expected a string; put a number in quotes",
     "tuple_type": "expected a list, such as [a, b]",
     "list_type": "expected a list, such as [a, b]",
     "string_pattern_mismatch": "expected a name of the letters a to z, digits, `-` and `_`, starting with a letter",
@@ -41,7 +41,7 @@ R = TypeVar("R", bound=TaskRows)
 
 
 class _Once(yaml.SafeLoader):
-    """A loader that rejects duplicate keys, of which YAML silently keeps the last, and booleans as keys.
+    """A loader that rejects booleans as keys, and duplicate keys (YAML silently keeps the last).
 
     Booleans are `true` and `false` only, as in YAML 1.2: `no` may be Norwegian, and `[yes, no]` two labels.
     """

@@ -145,7 +145,7 @@ class Documents(_Section):
 
 
 class Compare(_Section):
-    """How `tunesmith compare` prompts models, and which differences justify a higher cost."""
+    """Settings of `tunesmith compare`: prompts, and the differences that justify a higher cost."""
 
     rows: int = Field(0, ge=0, description="number of test rows; 0: all")
     model: str = Field("", description="decoder of the arms without tuning; empty: the model of the recipe")

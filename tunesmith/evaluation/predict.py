@@ -20,7 +20,7 @@ from tunesmith.objectives.instruct import asked, reference
 # The answers of each baseline or control to all evaluation rows.
 AnswersByArm = dict[str, list[str]]
 
-# Validation rows that choose the prompt of the base model: enough to tell a good prompt from a bad one.
+# Validation rows that choose the prompt of the base model: enough to distinguish a good prompt from a bad one.
 CHOICE_ROWS = {"classify": 100, "instruct": 32}
 
 

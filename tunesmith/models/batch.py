@@ -50,7 +50,7 @@ class Rollout:
 
         Args:
             chosen: mask of the tokens to keep, [M] bool.
-            figures: metrics of the result. They are sums, so only one part of a batch may carry them.
+            metrics: metrics of the result. They are sums, so only one part of a batch may carry them.
         """
         old, reference, values, returns = (
             None if part is None else part[chosen] for part in (self.old, self.reference, self.values, self.returns)

@@ -34,7 +34,7 @@ class Loss:
 
 
 class Learner(ABC):
-    """What the training loop calls: batches in, a summed loss out.
+    """The interface of the training loop: batches in, a summed loss out.
 
     An objective whose loss needs nothing but its own settings is its own learner (`Objective.make_learner`).
     """
@@ -66,7 +66,7 @@ SINGLE_TASK = ""
 
 
 class Objective(BaseModel, ABC):
-    """What is learned: the section `objective` of a recipe, and the capabilities that other packages ask for.
+    """An objective: the section `objective` of a recipe, and the capabilities that other packages ask for.
 
     Rows become typed examples (`columns`, `examples`), examples become token sequences (`encode`), and the policy may
     get an output layer (`head`). Code outside `objectives/` and `config/` asks for a capability, not for a class, so

@@ -62,7 +62,7 @@ class OnlineRLLearner(Learner):
         rows = [_with_completion(prompts[i // objective.group], sampled[i]) for i in kept]
         packed = pack(rows or [Tokens.of(prompts[0])]).to(policy.device)
         metrics = {**_reward_metrics(scores, rewards, sampled, cut_off), **self.completion_metrics(completions)}
-        rollout = self._rollout(packed, policy, rewards, kept, [row.learned for row in rows])
+        rollout = self._rollout(packed, policy, rewards, kept=kept, sizes=[row.learned for row in rows])
         return replace(packed, rollout=replace(rollout, metrics=metrics), step=batch.step)
 
     def units(self, batch: Batch) -> int:
@@ -79,7 +79,7 @@ class OnlineRLLearner(Learner):
         options = policy_gradient.PolicyLossOptions(objective.clip, objective.beta, objective.value_weight)
         metrics = {**rollout.metrics, **self._update_metrics(new.detach(), old, rollout)}
         if objective.algorithm == "grpo":
-            total = policy_gradient.grpo(new, old, rollout.reference, rollout.advantages, options)
+            total = policy_gradient.grpo(new, old, rollout.reference, rollout.advantages, options=options)
             return Loss(total, self.units(batch), metrics)
         assert rollout.values is not None
         assert rollout.returns is not None
@@ -141,7 +141,9 @@ class OnlineRLLearner(Learner):
         return policy.words.logprobs(states, batch.targets, temperature=self.objective.temperature)
 
     @torch.no_grad()
-    def _rollout(self, batch: Batch, policy: Policy, rewards: Tensor, kept: Sequence[int], sizes: list[int]) -> Rollout:
+    def _rollout(
+        self, batch: Batch, policy: Policy, rewards: Tensor, *, kept: Sequence[int], sizes: list[int]
+    ) -> Rollout:
         """Compute per-token advantages of the kept completions, of `sizes` tokens, from all rewards [P, G]."""
         objective = self.objective
         ppo = objective.algorithm == "ppo"
@@ -162,7 +164,7 @@ class OnlineRLLearner(Learner):
         assert states is not None
         values = _values(states, policy)
         kept_rewards = rewards.flatten()[list(kept)].to(policy.device)
-        per_token = policy_gradient.token_rewards(kept_rewards, old, reference, sizes, objective.beta)
+        per_token = policy_gradient.token_rewards(kept_rewards, old, reference, sizes, beta=objective.beta)
         advantages = policy_gradient.gae(per_token, values, sizes, objective.spread)
         return Rollout(advantages, old, reference, values, advantages + values)
 

@@ -72,7 +72,9 @@ def clipped_surrogate(new: Tensor, old: Tensor, advantages: Tensor, clip: float)
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-def grpo(new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor, options: PolicyLossOptions) -> Tensor:
+def grpo(
+    new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor, *, options: PolicyLossOptions
+) -> Tensor:
     """Compute the GRPO loss, summed over the M tokens.
 
     Divided by the tokens of a whole step it is DAPO's token-level loss, TRL's default. The KL term is weighted by the
@@ -83,7 +85,7 @@ def grpo(new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor,
         old: the same at sampling time, [M].
         reference: the same under the reference model, [M]; None without a KL term.
         advantages: advantage of each token, [M].
-        weights: `clip` and `beta`.
+        options: `clip` and `beta`.
 
     Source: Yu et al. 2025 (DAPO), arXiv 2503.14476, equation 8; KL: DeepSeek-V3.2, arXiv 2512.02556.
     """
@@ -93,7 +95,7 @@ def grpo(new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor,
     return each.sum()
 
 
-def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, sizes: list[int], beta: float) -> Tensor:
+def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, sizes: list[int], *, beta: float) -> Tensor:
     """Compute PPO's reward of each token, [M]: minus the KL there, plus the score at a completion's last token.
 
     Args:

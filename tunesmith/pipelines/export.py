@@ -32,7 +32,7 @@ from tunesmith.report.predictions import Prediction, read_predictions, rows_of_t
 from tunesmith.report.schema import Export, read_report
 
 # Precision of the weights in each format, the default first. An adapter keeps the precision of training.
-NUMBERS = {"merged": ("f32", "f16", "bf16"), "gguf": ("f16", "q8_0", "q4_0"), "adapter": ("f32",)}
+DTYPES = {"merged": ("f32", "f16", "bf16"), "gguf": ("f16", "q8_0", "q4_0"), "adapter": ("f32",)}
 PROGRAMS = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
 # Minimum share of equal answers and maximum change of the score. A change by one row is always allowed.
 BOUNDS = {
@@ -81,28 +81,28 @@ class ExportRequest:
     """The format of an export: merged, gguf or adapter, and the precision of the weights."""
 
     kind: str
-    numbers: str
+    dtype: str
 
     @classmethod
-    def of(cls, kind: str, numbers: str = "") -> ExportRequest:
+    def of(cls, kind: str, dtype: str = "") -> ExportRequest:
         """Return the request for a format.
 
         Args:
             kind: merged, gguf or adapter.
-            numbers: precision of the weights; empty for the default of the format.
+            dtype: precision of the weights; empty for the default of the format.
 
         Raises:
             RecipeError: the format does not support the precision.
         """
-        if numbers and numbers not in NUMBERS[kind]:
-            supported = " or ".join(NUMBERS[kind])
-            raise RecipeError(f"--dtype {numbers}: not supported by {kind}; use {supported}, or omit it")
-        return cls(kind, numbers or NUMBERS[kind][0])
+        if dtype and dtype not in DTYPES[kind]:
+            supported = " or ".join(DTYPES[kind])
+            raise RecipeError(f"--dtype {dtype}: not supported by {kind}; use {supported}, or omit it")
+        return cls(kind, dtype or DTYPES[kind][0])
 
     @property
     def name(self) -> str:
         """Return the name used in tables and folder names."""
-        return self.kind if self.numbers == "f32" else f"{self.kind} {self.numbers}"
+        return self.kind if self.dtype == "f32" else f"{self.kind} {self.dtype}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +153,9 @@ def export(
         model = merged(folder, manifest, offline=offline)
         name = folder.parent.name if folder.name == "model" else folder.name
         if request.kind == "merged":
-            write_folder(out, lambda half: write_merged(model, folder, half, numbers=request.numbers))
+            write_folder(out, lambda half: write_merged(model, folder, half, dtype=request.dtype))
         else:
-            write_folder(out, lambda half: write_file(model, half, numbers=request.numbers, name=name))
+            write_folder(out, lambda half: write_file(model, half, dtype=request.dtype, name=name))
     on_event(
         StageStarted(f"comparing the original and {PROGRAMS[request.kind]} on {min(len(rows), COMPARED_ROWS)} rows")
     )

@@ -33,7 +33,7 @@ class LabelRequest:
 
     source: str  # file or Hub data set
     columns: Columns = Columns()
-    labels: tuple[str, ...] = ()  # labels offered from the start
+    labels: tuple[str, ...] = ()  # labels offered initially
     brought: str = ""  # file with labels of the same texts
     store: Path | None = None  # None: next to the data
     overlap: Overlap = NO_OVERLAP

@@ -1,6 +1,4 @@
-"""Techniques: the choice of trainable parameters. A new one is a file in this package, its import, and its name in
-`AnyTechnique`.
-"""
+"""Techniques: which parameters are trained. A new one is a file in this package, and its name in `AnyTechnique`."""
 
 from typing import Any, get_args
 

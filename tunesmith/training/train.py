@@ -111,7 +111,9 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
         # Online RL samples its completions, so there are no rows to overfit.
         if recipe.schedule.probe and not objective.samples_completions:
             checks = [
-                _overfit_check(task, objective.task_policy(policy, name), learners[name], plan, callbacks.on_event)
+                _overfit_check(
+                    task, objective.task_policy(policy, name), learners[name], plan=plan, on_event=callbacks.on_event
+                )
                 for name, task in prepared.tasks.items()
             ]
             write_whole(out / PROBE, json.dumps(asdict(checks[0])))
@@ -227,7 +229,7 @@ def check_reward_varies(prepared: TrainingContext, policy: Policy, *, on_event: 
 
 
 def _overfit_check(
-    task: TrainingContext, policy: Policy, learner: Learner, plan: TrainingPlan, on_event: EventHandler
+    task: TrainingContext, policy: Policy, learner: Learner, *, plan: TrainingPlan, on_event: EventHandler
 ) -> Probe:
     """Check that a few short rows of a task can be learned at all; raise Refused if not."""
     on_event(StageStarted(f"overfit check on {ROWS} rows"))

@@ -243,7 +243,7 @@ class Conversation:
         return {"messages": [{"role": message.role, "content": message.content} for message in self.messages]}
 
     def turn(self, text: str) -> None:
-        """Answer a message and print the answer as it is generated; Ctrl-C ends the answer, not the conversation."""
+        """Answer a message and print the answer while it is generated; Ctrl-C ends the answer, not the conversation."""
         # As in the training rows, the instruction is before the first user message.
         first = all(message.role != "user" for message in self.messages)
         self.messages.append(self.model.objective.user_message(text) if first else Message("user", text))

@@ -17,7 +17,7 @@ class Check:
         severity: `blocking`, `warning` or `note`.
         blocks_from: share of the rows above which the finding blocks; None: never.
         about: what the problem is.
-        cure: how to fix it.
+        fix: how to fix it; the key in JSON is `cure`.
     """
 
     severity: str
@@ -105,7 +105,7 @@ class Finding(BaseModel):
         severity: `blocking`, `warning` or `note`.
         count: number of rows.
         rows: locations of all rows.
-        cure: how to fix it.
+        fix: how to fix it; the key in JSON is `cure`.
         about: what the problem is.
         share: fraction of all rows.
         blocks_from: share above which the finding blocks; None: never.

@@ -72,7 +72,7 @@ def fix(ask: AuditSource, fixes: Fixes, out: Path, *, offline: bool = False) -> 
 
     Args:
         ask: the audited file.
-        cures: rows to drop and label spellings, from `audit`.
+        fixes: rows to drop and label spellings, from `audit`.
         out: path of the copy; its suffix decides the format.
         offline: do not download datasets.
 
@@ -98,7 +98,7 @@ def fix(ask: AuditSource, fixes: Fixes, out: Path, *, offline: bool = False) -> 
     return CleanedCopy(out, log_of(out), **counts)
 
 
-def _write(ask: AuditSource, cures: Fixes, halves: Sequence[Path], suffix: str, *, offline: bool) -> dict[str, int]:
+def _write(ask: AuditSource, fixes: Fixes, halves: Sequence[Path], suffix: str, *, offline: bool) -> dict[str, int]:
     """Write the copy and its log; return the number of rows kept, changed and dropped."""
     name, counts = name_of(ask.source), {"kept": 0, "changed": 0, "dropped": 0}
     with ExitStack() as stack:
@@ -108,12 +108,12 @@ def _write(ask: AuditSource, cures: Fixes, halves: Sequence[Path], suffix: str, 
             for line, raw in zip(chunk.lines, chunk.rows, strict=True):
                 before = parsed(raw)
                 where = f"{name}:{line}"
-                if line in cures.dropped or isinstance(before, str):
-                    kind, why = cures.dropped.get(line, ("unreadable", str(before)))
+                if line in fixes.dropped or isinstance(before, str):
+                    kind, why = fixes.dropped.get(line, ("unreadable", str(before)))
                     _log(log, {"where": where, "action": "dropped", "kind": kind, "why": why})
                     counts["dropped"] += 1
                     continue
-                after, changes = _cured(before, ask.columns, cures.labels)
+                after, changes = _cured(before, ask.columns, fixes.labels)
                 for change in changes:
                     _log(log, {"where": where, "action": "changed", **change})
                 counts["changed"] += bool(changes)

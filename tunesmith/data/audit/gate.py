@@ -41,7 +41,7 @@ class Gate:
     """Result of the checks.
 
     Attributes:
-        faults: one line per problem that stops a run.
+        problems: one line per problem that stops a run.
         notes: one line per problem for the report.
     """
 

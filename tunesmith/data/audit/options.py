@@ -59,7 +59,7 @@ class Tools:
         count: number of tokens of each text.
         limit: token limit of the model; 0: none.
         offline: do not download datasets.
-        tell: receives progress messages.
+        log: receives progress messages.
     """
 
     workers: int = 1

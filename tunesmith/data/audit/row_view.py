@@ -49,7 +49,7 @@ class View:
         question: text of the prompt.
         answer: text of the answer.
         labels: the labels, if the answer is one.
-        fault: kind of the finding; empty for a valid row.
+        problem: kind of the finding; empty for a valid row.
         why: reason of the finding.
     """
 

@@ -73,8 +73,8 @@ def audit(ask: AuditSource, tools: Tools) -> tuple[Audit, Fixes]:
 class _Auditor:
     """One table and its findings so far."""
 
-    def __init__(self, ask: AuditSource, tools: Tools, table: RowTable, cures: Fixes) -> None:
-        self.ask, self.tools, self.table, self.cures = ask, tools, table, cures
+    def __init__(self, ask: AuditSource, tools: Tools, table: RowTable, fixes: Fixes) -> None:
+        self.ask, self.tools, self.table, self.fixes = ask, tools, table, fixes
         self.words = Words(table.counts, table.rows)
         self.found: dict[str, Rows] = {}
         self.notes: list[str] = []
@@ -101,7 +101,7 @@ class _Auditor:
             notes=tuple(self.notes),
             verdict=verdict_of(findings),
         )
-        return audit, self.cures
+        return audit, self.fixes
 
     def _rows_alone(self) -> None:
         if self.ask.labelled and max(map(len, self.table.labels), default=0) < 2:  # single-label
@@ -140,7 +140,7 @@ class _Auditor:
         """Unify labels with two spellings before the following checks: such rows do not contradict each other."""
         table = self.table
         rows = table.sound().tolist()
-        better = self.cures.labels = variants(counted([table.labels[row] for row in rows]))
+        better = self.fixes.labels = variants(counted([table.labels[row] for row in rows]))
         for row in rows:
             if not better.keys().isdisjoint(table.labels[row]):
                 table.said[row] = digest(as_answer(better.get(label, label) for label in table.labels[row]))
@@ -151,31 +151,31 @@ class _Auditor:
         counts = counted([table.labels[row] for row in rows.tolist()])
         merged: Counter[str] = Counter()
         for label, count in counts.items():
-            merged[self.cures.labels.get(label, label)] += count
+            merged[self.fixes.labels.get(label, label)] += count
         if len(merged) == 1:
             self.found["one_class"] = {row: self._label(label) for row in rows.tolist() for label in table.labels[row]}
         for label in sorted(label for label in merged if label.lower() in MISSING):
             self.notes.append(f"{merged[label]} rows have the label {label!r}, which usually means a missing label")
         few = rare(merged)
-        for kind, listed in (("label_variant", set(self.cures.labels)), ("rare_class", few)):
+        for kind, listed in (("label_variant", set(self.fixes.labels)), ("rare_class", few)):
             self.found[kind] = {
                 row: self._label(label) for row in rows.tolist() for label in table.labels[row] if label in listed
             }
         if gap := uneven(merged):
-            least = {label for label in counts if merged[self.cures.labels.get(label, label)] == min(merged.values())}
+            least = {label for label in counts if merged[self.fixes.labels.get(label, label)] == min(merged.values())}
             self.found["label_imbalance"] = {row: gap for row in rows.tolist() if least & set(table.labels[row])}
         if all(len(table.labels[row]) == 1 for row in rows.tolist()):
             self._doubted(rows)
 
     def _label(self, label: str) -> str:
-        better = self.cures.labels.get(label)
+        better = self.fixes.labels.get(label)
         return f"{label!r} instead of {better!r}" if better else f"label {label!r}"
 
     def _doubted(self, rows: NDArray[np.int64]) -> None:
         """Find single labels that the models doubt, and phrases that always have one label."""
         self.tools.log("checking labels")
         table = self.table
-        given = [self.cures.labels.get(table.labels[row][0], table.labels[row][0]) for row in rows.tolist()]
+        given = [self.fixes.labels.get(table.labels[row][0], table.labels[row][0]) for row in rows.tolist()]
 
         def text(i: int) -> str:
             return table.text(int(rows[i]))[0]
@@ -257,7 +257,7 @@ class _Auditor:
         same: dict[str, tuple[str, str]] = {}
         for row in rows:
             note = notes[row]
-            self.cures.dropped.setdefault(int(self.table.lines[row]), same.setdefault(note, (kind, note)))
+            self.fixes.dropped.setdefault(int(self.table.lines[row]), same.setdefault(note, (kind, note)))
 
     def _finding(self, kind: str) -> Finding:
         """Build the finding of one kind with samples."""

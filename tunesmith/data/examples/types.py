@@ -37,7 +37,7 @@ class Chat:
         where: location of the row.
         messages: turns of the chat.
         group: source of the row.
-        judged: index of the reference answer; the number of messages if the chat ends with the prompt.
+        reference_index: index of the reference answer; the number of messages if the chat ends with the prompt.
     """
 
     where: str

@@ -79,22 +79,22 @@ def without_thoughts(model: LocalModel) -> None:
         model.template.tokenizer.chat_template = NO_THOUGHTS + source
 
 
-def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "f32") -> None:
+def write_merged(model: LocalModel, folder: Path, out: Path, *, dtype: str = "f32") -> None:
     """Write weights, tokenizer and chat template in the format of transformers, with the head next to them.
 
     Args:
         model: the merged model; its weights are rounded in place.
         folder: the model folder, for the head.
         out: output directory.
-        numbers: dtype of the weights: f32, f16 or bf16.
+        dtype: dtype of the weights: f32, f16 or bf16.
 
     Raises:
         ModelError: a weight overflows the dtype.
     """
-    model.policy.network.to(ROUNDED[numbers])
+    model.policy.network.to(ROUNDED[dtype])
     for name, weight in model.policy.network.named_parameters():
         if not torch.isfinite(weight).all():
-            raise ModelError(f"--dtype {numbers}: a value of {name} overflows; use bf16 or f32")
+            raise ModelError(f"--dtype {dtype}: a value of {name} overflows; use bf16 or f32")
     with quiet():
         model.policy.network.save_pretrained(out)
     model.template.tokenizer.save_pretrained(out)
@@ -102,19 +102,19 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "
         shutil.copy(folder / HEAD, out / HEAD)
 
 
-def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None:
+def write_file(model: LocalModel, out: Path, *, dtype: str, name: str) -> None:
     """Write a merged model as a GGUF file with a Modelfile for Ollama.
 
     Args:
         model: the merged model.
         out: output directory.
-        numbers: f16, q8_0 or q4_0.
+        dtype: f16, q8_0 or q4_0.
         name: name of the model in the file.
     """
     texts = isinstance(model.objective, Domain)
     if texts:  # it completes texts and was not trained on chats
         model.template.tokenizer.chat_template = None
-    write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=numbers, name=name)
+    write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=dtype, name=name)
     instruction = "" if isinstance(model.objective, Classify) else model.objective.instruction
     (out / "Modelfile").write_text(
         modelfile(

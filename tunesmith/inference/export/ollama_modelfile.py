@@ -45,8 +45,11 @@ def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bo
 
 
 def _turns(template: Template) -> tuple[str, str, str, str] | None:
-    """Return the text before a system message, between it and a user message, between user and assistant message, and
-    the default system message; None if a chat is not a chain of these."""
+    """Return the fixed texts of a chat; None if a chat is not a chain of these.
+
+    They are the text before a system message, between it and a user message, between a user and an assistant message,
+    and the default system message.
+    """
     try:
         whole, alone = _rendered(template, "system", "user", "assistant", "user"), _rendered(template, "user")
     except TemplateError:  # the template rejects system messages

@@ -10,10 +10,10 @@ from tunesmith.errors import RecipeError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Decoding settings.
+    r"""Decoding settings.
 
         Sampling()  # greedy, at most 256 tokens
-        Sampling(max_new_tokens=64, temperature=0.7, top_p=0.9, stop=("\\n",), seed=1)
+        Sampling(max_new_tokens=64, temperature=0.7, top_p=0.9, stop=("\n",), seed=1)
 
     Raises:
         RecipeError: if a value is out of range.

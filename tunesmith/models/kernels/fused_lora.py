@@ -21,7 +21,7 @@ from tunesmith.models.kernels.skinny_linear import SkinnyLinear, linear
 Frozen = tuple[Tensor, Tensor | None, float]  # weight [O, I], bias [O], and the scale of the update
 
 
-def _add_update(out: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def _add_update(out: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor:
     """Add the update of x to the base's output [..., O], in place."""
     low = F.linear(x, a)
     out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.T, alpha=scale)
@@ -32,8 +32,8 @@ class _FusedUpdate(torch.autograd.Function):
     """x W^T + bias + scale (x A^T) B^T for a frozen W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eval_set: Frozen, a: Tensor, b: Tensor) -> Tensor:
-        weight, bias, scale = eval_set
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, b: Tensor) -> Tensor:  # noqa: PLR0917 - `apply` takes no keywords
+        weight, bias, scale = frozen
         flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         a, b = a.to(weight.dtype), b.to(weight.dtype)
         with torch.autocast(flat.device.type, enabled=False):  # everything already has the weight's dtype
@@ -96,7 +96,7 @@ class FusedLora(PeftLinear):
             a_cast, wide = self._concatenated(a, b, scale)
             x = x.to(wide.dtype)
             return F.linear(torch.cat([x, F.linear(x, a_cast)], dim=-1), wide, bias)
-        return _add_update(linear(x, weight, bias), x, a.to(weight.dtype), b.to(weight.dtype), scale)
+        return _add_update(linear(x, weight, bias), x, a.to(weight.dtype), b.to(weight.dtype), scale=scale)
 
     def update_alone(self) -> LowRank | None:
         """Return an inference layer that shares these weights; None where only PEFT's forward is right."""
@@ -158,7 +158,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
-        return _add_update(self.base_layer(x), x, self.lora_a, self.lora_b, self.scale)
+        return _add_update(self.base_layer(x), x, self.lora_a, self.lora_b, scale=self.scale)
 
 
 def fuse(network: nn.Module) -> None:

@@ -110,7 +110,7 @@ def _tuned(context: ComparisonContext, name: str, model: LocalModel) -> Arm:
 
 
 def _few_shot(context: ComparisonContext) -> Arm:
-    """The best wording after the training rows most similar to the question."""
+    """Build an arm: the best wording after the training rows most similar to the question."""
     wording, train = _wording(context), context.split.train
     nearest = Nearest([question(example) for example in train])
 
@@ -136,7 +136,7 @@ def _few_shot(context: ComparisonContext) -> Arm:
 
 
 def _oracle(context: ComparisonContext) -> Arm:
-    """The base model with a chunk that contains the answer, as if retrieval never failed."""
+    """Build an arm: the base model with a chunk that contains the answer, as if retrieval never failed."""
     form = _choose_passages(context).form
     chunks = context.retrieval().index.chunks
     # The first correct chunk by document and position.
@@ -158,9 +158,6 @@ def _oracle(context: ComparisonContext) -> Arm:
 
 def _tfidf(context: ComparisonContext) -> Arm:
     """Logistic regression over TF-IDF of words and character n-grams, without a language model."""
-    import sklearn.feature_extraction.text
-    import sklearn.linear_model
-    import sklearn.model_selection
     import sklearn.pipeline  # noqa: F401  # the import is not part of the measured time
 
     began = time.perf_counter()
@@ -200,7 +197,7 @@ def _plain_arm(
     detail: str = "",
     labelled_rows: int = 0,
 ) -> Arm:
-    """A model with the question alone."""
+    """Build an arm: a model with the question alone."""
     prompts = partial(_plain_prompts, context, wording)
     return PromptArm(model=model, prompts=prompts, detail=detail, labelled_rows=labelled_rows)
 
@@ -216,7 +213,7 @@ def _base_prompts(context: ComparisonContext, wording: str, rows: Sequence[Examp
 def _with_retrieval(
     context: ComparisonContext, model: LocalModel, setting: ArmSetting, *, labelled_rows: int = 0
 ) -> Arm:
-    """A model with the best chunks before the question; searching is part of its time."""
+    """Build an arm: a model with the best chunks before the question; searching is part of its time."""
     retrieval = context.retrieval()
 
     def prompts(rows: Sequence[Example]) -> list[Prompt]:

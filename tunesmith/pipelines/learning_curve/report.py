@@ -47,7 +47,7 @@ class LearningCurveReport(_Part):
     sizes: list[Size]
     power_law: dict[str, float]  # ceiling, drop and power
     held_out: FitCheck
-    expected: list[ScoreEstimate]  # for the requested rows; empty if there are faults
+    expected: list[ScoreEstimate]  # for the requested rows; empty if the curve has errors
     curve: list[ScoreEstimate]  # points of the plot
     ceiling: ScoreEstimate | None
     target: Target | None

@@ -139,7 +139,7 @@ def pieces_of(tokens: Tokens, template: Template) -> Iterator[Stretch]:
     end, before = 0, ""
     for learned, run in groupby(tokens.learn):
         end += len(list(run))
-        # Decoded from the start of the row: a stretch by itself would lose the space before its first word.
+        # Decoded together with the tokens before it: a stretch by itself would lose the space before its first word.
         ids = tokens.ids[:end]
         text = str(template.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         yield Stretch(text[len(before) :], learned)

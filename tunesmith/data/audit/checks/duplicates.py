@@ -52,7 +52,6 @@ def exact(table: RowTable, rows: NDArray[np.int64]) -> Groups:
 
 def near(table: RowTable, rows: NDArray[np.int64], words: Words, *, labelled: bool) -> Groups:
     """Return groups of near-duplicates with the same label or nearly the same answer; `rows` has no exact copies."""
-
     content = _contents(table, labelled)
 
     def alike(one: int, two: int) -> float:

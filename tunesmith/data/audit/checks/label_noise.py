@@ -109,7 +109,7 @@ def doubts(
     rows = np.array([i for i, label in enumerate(labels) if label in label_ids], np.int64)
     ids = np.array([label_ids[labels[i]] for i in rows], np.int64)
     folds = (keys % np.uint64(FOLDS)).astype(np.int64)
-    judges = _fit(texts, rows, ids, folds[rows], usable)
+    judges = _fit(texts, rows, ids, folds=folds[rows], labels=usable)
     if judges is None:
         return None
     doubted: dict[int, tuple[str, float]] = {}
@@ -153,6 +153,7 @@ def _fit(
     texts: Callable[[int], str],
     rows: NDArray[np.int64],
     ids: NDArray[np.int64],
+    *,
     folds: NDArray[np.int64],
     labels: list[str],
 ) -> Judges | None:
