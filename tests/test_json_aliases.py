@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tunesmith.cli.commands.doctor import DoctorCheck, _as_document
 from tunesmith.cli.main import parser
@@ -18,7 +20,8 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.evaluation.results import RewardDiagnostics
 from tunesmith.pipelines.tune.tune import Run
 from tunesmith.report.schema import MultitaskReport, Report, TaskReport
-from tunesmith.training.train_state import TrainingState, _from_json, _to_json
+from tunesmith.training.optim import TrainingPlan, make_optimizer
+from tunesmith.training.train_state import TrainingState, resume, save
 
 # Reports that were written before the attributes were renamed, one per objective.
 REPORTS = Path(__file__).parent / "golden" / "reports"
@@ -82,11 +85,15 @@ def test_findings_and_checks_keep_the_key_cure():
     }
 
 
-def test_a_checkpoint_keeps_its_keys():
+def test_a_checkpoint_keeps_its_keys(tmp_path: Path):
+    weight = torch.nn.Parameter(torch.ones(2))
+    policy: Any = SimpleNamespace(trainable=lambda: iter([("weight", weight)]), weights=True)
+    optimizer = make_optimizer(policy, TrainingPlan(steps=3, learning_rate=1e-3))
     state = TrainingState(step=3, bad_validations=1, forward_tokens=9, peak_bytes=7, validation_pending=True)
-    keys = ("worse", "computed", "peak", "owed")
-    assert [_to_json(state)[key] for key in keys] == [1, 9, 7, True]
-    assert _from_json(_to_json(state)) == state
+    save(policy, optimizer, state, tmp_path)
+    stored = json.loads((tmp_path / "last" / "state.json").read_text(encoding="utf-8"))
+    assert [stored[key] for key in ("worse", "computed", "peak", "owed")] == [1, 9, 7, True]
+    assert resume(policy, optimizer, tmp_path) == state
 
 
 def test_a_reward_function_may_read_the_prompt_by_its_old_name():
@@ -94,11 +101,9 @@ def test_a_reward_function_may_read_the_prompt_by_its_old_name():
     completion = Completion(prompt, "You", finished=True)
     with pytest.warns(DeprecationWarning, match="use completion.prompt"):
         assert completion.exercise is prompt
-    with pytest.warns(DeprecationWarning, match="use Completion"):
-        from tunesmith.data.examples.prompts import Attempt  # type: ignore[attr-defined]
-    assert Attempt is Completion
-    with pytest.raises(ImportError):
-        from tunesmith.data.examples.prompts import Nothing  # type: ignore[attr-defined]  # noqa: F401
+    with pytest.warns(DeprecationWarning, match="Attempt is Completion"):
+        from tunesmith.data.exercises import Attempt, Exercise
+    assert (Attempt, Exercise) == (Completion, RLPrompt)
 
 
 def test_a_run_says_under_the_old_name_that_it_was_reused():

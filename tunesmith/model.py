@@ -18,5 +18,5 @@ for name, module in {
     "sentence": sentence_embeddings,
     "shipped": bundled_models,
 }.items():
-    sys.modules[f"{__name__}.{name}"] = module
+    sys.modules[f"{__name__}.{name}"] = globals()[name] = module
 __path__: list[str] = []

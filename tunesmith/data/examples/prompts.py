@@ -1,11 +1,10 @@
-"""Prompts without reference answers."""
+"""Prompts: of files without answers, and of online reinforcement learning with the completions sampled for them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.examples.parsers import (
     DIALOGUES,
@@ -98,7 +97,7 @@ class Completion:
     """A completion that a model sampled.
 
     Attributes:
-        exercise: its prompt.
+        prompt: its prompt.
         text: the completion.
         finished: whether the model ended it, before the token limit.
     """
@@ -124,14 +123,14 @@ class Completion:
         return self.prompt.row
 
 
-# A reward function: one score per attempt.
+# A reward function: one score per completion.
 Scorer = Callable[[Sequence[Completion]], list[float]]
 
 
 def rl_prompts(
     rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = ""
 ) -> list[RLPrompt]:
-    """Parse one Exercise per row.
+    """Parse one RLPrompt per row.
 
     Args:
         rows: rows of one file.
@@ -164,23 +163,3 @@ def rl_prompts(
         return RLPrompt(row.where, tuple(turns), group_of(row, group), judged, row.fields)
 
     return parsed(rows, parse)
-
-
-if not TYPE_CHECKING:  # else every misspelt name of this module would pass the type check
-
-    def __getattr__(name: str) -> Any:
-        """Return `Completion` for `Attempt`, its old name, which reward functions may import."""
-        if name == "Attempt":
-            warnings.warn("Attempt is deprecated; use Completion", DeprecationWarning, stacklevel=2)
-            return Completion
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-if not TYPE_CHECKING:  # else every misspelt name of this module would pass the type check
-
-    def __getattr__(name: str) -> Any:
-        """Return `Completion` for `Attempt`, its old name, which reward functions may import."""
-        if name == "Attempt":
-            warnings.warn("Attempt is deprecated; use Completion", DeprecationWarning, stacklevel=2)
-            return Completion
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
