@@ -160,11 +160,6 @@ def _set_apart(parts: dict[str, list[Example]]) -> list[str]:
     return notes
 
 
-def _digest(examples: Sequence[Example]) -> str:
-    lines = sorted(fingerprint(example).encode(errors="surrogatepass") for example in examples)
-    return hashlib.sha256(b"\n".join(lines)).hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class DataFacts:
     """Counts over the rows of a run, and the locations of rows that were shortened or contain no learned token."""

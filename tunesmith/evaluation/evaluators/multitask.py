@@ -87,14 +87,9 @@ class MultitaskEvaluator:
         controls: Mapping[str, PredictionsByTask],
     ) -> tuple[list[ArmScore], list[ArmScore]]:
         """Compare the tuned model with the baselines of the first task; single-task models are compared by task."""
-        return self.baselines(self.headline, task, base=base, tuned=tuned), []
-
-    def baselines(
-        self, name: str, task: TaskScore, *, base: PredictionsByTask, tuned: PredictionsByTask
-    ) -> list[ArmScore]:
-        """Compare the tuned model with the baselines of one task."""
+        name = self.headline
         arms, _ = self.tasks[name].compare_arms(task, base=base.parts[name], tuned=tuned.parts[name], controls={})
-        return arms
+        return arms, []
 
     def to_rows(self, predictions: Mapping[str, PredictionsByTask]) -> list[dict[str, Any]]:
         """Return one record per row of each task, with the name of the task."""

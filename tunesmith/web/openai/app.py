@@ -74,7 +74,10 @@ class Api:
     """
 
     def __init__(self, engine: AnsweringEngine, *, splits: Splits, metrics: Metrics, thumbs: Thumbs) -> None:
-        self._engine, self._splits, self._metrics, self._thumbs = engine, splits, metrics, thumbs
+        self._engine = engine
+        self._splits = splits
+        self._metrics = metrics
+        self._thumbs = thumbs
 
     def app(self) -> Any:
         """Create the ASGI app, without FastAPI's documentation pages, which load scripts from a CDN."""
