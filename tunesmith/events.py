@@ -1,10 +1,12 @@
 """Progress events of a run: what a callback receives.
 
-def print_losses(event: Event) -> None:
-    if isinstance(event, StepFinished):
-        print(event.step, event.loss)
+    def print_losses(event: Event) -> None:
+        if isinstance(event, StepFinished):
+            print(event.step, event.loss)
 
-tunesmith.tune("reviews.csv", callback=print_losses)
+    tunesmith.tune("reviews.csv", callback=print_losses)
+
+`kind` is the value of `"event"` in the dictionaries that the deprecated `listen=` received.
 """
 
 from __future__ import annotations

@@ -326,7 +326,7 @@ def test_states_of_forked_answers_are_those_of_copies_whichever_have_ended(mixed
             state.feed(made, ids[1:], torch.ones(5, 1, dtype=torch.bool))
             state.keep([0, 4])
             found.append(state.feed(made, ids[:2], torch.ones(2, 1, dtype=torch.bool)))
-            assert (state.fork is not None) == packs
+            assert (state.shared is not None) == packs
     torch.testing.assert_close(*found, rtol=0, atol=1e-5 if mixed is None else 0.05)
 
 

@@ -105,13 +105,14 @@ class PairSession:
             raise DataError(f"vote: {label!r} is not a choice for this item; reload the page")
         body = {"label": label, "left": shown[0], **choice.took}
         if label == OWN:
-            text = (
-                choice.text.encode("utf-8", "replace").decode().strip()
-            )  # a cut paste may end in half a surrogate pair
+            # A truncated paste may end in half a surrogate pair.
+            text = choice.text.encode("utf-8", "replace").decode().strip()
             if not text:
                 raise DataError("your answer: empty; write it, or choose one of the answers")
             if len(text) > MAX_ANSWER_CHARS:
-                raise DataError(f"your answer: expected at most {MAX_ANSWER_CHARS} characters, got {len(text)}")
+                raise DataError(
+                    f"your answer: expected at most {MAX_ANSWER_CHARS} characters, got {len(text)}; shorten it"
+                )
             if any(alike(text, answer) for answer in item.answers):
                 raise DataError("your answer: the same as one of the answers; choose that one")
             body["text"] = text

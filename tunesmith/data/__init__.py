@@ -1,1 +1,1 @@
-"""Stage 1: a file becomes rows, rows become examples, examples are split; nothing in here loads torch."""
+"""Data: a file becomes rows, rows become examples, examples are split. Nothing in here loads torch."""

@@ -1,9 +1,10 @@
-"""Metrics, significance tests and baselines for the answers of a model.
+"""Base and tuned model on the same held-out rows. Scores and tests themselves are in `metrics`.
 
-metrics        per-row scores where the metric allows it, so that two models can be compared row by row
-significance   base against tuned: difference, interval, p-value and a verdict in words
-resampling     bootstrap and permutation over clusters of rows, used by significance
-calibration    errors of the stated probabilities, temperature scaling, confidence thresholds
-style          similarity to the references, style rules, habits such as loops
-baselines      majority label, TF-IDF + logistic regression, linear probe
+evaluators      one per kind of objective: predictions, comparison, baselines, diagnostics
+predict         answers of a base model, by its best prompt or a probe, and of a tuned one
+perplexity      likelihood of texts
+diagnostics     baselines, controls, general ability, calibration and style
+retention       general ability before and after tuning
+contamination   test rows that the base run was trained on
+results         the schemas of these results
 """

@@ -44,7 +44,7 @@ def refuse_empty(rows: Sequence[Sequence[int]], what: str) -> None:
 def turns(messages: Sequence[Message]) -> Sequence[Message]:
     """Return the messages of a chat; raise RecipeError for an empty list or another type."""
     if not (isinstance(messages, list | tuple) and messages and all(isinstance(turn, Message) for turn in messages)):
-        fix = 'give [Message("user", text)], of tunesmith.data.examples'
+        fix = 'give [Message("user", text)], with tunesmith.Message'
         raise RecipeError(f"reply: expected a list of messages, got {str(messages)[:40]!r}; {fix}")
     return messages
 

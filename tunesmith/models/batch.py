@@ -58,18 +58,18 @@ class Rollout:
         return Rollout(self.advantages[chosen], old, reference, values, returns, metrics)
 
 
-def mean_metrics(figures: list[StepMetrics]) -> dict[str, float]:
+def mean_metrics(metrics: list[StepMetrics]) -> dict[str, float]:
     """Compute the mean of each metric over several batches.
 
     Args:
-        figures: sums and counts of each batch; a batch may lack some of the names.
+        metrics: sums and counts of each batch; a batch may lack some of the names.
 
     Returns:
         Mean by name: the total of the sums over the total of the counts.
     """
     means = {}
-    for name in dict.fromkeys(name for batch in figures for name in batch):
-        total, count = (sum(part) for part in zip(*(batch[name] for batch in figures if name in batch), strict=True))
+    for name in dict.fromkeys(name for batch in metrics for name in batch):
+        total, count = (sum(part) for part in zip(*(batch[name] for batch in metrics if name in batch), strict=True))
         means[name] = total / max(count, 1e-9)
     return means
 
@@ -94,9 +94,7 @@ class Batch:
     positions: Tensor  # [N] int64, position of each token in its row
     layout: Layout  # which token attends to which
     row_index: Tensor  # [B, L] int64 index of each row's tokens among the N, -1 after its end
-    prev_index: (
-        Tensor  # [M] int64 index of the token whose state predicts each learned id: the previous one, or a masked one
-    )
+    prev_index: Tensor  # [M] int64 index of the token whose state predicts each learned id: the previous or masked one
     targets: Tensor  # [M] int64, the learned ids
     row_ids: Tensor  # [M] int64, the row of each learned id
     tokens: int  # tokens of all rows in full, as a user counts them

@@ -22,7 +22,7 @@ class Lora(Adapter):
         Lora(quantize="nf4")  # QLoRA
 
     Papers: Hu et al. 2021, arXiv 2106.09685, equation 3; rsLoRA 2312.03732 (alpha / sqrt(rank)); DoRA 2402.09353
-    (direction and magnitude separate); QLoRA 2305.14314 (over a 4-bit base; the module `lost` describes its
+    (direction and magnitude separate); QLoRA 2305.14314 (over a 4-bit base; `lora_init` describes its
     initialization).
     """
 

@@ -1,1 +1,1 @@
-"""Stage 2: one loop for every objective and technique."""
+"""Training: from recipe and rows to a trained policy, by one loop for every objective and technique."""

@@ -20,8 +20,10 @@ class Interrupted(Exception):
 class Callbacks:
     """Functions that observe, stop and constrain a run.
 
-    Callbacks(print)                                    # print every event
-    Callbacks(print, should_stop=lambda: deadline < time.monotonic())
+        Callbacks(print)  # print every event
+        Callbacks(print, should_stop=lambda: deadline < time.monotonic())
+
+    `should_stop` is called after every optimizer step.
     """
 
     on_event: EventHandler = ignore

@@ -41,15 +41,15 @@ def _tools(data: bytes) -> Document:
         raise DataError(f"invalid JSON or YAML ({' '.join(str(error).split())[:120]}); fix this line") from error
 
 
-HTML = Reader(lambda data, heard: html_document(data), ("lxml", "charset_normalizer"))
-MARKDOWN = Reader(lambda data, heard: markdown_document(data), ("lxml", "markdown_it", "charset_normalizer"))
-TEXT = Reader(lambda data, heard: text_document(data), ("charset_normalizer",))
-TOOLS = Reader(lambda data, heard: _tools(data), ("charset_normalizer",))
+HTML = Reader(lambda data, on_page: html_document(data), ("lxml", "charset_normalizer"))
+MARKDOWN = Reader(lambda data, on_page: markdown_document(data), ("lxml", "markdown_it", "charset_normalizer"))
+TEXT = Reader(lambda data, on_page: text_document(data), ("charset_normalizer",))
+TOOLS = Reader(lambda data, on_page: _tools(data), ("charset_normalizer",))
 READERS: Mapping[str, Reader] = {
     ".pdf": Reader(pdf_document, ("pdfplumber",)),
-    ".docx": Reader(lambda data, heard: docx_document(data), ("mammoth", "lxml")),
-    ".pptx": Reader(lambda data, heard: pptx_document(data), ("pptx", "lxml")),
-    ".epub": Reader(lambda data, heard: epub_document(data), ("lxml",)),
+    ".docx": Reader(lambda data, on_page: docx_document(data), ("mammoth", "lxml")),
+    ".pptx": Reader(lambda data, on_page: pptx_document(data), ("pptx", "lxml")),
+    ".epub": Reader(lambda data, on_page: epub_document(data), ("lxml",)),
     ".html": HTML,
     ".htm": HTML,
     ".xhtml": HTML,

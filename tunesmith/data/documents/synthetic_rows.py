@@ -1,4 +1,7 @@
-"""Groups of rows: a synthetic row shares its `source_id` with the document row that contains its passage."""
+"""Synthetic rows: the requests to a model, the checks of its replies, and the rows built from them.
+
+A synthetic row shares its `source_id` with the document row that contains its passage.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +114,7 @@ class WriterQuestion:
     passage: str
     page: int | None
     tool: Tool | None = None  # for templates of the form `calls`
-    source: str = ""  # rows with equal source stay in one split, see `kin.linked`
+    source: str = ""  # rows with equal source stay in one split, see `linked`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Typed examples and the parsers that make them of rows. Each parser checks all rows before it reports errors."""
+"""The parsers that make typed examples of rows. Each parser checks all rows before it reports errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
 
 
 def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> list[LabelledText]:
-    """Parse one Labelled per row. If any row has a list of labels, all rows are multi-label.
+    """Parse one LabelledText per row. If any row has a list of labels, all rows are multi-label.
 
     Args:
         rows: rows of one file.

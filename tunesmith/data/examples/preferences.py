@@ -57,7 +57,7 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
 def unpaired_preferences(
     rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = ""
 ) -> list[UnpairedPreference]:
-    """Parse one Thumb per row.
+    """Parse one UnpairedPreference per row.
 
     Args:
         rows: rows of one file.

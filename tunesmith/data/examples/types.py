@@ -1,12 +1,10 @@
-"""Typed examples and the parsers that make them of rows. Each parser checks all rows before it reports errors."""
+"""Typed examples: what a row becomes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunesmith.data.tokenization.messages import (  # re-exported: part of the public path `tunesmith.data.examples`
-    Message,
-)
+from tunesmith.data.tokenization.messages import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Rows of a user's file, each with its location; all errors of a file are reported together.
+"""Read the rows of a user's file, each with its location; all errors of a file are reported together.
 
 Reads jsonl, ndjson, json, csv, tsv, parquet, folders of documents, and datasets of the Hugging Face Hub as
 `owner/name` or `owner/name:split`.

@@ -1,8 +1,4 @@
-"""Rows of a user's file, each with its location; all errors of a file are reported together.
-
-Reads jsonl, ndjson, json, csv, tsv, parquet, folders of documents, and datasets of the Hugging Face Hub as
-`owner/name` or `owner/name:split`.
-"""
+"""A row with its location, the filter by column values, and the errors of rows, reported for a whole file."""
 
 from __future__ import annotations
 
@@ -20,11 +16,9 @@ from typing import NoReturn, Protocol, TypeVar
 from tunesmith.errors import DataError
 
 T = TypeVar("T")
-
-
+# Column -> its allowed values, in the form of `_comparable`.
 Listed = Mapping[str, frozenset[tuple[str, str]]]
-
-
+# Errors that one message lists; further ones are counted.
 SHOWN_FAULTS = 20
 
 

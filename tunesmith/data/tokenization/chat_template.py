@@ -1,4 +1,7 @@
-"""Tools for chat templates without tool support: offers, calls and results as plain text in the Hermes format."""
+"""Chats and texts as token ids: a tokenizer with its chat template, and the tokens that are learned.
+
+A template without tool support gets tool offers, calls and results as plain text in the Hermes format.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,10 @@ from tunesmith.errors import TemplateError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 OFFER = (
     "You may call these tools:\n<tools>\n{tools}\n</tools>\n"
     'Call one with its name and arguments as JSON: <tool_call>\n{{"name": ..., "arguments": {{...}}}}\n</tool_call>'
 )
-
-
 RESULT = "<tool_response>\n{content}\n</tool_response>"
 
 
@@ -55,11 +55,8 @@ TOOL_PROBE = (
     Message("tool", "zqresult"),
     Message("assistant", "zq"),
 )
-
-
 TOOL_WORDS = ("zqtool", "zqresult")
-
-
+# White space, and thoughts if there are any, between the generation prompt and an answer.
 THOUGHTS = re.compile(r"\s*(<think>.*</think>\s*)?", re.DOTALL)
 
 
@@ -113,7 +110,7 @@ class Encoded:
     words: tuple[int, ...] = ()
     hidden: tuple[tuple[int, int], ...] = ()
     reference: tuple[float, ...] = ()
-    asks: bool = False  # completions are sampled during training, so the row is used although it has no learned tokens
+    asks: bool = False  # if true, the row is used although it has no learned tokens
 
     @property
     def length(self) -> int:

@@ -1,7 +1,10 @@
-"""Attention of rows of unequal length whose keys and values are in a slot cache: only attention pads, nothing else.
+"""Attention of packed rows: tokens of all rows in one sequence, of which only attention itself pads.
 
-Letters: N tokens of all rows, B rows, T tokens of the longest, S cache columns attended to, H query heads, G key heads,
-W head width.
+`Layout` is for rows that share prefixes, in training and scoring. `RaggedAttention` is for rows whose keys and values
+are in a slot cache, in continuous batching. transformers calls `attend` for both.
+
+Letters: N tokens of all rows, B rows, T tokens of the longest row or segment, S cache columns attended to or segments
+of a level, K keys of a segment, H query heads, G key heads, W head width.
 """
 
 from __future__ import annotations
@@ -59,16 +62,10 @@ class RaggedAttention:
 
 # The name under which transformers finds `attend`.
 NAME = "tunesmith"
-
-
 # Additions to attention scores that some families need and `attend` does not implement; they keep their own attention.
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
-
-
 # Largest relative distance between the states of packed and lone rows: float32, and half precision with its rounding.
 TOLERANCE, HALF_TOLERANCE = 0.001, 0.02
-
-
 # transformers passes a 4-D mask through unchanged. Without one the model would build a mask over all N x N pairs.
 NO_MASK = torch.zeros(1, 1, 1, 1)
 

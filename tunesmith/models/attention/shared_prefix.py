@@ -30,7 +30,7 @@ class SharedPrefixAttention:
 
     @classmethod
     def of(cls, past: Past, mask: Tensor, *, copies: int) -> SharedPrefixAttention:
-        """Return a fork of `copies` completions per prompt.
+        """Return the attention of `copies` completions per prompt.
 
         Args:
             past: keys and values [P, G, S, W] of every layer.
@@ -43,7 +43,7 @@ class SharedPrefixAttention:
         return cls(full, bias[:, None, None], prompt_index, *_group_by_prompt(prompt_index, len(mask)))
 
     def keep(self, chosen: Tensor) -> SharedPrefixAttention:
-        """Return the fork with only these completions, given their index [B']."""
+        """Return the attention of only these completions, given their index [B']."""
         prompt_index = self.prompt_index[chosen]
         index = _group_by_prompt(prompt_index, len(self.padding_bias))
         return SharedPrefixAttention(self.past, self.padding_bias, prompt_index, *index)
@@ -84,7 +84,7 @@ class SharedPrefixAttention:
 
 
 def _group_by_prompt(prompt_index: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
-    """Return `rows` [P, C] and `flat_index` [B] of a fork."""
+    """Return `rows` [P, C] and `flat_index` [B] of `SharedPrefixAttention`."""
     members: list[list[int]] = [[] for _ in range(prompts)]
     slots = []
     for row, prompt in enumerate(prompt_index.tolist()):

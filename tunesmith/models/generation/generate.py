@@ -41,15 +41,14 @@ class _DecodingState:
     cache: DynamicCache
     mask: Tensor  # [B, S] int64, 0 on padding
     last: Tensor  # [B, D]
-    fork: SharedPrefixAttention | None = (
-        None  # the prompts, if several completions attend to one copy of each; the cache follows them
-    )
+    # The prompts, if several completions attend to one copy of each; the cache then holds only what follows them.
+    shared: SharedPrefixAttention | None = None
 
     def spread(self, copies: int, policy: Policy) -> None:
         """Repeat each row `copies` times, adjacent; prompts are copied only where packed attention does not work."""
         if policy.packs and not slides(policy.network.config):
             layers: list[Any] = self.cache.layers
-            self.fork = SharedPrefixAttention.of(
+            self.shared = SharedPrefixAttention.of(
                 [(layer.keys, layer.values) for layer in layers], self.mask, copies=copies
             )
             self.cache = DynamicCache(config=policy.network.config)
@@ -63,8 +62,8 @@ class _DecodingState:
         chosen = torch.tensor(rows, device=self.mask.device)
         if self.cache.get_seq_length():  # after `spread` it is empty until the first token
             self.cache.batch_select_indices(chosen)
-        if self.fork is not None:
-            self.fork = self.fork.keep(chosen)
+        if self.shared is not None:
+            self.shared = self.shared.keep(chosen)
         self.mask = self.mask[chosen]
         self.last = self.last[chosen]
 
@@ -74,8 +73,8 @@ class _DecodingState:
         self.mask = torch.cat([self.mask, real.long()], dim=1)
         positions = (length + real.long().cumsum(dim=1) - 1).clamp(min=0)
         options: dict[str, Any] = {"attention_mask": self.mask}
-        if self.fork is not None:
-            options = {"attention_mask": NO_MASK.to(ids.device), "layout": self.fork}
+        if self.shared is not None:
+            options = {"attention_mask": NO_MASK.to(ids.device), "layout": self.shared}
         out = policy.network.base_model(
             input_ids=ids, position_ids=positions, cache=self.cache, use_cache=True, **options
         )

@@ -1,4 +1,4 @@
-"""Conversion of plain text and Markdown, and detection of encodings."""
+"""Conversion of plain text and Markdown."""
 
 from __future__ import annotations
 

@@ -53,11 +53,11 @@ class Vllm:
         abouts = {name: read_manifest(folder) for name, folder in models.items()}
         for name, about in abouts.items():
             refuse(name, models[name], about)
-        shelf = ModelRegistry({name: [folder] for name, folder in models.items()}, device="cpu", offline=offline)
-        self._runs: dict[str, ServedModel] = {name: shelf.load(name) for name in models}
+        registry = ModelRegistry({name: [folder] for name, folder in models.items()}, device="cpu", offline=offline)
+        self._runs: dict[str, ServedModel] = {name: registry.load(name) for name in models}
         if len({id(run.shared_base) for run in self._runs.values()}) > 1:
             raise ModelError("vllm: expected runs over one base, got several bases; start one server per base")
-        self._runs |= {run.name: run for run in shelf.runs()}  # the base answers too
+        self._runs |= {run.name: run for run in registry.runs()}  # the base answers too
         self.models = {name: _known(run) for name, run in self._runs.items()}
         self.loras = _loras(models, abouts)
         first = next(iter(abouts))
