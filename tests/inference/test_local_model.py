@@ -179,7 +179,7 @@ def test_settings_that_nothing_can_be_drawn_with_are_refused(setting: dict[str, 
 
 
 def test_a_writer_has_no_labels_and_an_encoder_writes_no_text():
-    with pytest.raises(RecipeError, match="classify: this model was tuned to instruct, it has no labels"):
+    with pytest.raises(RecipeError, match="classify: this model was tuned with instruct and has no labels"):
         model("llama", Instruct()).classify(["hi"])
     with pytest.raises(RecipeError, match="generate: an encoder cannot generate"):
         model("bert", LINEAR).generate(["hi"])

@@ -20,7 +20,7 @@ def answers(right: int, rows: int) -> list[str]:
 def told(rows: int, base: int, tuned: int, **right: int) -> tuple[TaskScore, dict[str, ArmScore]]:
     """The headline, and other ways to answer that get so many of the first rows right."""
     gold, best = ["yes"] * rows, answers(tuned, rows)
-    task = task_score("accuracy", gold, (answers(base, rows), best), name="run", groups=None)
+    task = task_score("accuracy", gold, base=answers(base, rows), tuned=best, name="run", groups=None)
     ways = {"base": answers(base, rows)} | {name: answers(count, rows) for name, count in right.items()}
     return task, {arm.name: arm for arm in arms("accuracy", gold, ways, best, groups=None)}
 

@@ -54,7 +54,7 @@ def prediction(number: int, row: Sequence[str]) -> dict[str, Any]:
 def compared(metric: str, rows: tuple[tuple[str, ...], ...]) -> TaskScore:
     """Base against tuned on the rows; the resampling is done once for all tests that share them."""
     gold, base, tuned = ([row[i] for row in rows] for i in (1, 2, 3))
-    return task_score(metric, gold, (base, tuned), name="run", groups=None)
+    return task_score(metric, gold, base=base, tuned=tuned, name="run", groups=None)
 
 
 def report_of(rows: Sequence[Sequence[str]], name: str, changes: dict[str, Any]) -> Report:

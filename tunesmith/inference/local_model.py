@@ -301,7 +301,7 @@ class LocalModel:
         """The objective of a model that produces labels; RecipeError for any other model."""
         if not isinstance(self.objective, Classify):
             raise RecipeError(
-                f"classify: this model was tuned to {self.objective.kind}, it has no labels; use generate or reply"
+                f"classify: this model was tuned with {self.objective.kind} and has no labels; use generate or reply"
             )
         return self.objective
 

@@ -157,7 +157,7 @@ def sign_flip(change: FloatArray, rng: np.random.Generator, resamples: int) -> f
 def percentiles(resampled: FloatArray, clusters: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of bootstrap resamples [R], expanded for few clusters.
 
-    Below FEWEST clusters the resamples cannot exceed the range of the clusters, so the interval also covers the one
+    Below MIN_GROUPS clusters the resamples cannot exceed the range of the clusters, so the interval also covers the one
     of Student's t.
 
     Source: Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279, expanded percentiles.
@@ -198,7 +198,7 @@ def difference_bounds(resampled: FloatArray, clusters: int, scale: float, *, mos
 def bootstrap_p(resampled: FloatArray, clusters: int) -> float:
     """Return the level at which the interval of `percentiles` just reaches 0.
 
-    Below FEWEST clusters it is at least the p-value of an exact test in which all clusters have the same sign.
+    Below MIN_GROUPS clusters it is at least the p-value of an exact test in which all clusters have the same sign.
 
     Args:
         resampled: resampled differences, [R].

@@ -117,8 +117,9 @@ class ArmScore(Score):
 def task_score(
     metric: str,
     gold: Sequence[str],
-    sides: tuple[Sequence[str], Sequence[str]],
     *,
+    base: Sequence[str],
+    tuned: Sequence[str],
     name: str,
     groups: Sequence[str] | None,
 ) -> TaskScore:
@@ -127,11 +128,12 @@ def task_score(
     Args:
         metric: a key of PER_ROW, or "macro_f1".
         gold: reference answers, N.
-        sides: answers of base and tuned model, N each.
+        base: answers of the base model, N.
+        tuned: answers of the tuned model, N.
         name: name of the task.
         groups: group of each row, or None.
     """
-    return as_task(_compared(metric, gold, sides, groups), name=name, metric=metric)
+    return as_task(_compared(metric, gold, base, tuned, groups=groups), name=name, metric=metric)
 
 
 def as_task(comparison: PairedComparison, *, name: str, metric: str) -> TaskScore:
@@ -156,7 +158,7 @@ def arms(
         tuned: answers of the tuned model, N.
         groups: group of each row, or None.
     """
-    comparisons = {name: _compared(metric, gold, (given, tuned), groups) for name, given in ways.items()}
+    comparisons = {name: _compared(metric, gold, given, tuned, groups=groups) for name, given in ways.items()}
     adjusted = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [
         ArmScore(
@@ -169,9 +171,8 @@ def arms(
 
 
 def _compared(
-    metric: str, gold: Sequence[str], sides: tuple[Sequence[str], Sequence[str]], groups: Sequence[str] | None
+    metric: str, gold: Sequence[str], base: Sequence[str], tuned: Sequence[str], *, groups: Sequence[str] | None
 ) -> PairedComparison:
-    base, tuned = sides
     if metric in _COMPARED:
         return _COMPARED[metric](gold, base, tuned, groups=groups)
     return compare_paired(PER_ROW[metric](gold, base), PER_ROW[metric](gold, tuned), groups=groups)

@@ -117,7 +117,7 @@ def _reward_model(name: str, key: str, digest: str) -> Scorer:
         raise RecipeError(f"{key}: no run {name!r} here; {fix}")
     kind = read_manifest(find_model(name)).objective
     if kind.produces != "score":
-        raise RecipeError(f"{key}: {name} was tuned to {kind.kind}; name a run of objective: reward")
+        raise RecipeError(f"{key}: {name} was tuned with {kind.kind}; name a run of objective: reward")
 
     @cache
     def model() -> LocalModel:

@@ -69,9 +69,18 @@ class AnswerEvaluator:
     def compare(self, base: AnswerPredictions, tuned: AnswerPredictions, *, name: str) -> list[TaskScore]:
         """Compare base and tuned model by the headline metric and the metrics reported with it."""
         references, clusters = reference_answers(self._examples), groups_of(self._examples)
-        answers = (base.answers.given, tuned.answers.given)
-        metrics = (metric for metric in self._metrics() if metric not in ALONE_ONLY)
-        return [task_score(metric, references, answers, name=name, groups=clusters) for metric in metrics]
+        return [
+            task_score(
+                metric,
+                references,
+                base=base.answers.given,
+                tuned=tuned.answers.given,
+                name=name,
+                groups=clusters,
+            )
+            for metric in self._metrics()
+            if metric not in ALONE_ONLY
+        ]
 
     def score(self, predictions: AnswerPredictions, *, name: str) -> list[Score]:
         """Score one model by all metrics."""

@@ -83,7 +83,7 @@ def folder_of(alias: str) -> Path:
     """Return the folder of a bundled model, which need not exist yet.
 
     Args:
-        alias: a key of SHIPPED.
+        alias: a key of BUNDLED_MODELS.
     """
     model = BUNDLED_MODELS[alias]
     return cache_dir() / "models" / f"{alias}-{model.version}"
@@ -101,7 +101,7 @@ def fetch(alias: str, *, offline: bool = False) -> Path:
     Two processes that call this at once download it once.
 
     Args:
-        alias: a key of SHIPPED.
+        alias: a key of BUNDLED_MODELS.
         offline: do not access the network.
 
     Raises:
@@ -141,7 +141,7 @@ def damaged(alias: str) -> list[str]:
     """Return the names of a downloaded model's files that are missing or changed since they were written.
 
     Args:
-        alias: a key of SHIPPED.
+        alias: a key of BUNDLED_MODELS.
     """
     folder = folder_of(alias)
     return [

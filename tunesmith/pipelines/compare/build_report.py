@@ -55,7 +55,7 @@ def build_comparison(context: ComparisonContext, answers: Sequence[ArmAnswers], 
     """
     metric, reference, groups = context.objective.metric, reference_answers(context.test), groups_of(context.test)
     pairs = {
-        (a.name, b.name): task_score(metric, reference, (a.given, b.given), name="compare", groups=groups)
+        (a.name, b.name): task_score(metric, reference, base=a.given, tuned=b.given, name="compare", groups=groups)
         for a, b in combinations([arm for arm in answers if not kind_of(arm.name).diagnostic], 2)
     }
     p_values = holm({names: pair.p_value for names, pair in pairs.items()})
