@@ -131,7 +131,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(rules: Path, tmp_pat
 
 
 def test_a_control_that_no_reward_might_tell_from_the_run_is_refused(rules: Path, tmp_path: Path):
-    with pytest.raises(RecipeError, match=r"^controls: a reward may not depend on the reference answers.*controls: false"):
+    with pytest.raises(
+        RecipeError, match=r"^controls: a reward may not depend on the reference answers.*controls: false"
+    ):
         tune(made(tmp_path, f"{rules}:short", controls=True), tmp_path / "run")
 
 
