@@ -63,13 +63,13 @@ def save_run(
     return out
 
 
-def export_run(run: Path, *, numbers: str = "f16") -> Path:
+def export_run(run: Path, *, dtype: str = "f16") -> Path:
     """The run in all three formats of other programs, where `tunesmith export` puts them; the folder of them."""
     folder, out = run / "model", run / "export"
     write_folder(out / "adapter", lambda half: write_adapter(load(folder), folder, half))
     model = merged(folder, read_manifest(folder), offline=True)
     write_folder(out / "merged", lambda half: write_merged(model, folder, half))
-    write_folder(out / f"gguf-{numbers}", lambda half: write_file(model, half, numbers=numbers, name=run.name))
+    write_folder(out / f"gguf-{dtype}", lambda half: write_file(model, half, dtype=dtype, name=run.name))
     return out
 
 

@@ -158,7 +158,7 @@ def test_tune_stops_at_a_secret_and_force_goes_on(command: Command, tmp_path: Pa
     stopped = command(*words)
     assert stopped.code == 1
     assert "training rows (rows.jsonl:" in stopped.err
-    assert "`--set data.audit=note` goes on" in stopped.err
+    assert "continue with `--set data.audit=note`" in stopped.err
     assert command(*words, "--force").code == 0
 
 

@@ -37,7 +37,7 @@ def test_one_bad_file_stops_no_other_and_is_named(command: Command, manual: Path
     done = command("collect", manual, "--out", out)
     assert done.code == 0, done.err
     assert "warning: skipped manual/bad.pdf: broken or incomplete PDF;" in done.err
-    assert "warning: left out manual/void.html: empty;" in done.err
+    assert "warning: skipped manual/void.html: empty;" in done.err
     assert "2 rows (2 document) from 4 files" in done.out
     assert [(row["doc_id"], row["origin"]) for row in lines(out)] == [
         ("manual/faq.md", "document"), ("manual/text.txt", "document")

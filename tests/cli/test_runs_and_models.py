@@ -58,7 +58,7 @@ def test_no_runs_yet_is_no_error_but_a_missing_folder_that_was_named_is(
 ):
     monkeypatch.chdir(tmp_path)
     assert command("runs") == (0, "no runs in runs; `tunesmith tune RECIPE` creates one\n", "")
-    assert command("runs", "none") == (2, "", "error: none: no such folder; name one that holds runs\n")
+    assert command("runs", "none") == (2, "", "error: none: no such folder; name a folder with runs\n")
 
 
 def test_models_that_are_not_in_the_cache_are_said_to_be_so(

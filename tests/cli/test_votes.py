@@ -54,7 +54,7 @@ def test_the_shape_of_the_summary_is_printed_and_a_wrong_act_told(command: Comma
     assert done.code == 2
     assert "did you mean 'export'?" in done.err
     assert "write `tunesmith votes export STORE FILE`" in command("votes", "export", store).err
-    assert "end it in .jsonl" in command("votes", "export", store, "out.txt").err
+    assert "ending in .jsonl" in command("votes", "export", store, "out.txt").err
 
 
 def test_without_the_only_person_there_is_nothing_to_write(command: Command, store: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_one_of_a_thing_is_told_as_one_and_a_name_stands_on_one_line(command: Co
     command("votes", "import", path, write_rows(tmp_path / "in.jsonl", [row]))
     text = command("votes", "summary", path).out
     assert "judged: 1 of 1 prompt (" in text
-    assert "judged by several: 1 prompt; they agree" in text
+    assert "1 prompt with several raters: " in text
     assert "Ana Maria" in text
 
 

@@ -162,7 +162,7 @@ def test_a_file_that_breaks_the_reader_harms_no_other(tmp_path: Path, monkeypatc
 
 
 def test_a_reader_that_hangs_is_ended_and_the_next_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    hang = tmp_path / "tunesmith" / "data" / "collect"
+    hang = tmp_path / "tunesmith" / "data" / "documents"
     hang.mkdir(parents=True)
     for folder in (hang, hang.parent, hang.parent.parent):
         (folder / "__init__.py").touch()
@@ -173,7 +173,7 @@ def test_a_reader_that_hangs_is_ended_and_the_next_file_is_read(tmp_path: Path, 
 
 
 def test_no_key_is_in_the_reach_of_the_process_that_opens_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    hang = tmp_path / "tunesmith" / "data" / "collect"
+    hang = tmp_path / "tunesmith" / "data" / "documents"
     hang.mkdir(parents=True)
     for folder in (hang, hang.parent, hang.parent.parent):
         (folder / "__init__.py").touch()
@@ -192,7 +192,7 @@ def test_no_key_is_in_the_reach_of_the_process_that_opens_files(tmp_path: Path, 
 def test_the_process_that_opens_files_can_neither_write_nor_fill_the_memory(tmp_path: Path):
     code = """
 import sys
-from tunesmith.data.collect.worker import MEMORY, bound
+from tunesmith.data.documents.worker import MEMORY, bound
 bound()
 try:
     bytearray(MEMORY + 1)

@@ -282,14 +282,14 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path: Path):
     run = tmp_path / "lr=2e-4"
     run.mkdir()
     assert sources_of([f"one={run}"]) == {"one": [run]}
-    with pytest.raises(UsageError, match="'lr=2e-4' is no name for a model; give NAME=FOLDER"):
+    with pytest.raises(UsageError, match="invalid model name 'lr=2e-4'; use NAME=RUN"):
         sources_of([str(run)])
 
 
 def test_torch_reads_no_gguf_file_here_and_llama_cpp_has_no_versions():
-    with pytest.raises(UsageError, match=r"a GGUF file is answered by llama.cpp alone; leave --engine torch out"):
+    with pytest.raises(UsageError, match=r"only llama.cpp serves GGUF files; omit --engine torch"):
         _kind(Args("torch"), sources_of(["a.gguf"]))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="versions of one name need --engine torch"):
+    with pytest.raises(UsageError, match="only --engine torch serves several versions"):
         _kind(Args(None), sources_of(["a=b.gguf", "a=c.gguf"]))  # type: ignore[arg-type]
 
 

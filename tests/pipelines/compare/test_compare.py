@@ -27,7 +27,7 @@ from tunesmith.pipelines.compare import run_arm as answering
 from tunesmith.pipelines.compare.arms import remote
 from tunesmith.pipelines.compare.ask import ArmQuestion, ask_arm
 from tunesmith.pipelines.compare.beliefs import BELIEFS
-from tunesmith.pipelines.compare.compare import CompareOptions, _document_digests, _on_first_machine, compare, reopened
+from tunesmith.pipelines.compare.compare import CompareOptions, _document_digests, compare, reopened
 from tunesmith.pipelines.compare.context import CHOICES, ComparisonContext, file_name
 from tunesmith.pipelines.compare.prompting import within
 from tunesmith.pipelines.compare.report import Comparison
@@ -38,7 +38,7 @@ from tunesmith.retrieval.chunks import Chunk
 from tunesmith.retrieval.index import Hit
 from tunesmith.retrieval.prompts import FORMS, with_passages
 from tunesmith.training.callbacks import Callbacks, Interrupted
-from tunesmith.training.run_folder import exclusive_lock
+from tunesmith.training.run_folder import exclusive_lock, pin_machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 KNOWN = ChosenMachine("cpu", "float32", 1, {"float32": 100.0}, "known")
@@ -583,7 +583,7 @@ def test_a_comparison_stays_on_the_machine_that_it_began_on(done: tuple[Comparis
     kept = json.loads((place / "out" / "machine.json").read_text())
     moved = recipe(place, machine={"device": "cpu", "dtype": "float32", "threads": 7})
     assert kept["threads"] == 1
-    assert _on_first_machine(moved, place / "out").machine.threads == 1
+    assert pin_machine(moved, place / "out" / "machine.json").machine.threads == 1
 
 
 def test_passages_give_way_to_the_question_where_a_model_reads_little() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,14 +23,17 @@ def test_pairs_that_so_few_rows_do_not_tell_apart_are_counted_by_themselves(monk
         task=SimpleNamespace(n=50, metric="accuracy", base=0.5, tuned=0.8),
     )  # fmt: skip
 
-    def compared(rows: str, scores: str, metric: str) -> Any:
+    def compared(rows: str) -> Any:
         verdict, ci95 = came[rows]
         return SimpleNamespace(verdict=verdict, ci95=ci95, delta=sum(ci95) / 2, p_value=0.5)
 
     monkeypatch.setattr(bench, "_ended", lambda task, name: name in {"lora", *came})
     monkeypatch.setattr(bench, "read_report", lambda run: report)
-    monkeypatch.setattr(bench, "paired", lambda a, b: (b.name.removeprefix("movies-"), "", "accuracy"))
-    monkeypatch.setattr(bench, "compared", compared)
+
+    def pair_runs(a: Path, b: Path) -> Any:
+        return SimpleNamespace(metric="accuracy", compare=lambda: compared(b.name.removeprefix("movies-")))
+
+    monkeypatch.setattr(bench, "pair_runs", pair_runs)
     told = bench.table({"movies": {"technique": "lora"}})
     assert "## movies: lora wins or ties" in told
     assert "| ia3 | 0.800 | 0.000 (\u22120.100 to +0.100) | p = 0.500 | not significant | 2 s |" in told

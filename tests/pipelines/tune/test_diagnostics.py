@@ -16,7 +16,7 @@ from tunesmith.data.examples.types import Chat
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.data.tokenization.tool_calls import Call
 from tunesmith.evaluation import diagnostics as worth
-from tunesmith.evaluation.diagnostics import _dealt, general_window, shuffled_labels
+from tunesmith.evaluation.diagnostics import _shuffled, general_window, shuffled_labels
 from tunesmith.evaluation.retention import GeneralAbility
 from tunesmith.techniques import Lora, Prompt
 from tunesmith.training.prepare import prepare
@@ -36,7 +36,7 @@ def calling(number: int, *, calls: int = 1) -> Chat:
 
 def test_shuffled_chats_hold_no_call_and_no_answer_of_their_own():
     chats = [calling(number) for number in range(8)]
-    dealt = _dealt(chats, random.Random(3))
+    dealt = _shuffled(chats, random.Random(3))
     for whole in ("calls", "content"):
         judged = [getattr(one.messages[at], whole) for one in dealt for at in (-3,)]
         assert sorted(map(str, judged)) == sorted(str(getattr(one.messages[-3], whole)) for one in chats)
@@ -48,11 +48,11 @@ def test_shuffled_chats_hold_no_call_and_no_answer_of_their_own():
     assert [one.messages[2] for one in dealt] == [own.messages[2] for own in chats]
 
 
-def test_every_answer_of_a_chat_with_many_turns_is_dealt():
+def test_every_answer_of_a_chat_with_many_turns_is_shuffled():
     chats = [
         Chat(f"rows:{n}", tuple(Message(("user", "assistant")[i % 2], f"{n}.{i}") for i in range(6))) for n in range(6)
     ]
-    dealt = _dealt(chats, random.Random(1))
+    dealt = _shuffled(chats, random.Random(1))
     for one, own in zip(dealt, chats, strict=True):
         givers = {m.content[0] for m in one.messages if m.role == "assistant"}
         assert len(givers) == 1
@@ -67,7 +67,7 @@ def test_calls_stand_where_calls_stood_though_chats_differ_in_their_number():
         calling(2, calls=3),
         Chat("rows:3", calling(3).messages[::3], reference_index=-1),
     ]
-    dealt = _dealt(chats, random.Random(0))
+    dealt = _shuffled(chats, random.Random(0))
     for one, own in zip(dealt, chats, strict=True):
         assert [bool(m.calls) for m in one.messages] == [bool(m.calls) for m in own.messages]
 

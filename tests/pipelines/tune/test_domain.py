@@ -271,7 +271,7 @@ def test_a_file_of_general_texts_that_no_row_comes_from_is_told(tmp_path: Path):
     [
         ("bert", {"replay": {"share": 0.1}}, "replay.source: an encoder does not generate text"),
         ("llama", {"controls": True}, "controls: texts have no labels to shuffle"),
-        ("llama", {"style": {"short": {"max_chars": 9}}}, "style: texts that nobody asked for have no style"),
+        ("llama", {"style": {"short": {"max_chars": 9}}}, "style: not supported for texts without prompts"),
     ],
 )
 def test_what_texts_cannot_have_is_refused(kind: str, parts: dict[str, Any], finding: str, tmp_path: Path):

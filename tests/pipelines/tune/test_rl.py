@@ -131,9 +131,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(rules: Path, tmp_pat
 
 
 def test_a_control_that_no_reward_might_tell_from_the_run_is_refused(rules: Path, tmp_path: Path):
-    with pytest.raises(
-        RecipeError, match=r"^controls: a reward may not depend on the reference answers.*controls: false"
-    ):
+    with pytest.raises(RecipeError, match=r"^controls: a reward may not depend on .*controls: false"):
         tune(made(tmp_path, f"{rules}:short", controls=True), tmp_path / "run")
 
 
@@ -291,7 +289,7 @@ def test_a_tuned_reward_model_scores_answers_as_it_does_elsewhere(tmp_path: Path
     assert report.reward_diagnostics.kl_per_token is not None
     assert report.reward_diagnostics.kl_per_token >= 0
     answering = str(tmp_path / "run")
-    with pytest.raises(RecipeError, match="was tuned with instruct; name a run of objective: reward"):
+    with pytest.raises(RecipeError, match="was tuned to instruct; name a run of objective: reward"):
         scorer_of(Rl(reward=answering))
 
 
