@@ -66,7 +66,7 @@ def run(only: str = "") -> None:
             folder = open_run(recipe, place)
             if folder.finished:
                 continue
-            if not folder.begun:
+            if not folder.started:
                 begin_with_known_base(folder, recipe, _relatives(task, technique))
             save_recipe(recipe, place.with_suffix(".yaml"))
             words = [sys.executable, "-m", "tunesmith", "tune", str(place.with_suffix(".yaml")), "--out", str(place)]

@@ -71,7 +71,7 @@ def fill(
 
 
 def _run(cell: Cell, setting: Setting, folder: RunFolder, *, recipe: Recipe, tune: Tune) -> None:
-    if not folder.begun:
+    if not folder.started:
         others = (
             other
             for other in cells()

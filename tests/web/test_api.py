@@ -176,7 +176,7 @@ def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.Open
     def replace_text(row: ActiveRequest, end: Any) -> Any:
         from tunesmith.inference.serving.live_answer import CompletionChunk
 
-        return CompletionChunk(f"Let me see. {CALL}"[len(row.said) :], (), ends[0], len(row.prompt), len(row.ids))
+        return CompletionChunk(f"Let me see. {CALL}"[len(row.sent) :], (), ends[0], len(row.prompt), len(row.ids))
 
     monkeypatch.setattr(ActiveRequest, "_end", calls)
     answer = chat(client, "Look up fox.", tools=[TOOL]).choices[0]

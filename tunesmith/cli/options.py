@@ -152,13 +152,13 @@ def listed(words: str) -> tuple[str, ...]:
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
-    """Add `--top-p` and the options of `add_drawing`, with these defaults; read by `sampling_of`."""
-    add_drawing(parser, temperature=temperature)
+    """Add `--top-p` and the options of `add_common_sampling`, with these defaults; read by `sampling_of`."""
+    add_common_sampling(parser, temperature=temperature)
     text = "sample from the likeliest tokens with this total probability (default: %(default)s)"
     parser.add_argument("--top-p", type=float, default=top_p, metavar="P", help=text)
 
 
-def add_drawing(parser: argparse._ActionsContainer, *, temperature: float, longest: int | None = None) -> None:
+def add_common_sampling(parser: argparse._ActionsContainer, *, temperature: float, longest: int | None = None) -> None:
     """Add `--temperature`, `--max-new-tokens` and `--seed`, the sampling options that remote models also have.
 
     Args:
@@ -173,7 +173,7 @@ def add_drawing(parser: argparse._ActionsContainer, *, temperature: float, longe
     parser.add_argument("--seed", type=int, default=0, help="sampling seed (default: %(default)s)")
 
 
-def drawing(default: Sampling, **values: Any) -> Sampling:
+def with_sampling(default: Sampling, **values: Any) -> Sampling:
     """Return `default` with the given values that are not None. Raises UsageError for an invalid value."""
     from dataclasses import replace
 
@@ -186,7 +186,7 @@ def drawing(default: Sampling, **values: Any) -> Sampling:
 
 def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
     """Return the sampling options of `add_sampling` over those of a model. Raises UsageError for an invalid value."""
-    return drawing(
+    return with_sampling(
         default,
         temperature=args.temperature,
         top_p=args.top_p,

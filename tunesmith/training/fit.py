@@ -143,10 +143,10 @@ class Trainer:
         start = self.clock()
         set_rate(self.optimizer, plan.rate(state.step))
         batches, prepared, loss, metrics = self._first_update()
-        norm = move(self.policy, self.optimizer, clip=plan.clip)
+        norm = optimizer_step(self.policy, self.optimizer, clip=plan.clip)
         for _ in range(1, plan.updates):
             prepared, loss, metrics = self._accumulate_smaller(prepared)
-            norm = move(self.policy, self.optimizer, clip=plan.clip)
+            norm = optimizer_step(self.policy, self.optimizer, clip=plan.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Refused(
                 f"step {state.step + 1}: the loss is {loss}, the gradient norm {norm}; lower schedule.learning_rate "
@@ -262,7 +262,7 @@ def step(
         The loss per unit and the gradient norm before clipping.
     """
     loss, _ = accumulate_gradients(policy, learner, prepare_batches(policy, learner, batches))
-    return loss, move(policy, optimizer, clip=clip)
+    return loss, optimizer_step(policy, optimizer, clip=clip)
 
 
 def prepare_batches(policy: Policy, learner: Learner, batches: Sequence[Batch]) -> list[Batch]:
@@ -310,7 +310,7 @@ def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Ba
     return total / units, mean_metrics(metrics)
 
 
-def move(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> float:
+def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> float:
     """Clip the gradient to a norm, update the parameters, drop the gradient, and return the norm before clipping.
 
     Raises:

@@ -55,7 +55,7 @@ class RunFolder:
         return (self.path / "report.json").exists()
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Return whether a run was started here."""
         return (self.path / self.file).exists()
 
@@ -73,7 +73,7 @@ class RunFolder:
         Returns:
             The digests to record, where recorded ones are kept, and the names whose digest has changed.
         """
-        recorded: dict[str, str] = self.page().get(key, {}) if self.begun else {}
+        recorded: dict[str, str] = self.page().get(key, {}) if self.started else {}
         return {**now, **recorded}, [name for name, digest in now.items() if recorded.get(name, digest) != digest]
 
     def pinned(self, recipe: Recipe) -> Recipe:
@@ -81,7 +81,7 @@ class RunFolder:
 
         Threads and dtype decide the last bits of a result, so a resumed run must repeat them.
         """
-        if not self.begun:
+        if not self.started:
             return recipe
         recorded = self.page()
         data = recipe.data.model_copy(update={"audit": recorded.get("audit", recipe.data.audit)})
@@ -104,7 +104,7 @@ class RunFolder:
 
     def check_base(self, model: str, fingerprint: str) -> None:
         """Raise CheckpointError if the base model has changed since the run was started."""
-        if self.begun and self.page().get("base", fingerprint) != fingerprint:
+        if self.started and self.page().get("base", fingerprint) != fingerprint:
             problem = f"the base model {model} has changed since this run started"
             raise CheckpointError(f"{self.path}: {problem}; give another --out or delete the folder")
 
@@ -219,7 +219,7 @@ def open_run(
     paths = [out] if out else [runs / f"{prefix}{name}-{identity[:6]}" for identity in known]
     path = next((path for path in paths if (path / file).exists()), paths[0])
     folder = RunFolder(path, known[0], file)
-    if folder.begun:
+    if folder.started:
         if folder.page().get("identity") not in known:
             raise CheckpointError(f"{path}: holds a run of another recipe or of other rows; {fix}")
     elif path.is_file() or (path.exists() and any(path.iterdir())):

@@ -58,9 +58,8 @@ class RequestPolicy:
     own_header: bool = True  # POST requires OWN_HEADER
     most_bytes: int = MOST_BYTES  # of a request body
     seconds: float = 20.0  # to receive a request body
-    refuses: Callable[[Refusal], Mapping[str, Any]] = lambda refused: {
-        "detail": refused.text
-    }  # JSON body of a rejection
+    # JSON body of a rejection.
+    refuses: Callable[[Refusal], Mapping[str, Any]] = lambda refused: {"detail": refused.text}
 
 
 PAGE = RequestPolicy()

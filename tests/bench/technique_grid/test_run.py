@@ -289,7 +289,7 @@ def test_a_base_that_was_half_copied_is_copied_anew(setting: Setting, monkeypatc
         disk.setattr("shutil.copytree", Mock(side_effect=OSError("full")))
         with pytest.raises(OSError, match="full"):
             begin_with_known_base(folder, recipe, iter(relatives))
-    assert not open_run(recipe, folder.path).begun
+    assert not open_run(recipe, folder.path).started
     begin_with_known_base(folder, recipe, iter(relatives))
     assert folder.page() == {"identity": folder.identity, "base": "b"}
     assert (folder.path / "base_head" / "w").exists()

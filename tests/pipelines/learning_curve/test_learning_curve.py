@@ -12,7 +12,7 @@ from tests.pipelines.conftest import recipe, reviews
 from tests.pipelines.tune.test_multitask import mixed
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.pipelines.learning_curve import learning_curve as story
-from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions, epochs_at, need
+from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions, epochs_at, measure_learning_curve
 from tunesmith.pipelines.learning_curve.report import LearningCurveReport, sentence
 from tunesmith.training.callbacks import Callbacks, Interrupted
 
@@ -28,7 +28,9 @@ def made(place: Path, count: int = 170, **parts: Any) -> Any:
 def ask(
     asked: Any, out: Path, question: LearningCurveOptions = PLAIN, **watch: Any
 ) -> tuple[Path, LearningCurveReport]:
-    return need(asked, question, out=out, callbacks=Callbacks(watch.pop("on_event", lambda event: None), **watch))
+    return measure_learning_curve(
+        asked, question, out=out, callbacks=Callbacks(watch.pop("on_event", lambda event: None), **watch)
+    )
 
 
 @pytest.fixture(scope="module")

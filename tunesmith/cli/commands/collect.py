@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common, add_drawing, add_schema, drawing
+from tunesmith.cli.options import UsageError, add_common, add_common_sampling, add_schema, with_sampling
 from tunesmith.cli.progress import Lines
 from tunesmith.cli.terminal import emit, hush, log, show
 from tunesmith.data.documents.to_rows import SHAPES
@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
     text = "rows per passage (default: %(default)s)"
     group.add_argument("--per-passage", type=int, default=3, metavar="N", help=text)
     group.add_argument("--passages", type=int, default=0, metavar="N", help="use N random passages (default: all)")
-    add_drawing(group, temperature=0.7, longest=512)
+    add_common_sampling(group, temperature=0.7, longest=512)
     add_schema(parser, "tunesmith.pipelines.collect")
     add_common(parser)
     parser.add_argument(
@@ -87,7 +87,7 @@ def _request(args: argparse.Namespace) -> CollectRequest:
         raise UsageError(f"--per-passage: expected 1 to 5, got {args.per_passage}; more rows repeat each other")
     if args.passages < 0:
         raise UsageError(f"--passages: expected an integer >= 0, got {args.passages}; use 0 for all passages")
-    drawing(Sampling(), temperature=args.temperature, max_new_tokens=args.max_new_tokens)
+    with_sampling(Sampling(), temperature=args.temperature, max_new_tokens=args.max_new_tokens)
     writer = None
     if args.writer:
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")

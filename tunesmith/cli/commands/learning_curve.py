@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure or resume the curve and print it; return 1 if nothing can be predicted."""
-    from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions, need
+    from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions, measure_learning_curve
 
     for rows in args.rows:
         if rows < 1:
@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of(args)
     options = LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
     with work() as callbacks:
-        folder, report = need(recipe, options, out=args.out, callbacks=callbacks, offline=args.offline)
+        folder, report = measure_learning_curve(
+            recipe, options, out=args.out, callbacks=callbacks, offline=args.offline
+        )
     if args.json:
         emit({"folder": folder, **report.model_dump(mode="json")})
     else:

@@ -146,9 +146,8 @@ def _together(before: Sequence[Message], prompt: Sequence[Message]) -> list[Mess
             return [*prompt[:-shared], *before]
         if asked_turns == chat[-shared:]:
             return list(before)
-    first = next(
-        (turn for turn in chat if turn[0] == "user"), None
-    )  # the prompt may repeat only the first user turn of the chat
+    # The prompt may repeat only the first user turn of the chat.
+    first = next((turn for turn in chat if turn[0] == "user"), None)
     return list(before) if asked_turns == [first] else None
 
 

@@ -72,12 +72,12 @@ class Plain:
         return whole[len(ids) :]
 
 
-def _opened(kind: Any, folder: Path, adapter: Path | None, told: dict[str, Any]) -> Any:
+def _opened(kind: Any, folder: Path, adapter: Path | None, arguments: dict[str, Any]) -> Any:
     """Load the network of a folder, with the adapter if there is one."""
     from peft import PeftModel
 
-    network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **told)
-    if "quantization_config" in told:
+    network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **arguments)
+    if "quantization_config" in arguments:
         four_bit.normalize_quantized(network)  # otherwise some CPUs use a coarser arithmetic, unrelated to the adapter
     return network if adapter is None else PeftModel.from_pretrained(network, str(adapter))
 
@@ -105,13 +105,13 @@ def pooled_states(
     with quiet():
         network = _opened(kind, folder, adapter, in_memory(options, family))
     network.eval()
-    heard: list[Tensor] = []
+    outputs: list[Tensor] = []
     inner = (network if adapter is None else network.get_base_model()).base_model
-    inner.register_forward_hook(lambda _, __, out: heard.append(out.last_hidden_state))
+    inner.register_forward_hook(lambda _, __, out: outputs.append(out.last_hidden_state))
     found = []
     for ids in rows:
         with quiet():  # PEFT passes the prefix under an argument name that transformers has deprecated
             network(input_ids=torch.tensor([ids]))
-        states = heard.pop()[0, -len(ids) :]
+        states = outputs.pop()[0, -len(ids) :]
         found.append(states[-1] if family == "decoder" else states.mean(dim=0))
     return torch.stack(found)

@@ -30,11 +30,11 @@ class ContinuousBatch:
     """The active rows over one base. Row i uses slot i of the KV cache, so a step runs over the first slots alone."""
 
     def __init__(self, shared_base: SharedBase, prefix_cache: PrefixCache) -> None:
-        self.ground = shared_base
+        self.shared_base = shared_base
         self.rows = list[ActiveRequest]()
         self.tokens_reused = 0
-        self._beginnings = prefix_cache
-        self._slab = SlotKVCache(shared_base.base.network.config)
+        self._prefix_cache = prefix_cache
+        self._kv_cache = SlotKVCache(shared_base.base.network.config)
         self._mixed: MultiLora | None = None
         self._inside: dict[int, ServedModel] = {}
         self._made_for: dict[int, ServedModel] = {}
@@ -55,7 +55,7 @@ class ContinuousBatch:
         """
         first = rows[0]
         self._share([row for row in rows if row.run is first.run])
-        left = {row: len(row.prompt) - self._beginnings.find(row.run.number, row.prompt)[0] for row in rows}
+        left = {row: len(row.prompt) - self._prefix_cache.find(row.run.number, row.prompt)[0] for row in rows}
         by_length = sorted(rows, key=lambda row: left[row])
         others = [row for row in reversed(by_length) if row is not first and row.run is first.run]
         order = [first, *(row for row in others if left[row] <= left[first])]
@@ -80,11 +80,13 @@ class ContinuousBatch:
         if self.rows:
             network = self._network()
             starts = [row.columns - 1 for row in self.rows]
-            states = self._slab.feed(network, [[token] for token in tokens], slots=range(len(tokens)), starts=starts)
+            states = self._kv_cache.feed(
+                network, [[token] for token in tokens], slots=range(len(tokens)), starts=starts
+            )
             for row, own in zip(self.rows, states, strict=True):
                 row.last = own[-1]
         else:
-            self._slab.clear()
+            self._kv_cache.clear()
         return len(active)
 
     @torch.inference_mode()
@@ -93,7 +95,7 @@ class ContinuousBatch:
         row.leave(end, why)
         self._leave([other is not row for other in self.rows], list(range(len(self.rows))))
         if not self.rows:
-            self._slab.clear()
+            self._kv_cache.clear()
 
     def forget(self) -> None:
         """Release the combined network; the next step combines the remaining runs."""
@@ -113,7 +115,7 @@ class ContinuousBatch:
                 continue
             last = entries.pop()
             if slot < len(entries):
-                self._slab.move(len(entries), slot, last[0].columns)
+                self._kv_cache.move(len(entries), slot, last[0].columns)
                 entries[slot] = last
         self.rows = [row for row, _, _ in entries]
         return [token for _, token, _ in entries]
@@ -122,11 +124,11 @@ class ContinuousBatch:
         """Run the common prefix of several new prompts once if enough of it is not cached yet."""
         run, ids = rows[0].run, rows[0].prompt
         shared = min((alike(ids, row.prompt) for row in rows[1:]), default=0)
-        known = max((self._beginnings.find(run.number, row.prompt)[0] for row in rows), default=0)
+        known = max((self._prefix_cache.find(run.number, row.prompt)[0] for row in rows), default=0)
         if shared - known < WORTH:
             return
         self._fill(run, [ids[:shared]], range(len(self.rows), len(self.rows) + 1))
-        self._beginnings.keep(run.number, ids[:shared], self._slab.take(len(self.rows), run.virtual + shared))
+        self._prefix_cache.keep(run.number, ids[:shared], self._kv_cache.take(len(self.rows), run.virtual + shared))
 
     def _read(self, rows: Sequence[ActiveRequest]) -> None:
         """Run the prompts of rows of one run into the slots after the active ones."""
@@ -135,21 +137,21 @@ class ContinuousBatch:
         states = self._fill(run, [row.prompt for row in rows], slots)
         for slot, row, last in zip(slots, rows, states, strict=True):
             row.last = last
-            self._beginnings.keep(run.number, row.prompt, self._slab.take(slot, run.virtual + len(row.prompt)))
+            self._prefix_cache.keep(run.number, row.prompt, self._kv_cache.take(slot, run.virtual + len(row.prompt)))
         self.rows += rows
 
     def _fill(self, run: ServedModel, prompts: Sequence[list[int]], slots: range) -> list[Tensor]:
         """Write keys and values of each prompt into its slot and return the state [D] of its last token."""
         sizes = []
         for slot, prompt in zip(slots, prompts, strict=True):
-            size, past = self._beginnings.find(run.number, prompt, virtual=run.virtual)
+            size, past = self._prefix_cache.find(run.number, prompt, virtual=run.virtual)
             if past or run.past:
-                self._slab.put(slot, past or run.past)
+                self._kv_cache.put(slot, past or run.past)
             sizes.append(size)
         self.tokens_reused += sum(sizes)
         rest = [prompt[size:] for prompt, size in zip(prompts, sizes, strict=True)]
         starts = [run.virtual + size for size in sizes]
-        states = self._slab.feed(run.model.policy.network, rest, slots=slots, starts=starts)
+        states = self._kv_cache.feed(run.model.policy.network, rest, slots=slots, starts=starts)
         return [own[-1] for own in states]
 
     def _network(self) -> Any:
@@ -158,12 +160,12 @@ class ContinuousBatch:
         if len(runs) == 1:
             return next(iter(runs.values())).model.policy.network
         # The combined network is reused until runs are loaded or unloaded, or an unloaded run is still active.
-        if self._mixed is None or self._made_for is not self.ground.runs or not runs.keys() <= self._inside.keys():
-            self._made_for = self.ground.runs
+        if self._mixed is None or self._made_for is not self.shared_base.runs or not runs.keys() <= self._inside.keys():
+            self._made_for = self.shared_base.runs
             self._inside = {**self._made_for, **runs}
             inside = {number: run.model.policy.network for number, run in self._inside.items()}
             self._mixed = None  # frees its memory before the next one is built
-            self._mixed = MultiLora(self.ground.base.network, inside)
+            self._mixed = MultiLora(self.shared_base.base.network, inside)
         order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].run.number)
         groups = groupby(order, key=lambda i: self.rows[i].run.number)
         return self._mixed.by([(number, torch.tensor(list(own))) for number, own in groups])

@@ -49,7 +49,7 @@ class Engine:
         self.limits = limits
         self.counts = Counts()
         self._failed = failed
-        self._beginnings = PrefixCache(limits.kept_bytes)
+        self._prefix_cache = PrefixCache(limits.kept_bytes)
         self._decodings: dict[int, ContinuousBatch] = {}
         self._grammars: dict[int, Grammar] = {}
         self._runs: Set[int] = frozenset()
@@ -176,7 +176,7 @@ class Engine:
         if runs.keys() == self._runs:
             return
         self._runs = runs.keys()
-        self._beginnings.forget(list(runs))
+        self._prefix_cache.forget(list(runs))
         self._grammars = {number: made for number, made in self._grammars.items() if number in runs}
         grounds = {id(run.shared_base) for run in runs.values()}
         for decoding in self._decodings.values():
@@ -208,9 +208,8 @@ class Engine:
             free = self.limits.rows - len(self._tickets)
             chosen = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
         self._tickets += chosen  # from here on, errors are reported to them
-        self._runs = self._runs | {
-            ticket.run.number for ticket in chosen
-        }  # some may be gone, and go again in this round
+        # Some of these runs may be unloaded already, and are released at the end of this round.
+        self._runs = self._runs | {ticket.run.number for ticket in chosen}
         ready: dict[int, list[ActiveRequest]] = {}
         for ticket in chosen:
             if (row := self._prepare(ticket)) is not None:
@@ -265,5 +264,5 @@ class Engine:
     def _decoding(self, shared_base: SharedBase) -> ContinuousBatch:
         """Return the running batch of a base."""
         if id(shared_base) not in self._decodings:
-            self._decodings[id(shared_base)] = ContinuousBatch(shared_base, self._beginnings)
+            self._decodings[id(shared_base)] = ContinuousBatch(shared_base, self._prefix_cache)
         return self._decodings[id(shared_base)]

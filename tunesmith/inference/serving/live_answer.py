@@ -54,11 +54,11 @@ class ActiveRequest:
     follower: Follower | None = None
     best: int = -1  # alternatives reported per token; -1: no log-probabilities
     in_pieces: bool = False  # report chunks while the completion grows
-    as_it_is: bool = False  # keep whitespace around the completion
+    keep_whitespace: bool = False  # keep whitespace around the completion
     shortened: bool = False
     ids: list[int] = field(default_factory=list)
     last: Tensor = field(default_factory=lambda: torch.empty(0))  # [D], state of the last token
-    said: str = ""  # text reported so far
+    sent: str = ""  # text reported so far
     scored: list[ScoredToken] = field(default_factory=list)  # not reported yet
 
     @property
@@ -113,15 +113,15 @@ class ActiveRequest:
         whole = decided(text, self.sampling.stop)
         final = self._bare(whole)
         scored = self._scored_within(text, len(whole))
-        if len(final) > len(self.said) or scored:
-            self.on_chunk(CompletionChunk(final[len(self.said) :], tuple(scored)))
-            self.said = max(self.said, final, key=len)
+        if len(final) > len(self.sent) or scored:
+            self.on_chunk(CompletionChunk(final[len(self.sent) :], tuple(scored)))
+            self.sent = max(self.sent, final, key=len)
             self.scored = self.scored[len(scored) :]
 
     def _end(self, end: End, why: str = "") -> None:
         text = self.run.model.template.decode(self.ids)
         whole = before_stop(text, self.sampling.stop)
-        rest = self._bare(whole)[len(self.said) :]
+        rest = self._bare(whole)[len(self.sent) :]
         scored = tuple(self._scored_within(text, len(whole)))
         self.on_chunk(CompletionChunk(rest, scored, end, len(self.prompt), len(self.ids), why, self.shortened))
 
@@ -136,7 +136,7 @@ class ActiveRequest:
         return self.scored[: len(self.scored) - dropped]
 
     def _bare(self, text: str) -> str:
-        return text if self.as_it_is else text.strip()
+        return text if self.keep_whitespace else text.strip()
 
     def _chance(self) -> torch.Generator:
         """Return the random generator, seeded as for a row that is generated alone."""

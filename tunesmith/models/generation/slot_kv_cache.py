@@ -42,16 +42,16 @@ class _Target:
 class _Layer(CacheLayerMixin):
     """Keys and values [R, C, G, W] of one layer."""
 
-    def __init__(self, slab: SlotKVCache) -> None:
+    def __init__(self, cache: SlotKVCache) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers does not annotate it
-        self.slab = slab
+        self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: memory is allocated in `reserve`, when the size is known."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write states [B, G, T, W] or [1, G, N, W], and return the rows up to the last column, [B, G, S, W]."""
-        target = self.slab.target
+        target = self.cache.target
         self.keys = self._write(self.keys, key_states, target)
         self.values = self._write(self.values, value_states, target)
         rows = slice(target.first, target.end)
@@ -86,11 +86,11 @@ class _Layer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of columns attended to, and the first of them."""
-        return self.slab.target.width, 0
+        return self.cache.target.width, 0
 
     def get_seq_length(self) -> int:
         """Return the number of columns attended to."""
-        return self.slab.target.width
+        return self.cache.target.width
 
     def get_max_length(self) -> int:
         """Return -1, for no maximum."""
@@ -221,14 +221,14 @@ def fits(network: Any) -> bool:
     """
     if network.config.model_type == "gpt_neo":  # it counts every row's window from the longest row of the batch
         return False
-    slab = SlotKVCache(network.config)
-    if not set(slab.kinds) <= {FULL, SLIDING}:
+    cache = SlotKVCache(network.config)
+    if not set(cache.kinds) <= {FULL, SLIDING}:
         return False
     rows = [list(range(1, 6)), list(range(6, 11))]
     try:
-        first = slab.feed(network, [row[:3] for row in rows], slots=range(2), starts=(0, 0))
+        first = cache.feed(network, [row[:3] for row in rows], slots=range(2), starts=(0, 0))
         # The second row continues from its third token, and further than the first row, as one that joined later.
-        last = slab.feed(network, [rows[0][3:5], rows[1][2:]], slots=range(2), starts=(3, 2))
+        last = cache.feed(network, [rows[0][3:5], rows[1][2:]], slots=range(2), starts=(3, 2))
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):  # a state without keys
         return False
     for row, start, head, tail in zip(rows, (3, 2), first, last, strict=True):

@@ -120,7 +120,7 @@ class LearningCurveRun:
         return cell
 
 
-def need(
+def measure_learning_curve(
     recipe: Recipe,
     options: LearningCurveOptions,
     *,

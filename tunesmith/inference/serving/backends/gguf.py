@@ -65,9 +65,7 @@ class GgufBackend:
         """Generate a completion in chunks; raise AskError if llama.cpp rejects the request."""
         server = self._servers[model.name]
         url = f"{server.address}/completion"
-        if (
-            request.schema is not None
-        ):  # validated here first: llama.cpp ignores the parts of a schema it does not support
+        if request.schema is not None:  # checked here, because llama.cpp ignores the parts that it does not support
             await asyncio.to_thread(self._grammar(model).follow, request.schema)
         async with self._client.stream("POST", url, json=wanted(ids, request), headers=server.headers) as response:
             if response.status_code != 200:
