@@ -77,8 +77,6 @@ def mean_metrics(metrics: list[StepMetrics]) -> dict[str, float]:
 # Shortest prefix that is shared, in tokens. Every further segment costs each layer another attention call; measured,
 # sharing saves time from about this length on (bench/NOTES.md).
 MIN_SHARED_TOKENS = 8
-
-
 # Tokens of one forward pass where the caller sets no limit.
 TOKENS_PER_PASS = 4096
 

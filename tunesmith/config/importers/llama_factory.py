@@ -32,8 +32,6 @@ USUAL = {"prompt": "instruction", "query": "input", "response": "output", "histo
 
 # Roles that are detected under any of these column names.
 FOUND = {"messages": DIALOGUES, "kto_tag": THUMBS}
-
-
 # Keys of dataset_info.json that are read or detected from the rows, and why others are not.
 READ = {"file_name", "hf_hub_url", "ms_hub_url", "split", "columns", "formatting", "ranking"}
 UNREAD = {

@@ -13,31 +13,19 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-
-
 # Encodings of DOS and old Macs. Windows text with a few accents is often mistaken for them, and such files are rare.
 _OLD = [
     *(f"cp{page}" for page in (437, 720, 737, 775, 850, 852, 855, 857, 858, *range(860, 867), 869, 1006, 1125)),
     *(f"mac_{name}" for name in ("cyrillic", "greek", "iceland", "latin2", "roman", "turkish")),
     "hp_roman8", "kz1048", "ptcp154",
 ]  # fmt: skip
-
-
 # These encodings are confused if there are few accents. In the languages below the central European ones are correct.
 _LATIN = ("cp1250", "cp1252", "cp1257", *(f"iso8859_{number}" for number in (2, 4, 10, 13, 14, 15, 16)), "latin_1")
-
-
 _CENTRAL = frozenset(
     ("Croatian", "Czech", "Hungarian", "Polish", "Romanian", "Slovak", "Slovene", "Estonian", "Lithuanian", "Latvian")
 )
-
-
 SAMPLE = 200_000  # bytes used to detect an encoding
-
-
 LOST = "\N{REPLACEMENT CHARACTER}"
-
-
 # Up to this share of broken bytes among the non-ASCII characters, a file is treated as damaged UTF-8.
 BROKEN_SHARE = 0.25
 

@@ -83,11 +83,7 @@ def _runs(text: str) -> Iterator[str]:
 
 
 ORIGIN = "synthetic"
-
-
 SHOWN_SEEDS = 3  # example rows per prompt
-
-
 # rapidfuzz ratio (0 to 100) from which two questions about one document are near-duplicates.
 ALIKE = 92.0
 

@@ -26,14 +26,8 @@ from tunesmith.data.tokenization.tool_calls import read_tools
 from tunesmith.errors import DataError, RowError
 
 E = TypeVar("E")
-
-
 DIALOGUES = ("messages", "conversations")
-
-
 DIALOGUE_PARTS = {*DIALOGUES, "system", "tools"}
-
-
 PAIR_PARTS = {"prompt", "answer", "input", "history", "system", "tools"}
 
 

@@ -31,8 +31,6 @@ from tunesmith.training.reference_logprobs import kl_to_reference
 from tunesmith.training.rewards import scorer, scorer_of
 
 FloatArray = NDArray[np.float64]
-
-
 # Prompts whose sampled answers measure the KL divergence, and prompts per batch.
 KL_PROMPTS, BATCH_SIZE = 64, 16
 # Thresholds of warnings: KL divergence in nats per token, ratio of answer lengths, and rise of the share of answers

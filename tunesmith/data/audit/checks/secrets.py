@@ -36,23 +36,15 @@ FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("://", r"\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@<>{}$]{1,64}:(?!\/)[^\s/@<>{}$]{3,64}@[\w.-]+"),
     )
 )  # fmt: skip
-
-
 # `password: ...`, `API_KEY = "..."`, `Authorization: Bearer ...`; the value must look random.
 NAMED = re.compile(
     r"(?i)\b(?:[\w-]*(?:api|access|secret|private|auth|client|service)[_ -]?(?:key|token|secret)(?:[_ -]?(?:key|id))?"
     r"|[\w-]*token|pass(?:word|wd|phrase)|pwd|bearer|credentials?)[\"']?\s*(?:[:=]|=>|\bis\b|(?<=bearer))\s*[\"']?"
     r"([^\s\"',;<>(){}\[\]]{8,128})"
 )
-
-
 WORDS = ("key", "token", "secret", "pass", "pwd", "bearer", "credential")
-
-
 # Words joined by punctuation, quantities and versions.
 PLAIN = re.compile(r"[A-Za-z]+\d?(?:[-_./][A-Za-z]+\d?)+|\d+[A-Za-z]{1,3}|v?[\d.]+\w?")
-
-
 # Placeholders for passwords in manuals.
 STAND_IN = re.compile(r":(?:[A-Z_]+|\*+|x+|\.+|pass(?:word)?|pw|pwd|secret|foobar|changeme|[\w-]*pass(?:word)?)@")
 

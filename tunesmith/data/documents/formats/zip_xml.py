@@ -11,14 +11,8 @@ from typing import Any
 from tunesmith.errors import DataError
 
 MOST_BYTES = 512 * 2**20  # bytes of all parts, unpacked
-
-
 MOST_PART = 128 * 2**20  # bytes of one part, unpacked
-
-
 MOST_PARTS = 20_000
-
-
 # Raised by opening and unpacking if bytes are missing or wrong, or compressed by a method that zipfile lacks.
 BROKEN = (
     zipfile.BadZipFile,
@@ -29,8 +23,6 @@ BROKEN = (
     zlib.error,
     lzma.LZMAError,
 )
-
-
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
