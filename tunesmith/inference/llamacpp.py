@@ -91,7 +91,8 @@ class LlamaCpp:
         body = {"prompt": ids, "n_predict": longest, "temperature": 0.0, "cache_prompt": False}
         response = self._server.handle_completions(body)
         if "choices" not in response:
-            raise ModelError(f"llama.cpp: {response.get('message', response)}")
+            problem = response.get("message", response)
+            raise ModelError(f"llama.cpp: cannot answer ({problem}); shorten the prompts, or serve the run with torch")
         return str(response["choices"][0]["text"]).strip()
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

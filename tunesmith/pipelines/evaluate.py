@@ -336,5 +336,6 @@ def _training_rows(source: ModelSource, task: ScoringTask, *, offline: bool) -> 
     """Return the training rows of a run or of one of its tasks; raise RecipeError if its recipe is missing."""
     path = recipe_file(source)
     if path is None:
-        raise RecipeError(f"{source.name}: its recipe is missing, which names the training rows of the linear probe")
+        problem = "recipe.yaml is missing, which names the training rows of the linear probe"
+        raise RecipeError(f"{source.name}: {problem}; restore it")
     return read_data(recipe_of(path, task.part), offline=offline).split.train
