@@ -28,7 +28,7 @@ from tunesmith.config.aliases import ALIASES
 from tunesmith.metrics.style import RULE_KINDS
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives.multitask import TaskSection
-from tunesmith.techniques import TECHNIQUES
+from tunesmith.techniques import TECHNIQUES, Lora
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -181,10 +181,10 @@ def test_every_kind_of_style_rule_is_described():
 @pytest.mark.parametrize(
     ("field", "cells"),
     [
-        (("rank", TECHNIQUES[1]), "| `rank` | `16` | whole number, at least 1, at most 1024 | "),
+        (("rank", Lora), "| `rank` | `16` | whole number, at least 1, at most 1024 | "),
         (("warmup", Schedule), "| `warmup` | `0.06` | number, at least 0, below 1 | "),
         (("learning_rate", Schedule), "| `learning_rate` | `auto` | number or `auto` | "),
-        (("targets", TECHNIQUES[1]), "| `targets` | `all-linear` | text or list | "),
+        (("targets", Lora), "| `targets` | `all-linear` | text or list | "),
         (("group", Data), '| `group` | `""` | text | '),
         (("objective", Recipe), "| `objective` | needed | section | "),
         (("technique", Recipe), "| `technique` | `lora` | section | "),

@@ -21,7 +21,7 @@ from tunesmith.objectives.instruct import asked, reference
 AnswersByArm = dict[str, list[str]]
 
 # Validation rows that choose the prompt of the base model: enough to distinguish a good prompt from a bad one.
-CHOICE_ROWS = {"classify": 100, "instruct": 32}
+CHOICE_ROWS = {"labels": 100, "text": 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class BaseModelPrompter:
             return self._probe(train, test)
         candidates = validation or train
         # A random subset, as a file may be sorted by its labels.
-        chosen = subsample(candidates, CHOICE_ROWS[self.objective.kind], seed=0)
+        chosen = subsample(candidates, CHOICE_ROWS[self.objective.produces], seed=0)
         references = reference_answers(chosen)
         scores = {
             wording: value(self.objective.metric, references, answer(self.model(wording), chosen).given)

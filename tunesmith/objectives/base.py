@@ -70,7 +70,7 @@ class Objective(BaseModel, ABC):
 
     Rows become typed examples (`columns`, `examples`), examples become token sequences (`encode`), and the policy may
     get an output layer (`head`). Code outside `objectives/` and `config/` asks for a capability, not for a class, so
-    that a new objective is one file and one entry in `OBJECTIVES`.
+    that a new objective is one file and its name in `AnyObjective`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -289,7 +289,7 @@ def test_a_tuned_reward_model_scores_answers_as_it_does_elsewhere(tmp_path: Path
     assert report.reward_diagnostics.kl_per_token is not None
     assert report.reward_diagnostics.kl_per_token >= 0
     answering = str(tmp_path / "run")
-    with pytest.raises(RecipeError, match="was tuned to instruct; name a run of objective: reward"):
+    with pytest.raises(RecipeError, match="was tuned with instruct; name a run of objective: reward"):
         scorer_of(Rl(reward=answering))
 
 

@@ -1,4 +1,4 @@
-"""The evaluator of each kind of objective. The visible table."""
+"""Evaluators: base and tuned model on the same rows. An objective gets one by what it produces, or by its kind."""
 
 from typing import Any
 
@@ -9,12 +9,13 @@ from tunesmith.evaluation.evaluators.perplexity import PerplexityEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.evaluators.rewards import RewardEvaluator
 
+# By what the objective's models produce, except for objectives with an evaluator of their own.
 EVALUATORS: dict[str, type[Evaluator[Any]]] = {
-    "classify": AnswerEvaluator,
-    "instruct": AnswerEvaluator,
-    "domain": PerplexityEvaluator,
+    "labels": AnswerEvaluator,
+    "text": AnswerEvaluator,
+    "likelihood": PerplexityEvaluator,
+    "score": PreferenceEvaluator,
     "preference": PreferenceEvaluator,
-    "reward": PreferenceEvaluator,
     "rl": RewardEvaluator,
 }
 
@@ -23,7 +24,8 @@ def evaluator_for(eval_set: EvalSet[Any]) -> Evaluator[Any]:
     """Return the evaluator of the objective of these rows."""
     if eval_set.subtasks:
         return MultitaskEvaluator({name: evaluator_for(task) for name, task in eval_set.subtasks.items()})
-    return EVALUATORS[eval_set.objective.kind](eval_set)
+    objective = eval_set.objective
+    return EVALUATORS.get(objective.kind, EVALUATORS[objective.produces])(eval_set)
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Attention of packed rows: tokens of all rows in one sequence, of which only attention itself pads.
+"""Attention of packed rows: all rows in one sequence, padded only inside attention.
 
 `Layout` is for rows that share prefixes, in training and scoring. `RaggedAttention` is for rows whose keys and values
 are in a slot cache, in continuous batching. transformers calls `attend` for both.

@@ -30,7 +30,7 @@ from tunesmith.retrieval.index import Hit
 from tunesmith.retrieval.prompts import FORMS, Nearest, with_shots
 
 # Validation rows for choosing settings: scoring labels is cheap, generating answers is not.
-CHOICE_ROWS = {"classify": 60, "instruct": 24}
+CHOICE_ROWS = {"labels": 60, "text": 24}
 SHOTS = (1, 3, 5)
 PASSAGES_SHOWN = (1, 3)
 
@@ -282,4 +282,4 @@ def _choose(
 def _choice_rows(context: ComparisonContext) -> list[Example]:
     """Return the rows on which settings are chosen."""
     rows = context.split.validation or context.split.train
-    return subsample(rows, CHOICE_ROWS[context.objective.kind], context.recipe.seed)
+    return subsample(rows, CHOICE_ROWS[context.objective.produces], context.recipe.seed)

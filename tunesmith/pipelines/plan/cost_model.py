@@ -155,8 +155,9 @@ def moving(technique: Technique, size: NetworkSize) -> int:
         technique: the technique.
         size: sizes of the base model.
     """
-    (count,) = (count for kind, count in COUNTS.items() if isinstance(technique, kind))
-    return int(count(technique, size))
+    count = next((count for kind, count in COUNTS.items() if isinstance(technique, kind)), None)
+    # A technique without a formula is planned as full fine-tuning, which is an upper bound.
+    return size.parameters if count is None else int(count(technique, size))
 
 
 def _lora(technique: Lora, size: NetworkSize) -> int:

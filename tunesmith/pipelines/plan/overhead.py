@@ -102,7 +102,9 @@ def _size(examples: Sequence[Example]) -> int:
 def _choice_rows(task: TrainingContext) -> int:
     """Return the number of rows on which each prompt template of the base model is tried."""
     split = task.loaded.split
-    return min(len(split.validation or split.train), CHOICE_ROWS.get(task.recipe.objective.kind, 0))
+    objective = task.recipe.objective
+    rows = CHOICE_ROWS[objective.produces] if objective.has_reference_answers else 0
+    return min(len(split.validation or split.train), rows)
 
 
 def _validation_tokens(task: TrainingContext, profile: RunProfile) -> int:
