@@ -12,7 +12,7 @@ from tunesmith.config import AnyObjective
 from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError
-from tunesmith.events import StageStarted
+from tunesmith.events import TrainingStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import ModelSource
 from tunesmith.inference.saved_model import read_base, read_manifest
@@ -98,7 +98,7 @@ def open_base(source: ModelSource, objective: AnyObjective, *, place: Path, offl
 
 def _trained_head(prepared: TrainingContext, out: Path, callbacks: Callbacks) -> dict[str, Tensor]:
     """Train a new head on the frozen encoder, for at least as many steps as the run itself."""
-    callbacks.on_event(StageStarted("training a masked-LM head on the frozen encoder"))
+    callbacks.on_event(TrainingStarted("training a masked-LM head on the frozen encoder"))
     torch.manual_seed(prepared.recipe.seed)
     network = prepared.base.network.requires_grad_(False)
     policy = Policy.over(network, family="encoder")
