@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, Unp
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.text.domain_terms import general_text
 from tunesmith.data.tokenization.tokenizer import frame
+from tunesmith.data.user_cache import cache_dir
 from tunesmith.evaluation.predict import AnswersByArm, AnswerSet, question, reference_answers
 from tunesmith.evaluation.results import Calibration, Retention, Style
 from tunesmith.evaluation.retention import WINDOW, GeneralAbility, by_field, flips, items, measure
@@ -23,7 +25,6 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics import calibration, style
 from tunesmith.metrics.baselines import linear_probe, majority, tfidf_classifier
 from tunesmith.models.families import positions_of
-from tunesmith.models.loading.bundled_models import cache_dir
 from tunesmith.models.policy import Policy
 from tunesmith.training.prepare import TrainingContext
 
@@ -142,6 +143,18 @@ def general_window(prepared: TrainingContext) -> int:
     return min(WINDOW, max(2, positions - used)) if positions else WINDOW
 
 
+def general_ability_file(prepared: TrainingContext) -> Path:
+    """Return the file in the user's cache that keeps the general ability of the base model, which need not exist."""
+    window = general_window(prepared)
+    content = [*general_text(), *map(repr, items()), *map(str, frame(prepared.template.tokenizer)[0])]
+    content += [str(window)] if window != WINDOW else []
+    digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
+    # A quantized base has the fingerprint of its unquantized weights.
+    precision = prepared.recipe.technique.load_options().quantize or "whole"
+    name = f"{prepared.base.fingerprint}-{prepared.template.hash}-{precision}-{digest}.json"
+    return cache_dir() / "general" / name
+
+
 def base_general_ability(prepared: TrainingContext, policy: Policy) -> GeneralAbility | None:
     """Measure the general ability of the base model, once per model: the result is cached.
 
@@ -154,17 +167,10 @@ def base_general_ability(prepared: TrainingContext, policy: Policy) -> GeneralAb
     """
     if policy.family != "decoder":
         return None
-    window = general_window(prepared)
-    content = [*general_text(), *map(repr, items()), *map(str, frame(prepared.template.tokenizer)[0])]
-    content += [str(window)] if window != WINDOW else []
-    digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
-    # A quantized base has the fingerprint of its unquantized weights.
-    precision = prepared.recipe.technique.load_options().quantize or "whole"
-    name = f"{prepared.base.fingerprint}-{prepared.template.hash}-{precision}-{digest}.json"
-    file = cache_dir() / "general" / name
+    file = general_ability_file(prepared)
     if file.exists():
         return read_page(file, GeneralAbility)
-    ability = measure(policy, prepared.template, window=window)
+    ability = measure(policy, prepared.template, window=general_window(prepared))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(asdict(ability)))
     return ability

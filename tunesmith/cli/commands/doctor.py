@@ -142,7 +142,7 @@ def disk(free_in: Callable[[Path], int] = lambda path: shutil.disk_usage(path).f
     Args:
         free_in: returns the free bytes at a path.
     """
-    from tunesmith.models.loading.bundled_models import cache_dir
+    from tunesmith.data.user_cache import cache_dir
 
     checks = []
     for name, path, elsewhere in (

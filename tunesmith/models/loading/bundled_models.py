@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 
 from tunesmith.data.files import sha256_of_file
+from tunesmith.data.user_cache import cache_dir
 from tunesmith.errors import ModelError
 from tunesmith.models.loading.gguf_reader import read_gguf
 from tunesmith.models.loading.suppress_output import quiet
@@ -69,14 +69,6 @@ _MODELS = (
     ),
 )
 BUNDLED_MODELS: dict[str, BundledModel] = {model.alias: model for model in _MODELS}
-
-
-def cache_dir() -> Path:
-    """Return the folder for files that can be made again: $TUNESMITH_CACHE, or tunesmith/ in the user's cache."""
-    own = os.environ.get("TUNESMITH_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
 
 
 def folder_of(alias: str) -> Path:

@@ -1,0 +1,241 @@
+"""The work of every phase of a run, counted before it starts, and its seconds by formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tunesmith.config import SELF, AnyTechnique
+from tunesmith.data.examples.types import Example, LabelledText, Text
+from tunesmith.evaluation.diagnostics import general_ability_file
+from tunesmith.evaluation.predict import CHOICE_ROWS
+from tunesmith.evaluation.retention import WINDOW, WINDOWS
+from tunesmith.models.mlm_head import own_head
+from tunesmith.pipelines.plan.cost_model import reading_seconds, step_seconds, trainable, writing_seconds
+from tunesmith.pipelines.plan.history import RunKind, machine_of
+from tunesmith.pipelines.plan.profile import RunProfile, named
+from tunesmith.pipelines.plan.workload import READINGS, planned
+from tunesmith.training.batches import Batches
+from tunesmith.training.mlm_head import FEWEST_STEPS
+from tunesmith.training.overfit_check import ROWS
+from tunesmith.training.prepare import TrainingContext
+from tunesmith.training.replay import BATCH_SIZE, general_rows
+from tunesmith.training.train import base_policy
+
+# Steps after which the overfit check has usually passed.
+CHECK_STEPS = 10
+# Tokens of the general text and of the questions that probe general ability.
+GENERAL_TOKENS = 20_000
+# Starting values, corrected by the first run: seconds of TF-IDF by character and label and of a linear probe by row,
+# bytes per second of files.
+TFIDF_SECONDS = 3e-6
+PROBE_SECONDS = 1e-3
+FILE_BYTES = 300e6
+# Bytes of a checkpoint per trainable parameter: the parameter and two moments.
+CHECKPOINT_BYTES = 12
+# Tokens per second of reading and encoding rows.
+ENCODED = 100e3
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseWork:
+    """The work of one phase that trains nothing."""
+
+    read: float = 0.0  # tokens of forward passes without a backward pass
+    written: tuple[tuple[float, float], ...] = ()  # (decoding steps, rows that get a token in each step)
+    seconds: float = 0.0  # of everything else
+    trainings: float = 0.0  # multiples of the training of the run
+
+    def __add__(self, other: PhaseWork) -> PhaseWork:
+        """Return the sum of two works."""
+        return PhaseWork(
+            self.read + other.read,
+            (*self.written, *other.written),
+            self.seconds + other.seconds,
+            self.trainings + other.trainings,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunWork:
+    """The work of all phases, which is the same for every technique but for training."""
+
+    phases: dict[str, PhaseWork]
+    saves: int  # checkpoints
+    earliest: float  # share of training after which the run may stop early at the soonest
+
+
+def kind_of(prepared: TrainingContext, technique: AnyTechnique) -> RunKind:
+    """Return what the speed of a run depends on besides rows and machine."""
+    base = prepared.base
+    return RunKind(
+        model=base.fingerprint,
+        family=base.family,
+        objective=prepared.recipe.objective.kind,
+        technique=named(technique),
+    )
+
+
+def machine(prepared: TrainingContext) -> dict[str, str]:
+    """Return the machine of a run as it is recorded in the history."""
+    chosen = prepared.machine
+    return machine_of(device=chosen.device, dtype=chosen.dtype, threads=chosen.threads)
+
+
+def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
+    """Count the work of every phase of a run.
+
+    Args:
+        prepared: the run.
+        profile: its workload.
+    """
+    recipe, tasks = prepared.recipe, list(prepared.tasks.values())
+    plan = planned(prepared, base_policy(prepared))
+    learned = plan.steps * recipe.schedule.batch_rows
+    decoder = prepared.base.family == "decoder"
+    computed = profile.work.computed / learned * len(prepared.train) / sum(map(_tokens, tasks))
+    answers = tuple((float(group.answer), group.rows / 2) for group in profile.work.written)
+    scored = sum((_scored(task, computed) for task in tasks), PhaseWork(written=answers))
+    general = PhaseWork(read=GENERAL_TOKENS * decoder)
+    known = general_ability_file(prepared).exists() if decoder else True
+    evaluations = -(-plan.steps // plan.eval_steps) if plan.eval_steps else 0
+    gated = decoder and recipe.gates.max_general_nats is not None
+    per_validation = sum(_validation_tokens(task, profile) for task in tasks) + (WINDOW * WINDOWS if gated else 0)
+    validation = PhaseWork(read=evaluations * per_validation)
+    phases = {
+        "loading": PhaseWork(seconds=4 * profile.size.parameters / FILE_BYTES + sum(map(_tokens, tasks)) / ENCODED),
+        "replay samples": _replay(prepared),
+        "masked-LM head": _mlm_head(prepared, computed, plan.steps),
+        "baselines": PhaseWork(seconds=sum(map(_baseline_seconds, tasks))),
+        "base scoring": sum((_base_scored(task, computed) for task in tasks), scored),
+        "general ability before": PhaseWork() if known else general,
+        "controls": PhaseWork(trainings=1.0) + scored + validation if recipe.controls else PhaseWork(),
+        "reference log-probabilities": PhaseWork(read=sum(_referenced(task, computed) for task in tasks)),
+        "overfit check": PhaseWork(
+            trainings=CHECK_STEPS * ROWS * len(tasks) / learned if recipe.schedule.probe else 0.0
+        ),
+        "training": PhaseWork(trainings=1.0),
+        "validation": validation,
+        "general ability after": general,
+        "test scoring": sum((_calibrated(task, computed) for task in tasks), scored),
+        "diagnostics": PhaseWork(seconds=0.2),
+        "report": PhaseWork(seconds=2.0),
+    }
+    early = (plan.patience + 1) * plan.eval_steps / plan.steps if plan.eval_steps else 1.0
+    saves = -(-plan.steps // plan.save_steps) if plan.save_steps else 1
+    return RunWork(phases, saves + evaluations, min(1.0, early))
+
+
+def phase_seconds(run: RunWork, profile: RunProfile, technique: AnyTechnique) -> dict[str, float]:
+    """Return the seconds of each phase by formula; phases without work are left out.
+
+    Args:
+        run: the work of its phases.
+        profile: the network and the speed of the machine.
+        technique: trains the network.
+    """
+    size, pace = profile.size, replace(profile.pace, factor=1.0)
+    training = step_seconds(technique, size, profile.work, pace)
+    seconds = {
+        name: work.trainings * training
+        + reading_seconds(work.read, size, pace)
+        + sum(writing_seconds(steps, rows, size, pace) for steps, rows in work.written)
+        + work.seconds
+        for name, work in run.phases.items()
+    }
+    bytes_saved = CHECKPOINT_BYTES * trainable(technique, size, profile.work)
+    seconds["checkpoints"] = run.saves * bytes_saved / FILE_BYTES
+    seconds["saving"] = 0.3 + bytes_saved / FILE_BYTES
+    return {name: value for name, value in seconds.items() if value > 0}
+
+
+def _tokens(task: TrainingContext) -> int:
+    """Return the tokens of a task's training rows."""
+    return sum(row.length for row in task.train)
+
+
+def _size(examples: Sequence[Example]) -> int:
+    """Return the number of rows; of documents, whose lengths differ a hundredfold, the number of characters."""
+    return sum(len(example.text) if isinstance(example, Text) else 1 for example in examples)
+
+
+def _row_tokens(task: TrainingContext, computed: float) -> float:
+    """Return the tokens that the network computes for one row, or one character of a document."""
+    return computed * _tokens(task) / max(1, _size(task.loaded.split.train))
+
+
+def _scored(task: TrainingContext, computed: float) -> PhaseWork:
+    """Return the reading of the test rows by one model."""
+    return PhaseWork(read=_row_tokens(task, computed) * _size(task.test))
+
+
+def _base_scored(task: TrainingContext, computed: float) -> PhaseWork:
+    """Return the choice of a prompt, or the probe on the frozen model."""
+    objective, split = task.recipe.objective, task.loaded.split
+    templates = objective.prompt_templates(task.base.family)
+    choice = CHOICE_ROWS[objective.produces] if templates and objective.has_reference_answers else 0
+    choice_rows = min(len(split.validation or split.train), choice)
+    train, rows = _size(split.train), float(len(templates) * choice_rows)
+    probed = 0
+    if objective.produces in ("labels", "score") and not templates:
+        probed = train
+    elif objective.label_mode and task.recipe.controls:
+        probed = train
+        rows += _size(task.test)
+    written: tuple[tuple[float, float], ...] = ()
+    if templates and objective.produces == "text":
+        written = ((float(len(templates) * objective.max_new_tokens), choice_rows / 2),)
+    read = _row_tokens(task, computed) * (rows + probed)
+    return PhaseWork(read=read, written=written, seconds=PROBE_SECONDS * probed)
+
+
+def _calibrated(task: TrainingContext, computed: float) -> PhaseWork:
+    """Return the reading of the validation rows for temperature scaling."""
+    rows = _size(task.loaded.split.validation) if task.recipe.objective.label_mode else 0
+    return PhaseWork(read=_row_tokens(task, computed) * rows)
+
+
+def _referenced(task: TrainingContext, computed: float) -> float:
+    """Return the tokens that the reference model reads before training."""
+    objective, split = task.recipe.objective, task.loaded.split
+    if objective.reference == "none" or objective.samples_completions:
+        return 0.0
+    return _row_tokens(task, computed) * (_size(split.train) + _size(split.validation))
+
+
+def _validation_tokens(task: TrainingContext, profile: RunProfile) -> int:
+    """Return the tokens that one validation reads: for the loss, and for what is compared with the reference model."""
+    if not task.validation:
+        return 0
+    objective = task.recipe.objective
+    compared = objective.reference != "none" and not objective.samples_completions
+    passes = 1 + compared + (READINGS if objective.reference == "per_step" else 0)
+    return passes * sum(map(profile.counter.computed, Batches(task, task.validation).all()))
+
+
+def _baseline_seconds(task: TrainingContext) -> float:
+    """Return the seconds of TF-IDF, which is fitted if rows have one label."""
+    if task.recipe.objective.label_mode != "single":
+        return 0.0
+    split = task.loaded.split
+    characters = sum(len(row.text) for row in (*split.train, *task.test) if isinstance(row, LabelledText))
+    return 0.3 + TFIDF_SECONDS * characters * max(1.0, len(task.recipe.objective.known_labels) / 4)
+
+
+def _replay(prepared: TrainingContext) -> PhaseWork:
+    """Return the sampling of general rows by the base model."""
+    recipe = prepared.recipe
+    if recipe.replay.source != SELF or prepared.general or not recipe.replay.share:
+        return PhaseWork()
+    rows = general_rows(prepared) * -(-recipe.schedule.epochs // 1)
+    return PhaseWork(written=((rows / BATCH_SIZE * recipe.data.max_tokens, float(BATCH_SIZE)),))
+
+
+def _mlm_head(prepared: TrainingContext, computed: float, steps: int) -> PhaseWork:
+    """Return the training of a masked-LM head on the frozen encoder, which has no backward pass through it."""
+    base = prepared.base
+    head = base.family == "encoder" and prepared.recipe.objective.produces == "likelihood"
+    if not head or prepared.head is not None or own_head(base.network, base.folder) is not None:
+        return PhaseWork()
+    rows = max(FEWEST_STEPS, steps) * prepared.recipe.schedule.batch_rows
+    return PhaseWork(read=computed * rows * _tokens(prepared) / max(1, len(prepared.train)))
