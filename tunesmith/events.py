@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StageStarted:
-    """A stage of the command began, such as `loading smollm2-135m`."""
+    """A stage of the command began, such as `loading smollm2-135m`.
+
+    A stage with a number begins a phase of the command; stages without one follow within it.
+    """
 
     kind: ClassVar[str] = "stage"
     text: str
+    number: int = 0  # from 1; 0 for a stage within a phase
+    total: int = 0  # phases of the command
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,27 @@ class Resumed:
     step: int
 
 
-Event = StageStarted | Note | MachineChosen | DataLoaded | OverfitChecked | StepFinished | Validated | Resumed
+@dataclass(frozen=True, slots=True)
+class ForecastUpdated:
+    """The expected rest of a run, by what was measured in it so far; both bounds should hold in 9 of 10 runs."""
+
+    kind: ClassVar[str] = "forecast"
+    seconds_left: float
+    low: float
+    high: float
+
+
+Event = (
+    StageStarted
+    | Note
+    | MachineChosen
+    | DataLoaded
+    | OverfitChecked
+    | StepFinished
+    | Validated
+    | Resumed
+    | ForecastUpdated
+)
 EventHandler = Callable[[Event], None]
 
 
@@ -142,4 +167,7 @@ def as_dict(event: Event) -> dict[str, Any]:
     if isinstance(event, StepFinished | Validated):
         return {"event": event.kind, **journal_record(event)}
     owner = event.facts if isinstance(event, DataLoaded) else event
-    return {"event": event.kind, **{name: getattr(owner, name) for name in _names(owner)}}
+    record = {"event": event.kind, **{name: getattr(owner, name) for name in _names(owner)}}
+    if isinstance(event, StageStarted) and not event.number:  # as it was before phases had numbers
+        del record["number"], record["total"]
+    return record

@@ -163,6 +163,8 @@ def duration(seconds: float | None) -> str:
 def describe(event: Event) -> list[str]:
     """Return an event as lines of text."""
     match event:
+        case StageStarted(text, number, total) if number:
+            return [f"[{number}/{total}] {text}"]
         case StageStarted() | Note() | MachineChosen():
             return [event.text]
         case DataLoaded(facts):
