@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +12,15 @@ import numpy as np
 from tunesmith.config import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.config.aliases import changed_keys
 from tunesmith.config.annotated_yaml import AnnotatedRecipe
+from tunesmith.config.commands import audit_fix, columns_set
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
-from tunesmith.config.resolve import BATCH_ROWS, BYTES_A_TOKEN, COLUMN_KEYS, default_epochs, learned_rows, size_of
+from tunesmith.config.resolve import BATCH_ROWS, BYTES_A_TOKEN, default_epochs, learned_rows, size_of
 from tunesmith.data.examples.types import Chat, Example, LabelledText, Text
+from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.document_folder import passed_over
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, as_word, columns_of, keep
-from tunesmith.data.schema.formats import LANGUAGES, Format, detect
+from tunesmith.data.schema.formats import LANGUAGES, Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess, guess
 from tunesmith.data.splits.split import PASSAGES
 from tunesmith.errors import DataError, RowError, UnsettledError
@@ -64,7 +65,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> A
     rows = read_rows(data, offline=offline)
     reasons: dict[str, str] = {}
     named = changed_keys(changes)
-    detected = None if named & {"objective", "objective.kind"} else _detect_or_guess(rows)
+    detected = None if named & {"objective", "objective.kind"} else detect_or_guess(rows)
     raw: dict[str, Any] = {"model": "smollm2-135m", "data": {"train": data}}
     if detected is not None:
         raw["objective"] = _objective(detected, reasons)
@@ -74,10 +75,11 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> A
         changes = [change for change in changes if change != f"objective={fits.objective}"]
         recipe, _ = make_recipe(raw, place=f"init {data}", changes=changes)
     kept = keep(rows, recipe.data.where)
+    kept, skipped = usable(kept, recipe.objective.columns(kept))
     used = {value for value in recipe.objective.model_dump().values() if isinstance(value, str)}
     group = recipe.data.group or _group(kept, used)
     guessed = detected.change() if isinstance(detected, Guess) else ""
-    examples = _examples(recipe, kept, group, guessed or _as_named(recipe))
+    examples = _examples(recipe, kept, group, guessed or columns_set(recipe.objective.model_dump()))
     family = "encoder" if recipe.model == SMALL_ENCODER else "decoder"
     bound = recipe.objective.bind(examples, family)
     instruction = _instruction(bound, reasons)
@@ -85,7 +87,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> A
         examples, group, instruction=instruction.get("instruction", ""), model=recipe.model, reasons=reasons
     )
     reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
-    reasons["data.train"] += f"; {left}" if (left := passed_over(data)) else ""
+    reasons["data.train"] += "".join(f"; {note}" for note in (*skipped, passed_over(data)) if note)
     raw.setdefault("objective", {"kind": bound.kind})
     raw["objective"] |= instruction
     if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:
@@ -107,20 +109,12 @@ def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> 
     try:
         examples = recipe.objective.examples(rows, group=group)
     except RowError as error:
-        audit = " ".join(
-            ["tunesmith", "audit", shlex.quote(recipe.data.train), *filter(None, [guessed]), "--fix", "OUT"]
-        )
-        raise DataError(f"{error}; to drop such rows: `{audit}`") from error
+        fix = audit_fix(recipe.data.train, guessed)
+        raise DataError(f"{error}\nto drop these rows, run `{fix}`") from error
     if len(examples) < MIN_ROWS and not isinstance(recipe.data.test, str):
         fix = f"give {MIN_ROWS} or more" + f", or split them: `{PASSAGES}`" * isinstance(examples[0], Text)
         raise DataError(f"{recipe.data.train}: {len(examples)} rows are too few for a test split; {fix}")
     return examples
-
-
-def _as_named(recipe: Recipe) -> str:
-    """Return the objective and its columns as command-line options; empty if the recipe names no columns."""
-    columns = {key: value for key, value in recipe.objective.model_dump(include=COLUMN_KEYS).items() if value}
-    return Guess(recipe.objective.kind, columns).change() if columns else ""
 
 
 def _reason(key: str, why: str, named: set[str]) -> str:
@@ -130,18 +124,6 @@ def _reason(key: str, why: str, named: set[str]) -> str:
         if any(name.removesuffix(".kind") in (key, key.partition(".")[0]) for name in named)
         else why
     )
-
-
-def _detect_or_guess(rows: Sequence[Row]) -> Format | Guess:
-    """Detect the format of the rows, or guess it from their values if the column names are unknown."""
-    try:
-        return detect(rows)
-    except UnsettledError:
-        raise
-    except DataError:
-        if (guessed := guess(rows)) is None:
-            raise
-        return guessed
 
 
 def _guess_for(rows: Sequence[Row], kind: str) -> Guess | None:

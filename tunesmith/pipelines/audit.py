@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config.aliases import changed_keys
+from tunesmith.config.commands import quoted, set_options
 from tunesmith.data.audit.chunks import has_column, head
 from tunesmith.data.audit.findings import Audit
 from tunesmith.data.audit.fix import CleanedCopy, check_out, fix, log_of
@@ -18,8 +19,9 @@ from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.run import audit
 from tunesmith.data.files import check_folder, is_recipe
 from tunesmith.data.readers.row import Row, file_of, missing_column
-from tunesmith.data.schema.formats import LOOKED_AT, Format, detect
-from tunesmith.errors import DataError
+from tunesmith.data.schema.formats import LOOKED_AT, Format, detect, detect_or_guess
+from tunesmith.data.schema.guess import Guess
+from tunesmith.errors import DataError, UnsettledError
 from tunesmith.report.html import environment
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ COLUMN_KEYS = {
 }
 # Roles whose columns may be missing in test rows.
 OPTIONAL_ROLES = ("label", "answer", "system", "input", "history", "tools")
+GUESSED_FROM = 100_000  # rows, at most, whose values a guess looks at
 EMBEDDED_TOKENS = 256  # of a text, for embeddings
 DEFAULT_MAX_TOKENS = 2048  # of a row, if neither the recipe nor the model has a limit
 # CSS classes of the page, by verdict and by severity.
@@ -110,7 +113,8 @@ def _recipe(request: AuditRequest, *, offline: bool) -> Recipe | None:
     changed = changed_keys(request.changes)
     if not changed & {"objective", "objective.kind"}:  # the named columns determine the objective, or else the rows
         kinds = [kind for kind, keys in COLUMN_KEYS.items() if any(f"objective.{key}" in changed for key in keys)]
-        kind = kinds[0] if kinds else detect(head(request.source, LOOKED_AT, offline=offline)).objective
+        rows = head(request.source, LOOKED_AT, offline=offline)
+        kind = kinds[0] if kinds else _detected(request.source, rows, offline=offline).objective
         raw["objective"] = {"kind": kind}
     return make_recipe(raw, place=request.source, changes=request.changes)[0]
 
@@ -123,7 +127,7 @@ def _source(request: AuditRequest, recipe: Recipe | None, *, offline: bool) -> A
         raise DataError(f"{request.source}: a recipe of {len(recipe.parts)} tasks, each with its own rows; {fix}")
     source = recipe.data.train if recipe else request.source
     rows = head(source, LOOKED_AT, offline=offline)
-    format = _format(rows, recipe) if recipe else detect(rows)
+    format = _format(rows, recipe) if recipe else _detected(source, rows, offline=offline)
     if recipe and recipe.data.group and not has_column(source, recipe.data.group, offline=offline):
         raise DataError(missing_column(rows, recipe.data.group))
     if request.against:
@@ -133,8 +137,20 @@ def _source(request: AuditRequest, recipe: Recipe | None, *, offline: bool) -> A
         against = tuple(path for path in held_out if isinstance(path, str) and path)
     for path in against:
         _check_columns(head(path, LOOKED_AT, offline=offline), format.columns)
-    shape = format.explain().replace("detected as named", "columns as named")
+    guessed = isinstance(format, Guess)
+    shape = "guessed from column names and values; check it: " * guessed + format.explain()
+    shape = shape.replace("detected as named", "columns as named")
     return AuditSource(source, format.columns, against, recipe.data.where if recipe else {}, shape)
+
+
+def _detected(source: str, rows: list[Row], *, offline: bool) -> Format | Guess:
+    """Detect the columns from the first rows, or guess them as `tunesmith init` does, from rows of the whole file."""
+    try:
+        return detect(rows)
+    except UnsettledError:
+        raise
+    except DataError:
+        return detect_or_guess(head(source, GUESSED_FROM, offline=offline))
 
 
 def _format(rows: list[Row], recipe: Recipe) -> Format:
@@ -200,6 +216,24 @@ def model_tools(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
 
     tools: dict[str, Any] = {"count": count, "limit": min(limit or longest, longest), "read": read}
     return {**tools, "embed": embed} if base.family == "encoder" else tools
+
+
+def next_command(source: str, copy: Path, changes: Sequence[str]) -> str:
+    """Return the command that tunes on a cleaned copy.
+
+    Args:
+        source: what was audited, a file or a recipe.
+        copy: the cleaned copy.
+        changes: recipe settings of the audit, `key=value`.
+    """
+    if is_recipe(Path(source)):
+        options = set_options([*changes, f"data.train={copy}"])
+        return f"tunesmith tune {quoted(source)} {options} --dry-run"
+    options = set_options(changes)
+    if not changes:
+        found = detect_or_guess(head(str(copy), GUESSED_FROM))
+        options = found.change() if isinstance(found, Guess) else ""
+    return " ".join(filter(None, ["tunesmith tune", quoted(copy), options, "--dry-run"]))
 
 
 def sentence(audit: Audit) -> str:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from tunesmith.config import AnyObjective, make_recipe
 from tunesmith.config.resolve import COLUMN_KEYS
 from tunesmith.data.examples.types import Example, LabelledText
+from tunesmith.data.examples.usable import usable
 from tunesmith.data.files import read_page
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import columns_of, keep
@@ -195,7 +196,10 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
         raw["data"] |= {"max_tokens": manifest.limit, "group": group if group in columns else ""}
     recipe, notes = make_recipe(raw, place=f"evaluate {request.data}", changes=request.changes)
     objective = recipe.objective
-    examples = [*by_prompt(objective.examples(keep(rows, recipe.data.where), group=recipe.data.group))]
+    rows = keep(rows, recipe.data.where)
+    rows, skipped = usable(rows, roles := objective.columns(rows))
+    notes += skipped
+    examples = [*by_prompt(objective.examples(rows, group=recipe.data.group, columns=roles))]
     if request.rows and request.rows < len(examples):
         indices = sorted(random.Random(recipe.seed).sample(range(len(examples)), request.rows))
         notes.append(f"{request.rows} of {len(examples)} rows, sampled with seed {recipe.seed}")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import Tensor
 
 from tunesmith.config import SELF, AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
+from tunesmith.config.commands import audit_fix, columns_set
 from tunesmith.config.style_rules import read_style_rules
 from tunesmith.data.audit.gate import gate
 from tunesmith.data.examples.types import Example
+from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row
 from tunesmith.data.splits.load import DataFacts, DatasetSplits, Sources, check_names, load
@@ -19,7 +22,7 @@ from tunesmith.data.splits.multitask import Asking, remove_cross_task_leaks
 from tunesmith.data.splits.split import Split, unlearned_labels
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.masking import Masking
-from tunesmith.errors import DataError, RecipeError, Refused
+from tunesmith.errors import DataError, RecipeError, Refused, RowError
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
@@ -129,11 +132,14 @@ class Reader:
         self._objective = objective
         self._group = group
         self._columns: Mapping[str, str] = {}
+        self.notes: list[str] = []  # on skipped rows
 
     def __call__(self, rows: Sequence[Row]) -> list[Example]:
         """Parse the rows of one file. Raises DataError."""
         columns = self._columns_of_later_file(rows) if self._columns else self._objective.columns(rows)
         self._columns = self._columns or columns
+        rows, notes = usable(rows, columns)
+        self.notes += notes
         return self._objective.examples(rows, group=self._group, columns=columns)
 
     def _columns_of_later_file(self, rows: Sequence[Row]) -> Mapping[str, str]:
@@ -169,7 +175,12 @@ def read_data(recipe: Recipe, *, offline: bool) -> DatasetSplits:
     if recipe.objective.samples_completions:  # a completion finds its row again by the row's location
         check_names((data.train, data.validation))
     sources = Sources(data.train, data.validation, data.test, data.group, data.where)
-    loaded = load(sources, Reader(recipe.objective, data.group), seed=recipe.seed, offline=offline)
+    reader = Reader(recipe.objective, data.group)
+    try:
+        loaded = load(sources, reader, seed=recipe.seed, offline=offline)
+    except RowError as error:
+        raise RowError(f"{error}\nto drop these rows, run `{_audit_of(recipe, str(error))}`") from error
+    loaded = replace(loaded, split=replace(loaded.split, notes=(*reader.notes, *loaded.split.notes)))
     if data.rows:
         split = loaded.split
         random.Random(recipe.seed).shuffle(split.train)
@@ -179,6 +190,15 @@ def read_data(recipe: Recipe, *, offline: bool) -> DatasetSplits:
         loaded = replace(loaded, split=replace(split, notes=(*split.notes, *notes)))
     recipe.objective.bind(loaded.split.examples(), "decoder")  # reports a single or unknown label now
     return loaded
+
+
+def _audit_of(recipe: Recipe, error: str) -> str:
+    """Return the command that drops the rows which an error lists: it begins with the name of their file."""
+    data = recipe.data
+    files = [source for source in (data.train, data.validation, data.test) if isinstance(source, str)]
+    name = error.partition(":")[0]
+    source = next((file for file in files if Path(file).name.partition("#")[0] == name), data.train)
+    return audit_fix(source, columns_set(recipe.objective.model_dump()))
 
 
 def audited(recipe: Recipe, loaded: DatasetSplits) -> DatasetSplits:
@@ -196,7 +216,7 @@ def audited(recipe: Recipe, loaded: DatasetSplits) -> DatasetSplits:
     """
     result = gate(loaded.split)
     if result.problems and recipe.data.audit == "stop":
-        fix = "run `tunesmith audit DATA --fix OUT`, or continue with `--set data.audit=note`"
+        fix = f"run `{_audit_of(recipe, '')}`, or continue with `--set data.audit=note`"
         raise Refused("\n".join(f"{recipe.data.train}: {problem}; {fix}" for problem in result.problems))
     ignored = (f"continued despite a severe problem of the rows: {problem}" for problem in result.problems)
     notes = (*loaded.split.notes, *result.notes, *ignored)

@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
         help="check rows for problems and write a cleaned copy",
         description="Check every row for duplicates, leaked test rows, wrong labels, broken encoding, personal data, "
         "secrets and other problems. The data is not changed; --fix writes a cleaned copy and a log of every changed "
-        "or dropped row. Exits with 1 if there are errors that block training.",
+        "or dropped row. Exits with 1 if there are errors that block training and no cleaned copy was written.",
     )
     parser.add_argument("source", metavar="DATA|RECIPE", help=f"{ROW_FILES}, or recipe.yaml")
     parser.add_argument("--against", default="", metavar="TEST", help="test rows that must not appear in the data")
@@ -42,9 +42,10 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Audit the rows; return 1 if a finding blocks training."""
+    """Audit the rows; return 1 if a finding blocks training and no cleaned copy was written."""
+    from tunesmith.config.commands import audit_fix, set_options
     from tunesmith.data.cpu_count import cores
-    from tunesmith.pipelines.audit import AuditRequest, audit_rows, page
+    from tunesmith.pipelines.audit import AuditRequest, audit_rows, next_command, page
 
     if args.model:
         hush()
@@ -56,8 +57,11 @@ def run(args: argparse.Namespace) -> int:
     fixed = None if done.fixed is None else {"path": done.fixed.out, "log": done.fixed.log}
     if not publish({**done.audit.model_dump(mode="json"), **({"fixed": fixed} if fixed else {})}, args):
         _show(done)
+    if done.fixed is not None:
+        log(f"next: {next_command(args.source, done.fixed.out, args.changes)}")
+        return 0
     if done.audit.verdict == "blocked":
-        fix = "fix the rows, or use --fix OUT" if done.fixed is None else f"use the cleaned copy {done.fixed.out}"
+        fix = f"run `{audit_fix(args.source, set_options(args.changes))}`, or correct the rows"
         log(f"error: {args.source}: {', '.join(f.kind for f in done.audit.blocking)}; {fix}")
         return 1
     return 0

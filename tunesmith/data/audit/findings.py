@@ -28,14 +28,17 @@ class Check:
 
 DROP = "--fix OUT drops these rows"
 FIRST = "--fix OUT keeps the first row of each group and drops the others"
+MOST_BLANK = 0.5  # share of rows that cannot be used, above which the columns are probably the wrong ones
 # All checks, in report order.
 CHECKS: Mapping[str, Check] = {
     "unreadable": Check(
         "blocking", 0, "the line is not a row", DROP + "; or write an object, or as many cells as the header"
     ),
     "wrong_roles": Check("blocking", 0, "invalid roles or order of turns", DROP),
-    "empty": Check("blocking", 0, "blank text", DROP),
-    "nothing_to_learn": Check("blocking", 0, "missing answer or label, or a placeholder", DROP),
+    "empty": Check("warning", MOST_BLANK, "blank text", f"runs skip these rows; {DROP}"),
+    "nothing_to_learn": Check(
+        "warning", MOST_BLANK, "missing answer or label, or a placeholder", f"runs skip blank ones; {DROP}"
+    ),
     "leak": Check(
         "blocking", 0, "a duplicate or near-duplicate of a test row: the score would measure memorisation", DROP
     ),

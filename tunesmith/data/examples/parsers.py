@@ -197,9 +197,7 @@ def text_of(row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise row_error(row, column, "must be text")
     if not value.strip():
-        raise DataError(
-            f"{row.where}: column {column!r} is blank; drop the row, or run `tunesmith audit DATA --fix OUT`"
-        )
+        raise DataError(f"{row.where}: column {column!r} is blank; fill it or drop the row")
     return whole(value, f"{row.where}: column {column!r}")
 
 

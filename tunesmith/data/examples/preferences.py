@@ -42,10 +42,7 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
             fix = "cut both chats after the turns that they share"
             raise DataError(f"{row.where}: the turns before chosen and rejected differ; {fix}")
         if " ".join(chosen.split()) == " ".join(rejected.split()):
-            raise DataError(
-                f"{row.where}: chosen and rejected are the same answer; drop the row, or run "
-                "`tunesmith audit DATA --fix OUT`"
-            )
+            raise DataError(f"{row.where}: chosen and rejected are the same answer; drop the row")
         prompt = tuple(instructed(with_system(chosen_prompt, row, columns.get("system", "")), instruction))
         margin = _margin(row, columns.get("margin", ""))
         cut = (row.fields.get("chosen_cut") is True, row.fields.get("rejected_cut") is True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tunesmith.data.readers.row import Row, columns_of, file_of
 from tunesmith.data.schema.ambiguous import BOTH_READ, nameless, unjudged
-from tunesmith.data.schema.guess import guess, has_label, unguessed
+from tunesmith.data.schema.guess import Guess, guess, has_label, unguessed
 from tunesmith.data.schema.values import (
     are_shares,
     are_turns,
@@ -129,6 +129,26 @@ def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
     else:
         fix = "write the columns in the recipe, as objective: " + " or ".join(EXPLICIT)
     raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}{_odd(sample)}; {fix}")
+
+
+def detect_or_guess(rows: Sequence[Row]) -> Format | Guess:
+    """Detect the format, or guess the roles of columns whose names are unknown.
+
+    Args:
+        rows: rows of one file.
+
+    Raises:
+        DataError: if no format matches and nothing can be guessed.
+        UnsettledError: if the format is known but it is unclear which answers to train on.
+    """
+    try:
+        return detect(rows)
+    except UnsettledError:
+        raise
+    except DataError:
+        if (guessed := guess(rows)) is None:
+            raise
+        return guessed
 
 
 def by_word(rows: Sequence[Row]) -> dict[str, str]:

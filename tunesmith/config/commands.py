@@ -1,0 +1,56 @@
+"""Commands that messages print, with the real paths of the user, so that they work when pasted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.schema.guess import Guess
+
+ROLE_KEYS = ("text", "label", "prompt", "answer", "messages", "chosen", "rejected")
+
+
+def quoted(path: str | Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
+def clean_name(source: str) -> Path:
+    """Return a free name for a cleaned copy of a file, next to it.
+
+    Args:
+        source: file, Hub dataset, or `FILE.xlsx#Sheet`.
+    """
+    path = Path(source.partition("#")[0])
+    stem = path.name.partition(".")[0] or "rows"
+    folder = path.parent if path.parent.is_dir() else Path()
+    names = (folder / f"{stem}-clean{f'-{number}' if number else ''}.jsonl" for number in count())
+    return next(name for name in names if not name.exists() and not name.with_name(f"{name.name}.log.jsonl").exists())
+
+
+def columns_set(objective: Mapping[str, Any]) -> str:
+    """Return the option that names an objective and its columns; empty if it names no column.
+
+    Args:
+        objective: the section `objective` of a recipe.
+    """
+    named = {key: objective[key] for key in ROLE_KEYS if objective.get(key)}
+    return Guess(objective["kind"], named).change() if named else ""
+
+
+def audit_fix(source: str, columns: str = "") -> str:
+    """Return the command that writes a cleaned copy of a file.
+
+    Args:
+        source: file or Hub dataset.
+        columns: option that names the columns, from `columns_set`.
+    """
+    return " ".join(filter(None, ["tunesmith audit", quoted(source), columns, "--fix", quoted(clean_name(source))]))
+
+
+def set_options(changes: Sequence[str]) -> str:
+    """Return `key=value` changes as options of a command line."""
+    return " ".join(f"--set {shlex.quote(change)}" for change in changes)

@@ -1,0 +1,63 @@
+"""Skip rows that have nothing to learn or score: a blank text, label or answer. Each reason is counted in a note."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from tunesmith.data.readers.row import Row, file_of
+from tunesmith.data.schema.values import is_nothing
+
+# Roles without which a row cannot be used; the others, such as `system` and `input`, may be blank in any row.
+NEEDED = ("text", "label", "prompt", "answer", "messages", "conversations", "chosen", "rejected")
+LISTED = 3  # locations in a note
+
+
+def usable(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+    """Return the rows that have a value in every needed column, and a note per reason for skipping others.
+
+    A column that is blank in every row is left to the parser, which reports it.
+
+    Args:
+        rows: rows of one file.
+        columns: role -> column, as named or detected.
+
+    Returns:
+        The rows, and one line per reason with the number of rows and the first locations.
+    """
+    needed = [columns[role] for role in NEEDED if role in columns]
+    needed = [column for column in needed if not all(_blank(row.fields.get(column)) for row in rows)]
+    kept: list[Row] = []
+    skipped: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if reason := _reason(row, needed, columns):
+            skipped[reason].append(row.where)
+        else:
+            kept.append(row)
+    if not kept:
+        return list(rows), []
+    notes = [
+        f"{file_of(rows)}: {len(places)} of {len(rows)} rows skipped, {reason} ({_listed(places)})"
+        for reason, places in skipped.items()
+    ]
+    return kept, notes
+
+
+def _reason(row: Row, needed: Sequence[str], columns: Mapping[str, str]) -> str:
+    """Return why a row has nothing to learn; empty if it has."""
+    if blank := next((column for column in needed if _blank(row.fields.get(column))), ""):
+        return f"{blank!r} is blank"
+    if "chosen" in columns and "rejected" in columns:
+        chosen, rejected = (row.fields.get(columns[role]) for role in ("chosen", "rejected"))
+        if isinstance(chosen, str) and isinstance(rejected, str) and chosen.split() == rejected.split():
+            return "chosen and rejected are the same answer"
+    return ""
+
+
+def _blank(value: object) -> bool:
+    """Return whether a cell is missing or only spaces. An empty list is a value: a row may have no labels."""
+    return value != [] and (is_nothing(value) or (isinstance(value, str) and not value.strip()))
+
+
+def _listed(places: Sequence[str]) -> str:
+    return ", ".join(places[:LISTED]) + (", ..." if len(places) > LISTED else "")
