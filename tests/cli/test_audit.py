@@ -28,7 +28,7 @@ def test_a_blocking_fault_exits_with_1_and_is_shown_with_its_line(command: Comma
     done = command("audit", rows, "--offline")
     assert done.code == 1
     assert "rows.jsonl:61: (1 of 20 characters) the key is <secret>" in done.out
-    assert f"error: {rows}: secret; fix the rows, or use --fix OUT" in done.err
+    assert f"error: {rows}: secret; run `tunesmith audit {rows} --fix {tmp_path / 'rows-clean.jsonl'}`" in done.err
 
 
 def test_the_page_is_one_file_and_escapes_what_rows_hold(command: Command, tmp_path: Path) -> None:
@@ -89,13 +89,34 @@ def test_a_file_without_rows_is_told_by_its_lines(command: Command, tmp_path: Pa
     assert "broken.jsonl:2: expected an object, got list; " in done.err
 
 
-def test_a_blocked_audit_with_a_copy_names_the_copy(command: Command, tmp_path: Path) -> None:
+def test_an_audit_that_wrote_a_copy_succeeds_and_names_the_next_command(command: Command, tmp_path: Path) -> None:
     half, out = tmp_path / "half.jsonl", tmp_path / "ok.jsonl"
     write_rows(half, reviews())
     half.write_text(half.read_text() + "{broken\n")
+    blocked = command("audit", half, "--offline")
+    assert blocked.code == 1
+    assert f"unreadable; run `tunesmith audit {half} --fix {tmp_path / 'half-clean.jsonl'}`" in blocked.err
     done = command("audit", half, "--fix", out, "--offline")
-    assert done.code == 1
-    assert f"error: {half}: unreadable; use the cleaned copy {out}" in done.err
+    assert done.code == 0
+    assert "error" not in done.err
+    assert done.err.endswith(f"next: tunesmith tune {out} --dry-run\n")
+
+
+def test_a_table_with_blank_cells_and_unknown_columns_goes_from_file_to_run(
+    command: Command, tmp_path: Path, tiny_llama: Path
+) -> None:
+    lines = [f"{i},message number {i} about the {('bill', 'lid')[i % 2]},{('a', 'b')[i % 2]}" for i in range(40)]
+    lines[4], lines[9] = "4,message number 4,", "9,,b"
+    (tmp_path / "blank cells.csv").write_text("\n".join(["nr,remarks,queue", *lines]) + "\n")
+    done = command("audit", tmp_path / "blank cells.csv", "--offline")
+    assert done.code == 0, done.err
+    assert "guessed from column names and values; check it: remarks -> text, queue -> label" in done.err
+    recipe = tmp_path / "recipe.yaml"
+    made = command("init", tmp_path / "blank cells.csv", "--out", recipe, "--offline")
+    assert made.code == 0, made.err
+    assert "1 of 40 rows skipped, 'queue' is blank" in made.out
+    assert command("tune", recipe, "--model", tiny_llama, "--dry-run", *PLAIN).code == 0
+    assert command("audit", recipe, "--offline").code == 0
 
 
 def test_a_cleaned_copy_is_written_and_passes(command: Command, tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def _notes() -> str:
 def faulty(name: str) -> list[dict[str, object]]:
     """Reviews with one fault."""
     rows = reviews()
-    if name == "empty text":
-        rows[16]["text"] = " "
+    if name == "fraction":
+        rows[16]["label"] = 0.5
     elif name == "one class":
         for row in rows:
             row["label"] = "positive"
@@ -184,7 +184,7 @@ def faulty(name: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("fault", "code", "place", "finding"),
     [
-        ("empty text", 2, "reviews.jsonl:17", "column 'text' is blank; drop the row"),
+        ("fraction", 2, "reviews.jsonl:17", "column 'label' must be a word, a whole number or a list"),
         ("one class", 2, "reviews.jsonl", "only one label ('positive') in 60 rows"),
         ("no label", 2, "reviews.jsonl", "no column 'label'"),
     ],

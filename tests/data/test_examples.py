@@ -35,7 +35,7 @@ def test_all_faults_of_a_file_are_told_together():
         texts(rows({"text": "ok"}, {"text": None}, {"text": "  "}, {"id": 3}), text="text")
     assert str(caught.value).split("\n") == [
         "train.jsonl:2: column 'text' must be text, got None; columns here: ['text']",
-        "train.jsonl:3: column 'text' is blank; drop the row, or run `tunesmith audit DATA --fix OUT`",
+        "train.jsonl:3: column 'text' is blank; fill it or drop the row",
         "train.jsonl:4: column 'text' must be text, got None; columns here: ['id']",
     ]
 

@@ -322,15 +322,21 @@ def test_llama_factorys_ppo_stays_ppo_and_its_reward_model_is_named_with_what_to
 
 
 def test_rows_that_cannot_be_read_come_with_the_command_that_drops_them(tmp_path: Path) -> None:
-    rows = [{"what they wrote": f"a longer sentence {i}", "team": "" if i == 3 else "ab"[i % 2]} for i in range(40)]
+    rows = [{"what they wrote": f"a longer sentence {i}", "team": 0.5 if i == 3 else "ab"[i % 2]} for i in range(40)]
     with pytest.raises(DataError) as error:
         draft(str(write_rows(tmp_path / "odd rows.jsonl", rows)))
-    finding, cure = str(error.value).split("; to drop such rows")
-    assert "\n" not in finding
+    finding, cure = str(error.value).split("; to drop these rows")
     assert "odd rows.jsonl:4: column 'team' must be" in finding
     words = shlex.split(cure.split("`")[-2])
     assert words[:3] == ["tunesmith", "audit", str(tmp_path / "odd rows.jsonl")]
-    assert words[3:] == ["--set", "objective={kind: classify, text: what they wrote, label: team}", "--fix", "OUT"]
+    columns = "objective={kind: classify, text: what they wrote, label: team}"
+    assert words[3:] == ["--set", columns, "--fix", str(tmp_path / "odd rows-clean.jsonl")]
+
+
+def test_rows_with_blank_cells_are_skipped_and_counted(tmp_path: Path) -> None:
+    rows = [{"what they wrote": f"a longer sentence {i}", "team": "" if i == 3 else "ab"[i % 2]} for i in range(40)]
+    made = draft(str(write_rows(tmp_path / "odd rows.jsonl", rows)))
+    assert "1 of 40 rows skipped, 'team' is blank (odd rows.jsonl:4)" in made.reasons["data.train"]
 
 
 def test_a_column_that_is_not_there_is_no_fault_of_rows(rows: Path) -> None:

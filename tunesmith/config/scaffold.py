@@ -110,7 +110,7 @@ def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> 
         examples = recipe.objective.examples(rows, group=group)
     except RowError as error:
         fix = audit_fix(recipe.data.train, guessed)
-        raise DataError(f"{error}\nto drop these rows, run `{fix}`") from error
+        raise DataError(f"{error}; to drop these rows: `{fix}`") from error
     if len(examples) < MIN_ROWS and not isinstance(recipe.data.test, str):
         fix = f"give {MIN_ROWS} or more" + f", or split them: `{PASSAGES}`" * isinstance(examples[0], Text)
         raise DataError(f"{recipe.data.train}: {len(examples)} rows are too few for a test split; {fix}")

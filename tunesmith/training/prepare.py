@@ -179,7 +179,7 @@ def read_data(recipe: Recipe, *, offline: bool) -> DatasetSplits:
     try:
         loaded = load(sources, reader, seed=recipe.seed, offline=offline)
     except RowError as error:
-        raise RowError(f"{error}\nto drop these rows, run `{_audit_of(recipe, str(error))}`") from error
+        raise RowError(f"{error}; to drop these rows: `{_audit_of(recipe, str(error))}`") from error
     loaded = replace(loaded, split=replace(loaded.split, notes=(*reader.notes, *loaded.split.notes)))
     if data.rows:
         split = loaded.split
