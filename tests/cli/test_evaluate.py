@@ -29,6 +29,23 @@ def test_json_is_the_task_of_a_comparison(command: Command, encoder_run: Path, r
     assert len(task["ci95"]) == 2
 
 
+def test_the_file_is_given_by_position_or_by_option_and_only_once(
+    command: Command, encoder_run: Path, rows: Path
+) -> None:
+    by_position = command("evaluate", encoder_run, rows, "--json", "--offline")
+    by_option = command("evaluate", encoder_run, "--data", rows, "--json", "--offline")
+    assert (by_position.code, by_position.out) == (0, by_option.out)
+    both = command("evaluate", encoder_run, rows, "--data", "other.jsonl")
+    assert both.code == 2
+    assert both.err.strip().endswith(
+        f"FILE {rows} and --data other.jsonl: two files of rows; give one of them, as in "
+        f"`tunesmith evaluate {encoder_run} {rows}`"
+    )
+    neither = command("evaluate", encoder_run)
+    assert neither.code == 2
+    assert "no file of rows; give one of them" in neither.err
+
+
 def test_people_see_a_table_and_programs_a_file(
     command: Command, encoder_run: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import bases
 from tests.served import HEAD, LABELS, engine_over, save_run
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.errors import ModelError
 from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
 from tunesmith.inference.serving.continuous_batching import _fitting
 from tunesmith.inference.serving.engine import Engine
@@ -124,6 +127,22 @@ def test_a_run_of_its_own_weights_and_runs_over_the_base_are_served_side_by_side
     for name in ("full", "lora"):
         wanted = load(tmp_path / name).reply([Message("user", "hi")], sampling=GREEDY).text
         assert Answer(engine, asked(name, "hi")).text() == wanted
+
+
+def test_a_base_model_is_served_alone_and_shares_its_weights_with_runs_over_it(tmp_path: Path, over):
+    save_run(tmp_path / "lora", Lora(rank=4))
+    base = bases.folder("llama")
+    wanted = open_model(base).reply([Message("user", "hi")], sampling=GREEDY).text
+    assert Answer(over({"llama": [base]}), asked("llama", "hi")).text() == wanted
+    engine = over({"llama": [base], "lora": [tmp_path / "lora"]})
+    assert Answer(engine, asked("llama", "hi")).text() == wanted
+    assert [run.name for run in engine.registry.runs()] == ["llama", "lora"]
+    assert len(engine.registry.shared_bases()) == 1
+
+
+def test_an_encoder_base_is_not_served(over):
+    with pytest.raises(ModelError, match="an encoder without a tuned head cannot answer; serve a decoder or a run"):
+        over({"bert": [bases.folder("bert")]})
 
 
 def test_what_questions_share_is_read_once_and_known_again_later(one: Path, over):

@@ -27,7 +27,8 @@ def add(commands: Commands) -> None:
         "against another model on the same rows.",
     )
     parser.add_argument("model", metavar="MODEL", help="run, adapter or model folder, alias, Hub id or GGUF file")
-    parser.add_argument("--data", required=True, metavar="FILE", help="rows to score on")
+    parser.add_argument("file", nargs="?", default="", metavar="FILE", help="rows to score on")
+    parser.add_argument("--data", default="", metavar="FILE", help="the same as FILE")
     text = "model to compare with; `base` for the base of MODEL"
     parser.add_argument("--against", default="", metavar="MODEL2", help=text)
     text = "classify, domain or instruct (default: that of the run, or detected from the rows)"
@@ -48,12 +49,16 @@ def run(args: argparse.Namespace) -> int:
     """Score the model and print the result."""
     from tunesmith.pipelines.evaluate import Compared, EvaluateRequest, evaluate
 
+    if bool(args.file) == bool(args.data):
+        problem = f"FILE {args.file} and --data {args.data}: two files of rows" if args.file else "no file of rows"
+        fix = f"give one of them, as in `tunesmith evaluate {args.model} {args.file or 'FILE'}`"
+        raise UsageError(f"{problem}; {fix}")
     if args.rows < 0:
         raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all rows")
     hush()
     request = EvaluateRequest(
         args.model,
-        args.data,
+        args.file or args.data,
         args.against,
         args.objective,
         args.base,

@@ -27,13 +27,14 @@ def add(commands: Commands) -> None:
     """Add `serve`."""
     parser = commands.add_parser(
         "serve",
-        help="serve runs through an OpenAI-compatible API",
+        help="serve runs or base models through an OpenAI-compatible API",
         description="Serve each run as a model, named like its folder or by NAME=RUN; each task of a multitask run is "
-        "NAME/TASK. A name given twice is a new version of that model, and /admin/rollback returns to the previous "
+        "NAME/TASK. A base decoder, such as smollm2-135m, is served as a chat model. "
+        "A name given twice is a new version of that model, and /admin/rollback returns to the previous "
         "one. Runs over the same base model share it in memory. A .gguf file is served by llama.cpp. Ctrl-C finishes "
         "running requests, then exits.",
     )
-    text = "run folder or .gguf file, or NAME= and one of these"
+    text = "run folder, base model (alias, Hub id or folder) or .gguf file, or NAME= and one of these"
     parser.add_argument("runs", metavar="RUN", nargs="+", help=text)
     text = (
         "inference backend (default: llamacpp for .gguf files, torch otherwise; llamacpp needs a GGUF export of a run)"
@@ -56,7 +57,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help=text)
     text = "file of the access token for other machines (default: %(default)s)"
     parser.add_argument("--token-file", type=Path, default=Path("tunesmith-serve.token"), metavar="FILE", help=text)
-    text = "file of ratings (default: thumbs.db in the folder of each run; for a base model, of the first run)"
+    text = "file of ratings (default: thumbs.db in the folder of each run; for a base model, NAME-thumbs.db)"
     parser.add_argument("--store", type=Path, metavar="FILE", help=text)
     add_address(parser, port=PORT)
     add_common(parser)
@@ -80,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
     def ratings_file(name: str) -> Path:
         path = folder_of(name, sources, engine.registry.get(name).version)
+        if not _is_gguf(path) and not _is_run(path):  # a base model, in a folder that is not ours
+            return args.store or Path(f"{name_of(path)}-{FILE}")
         return args.store or (path.parent if _is_gguf(path) else path) / FILE
 
     splits = Splits(shares_of(args.split, sources))
@@ -136,6 +139,11 @@ def _kind(args: argparse.Namespace, sources: Sources) -> str:
     kind = args.engine or ("llamacpp" if files else "torch")
     if kind != "llamacpp" and files:
         raise UsageError(f"{files[0]}: only llama.cpp serves GGUF files; omit --engine {kind}")
+    bases = [path for versions in sources.values() for path in versions if not _is_gguf(path) and not _is_run(path)]
+    if kind != "torch" and bases:
+        raise UsageError(
+            f"{bases[0]}: not a run, and a base model is only served by --engine torch; omit --engine {kind}"
+        )
     repeated = [name for name, versions in sources.items() if len(versions) > 1]
     if kind != "torch" and repeated:
         raise UsageError(f"{repeated[0]}: only --engine torch serves several versions; use different names")
@@ -144,6 +152,10 @@ def _kind(args: argparse.Namespace, sources: Sources) -> str:
 
 def _is_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf"
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / page).exists() for page in ("run.json", "tunesmith.json", "model/tunesmith.json"))
 
 
 def name_of(path: Path) -> str:

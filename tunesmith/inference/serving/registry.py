@@ -17,20 +17,25 @@ from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import ModelError
 from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.open_model import ModelSource, identify
 from tunesmith.inference.saved_model import ModelManifest, find_model, load_over_base, read_base, read_manifest
 from tunesmith.inference.serving.request import UnknownModel
 from tunesmith.models.attention.shared_prefix import Past
+from tunesmith.models.families import positions_of
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.slot_kv_cache import fits
 from tunesmith.models.kernels import skinny_linear as thin
 from tunesmith.models.kernels.fused_lora import drop_peft_wrappers
 from tunesmith.models.kernels.multi_lora import share_parameters
-from tunesmith.models.loading.load import Base
+from tunesmith.models.loading.device import configure_device
+from tunesmith.models.loading.load import Base, LoadOptions, load_base
 from tunesmith.models.loading.quantization import experts
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct, Multitask
 from tunesmith.techniques import Full
 
+# Greatest prompt length in tokens of a base model whose configuration has no limit.
+BASE_LIMIT = 4096
 # The files of a tokenizer and its chat template.
 WORDS = ("*token*.json", "vocab*", "merges.txt", "chat_template*", "*.model", "spiece*")
 
@@ -156,6 +161,9 @@ class ModelRegistry:
         return f"there are {', '.join(run.name for run in self.runs())}" if self.runs() else "none is loaded"
 
     def _read(self, name: str, place: Path, version: int) -> ServedModel:
+        source = identify(place, offline=self._offline)
+        if source.kind == "model":
+            return self._read_base(name, source, version)
         folder = find_model(place)
         about = read_manifest(folder)
         if isinstance(about.technique, Full):
@@ -173,6 +181,21 @@ class ModelRegistry:
             model.policy.adapter = None  # it references the dropped wrappers and is only needed for saving
         model.template = self._same_words(folder, model.template)
         return self._run(name, version, model, ground)
+
+    def _read_base(self, name: str, source: ModelSource, version: int) -> ServedModel:
+        """Load a base model, or take the loaded one that runs share, as a model for chats."""
+        options = LoadOptions("float32", configure_device(self._device), source.quantize)
+        base = load_base(source.name, options=options, offline=self._offline)
+        if base.family != "decoder":
+            raise ModelError(f"{name}: an encoder without a tuned head cannot answer; serve a decoder or a run")
+        key = (base.fingerprint, source.quantize)
+        if key not in self._grounds:
+            base.network.requires_grad_(False)
+            thin.install(base.network)
+            self._grounds = {**self._grounds, key: SharedBase(base)}
+        ground = self._grounds[key]
+        limit = positions_of(ground.base.network.config.to_dict()) or BASE_LIMIT
+        return self._run(name, version, _plain(ground.base, limit), ground)
 
     def _same_words(self, folder: Path, template: Template) -> Template:
         """Share the template of runs with identical tokenizer files; a tokenizer takes as much memory as an adapter."""
