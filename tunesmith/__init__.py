@@ -109,6 +109,7 @@ def tune(
     from tunesmith.config.resolve import as_changes, resolve_recipe
     from tunesmith.events import Note, as_dict, ignore
     from tunesmith.pipelines.tune.tune import tune_recipe
+    from tunesmith.progress import reporting
     from tunesmith.training.callbacks import Callbacks
 
     offline = bool(settings.pop("offline", False))
@@ -121,7 +122,8 @@ def tune(
     for text in resolved.notes:
         on_event(Note(text))
     folder = None if out is None else Path(out)
-    return tune_recipe(resolved.recipe, out=folder, callbacks=Callbacks(on_event), offline=offline)
+    with reporting(on_event):
+        return tune_recipe(resolved.recipe, out=folder, callbacks=Callbacks(on_event), offline=offline)
 
 
 def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> LocalModel:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tunesmith.progress import Progress
+
 if TYPE_CHECKING:
     from tunesmith.data.splits.load import DataFacts
 
@@ -121,6 +123,7 @@ class ForecastUpdated:
 
 Event = (
     StageStarted
+    | Progress
     | Note
     | MachineChosen
     | DataLoaded

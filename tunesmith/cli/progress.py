@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from tunesmith.events import (
     DataLoaded,
     Event,
     EventHandler,
+    ForecastUpdated,
     MachineChosen,
     Note,
     OverfitChecked,
@@ -23,10 +26,11 @@ from tunesmith.events import (
     TrainingStarted,
     Validated,
 )
+from tunesmith.progress import Progress, reporting
 from tunesmith.report.formatting import clean, figure
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress as RichProgress
 
     from tunesmith.data.splits.load import DataFacts
     from tunesmith.training.callbacks import Callbacks
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 STEPS_PER_LINE = 10
 MIN_SECONDS = 1.0
 MAX_SECONDS = 5.0
+# Most seconds without a line in a log, by the seconds since the stage began.
+SILENCE = ((15.0, 5.0), (60.0, 10.0), (math.inf, 30.0))
 MAX_NAMED_ROWS = 5
 
 
@@ -56,53 +62,116 @@ class TimeLeft:
 
 
 class Lines:
-    """Writes events as lines of a log."""
+    """Writes events as lines of a log, and a line for whatever takes long without one.
+
+    Safe to call from several threads.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.pace = TimeLeft(clock)
+        self._lock = threading.RLock()
         self._last_step = -STEPS_PER_LINE
-        self._last_time = 0.0
+        self._last_step_time = 0.0
+        self._stage = ""
+        self._progress: Progress | None = None  # the latest of this stage
+        self._stage_start = self._last_line = clock()
 
     def __call__(self, event: Event) -> None:
-        """Write the event; of training steps only one line every few seconds."""
-        if not isinstance(event, StepFinished):
-            for line in describe(event):
-                log(line)
-            return
+        """Write the event; of steps and of progress only one line every few seconds."""
+        with self._lock:
+            if isinstance(event, Progress):
+                self._progress = event
+                self.beat()
+            elif isinstance(event, StepFinished):
+                self._step(event)
+            else:
+                if isinstance(event, StageStarted):
+                    self._stage, self._stage_start, self._progress = event.text, self.clock(), None
+                for line in describe(event):
+                    self._write(line)
+
+    def beat(self) -> None:
+        """Write how far the stage is, if no line was written for some time."""
+        with self._lock:
+            now = self.clock()
+            passed = now - self._stage_start
+            if now - self._last_line < silence(passed):
+                return
+            if self._progress is None:
+                self._write(f"{self._stage or 'working'}: {elapsed(passed)} so far")
+            else:
+                self._write(progress_line(self._progress))
+
+    def _step(self, event: StepFinished) -> None:
+        self._progress = None
         now = self.clock()
         left = self.pace.left(event.step, event.steps)
         passed = event.step - self._last_step
-        waited = now - self._last_time
+        waited = now - self._last_step_time
         if event.step == event.steps or waited >= MAX_SECONDS or (passed >= STEPS_PER_LINE and waited >= MIN_SECONDS):
             self._last_step = event.step
-            self._last_time = now
-            log(f"step {event.step}/{event.steps}  {measures(event)}  {duration(left)}".rstrip())
+            self._last_step_time = now
+            self._write(f"step {event.step}/{event.steps}  {measures(event)}  {duration(left)}".rstrip())
+
+    def _write(self, line: str) -> None:
+        self._last_line = self.clock()
+        log(line)
 
 
 class Bar:
-    """Shows training steps as a progress bar, and writes all other events above it."""
+    """Shows what is done now as a progress bar, and writes all other events above it."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: RichProgress) -> None:
         self.progress = progress
         self.pace = TimeLeft()
-        self._task: Any = None
+        self._lock = threading.RLock()
+        self._stage = ""
+        self._steps: Any = None  # the bar of training, which stays in the scrollback
+        self._now: Any = None  # the bar of anything else
 
     def __call__(self, event: Event) -> None:
         """Advance the bar, or write the event."""
-        if not isinstance(event, StepFinished):
-            if isinstance(event, StageStarted) and self._task is not None:
-                # A finished bar stays in the scrollback; the next training run gets its own.
-                self.progress.stop_task(self._task)
-                self._task = None
-                self.pace = TimeLeft()
-            for line in describe(event):
-                self.progress.console.print(clean(line))
-            return
-        words = f"{measures(event)}  {duration(self.pace.left(event.step, event.steps))}"
-        if self._task is None:
-            self._task = self.progress.add_task("training", total=event.steps, measures=words)
-        self.progress.update(self._task, completed=event.step, measures=words)
+        with self._lock:
+            if isinstance(event, Progress):
+                words = progress_line(event)
+                self._show(total=event.total, completed=event.done, measures=words)
+            elif isinstance(event, StepFinished):
+                self._step(event)
+            else:
+                if isinstance(event, StageStarted):
+                    self._start(event)
+                for line in describe(event):
+                    self.progress.console.print(clean(line))
+
+    def _start(self, event: StageStarted) -> None:
+        self.hide()
+        if self._steps is not None:
+            # A finished bar stays in the scrollback; the next training run gets its own.
+            self.progress.stop_task(self._steps)
+            self._steps = None
+            self.pace = TimeLeft()
+        self._show(total=None, completed=0, measures="")
+
+    def _step(self, event: StepFinished) -> None:
+        self.hide()
+        left = duration(self.pace.left(event.step, event.steps))
+        words = f"step {event.step}/{event.steps}  {measures(event)}  {left}"
+        if self._steps is None:
+            self._steps = self.progress.add_task("training", total=event.steps, measures=words)
+        self.progress.update(self._steps, completed=event.step, measures=words)
+
+    def _show(self, **fields: Any) -> None:
+        if self._now is None:
+            self._now = self.progress.add_task("", **fields)
+        else:
+            self.progress.update(self._now, **fields)
+
+    def hide(self) -> None:
+        """Remove the bar of what is done now."""
+        if self._now is not None:
+            self.progress.remove_task(self._now)
+            self._now = None
 
 
 @contextmanager
@@ -110,13 +179,46 @@ def listening(signals: Signals) -> Iterator[EventHandler]:
     """Yield a handler that reports events on stderr; during training, signals take effect after the current step."""
     screen = console(sys.stderr)
     if not screen.is_terminal or screen.is_dumb_terminal:
-        yield _deferring_signals(Lines(), signals)
+        lines = Lines()
+        with _beating(lines), reporting(lines):
+            yield _deferring_signals(lines, signals)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
 
     words = TextColumn("{task.fields[measures]}", markup=False)
-    with Progress(BarColumn(12), MofNCompleteColumn(), words, console=screen) as progress:
-        yield _deferring_signals(Bar(progress), signals)
+    with RichProgress(BarColumn(12), words, TimeElapsedColumn(), console=screen) as progress:
+        bar = Bar(progress)
+        try:
+            with reporting(bar):
+                yield _deferring_signals(bar, signals)
+        finally:
+            bar.hide()
+
+
+@contextmanager
+def _beating(lines: Lines) -> Iterator[None]:
+    """Call `lines.beat` every second from a thread, for stages that report nothing."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(1.0):
+            lines.beat()
+
+    thread = threading.Thread(target=beat, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def reported() -> Iterator[EventHandler]:
+    """Yield a handler that reports events on stderr, for a command that a signal stops at once."""
+    with listening(Signals()) as on_event:
+        yield on_event
 
 
 @contextmanager
@@ -154,10 +256,25 @@ def measures(event: StepFinished) -> str:
 
 def duration(seconds: float | None) -> str:
     """Format the remaining time; empty if unknown."""
-    if seconds is None:
-        return ""
+    return "" if seconds is None else f"{elapsed(seconds)} left"
+
+
+def elapsed(seconds: float) -> str:
+    """Format seconds, with minutes if there are any."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s left" if minutes else f"{rest} s left"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def progress_line(event: Progress) -> str:
+    """Format count, rate and remaining time of a loop."""
+    rate = f"{event.rate:.0f}" if event.rate >= 10 else f"{event.rate:.2g}"
+    count = f"{event.text}: {int(event.done)}/{event.total} {event.unit}"
+    return f"{count}  {rate} {event.unit}/s  {duration(event.seconds_left)}" if event.done else count
+
+
+def silence(passed: float) -> float:
+    """Return the most seconds without a line, `passed` seconds after the start of a stage."""
+    return next(seconds for until, seconds in SILENCE if passed < until)
 
 
 def describe(event: Event) -> list[str]:
@@ -176,6 +293,8 @@ def describe(event: Event) -> list[str]:
             if "validation_reward" in event.metrics:
                 return [f"step {event.step}  validation reward {event.metrics['validation_reward']:.4f}"]
             return [f"step {event.step}  validation loss {event.validation_loss:.4f}"]
+        case ForecastUpdated(left, low, high):
+            return [f"whole run: about {elapsed(left)} left, {elapsed(low)} to {elapsed(high)} in 9 of 10 runs"]
         case Resumed(step) if step:
             return [f"resuming from step {step}"]
     return []

@@ -25,6 +25,7 @@ from tunesmith.models.batch import TOKENS_PER_PASS, collate, split_by_tokens
 from tunesmith.models.lm_head import judge
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
+from tunesmith.progress import track
 
 FloatArray = NDArray[np.float64]
 
@@ -109,7 +110,8 @@ def read(policy: Policy, template: Template, texts: Sequence[str], options: Read
     jobs.sort(key=lambda job: -job.row.length)
     lengths = [job.row.length for job in jobs]
     likelihoods = [TokenLikelihood(0.0, 0, 0, 0, 0, 0)] * len(texts)
-    for indices in split_by_tokens(range(len(jobs)), lengths, TOKENS_PER_PASS):
+    divided = split_by_tokens(range(len(jobs)), lengths, TOKENS_PER_PASS)
+    for indices in track(divided, "scoring", unit="windows", size=len):
         batch = [jobs[i] for i in indices]
         packed = collate([job.row for job in batch], share=False).to(policy.device)
         logits = policy.head if isinstance(policy.head, MaskedHead) else policy.words.logits

@@ -16,6 +16,7 @@ from tunesmith.metrics.task_scores import LABEL_BREAK, value
 from tunesmith.models.loading.load import Base
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.instruct import asked, reference
+from tunesmith.progress import track
 
 # The answers of each baseline or control to all evaluation rows.
 AnswersByArm = dict[str, list[str]]
@@ -107,7 +108,7 @@ class BaseModelPrompter:
         references = reference_answers(chosen)
         scores = {
             wording: value(self.objective.metric, references, answer(self.model(wording), chosen).given)
-            for wording in wordings
+            for wording in track(wordings, "choosing a prompt", unit="prompts")
         }
         best = max(wordings, key=lambda wording: scores[wording])  # the first of equals
         how = f"plain prompt: {best or 'the instruction as written'}"
@@ -127,7 +128,7 @@ class BaseModelPrompter:
             given = linear_probe(train_states, joined, test_states, metric=metric)
         else:
             columns = {}
-            for label in self.objective.known_labels:
+            for label in track(self.objective.known_labels, "fitting linear probes", unit="labels"):
                 targets = ["yes" if label in row else "no" for row in labels]
                 columns[label] = linear_probe(train_states, targets, test_states, metric=metric)
             given = [

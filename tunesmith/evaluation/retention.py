@@ -20,6 +20,7 @@ from tunesmith.metrics.significance import compare_paired
 from tunesmith.models.batch import collate
 from tunesmith.models.generation.generate import option_scores
 from tunesmith.models.policy import Policy
+from tunesmith.progress import measuring, track
 
 # Tokens per window and windows. 12 of 256 suffice: only the paired difference matters, and its variance is small.
 WINDOW = 256
@@ -76,8 +77,9 @@ def general_nll(policy: Policy, template: Template, *, window: int = WINDOW) -> 
     learn = [False] * (len(before) + 1) + [True] * (window - 1)
     rows = [Encoded((Tokens([*before, *chunk], learn),), "general") for chunk in windows]
     total = 0.0
-    for start in range(0, len(rows), ROWS_PER_PASS):
-        batch = collate(rows[start : start + ROWS_PER_PASS], share=False).to(policy.device)
+    passes = [rows[start : start + ROWS_PER_PASS] for start in range(0, len(rows), ROWS_PER_PASS)]
+    for part in track(passes, "scoring general texts", unit="texts", size=len):
+        batch = collate(part, share=False).to(policy.device)
         total += float(policy.sum_nll(batch))
     return total / (len(rows) * (window - 1))
 
@@ -94,7 +96,8 @@ def probe(policy: Policy, template: Template, questions: Sequence[ProbeItem]) ->
     before, _ = frame(template.tokenizer)
     prompts = [[*before, *ids(item.question)] for item in questions]
     options = [[ids(f" {option}") for option in item.options] for item in questions]
-    scores = option_scores(policy, prompts, options)
+    with measuring("answering general questions", len(questions), unit="questions"):
+        scores = option_scores(policy, prompts, options)
     lengths = torch.tensor([[len(option) for option in item.options] for item in questions])
     chosen = (scores / lengths).argmax(dim=1).tolist()
     return [choice == item.answer for choice, item in zip(chosen, questions, strict=True)]

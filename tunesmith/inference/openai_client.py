@@ -17,6 +17,7 @@ from tunesmith.data.documents.synthetic_rows import Answer
 from tunesmith.data.tokenization.messages import Message, joined
 from tunesmith.errors import DataError
 from tunesmith.models.generation.sampling import Reply, Sampling
+from tunesmith.progress import track
 
 if TYPE_CHECKING:
     import httpx
@@ -124,7 +125,7 @@ def ask_endpoint(
                 for index, question in enumerate(questions)
             }
             try:
-                for done in as_completed(waiting):
+                for done in track(as_completed(waiting), "waiting for answers", unit="answers", total=len(waiting)):
                     yield waiting[done], done.result()
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)

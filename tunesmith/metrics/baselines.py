@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.errors import DataError
 from tunesmith.metrics.scores import accuracy, macro_f1
+from tunesmith.progress import Meter, measuring, track
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import FeatureUnion
 
 FOLDS = 3
+FITS = 6  # five settings in cross-validation, and the fit on all rows
 # Relative to the median standard deviation of the features; one MiniLM feature has a deviation of 1e-30.
 LEAST_SPREAD = 1e-6
 MOST_ROWS = 2000  # rows used in cross-validation; the final fit uses all rows
@@ -48,7 +50,7 @@ class _Trials:
     def score(self, features: Any, setting: _Setting) -> float:
         """Return the metric of the out-of-fold predictions."""
         predicted = self.labels.copy()
-        for fold in range(FOLDS):
+        for fold in track(range(FOLDS), "cross-validating", unit="folds"):
             test = np.flatnonzero(self.folds == fold)
             train = np.flatnonzero((self.folds >= 0) & (self.folds != fold))
             predicted[test] = _fitted(features[train], self.labels[train], setting).predict(features[test])
@@ -58,7 +60,7 @@ class _Trials:
     def best(self, features: Any, first: tuple[_Setting, float], strengths: Sequence[float]) -> _Setting:
         """Return the best of `first` (already scored) and `strengths`, with class weights if they raise the score."""
         scores = dict([first])
-        for strength in strengths:
+        for strength in track(strengths, "cross-validating", unit="settings"):
             scores[_Setting(strength)] = self.score(features, _Setting(strength))
         chosen = max(scores, key=lambda setting: scores[setting])
         balanced = replace(chosen, balanced=True)
@@ -106,24 +108,37 @@ def tfidf_labeller(train: Sequence[tuple[str, str]], *, metric: str = "accuracy"
     if len(set(labels)) < 2 or not any(re.search(r"\w", text) for text in texts):
         common = majority(labels)
         return lambda texts: [common] * len(texts)
-    setting = _Setting(10.0)
-    vectorizer = _vectorizer(characters=True)
-    features = vectorizer.fit_transform(texts)
-    trials = _trials(labels, metric, seed)
-    if trials:
-        word_vectorizer = _vectorizer(characters=False)
-        word_features = word_vectorizer.fit_transform(texts)
-        score = trials.score(features, setting)
-        word_score = trials.score(word_features, setting)
-        if word_score > score:
-            vectorizer, features, score = word_vectorizer, word_features, word_score
-        setting = trials.best(features, (setting, score), (1.0, 100.0))
-    fitted = _fitted(features, np.array(labels), setting)
+    with measuring("fitting TF-IDF", FITS, unit="fits") as meter:
+        vectorizer, features, setting = _chosen_tfidf(texts, labels, meter, metric=metric, seed=seed)
+        fitted = _fitted(features, np.array(labels), setting)
 
     def label(texts: Sequence[str]) -> list[str]:
         return [str(label) for label in fitted.predict(vectorizer.transform(texts))] if texts else []
 
     return label
+
+
+def _chosen_tfidf(
+    texts: Sequence[str], labels: Sequence[str], meter: Meter, *, metric: str, seed: int
+) -> tuple[FeatureUnion, Any, _Setting]:
+    """Return the vectorizer, its features of the texts and the setting that cross-validation chooses."""
+    setting = _Setting(10.0)
+    vectorizer = _vectorizer(characters=True)
+    features = vectorizer.fit_transform(texts)
+    trials = _trials(labels, metric, seed)
+    if not trials:
+        return vectorizer, features, setting
+    meter.weight = 1
+    word_vectorizer = _vectorizer(characters=False)
+    word_features = word_vectorizer.fit_transform(texts)
+    score = trials.score(features, setting)
+    meter.add()
+    word_score = trials.score(word_features, setting)
+    meter.add()
+    if word_score > score:
+        vectorizer, features, score = word_vectorizer, word_features, word_score
+    meter.weight = 3
+    return vectorizer, features, trials.best(features, (setting, score), (1.0, 100.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +177,14 @@ def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accu
     deviation[deviation <= LEAST_SPREAD * np.median(deviation)] = 1
     features = (inputs - mean) / deviation
     setting = _Setting(0.01)
-    if tries and (trials := _trials(labels, metric, seed=0)):
-        first = (setting, trials.score(features, setting))
-        setting = trials.best(features, first, (0.0001, 0.001, 0.1))
-    fitted: Any = _fitted(features, np.array(labels), setting)
+    with measuring("fitting a linear probe", FITS, unit="fits") as meter:
+        if tries and (trials := _trials(labels, metric, seed=0)):
+            meter.weight = 1
+            first = (setting, trials.score(features, setting))
+            meter.add()
+            meter.weight = 4
+            setting = trials.best(features, first, (0.0001, 0.001, 0.1))
+        fitted: Any = _fitted(features, np.array(labels), setting)
     weight = fitted.coef_
     bias = fitted.intercept_
     if len(weight) == 1:  # with two labels scikit-learn keeps one row, the second label's logit minus the first's

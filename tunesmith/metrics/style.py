@@ -12,6 +12,7 @@ import numpy as np
 
 from tunesmith.data.text.words import spaced, words_of
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.progress import track
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -144,7 +145,7 @@ def discriminator_auc(answers: Sequence[str], references: Sequence[str], *, seed
     folds = np.tile(np.random.default_rng(seed).permutation(rows) % FOLDS, 2)  # [2N]: a pair stays together
     written = np.repeat([1, 0], rows)
     texts, scores = [*answers, *references], []
-    for fold in range(FOLDS):
+    for fold in track(range(FOLDS), "telling answers from references", unit="folds"):
         train = np.flatnonzero(folds != fold)
         test = np.flatnonzero(folds == fold)
         train_features, test_features = _style_features([texts[i] for i in train], [texts[i] for i in test])

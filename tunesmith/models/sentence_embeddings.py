@@ -12,6 +12,7 @@ from tunesmith.data.tokenization.chat_template import Template, Tokens
 from tunesmith.models.batch import TOKENS_PER_PASS, pack, split_by_tokens
 from tunesmith.models.loading.load import Base
 from tunesmith.models.policy import Policy
+from tunesmith.progress import track
 
 
 @torch.inference_mode()
@@ -32,7 +33,8 @@ def sentence_vectors(base: Base, texts: Sequence[str], limit: int) -> NDArray[np
     ids = [template.document(text, limit=limit).ids for text in texts]
     longest_first = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     vectors = torch.zeros(len(ids), policy.hidden)
-    for rows in split_by_tokens(longest_first, [len(row) for row in ids], TOKENS_PER_PASS):
+    divided = split_by_tokens(longest_first, [len(row) for row in ids], TOKENS_PER_PASS)
+    for rows in track(divided, "embedding", unit="texts", size=len):
         # Without learned ids: a row's last learned id is not packed, and would be missing from its own vector.
         tokens = [Tokens.of(ids[row]) for row in rows]
         vectors[rows] = policy.pooled(pack(tokens, share=False).to(policy.device)).float().cpu()

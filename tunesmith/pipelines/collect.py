@@ -36,6 +36,7 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.openai_client import Endpoint, ask_endpoint, check
+from tunesmith.progress import track
 
 BATCH_SIZE = 8  # prompts that a local model answers at once
 MAX_PROMPT_TOKENS = 2048  # of a local model
@@ -236,7 +237,8 @@ def _documents(
     errors: dict[str, str] = {}
     if by_path:
         on_event(StageStarted(f"converting {len(by_path)} of {len(found.sources)} files"))
-        for result in convert_all(list(by_path), on_page=on_page):
+        results = convert_all(list(by_path), on_page=on_page)
+        for result in track(results, "converting", unit="files", total=len(by_path)):
             key = by_path[result.path].kept
             if result.document is None:
                 errors[key] = result.error

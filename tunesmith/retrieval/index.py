@@ -23,6 +23,7 @@ from tunesmith.errors import DataError
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.sentence_embeddings import sentence_vectors
+from tunesmith.progress import track
 from tunesmith.retrieval.chunks import Chunk
 
 FloatArray = NDArray[np.float32]
@@ -170,12 +171,12 @@ class _Store:
         digests = [hashlib.sha256(text.encode(errors="replace")).digest()[:16] for text in texts]
         cached = self._read()
         new = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in cached}
-        for start in range(0, len(new), CHUNKS_PER_WRITE):
-            batch = list(new)[start : start + CHUNKS_PER_WRITE]
+        batches = [list(new)[start : start + CHUNKS_PER_WRITE] for start in range(0, len(new), CHUNKS_PER_WRITE)]
+        for batch in track(batches, "embedding", unit="chunks", size=len):
             cached |= zip(batch, sentence_vectors(base, [new[digest] for digest in batch], LIMIT), strict=True)
             self._write(cached)
-            done = min(start + CHUNKS_PER_WRITE, len(new))
-            on_event(StageStarted(f"embedded {done} of {len(new)} new chunks"))
+        if new:
+            on_event(StageStarted(f"embedded {len(new)} new chunks"))
         current = set(digests)
         if len(cached) > len(current):
             self._write({digest: vector for digest, vector in cached.items() if digest in current})

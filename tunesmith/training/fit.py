@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -265,7 +265,7 @@ def step(
     return loss, optimizer_step(policy, optimizer, clip=clip)
 
 
-def prepare_batches(policy: Policy, learner: Learner, batches: Sequence[Batch]) -> list[Batch]:
+def prepare_batches(policy: Policy, learner: Learner, batches: Iterable[Batch]) -> list[Batch]:
     """Prepare the micro-batches of a step: everything that needs no gradient, before any parameter changes.
 
     Args:

@@ -14,6 +14,7 @@ from tunesmith.metrics.baselines import fit_linear
 from tunesmith.models.batch import collate, split_by_tokens
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify
+from tunesmith.progress import track
 from tunesmith.training.batches import tokens_of
 from tunesmith.training.prepare import TrainingContext
 
@@ -57,7 +58,8 @@ def _states_and_targets(task: TrainingContext, policy: Policy) -> tuple[NDArray[
     sizes = [row.size for row in rows]
     order = sorted(range(len(rows)), key=lambda row: -sizes[row])
     states = np.empty((len(rows), policy.hidden), dtype=np.float32)
-    for indices in split_by_tokens(order, sizes, tokens_of(task.recipe)):
+    divided = split_by_tokens(order, sizes, tokens_of(task.recipe))
+    for indices in track(divided, "reading", unit="rows", size=len):
         batch = collate([rows[i] for i in indices]).to(policy.device)
         states[indices] = policy.pooled(batch).float().cpu().numpy()
     return states, np.array([row.label for row in rows], dtype=np.float32)
@@ -85,7 +87,7 @@ def _multi_label_probe(
     count = targets.shape[1]
     weight = np.zeros((count, states.shape[1]))
     bias = np.zeros(count)
-    for index, column in enumerate(targets.T):
+    for index, column in enumerate(track(targets.T, "fitting linear probes", unit="labels")):
         fit = fit_linear(states, ["yes" if has else "no" for has in column], tries=False)
         if len(fit.labels) == 2:
             weight[index] = np.diff(fit.weight, axis=0)[0]

@@ -12,6 +12,7 @@ from torch import Tensor
 from tunesmith.events import gradient_cosine_key, task_loss_key
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner
+from tunesmith.progress import track
 from tunesmith.training.batches import Batches, mixture_of
 from tunesmith.training.fit import prepare_batches, retry_smaller
 from tunesmith.training.journal import Journal
@@ -87,7 +88,7 @@ def gradient_cosines(
     if len(prepared.tasks) < 2:
         return {}
     directions = {}
-    for name, task in prepared.tasks.items():
+    for name, task in track(prepared.tasks.items(), "comparing gradients", unit="tasks"):
         view = prepared.recipe.objective.task_policy(policy, name)
         directions[name] = _gradient_direction(task, policy, view, learners[name])
     return {(a, b): float(directions[a] @ directions[b]) for a, b in combinations(directions, 2)}

@@ -9,6 +9,7 @@ from tunesmith.errors import Refused
 from tunesmith.models.batch import Batch
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner
+from tunesmith.progress import measuring
 from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.train_state import load_trainable_state, trainable_state
@@ -48,9 +49,11 @@ def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, p
     losses: list[float] = []
     learned = False
     try:
-        while len(losses) < STEPS and not learned:
-            losses.append(step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)[0])
-            learned = losses[-1] < WANTED * losses[0] or losses[0] < NEGLIGIBLE
+        with measuring("overfit check", STEPS, unit="steps") as meter:
+            while len(losses) < STEPS and not learned:
+                losses.append(step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)[0])
+                learned = losses[-1] < WANTED * losses[0] or losses[0] < NEGLIGIBLE
+                meter.add()
     finally:
         optimizer.zero_grad(set_to_none=True)
         load_trainable_state(policy, initial)

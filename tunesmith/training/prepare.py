@@ -29,6 +29,7 @@ from tunesmith.models.loading.device import ChosenMachine, choose_machine
 from tunesmith.models.loading.load import Base, LoadOptions, load_base
 from tunesmith.objectives import Domain
 from tunesmith.objectives.base import SINGLE_TASK
+from tunesmith.progress import track
 from tunesmith.training.rewards import check_reward
 from tunesmith.training.trackers import check_trackers
 
@@ -285,7 +286,8 @@ def encode_all(
         template: tokenizer and chat format.
         limit: tokens of the longest row.
     """
-    return [row for example in examples for row in objective.encode_all(example, template, limit=limit)]
+    tracked = track(examples, "encoding", unit="rows", total=len(examples))
+    return [row for example in tracked for row in objective.encode_all(example, template, limit=limit)]
 
 
 def general_texts(recipe: Recipe, *, offline: bool) -> Sequence[Example]:

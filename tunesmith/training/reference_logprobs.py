@@ -19,6 +19,7 @@ from tunesmith.events import EventHandler, StageStarted
 from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, split_by_tokens
 from tunesmith.models.lm_head import CHUNK
 from tunesmith.models.policy import Policy
+from tunesmith.progress import track
 from tunesmith.training.batches import tokens_of
 from tunesmith.training.prepare import TrainingContext
 
@@ -38,7 +39,7 @@ def add_reference_logprobs(rows: Sequence[Encoded], policy: Policy, *, tokens: i
     sizes = [row.size for row in rows]
     order = sorted(range(len(rows)), key=lambda row: -sizes[row])  # rows of similar length together
     logprobs: dict[int, tuple[float, ...]] = {}
-    for index in split_by_tokens(order, sizes, tokens):
+    for index in track(split_by_tokens(order, sizes, tokens), "scoring", unit="rows", size=len):
         batch = collate([rows[i] for i in index]).to(policy.device)
         values = policy.logprobs(batch).float().cpu().view(len(index), -1).tolist()
         logprobs.update(zip(index, map(tuple, values), strict=True))
@@ -102,15 +103,14 @@ def precompute_reference_logprobs(
 
     def referenced(rows: Sequence[Encoded]) -> list[Encoded]:
         result: list[Encoded] = []
-        for start in range(0, len(rows), ROWS_PER_FILE):
-            part = rows[start : start + ROWS_PER_FILE]
+        parts = [rows[start : start + ROWS_PER_FILE] for start in range(0, len(rows), ROWS_PER_FILE)]
+        for part in track(parts, "reference log-probabilities", unit="rows", size=len):
             content = [[(sequence.ids, sequence.learn) for sequence in row.sequences] for row in part]
             digest = hashlib.sha256(repr((content, policy.autocast_dtype)).encode()).hexdigest()[:16]
             file = folder / f"{digest}.json"
             if not file.exists():
                 computed = add_reference_logprobs(part, policy, tokens=tokens)
                 write_whole(file, json.dumps([row.reference for row in computed]))
-                on_event(StageStarted(f"reference log-probabilities of {start + len(part)} of {len(rows)} rows"))
             logprobs = json.loads(file.read_text(encoding="utf-8"))
             result += [replace(row, reference=tuple(values)) for row, values in zip(part, logprobs, strict=True)]
         return result

@@ -26,6 +26,7 @@ from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
+from tunesmith.progress import measuring
 from tunesmith.training.prepare import TrainingContext, encode_all, general_texts
 
 # Largest rise of the loss on general text, nats per token, and the share of general rows that is advised for it: 5 to
@@ -181,26 +182,29 @@ def _sampled_texts(prepared: TrainingContext, count: int, partial: Path, on_even
     rng = random.Random(f"{seed}/samples")
     samples: list[str] = []
     tries = 0
-    while len(samples) < count and tries < 4 * count + BATCH_SIZE:
-        on_event(StageStarted(f"generating general rows with the base model: {len(samples)} of {count}"))
-        prompts = [[*start, rng.choice(first_words)] for _ in range(min(BATCH_SIZE, count))]
-        tries += len(prompts)
-        if finished:
-            samples += finished.pop(0)
-            continue
-        policy = Policy.over(base.network, family=base.family)
-        policy.train(False)
-        max_new_tokens = prepared.recipe.data.max_tokens - 3
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, seed=seed + tries)
-        answers = generate(policy, prompts, sampling=sampling, template=template)
-        texts = [
-            template.decode([prompt[-1], *answer.ids])
-            for prompt, answer in zip(prompts, answers, strict=True)
-            if len(answer.ids) >= SHORTEST
-        ]
-        samples += texts
-        with partial.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(texts) + "\n")
+    on_event(StageStarted(f"generating {count} general rows with the base model"))
+    with measuring("generating general rows", count, unit="rows") as meter:
+        meter.weight = BATCH_SIZE
+        while len(samples) < count and tries < 4 * count + BATCH_SIZE:
+            prompts = [[*start, rng.choice(first_words)] for _ in range(min(BATCH_SIZE, count))]
+            tries += len(prompts)
+            if finished:
+                samples += finished.pop(0)
+                continue
+            policy = Policy.over(base.network, family=base.family)
+            policy.train(False)
+            max_new_tokens = prepared.recipe.data.max_tokens - 3
+            sampling = Sampling(max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, seed=seed + tries)
+            answers = generate(policy, prompts, sampling=sampling, template=template)
+            texts = [
+                template.decode([prompt[-1], *answer.ids])
+                for prompt, answer in zip(prompts, answers, strict=True)
+                if len(answer.ids) >= SHORTEST
+            ]
+            samples += texts
+            meter.update(len(samples))
+            with partial.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(texts) + "\n")
     if not samples:
         problem = f"the base model generated no text of {SHORTEST} tokens in {tries} samples"
         raise DataError(f"replay.source: {problem}; name a file of general texts, or set replay.share: 0")

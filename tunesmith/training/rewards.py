@@ -25,6 +25,7 @@ from tunesmith.metrics.style import habits
 from tunesmith.models.batch import StepMetrics
 from tunesmith.models.loading.checkpoint import MANIFEST
 from tunesmith.objectives import Rl
+from tunesmith.progress import track
 
 MAX_SHOWN_CHARS = 60
 LARGEST = 1e30  # rewards are summed in single precision
@@ -149,7 +150,9 @@ def _python_reward(name: str, key: str) -> Scorer:
         except TypeError:
             fix = "take one completion; what TRL passes as completion is `completion.text`"
             raise RecipeError(f"{key}: {name} takes {signature}; {fix}") from None
-    return lambda completions: [_call(name, function, completion) for completion in completions]
+    return lambda completions: [
+        _call(name, function, completion) for completion in track(completions, f"scoring by {name}", unit="completions")
+    ]
 
 
 def _module(location: str) -> ModuleType:

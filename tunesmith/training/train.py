@@ -34,6 +34,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.online_rl import OnlineRLLearner
+from tunesmith.progress import track
 from tunesmith.techniques import Full
 from tunesmith.training.batches import Batches, MultitaskBatches, batches_of
 from tunesmith.training.callbacks import Callbacks
@@ -304,12 +305,14 @@ def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) ->
     def loss() -> float:
         if policy.head is not None and isinstance(learner, Classify) and not learner.multi:
             rows = batches.all()
-            logits = torch.cat([learner.logits(batch.to(policy.device), policy).cpu() for batch in rows]).numpy()
+            tracked = track(rows, "validating", unit="rows", size=lambda batch: batch.examples)
+            logits = torch.cat([learner.logits(batch.to(policy.device), policy).cpu() for batch in tracked]).numpy()
             labels = torch.cat([batch.labels.argmax(dim=1) for batch in rows if batch.labels is not None]).numpy()
             temperature = calibration.fit_temperature(logits, labels)
             return calibration.nll(calibration.softmax(logits, temperature=temperature), labels)
         total, units = 0.0, 0
-        for batch in prepare_batches(policy, learner, batches.all()):
+        prepared = prepare_batches(policy, learner, track(batches.all(), "preparing validation", unit="batches"))
+        for batch in track(prepared, "validating", unit="rows", size=lambda batch: batch.examples):
             result = learner.loss(batch, policy)
             total += float(result.total)
             units += result.units

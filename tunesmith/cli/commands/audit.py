@@ -43,15 +43,20 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audit the rows; return 1 if a finding blocks training and no cleaned copy was written."""
+    from tunesmith.cli.progress import reported
     from tunesmith.config.commands import audit_fix, set_options
     from tunesmith.data.cpu_count import cores
+    from tunesmith.events import StageStarted
     from tunesmith.pipelines.audit import AuditRequest, audit_rows, next_command, page
 
     if args.model:
         hush()
     pages = tuple(path for path in (args.html, args.out) if path is not None)
     request = AuditRequest(args.source, args.against, args.model, tuple(args.changes), args.fix, pages)
-    done = audit_rows(request, workers=cores(), offline=args.offline, log=log)
+    with reported() as on_event:
+        done = audit_rows(
+            request, workers=cores(), offline=args.offline, log=lambda text: on_event(StageStarted(text))
+        )
     if args.html is not None:
         write_whole(args.html, page(done.audit))
     fixed = None if done.fixed is None else {"path": done.fixed.out, "log": done.fixed.log}

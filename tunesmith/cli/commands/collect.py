@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import UsageError, add_common, add_common_sampling, add_schema, with_sampling
-from tunesmith.cli.progress import Lines
+from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import emit, hush, log, show
 from tunesmith.data.documents.to_rows import SHAPES
 
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     request = _request(args)
     if request.writer is not None and not request.writer.remote:
         hush()
-    page = collect(request, on_event=Lines(), offline=args.offline)
+    with reported() as on_event:
+        page = collect(request, on_event=on_event, offline=args.offline)
     for note in page.notes:
         log(f"note: {note}")
     for doc_id, reason in page.failed.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import UsageError, add_common, add_schema, add_set
-from tunesmith.cli.progress import Lines
+from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.files import write_whole
 from tunesmith.report.formatting import bounds, figure, p_value
@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         changes=tuple(args.changes),
         task=args.task,
     )
-    done = evaluate(request, on_event=Lines(), offline=args.offline)
+    with reported() as on_event:
+        done = evaluate(request, on_event=on_event, offline=args.offline)
     for note in done.page.notes:
         log(note if note.startswith("warning") else f"note: {note}")
     if args.answers is not None:

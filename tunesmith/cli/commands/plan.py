@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
-from tunesmith.cli.progress import Lines
+from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import hush, publish, show, show_table
 from tunesmith.data.files import check_folder
 from tunesmith.report.formatting import count, size
@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     hush()
     if args.out:
         check_folder(Path(args.out))  # fail before steps are timed
-    plan = plan_recipe(recipe_of(args), on_event=Lines(), timed=not args.quick, offline=args.offline)
+    recipe = recipe_of(args)
+    with reported() as on_event:
+        plan = plan_recipe(recipe, on_event=on_event, timed=not args.quick, offline=args.offline)
     if not publish(plan.model_dump(mode="json"), args):
         _show(plan)
     return 0 if plan.recommendation else 1

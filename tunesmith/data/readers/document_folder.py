@@ -9,6 +9,7 @@ from tunesmith.data.documents.find_files import find, sorted_out
 from tunesmith.data.documents.worker_pool import convert_all
 from tunesmith.data.files import is_there
 from tunesmith.data.readers.row import Row, refuse
+from tunesmith.progress import track
 
 
 def read_folder(folder: Path) -> list[Row]:
@@ -18,7 +19,9 @@ def read_folder(folder: Path) -> list[Row]:
     """
     files = find([folder])
     errors = [f"{doc_id}: {why}" for doc_id, why in files.unreadable.items()]
-    converted = {result.path: result for result in convert_all([source.path for source in files.sources])}
+    paths = [source.path for source in files.sources]
+    tracked = track(convert_all(paths), "converting", unit="files", total=len(paths))
+    converted = {result.path: result for result in tracked}
     rows = []
     for source in files.sources:
         result = converted[source.path]

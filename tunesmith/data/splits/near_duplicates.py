@@ -11,6 +11,7 @@ from tunesmith.data.text.minhash import slots
 from tunesmith.data.text.overlap import QuotationRule, held, leaked
 from tunesmith.data.text.words import words_of
 from tunesmith.errors import DataError
+from tunesmith.progress import track
 
 # Runs of eight words rarely occur twice by chance; half of a document's runs in another document is a copy. Fewer than
 # eight common runs are a heading or a notice. Chosen, not measured.
@@ -57,11 +58,12 @@ def near_copies(documents: Sequence[Example], others: Sequence[Example]) -> set[
     Returns:
         Indices into `documents`.
     """
-    index = held([slots(_words(example)) for example in others], RULE)
+    text = "looking for near-duplicates"
+    index = held([slots(_words(example)) for example in track(others, text, unit="documents")], RULE)
     short = {tuple(words) for example in others if 0 < len(words := _words(example)) < SHORT}
     return {
         position
-        for position, example in enumerate(documents)
+        for position, example in enumerate(track(documents, text, unit="documents"))
         if tuple(words := _words(example)) in short or leaked([slots(words)], index)
     }
 

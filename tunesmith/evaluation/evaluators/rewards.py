@@ -26,6 +26,7 @@ from tunesmith.models.batch import collate
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Rl
 from tunesmith.objectives.online_rl import OnlineRLLearner
+from tunesmith.progress import track
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.reference_logprobs import kl_to_reference
 from tunesmith.training.rewards import scorer, scorer_of
@@ -161,7 +162,7 @@ class RewardEvaluator:
         learner = OnlineRLLearner(self._objective, model.template, {e.where: e for e in self._prompts}, self._score, 0)
         rows = [self._objective.encode(e, model.template, limit=self._limit) for e in self._prompts[:KL_PROMPTS]]
         total, count = 0.0, 0
-        for start in range(0, len(rows), BATCH_SIZE):
+        for start in track(range(0, len(rows), BATCH_SIZE), "measuring the KL divergence", unit="batches"):
             nats, tokens = kl_to_reference(
                 model.policy, learner.sample_once(collate(rows[start : start + BATCH_SIZE]), model.policy)
             )

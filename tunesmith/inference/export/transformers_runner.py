@@ -13,6 +13,7 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.models.loading import quantization as four_bit
 from tunesmith.models.loading.load import AS_THEY_ARE, LoadOptions, in_memory
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.progress import track
 
 
 class Plain:
@@ -54,7 +55,8 @@ class Plain:
             longest: greatest number of new tokens.
         """
         draw = self._token_by_token if self._virtual else self._generated
-        return [self._tokenizer.decode(draw(ids, longest), skip_special_tokens=True).strip() for ids in prompts]
+        tracked = track(prompts, "generating in transformers", unit="rows")
+        return [self._tokenizer.decode(draw(ids, longest), skip_special_tokens=True).strip() for ids in tracked]
 
     def _generated(self, ids: list[int], longest: int) -> list[int]:
         asked = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
@@ -109,7 +111,7 @@ def pooled_states(
     inner = (network if adapter is None else network.get_base_model()).base_model
     inner.register_forward_hook(lambda _, __, out: outputs.append(out.last_hidden_state))
     found = []
-    for ids in rows:
+    for ids in track(rows, "reading in transformers", unit="rows"):
         with quiet():  # PEFT passes the prefix under an argument name that transformers has deprecated
             network(input_ids=torch.tensor([ids]))
         states = outputs.pop()[0, -len(ids) :]

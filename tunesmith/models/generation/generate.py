@@ -25,6 +25,7 @@ from tunesmith.models.batch import TOKENS_PER_PASS, pack, split_by_tokens
 from tunesmith.models.families import counts_places, slides
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
+from tunesmith.progress import measuring, track
 
 # Rows decoded together, and the prompt tokens whose keys and values stay in memory until all of them have ended.
 ROWS, CACHED_TOKENS = 64, 16_384
@@ -106,7 +107,8 @@ def generate(
         Completions in the order of the prompts. A completion does not depend on the other prompts of the call.
     """
     completions: dict[int, AnswerIds] = {}
-    for group in groups(policy, prompts, ROWS):
+    divided = groups(policy, prompts, ROWS)
+    for group in track(divided, "generating", unit="rows", total=len(prompts), size=len):
         generated = _complete(policy, [prompts[i] for i in group], sampling=sampling, template=template)
         completions |= dict(zip(group, generated, strict=True))
     return [completions[i] for i in range(len(prompts))]
@@ -132,7 +134,8 @@ def generate_within(
     for i, limit in enumerate(longest):
         if limit > 0:
             by_limit[limit].append(i)
-    for limit, members in by_limit.items():
+    grouped = track(by_limit.items(), "generating", unit="rows", size=lambda group: len(group[1]))
+    for limit, members in grouped:
         limited = replace(sampling, max_new_tokens=limit)
         generated = generate(policy, [prompts[i] for i in members], sampling=limited, template=template)
         for i, completion in zip(members, generated, strict=True):
@@ -156,7 +159,8 @@ def sample(
         `count` completions for each prompt, in the order of the prompts.
     """
     completions: dict[int, list[AnswerIds]] = {}
-    for group in groups(policy, prompts, max(1, SAMPLED_ROWS // count), copies=count):
+    divided = groups(policy, prompts, max(1, SAMPLED_ROWS // count), copies=count)
+    for group in track(divided, "sampling", unit="prompts", total=len(prompts), size=len):
         members = [prompts[i] for i in group]
         generated = _complete(policy, members, sampling=sampling, template=template, copies=count)
         completions |= {row: generated[i * count : (i + 1) * count] for i, row in enumerate(group)}
@@ -169,12 +173,16 @@ def _complete(
     """Generate `copies` completions for each of the prompts of one group."""
     ids: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
     ends: dict[int, tuple[int, ...]] = {}
-    with policy.autocast():
+    done = 0.0  # a row that generates counts by its share of the token limit
+    with policy.autocast(), measuring("generating", len(ids), unit="rows") as meter:
         for row, token, ended in _steps(policy, prompts, sampling=sampling, template=template, copies=copies):
+            done += 1 / sampling.max_new_tokens
+            meter.update(done)
             stops = token in template.stop_ids
             if not stops:
                 ids[row].append(token)
             if ended:
+                done += 1 - (len(ids[row]) + stops) / sampling.max_new_tokens
                 ends[row] = (token,) if stops else ()
     return [AnswerIds(completion, row in ends, ends.get(row, ())) for row, completion in enumerate(ids)]
 
@@ -371,7 +379,8 @@ def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequenc
     ]
     order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
     scores = torch.zeros(len(prompts), len(options[0]))
-    for group in split_by_tokens(order, lengths, TOKENS_PER_PASS):
+    divided = split_by_tokens(order, lengths, TOKENS_PER_PASS)
+    for group in track(divided, "scoring options", unit="rows", size=len):
         rows = [Tokens.of(prompts[i], option) for i in group for option in options[i]]
         logprobs = policy.logprobs(pack(rows).to(policy.device))
         scores[group] = logprobs.float().cpu().view(len(group), -1)

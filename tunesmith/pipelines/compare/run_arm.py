@@ -18,6 +18,7 @@ from tunesmith.pipelines.compare.arms import ClassifierArm, PromptArm, arm_for
 from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.pipelines.compare.prompting import ask_model
 from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_closed_book, run_raft, run_tuned
+from tunesmith.progress import track
 from tunesmith.retrieval.prompts import cited
 
 # Rows answered one at a time: enough for a median; the 95th percentile is between the two slowest. Slow arms stop after
@@ -26,7 +27,6 @@ LATENCY_ROWS = 16
 MIN_LATENCY_ROWS = 5
 LATENCY_SECONDS = 15.0
 PORTION = 64  # answers between two writes to disk
-LINE = 5.0  # seconds between two progress events
 
 # The run that an arm needs.
 TUNED_ARMS: dict[str, Callable[[ComparisonContext], TunedArm]] = {
@@ -54,7 +54,7 @@ def run_arm(context: ComparisonContext, name: str) -> ArmAnswers:
         began = time.perf_counter()
         given = label(context.test)
         seconds = time.perf_counter() - began
-        latencies = _latencies(context, lambda row: label([row]))
+        latencies = _latencies(context, name, lambda row: label([row]))
         answers = ArmAnswers(name=name, detail=arm.detail, given=given, seconds=seconds, latencies=latencies)
     answers = answers.model_copy(update={"labelled_rows": arm.labelled_rows, "build_seconds": arm.build_seconds})
     return context.store(run.add_cost(answers) if run else answers)
@@ -80,7 +80,7 @@ def _prompt_rows(context: ComparisonContext, name: str, arm: PromptArm) -> ArmAn
         cites=cites if arm.shown else [],
         finished=answers.finished,
         seconds=prompt_seconds + answers.seconds,
-        latencies=_latencies(context, answer_alone),
+        latencies=_latencies(context, name, answer_alone),
         prompt_tokens=answers.prompt_tokens,
         shown=arm.shown,
         form=arm.form,
@@ -92,26 +92,23 @@ def _in_portions(context: ComparisonContext, name: str, arm: PromptArm, batch: S
     digest = hashlib.sha256(json.dumps([[asdict(turn) for turn in turns] for turns in batch]).encode()).hexdigest()
     folder = context.portions(name)
     answers = BatchAnswers()
-    last_event = time.monotonic()
-    for number, first in enumerate(range(0, len(batch), PORTION)):
+    portions = [batch[first : first + PORTION] for first in range(0, len(batch), PORTION)]
+    for number, questions in enumerate(track(portions, name, unit="questions", size=len)):
         file = folder / f"{digest[:16]}-{number}.json"
         if file.exists():
             answers += read_page(file, BatchAnswers)
             continue
-        portion = ask_model(arm.model, batch[first : first + PORTION], context.objective)
+        portion = ask_model(arm.model, questions, context.objective)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, portion.model_dump_json())
         answers += portion
-        if len(answers.given) < len(batch) and time.monotonic() - last_event >= LINE:
-            last_event = time.monotonic()
-            context.on_event(StageStarted(f"{name}: {len(answers.given)} of {len(batch)} answered"))
     return answers
 
 
-def _latencies(context: ComparisonContext, ask: Callable[[Example], object]) -> list[float]:
+def _latencies(context: ComparisonContext, name: str, ask: Callable[[Example], object]) -> list[float]:
     """Return the seconds of the first test rows, each answered by itself."""
     latencies: list[float] = []
-    for row in context.test[:LATENCY_ROWS]:
+    for row in track(context.test[:LATENCY_ROWS], f"{name}: timing single questions", unit="questions"):
         if len(latencies) >= MIN_LATENCY_ROWS and sum(latencies) > LATENCY_SECONDS:
             break
         began = time.perf_counter()

@@ -86,17 +86,18 @@ class LearningCurveRun:
     callbacks: Callbacks
     offline: bool
 
-    def cell(self, rows: int, seed: int) -> CurveCell:
+    def cell(self, rows: int, seed: int, *, place: str = "") -> CurveCell:
         """Return the score of a model tuned on a subsample; each cell is trained once and stored.
 
         Args:
             rows: training rows.
             seed: selects the subsample; added to the seed of the recipe.
+            place: which of the runs it is, for the progress.
         """
         file = self.folder / "cells" / f"{rows}-{seed}.json"
         if file.exists():
             return read_page(file, CurveCell)
-        self.callbacks.on_event(StageStarted(f"{rows} rows, seed {seed}"))
+        self.callbacks.on_event(StageStarted(f"{place}{rows} rows, seed {seed}"))
         began = time.perf_counter()
         work = file.with_suffix("")
         work.mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,10 @@ def measure_learning_curve(
         folder.start(recipe, machine=context.machine, base=context.base.fingerprint)
         run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder.path, callbacks, offline)
         sizes, notes = _sizes(run, options.minutes)
-        cells = [run.cell(rows, seed) for rows in sizes for seed in range(SEEDS)]
+        wanted = [(rows, seed) for rows in sizes for seed in range(SEEDS)]
+        cells = []
+        for number, (rows, seed) in enumerate(wanted, 1):
+            cells.append(run.cell(rows, seed, place=f"run {number} of {len(wanted)}: "))
         if context.recipe.replay.share:
             notes.append("replay is left out of these runs: only the rows of the recipe's own file are counted")
         report = _build_report(context, options, cells, notes=notes)

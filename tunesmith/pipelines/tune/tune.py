@@ -100,6 +100,9 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     """Run all steps. Each one reuses what it finds in the run folder, so that an interrupted run resumes."""
     on_event, started = callbacks.on_event, time.perf_counter()
 
+    phases = NumberedPhases(_phases_of(recipe), on_event)
+    phases.start(PREPARE)
+
     # Prepare: read and encode the rows, load the base model, and record what the run must resume with.
     rewards = _reward_digests(recipe, folder, on_event)
     prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline)
@@ -107,26 +110,33 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
     save_recipe(recipe, folder.path / "recipe.yaml")
     prepared = with_contamination_check(prepared, on_event=on_event, offline=offline)
-    prepared = _prepare_texts(prepared, folder.path, callbacks, offline=offline)
+    if TEXTS in phases.names:
+        phases.start(TEXTS)
+        prepared = _prepare_texts(prepared, folder.path, callbacks, offline=offline)
     prediction = predict_cost(prepared, folder.path, on_event=on_event)
 
     # Evaluate the base model before any of its parameters changes.
     evaluator = evaluator_for(EvalSet.of(prepared))
-    snapshot = _evaluate_base(prepared, folder, evaluator, on_event)
-    controls = _run_controls(prepared, folder.path, evaluator, callbacks) if recipe.controls else {}
+    snapshot = _evaluate_base(prepared, folder, evaluator, phases)
+    controls: dict[str, Any] = {}
+    if recipe.controls:
+        phases.start(CONTROLS)
+        controls = _run_controls(prepared, folder.path, evaluator, callbacks)
 
     # Train.
+    phases.start(TRAINING)
     gate = _general_text_gate(prepared, snapshot.general)
     trained = train(prepared, folder.path, callbacks=replace(callbacks, gate_violation=gate))
 
     # Evaluate the tuned model on the same rows.
-    on_event(StageStarted("evaluating the tuned model"))
     general = None
+    phases.start(GENERAL_TUNED)
     if snapshot.general:
         general = retention(
             snapshot.general, measure(trained.policy, prepared.template, window=general_window(prepared))
         )
     model = _local_model(prepared, trained.policy)
+    phases.start(TUNED)
     fit_calibration(prepared, model)
     base_predictions = TypeAdapter(evaluator.shape).validate_python(snapshot.predictions)
     tuned_predictions = evaluator.predict(model)
@@ -141,6 +151,8 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
         retention=general,
         prediction=prediction,
     )
+
+    phases.start(REPORT)
 
     # Save the model and the predictions.
     manifest = ModelManifest(
@@ -168,6 +180,39 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     return report
 
 
+# NumberedPhases of a run. Some recipes have fewer.
+PREPARE = "reading the rows and the model"
+TEXTS = "preparing general rows and the masked-LM head"
+BASE = "evaluating the base model"
+GENERAL_BASE = "general ability of the base model"
+CONTROLS = "control runs"
+TRAINING = "training"
+GENERAL_TUNED = "general ability of the tuned model"
+TUNED = "evaluating the tuned model"
+REPORT = "saving the model and the report"
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedPhases:
+    """The phases of a run, in order."""
+
+    names: Sequence[str]
+    on_event: EventHandler
+
+    def start(self, name: str) -> None:
+        """Report that a phase begins; one that this run does not have is ignored."""
+        if name in self.names:
+            self.on_event(StageStarted(name, self.names.index(name) + 1, len(self.names)))
+
+
+def _phases_of(recipe: Recipe) -> list[str]:
+    """Return the phases of a run with this recipe."""
+    texts = any(task.objective.produces == "likelihood" for task in recipe.tasks.values())
+    optional = {TEXTS: texts, CONTROLS: recipe.controls}
+    names = (PREPARE, TEXTS, BASE, GENERAL_BASE, CONTROLS, TRAINING, GENERAL_TUNED, TUNED, REPORT)
+    return [name for name in names if optional.get(name, True)]
+
+
 def _reward_digests(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[str, str]:
     """Return the digests of the reward files as the run started with them, and report files that have changed."""
     recorded, changed = folder.since("rewards", digests(recipe.objective.rewards))
@@ -193,15 +238,14 @@ def _prepare_texts(prepared: TrainingContext, out: Path, callbacks: Callbacks, *
 
 
 def _evaluate_base(
-    prepared: TrainingContext, folder: RunFolder, evaluator: Evaluator[Any], on_event: EventHandler
+    prepared: TrainingContext, folder: RunFolder, evaluator: Evaluator[Any], phases: NumberedPhases
 ) -> BaselineSnapshot:
     """Return the predictions and the general ability of the base model, computed once for each run folder."""
     path = folder.path / "before.json"
     if path.exists():
         return read_page(path, BaselineSnapshot)
     if prepared.recipe.objective.samples_completions:  # first, because generating all test answers takes long
-        check_reward_varies(prepared, base_policy(prepared), on_event=on_event)
-    on_event(StageStarted(f"evaluating the base model {prepared.recipe.model}"))
+        check_reward_varies(prepared, base_policy(prepared), on_event=phases.on_event)
     policy = Policy.over(prepared.base.network, family=prepared.base.family)
     predictions = evaluator.evaluate_base(prepared, policy, folder.path)
     snapshot = BaselineSnapshot(
