@@ -49,7 +49,9 @@ def demo(out: Path, *, callbacks: Callbacks, offline: bool = False) -> Demo:
     rows = str(files("tunesmith") / "shipped_data" / "reviews.jsonl")
     runs = []
     for number, (name, recipe) in enumerate(recipes(rows).items(), 1):
-        callbacks.on_event(StageStarted(f"run {number} of 2: {name}: {recipe.technique.kind} tuning on bundled reviews"))
+        callbacks.on_event(
+            StageStarted(f"run {number} of 2: {name}: {recipe.technique.kind} tuning on bundled reviews")
+        )
         runs.append(tune_recipe(recipe, out=out / name, callbacks=callbacks, offline=offline))
     encoder, decoder = runs
     callbacks.on_event(StageStarted("classifying with the tuned decoder"))

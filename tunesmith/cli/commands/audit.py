@@ -54,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
     pages = tuple(path for path in (args.html, args.out) if path is not None)
     request = AuditRequest(args.source, args.against, args.model, tuple(args.changes), args.fix, pages)
     with reported() as on_event:
-        done = audit_rows(
-            request, workers=cores(), offline=args.offline, log=lambda text: on_event(StageStarted(text))
-        )
+        done = audit_rows(request, workers=cores(), offline=args.offline, log=lambda text: on_event(StageStarted(text)))
     if args.html is not None:
         write_whole(args.html, page(done.audit))
     fixed = None if done.fixed is None else {"path": done.fixed.out, "log": done.fixed.log}
