@@ -129,14 +129,13 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     trained = train(prepared, folder.path, callbacks=replace(callbacks, gate_violation=gate))
 
     # Evaluate the tuned model on the same rows.
+    phases.start(TUNED)
     general = None
-    phases.start(GENERAL_TUNED)
     if snapshot.general:
         general = retention(
             snapshot.general, measure(trained.policy, prepared.template, window=general_window(prepared))
         )
     model = _local_model(prepared, trained.policy)
-    phases.start(TUNED)
     fit_calibration(prepared, model)
     base_predictions = TypeAdapter(evaluator.shape).validate_python(snapshot.predictions)
     tuned_predictions = evaluator.predict(model)
@@ -184,10 +183,8 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
 PREPARE = "reading the rows and the model"
 TEXTS = "preparing general rows and the masked-LM head"
 BASE = "evaluating the base model"
-GENERAL_BASE = "general ability of the base model"
 CONTROLS = "control runs"
 TRAINING = "training"
-GENERAL_TUNED = "general ability of the tuned model"
 TUNED = "evaluating the tuned model"
 REPORT = "saving the model and the report"
 
@@ -209,7 +206,7 @@ def _phases_of(recipe: Recipe) -> list[str]:
     """Return the phases of a run with this recipe."""
     texts = any(task.objective.produces == "likelihood" for task in recipe.tasks.values())
     optional = {TEXTS: texts, CONTROLS: recipe.controls}
-    names = (PREPARE, TEXTS, BASE, GENERAL_BASE, CONTROLS, TRAINING, GENERAL_TUNED, TUNED, REPORT)
+    names = (PREPARE, TEXTS, BASE, CONTROLS, TRAINING, TUNED, REPORT)
     return [name for name in names if optional.get(name, True)]
 
 
@@ -246,6 +243,7 @@ def _evaluate_base(
         return read_page(path, BaselineSnapshot)
     if prepared.recipe.objective.samples_completions:  # first, because generating all test answers takes long
         check_reward_varies(prepared, base_policy(prepared), on_event=phases.on_event)
+    phases.start(BASE)
     policy = Policy.over(prepared.base.network, family=prepared.base.family)
     predictions = evaluator.evaluate_base(prepared, policy, folder.path)
     snapshot = BaselineSnapshot(
