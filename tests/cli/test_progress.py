@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import io
+import math
+import threading
+import time
 from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.progress import TextColumn
 
 from tunesmith.cli.progress import Bar, Lines, TimeLeft, describe, duration, listening
 from tunesmith.cli.signals import Signals
 from tunesmith.data.splits.load import DataFacts
 from tunesmith.events import (
     DataLoaded,
+    ForecastUpdated,
     MachineChosen,
     OverfitChecked,
     StageStarted,
@@ -19,6 +24,7 @@ from tunesmith.events import (
     TrainingStarted,
     Validated,
 )
+from tunesmith.progress import Progress
 
 
 class Clock:
@@ -72,6 +78,94 @@ def test_on_a_log_slow_steps_get_a_line_each_five_seconds(capsys: pytest.Capture
     assert shown == ["1/100", "3/100"]
 
 
+def shown_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def test_on_a_log_a_loop_gets_its_first_line_after_five_seconds_then_fewer(capsys: pytest.CaptureFixture[str]):
+    clock = Clock()
+    lines = Lines(clock)
+    lines(StageStarted("evaluating the base model", 3, 9))
+    for second in range(1, 151):
+        clock.now += 1.0
+        lines(Progress("generating", second, 200, "rows", float(second)))
+    shown = shown_lines(capsys)
+    assert shown[:2] == ["[3/9] evaluating the base model", "generating: 5/200 rows  1 rows/s  3 min 15 s left"]
+    assert [line.split()[1].split("/")[0] for line in shown[1:]] == [
+        str(second) for second in (5, 10, 20, 30, 40, 50, 80, 110, 140)
+    ]
+
+
+def test_on_a_log_a_stage_that_reports_nothing_gets_lines_too(capsys: pytest.CaptureFixture[str]):
+    clock = Clock()
+    lines = Lines(clock)
+    lines(StageStarted("loading x"))
+    for _ in range(100):
+        clock.now += 1.0
+        lines.beat()
+    shown = shown_lines(capsys)
+    assert shown[1] == "loading x: 5 s so far"
+    assert shown[-1] == "loading x: 1 min 20 s so far"
+    assert len(shown) == 8
+
+
+def test_a_quick_stage_has_one_line(capsys: pytest.CaptureFixture[str]):
+    clock = Clock()
+    lines = Lines(clock)
+    lines(StageStarted("loading x"))
+    for _ in range(4):
+        clock.now += 1.0
+        lines(Progress("reading", 1, 2, "rows", 1.0))
+        lines.beat()
+    assert shown_lines(capsys) == ["loading x"]
+
+
+def test_a_slow_step_of_training_has_a_line_before_it_ends(capsys: pytest.CaptureFixture[str]):
+    clock = Clock()
+    lines = Lines(clock)
+    lines(TrainingStarted())
+    lines(step(1))
+    clock.now += 6.0
+    lines(Progress("sampling", 1, 4, "prompts", 6.0))
+    lines(step(2))
+    clock.now += 6.0
+    lines.beat()
+    assert [line.split()[0] for line in shown_lines(capsys)] == ["training", "step", "sampling:", "step", "training:"]
+
+
+def test_while_a_command_runs_a_thread_writes_the_lines_of_silent_stages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tunesmith.cli.progress.SILENCE", ((math.inf, 0.0),))
+    with listening(Signals()) as on_event:
+        on_event(StageStarted("fitting"))
+        time.sleep(1.2)
+    assert "fitting: 1 s so far" in shown_lines(capsys)
+    assert not any(thread.name == "progress" for thread in threading.enumerate())
+
+
+def test_a_forecast_of_the_rest_is_one_line():
+    assert describe(ForecastUpdated(200.0, 150.0, 290.0)) == [
+        "whole run: about 3 min 20 s left, 2 min 30 s to 4 min 50 s in 9 of 10 runs"
+    ]
+
+
+def test_a_bar_shows_a_loop_with_its_rate_and_goes_away_with_the_stage():
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False, highlight=False)
+    with RichProgress(TextColumn("{task.fields[measures]}", markup=False), console=screen) as progress:
+        bar = Bar(progress)
+        bar(StageStarted("scoring"))
+        assert [task.total for task in progress.tasks] == [None]
+        bar(Progress("generating", 3, 12, "rows", 6.0))
+        assert [(task.completed, task.total) for task in progress.tasks] == [(3, 12)]
+        progress.refresh()
+        bar(StageStarted("saving"))
+        assert [task.total for task in progress.tasks] == [None]
+        bar.hide()
+        assert progress.tasks == []
+    assert "generating: 3/12 rows  0.5 rows/s  18 s left" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_line_has_loss_rate_speed_and_time_left(capsys: pytest.CaptureFixture[str]):
     clock = Clock()
     lines = Lines(clock)
@@ -115,7 +209,7 @@ def test_probe_machine_and_validation_are_told():
 
 def test_a_bar_moves_and_everything_else_is_written_above_it():
     screen = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False, highlight=False)
-    with Progress(TextColumn("{task.fields[measures]}", markup=False), console=screen) as progress:
+    with RichProgress(TextColumn("{task.fields[measures]}", markup=False), console=screen) as progress:
         bar = Bar(progress)
         bar(TrainingStarted())
         bar(step(1, 10))
