@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,17 @@ MAX_NAME_CHARS = 60  # of each part of a folder name; the digest at its end make
 def task_dir(run: Path, task: str) -> Path:
     """Return the folder for files of one task: a subfolder, or the run folder itself for a single task."""
     return run / "tasks" / task if task else run
+
+
+def drop_checkpoints(run: Path) -> None:
+    """Delete the checkpoints of a finished run, of its controls and of its masked-LM head; `model/` has the weights.
+
+    A run that was finished by an earlier version may still have them.
+    """
+    parts = [run, run / "control", *run.glob("alone/*"), *run.glob("tasks/*")]
+    for folder in (part / name for part in parts for name in ("checkpoints", "base_head_checkpoints")):
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
 
 
 # Recipe keys that no result of a run depends on.

@@ -104,6 +104,7 @@ def test_an_encoder_learns_hidden_words_and_is_compared_with_a_head_on_the_froze
     assert report.task.tuned < report.task.base
     assert report.baselines[0].detail == "a masked-language head trained on the frozen encoder"
     assert report.retention is None
+    assert not list(run.folder.rglob("*checkpoints"))
     words = load(run.folder).fill(["server [MASK] index"])[0]
     likely = [p for _, p in words]
     assert len(words) == 5

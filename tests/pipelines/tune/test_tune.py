@@ -322,14 +322,31 @@ def test_a_run_that_was_stopped_twice_gives_the_weights_of_one_that_was_not(kind
     for _ in range(2):
         with pytest.raises(Interrupted):
             tune(made, tmp_path / "cut", stop=stop_after(3))
+    state = json.loads((tmp_path / "cut" / "checkpoints" / "last" / "state.json").read_text(encoding="utf-8"))
     cut = tune(made, tmp_path / "cut")
     assert digests(cut.folder) == digests(whole.folder)
     journals = [(run.folder / "journal.jsonl").read_text().splitlines() for run in (cut, whole)]
     losses = [[(r["step"], r.get("loss"), r.get("validation_loss")) for r in map(json.loads, j)] for j in journals]
     assert losses[0] == losses[1]
     assert cut.report.task == whole.report.task.model_copy(update={"name": "cut"})
-    state = json.loads((tmp_path / "cut" / "checkpoints" / "last" / "state.json").read_text(encoding="utf-8"))
     assert cut.report.memory.peak_bytes >= state["peak"] > 1e8  # of every process that trained
+
+
+def test_a_finished_run_has_its_weights_once(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", technique="full", controls=True)
+    folder = tune(made, tmp_path / "run").folder
+    whole = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    assert whole == sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
+    assert not list(folder.rglob("*checkpoints"))
+
+
+def test_checkpoints_that_an_earlier_version_left_in_a_finished_run_are_deleted(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", schedule={"probe": False, "epochs": 1})
+    folder = tune(made, tmp_path / "run").folder
+    (folder / "checkpoints" / "last").mkdir(parents=True)
+    (folder / "checkpoints" / "last" / "optimizer.safetensors").write_bytes(b"1")
+    assert tune(made, tmp_path / "run").reused
+    assert not (folder / "checkpoints").exists()
 
 
 def test_a_run_does_not_go_on_over_a_base_that_was_changed_since(tmp_path: Path):

@@ -41,7 +41,7 @@ from tunesmith.training.multitask import single_task_contexts
 from tunesmith.training.prepare import TrainingContext, prepare
 from tunesmith.training.replay import with_replay
 from tunesmith.training.rewards import digests
-from tunesmith.training.run_folder import RunFolder, exclusive_lock, open_run, task_dir
+from tunesmith.training.run_folder import RunFolder, drop_checkpoints, exclusive_lock, open_run, task_dir
 from tunesmith.training.train import base_policy, check_reward_varies, train
 
 
@@ -93,6 +93,7 @@ def tune_recipe(
     _reward_digests(recipe, folder, callbacks.on_event)
     if not (folder.path / "report.html").exists():  # the process was killed between the report and its page
         write_reports(folder.path)
+    drop_checkpoints(folder.path)
     return Run(folder.path, read_report(folder.path), reused=True)
 
 
@@ -176,6 +177,7 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     report = build_report(results, name=folder.path.name, seconds=time.perf_counter() - started)
     write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
     write_reports(folder.path)
+    drop_checkpoints(folder.path)
     return report
 
 
