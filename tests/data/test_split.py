@@ -168,8 +168,8 @@ def test_copies_of_rows_without_groups_fall_together():
         ),
         (4, 0, 0.1, r"4 rows leave test empty at test: 0\.1"),
         (4, 0.2, 0.5, "4 rows leave 1 for training; give more rows"),
-        (9, -0.1, 0, r"validation: expected a fraction in \[0, 1\) or a file, got -0\.1"),
-        (9, 0, float("nan"), r"test: expected a fraction in \[0, 1\) or a file, got nan"),
+        (9, -0.1, 0, r"validation: expected a fraction in \[0, 1\), a whole number of rows or a file, got -0\.1"),
+        (9, 0, float("nan"), r"test: expected a fraction in \[0, 1\), a whole number of rows or a file, got nan"),
         (9, 0.5, 0.5, "leave no training rows"),
     ],
 )
@@ -341,3 +341,83 @@ def test_labels_of_one_row_draw_no_more_than_their_share_from_the_others():
     assert labels(found.test) == {"a": 13}
     assert labels(found.validation) == {"a": 7}
     assert labels(found.train)["a"] == 40
+
+
+def written(folder: Path, parts: dict[str, range], column: str = "split") -> str:
+    """Write rows with a split column; the texts are unique over all parts."""
+    lines = [json.dumps({"text": f"text {n}", column: part}) + "\n" for part, span in parts.items() for n in span]
+    (folder / "a.jsonl").write_text("".join(lines))
+    return str(folder / "a.jsonl")
+
+
+def test_a_split_column_decides_the_parts_and_is_named_in_a_note(tmp_path):
+    source = written(tmp_path, {"train": range(40), "valid": range(40, 46), "test": range(46, 56)})
+    loaded = load(Sources(source, split="split"), parse, seed=0)
+    assert sizes(loaded.split) == (40, 6, 10)
+    assert [example.text for example in loaded.split.test] == [f"text {n}" for n in range(46, 56)]
+    assert loaded.split.notes[0] == (
+        "a.jsonl: split by the column 'split': train 40, validation 6, test 10 rows (data.split: \"\" to ignore it)"
+    )
+
+
+def test_a_part_that_the_split_column_lacks_is_taken_from_train(tmp_path):
+    source = written(tmp_path, {"train": range(40), "test": range(40, 50)})
+    assert sizes(load(Sources(source, split="split"), parse, seed=0).split) == (36, 4, 10)
+    source = written(tmp_path, {"training": range(40), "dev": range(40, 50)})
+    assert sizes(load(Sources(source, split="split"), parse, seed=0).split) == (32, 10, 8)
+    source = written(tmp_path, {"train_sft": range(40), "": range(40, 50), "test_sft": range(50, 60)})
+    assert sizes(load(Sources(source, validation=5, split="split"), parse, seed=0).split) == (45, 5, 10)
+
+
+def test_a_split_column_that_is_not_used_is_named_with_the_reason(tmp_path):
+    source = written(tmp_path, {"train": range(40), "test": range(40, 50)})
+    unused = load(Sources(source), parse, seed=0).split
+    assert sizes(unused) == (35, 5, 10)
+    assert unused.notes[0] == (
+        "a.jsonl: column 'split' (train 40, test 10) is not used; set data.split: split to use it"
+    )
+    source = written(tmp_path, {"north": range(30), "south": range(30, 50)})
+    other = load(Sources(source, split="split"), parse, seed=0).split
+    assert other.notes[0] == (
+        "a.jsonl: column 'split' contains north, south, which hold out no rows; not used for the split"
+    )
+    source = written(tmp_path, {"train": range(50)})
+    only = load(Sources(source, split="split"), parse, seed=0).split
+    assert (sizes(only), "hold out no rows" in only.notes[0]) == ((35, 5, 10), True)
+
+
+def test_a_named_split_column_must_exist_and_name_parts(tmp_path):
+    source = written(tmp_path, {"a": range(30), "b": range(30, 50)}, column="fold")
+    with pytest.raises(DataError, match=r"^a\.jsonl: column 'fold' contains a, b; data\.split needs train, validation"):
+        load(Sources(source, split="fold"), parse, seed=0)
+    with pytest.raises(DataError, match=r"^data\.split: a\.jsonl: no column 'folds'; did you mean 'fold'\?"):
+        load(Sources(source, split="folds"), parse, seed=0)
+    source = written(tmp_path, {"train": range(30), "test": range(30, 50)}, column="fold")
+    assert sizes(load(Sources(source, split="fold"), parse, seed=0).split) == (27, 3, 20)
+
+
+def test_rows_of_a_split_column_never_leak_into_train(tmp_path):
+    source = written(tmp_path, {"train": range(40), "test": range(38, 50)})
+    loaded = load(Sources(source, split="split"), parse, seed=0)
+    assert sizes(loaded.split) == (34, 4, 12)
+    assert "2 rows of a.jsonl (train) removed: its test part contains the same prompt" in loaded.split.notes
+    source = written(tmp_path, {"train": range(40), "test": range(20)})
+    with pytest.raises(Refused, match=r'20 of 20 test rows also appear in a\.jsonl; set data\.split: "" to split'):
+        load(Sources(source, split="split"), parse, seed=0)
+
+
+def test_a_test_file_replaces_the_test_rows_of_the_split_column(tmp_path):
+    source = written(tmp_path, {"train": range(40), "valid": range(40, 45), "test": range(45, 50)})
+    test = jsonl(tmp_path, "test.jsonl", range(100, 110))
+    loaded = load(Sources(source, test=test, split="split"), parse, seed=0)
+    assert sizes(loaded.split) == (40, 5, 10)
+    assert loaded.split.notes[0].endswith("; its 5 test rows are left out, because data.test is a file")
+
+
+def test_held_out_parts_are_given_as_numbers_of_rows():
+    found = split(documents(100), validation=12, test=30, seed=0)
+    assert sizes(found) == (58, 12, 30)
+    with pytest.raises(DataError, match=r"100 rows, so test 60 and validation 40 leave no training rows; lower them"):
+        split(documents(100), validation=40, test=60, seed=0)
+    with pytest.raises(DataError, match=r"^test: expected a fraction in \[0, 1\), a whole number of rows or a file"):
+        split(documents(100), validation=0.1, test=1.0, seed=0)

@@ -200,7 +200,7 @@ def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path):
         ),
         (
             "objective: {kind: multitask, tasks: {a: {data: {train: x, max_tokens: 9}, objective: domain}}}\n",
-            r"tasks\.a\.data\.max_tokens', data\.max_tokens applies to all tasks; known keys: group, rows, test",
+            r"tasks\.a\.data\.max_tokens', data\.max_tokens applies to all tasks; known keys: group, rows, split, test",
         ),
     ],
 )

@@ -42,6 +42,23 @@ def test_a_draft_is_read_back_as_it_was_written_and_runs_dry(rows: Path, tiny_ll
     assert preview(recipe, offline=True).problems == ()
 
 
+def test_the_split_column_of_a_file_is_written_instead_of_the_sizes_it_names(tmp_path: Path) -> None:
+    parts = ["train"] * 40 + ["test"] * 20
+    file = write_rows(tmp_path / "a.jsonl", [{**row, "split": p} for row, p in zip(reviews(), parts, strict=True)])
+    made = draft(str(file))
+    assert "split: split" in made.text(tmp_path)
+    assert "the file names its parts: train 40, test 20 rows" in made.text(tmp_path)
+    assert "test: 0.2" not in made.text(tmp_path)
+    assert reread(made, tmp_path / "recipe.yaml").data.split == "split"
+
+
+def test_a_fraction_of_one_is_refused_with_both_readings() -> None:
+    with pytest.raises(RecipeError, match=r"data\.test: expected .* a whole number of rows or a file; write 1 for a"):
+        make_recipe({"data": {"train": "a.jsonl", "test": 1.0}, "objective": "classify"}, place="r.yaml")
+    recipe, _ = make_recipe({"data": {"train": "a.jsonl", "test": 60}, "objective": "classify"}, place="r.yaml")
+    assert (recipe.data.test, recipe.data.split) == (60, "")
+
+
 def test_every_decision_has_its_reason_above_it(rows: Path) -> None:
     text = draft(str(rows)).text(rows.parent)
     lines = text.splitlines()

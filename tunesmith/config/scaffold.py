@@ -23,6 +23,7 @@ from tunesmith.data.readers.row import Row, as_word, columns_of, keep
 from tunesmith.data.schema.formats import LANGUAGES, Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess, guess
 from tunesmith.data.splits.split import PASSAGES
+from tunesmith.data.splits.split_column import DEFAULT_COLUMN, split_column
 from tunesmith.errors import DataError, RowError, UnsettledError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import reference
@@ -86,6 +87,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> A
     raw["data"] |= _data(
         examples, group, instruction=instruction.get("instruction", ""), model=recipe.model, reasons=reasons
     )
+    _keep_own_split(kept, raw["data"], reasons)
     reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
     reasons["data.train"] += "".join(f"; {note}" for note in (*skipped, passed_over(data)) if note)
     raw.setdefault("objective", {"kind": bound.kind})
@@ -207,6 +209,19 @@ def _data(
         section["max_tokens"] = min(limit, max(2 * ROUND_TO, needed), TEXT_WINDOW)
         reasons["data.max_tokens"] = "documents are split into windows of this many tokens; no text is dropped"
     return section
+
+
+def _keep_own_split(rows: Sequence[Row], section: dict[str, Any], reasons: dict[str, str]) -> None:
+    """Write the split column of a file, in place, instead of the sizes of the parts that it names."""
+    counts = split_column(rows)
+    if not counts:
+        return
+    section["split"] = DEFAULT_COLUMN
+    listed = ", ".join(f"{part} {count}" for part, count in counts.items())
+    reasons["data.split"] = f'the file names its parts: {listed} rows; "" to split by row or group instead'
+    for part in counts.keys() & section.keys() - {"train"}:
+        del section[part]
+        reasons.pop(f"data.{part}", None)
 
 
 def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, NoReturn
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 from torch import nn
 
 from tunesmith.data.examples.types import Example
@@ -27,14 +27,20 @@ from tunesmith.objectives.reward_model import Reward
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
-def _fraction(value: object) -> object:
-    """Convert `20%` to 0.2 and an empty string to 0."""
+def _amount(value: object) -> object:
+    """Convert `20%` to 0.2 and an empty string to 0; raise ValueError for 1.0, which may be one row or all."""
     percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
-    return float(percent[1]) / 100 if percent else 0.0 if value == "" else value
+    value = float(percent[1]) / 100 if percent else 0.0 if value == "" else value
+    if isinstance(value, int | float) and (isinstance(value, bool) or value < 0):
+        raise ValueError("expected a fraction in [0, 1), a whole number of rows or a file; use 0.2")
+    if isinstance(value, float) and value >= 1:
+        whole = f"write {value:.0f} for a number of rows" if value.is_integer() else "use 0.2"
+        raise ValueError(f"expected a fraction in [0, 1), a whole number of rows or a file; {whole}")
+    return value or 0.0
 
 
-# A fraction of the rows, or a file.
-Part = Annotated[float | str, BeforeValidator(_fraction)]
+# A fraction of the rows, a number of rows, or a file.
+Part = Annotated[int | float | str, BeforeValidator(_amount)]
 
 
 class TaskRows(BaseModel):
@@ -43,11 +49,22 @@ class TaskRows(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     train: str = Field("", description="file or Hub data set")
-    validation: Part = Field(0.1, description="fraction of the rows, or a file")
-    test: Part = Field(0.2, description="fraction of the rows, or a file")
+    validation: Part = Field(0.1, description="fraction or number of the rows, or a file")
+    test: Part = Field(0.2, description="fraction or number of the rows, or a file")
+    split: str = Field(
+        "split",
+        description="column with train, validation or test; empty: not used, the default if validation or test is set",
+    )
     group: str = Field("", description="column; rows with the same value stay in the same split")
     where: dict[str, list[Any]] = Field(default_factory=dict, description="keep rows with these values")
     rows: int = Field(0, ge=0, description="maximum number of training rows; 0: all")
+
+    @model_validator(mode="after")
+    def _split_as_written(self) -> Self:
+        """Do not use a split column if the recipe itself sets the size of a part."""
+        if "split" not in self.model_fields_set and self.model_fields_set & {"test", "validation"}:
+            self.__dict__["split"] = ""  # not a set field: recipes are written without it
+        return self
 
 
 def _short_for(key: str) -> BeforeValidator:

@@ -175,7 +175,7 @@ def read_data(recipe: Recipe, *, offline: bool) -> DatasetSplits:
     data = recipe.data
     if recipe.objective.samples_completions:  # a completion finds its row again by the row's location
         check_names((data.train, data.validation))
-    sources = Sources(data.train, data.validation, data.test, data.group, data.where)
+    sources = Sources(data.train, data.validation, data.test, data.group, data.where, data.split)
     reader = Reader(recipe.objective, data.group)
     try:
         loaded = load(sources, reader, seed=recipe.seed, offline=offline)

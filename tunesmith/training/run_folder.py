@@ -52,6 +52,9 @@ def drop_checkpoints(run: Path) -> None:
 OLD_KEYS_WITHOUT_EFFECT: Any = {"machine": True, "data": {"audit"}, "documents": True, "arms": True, "compare": True}
 KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True}  # older identities include it
 
+# Keys that were added later -> value that has no effect.
+NEW_KEYS = {"split": "", "context": "", "unanswerable": "unanswerable"}
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -145,6 +148,14 @@ def pin_machine(recipe: Recipe, file: Path) -> Recipe:
         machine = choose_machine(device=settings.device, dtype=settings.dtype, threads=settings.threads)
         write_whole(file, settings.model_copy(update=machine_settings(machine)).model_dump_json())
     return recipe.model_copy(update={"machine": read_page(file, Machine)})
+
+
+def _as_before(value: Any) -> Any:
+    """Return a recipe without keys that had no effect before they existed, so that older runs keep their identity."""
+    if not isinstance(value, dict):
+        return value
+    new = {key for key, neutral in NEW_KEYS.items() if value.get(key) == neutral}
+    return {key: _as_before(inner) for key, inner in value.items() if key not in new}
 
 
 def identity_of(*values: Any) -> str:
@@ -266,6 +277,6 @@ def identities(recipe: Recipe, runs: Path) -> list[str]:
     loop = normalized.loop.model_copy(update={"final_judge": "", "rounds": Loop().rounds})
     normalized = normalized.model_copy(update={"model": relative(recipe.model), "loop": loop})
     return [
-        identity_of(normalized.model_dump(mode="json", exclude=keys), digests)
+        identity_of(_as_before(normalized.model_dump(mode="json", exclude=keys)), digests)
         for keys in (KEYS_WITHOUT_EFFECT, OLD_KEYS_WITHOUT_EFFECT)
     ]

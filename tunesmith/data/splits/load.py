@@ -15,6 +15,7 @@ from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, file_of, keep
 from tunesmith.data.splits.near_duplicates import without_near_copies
 from tunesmith.data.splits.split import FEWEST_PROMPTS, Split, by_prompt, separate, split, unlearned_labels
+from tunesmith.data.splits.split_column import assigned
 from tunesmith.errors import DataError
 
 Parse = Callable[[list[Row]], Sequence[Example]]
@@ -22,14 +23,15 @@ Parse = Callable[[list[Row]], Sequence[Example]]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Files of a run, or fractions of `train`.
+    """Files of a run, or fractions or numbers of rows of `train`.
 
     Attributes:
         train: file, folder or Hub dataset.
-        validation: file, or fraction of `train`.
-        test: file, or fraction of `train`.
+        validation: file, or fraction or number of the rows of `train`.
+        test: file, or fraction or number of the rows of `train`.
         group: column that names the source of a row; a group stays in one split.
         where: column -> allowed values; filters the rows of every file.
+        split: column of `train` that names the part of each row; empty: not used.
     """
 
     train: str
@@ -37,6 +39,7 @@ class Sources:
     test: float | str = 0.2
     group: str = ""
     where: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    split: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,10 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
             parts[name] = _grouped(list(parse(rows)), rows, sources.group)
             row_count += len(rows)
             notes += filter(None, [passed_over(source)])
+            if name == "train":
+                parts, note = _by_column(parts["train"], rows, sources)
+                notes += filter(None, [note])
+    fractions = {name: fraction for name, fraction in fractions.items() if name not in parts}
     if len(parts) > 1:  # `split` groups a single file
         _group_by_prompt(parts, split_train=any(fractions.values()))
     size = sum(map(len, parts.values()))
@@ -94,6 +101,22 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
         contents = sorted(fingerprint(example).encode(errors="surrogatepass") for example in part)
         digests[name] = hashlib.sha256(b"\n".join(contents)).hexdigest()
     return DatasetSplits(result, row_count, digests)
+
+
+def _by_column(examples: list[Example], rows: Sequence[Row], sources: Sources) -> tuple[dict[str, list[Example]], str]:
+    """Return the parts that the split column of the train file names, and a note on it.
+
+    A part that is a file of its own keeps only the rows of that file: those of the column are left out.
+    """
+    assignment, note = assigned(rows, sources.split)
+    parts = {"train": [example for example in examples if assignment.get(example.where, "train") == "train"]}
+    for name, source in (("validation", sources.validation), ("test", sources.test)):
+        selected = [example for example in examples if assignment.get(example.where) == name]
+        if selected and isinstance(source, str):
+            note += f"; its {len(selected)} {name} rows are left out, because data.{name} is a file"
+        elif selected:
+            parts[name] = selected
+    return parts, note
 
 
 def check_names(given: Iterable[float | str]) -> None:
@@ -147,11 +170,15 @@ def _set_apart(parts: dict[str, list[Example]]) -> list[str]:
             continue
         file = file_of(parts[other])
         held_file = file_of(parts[held_out])
-        remaining, copies = separate(parts[other], parts[held_out], what=held_out)
+        fix = f"give a {held_out} file with other rows"
+        if file == held_file:  # parts of one file
+            file, held_file = f"{file} ({other})", f"its {held_out} part"
+            fix = 'set data.split: "" to split by row'
+        remaining, copies = separate(parts[other], parts[held_out], what=held_out, fix=fix)
         groups = {example.group for example in parts[held_out]} - {""}
         parts[other] = [example for example in remaining if example.group not in groups]
         if not parts[other]:
-            fix = f"give a {held_out} file from other sources"
+            fix = fix.replace("with other rows", "from other sources")
             raise DataError(f"{file}: every row or its group also appears in {held_file}; {fix}")
         if copies:
             notes.append(f"{copies} rows of {file} removed: {held_file} contains the same prompt")

@@ -51,8 +51,8 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
 
     Args:
         examples: examples of one file.
-        validation: fraction of all rows, in [0, 1).
-        test: fraction of all rows, in [0, 1).
+        validation: fraction of all rows, in [0, 1), or a number of rows.
+        test: fraction of all rows, in [0, 1), or a number of rows.
         seed: seed of the order.
 
     Raises:
@@ -62,12 +62,13 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
     examples = by_prompt(examples, fewest=FEWEST_PROMPTS)
     unit = "groups" if examples is ungrouped else "prompts"
     fractions = {"test": test, "validation": validation}
-    for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
-            raise DataError(f"{name}: expected a fraction in [0, 1) or a file, got {fraction}; use 0.2")
-    if test + validation >= 1:
+    sizes = {name: _size(name, amount, len(examples)) for name, amount in fractions.items()}
+    counted = any(isinstance(amount, int) and amount for amount in fractions.values())
+    if counted and sum(sizes.values()) >= len(examples):
+        rows = f"{file_of(examples)}: {len(examples)} rows"
+        raise DataError(f"{rows}, so test {test} and validation {validation} leave no training rows; lower them")
+    if not counted and test + validation >= 1:
         raise DataError(f"test {test} and validation {validation} leave no training rows; lower them")
-    sizes = {name: int(len(examples) * fraction + 0.5) for name, fraction in fractions.items()}
     groups = len({example.group for example in examples} - {""})
     prompts = [question(example) for example in examples]
     assignment = _by_group(examples, sizes, seed) if groups else _by_label(examples, prompts, sizes, seed=seed)
@@ -86,7 +87,9 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
     return Split(**parts, removed=removed, notes=(*notes, *unlearned_labels(parts)))
 
 
-def separate(train: Sequence[Example], held_out: Sequence[Example], *, what: str = "test") -> tuple[list[Example], int]:
+def separate(
+    train: Sequence[Example], held_out: Sequence[Example], *, what: str = "test", fix: str = ""
+) -> tuple[list[Example], int]:
     """Remove the prompts of `held_out` from `train`; return the remaining rows and the number removed.
 
     Raise Refused if 95 % of the held-out rows appear in train: then the file is a copy, not a test.
@@ -97,7 +100,7 @@ def separate(train: Sequence[Example], held_out: Sequence[Example], *, what: str
     copies = sum(prompt in known for prompt in held_out_prompts)
     if held_out and copies >= TOO_MANY_COPIES * len(held_out):
         problem = f"{copies} of {len(held_out)} {what} rows also appear in {file_of(train)}"
-        raise Refused(f"{file_of(held_out)}: {problem}; give a {what} file with other rows")
+        raise Refused(f"{file_of(held_out)}: {problem}; {fix or f'give a {what} file with other rows'}")
     excluded = set(held_out_prompts)
     remaining = [example for example, prompt in zip(train, train_prompts, strict=True) if prompt not in excluded]
     return remaining, len(train) - len(remaining)
@@ -135,6 +138,14 @@ def unlearned_labels(parts: Mapping[str, Sequence[Example]]) -> list[str]:
         for label, count in _labels(parts[name]).items()
         if label not in learned
     ]
+
+
+def _size(name: str, amount: float, rows: int) -> int:
+    """Return the number of rows of a held-out part. Raises DataError."""
+    if not (amount >= 0 if isinstance(amount, int) else 0 <= amount < 1):
+        problem = f"expected a fraction in [0, 1), a whole number of rows or a file, got {amount}"
+        raise DataError(f"{name}: {problem}; use 0.2")
+    return amount if isinstance(amount, int) else int(rows * amount + 0.5)
 
 
 def _check_parts(
