@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     # The type that every command module's `add` receives; argparse gives it no public name.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-ROW_FILES = "rows as jsonl, json, csv, tsv or parquet"
+ROW_FILES = "rows as jsonl, json, csv, xlsx, txt, parquet, ..."
 # Former names of commands: accepted, but not suggested.
 COMMAND_ALIASES = ("need",)
 

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from tunesmith.config import Recipe
-from tunesmith.data.files import fix_for
+from tunesmith.data.files import fix_for, is_there
+from tunesmith.data.readers.text_file import locate
 from tunesmith.errors import RecipeError
 
 WIDTH = 108
@@ -61,7 +62,7 @@ def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make the paths of existing files relative to the folder of the recipe."""
 
     def move(value: Any) -> Any:
-        if not isinstance(value, str) or not Path(value).exists():
+        if not isinstance(value, str) or not (is_there(value) or locate(value)):
             return value
         if Path(value).is_absolute() and folder.absolute() not in Path(value).parents:
             return value

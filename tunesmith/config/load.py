@@ -17,6 +17,7 @@ from tunesmith.config.aliases import translate, translate_change, translate_sect
 from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Data, Recipe, nearest
 from tunesmith.config.unsupported import why_left_out
 from tunesmith.data.files import is_there
+from tunesmith.data.readers.text_file import locate
 from tunesmith.errors import RecipeError, key_of
 from tunesmith.objectives import OBJECTIVES, Multitask, Rl
 from tunesmith.objectives.multitask import TaskRows, TaskSection
@@ -171,7 +172,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         path = folder / value
         # A missing file is reported relative to the recipe; a name without suffix may be a data set of the Hub.
         missing = bool(path.suffix) and is_there(path.parent) and not is_there(value)
-        return str(path) if is_there(path) or missing else value
+        return str(path) if is_there(path) or locate(path) or missing else value
 
     def model(name: str) -> str:
         return anchor(name) if "/" in name or name.endswith(".gguf") else name

@@ -17,8 +17,7 @@ from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.config.resolve import BATCH_ROWS, BYTES_A_TOKEN, default_epochs, learned_rows, size_of
 from tunesmith.data.examples.types import Chat, Example, LabelledText, Text
 from tunesmith.data.examples.usable import usable
-from tunesmith.data.readers.document_folder import passed_over
-from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.read import read_file
 from tunesmith.data.readers.row import Row, as_word, columns_of, keep
 from tunesmith.data.schema.formats import LANGUAGES, Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess, guess
@@ -63,7 +62,8 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> A
         DataError: the rows cannot be read, or the roles of their columns cannot be guessed.
         RecipeError: a change is invalid.
     """
-    rows = read_rows(data, offline=offline)
+    file = read_file(data, offline=offline)
+    rows = file.rows
     reasons: dict[str, str] = {}
     named = changed_keys(changes)
     detected = None if named & {"objective", "objective.kind"} else detect_or_guess(rows)
@@ -89,7 +89,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> A
     )
     _keep_own_split(kept, raw["data"], reasons)
     reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
-    reasons["data.train"] += "".join(f"; {note}" for note in (*skipped, passed_over(data)) if note)
+    reasons["data.train"] += "".join(f"; {note}" for note in (*file.notes, *skipped))
     raw.setdefault("objective", {"kind": bound.kind})
     raw["objective"] |= instruction
     if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:

@@ -119,12 +119,6 @@ def is_link(path: str | Path) -> bool:
     return os.path.islink(path)
 
 
-def refuse_utf16(start: bytes, name: str) -> None:
-    """Raise DataError if the first bytes of a file are a UTF-16 byte order mark."""
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{name}:1: UTF-16, not UTF-8; save the file as UTF-8")
-
-
 def is_recipe(path: Path) -> bool:
     """Return whether a file is a recipe, not rows: YAML, or a JSON object with the key `objective`."""
     if path.suffix.lower() != ".json":

@@ -18,6 +18,7 @@ from tunesmith.data.audit.fix import CleanedCopy, check_out, fix, log_of
 from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.run import audit
 from tunesmith.data.files import check_folder, is_recipe
+from tunesmith.data.readers.read import notes_of
 from tunesmith.data.readers.row import Row, file_of, missing_column
 from tunesmith.data.schema.formats import LOOKED_AT, Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess
@@ -94,6 +95,8 @@ def audit_rows(request: AuditRequest, *, workers: int = 1, offline: bool = False
         if resolved in taken or any(resolved.is_relative_to(folder) for folder in folders):
             raise DataError(f"{path}: this audit also reads or writes this file; choose another path")
         taken.add(resolved)
+    for note in notes_of(source.source):
+        log(note)
     log(source.shape)
     limit = recipe.data.max_tokens if recipe else 0
     model = model_tools(request.model, limit=limit, offline=offline) if request.model else {}

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from tunesmith.config import Loop, Recipe, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.files import is_there, read_page, sha256_of_file, write_whole, writing
+from tunesmith.data.readers.text_file import locate
 from tunesmith.errors import CheckpointError
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
 
@@ -260,7 +261,9 @@ def identities(recipe: Recipe, runs: Path) -> list[str]:
     data = [task.data for task in recipe.tasks.values()]
     sources = [source for rows in data for source in (rows.train, rows.validation, rows.test)]
     digests = []
-    for path in (Path(s) for s in (*sources, recipe.replay.source) if isinstance(s, str) and s):
+    for source in (s for s in (*sources, recipe.replay.source) if isinstance(s, str) and s):
+        file = locate(source)
+        path = file.path if file else Path(source)
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         digests += [sha256_of_file(file) for file in files if file.is_file()]
 

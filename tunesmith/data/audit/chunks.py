@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tunesmith.data.files import read_json, refuse_utf16
+from tunesmith.data.files import read_json
 from tunesmith.data.readers.csv_tsv import BrokenLine, read_table
-from tunesmith.data.readers.read import READERS, read_rows
-from tunesmith.data.readers.row import SHOWN_FAULTS, Row, reason, refuse, unreadable
+from tunesmith.data.readers.read import LINES, TABLES, check_kind, read_rows
+from tunesmith.data.readers.row import SHOWN_FAULTS, Row, nested, reason, refuse
+from tunesmith.data.readers.text_file import TextFile, locate, open_text
 from tunesmith.errors import DataError
 
 FIX = "; write one JSON object per line"
@@ -34,15 +35,14 @@ def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
     Raises:
         DataError: if the file cannot be read; for a table, after its last row.
     """
-    path = Path(source)
-    suffix = path.suffix.lower()
-    if path.is_dir():
+    if Path(source).is_dir():
         fix = f"convert its documents to rows first: tunesmith collect {source} --out rows.jsonl"
         raise DataError(f"{source}: expected a file, got a folder; {fix}")
-    if path.is_file() and suffix in (".jsonl", ".ndjson"):
-        yield from _json_lines(path)
-    elif path.is_file() and suffix in (".csv", ".tsv"):
-        table = read_table(path)
+    file = locate(source)
+    if file and check_kind(file).kind in LINES:
+        yield from _json_lines(open_text(file))
+    elif file and file.kind in TABLES:
+        table = read_table(open_text(file), file.kind)
         while entries := list(islice(table, CHUNK_ROWS)):
             yield RowChunk(
                 [entry.line if isinstance(entry, BrokenLine) else line_of(entry) for entry in entries],
@@ -57,7 +57,8 @@ def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
 
 def name_of(source: str) -> str:
     """Return the name of the file as row locations use it."""
-    return Path(source).name if Path(source).suffix.lower() in READERS else source
+    file = locate(source)
+    return file.path.name if file else source
 
 
 def line_of(row: Row) -> int:
@@ -65,15 +66,17 @@ def line_of(row: Row) -> int:
     return int(row.where.rpartition(":")[2])
 
 
-def parsed(raw: bytes | dict[str, object] | str) -> dict[str, object] | str:
+def parsed(raw: bytes | dict[str, object] | str) -> Mapping[str, object] | str:
     """Return the columns of a row, or the reason why the line is not a row."""
-    if isinstance(raw, dict | str):
+    if isinstance(raw, str):
         return raw
+    if isinstance(raw, dict):
+        return nested(raw)
     try:
         value = read_json(raw.rstrip(b"\r\n"))  # otherwise an error at the end would be reported on line 2
     except (ValueError, RecursionError) as error:
         return f"invalid JSON ({reason(error)})"
-    return value if isinstance(value, dict) else f"expected an object, got {type(value).__name__}"
+    return nested(value) if isinstance(value, dict) else f"expected an object, got {type(value).__name__}"
 
 
 def head(source: str, count: int, *, offline: bool = False) -> list[Row]:
@@ -92,7 +95,7 @@ def head(source: str, count: int, *, offline: bool = False) -> list[Row]:
     for chunk in chunks(source, offline=offline):
         for line, raw in zip(chunk.lines, chunk.rows, strict=True):
             fields = parsed(raw)
-            if isinstance(fields, dict):
+            if not isinstance(fields, str):
                 rows.append(Row(f"{name}:{line}", fields))
             elif len(errors) < SHOWN_FAULTS:  # every line may be broken
                 errors.append(f"{name}:{line}: {fields}{'' if isinstance(raw, str) else FIX}")
@@ -116,22 +119,15 @@ def has_column(source: str, column: str, *, offline: bool = False) -> bool:
         offline: do not download datasets.
     """
     rows = (parsed(raw) for chunk in chunks(source, offline=offline) for raw in chunk.rows)
-    return any(column in fields for fields in rows if isinstance(fields, dict))
+    return any(column in fields for fields in rows if not isinstance(fields, str))
 
 
-def _json_lines(path: Path) -> Iterator[RowChunk]:
+def _json_lines(text: TextFile) -> Iterator[RowChunk]:
     lines: list[int] = []
     raws: list[bytes] = []
     size = 0
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise unreadable(path, error) from error
-    with file:
+    with text.open_bytes() as file:
         for number, raw in enumerate(file, 1):
-            if number == 1:
-                refuse_utf16(raw, path.name)
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw.strip():
                 continue
             lines.append(number)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,7 +18,7 @@ from tunesmith.data.audit.chunks import chunks, name_of, parsed
 from tunesmith.data.audit.options import AuditSource
 from tunesmith.data.audit.run import Fixes
 from tunesmith.data.files import check_folder, writing
-from tunesmith.data.readers.row import as_word
+from tunesmith.data.readers.row import as_word, changed_at
 from tunesmith.data.schema.values import label_items
 from tunesmith.errors import DataError
 
@@ -136,13 +137,15 @@ def _cured(
         if column not in fields:
             continue
         if part == "label":
-            after[column] = _spelt(fields[column], labels)
-            if after[column] != fields[column]:
-                values = {"before": fields[column], "after": after[column]}
+            spelt = _spelt(fields[column], labels)
+            after = changed_at(after, column, lambda value: _spelt(value, labels))
+            if spelt != fields[column]:
+                values = {"before": fields[column], "after": spelt}
                 changes.append({"kind": "label_variant", "column": column, **values})
             continue
         texts: list[dict[str, object]] = []
-        after[column] = _texts(fields[column], lambda text, texts=texts: _text(text, texts))  # type: ignore[misc]
+        change = partial(_text, changes=texts)
+        after = changed_at(after, column, partial(_texts, change=change))
         changes += [{**change, "column": column} for change in texts]
     return after, changes
 

@@ -48,7 +48,7 @@ def scan(plan: ScanPlan, chunk: RowChunk) -> tuple[Digest, list[NDArray[np.uint3
     allowed = listed(plan.ask.where)
     for line, raw in zip(chunk.lines, chunk.rows, strict=True):
         fields = parsed(raw)
-        if isinstance(fields, dict):
+        if not isinstance(fields, str):
             if not has_listed(fields, allowed):
                 continue
             seen = view(Row(f"{plan.name}:{line}", fields), plan.ask.columns)

@@ -19,6 +19,8 @@ _OLD = [
     *(f"mac_{name}" for name in ("cyrillic", "greek", "iceland", "latin2", "roman", "turkish")),
     "hp_roman8", "kz1048", "ptcp154",
 ]  # fmt: skip
+# Two or four bytes per letter: any few bytes are letters of some script.
+_WIDE = [*(f"utf_{bits}{end}" for bits in (16, 32) for end in ("", "_le", "_be")), "utf_7"]
 # These encodings are confused if there are few accents. In the languages below the central European ones are correct.
 _LATIN = ("cp1250", "cp1252", "cp1257", *(f"iso8859_{number}" for number in (2, 4, 10, 13, 14, 15, 16)), "latin_1")
 _CENTRAL = frozenset(
@@ -63,7 +65,8 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
         # ASCII lines are equal in all encodings, so only the others are a useful sample. With zero bytes the encoding
         # has two bytes per letter, and lines end differently.
         lines = [data] if b"\x00" in data else [line for line in data.split(b"\n") if not line.isascii()]
-        best = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=_OLD).best()
+        excluded = _OLD if b"\x00" in data else [*_OLD, *_WIDE]
+        best = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=excluded).best()
         if best is None:
             raise DataError("unknown text encoding; save it as UTF-8") from None
         western = best.encoding in _LATIN and best.language not in _CENTRAL

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from pathlib import Path
+from itertools import chain, islice
 from typing import Literal
 
-from tunesmith.data.files import refuse_utf16
-from tunesmith.data.readers.row import SHOWN_FAULTS, Row, not_utf8, refuse, unreadable
+from tunesmith.data.readers.row import SHOWN_FAULTS, Row, refuse
+from tunesmith.data.readers.text_file import TextFile
 from tunesmith.errors import DataError
 
 CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')
 LOOKED_AT = 50  # lines
+TABLE_SHARE = 0.8  # of the rows have as many cells as most, if lines above the header are a title
+SEPARATORS = ",;\t|"
+NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+DECIMAL_COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})*,\d+|[+-]?\d+,\d+")
+INTEGER = re.compile(r"[+-]?\d+")
 LONGEST_CELL = 2**31 - 1  # the default of the csv module rejects cells above 131072 characters
 
 
@@ -29,15 +33,32 @@ class BrokenLine:
     why: str
 
 
-def read_separated(path: Path) -> Iterator[Row]:
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a table is written.
+
+    Attributes:
+        separator: character between cells.
+        quoting: constant of the csv module.
+        skipped: lines above the header, an Excel directive or a title.
+        note: what differs from a comma-separated file in UTF-8; empty for one.
+    """
+
+    separator: str
+    quoting: Literal[0, 3]
+    skipped: int
+    note: str
+
+
+def read_separated(file: TextFile, kind: str) -> Iterator[Row]:
     """Yield the rows of a csv or tsv file in order, then raise one DataError that lists every broken line."""
     errors, more = list[str](), 0
     try:
-        for row in read_table(path):
+        for row in read_table(file, kind):
             if isinstance(row, Row):
                 yield row
             elif len(errors) < SHOWN_FAULTS:  # every line may be broken
-                errors.append(f"{path.name}:{row.line}: {row.why}")
+                errors.append(f"{file.name}:{row.line}: {row.why}")
             else:
                 more += 1
     except DataError as error:
@@ -46,34 +67,80 @@ def read_separated(path: Path) -> Iterator[Row]:
         refuse(errors, more=more)
 
 
-def read_table(path: Path) -> Iterator[Row | BrokenLine]:
-    """Yield each line of a csv or tsv file as a row or as a BrokenLine. Raise DataError if it is not a table."""
-    name = path.name
-    with closing(_lines(path, "")) as lines:
+def read_table(file: TextFile, kind: str) -> Iterator[Row | BrokenLine]:
+    """Yield each line of a csv or tsv file as a row or as a BrokenLine. Raise DataError if it is not a table.
+
+    Args:
+        file: the file.
+        kind: `.csv` or `.tsv`.
+    """
+    dialect = dialect_of(file, kind)
+    return _rows(_cells(file, dialect), file.name, dialect.separator)
+
+
+def dialect_of(file: TextFile, kind: str) -> Dialect:
+    """Detect how a table is written, from its first rows.
+
+    Args:
+        file: the file.
+        kind: `.csv` or `.tsv`.
+    """
+    with closing(file.lines("")) as lines:
         header = next((line for line in lines if line.strip()), "")
-    if not header:
-        raise DataError(f"{name}: empty; give a file with at least one row")
-    if header.lower().startswith("sep="):
-        raise DataError(f"{name}:1: {header.strip()!r} is an Excel directive, not a header; delete this line")
-    separators = "\t" if path.suffix.lower() == ".tsv" else ",;\t|"
-    separator = max(separators, key=partial(_cuts, path))
-    plain = separator == "\t" and _quotes_are_text(path, header)
-    return _rows(_cells(path, separator, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL), name, separator)
+    directive = header.strip().lower().strip('"').startswith("sep=")
+    if directive:
+        separator = header.strip().strip('"')[len("sep=") :][:1] or "\t"
+        skipped, about = 1, [f"line 1 ({header.strip()}) names the separator"]
+    else:
+        separators = "\t" if kind == ".tsv" else SEPARATORS
+        cuts = {mark: _cut(file, mark) for mark in separators}
+        separator = max(separators, key=lambda mark: _rating(cuts[mark]))
+        skipped, about = 0, []
+        if not _rating(cuts[separator])[0]:
+            separator, skipped = _below_title(cuts) or (separator, 0)
+            about = [f"{skipped} lines above the header skipped"] if skipped else []
+    plain = separator == "\t" and not skipped and _quotes_are_text(file, header)
+    if separator != ("\t" if kind == ".tsv" else ","):
+        about.insert(0, f"separated by {NAMES.get(separator, repr(separator))}")
+    return Dialect(separator, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, skipped, ", ".join(about))
 
 
-def _cuts(path: Path, separator: str) -> tuple[bool, float, int]:
-    """Rate a separator on the first rows: (it splits the header, share of rows with as many cells, number of cells).
+def _cut(file: TextFile, separator: str) -> list[tuple[int, list[str]]]:
+    """Return line and cells of the first rows that are not blank, cut at a separator.
 
     Cells may contain other separators and line breaks.
     """
-    with closing(_lines(path, "")) as lines:
+    rows: list[tuple[int, list[str]]] = []
+    start = 1
+    with closing(file.lines("")) as lines:
         reader = csv.reader(islice(lines, LOOKED_AT), delimiter=separator)
         try:
-            rows = [cells for cells in iter(lambda: _next(reader), None) if any(cell.strip() for cell in cells)]
+            while (cells := _next(reader)) is not None:
+                if any(cell.strip() for cell in cells):
+                    rows.append((start, cells))
+                start = reader.line_num + 1
         except csv.Error:  # reported with its location when the table is read
-            rows = []
-    sizes = [len(cells) for cells in rows] or [0]
+            return []
+    return rows
+
+
+def _rating(rows: Sequence[tuple[int, list[str]]]) -> tuple[bool, float, int]:
+    """Rate a separator: (it splits the header, share of rows with as many cells as the header, number of cells)."""
+    sizes = [len(cells) for _, cells in rows] or [0]
     return sizes[0] > 1, sizes.count(sizes[0]) / len(sizes), sizes[0]
+
+
+def _below_title(cuts: dict[str, list[tuple[int, list[str]]]]) -> tuple[str, int] | None:
+    """Return separator and lines above the header of a table below a title; None if no separator makes one."""
+    best: tuple[float, str, int] = (0.0, "", 0)
+    for separator, rows in cuts.items():
+        (usual, count), *_ = Counter(len(cells) for _, cells in rows).most_common(1) or [(0, 0)]
+        first, header = next(((line, cells) for line, cells in rows if len(cells) == usual), (1, []))
+        # A comma in a sentence is followed by a space, one between column names is not.
+        names = len(set(header)) == usual and not any(cell[:1].isspace() or not cell for cell in header)
+        if usual > 1 and names and count >= TABLE_SHARE * len(rows) and first > 1:
+            best = max(best, (count / len(rows), separator, first - 1))
+    return best[1:] if best[1] else None
 
 
 def _rows(lines: Iterator[tuple[int, list[str]]], name: str, separator: str) -> Iterator[Row | BrokenLine]:
@@ -84,7 +151,9 @@ def _rows(lines: Iterator[tuple[int, list[str]]], name: str, separator: str) -> 
         raise DataError(f"{name}:{first}: duplicate column names {twice}; give each column its own name")
     fix = f"put cells that contain {separator!r} in double quotes"
     nameless = [index for index, cell in enumerate(header) if not cell]
-    for line, raw in lines:
+    start = list(islice(lines, LOOKED_AT))
+    decimal = _decimal_columns([cells for _, cells in start], len(header)) if separator != "," else set()
+    for line, raw in chain(start, lines):
         # Some programs end each line with a separator, which adds empty cells.
         cells = raw if any(cell.strip() for cell in raw[len(header) :]) else raw[: len(header)]
         if len(cells) != len(header):
@@ -92,22 +161,41 @@ def _rows(lines: Iterator[tuple[int, list[str]]], name: str, separator: str) -> 
         elif len([index for index in nameless if cells[index].strip()]) > 1:
             raise DataError(f"{name}:{line}: {len(nameless)} columns with values have no name; name them in line 1")
         else:
-            yield Row(f"{name}:{line}", dict(zip(header, cells, strict=True)))
+            values = [_with_point(cell) if index in decimal else cell for index, cell in enumerate(cells)]
+            yield Row(f"{name}:{line}", dict(zip(header, values, strict=True)))
 
 
-def _cells(path: Path, separator: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
+def _decimal_columns(rows: Sequence[Sequence[str]], columns: int) -> set[int]:
+    """Return the columns whose values are numbers with a decimal comma, as in most of Europe."""
+    found = set()
+    for column in range(columns):
+        values = [cells[column].strip() for cells in rows if len(cells) == columns and cells[column].strip()]
+        numbers = all(DECIMAL_COMMA.fullmatch(value) or INTEGER.fullmatch(value) for value in values)
+        if numbers and any("," in value for value in values):
+            found.add(column)
+    return found
+
+
+def _with_point(cell: str) -> str:
+    """Return a number with a decimal point instead of a comma; any other text unchanged."""
+    return cell.strip().replace(".", "").replace(",", ".") if DECIMAL_COMMA.fullmatch(cell.strip()) else cell
+
+
+def _cells(file: TextFile, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     """Yield the cells of each non-blank row with the line on which it starts."""
-    start = 1
-    with closing(_lines(path, "")) as lines:
-        reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+    start = dialect.skipped + 1
+    with closing(file.lines("")) as lines:
+        for _ in islice(lines, dialect.skipped):
+            pass
+        reader = csv.reader(lines, delimiter=dialect.separator, quoting=dialect.quoting, strict=True)
         try:
             while (cells := _next(reader)) is not None:
                 if len(cells) > 1 or any(cell.strip() for cell in cells):
                     yield start, cells
-                start = reader.line_num + 1
+                start = dialect.skipped + reader.line_num + 1
         except csv.Error as error:
             fix = 'close every quoted cell, and double each quote inside it ("")'
-            raise DataError(f"{path.name}:{start}: invalid table ({error}); {fix}") from error
+            raise DataError(f"{file.name}:{start}: invalid table ({error}); {fix}") from error
 
 
 def _next(reader: Iterator[list[str]]) -> list[str] | None:
@@ -119,39 +207,15 @@ def _next(reader: Iterator[list[str]]) -> list[str] | None:
         csv.field_size_limit(limit)
 
 
-def _quotes_are_text(path: Path, header: str) -> bool:
+def _quotes_are_text(file: TextFile, header: str) -> bool:
     """Return whether a tsv file was written without quoting: a cell starts with a quote and does not close it."""
     unclosed = False
     if "\t" not in header:  # with one column, a cell that contains a line break looks like two rows
         return False
-    with closing(_lines(path, "\n")) as lines:
+    with closing(file.lines("\n")) as lines:
         for line in filter(str.strip, lines):
             cells = line.rstrip("\n").rstrip("\r").split("\t")
             if len(cells) != header.count("\t") + 1:
                 return False
             unclosed = unclosed or any(cell.startswith('"') and not CLOSED_QUOTE.fullmatch(cell) for cell in cells)
     return unclosed
-
-
-def _lines(path: Path, newline: Literal["", "\n"]) -> Generator[str, None, None]:
-    """Yield the lines of a file with their line ends. Raise DataError if it cannot be read or is not UTF-8."""
-    try:
-        with path.open("rb") as file:
-            refuse_utf16(file.read(2), path.name)
-        with path.open(encoding="utf-8-sig", newline=newline) as text:
-            yield from text
-    except UnicodeDecodeError:
-        raise DataError(_not_utf8(path)) from None
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _not_utf8(path: Path) -> str:
-    """Return the message for the first byte that is not UTF-8; the incremental decoder does not report its line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return not_utf8(path.name, number, line[error.start])
-    return f"{path.name}: not UTF-8; save the file as UTF-8"

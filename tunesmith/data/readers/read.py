@@ -1,29 +1,53 @@
 """Read the rows of a user's file, each with its location; all errors of a file are reported together.
 
-Reads jsonl, ndjson, json, csv, tsv, parquet, folders of documents, and datasets of the Hugging Face Hub as
-`owner/name` or `owner/name:split`.
+Reads jsonl, ndjson, json, csv, tsv, txt, log, xlsx and parquet, text files packed as gz or zip, folders of documents,
+and datasets of the Hugging Face Hub as `owner/name` or `owner/name:split`. `FILE#PART` names a sheet of a workbook, a
+key of a JSON document, or a file in a zip archive.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from tunesmith.data.files import is_link, is_there, read_json, refuse_utf16
-from tunesmith.data.readers.row import Row, _objects, not_utf8, numbered, reason, unreadable
+from tunesmith.data.files import is_link, is_there
+from tunesmith.data.readers.csv_tsv import dialect_of, read_separated
+from tunesmith.data.readers.json_rows import json_document, json_lines
+from tunesmith.data.readers.row import Row
+from tunesmith.data.readers.text_file import PACKED, FileSource, TextFile, locate, open_text
+from tunesmith.data.readers.text_lines import log_rows, text_rows
 from tunesmith.errors import DataError
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
+LINES = (".jsonl", ".ndjson")
+TABLES = (".csv", ".tsv")
+TEXTS = (*LINES, *TABLES, ".json", ".txt", ".log")
+BOOKS = (".xlsx", ".xlsm")
+# Extensions of files with rows.
+READERS = (*LINES, ".json", *TABLES, ".txt", ".log", *BOOKS, ".parquet")
+LISTED = 5  # files of a folder in a message
+
+
+@dataclass(frozen=True, slots=True)
+class RowFile:
+    """The rows of a source, and how it was read.
+
+    Attributes:
+        rows: at least one row, in file order.
+        notes: one line per fact that a user should check, such as an encoding or a sheet; empty for a plain file.
+    """
+
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
 
 
 def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
     """Load all rows of a file, a folder of documents or a Hub dataset.
 
     Args:
-        source: path, or `owner/name[:split]` of a Hub dataset.
+        source: path, `FILE#PART`, or `owner/name[:split]` of a Hub dataset.
         offline: do not download datasets.
 
     Returns:
@@ -32,30 +56,100 @@ def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
     Raises:
         DataError: if anything cannot be read; one message lists up to 20 errors of the file.
     """
+    return read_file(source, offline=offline).rows
+
+
+def read_file(source: str | Path, *, offline: bool = False) -> RowFile:
+    """Load all rows of a source as `read_rows` does, with notes on how it was read."""
     path = Path(source)
-    there = is_there(path)
-    if there and path.is_dir():
-        from tunesmith.data.readers.document_folder import read_folder
-
-        return read_folder(path)
-    if there and path.suffix.lower() not in READERS:
-        from tunesmith.data.documents.convert import READERS as DOCUMENTS
-
-        fix = f"give one of {', '.join(READERS)}"
-        if path.suffix.lower() in DOCUMENTS:
-            fix = f"give the folder of your documents, or the output of `tunesmith collect {path.name}`"
-        raise DataError(f"{path.name}: unsupported file type; {fix}")
-    rows = READERS[path.suffix.lower()](path) if there else _from_hub(str(source), offline=offline)
+    if is_there(path) and path.is_dir():
+        return _folder(path)
+    if (file := locate(source)) is None:
+        return RowFile(_from_hub(str(source), offline=offline))
+    rows, note = _read(check_kind(file))
     if not rows:
-        raise DataError(f"{path.name}: no rows; give a file with at least one")
-    return rows
+        raise DataError(f"{source}: no rows; give a file with at least one")
+    return RowFile(rows, (f"{file.path.name}: {note}",) if note else ())
+
+
+def notes_of(source: str | Path) -> tuple[str, ...]:
+    """Return the notes of `read_file` on a source; tables and JSON lines are not read for them.
+
+    Args:
+        source: source of rows.
+    """
+    if (file := locate(source)) is None or file.kind == ".parquet":
+        return ()
+    if check_kind(file).kind in (*LINES, *TABLES):
+        text = open_text(file)
+        note = _joined(text, dialect_of(text, file.kind).note if file.kind in TABLES else "")
+        return (f"{file.path.name}: {note}",) if note else ()
+    return read_file(source).notes
+
+
+def check_kind(file: FileSource) -> FileSource:
+    """Return the file if its type is supported; raise DataError with the fix otherwise."""
+    packed = file.path.suffix.lower() in PACKED
+    if file.kind in (TEXTS if packed else READERS):
+        return file
+    from tunesmith.data.documents.convert import READERS as DOCUMENTS
+
+    path = file.path
+    fix = f"give one of {', '.join(READERS)}"
+    if path.suffix.lower() in DOCUMENTS:
+        fix = (
+            f"convert it: `tunesmith collect {path} --as domain --out {path.stem}.jsonl`, or give a folder of documents"
+        )
+    elif file.kind == ".xls":
+        fix = "open it and save it as .xlsx or .csv"
+    raise DataError(f"{path}: unsupported file type; {fix}")
+
+
+def _read(file: FileSource) -> tuple[list[Row], str]:
+    """Load the rows of a file with a note on how it was read."""
+    if file.kind == ".parquet":
+        from tunesmith.data.readers.parquet_hub import read_parquet
+
+        return read_parquet(file.path), ""
+    if file.kind in BOOKS:
+        from tunesmith.data.readers.excel import read_excel
+
+        return read_excel(file)
+    text = open_text(file)
+    if file.kind in TABLES:
+        rows, note = list(read_separated(text, file.kind)), dialect_of(text, file.kind).note
+    elif file.kind in LINES:
+        rows, note = json_lines(text), ""
+    elif file.kind == ".json":
+        rows, note = json_document(text, "" if file.path.suffix.lower() == ".zip" else file.part)
+    else:
+        rows, note = (log_rows if file.kind == ".log" else text_rows)(text)
+    return rows, _joined(text, note)
+
+
+def _joined(text: TextFile, note: str) -> str:
+    return ", ".join(filter(None, [text.note, note]))
+
+
+def _folder(folder: Path) -> RowFile:
+    """Load a folder of documents; raise DataError that names its files of rows if it has nothing else."""
+    from tunesmith.data.readers.document_folder import passed_over, read_folder
+
+    try:
+        rows = read_folder(folder)
+    except DataError as error:
+        if "no documents found" not in str(error) or not (files := _row_files(folder)):
+            raise
+        raise DataError(f"{folder}: expected a file, got a folder; name one of its files: {files}") from error
+    return RowFile(rows, tuple(filter(None, [passed_over(str(folder))])))
 
 
 def _from_hub(source: str, *, offline: bool) -> list[Row]:
     """Load a Hub dataset; raise DataError if the name cannot be one."""
     path, dataset = Path(source), HUB_ID.fullmatch(source)
-    if not dataset or path.suffix.lower() in READERS or is_there(path.parent):
-        raise DataError(f"{source}: no such file; {_nearest_file(path)}")
+    named_as_file = path.suffix.lower() in (*READERS, *PACKED) or "#" in source
+    if not dataset or named_as_file or is_there(path.parent):
+        raise DataError(f"{source}: no such file; {nearest_file(path)}")
     if offline:
         raise DataError(
             f"{source}: no such file, and --offline forbids downloading a dataset; omit --offline or give a file"
@@ -66,91 +160,38 @@ def _from_hub(source: str, *, offline: bool) -> list[Row]:
     return read_hub(source, str(name), str(split))
 
 
-def _nearest_file(path: Path) -> str:
-    if not (is_there(path.parent) and path.parent.is_dir()):
-        return f"the folder {str(path.parent)!r} does not exist either, check the path"
+def nearest_file(path: Path) -> str:
+    """Return the fix for a missing file: the first missing folder, the nearest name, or the files of the folder.
+
+    Args:
+        path: path of the missing file.
+    """
     if is_link(path):
         return f"it is a broken link to {str(path.readlink())!r}"
-    nearest = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"give a file that ends in {', '.join(READERS)}"
+    missing = next((folder for folder in reversed(path.parents) if not is_there(folder)), None)
+    if missing is not None:
+        nearest = _nearest(missing, folders=True)
+        fix = f"did you mean {str(nearest / path.relative_to(missing))!r}?" if nearest else "check the path"
+        return f"the folder {str(missing)!r} does not exist; {fix}"
+    if nearest := _nearest(path):
+        return f"did you mean {str(nearest)!r}?"
+    files = _row_files(path.parent)
+    return f"files here: {files}" if files else f"{str(path.parent)!r} has no file of rows; check the path"
 
 
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if not data.removeprefix(b"\xef\xbb\xbf").strip():
-        raise DataError(f"{path.name}: empty; give a file with at least one row")
-    refuse_utf16(data, path.name)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(not_utf8(path.name, line, error.object[error.start])) from error
+def _nearest(path: Path, *, folders: bool = False) -> Path | None:
+    """Return the entry of the same folder with the most similar name."""
+    if not path.parent.is_dir():
+        return None
+    names = {entry.name.lower(): entry.name for entry in path.parent.iterdir() if entry.is_dir() or not folders}
+    nearest = get_close_matches(path.name.lower(), names, n=1)
+    return path.with_name(names[nearest[0]]) if nearest else None
 
 
-def _rows_of_lines(text: str, name: str) -> list[Row]:
-    # Only "\n" ends a line: str.splitlines would also split at U+2028 inside a text.
-    lines = enumerate(text.split("\n"), 1)
-    return _objects(((f"{name}:{number}", line) for number, line in lines if line.strip()), read_json)
-
-
-def _json_lines(path: Path) -> list[Row]:
-    return _rows_of_lines(_read_text(path), path.name)
-
-
-def _json_file(path: Path) -> list[Row]:
-    text, name = _read_text(path), path.name
-    fix = 'give an array of objects, {"data": [...]}, or one object per line'
-    try:
-        value = read_json(text)
-    except (ValueError, RecursionError) as error:
-        if _first_line_is_object(text):
-            return _rows_of_lines(text, name)
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise DataError(f"{name}:{line}: invalid JSON ({reason(error)}); {fix}") from error
-    if isinstance(value, dict) and isinstance(value.get("data"), list):
-        value = value["data"]
-    if isinstance(value, list):
-        return numbered(value, name)
-    if _first_line_is_object(text) and not any(map(_is_rows, value.values())):
-        return _rows_of_lines(text, name)
-    keys = f" with the keys {list(value)}" if isinstance(value, dict) else ""
-    raise DataError(f"{name}: expected rows, got one JSON {type(value).__name__}{keys}; {fix}")
-
-
-def _is_rows(value: object) -> bool:
-    """Return whether the value is, or contains, a list of rows; chat turns, which have a role, are not rows."""
-    if isinstance(value, dict):
-        return any(map(_is_rows, value.values()))
-    return isinstance(value, list) and any(isinstance(one, dict) and not {"role", "from"} & one.keys() for one in value)
-
-
-def _first_line_is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _separated(path: Path) -> list[Row]:
-    from tunesmith.data.readers.csv_tsv import read_separated
-
-    return list(read_separated(path))
-
-
-def _parquet(path: Path) -> list[Row]:
-    from tunesmith.data.readers.parquet_hub import read_parquet
-
-    return read_parquet(path)
-
-
-READERS: Mapping[str, Callable[[Path], list[Row]]] = {
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".json": _json_file,
-    ".csv": _separated,
-    ".tsv": _separated,
-    ".parquet": _parquet,
-}
+def _row_files(folder: Path) -> str:
+    """Return the names of the files with rows in a folder, for messages."""
+    suffixes = (*READERS, *PACKED)
+    names = (
+        sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in suffixes) if folder.is_dir() else []
+    )
+    return ", ".join(names[:LISTED]) + ", ..." * (len(names) > LISTED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -20,6 +20,12 @@ T = TypeVar("T")
 Listed = Mapping[str, frozenset[tuple[str, str]]]
 # Errors that one message lists; further ones are counted.
 SHOWN_FAULTS = 20
+ABSENT = object()  # no value, not even None
+# Dotted names of nested values are looked for in so many rows, to such a depth; an object with more keys is a map.
+NESTED_ROWS = 200
+NESTED_DEPTH = 4
+NESTED_KEYS = 30
+TURN_KEYS = {"role", "from"}
 
 
 class Placed(Protocol):
@@ -42,6 +48,94 @@ class Row:
 
     where: str
     fields: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", nested(self.fields))
+
+
+class NestedFields(dict[str, object]):
+    """Fields with objects inside, whose values are also found by dotted names.
+
+    `fields["review.text"]` is the `text` of the object in `review`; of a list of objects it is the list of their
+    texts. A column of exactly this name comes first. Iteration gives the top-level columns.
+    """
+
+    def __getitem__(self, column: str) -> object:
+        """Return the value of a column or of a dotted name."""
+        if super().__contains__(column):
+            return super().__getitem__(column)
+        if (value := _inner(self, column)) is ABSENT:
+            raise KeyError(column)
+        return value
+
+    def __contains__(self, column: object) -> bool:
+        """Return whether there is such a column or dotted name."""
+        return super().__contains__(column) or (isinstance(column, str) and _inner(self, column) is not ABSENT)
+
+    def get(self, column: str, default: object = None) -> object:
+        """Return the value of a column or of a dotted name, or the default."""
+        try:
+            return self[column]
+        except KeyError:
+            return default
+
+
+def nested(fields: Mapping[str, object]) -> Mapping[str, object]:
+    """Return fields whose objects are addressed by dotted names; unchanged if they contain no object.
+
+    Args:
+        fields: column -> value.
+    """
+    if isinstance(fields, NestedFields) or not any(isinstance(value, dict | list) for value in fields.values()):
+        return fields
+    return NestedFields(fields)
+
+
+def _inner(value: object, name: str) -> object:
+    """Return the value below a dotted name, ABSENT if there is none."""
+    if isinstance(value, list):
+        found = [inner for item in value if (inner := _inner(item, name)) is not ABSENT]
+        return found or ABSENT
+    if not isinstance(value, dict):
+        return ABSENT
+    first, dot, rest = name.partition(".")
+    while True:  # a key may contain dots itself
+        if dict.__contains__(value, first):
+            inner = dict.__getitem__(value, first)
+            found_inner = _inner(inner, rest) if dot else inner
+            if found_inner is not ABSENT:
+                return found_inner
+        if not dot:
+            return ABSENT
+        more, dot, rest = rest.partition(".")
+        first = f"{first}.{more}"
+
+
+def changed_at(fields: Mapping[str, object], column: str, change: Callable[[object], object]) -> dict[str, object]:
+    """Return a copy of the fields with the value of a column or dotted name changed.
+
+    Args:
+        fields: column -> value.
+        column: column or dotted name; the fields are returned unchanged if there is none.
+        change: returns the new value.
+    """
+    copy = dict(fields)
+    if column in copy:
+        copy[column] = change(copy[column])
+        return copy
+    parts = column.split(".")
+    for cut in range(1, len(parts)):
+        first, rest = ".".join(parts[:cut]), ".".join(parts[cut:])
+        if first in copy and _inner(copy[first], rest) is not ABSENT:
+            copy[first] = _changed_inside(copy[first], rest, change)
+            return copy
+    return copy
+
+
+def _changed_inside(value: object, name: str, change: Callable[[object], object]) -> object:
+    if isinstance(value, list):
+        return [_changed_inside(item, name, change) for item in value]
+    return changed_at(value, name, change) if isinstance(value, dict) else value
 
 
 def keep(rows: Sequence[Row], where: Mapping[str, Sequence[object]]) -> list[Row]:
@@ -103,8 +197,26 @@ def refuse(errors: Sequence[str], *, more: int = 0, kind: type[DataError] = Data
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
-    """Return all columns that occur in any row, in order of first appearance."""
-    return list(dict.fromkeys(name for row in rows for name in row.fields))
+    """Return all columns that occur in any row, in order of first appearance, then dotted names inside objects."""
+    names: dict[str, None] = {}
+    inner: dict[str, None] = {}
+    for number, row in enumerate(rows):
+        names.update(dict.fromkeys(row.fields))
+        if number < NESTED_ROWS and isinstance(row.fields, NestedFields):
+            inner.update(dict.fromkeys(_names_inside(row.fields)))
+    return [*names, *(name for name in inner if name not in names)]
+
+
+def _names_inside(value: Mapping[str, object], prefix: str = "", depth: int = 1) -> Iterator[str]:
+    """Yield the dotted names of the values inside objects; chat turns and maps with many keys are not opened."""
+    for key, item in value.items():
+        if prefix and not isinstance(item, dict):
+            yield f"{prefix}{key}"
+        objects = [item] if isinstance(item, dict) else item if isinstance(item, list) else []
+        for one in objects[:1]:
+            opened = isinstance(one, dict) and len(one) <= NESTED_KEYS and not TURN_KEYS & one.keys()
+            if opened and depth < NESTED_DEPTH:
+                yield from _names_inside(one, f"{prefix}{key}.", depth + 1)
 
 
 def file_of(rows: Sequence[Placed]) -> str:
@@ -132,15 +244,10 @@ def _comparable(value: object) -> tuple[str, str]:
 
 def unreadable(path: Path, error: OSError) -> DataError:
     """Return the error for a file that the operating system does not open."""
-    return DataError(f"{path.name}: cannot be read ({error.strerror}); check its permissions")
+    return DataError(f"{path}: cannot be read ({error.strerror}); check its permissions")
 
 
-def not_utf8(name: str, line: int, byte: int) -> str:
-    """Return the error message for a byte that is not UTF-8."""
-    return f"{name}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8 (it may be latin-1 or cp1252)"
-
-
-def _objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> list[Row]:
+def objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> list[Row]:
     """Return a row for each (location, value) that parses to an object; report all others in one DataError."""
     rows, errors = [], []
     for where, value in values:
@@ -158,7 +265,7 @@ def _objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> l
 
 def numbered(values: Iterable[object], name: str) -> list[Row]:
     """Return a row for each value, which must be an object; its location is its position, counted from 1."""
-    return _objects(((f"{name}:{n}", value) for n, value in enumerate(values, 1)), lambda value: value)
+    return objects(((f"{name}:{n}", value) for n, value in enumerate(values, 1)), lambda value: value)
 
 
 def reason(error: Exception) -> str:

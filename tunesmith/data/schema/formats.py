@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -154,12 +155,18 @@ def detect_or_guess(rows: Sequence[Row]) -> Format | Guess:
 def by_word(rows: Sequence[Row]) -> dict[str, str]:
     """Map lower-case names to columns; of `Text` and `text` the exact one is used.
 
+    A value inside an object is also found by its last name, `text` of `review.text`, if no other column has it.
+
     Args:
         rows: rows of one file.
     """
     columns = [name for name in columns_of(rows) if name.strip()]
     exact = {name: name for name in columns if name == name.strip().lower()}
-    return {name.strip().lower(): name for name in columns} | exact
+    last = Counter(name.rpartition(".")[2].strip().lower() for name in columns)
+    inner = {
+        word: name for name in columns if "." in name and last[word := name.rpartition(".")[2].strip().lower()] == 1
+    }
+    return inner | {name.strip().lower(): name for name in columns} | exact
 
 
 class _Sample:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from tunesmith.data.examples.parsers import fingerprint, group_of, prompt_of
 from tunesmith.data.examples.types import Example, Pair, UnpairedPreference
-from tunesmith.data.readers.document_folder import passed_over
-from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.read import read_file
 from tunesmith.data.readers.row import Row, file_of, keep
 from tunesmith.data.splits.near_duplicates import without_near_copies
 from tunesmith.data.splits.split import FEWEST_PROMPTS, Split, by_prompt, separate, split, unlearned_labels
@@ -77,10 +76,11 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     notes: list[str] = []
     for name, source in inputs.items():
         if isinstance(source, str):
-            rows = keep(read_rows(source, offline=offline), sources.where)
+            file = read_file(source, offline=offline)
+            rows = keep(file.rows, sources.where)
             parts[name] = _grouped(list(parse(rows)), rows, sources.group)
             row_count += len(rows)
-            notes += filter(None, [passed_over(source)])
+            notes += file.notes
             if name == "train":
                 parts, note = _by_column(parts["train"], rows, sources)
                 notes += filter(None, [note])

@@ -1,0 +1,116 @@
+"""Rows in JSON: one object per line, an array, or a document with a list of rows inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tunesmith.data.files import read_json
+from tunesmith.data.readers.row import TURN_KEYS, Row, numbered, objects, reason
+from tunesmith.data.readers.text_file import TextFile
+from tunesmith.errors import DataError
+
+DEPTH = 4  # of a list of rows in a document
+LISTED = 8  # lists of rows in a message
+USUAL = "data"
+
+
+def json_lines(file: TextFile) -> list[Row]:
+    """Load one object per line. Raise DataError that lists all invalid lines."""
+    return _rows_of_lines(file.read(), file.name)
+
+
+def json_document(file: TextFile, part: str) -> tuple[list[Row], str]:
+    """Load the rows of a JSON document.
+
+    Args:
+        file: the file.
+        part: dotted key of the list of rows; empty to find it.
+
+    Returns:
+        The rows, and a note if they are not at the top of the document.
+
+    Raises:
+        DataError: the file is not JSON, or has no list of rows or several of them.
+    """
+    text, name = file.read(), file.name
+    fix = 'give an array of objects, {"data": [...]}, or one object per line'
+    try:
+        value = read_json(text)
+    except (ValueError, RecursionError) as error:
+        if _first_line_is_object(text):
+            return _rows_of_lines(text, name), ""
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        raise DataError(f"{name}:{line}: invalid JSON ({reason(error)}); {fix}") from error
+    if isinstance(value, list):
+        return numbered(value, name), ""
+    if not isinstance(value, dict):
+        raise DataError(f"{name}: expected rows, got one JSON {type(value).__name__}; {fix}")
+    if (rows := _transposed(value)) is not None:
+        return numbered(rows, name), "table stored by column, as pandas writes it"
+    return _listed_rows(value, file, part) or (_single_row(text, value, name, fix), "")
+
+
+def _listed_rows(value: Mapping[str, Any], file: TextFile, part: str) -> tuple[list[Row], str] | None:
+    """Return the rows of the named or only list of a document; None if it has none."""
+    lists = dict(_lists(value))
+    if part and part not in lists:
+        raise DataError(f"{file.path}: no list of rows {part!r}; lists here: {', '.join(lists) or 'none'}")
+    if part or USUAL in lists:
+        return numbered(lists[part or USUAL], file.name), ""
+    if len(lists) == 1:
+        ((key, found),) = lists.items()
+        return numbered(found, file.name), f"rows are the list {key!r}"
+    if not lists:
+        return None
+    sizes = ", ".join(f"{key} ({len(found)})" for key, found in list(lists.items())[:LISTED])
+    largest = max(lists, key=lambda key: len(lists[key]))
+    raise DataError(f"{file.name}: several lists of rows: {sizes}; name one, such as '{file.path}#{largest}'")
+
+
+def _single_row(text: str, value: Mapping[str, Any], name: str, fix: str) -> list[Row]:
+    """Return a document that is one line as one row; raise DataError for any other."""
+    if isinstance(value.get(USUAL), list):
+        return numbered(value[USUAL], name)
+    if _first_line_is_object(text) and USUAL not in value:
+        return _rows_of_lines(text, name)
+    raise DataError(f"{name}: expected rows, got one JSON dict with the keys {list(value)}; {fix}")
+
+
+def _rows_of_lines(text: str, name: str) -> list[Row]:
+    # Only "\n" ends a line: str.splitlines would also split at U+2028 inside a text.
+    lines = enumerate(text.split("\n"), 1)
+    return objects(((f"{name}:{number}", line) for number, line in lines if line.strip()), read_json)
+
+
+def _lists(value: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, list[Any]]]:
+    """Yield dotted key and items of each list of objects; chat turns, which have a role, are not rows."""
+    for key, item in value.items():
+        if isinstance(item, list) and item and all(isinstance(one, dict) for one in item):
+            if not TURN_KEYS & item[0].keys():
+                yield f"{prefix}{key}", item
+        elif isinstance(item, dict) and depth < DEPTH:
+            yield from _lists(item, f"{prefix}{key}.", depth + 1)
+
+
+def _transposed(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the rows of a table that pandas wrote by column, or as columns and data; None for any other object."""
+    if set(value) <= {"columns", "index", USUAL} and {"columns", USUAL} <= set(value):
+        columns, rows = value["columns"], value[USUAL]
+        if all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+            return [dict(zip(columns, row, strict=True)) for row in rows]
+    columns = list(value.values())
+    keys = list(columns[0]) if columns and isinstance(columns[0], dict) else []
+    if not keys or keys != [str(n) for n in range(len(keys))]:
+        return None
+    if not all(isinstance(column, dict) and list(column) == keys for column in columns):
+        return None
+    return [{name: column[key] for name, column in value.items()} for key in keys]
+
+
+def _first_line_is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
+    except (ValueError, RecursionError):
+        return False

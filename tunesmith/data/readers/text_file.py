@@ -1,0 +1,224 @@
+"""Text files of rows: find the file that a source names, unpack it, and decode it."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from tunesmith.data.documents.encoding import LOST, decode
+from tunesmith.data.documents.formats.zip_xml import open_zip, read_part
+from tunesmith.data.files import is_there
+from tunesmith.data.readers.row import unreadable
+from tunesmith.errors import DataError
+
+PACKED = (".gz", ".zip")
+MOST_UNPACKED = 4 * 2**30  # bytes of a gzip file, unpacked
+BLOCK = 2**20  # bytes
+SAMPLE = 4096  # bytes in which zero bytes reveal UTF-16 without a byte order mark
+ZERO_SHARE = 0.3  # of the bytes; text in a Latin script has zeros in half of them
+WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# What archivers of operating systems add to a zip file.
+ADDED = ("__MACOSX/", ".DS_Store", "Thumbs.db")
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A file that a source names.
+
+    Attributes:
+        path: the file.
+        part: what follows `#`: a sheet of a workbook, a key of a JSON document, or a file in a zip archive.
+        kind: lower-case extension of its contents; `.csv` for `rows.csv.gz`.
+    """
+
+    path: Path
+    part: str
+    kind: str
+
+
+def locate(source: str | Path) -> FileSource | None:
+    """Return the file that a source names, as `FILE` or `FILE#PART`; None if there is none.
+
+    Args:
+        source: source of rows, as in `data.train`.
+    """
+    path, part = Path(source), ""
+    if not is_there(path) and "#" in str(source):
+        name, _, part = str(source).rpartition("#")
+        path = Path(name)
+    if not is_there(path) or path.is_dir():
+        return None
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return FileSource(path, part, Path(path.stem).suffix.lower())
+    if suffix == ".zip":
+        member = part or _only_member(path)
+        return FileSource(path, member, Path(member).suffix.lower())
+    return FileSource(path, part, suffix)
+
+
+def _members(path: Path) -> list[str]:
+    try:
+        names = open_zip(path.read_bytes()).namelist()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return [name for name in names if not name.endswith("/") and not any(added in name for added in ADDED)]
+
+
+def _only_member(path: Path) -> str:
+    """Return the only file of a zip archive; raise DataError that lists them if there are several."""
+    names = _members(path)
+    if len(names) != 1:
+        listed = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+        fix = f"name one, such as '{path}#{names[0]}'" if names else "give an archive with one file of rows"
+        raise DataError(f"{path}: expected one file in the archive, got {len(names)} ({listed}); {fix}")
+    return names[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """A text file of rows.
+
+    Attributes:
+        path: the file.
+        name: its name, as locations of rows use it.
+        text: the decoded text; None for UTF-8, which is streamed.
+        note: how it was unpacked and decoded; empty for plain UTF-8.
+    """
+
+    path: Path
+    name: str
+    text: str | None = None
+    note: str = ""
+
+    def lines(self, newline: Literal["", "\n"]) -> Generator[str, None, None]:
+        """Yield the lines with their line ends.
+
+        Args:
+            newline: as in `open`; the empty text also splits at carriage returns.
+        """
+        if self.text is not None:
+            yield from io.StringIO(self.text, newline=newline)
+            return
+        try:
+            with self.path.open(encoding="utf-8-sig", newline=newline) as file:
+                yield from file
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+
+    def open_bytes(self) -> BinaryIO:
+        """Open the text as UTF-8; the caller closes the file. A byte order mark is skipped."""
+        if self.text is not None:
+            return io.BytesIO(self.text.encode())
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        return file
+
+    def read(self) -> str:
+        """Return the whole text, without a byte order mark."""
+        with self.open_bytes() as file:
+            return self.text if self.text is not None else file.read().decode()
+
+
+def open_text(source: FileSource) -> TextFile:
+    """Unpack a text file if necessary and find its encoding.
+
+    Args:
+        source: the file.
+
+    Raises:
+        DataError: the file is empty, cannot be read or unpacked, or is not text.
+    """
+    packed = source.path.suffix.lower() in PACKED
+    if not packed and (blank := _is_utf8(source.path)) is not None:
+        if blank:
+            raise DataError(f"{source.path}: empty; give a file with at least one row")
+        return TextFile(source.path, source.path.name)
+    data = _unpacked(source)
+    if not data.removeprefix(codecs.BOM_UTF8).strip():
+        raise DataError(f"{source.path}: empty; give a file with at least one row")
+    text, encoding = _decoded(data, source.path.name)
+    read_as = f"unpacked {source.part or source.path.stem}" if packed else ""
+    return TextFile(source.path, source.path.name, text, ", ".join(filter(None, [read_as, encoding])))
+
+
+def _is_utf8(path: Path) -> bool | None:
+    """Return whether a UTF-8 file is blank; None if it is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    blank = True
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                text = decoder.decode(block)
+                if blank and _wide(block):
+                    return None
+                blank = blank and not text.strip()
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return blank
+
+
+def _wide(data: bytes) -> str:
+    """Return the UTF-16 encoding of text without a byte order mark; empty if it is another one."""
+    start = data[:SAMPLE]
+    if start.count(0) < ZERO_SHARE * len(start):
+        return ""
+    return "utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"
+
+
+def _unpacked(source: FileSource) -> bytes:
+    path = source.path
+    try:
+        if path.suffix.lower() == ".zip":
+            return read_part(open_zip(path.read_bytes()), source.part)
+        if path.suffix.lower() != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:
+            data = file.read(MOST_UNPACKED + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: broken gzip file ({error}); download it again") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(data) > MOST_UNPACKED:
+        raise DataError(f"{path}: unpacks to more than {MOST_UNPACKED // 2**30} GiB; split it")
+    return data
+
+
+def _decoded(data: bytes, name: str) -> tuple[str, str]:
+    """Decode text in any encoding; return it with a note on an encoding other than UTF-8."""
+    with suppress(UnicodeDecodeError):
+        if wide := "utf-16" if data.startswith(WIDE_MARKS) else _wide(data):
+            return data.decode(wide).removeprefix("\ufeff"), f"decoded from {wide.upper()}"
+    try:
+        return data.decode("utf-8-sig"), ""
+    except UnicodeDecodeError as error:
+        broken = error
+    try:
+        text, note = decode(data)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    if LOST in text:
+        line = data.count(b"\n", 0, broken.start) + 1
+        raise DataError(
+            f"{name}:{line}: byte 0x{data[broken.start]:02x} is not UTF-8, as the rest of the file is; "
+            "correct this character or save the file as UTF-8"
+        )
+    return text.removeprefix("\ufeff"), note
