@@ -35,7 +35,7 @@ class BrokenLine:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a table is written.
+    """The notation of a table.
 
     Attributes:
         separator: character between cells.
@@ -166,7 +166,7 @@ def _rows(lines: Iterator[tuple[int, list[str]]], name: str, separator: str) -> 
 
 
 def _decimal_columns(rows: Sequence[Sequence[str]], columns: int) -> set[int]:
-    """Return the columns whose values are numbers with a decimal comma, as in most of Europe."""
+    """Return the numeric columns with decimal commas, as in most of Europe."""
     found = set()
     for column in range(columns):
         values = [cells[column].strip() for cells in rows if len(cells) == columns and cells[column].strip()]

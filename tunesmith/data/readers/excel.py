@@ -82,7 +82,7 @@ def _grid(sheet: Any) -> list[tuple[int, Cells]]:
 
 
 def _value(cell: object) -> object:
-    """Return a cell as rows have it: dates as ISO text, whole numbers without a point, errors and blanks as ""."""
+    """Return a cell as rows have it: dates as ISO text, integers without a point, errors and blanks as ""."""
     if cell is None or (isinstance(cell, str) and cell.strip() in ERRORS):
         return ""
     if isinstance(cell, datetime):
