@@ -21,7 +21,7 @@ Listed = Mapping[str, frozenset[tuple[str, str]]]
 # Errors that one message lists; further ones are counted.
 SHOWN_FAULTS = 20
 ABSENT = object()  # no value, not even None
-# Dotted names of nested values are collected from this number of rows, to this depth; an object with more keys is a map.
+# Dotted names are collected from this number of rows, to this depth; one with more keys is a map.
 NESTED_ROWS = 200
 NESTED_DEPTH = 4
 NESTED_KEYS = 30
