@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "tunesmith"
 
 # A package may import packages of earlier lines and itself; packages on one line do not import each other.
 ARROW = (
-    {"errors", "phases", "progress"},
+    {"errors", "display", "phases", "progress"},
     {"data"},
     {"events", "models", "metrics"},
     {"objectives", "techniques"},
@@ -25,6 +25,9 @@ ARROW = (
     {"report"},
     {"pipelines", "web"},
     {"cli"},
+    {"notebook"},
+    {"api"},
+    {"api_data", "api_models", "api_training"},
 )
 POSITION = {package: position for position, packages in enumerate(ARROW) for package in packages}
 # `tunesmith/__init__` imports lazily from anywhere, `python -m tunesmith` starts the command line, and `model` holds

@@ -4,16 +4,20 @@
 
     run = tunesmith.tune("reviews.csv", model="minilm-l6")
     print(run.report.verdict)
-    print(tunesmith.load(run.folder).classify(["great phone"])[0].label)
+    print(tunesmith.load(run.folder).classify("great phone").label)
 
+Every command of `tunesmith` has a function with the same name and parameters; `help(tunesmith.tune)` explains one.
 Heavy libraries are imported when a function is called; `Message` and `Sampling` when they are first used.
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.api import Listing, Served
+from tunesmith.api_data import audit, collect, export_labels, feedback, label, votes_export, votes_import, votes_summary
+from tunesmith.api_models import ask, diff_runs, doctor, evaluate, export, list_models, load, runs, serve
+from tunesmith.api_training import compare, demo, init, learning_curve, plan, plan_rlhf, preview, rlhf, tune
 from tunesmith.errors import (
     CheckpointError,
     DataError,
@@ -26,31 +30,51 @@ from tunesmith.errors import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tunesmith.config import Recipe
     from tunesmith.data.tokenization.messages import Message
-    from tunesmith.events import EventHandler
-    from tunesmith.inference.local_model import LocalModel
     from tunesmith.models.generation.sampling import Sampling
-    from tunesmith.pipelines.tune.tune import Run
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
     "DataError",
+    "Listing",
     "Message",
     "ModelError",
     "RecipeError",
     "Refused",
     "RewardError",
     "Sampling",
+    "Served",
     "TemplateError",
     "TunesmithError",
     "__version__",
+    "ask",
+    "audit",
+    "collect",
+    "compare",
+    "demo",
+    "diff_runs",
+    "doctor",
+    "evaluate",
+    "export",
+    "export_labels",
+    "feedback",
+    "init",
+    "label",
+    "learning_curve",
+    "list_models",
     "load",
+    "plan",
+    "plan_rlhf",
+    "preview",
+    "rlhf",
+    "runs",
+    "serve",
     "tune",
+    "votes_export",
+    "votes_import",
+    "votes_summary",
 ]
 
 # Exported name -> the module that defines it, imported by `__getattr__` on first access.
@@ -73,73 +97,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
-
-
-def tune(
-    data_or_recipe: str | Path | Recipe,
-    *,
-    model: str | None = None,
-    technique: str | dict[str, Any] | None = None,
-    out: str | Path | None = None,
-    callback: EventHandler | None = None,
-    **settings: Any,
-) -> Run:
-    """Fine-tune a model and score base and tuned model on the same held-out rows.
-
-        run = tunesmith.tune("reviews.csv", model="minilm-l6", technique="full", schedule={"epochs": 3})
-        print(run.report.verdict)
-
-    Args:
-        data_or_recipe: a file of rows, a recipe file, or a `Recipe`.
-        model: alias, Hub id, folder, GGUF file or finished run; default `smollm2-135m`.
-        technique: name such as `lora`, or a dictionary with its options.
-        out: run folder; default `runs/NAME` with a name of data, objective, technique and model.
-        callback: called with every progress event, see `tunesmith.events`.
-        **settings: keys of the recipe (`objective="classify"`, `seed=1`), or their names in other trainers
-            (`lora_r=8`); also `offline=True`. Without an objective, the columns of the data decide.
-
-    Returns:
-        The finished run with `.folder` and `.report`.
-
-    Raises:
-        TunesmithError: wrong input, refused data, or a model that cannot be loaded.
-    """
-    from pathlib import Path
-
-    from tunesmith.config.resolve import as_changes, resolve_recipe
-    from tunesmith.events import Note, as_dict, ignore
-    from tunesmith.pipelines.tune.tune import tune_recipe
-    from tunesmith.progress import reporting
-    from tunesmith.training.callbacks import Callbacks
-
-    offline = bool(settings.pop("offline", False))
-    on_event = callback or ignore
-    if (listen := settings.pop("listen", None)) is not None:
-        warnings.warn("listen= is deprecated; use callback=, which receives typed events", DeprecationWarning, 2)
-        on_event = lambda event: listen(as_dict(event))  # noqa: E731
-    changes = as_changes({"model": model, "technique": technique, **settings})
-    resolved = resolve_recipe(data_or_recipe, changes=changes, offline=offline)
-    for text in resolved.notes:
-        on_event(Note(text))
-    folder = None if out is None else Path(out)
-    with reporting(on_event):
-        return tune_recipe(resolved.recipe, out=folder, callbacks=Callbacks(on_event), offline=offline)
-
-
-def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> LocalModel:
-    """Load the tuned model of a run.
-
-    Args:
-        run: a run folder, or the `model/` folder in it.
-        device: `auto`, `cpu`, `cuda` or a device such as `cuda:1`.
-        offline: do not access the network.
-
-    Returns:
-        A model with `classify`, `generate`, `reply`, `embed`, `reward`, as its objective allows.
-
-    Raises:
-        TunesmithError: the folder is not a run, or its base model cannot be loaded.
-    """
-    from tunesmith.inference.saved_model import load as load_model
-
-    return load_model(run, device=device, threads=None, offline=offline)

@@ -144,7 +144,7 @@ def test_force_begins_again_in_a_folder_that_holds_another_run(
     assert "holds a run of another recipe" in refused.err
     forced = command("tune", review_file, *words, "--set", "seed=1", "--force")
     assert forced.code == 0
-    assert "deleting the run in run" in forced.err
+    assert "deleted the run in run" in forced.err
     assert "seed: 1" in (Path("run") / "recipe.yaml").read_text()
 
 

@@ -131,17 +131,18 @@ def test_a_layer_of_ones_own_learns_on_states():
     assert layer.weight.grad is not None
 
 
-def test_texts_are_any_list_of_texts_and_a_text_alone_is_none():
+def test_texts_are_any_list_of_texts_and_a_text_alone_has_one_result():
     made = model("bert", LINEAR)
     wanted = made.classify(list(TEXTS))
+    assert made.classify("bad phone") == made.classify(["bad phone"])[0]
+    assert torch.equal(made.embed("bad phone"), made.embed(["bad phone"])[0])
+    writer, short = model("llama", Instruct()), Sampling(max_new_tokens=3)
+    assert writer.generate("hi", sampling=short) == writer.generate(["hi"], sampling=short)[0]
+    assert writer.answer("hi", sampling=short).text == writer.generate("hi", sampling=short)
     assert made.classify(np.array(TEXTS)) == wanted == made.classify(text for text in TEXTS)
     assert (made.classify(iter(())), len(made.embed(np.array([], dtype=str)))) == ([], 0)
-    with pytest.raises(RecipeError, match="classify: expected a list of texts, got the text 'bad phone'"):
-        made.classify("bad phone")
     with pytest.raises(RecipeError, match="embed: text 2: expected a string, got nan; remove it"):
         made.embed(["hi", math.nan])
-    with pytest.raises(RecipeError, match="generate: expected a list of texts, got the text 'hi'"):
-        model("llama", Instruct()).generate("hi")
 
 
 def test_what_asks_nothing_is_refused():

@@ -12,9 +12,10 @@ from tunesmith.annotation.items import Item
 from tunesmith.annotation.ranking import Duel, Ranked, duels, games, rank
 from tunesmith.annotation.rater_quality import Gold, Position, Rater, gold, position, raters
 from tunesmith.annotation.vote_state import VoteState
+from tunesmith.display import Display, Displayed
 
 
-class Summary(BaseModel):
+class Summary(Displayed, BaseModel):
     """Statistics of all votes of a store; control items count only in `gold` and `raters`."""
 
     store: str
@@ -28,6 +29,16 @@ class Summary(BaseModel):
     at_random: list[str]
     models: list[Ranked]
     duels: list[Duel]
+
+    def display(self) -> Display:
+        """Show progress and the ranking of the models."""
+        wins = [(model.model, f"{100 * model.strength:.1f} %", str(model.votes)) for model in self.models]
+        return Display(
+            f"Votes({self.store}): {self.judged} of {self.items} prompts judged",
+            [f"{name}: win rate {rate} against an average model ({votes} votes)" for name, rate, votes in wins],
+            ("model", "win rate against average", "votes"),
+            wins,
+        )
 
 
 def summarise(items: Mapping[str, Item], votes: VoteState, *, store: str) -> Summary:

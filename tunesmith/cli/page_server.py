@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -12,6 +13,7 @@ from tunesmith.cli.terminal import log
 
 if TYPE_CHECKING:
     from tunesmith.annotation.vote_store import VoteStore
+    from tunesmith.web.server import OpenServer
 
 PORT = 8377
 
@@ -53,25 +55,35 @@ def add_address(parser: argparse.ArgumentParser, *, port: int) -> None:
     parser.add_argument("--port", type=int, default=port, help="port, 0 picks a free one (default: %(default)s)")
 
 
-def stay(page: Page[W], args: argparse.Namespace, kept_in: Path) -> int:
-    """Serve a page until SIGINT or SIGTERM.
+@contextmanager
+def opened(page: Page[W], args: argparse.Namespace, kept_in: Path) -> Iterator[OpenServer]:
+    """Load a page and listen; the store is closed and named at the end.
 
     Args:
         page: the page.
         args: arguments of `add_place`.
         kept_in: the store; the access token is written next to it.
     """
-    from tunesmith.web.server import Address, listen, need_libraries, serve, stored_token, url
+    from tunesmith.web.server import Address, OpenServer, listen, need_libraries, stored_token, url
 
     need_libraries()
     address = Address(args.host, args.port)
     with listen(address) as sock:
         work = page.make()
         token = stored_token(address, kept_in.with_suffix(".token"))
-        page.say(work, url(sock, address, token))
+        place = url(sock, address, token)
+        page.say(work, place)
         try:
-            serve(page.app(work), sock, token=token)
+            yield OpenServer(page.app(work), sock, place, token)
         finally:
             work.store.close()
             log(f"votes saved in {work.store.path}; {page.bye}")
+
+
+def stay(page: Page[W], args: argparse.Namespace, kept_in: Path) -> int:
+    """Serve a page until SIGINT or SIGTERM; arguments as of `opened`."""
+    from tunesmith.web.server import serve
+
+    with opened(page, args, kept_in) as made:
+        serve(made.app, made.sock, token=made.token)
     return 0

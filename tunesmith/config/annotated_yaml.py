@@ -16,19 +16,31 @@ import yaml
 from tunesmith.config import Recipe
 from tunesmith.data.files import fix_for, is_there
 from tunesmith.data.readers.text_file import locate
+from tunesmith.display import Display, Displayed
 from tunesmith.errors import RecipeError
 
 WIDTH = 108
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotatedRecipe:
+@dataclass(frozen=True, slots=True, repr=False)
+class AnnotatedRecipe(Displayed):
     """A recipe with the reasons for its values."""
 
     recipe: Recipe
     reasons: Mapping[str, str]  # by dotted key
     dropped: Mapping[str, str]  # keys of another trainer's file that have no counterpart, and why
     guessed: str = ""  # guessed column roles, as command-line options
+
+    def display(self) -> Display:
+        """Show objective, model and technique; every value with its reason in a table."""
+        recipe = self.recipe
+        what = f"{recipe.objective.kind}, {recipe.technique.kind}, {recipe.model}"
+        return Display(
+            f"Recipe for {recipe.data.train}: {what}",
+            [f"not converted: {name}: {why}" for name, why in self.dropped.items()],
+            ("key", "reason"),
+            list(self.reasons.items()),
+        )
 
     def text(self, folder: Path) -> str:
         """Return the recipe as YAML with comments; paths are relative to `folder`."""

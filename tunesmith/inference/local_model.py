@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -25,12 +25,12 @@ from tunesmith.objectives import Classify, Reward
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.progress import track
 
+R = TypeVar("R")  # result for one text
 
-def listed(texts: Iterable[str], what: str) -> list[str]:
-    """Return the texts as a list; raise RecipeError for a single string or an element of another type."""
-    if isinstance(texts, str):
-        raise RecipeError(f"{what}: expected a list of texts, got the text {texts[:20]!r}; write [text]")
-    items = list(texts)
+
+def listed(texts: str | Iterable[str], what: str) -> list[str]:
+    """Return one or several texts as a list; raise RecipeError for an element that is not a string."""
+    items = [texts] if isinstance(texts, str) else list(texts)
     if invalid := [i for i, text in enumerate(items) if not isinstance(text, str)]:
         raise RecipeError(f"{what}: text {invalid[0] + 1}: expected a string, got {items[invalid[0]]!r}; remove it")
     return items
@@ -50,6 +50,11 @@ def turns(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
 
 
+def like(texts: str | Iterable[str], results: list[R]) -> R | list[R]:
+    """Return the only result for a single text, or all results for a list of texts."""
+    return results[0] if isinstance(texts, str) else results
+
+
 @dataclass(frozen=True, slots=True)
 class Classified:
     """The labels of one text and the probability of each label."""
@@ -67,12 +72,17 @@ class Classified:
         """The probability of the likeliest label."""
         return max(self.probabilities.values())
 
+    def __repr__(self) -> str:
+        return f"Classified({self.label!r}, {self.confidence:.3f})"
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, repr=False)
 class LocalModel:
     """A model that generates, classifies, scores or embeds.
 
-    Example: `load("runs/reviews").classify(["great phone"])`.
+    model = tunesmith.load("runs/reviews")
+    model.classify("great phone").label  # one text, one result
+    model.classify(["great phone", "it broke"])  # a list of texts, a list of results
     """
 
     policy: Policy
@@ -84,6 +94,14 @@ class LocalModel:
     threshold: float | None = None  # confidence from which a label is accepted
     temperatures: Mapping[str, float] = field(default_factory=dict)  # by task of a multitask model
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by task of a multitask model
+    name: str = ""  # base and technique, for display
+    folder: str = ""  # run folder, for display
+
+    def __repr__(self) -> str:
+        labels, tasks = self.objective.known_labels, self.objective.task_objectives
+        count = f": {len(labels)} labels" if labels else f": {len(tasks)} tasks" if len(tasks) > 1 else ""
+        parts = (self.name, f"{self.objective.kind}{count}", self.folder)
+        return f"LocalModel({', '.join(part for part in parts if part)})"
 
     def at(self, task: str) -> LocalModel:
         """Return the model of one task.
@@ -155,47 +173,82 @@ class LocalModel:
         prompts = [self.prompt(messages, answer=max(map(len, ids))) for messages in batch]
         return option_scores(self._decoder(), prompts, [ids] * len(prompts))
 
-    def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None, task: str = "") -> list[str]:
+    def answer(self, text: str, *, sampling: Sampling | None = None) -> Classified | Reply | list[tuple[str, float]]:
+        """Answer one text as the objective does.
+
+        Args:
+            text: the text.
+            sampling: sampling options of generated answers; greedy by default.
+
+        Returns:
+            Labels, a reply, or for a masked language model the words at the mask token with their probabilities.
+        """
+        if self.objective.produces == "labels":
+            return self.classify(text)
+        if self.objective.produces == "likelihood":
+            return self.fill(text) if self.policy.family == "encoder" else self.complete(text, sampling=sampling)
+        return self.reply([self.objective.user_message(text)], sampling=sampling)
+
+    @overload
+    def generate(self, prompts: str, *, sampling: Sampling | None = None, task: str = "") -> str: ...  # type: ignore[overload-overlap]
+    @overload
+    def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None, task: str = "") -> list[str]: ...
+    def generate(
+        self, prompts: str | Sequence[str], *, sampling: Sampling | None = None, task: str = ""
+    ) -> str | list[str]:
         """Generate the answer to each prompt, with the instruction of the recipe.
 
         A model tuned with the domain objective completes the texts instead.
 
         Args:
-            prompts: user messages or texts.
+            prompts: a user message or text, or a list of them.
             sampling: sampling options; greedy by default.
             task: task of a multitask model.
-        """
-        model = self.at(task)
-        prompts = listed(prompts, "generate")
-        if model.objective.produces == "likelihood":
-            return [reply.text for reply in model.complete(prompts, sampling=sampling)]
-        instruction = model.objective.instruction
-        chats = [[Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in prompts]
-        return [reply.text for reply in model.replies(chats, sampling=sampling)]
 
-    def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]:
+        Returns:
+            One answer for a string, a list of answers for a list.
+        """
+        model, given = self.at(task), listed(prompts, "generate")
+        if model.objective.produces == "likelihood":
+            return like(prompts, [reply.text for reply in model.complete(given, sampling=sampling)])
+        instruction = model.objective.instruction
+        chats = [[Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in given]
+        return like(prompts, [reply.text for reply in model.replies(chats, sampling=sampling)])
+
+    @overload
+    def complete(self, texts: str, *, sampling: Sampling | None = None) -> Reply: ...  # type: ignore[overload-overlap]
+    @overload
+    def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]: ...
+    def complete(self, texts: str | Sequence[str], *, sampling: Sampling | None = None) -> Reply | list[Reply]:
         """Complete texts without a chat template; the beginning of a text that is too long is cut off."""
         sampling = sampling or self.sampling
         limit = self.prompt_budget(sampling.max_new_tokens)
         starts = [beginning(text, self.template, limit=limit) for text in listed(texts, "complete")]
         refuse_empty(starts, "complete")
         answers = self._generate(starts, sampling)
-        return [
+        replies = [
             Reply(before_stop(self.template.decode(a.ids), sampling.stop), len(start), len(a.ids), a.finished)
             for start, a in zip(starts, answers, strict=True)
         ]
+        return like(texts, replies)
 
+    @overload
+    def fill(self, texts: str, *, options: int = 5, task: str = "") -> list[tuple[str, float]]: ...  # type: ignore[overload-overlap]
+    @overload
+    def fill(self, texts: Sequence[str], *, options: int = 5, task: str = "") -> list[list[tuple[str, float]]]: ...
     @torch.inference_mode()
-    def fill(self, texts: Sequence[str], *, options: int = 5, task: str = "") -> list[list[tuple[str, float]]]:
+    def fill(
+        self, texts: str | Sequence[str], *, options: int = 5, task: str = ""
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
         """Predict the word at the first mask token of each text.
 
         Args:
-            texts: texts with a mask token.
+            texts: a text with a mask token, or a list of such texts.
             options: number of words per text.
             task: task of a multitask model.
 
         Returns:
-            Words and probabilities for each text, the likeliest first.
+            Words and probabilities, the likeliest first; for a list of texts, one such list per text.
 
         Raises:
             RecipeError: the model has no masked-LM head, or a text contains no mask token.
@@ -205,7 +258,7 @@ class LocalModel:
         mask = self.template.tokenizer.mask_token
         if not isinstance(self.policy.head, MaskedHead):
             raise RecipeError("fill: only an encoder tuned on texts predicts masked words; use generate or classify")
-        predictions = []
+        predictions: list[list[tuple[str, float]]] = []
         for text in listed(texts, "fill"):
             ids = self.template.document(text, limit=self.limit).ids
             if self.template.tokenizer.mask_token_id not in ids:
@@ -219,30 +272,36 @@ class LocalModel:
             best = logits.softmax(dim=0).topk(options)
             words = [self.template.decode([i]).strip() for i in best.indices.tolist()]
             predictions.append(list(zip(words, best.values.tolist(), strict=True)))
-        return predictions
+        return like(texts, predictions)
 
-    def classify(self, texts: Sequence[str], *, task: str = "") -> list[Classified]:
+    @overload
+    def classify(self, texts: str, *, task: str = "") -> Classified: ...  # type: ignore[overload-overlap]
+    @overload
+    def classify(self, texts: Sequence[str], *, task: str = "") -> list[Classified]: ...
+    def classify(self, texts: str | Sequence[str], *, task: str = "") -> Classified | list[Classified]:
         """Classify texts.
 
         Args:
-            texts: the texts.
+            texts: a text, or a list of texts.
             task: task of a multitask model.
+
+        Returns:
+            One result for a string, a list of results for a list.
 
         Raises:
             RecipeError: the model was not tuned with the classify objective.
         """
         model = self.at(task)
-        objective = model.classifier
-        texts = listed(texts, "classify")
-        if not texts:
+        objective, given = model.classifier, listed(texts, "classify")
+        if not given:
             return []
-        logits = model.label_logits(texts).double()  # at a small temperature, small probabilities underflow in float32
+        logits = model.label_logits(given).double()  # at a small temperature, small probabilities underflow in float32
         if objective.multi:
             rows = [dict(zip(objective.labels, row, strict=True)) for row in logits.sigmoid().tolist()]
-            return [Classified(tuple(label for label, p in row.items() if p >= 0.5), row) for row in rows]
+            return like(texts, [Classified(tuple(label for label, p in row.items() if p >= 0.5), row) for row in rows])
         probabilities = (logits / model.temperature).softmax(dim=1)
         rows = [dict(zip(objective.labels, row, strict=True)) for row in probabilities.tolist()]
-        return [Classified((max(row, key=row.__getitem__),), row) for row in rows]
+        return like(texts, [Classified((max(row, key=row.__getitem__),), row) for row in rows])
 
     def reward(self, prompt: str | Sequence[Message], answer: str) -> float:
         """Return the reward of an answer; raise RecipeError if this is not a reward model."""
@@ -277,11 +336,11 @@ class LocalModel:
         return self._in_order(parts, rows)
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str], *, task: str = "") -> Tensor:
-        """Return the pooled states [B, D] of texts.
+    def embed(self, texts: str | Sequence[str], *, task: str = "") -> Tensor:
+        """Return the pooled states [B, D] of texts, or [D] of a single text.
 
         Args:
-            texts: the texts, encoded as the objective does.
+            texts: a text or a list of texts, encoded as the objective does.
             task: task of a multitask model; required for an encoder.
         """
         if (task or self.policy.family == "encoder") and (model := self.at(task)) is not self:
@@ -290,7 +349,8 @@ class LocalModel:
         if not rows:
             return torch.empty(0, self.policy.hidden)
         refuse_empty([row.ids for row in rows], "embed")
-        return self._in_order([self.policy.pooled(batch).float() for batch in self._batches(rows)], rows)
+        states = self._in_order([self.policy.pooled(batch).float() for batch in self._batches(rows)], rows)
+        return states[0] if isinstance(texts, str) else states
 
     @property
     def sampling(self) -> Sampling:

@@ -105,7 +105,7 @@ def find_model(run: str | Path) -> Path:
 def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> LocalModel:
     """Load the tuned model of a run.
 
-    Example: `load("runs/reviews").classify(["great phone"])`.
+    Example: `load("runs/reviews").classify("great phone")`.
 
     Args:
         run: run folder or model folder.
@@ -190,4 +190,11 @@ def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalMo
         threshold=manifest.threshold,
         temperatures=manifest.temperatures,
         thresholds=manifest.thresholds,
+        name=f"{_shown_name(manifest.base)} + {manifest.technique.kind}",
+        folder=str(folder.parent if folder.name == "model" else folder),
     )
+
+
+def _shown_name(base: str) -> str:
+    """Return an alias or Hub id unchanged, and the name of a folder or file without its path."""
+    return Path(base).name if Path(base).is_absolute() or base.startswith(".") else base

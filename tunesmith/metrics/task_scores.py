@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.display import Display, Displayed
 from tunesmith.metrics import scores as metrics
 from tunesmith.metrics.resampling import Clusters
 from tunesmith.metrics.significance import (
@@ -68,7 +69,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
 }
 
 
-class Difference(BaseModel):
+class Difference(Displayed, BaseModel):
     """The difference between two sets of answers to the same rows; fields as in `PairedComparison`."""
 
     model_config = ConfigDict(frozen=True)
@@ -83,6 +84,10 @@ class Difference(BaseModel):
     verdict: str
     rows_needed: int | None = None
 
+    def display(self) -> Display:
+        """Show the difference with its interval and the verdict."""
+        return Display(f"{self.verdict}: {_difference(self)}, {self.n} rows")
+
 
 class TaskScore(Difference):
     """Base against tuned model on the same test rows."""
@@ -93,8 +98,13 @@ class TaskScore(Difference):
     tuned: float
     sentence: str
 
+    def display(self) -> Display:
+        """Show both scores and their difference."""
+        scores = f"{self.metric} {self.base:.3f} → {self.tuned:.3f}"
+        return Display(f"{scores} ({_difference(self)}, {self.n} rows): {self.verdict}")
 
-class Score(BaseModel):
+
+class Score(Displayed, BaseModel):
     """The score of one arm with its own interval."""
 
     model_config = ConfigDict(frozen=True)
@@ -106,12 +116,23 @@ class Score(BaseModel):
     n: int
     detail: str = ""
 
+    def display(self) -> Display:
+        """Show the score with its interval."""
+        interval = "" if self.ci95 is None else f" (95 % {self.ci95[0]:.3f} to {self.ci95[1]:.3f})"
+        return Display(f"{self.name}: {self.metric} {self.score:.3f}{interval}, {self.n} rows")
+
 
 class ArmScore(Score):
     """The score of one arm, and the gain of the tuned model over it."""
 
     gain: Difference | None = None
     p_adjusted: float | None = None  # p-value of the gain, adjusted by Holm's method for all arms of the list
+
+
+def _difference(difference: Difference) -> str:
+    low, high = difference.ci95
+    p = "p < 0.001" if difference.p_value < 0.001 else f"p = {difference.p_value:.3f}"
+    return f"{difference.delta:+.3g}, 95 % {low:+.3g} to {high:+.3g}, {p}"
 
 
 def task_score(

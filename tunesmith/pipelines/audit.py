@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from tunesmith.data.readers.read import notes_of
 from tunesmith.data.readers.row import Row, file_of, missing_column
 from tunesmith.data.schema.formats import LOOKED_AT, Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess
+from tunesmith.display import Display, Displayed
 from tunesmith.errors import DataError, UnsettledError
 from tunesmith.report.html import environment
 
@@ -59,12 +60,22 @@ class AuditRequest:
     pages: tuple[Path, ...] = ()  # files that the caller writes the findings to
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+@dataclass(frozen=True, slots=True, repr=False)
+class Done(Displayed):
     """The audit, and the cleaned copy if one was requested."""
 
     audit: Audit
     fixed: CleanedCopy | None
+
+    def display(self) -> Display:
+        """Show the audit, and what the cleaned copy contains."""
+        shown = self.audit.display()
+        if self.fixed is None:
+            return shown
+        copy = (
+            f"{self.fixed.out}: {self.fixed.kept} rows kept, {self.fixed.changed} changed, {self.fixed.dropped} dropped"
+        )
+        return replace(shown, lines=[f"cleaned copy {copy}", *shown.lines])
 
 
 def audit_rows(request: AuditRequest, *, workers: int = 1, offline: bool = False, log: Callable[[str], None]) -> Done:

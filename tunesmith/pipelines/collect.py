@@ -33,6 +33,7 @@ from tunesmith.data.readers.row import refuse
 from tunesmith.data.schema.formats import detect
 from tunesmith.data.text.words import folded
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.display import Display, Displayed
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.openai_client import Endpoint, ask_endpoint, check
@@ -87,7 +88,7 @@ class CollectRequest:
     passages: int = 0  # passages sampled per template, 0 for all
 
 
-class Collected(BaseModel):
+class Collected(Displayed, BaseModel):
     """The output of `collect --json`: the rows by origin, and the state of each file."""
 
     model_config = ConfigDict(extra="forbid")
@@ -105,6 +106,12 @@ class Collected(BaseModel):
     repeated_removed: int = 0
     left_out: dict[str, int] = {}
     notes: list[str]
+
+    def display(self) -> Display:
+        """Show the rows by origin and the files that could not be converted."""
+        origins = ", ".join(f"{count} {origin}" for origin, count in self.origins.items())
+        failed = [f"skipped {name}: {reason}" for name, reason in self.failed.items()]
+        return Display(f"Collected({self.path}): {self.rows} rows ({origins}) from {self.sources} files", failed)
 
 
 def schema() -> str:

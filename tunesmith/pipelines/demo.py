@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from tunesmith.config import Data, Machine, Recipe, Schedule
+from tunesmith.display import Display, Displayed
 from tunesmith.events import StageStarted
 from tunesmith.inference.local_model import Classified
 from tunesmith.inference.saved_model import load
@@ -29,13 +30,19 @@ ENCODER_RATE = 6e-5
 MACHINE = Machine(dtype="float32")
 
 
-@dataclass(frozen=True, slots=True)
-class Demo:
+@dataclass(frozen=True, slots=True, repr=False)
+class Demo(Displayed):
     """Both runs, and the classification of three new sentences by the tuned decoder."""
 
     encoder: Run
     decoder: Run
     answers: tuple[tuple[str, Classified], ...]  # sentence and labels
+
+    def display(self) -> Display:
+        """Show the headline of both runs and the classified sentences."""
+        runs = [run.display().title for run in (self.encoder, self.decoder)]
+        answers = [(answer.label, f"{answer.confidence:.2f}", text) for text, answer in self.answers]
+        return Display("Demo", runs, ("label", "confidence", "text"), answers)
 
 
 def demo(out: Path, *, callbacks: Callbacks, offline: bool = False) -> Demo:

@@ -22,6 +22,7 @@ from tunesmith.data.schema.formats import detect
 from tunesmith.data.splits.split import by_prompt
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import frame
+from tunesmith.display import Display
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.contamination import find_seen_rows, recipe_file, recipe_of
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
@@ -37,6 +38,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
+from tunesmith.report.formatting import bounds, figure, p_value, signed
 from tunesmith.training.mlm_head import open_base
 from tunesmith.training.prepare import read_data
 from tunesmith.training.run_folder import task_dir
@@ -80,6 +82,14 @@ class ScoredAlone(Score):
     tasks: list[Score]
     notes: list[str]
 
+    def display(self) -> Display:
+        """Show the headline; all metrics in a table."""
+        rows = [(task.metric, figure(task.score), bounds(task.ci95), str(task.n)) for task in self.tasks]
+        headline = f"{self.metric} {figure(self.score)} ({bounds(self.ci95)}), {self.n} rows"
+        return Display(
+            f"{self.model} on {self.data}: {headline}", (), ("metric", "score", "95 % interval", "rows"), rows
+        )
+
 
 class Compared(TaskScore):
     """A model (`tuned`) compared with another (`base`) on the same rows: headline at the top level, all in `tasks`."""
@@ -89,6 +99,19 @@ class Compared(TaskScore):
     data: str
     tasks: list[TaskScore]
     notes: list[str]
+
+    def display(self) -> Display:
+        """Show the headline; all metrics in a table."""
+        rows = [
+            (
+                task.metric,
+                *(figure(task.base), figure(task.tuned), signed(task.delta)),
+                *(bounds(task.ci95, sign=True), p_value(task.p_value), str(task.n)),
+            )
+            for task in self.tasks
+        ]
+        columns = ("metric", self.against, self.model, "delta", "95 % interval", "p-value", "rows")
+        return Display(f"{self.model} against {self.against} on {self.data}", (self.sentence,), columns, rows)
 
 
 @dataclass(frozen=True, slots=True)

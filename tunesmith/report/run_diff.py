@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.display import Display
 from tunesmith.errors import CheckpointError
 from tunesmith.metrics.preference_metrics import auc_pair
 from tunesmith.metrics.resampling import groups_of
@@ -63,6 +64,11 @@ class RunDiff(Difference):
     sentence: str
     changed: tuple[Changed, ...]
     settings: tuple[tuple[str, str, str], ...]  # (recipe key, value in a, value in b) of settings that differ
+
+    def display(self) -> Display:
+        """Show the verdict, and the settings that differ."""
+        differ = [f"{key}: {first} → {second}" for key, first, second in self.settings]
+        return Display(f"{self.b} against {self.a}: {self.sentence}", differ)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from tunesmith.data.files import read_page
+from tunesmith.display import Display, Displayed
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.results import (
     Calibration,
@@ -18,6 +19,7 @@ from tunesmith.evaluation.results import (
     Style,
 )
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
+from tunesmith.report.formatting import figure, metric_name, p_value, share, signed
 
 
 class Speed(ReportPart):
@@ -107,7 +109,7 @@ class MultitaskReport(ReportPart):
     conflicts: list[GradientConflict] = []
 
 
-class Export(ReportPart):
+class Export(Displayed, ReportPart):
     """An export, checked in the program it is made for against the run itself on the run's test rows."""
 
     format: str
@@ -122,8 +124,13 @@ class Export(ReportPart):
     seconds: float
     faults: tuple[str, ...] = ()  # reasons not to use the export
 
+    def display(self) -> Display:
+        """Show the format, the folder and the agreement with the run."""
+        same = f"{share(self.same_answers)} of the answers to {self.rows} test rows are equal in {self.checked}"
+        return Display(f"Export({self.folder}): {self.format}, {same}", self.faults)
 
-class Report(ReportPart):
+
+class Report(Displayed, ReportPart):
     """All results of one run. `verdict` is the sentence at its top."""
 
     name: str
@@ -150,6 +157,25 @@ class Report(ReportPart):
     exports: list[Export] = []
     broken_gates: list[str] = []
     verdict: str
+
+    def display(self) -> Display:
+        """Show the headline and the verdict; every metric and baseline in a table."""
+        task = self.task
+        rows = [
+            (metric_name(row.metric), figure(row.base), figure(row.tuned), signed(row.delta), p_value(row.p_value))
+            for row in self.tasks
+        ]
+        rows += [
+            (f"{arm.name}: {metric_name(arm.metric)}", "", figure(arm.score), "", "")
+            for arm in [*self.baselines, *self.controls]
+        ]
+        scores = f"{metric_name(task.metric)} {figure(task.base)} → {figure(task.tuned)} ({signed(task.delta)})"
+        return Display(
+            f"Report({self.name}): {self.model}, {self.objective}, {self.technique}: {scores}",
+            (self.verdict, *(f"warning: {text}" for text in self.warnings)),
+            ("metric", "base", "tuned", "difference", "p-value"),
+            rows,
+        )
 
 
 def read_report(run: Path) -> Report:

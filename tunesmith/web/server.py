@@ -35,6 +35,18 @@ class Address:
         return is_loopback(self.host)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenServer:
+    """An app with its listening socket, not answering yet."""
+
+    app: Any  # ASGI
+    sock: socket.socket
+    url: str  # with the token, if there is one
+    token: str = ""
+    policy: RequestPolicy = PAGE
+    drain: int = 2  # seconds for running requests at the end
+
+
 def need_libraries(extra: str = "studio") -> None:
     """Raise ServeError if the web libraries, which are in `extra`, are not installed."""
     try:

@@ -19,13 +19,13 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.bases import folder
 from tests.pipelines.conftest import answers, recipe, reviews, topics, tune
-from tunesmith.cli.commands.tune import _forget
 from tunesmith.config import Recipe, make_recipe
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.evaluation import diagnostics as worth
 from tunesmith.events import Event, StepFinished
 from tunesmith.inference.saved_model import load
 from tunesmith.metrics.baselines import linear_probe
+from tunesmith.pipelines.tune.tune import delete_run
 from tunesmith.report.html import write_reports
 from tunesmith.training import run_folder
 from tunesmith.training.callbacks import Interrupted
@@ -489,5 +489,5 @@ def test_a_run_right_here_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monke
     here.begin({})
     (here.path / "checkpoints").mkdir()
     monkeypatch.chdir(here.path)
-    _forget(made, Path("."))
+    delete_run(made, Path("."))
     assert list(here.path.iterdir()) == []

@@ -81,8 +81,7 @@ def ask(args: argparse.Namespace) -> int:
     text = _text(args)
     if comparison:
         return _ask_comparison(args, text)
-    if args.arm:
-        raise UsageError(f"--arm: {args.folder} is a run, not a comparison; omit the option")
+    check_run_options(args)
     model = load(args.folder, offline=args.offline).at(args.task)
     sampling = sampling_of(args, model.sampling)
     answer = _answer(model, text, sampling)
@@ -105,6 +104,19 @@ def ask(args: argparse.Namespace) -> int:
     return 0
 
 
+def check_run_options(args: argparse.Namespace) -> None:
+    """Raise UsageError for an option that only a comparison has."""
+    if args.arm:
+        raise UsageError(f"--arm: {args.folder} is a run, not a comparison; omit the option")
+
+
+def check_arm_options(args: argparse.Namespace) -> None:
+    """Raise UsageError for an option that a comparison does not have."""
+    if (args.temperature, args.top_p, args.max_new_tokens, args.seed, args.task) != (0.0, 1.0, None, 0, ""):
+        options = "--temperature, --top-p, --max-new-tokens, --seed and --task"
+        raise UsageError(f"ask: {args.folder} is a comparison, whose arms have fixed settings; omit {options}")
+
+
 def _text(args: argparse.Namespace) -> str:
     """Return the text of the command line or of stdin. Raises UsageError for an empty text."""
     try:
@@ -123,9 +135,7 @@ def _ask_comparison(args: argparse.Namespace, text: str) -> int:
     from tunesmith.pipelines.compare.ask import ArmQuestion, ask_arm
     from tunesmith.training.callbacks import Callbacks
 
-    if (args.temperature, args.top_p, args.max_new_tokens, args.seed, args.task) != (0.0, 1.0, None, 0, ""):
-        options = "--temperature, --top-p, --max-new-tokens, --seed and --task"
-        raise UsageError(f"ask: {args.folder} is a comparison, whose arms have fixed settings; omit {options}")
+    check_arm_options(args)
     with caught() as signals, listening(signals) as on_event:
         question = ArmQuestion(text, args.arm, os.environ.get(KEY, ""))
         reply = ask_arm(args.folder, question, callbacks=Callbacks(on_event, signals.stop), offline=args.offline)
@@ -139,15 +149,13 @@ def _ask_comparison(args: argparse.Namespace, text: str) -> int:
 
 def _answer(model: LocalModel, text: str, sampling: Sampling) -> dict[str, Any]:
     """Return the output of the model as entries of the JSON document."""
-    if model.objective.produces == "labels":
-        result = model.classify([text])[0]
-        return {"label": result.label, "labels": result.labels, "probabilities": result.probabilities}
-    if model.objective.produces == "likelihood" and model.policy.family == "encoder":
-        return {"words": model.fill([text])[0]}
-    if model.objective.produces == "likelihood":
-        reply = model.complete([text], sampling=sampling)[0]
-    else:
-        reply = model.reply([model.objective.user_message(text)], sampling=sampling)
+    from tunesmith.inference.local_model import Classified
+
+    reply = model.answer(text, sampling=sampling)
+    if isinstance(reply, Classified):
+        return {"label": reply.label, "labels": reply.labels, "probabilities": reply.probabilities}
+    if isinstance(reply, list):
+        return {"words": reply}
     counts = {"prompt_tokens": reply.prompt_tokens, "new_tokens": reply.new_tokens}
     return {"answer": reply.text, "finished": reply.finished, **counts}
 

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the rows and print a summary."""
     from tunesmith.pipelines.collect import collect
 
-    request = _request(args)
+    request = request_of(args)
     if request.writer is not None and not request.writer.remote:
         hush()
     with reported() as on_event:
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _request(args: argparse.Namespace) -> CollectRequest:
+def request_of(args: argparse.Namespace) -> CollectRequest:
+    """Return the checked request of `collect`. Raises UsageError for an invalid option."""
     from tunesmith.models.generation.sampling import Sampling
     from tunesmith.pipelines.collect import CollectRequest, Writer
 

@@ -15,6 +15,7 @@ from tunesmith.report.formatting import bounds, duration, figure, p_value, price
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
+    from tunesmith.pipelines.compare.compare import CompareOptions
     from tunesmith.pipelines.compare.report import ArmPage, Comparison
 
 KEY = "TUNESMITH_API_KEY"
@@ -40,14 +41,11 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume the comparison and print it."""
-    from tunesmith.pipelines.compare.compare import HTML, CompareOptions, compare
+    from tunesmith.pipelines.compare.compare import HTML, compare
     from tunesmith.pipelines.compare.report import page
 
-    for name, value in (("--budget", args.budget), ("--price-per-hour", args.price_per_hour)):
-        if not 0 <= value < float("inf"):
-            raise UsageError(f"{name}: expected a number >= 0, got {value}; omit the option for none")
+    options = request_of(args)
     recipe = recipe_of(args)
-    options = CompareOptions(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
     hush()
     with work() as callbacks:
         comparison = compare(recipe, options, callbacks=callbacks, out=args.out, offline=args.offline)
@@ -57,6 +55,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(comparison)
     return 0
+
+
+def request_of(args: argparse.Namespace) -> CompareOptions:
+    """Return the checked options of `compare` that are not in the recipe. Raises UsageError for an invalid one."""
+    from tunesmith.pipelines.compare.compare import CompareOptions
+
+    for name, value in (("--budget", args.budget), ("--price-per-hour", args.price_per_hour)):
+        if not 0 <= value < float("inf"):
+            raise UsageError(f"{name}: expected a number >= 0, got {value}; omit the option for none")
+    return CompareOptions(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
 
 
 def _show(comparison: Comparison) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import UsageError, add_common, add_schema, add_set
 from tunesmith.cli.progress import reported
@@ -15,7 +16,7 @@ from tunesmith.report.formatting import bounds, figure, p_value
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.pipelines.evaluate import Compared, ScoredAlone
+    from tunesmith.pipelines.evaluate import Compared, EvaluateRequest, ScoredAlone
 
 
 def add(commands: Commands) -> None:
@@ -47,7 +48,28 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the model and print the result."""
-    from tunesmith.pipelines.evaluate import Compared, EvaluateRequest, evaluate
+    from tunesmith.pipelines.evaluate import Compared, evaluate
+
+    request = request_of(args)
+    hush()
+    with reported() as on_event:
+        done = evaluate(request, on_event=on_event, offline=args.offline)
+    for note in done.page.notes:
+        log(note if note.startswith("warning") else f"note: {note}")
+    if args.answers is not None:
+        write_answers(args.answers, done.answers)
+    if publish(done.page.model_dump(mode="json"), args):
+        return 0
+    if isinstance(done.page, Compared):
+        _show_comparison(done.page)
+    else:
+        _show_scores(done.page)
+    return 0
+
+
+def request_of(args: argparse.Namespace) -> EvaluateRequest:
+    """Return the checked request of `evaluate`. Raises UsageError for an invalid option."""
+    from tunesmith.pipelines.evaluate import EvaluateRequest
 
     if bool(args.file) == bool(args.data):
         problem = f"FILE {args.file} and --data {args.data}: two files of rows" if args.file else "no file of rows"
@@ -55,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{problem}; {fix}")
     if args.rows < 0:
         raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all rows")
-    hush()
-    request = EvaluateRequest(
+    return EvaluateRequest(
         args.model,
         args.file or args.data,
         args.against,
@@ -66,19 +87,11 @@ def run(args: argparse.Namespace) -> int:
         changes=tuple(args.changes),
         task=args.task,
     )
-    with reported() as on_event:
-        done = evaluate(request, on_event=on_event, offline=args.offline)
-    for note in done.page.notes:
-        log(note if note.startswith("warning") else f"note: {note}")
-    if args.answers is not None:
-        write_whole(args.answers, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done.answers))
-    if publish(done.page.model_dump(mode="json"), args):
-        return 0
-    if isinstance(done.page, Compared):
-        _show_comparison(done.page)
-    else:
-        _show_scores(done.page)
-    return 0
+
+
+def write_answers(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
+    """Write prompts, references and answers as JSON lines."""
+    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answers))
 
 
 def _show_scores(page: ScoredAlone) -> None:

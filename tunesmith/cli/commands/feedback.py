@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -48,23 +49,31 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate the answers and serve the page."""
-    from tunesmith.pipelines.feedback import open_panel
-    from tunesmith.web.pages.feedback import feedback_app
     from tunesmith.web.server import need_libraries
 
     need_libraries()  # fail before answers are generated
     hush()
-    request = _request(args)
-    page = Page(
+    request = request_of(args)
+    return stay(page_of(request, args), args, request.kept_in)
+
+
+def page_of(
+    request: FeedbackRequest, args: argparse.Namespace, *, log: Callable[[str], None] = log
+) -> Page[PairSession]:
+    """Return the page of a request; `log` receives messages while it is loaded."""
+    from tunesmith.pipelines.feedback import open_panel
+    from tunesmith.web.pages.feedback import feedback_app
+
+    return Page(
         make=lambda: open_panel(request, log=log),
         app=feedback_app,
         say=lambda work, url: _show_address(work, url, args),
         bye=f"`tunesmith votes summary {request.kept_in}` summarises them",
     )
-    return stay(page, args, request.kept_in)
 
 
-def _request(args: argparse.Namespace) -> FeedbackRequest:
+def request_of(args: argparse.Namespace) -> FeedbackRequest:
+    """Return the checked request of `feedback`. Raises UsageError for an invalid option."""
     from tunesmith.annotation.assignment import Overlap
     from tunesmith.pipelines.feedback import FeedbackRequest, usual_sampling
 

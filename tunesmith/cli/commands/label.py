@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,27 +46,34 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page, or export the labels under `--export`."""
-    from tunesmith.pipelines.label import export_labels, open_labelling
+    from tunesmith.pipelines.label import export_labels
 
-    request = _request(args)
+    request = request_of(args)
     if args.export is not None:
         done = export_labels(request, args.export, log=log)
         if not publish({"file": args.export, "rows": done.rows, "tied": done.tied}, args):
             show(f"{done.rows} labelled rows written to {args.export}")
             show(f"next:\n  tunesmith tune {args.export}")
         return 0
+    page = page_of(request, args)
+    return stay(page, args, request.kept_in)
+
+
+def page_of(request: LabelRequest, args: argparse.Namespace, *, log: Callable[[str], None] = log) -> Page[LabelSession]:
+    """Return the labelling page of a request; `log` receives messages while it is loaded."""
+    from tunesmith.pipelines.label import open_labelling
     from tunesmith.web.pages.label import label_app
 
-    page = Page(
+    return Page(
         make=lambda: open_labelling(request, log=log),
         app=label_app,
         say=lambda work, url: _show_address(work, url, args),
         bye=f"`tunesmith label {args.data} --export FILE` writes the labelled rows",
     )
-    return stay(page, args, request.kept_in)
 
 
-def _request(args: argparse.Namespace) -> LabelRequest:
+def request_of(args: argparse.Namespace) -> LabelRequest:
+    """Return the checked request of `label`. Raises UsageError for an invalid option."""
     from tunesmith.annotation.assignment import Overlap
     from tunesmith.annotation.label_rows import Columns
     from tunesmith.pipelines.label import LabelRequest

@@ -11,6 +11,7 @@ from tunesmith.cli.terminal import emit, hush, log, show, show_table
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
+    from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions
     from tunesmith.pipelines.learning_curve.report import LearningCurveReport
 
 
@@ -37,18 +38,13 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure or resume the curve and print it; return 1 if nothing can be predicted."""
-    from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions, measure_learning_curve
+    from tunesmith.pipelines.learning_curve.learning_curve import measure_learning_curve
 
-    for rows in args.rows:
-        if rows < 1:
-            raise UsageError(f"--rows: expected an integer >= 1, got {rows}; use a larger number")
-    if args.minutes is not None and not args.minutes > 0:
-        raise UsageError(f"--minutes: expected a number > 0, got {args.minutes}; omit the option for no limit")
+    options = request_of(args)
     hush()
     if args.command in COMMAND_ALIASES:
         log(f"warning: `{args.command}` is deprecated; use `learning-curve`")
     recipe = recipe_of(args)
-    options = LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
     with work() as callbacks:
         folder, report = measure_learning_curve(
             recipe, options, out=args.out, callbacks=callbacks, offline=args.offline
@@ -59,6 +55,18 @@ def run(args: argparse.Namespace) -> int:
         _show(report)
         show(f"written: {folder}/need.html and {folder}/need.json")
     return 1 if report.faults else 0
+
+
+def request_of(args: argparse.Namespace) -> LearningCurveOptions:
+    """Return the checked options of `learning-curve` that are not in the recipe. Raises UsageError."""
+    from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions
+
+    for rows in args.rows:
+        if rows < 1:
+            raise UsageError(f"--rows: expected an integer >= 1, got {rows}; use a larger number")
+    if args.minutes is not None and not args.minutes > 0:
+        raise UsageError(f"--minutes: expected a number > 0, got {args.minutes}; omit the option for no limit")
+    return LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
 
 
 def _show(report: LearningCurveReport) -> None:

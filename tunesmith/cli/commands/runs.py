@@ -16,6 +16,8 @@ from tunesmith.report.formatting import figure, p_value, size
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
 
+COLUMNS = ("run", "task", "metric", "base>", "tuned>", "p-value>", "when", "state")
+
 
 def add(commands: Commands) -> None:
     """Add `runs` and `models`."""
@@ -42,8 +44,6 @@ def add(commands: Commands) -> None:
 
 def run_runs(args: argparse.Namespace) -> int:
     """List the runs of a folder, newest last, or compare two runs."""
-    from tunesmith.training.run_folder import PAGE
-
     words = args.words or ["runs"]
     if words[0] == "diff":
         return _diff(args, words[1:])
@@ -52,20 +52,24 @@ def run_runs(args: argparse.Namespace) -> int:
     folder = Path(words[0])
     if args.words and not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; name a folder with runs")
-    paths = [folder, *(sorted(folder.iterdir()) if folder.is_dir() else [])]
-    paths = [path for path in paths if any((path / name).is_file() for name in (PAGE, "report.json"))]
-    runs = [_describe_run(path) for path in ([folder] if folder in paths else paths)]
-    runs.sort(key=lambda run: str(run["when"]))
+    runs = list_runs(folder)
     if publish({"runs": runs}, args):
         return 0
     if not runs:
         show(f"no runs in {folder}; `tunesmith tune RECIPE` creates one")
     else:
-        show_table(
-            ("run", "task", "metric", "base>", "tuned>", "p-value>", "when", "state"),
-            [_cells(run) for run in runs],
-        )
+        show_table(COLUMNS, [cells(run) for run in runs])
     return 0
+
+
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """Return the runs in a folder as entries of the JSON document, newest last; a run folder is its only run."""
+    from tunesmith.training.run_folder import PAGE
+
+    paths = [folder, *(sorted(folder.iterdir()) if folder.is_dir() else [])]
+    paths = [path for path in paths if any((path / name).is_file() for name in (PAGE, "report.json"))]
+    runs = [_describe_run(path) for path in ([folder] if folder in paths else paths)]
+    return sorted(runs, key=lambda run: str(run["when"]))
 
 
 def _diff(args: argparse.Namespace, folders: Sequence[str]) -> int:
@@ -120,7 +124,8 @@ def _technique_name(path: Path, kind: str) -> str:
     return "+".join(name for name, short in SHORTHANDS.items() if len(short) > 1 and short.items() <= options) or kind
 
 
-def _cells(run: Mapping[str, Any]) -> tuple[str, ...]:
+def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a run as a row of the table."""
     if run["report"] is None:
         return (str(run["run"]), "-", "-", "-", "-", "-", run["when"], run["state"])
     task = run["report"]["task"]
@@ -130,19 +135,7 @@ def _cells(run: Mapping[str, Any]) -> tuple[str, ...]:
 
 def run_models(args: argparse.Namespace) -> int:
     """List the bundled models; download them first under `--fetch`."""
-    from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, fetch, folder_of, is_whole
-
-    if args.fetch:
-        for alias in BUNDLED_MODELS:
-            log(f"{alias}: {'already in the cache' if is_whole(folder_of(alias)) else 'downloading'}")
-            fetch(alias, offline=args.offline)
-    models: list[dict[str, Any]] = []
-    for alias, model in BUNDLED_MODELS.items():
-        folder = folder_of(alias)
-        cached = is_whole(folder)
-        total = sum(path.stat().st_size for path in folder.iterdir()) if cached else None
-        about = {"alias": alias, "about": model.about, "hub_id": model.hub_id, "licence": model.licence}
-        models.append({**about, "in_cache": cached, "bytes": total, "folder": folder})
+    models = list_models(fetch_all=args.fetch, offline=args.offline)
     if publish({"models": models}, args):
         return 0
     rows = []
@@ -153,3 +146,20 @@ def run_models(args: argparse.Namespace) -> int:
     if not all(entry["in_cache"] for entry in models):
         show("missing models are downloaded on first use, or by `tunesmith models --fetch`")
     return 0
+
+
+def list_models(*, fetch_all: bool, offline: bool) -> list[dict[str, Any]]:
+    """Return the bundled models as entries of the JSON document; download them first if `fetch_all`."""
+    from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, fetch, folder_of, is_whole
+
+    models: list[dict[str, Any]] = []
+    for alias, model in BUNDLED_MODELS.items():
+        folder = folder_of(alias)
+        if fetch_all:
+            log(f"{alias}: {'already in the cache' if is_whole(folder) else 'downloading'}")
+            fetch(alias, offline=offline)
+        cached = is_whole(folder)
+        total = sum(path.stat().st_size for path in folder.iterdir()) if cached else None
+        about = {"alias": alias, "about": model.about, "hub_id": model.hub_id, "licence": model.licence}
+        models.append({**about, "in_cache": cached, "bytes": total, "folder": folder})
+    return models

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from tunesmith.cli.terminal import hush, log, publish, show
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.inference.serving.protocol import AnsweringEngine, Limits
+    from tunesmith.web.server import OpenServer
 
     Sources = dict[str, list[Path]]  # model name -> its folders or GGUF files, oldest version first
 
@@ -66,6 +68,21 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
+    from tunesmith.web.server import serve
+
+    with opened(args, say=lambda engine, place, token: _show_address(engine, place, token, args)) as made:
+        serve(made.app, made.sock, token=made.token, policy=made.policy, drain=made.drain)
+    return 0
+
+
+@contextmanager
+def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str], None]) -> Iterator[OpenServer]:
+    """Load the models and listen; the engine is stopped at the end.
+
+    Args:
+        args: arguments of the command.
+        say: receives the engine, the URL and the token when the models are loaded.
+    """
     from tunesmith.web.server import need_libraries
 
     need_libraries("serve")
@@ -77,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.inference.serving.traffic_split import Splits
     from tunesmith.web.openai.app import POLICY, Api
     from tunesmith.web.openai.metrics import Metrics
-    from tunesmith.web.server import Address, listen, serve, stored_token, url
+    from tunesmith.web.server import Address, OpenServer, listen, stored_token, url
 
     def ratings_file(name: str) -> Path:
         path = folder_of(name, sources, engine.registry.get(name).version)
@@ -90,15 +107,15 @@ def run(args: argparse.Namespace) -> int:
     with listen(address) as sock:
         token = stored_token(address, args.token_file, option="--token-file")
         engine = STARTS[kind](sources, limits, offline=args.offline)
-        _show_address(engine, url(sock, address), token, args)
+        place = url(sock, address)
+        say(engine, place, token)
         thumbs = Thumbs(ratings_file)
         app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs).app()
         try:
-            serve(app, sock, token=token, policy=POLICY, drain=SHUTDOWN_SECONDS)
+            yield OpenServer(app, sock, place, token, POLICY, SHUTDOWN_SECONDS)
         finally:
             engine.close(SHUTDOWN_SECONDS)
             thumbs.close()
-    return 0
 
 
 def _torch(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:

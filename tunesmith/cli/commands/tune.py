@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import console, emit, hush, log, show
-from tunesmith.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.config import Recipe
     from tunesmith.pipelines.tune.tune import Run
 
 
@@ -41,7 +38,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune and print the result; return 1 if a gate of the recipe is violated."""
-    from tunesmith.pipelines.tune.tune import tune_recipe
+    from tunesmith.pipelines.tune.tune import delete_run, tune_recipe
 
     recipe = recipe_of(args, *(["data.audit=note"] if args.force else []))
     if args.dry_run:
@@ -50,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
         hush()
         return show_preview(preview(recipe, offline=args.offline), args)
-    if args.force:
-        _forget(recipe, args.out)
+    if args.force and (deleted := delete_run(recipe, args.out)):
+        log(f"deleted the run in {deleted}")
     hush()
     with work() as callbacks:
         done = tune_recipe(recipe, out=args.out, callbacks=callbacks, offline=args.offline)
@@ -83,20 +80,6 @@ def show_next(run: Run) -> None:
     show(f"  {ask_line(run.report, run.folder, place=folder, text='...')}")
     if run.report.family == "decoder" and run.report.objective not in ("classify", "multitask", "reward"):
         show(f"  tunesmith chat {folder}")
-
-
-def _forget(recipe: Recipe, out: Path | None) -> None:
-    """Delete the earlier run in the folder of this run. Raises CheckpointError for a folder that is not a run."""
-    from tunesmith.training.run_folder import PAGE, exclusive_lock, open_run, with_name
-
-    folder = with_name(out) if out else open_run(recipe, None).path
-    with exclusive_lock(folder):
-        if (folder / PAGE).is_file():
-            log(f"deleting the run in {folder}")
-            for entry in folder.iterdir():  # not the folder itself, which may be the working directory
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        elif folder.exists():
-            raise CheckpointError(f"{folder}: not a run folder, not overwritten by --force; use another --out")
 
 
 def _show(run: Run) -> None:

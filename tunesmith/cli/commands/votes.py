@@ -68,9 +68,7 @@ def export_rows(args: argparse.Namespace) -> int:
     """Write the votes as rows."""
     from tunesmith.annotation.import_export import export_votes
 
-    out = Path(args.file)
-    if out.suffix.lower() not in LINES:
-        raise UsageError(f"FILE: expected a file name ending in .jsonl, got {out}; rename it")
+    out = check_export(Path(args.file))
     done = export_votes(args.store, out, format=args.format, without=args.without)
     if not publish({"file": out, **asdict(done)}, args):
         undecided = several(done.undecided, "judged prompt")
@@ -79,6 +77,13 @@ def export_rows(args: argparse.Namespace) -> int:
         start = f" --model {shlex.quote(str(run))}" if (run / "model").is_dir() else ""
         show(f"next:\n  tunesmith tune {shlex.quote(str(out))} --objective preference{start}")
     return 0
+
+
+def check_export(out: Path) -> Path:
+    """Return the path. Raises UsageError for a file name that does not end in .jsonl."""
+    if out.suffix.lower() not in LINES:
+        raise UsageError(f"FILE: expected a file name ending in .jsonl, got {out}; rename it")
+    return out
 
 
 def import_rows(args: argparse.Namespace) -> int:

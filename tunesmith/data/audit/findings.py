@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunesmith.display import MAX_LINES, Display, Displayed, shortened
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -100,7 +102,7 @@ class Sample(BaseModel):
     note: str = ""
 
 
-class Finding(BaseModel):
+class Finding(Displayed, BaseModel):
     """One kind of problem in a file.
 
     Attributes:
@@ -127,8 +129,13 @@ class Finding(BaseModel):
     blocks_from: float | None = None
     samples: tuple[Sample, ...] = ()
 
+    def display(self) -> Display:
+        """Show the kind, the number of rows and some samples."""
+        title = f"{self.kind} ({self.severity}): {self.count} rows; {self.fix}"
+        return Display(title, [f"{sample.where}: {shortened(sample.text, 80)}" for sample in self.samples])
 
-class Audit(BaseModel):
+
+class Audit(Displayed, BaseModel):
     """All findings of a file; `verdict` is `blocked`, `look` (warnings or notes) or `clean`.
 
     Attributes:
@@ -155,6 +162,17 @@ class Audit(BaseModel):
     def blocking(self) -> tuple[Finding, ...]:
         """The findings that must be fixed before a run."""
         return tuple(finding for finding in self.findings if finding.severity == "blocking")
+
+    def display(self) -> Display:
+        """Show the verdict and one line per finding."""
+        findings = [f"{found.kind} ({found.severity}): {found.count} rows; {found.fix}" for found in self.findings]
+        more = [f"and {len(findings) - MAX_LINES + 1} more findings"] if len(findings) > MAX_LINES else []
+        return Display(
+            f"Audit({self.source}): {self.verdict}, {len(self.findings)} findings in {self.rows} rows",
+            [*findings[: MAX_LINES - 1], *more] if more else findings,
+            ("finding", "severity", "rows", "share", "fix"),
+            [(f.kind, f.severity, str(f.count), f"{100 * f.share:.2f} %", f.fix) for f in self.findings],
+        )
 
 
 def severity_of(check: Check, blocks_from: float | None, share: float) -> str:

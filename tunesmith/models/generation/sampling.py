@@ -44,3 +44,6 @@ class Reply:
     prompt_tokens: int
     new_tokens: int
     finished: bool  # ended by itself, not by the token limit
+
+    def __str__(self) -> str:
+        return self.text

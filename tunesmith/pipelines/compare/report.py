@@ -6,8 +6,9 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.display import Display, Displayed
 from tunesmith.pipelines.compare.verdict import DECIDED, Verdict
-from tunesmith.report.formatting import price
+from tunesmith.report.formatting import bounds, duration, figure, metric_name, price
 from tunesmith.report.html import environment
 from tunesmith.report.plots import arms_plot, cost_plot
 from tunesmith.retrieval.recall import Recall
@@ -144,7 +145,7 @@ class TableRow(_Part):
         return any(cell != NOT_MEASURED for cell in self.here.values())
 
 
-class Comparison(_Part):
+class Comparison(Displayed, _Part):
     """The result of `tunesmith compare`: measurements and verdict."""
 
     folder: str
@@ -167,6 +168,20 @@ class Comparison(_Part):
         confidence = self.verdict.confidence
         scored = any(arm.task.score for arm in self.arms if arm.candidate)
         return scored and confidence is not None and confidence >= DECIDED
+
+    def display(self) -> Display:
+        """Show the verdict and its reasons; the score of each arm in a table."""
+        ranked = sorted(self.arms, key=lambda arm: -arm.task.score)
+        rows = [
+            (arm.name, figure(arm.task.score), bounds(arm.task.ci95), duration(arm.cost.seconds_per_1000))
+            for arm in ranked
+        ]
+        return Display(
+            f"Comparison({self.folder}): {self.verdict.text} ({self.verdict.arm})",
+            self.verdict.reasons,
+            ("arm", metric_name(self.metric), "95 % interval", "per 1,000 answers"),
+            rows,
+        )
 
 
 def schema() -> str:

@@ -6,6 +6,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.display import Display, Displayed
 from tunesmith.pipelines.learning_curve.fit_curve import FARTHEST, FitCheck, ScoreEstimate
 from tunesmith.report.formatting import count, figure, metric_name
 from tunesmith.report.html import environment
@@ -32,7 +33,7 @@ class Target(_Part):
     out_of_reach: bool  # the score is above the interval of the ceiling
 
 
-class LearningCurveReport(_Part):
+class LearningCurveReport(Displayed, _Part):
     """The measured learning curve and its extrapolation."""
 
     data: str
@@ -55,6 +56,14 @@ class LearningCurveReport(_Part):
     notes: list[str]
     seconds: float
     sentence: str = ""
+
+    def display(self) -> Display:
+        """Show the result in a sentence; measured and predicted scores in a table."""
+        rows = [(count(size.rows), summary(self, size.mean), "measured") for size in self.sizes]
+        for point in self.expected:
+            interval = f"{summary(self, point.low)} to {summary(self, point.high)}"
+            rows.append((count(point.rows), summary(self, point.score), f"predicted, {interval}"))
+        return Display(f"LearningCurve({self.data}): {self.sentence}", self.faults, ("rows", "score", ""), rows)
 
 
 def schema() -> str:

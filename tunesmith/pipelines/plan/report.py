@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.files import read_page
+from tunesmith.display import Display, Displayed
 from tunesmith.report.formatting import count, duration, size
 
 PREDICTION = "prediction.json"
@@ -57,7 +58,7 @@ class Recommended(_Part):
     reasons: list[str]
 
 
-class PlanReport(_Part):
+class PlanReport(Displayed, _Part):
     """The cost of each technique for these rows, this model and this machine, and a recommendation."""
 
     data: str
@@ -73,6 +74,22 @@ class PlanReport(_Part):
     options: list[TechniqueEstimate]
     recommendation: Recommended | None
     notes: list[str]
+
+    def display(self) -> Display:
+        """Show the recommendation; the cost of each technique in a table."""
+        chosen = "no technique fits into memory" if self.recommendation is None else self.recommendation.technique
+        rows = []
+        for option in self.options:
+            cost, whole = option.prediction, option.whole_seconds
+            figures = ("", "", "") if cost is None else (count(cost.trainable), memory(cost.memory), time(cost.seconds))
+            last = option.refused or ("" if whole is None else time(whole))
+            rows.append((option.technique, *figures, last, "yes" if option.fits else "no"))
+        return Display(
+            f"Plan({self.model}, {self.objective} on {count(self.train_rows)} rows): {chosen}",
+            self.recommendation.reasons if self.recommendation else (),
+            ("technique", "trainable", "peak memory", "training", "whole run", "fits"),
+            rows,
+        )
 
 
 def schema() -> str:

@@ -9,10 +9,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.annotation.summary import Summary
+from tunesmith.display import Display, Displayed
 from tunesmith.metrics.resampling import ALPHA, MIN_GROUPS
 from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.metrics.win_rate import WinRate
-from tunesmith.report.formatting import p_value, share
+from tunesmith.report.formatting import count, p_value, share
 from tunesmith.report.html import environment
 from tunesmith.report.schema import Report
 
@@ -56,7 +57,7 @@ class Round(_Part):
     over_start: WinRate
 
 
-class LoopReport(_Part):
+class LoopReport(Displayed, _Part):
     """The report of one loop, `rlhf.json`."""
 
     name: str
@@ -81,6 +82,15 @@ class LoopReport(_Part):
             for gate in run.broken_gates
         ]
 
+    def display(self) -> Display:
+        """Show the verdict; the win rate of each round in a table."""
+        rows = [
+            (str(item.number), share(item.over_start.rate), p_value(item.over_start.p_value), count(item.rows))
+            for item in self.rounds
+        ]
+        columns = ("round", "win rate over the base", "p-value", "training votes")
+        return Display(f"Loop({self.folder}): {self.verdict}", (), columns, rows)
+
 
 class RoundAhead(_Part):
     """The state of a round in a dry run."""
@@ -89,7 +99,7 @@ class RoundAhead(_Part):
     state: Literal["ahead", "begun", "done"]
 
 
-class LoopPlan(_Part):
+class LoopPlan(Displayed, _Part):
     """The state of a loop in a dry run."""
 
     train: int  # prompts
@@ -97,6 +107,11 @@ class LoopPlan(_Part):
     rounds: list[RoundAhead]
     done: bool
     folder: str
+
+    def display(self) -> Display:
+        """Show the state of each round."""
+        states = ", ".join(f"round {item.number} {item.state}" for item in self.rounds)
+        return Display(f"Loop({self.folder}): {self.train} prompts, {self.held_out} held out; {states}")
 
 
 def verdict_of(rounds: list[Round]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from tunesmith.config import Recipe
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.masking import Masking
+from tunesmith.display import Display, Displayed
 from tunesmith.events import ignore
 from tunesmith.training.prepare import TrainingContext, masking_of, max_length_note, prepare
 
@@ -62,8 +63,8 @@ class PreviewFacts:
     learned_share: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
+@dataclass(frozen=True, slots=True, repr=False)
+class Preview(Displayed):
     """The first training rows, statistics of all, and the recipe with all detected values."""
 
     recipe: Recipe
@@ -85,6 +86,20 @@ class Preview:
                 more = f" and {places.count - len(places.first)} more" if places.count > len(places.first) else ""
                 problems.append(f"warning: {places.count} rows {finding}: {', '.join(places.first)}{more}")
         return tuple(problems)
+
+    def display(self) -> Display:
+        """Show statistics and problems; the first rows with their learned text marked in a table."""
+        facts = self.facts
+        rows = [
+            (row.where, "".join(f"[{piece.text}]" if piece.learned else piece.text for piece in row.pieces), row.label)
+            for row in self.rows
+        ]
+        return Display(
+            f"Preview: {facts.rows} training rows, median {facts.p50} tokens, longest {facts.longest}",
+            (*self.problems, *self.notes),
+            ("row", "text, learned parts in brackets", "label"),
+            rows,
+        )
 
 
 def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:

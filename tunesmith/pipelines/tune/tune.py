@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from pydantic import TypeAdapter
 
 from tunesmith.config import AnyObjective, Recipe, save_recipe
 from tunesmith.data.files import read_page, write_whole
+from tunesmith.display import Display, Displayed
+from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.contamination import with_contamination_check
 from tunesmith.evaluation.diagnostics import (
     SHUFFLED,
@@ -41,12 +44,12 @@ from tunesmith.training.multitask import single_task_contexts
 from tunesmith.training.prepare import TrainingContext, prepare
 from tunesmith.training.replay import with_replay
 from tunesmith.training.rewards import digests
-from tunesmith.training.run_folder import RunFolder, drop_checkpoints, exclusive_lock, open_run, task_dir
+from tunesmith.training.run_folder import PAGE, RunFolder, drop_checkpoints, exclusive_lock, open_run, task_dir, with_name
 from tunesmith.training.train import base_policy, check_reward_varies, train
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+@dataclass(frozen=True, slots=True, repr=False)
+class Run(Displayed):
     """A finished run."""
 
     folder: Path
@@ -58,6 +61,12 @@ class Run:
         """Return `reused`, under its old name."""
         warnings.warn("Run.already is deprecated; use Run.reused", DeprecationWarning, stacklevel=2)
         return self.reused
+
+    def display(self) -> Display:
+        """Show the report under the folder of the run."""
+        shown = self.report.display()
+        page = (f"all results: {self.folder / 'report.html'}",)
+        return replace(shown, title=shown.title.replace("Report", "Run", 1), lines=(*shown.lines, *page))
 
 
 def tune_recipe(
@@ -95,6 +104,30 @@ def tune_recipe(
         write_reports(folder.path)
     drop_checkpoints(folder.path)
     return Run(folder.path, read_report(folder.path), reused=True)
+
+
+def delete_run(recipe: Recipe, out: Path | None) -> Path | None:
+    """Delete the earlier run in the folder of a run.
+
+    Args:
+        recipe: the recipe of the run.
+        out: the run folder; None for the default of the recipe.
+
+    Returns:
+        The folder whose files were deleted, or None if there was none.
+
+    Raises:
+        CheckpointError: the folder exists and is not a run.
+    """
+    folder = with_name(out) if out else open_run(recipe, None).path
+    with exclusive_lock(folder):
+        if (folder / PAGE).is_file():
+            for entry in folder.iterdir():  # not the folder itself, which may be the working directory
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            return folder
+        if folder.exists():
+            raise CheckpointError(f"{folder}: not a run folder, not overwritten by --force; use another --out")
+    return None
 
 
 def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: bool) -> Report:

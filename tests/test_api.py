@@ -1,0 +1,258 @@
+"""The Python functions: one per command with the same parameters, examples that run, and results that fit a screen."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import doctest
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tunesmith as ts
+from tests.glance import only_a_glance
+from tests.tiny import tiny_encoder
+from tunesmith.api import Listing, as_parameters
+from tunesmith.cli.main import parser
+from tunesmith.display import Display, Displayed
+from tunesmith.events import Note, StepFinished
+from tunesmith.notebook import NotebookProgress
+
+# Command -> its functions, and for each the options that another function of the command has.
+FUNCTIONS: dict[str, dict[str, set[str]]] = {
+    "demo": {"demo": set()},
+    "init": {"init": set()},
+    "collect": {"collect": set()},
+    "audit": {"audit": set()},
+    "label": {
+        "label": {"export"},
+        "export_labels": {"labels", "show", "import_", "features", "seed", "overlap", "raters", "host", "port"},
+    },
+    "compare": {"compare": set()},
+    "learning-curve": {"learning_curve": set()},
+    "plan": {"plan": set()},
+    "tune": {"tune": {"dry_run"}, "preview": {"dry_run", "force", "out"}},
+    "evaluate": {"evaluate": set()},
+    "ask": {"ask": set()},
+    "export": {"export": set()},
+    "serve": {"serve": set()},
+    "feedback": {"feedback": set()},
+    "votes": {
+        "votes_summary": {"act", "file", "format", "rater"},
+        "votes_export": {"act", "rater"},
+        "votes_import": {"act", "format", "without"},
+    },
+    "rlhf": {"rlhf": {"dry_run"}, "plan_rlhf": {"dry_run"}},
+    "runs": {"runs": {"task"}, "diff_runs": set()},
+    "models": {"list_models": set()},
+    "doctor": {"doctor": set()},
+}
+# A conversation needs a terminal; in Python, `load(run).reply(messages)` answers.
+WITHOUT_FUNCTION = {"chat", "need"}
+# Keys of the recipe, which the command line sets with `--set`.
+RECIPE_KEYS = {"data", "schedule", "gates", "replay", "seed", "documents", "arms", "loop"}
+PYTHON_ONLY = {"progress", "callback", "more"}
+# Positional arguments that have one name on the command line and several parameters in Python.
+RENAMED = {"runs": {"words": {"folder"}}, "diff_runs": {"words": {"a", "b"}}}
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    actions = [a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(actions[0].choices)
+
+
+def options(command: str) -> dict[str, Any]:
+    """Map the parameter name of each option to its default; --json, --schema and the copy of --json are left out."""
+    found = {}
+    for action in commands()[command]._actions:
+        if action.help == argparse.SUPPRESS or action.dest in ("help", "json", "schema"):
+            continue
+        long = [name for name in action.option_strings if name.startswith("--")]
+        name = long[0].removeprefix("--").replace("-", "_") if long else action.dest
+        if name == "out" and action.help and "also write the JSON" in action.help:
+            continue
+        found[{"set": "settings", "from": "from_", "as": "as_", "import": "import_"}.get(name, name)] = action.default
+    return found
+
+
+def plain(value: object) -> object:
+    """Return a default in a form that is equal for the command line and Python."""
+    value = str(value) if isinstance(value, Path) else value
+    return None if isinstance(value, str | list | tuple) and not value else value
+
+
+def test_every_command_has_a_function():
+    assert set(commands()) == set(FUNCTIONS) | WITHOUT_FUNCTION
+    assert {name for names in FUNCTIONS.values() for name in names} | {"load"} == {
+        name for name in ts.__all__ if inspect.isfunction(getattr(ts, name))
+    }
+
+
+@pytest.mark.parametrize(("command", "name"), [(c, name) for c, names in FUNCTIONS.items() for name in names])
+def test_a_function_has_the_parameters_and_defaults_of_its_command(command: str, name: str):
+    parameters = inspect.signature(getattr(ts, name)).parameters
+    expected = {key: value for key, value in options(command).items() if key not in FUNCTIONS[command][name]}
+    for old, new in RENAMED.get(name, {}).items():
+        expected.pop(old)
+        expected |= dict.fromkeys(new)
+    missing = expected.keys() - parameters.keys() - {"offline"}  # some commands only accept it
+    extra = parameters.keys() - expected.keys() - PYTHON_ONLY - (RECIPE_KEYS if "settings" in parameters else set())
+    assert (missing, extra) == (set(), set())
+    for key in (expected.keys() & parameters.keys()) - {"folder", "offline"}:
+        default = parameters[key].default
+        if default is not inspect.Parameter.empty:
+            assert plain(default) == plain(expected[key]), key
+
+
+@pytest.mark.parametrize("name", sorted(name for name in ts.__all__ if inspect.isfunction(getattr(ts, name))))
+def test_the_help_of_a_function_documents_every_parameter(name: str):
+    function = getattr(ts, name)
+    text = inspect.getdoc(function) or ""
+    for parameter, value in inspect.signature(function).parameters.items():
+        stars = "**" if value.kind is inspect.Parameter.VAR_KEYWORD else ""
+        assert f"    {stars}{parameter}: " in text
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files that the examples name; `minilm-l6` is a tiny random model in it."""
+    from tunesmith.models.loading import bundled_models
+
+    assert "minilm-l6" in bundled_models.BUNDLED_MODELS
+    monkeypatch.chdir(tmp_path)
+    tiny_encoder(tmp_path / "minilm-l6")
+    rows = [{"text": f"phone {i} is {('good', 'bad')[i % 2]}", "label": ("good", "bad")[i % 2]} for i in range(60)]
+    rows.append(rows[0])
+    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "manual.md").write_text("# Pump\n\nOpen the valve first.\n\n# Filter\n\nClean it every week.\n")
+    only_a_glance(monkeypatch)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["init", "tune", "audit", "collect", "list_models"])
+def test_the_example_in_the_help_runs(place: Path, name: str):
+    text = (inspect.getdoc(getattr(ts, name)) or "").replace('model="minilm-l6"', 'model="./minilm-l6"')
+    text = text.replace('{"epochs": 1}', '{"epochs": 1, "probe": False}')  # a random model learns too slowly for it
+    example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    assert example.examples
+    outcome = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example)
+    assert outcome.failed == 0
+
+
+@pytest.mark.parametrize("name", sorted(name for name in ts.__all__ if inspect.isfunction(getattr(ts, name))))
+def test_examples_that_need_minutes_at_least_call_the_function_with_parameters_it_has(name: str):
+    function = getattr(ts, name)
+    for example in doctest.DocTestParser().get_examples(inspect.getdoc(function) or ""):
+        for node in ast.walk(ast.parse(example.source)):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func)
+            if called and called.count(".") == 1 and called.startswith("tunesmith."):
+                arguments = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+                inspect.signature(getattr(ts, called.partition(".")[2])).bind(*node.args, **arguments)
+
+
+def test_a_run_prints_a_few_lines_and_is_escaped_in_a_notebook(place: Path):
+    run = ts.tune(
+        "reviews.jsonl",
+        model="./minilm-l6",
+        technique="full",
+        out="run<b>",
+        settings={"machine.threads": 1, "schedule.probe": False},
+        progress=False,
+        offline=True,
+    )
+    assert repr(run).startswith("Run(run<b>): ")
+    assert len(repr(run).splitlines()) <= 5
+    assert len(repr(run.report).splitlines()) <= 5
+    page = run._repr_html_()
+    assert "<b>Run(run&lt;b&gt;)" in page
+    assert "<th>tuned</th>" in page
+    assert "run<b>" not in page
+    model = ts.load(run.folder, offline=True)
+    assert repr(model) == "LocalModel(minilm-l6 + full, classify: 2 labels, run<b>)"
+    one, many = model.classify("phone 3 is bad"), model.classify(["phone 3 is bad"])
+    assert [one.label] == [result.label for result in many]
+    assert repr(one).startswith(("Classified('good', 0.", "Classified('bad', 0."))
+    assert model.embed("phone 3 is bad").shape == model.embed(["phone 3 is bad"])[0].shape
+    assert ts.ask(run.folder, "phone 3 is bad", offline=True) == one
+    score = ts.evaluate(run.folder, "reviews.jsonl", rows=20, progress=False, offline=True)
+    assert score.n == 20
+    listed = ts.runs(".")
+    assert [entry["run"].name for entry in listed] == ["run<b>"]
+    assert "run&lt;b&gt;" in listed._repr_html_()
+
+
+def test_progress_is_shown_by_default_and_not_without(place: Path, capsys: pytest.CaptureFixture[str]):
+    settings: dict[str, Any] = {
+        "model": "./minilm-l6",
+        "technique": "full",
+        "settings": {"machine.threads": 1, "schedule.probe": False},
+        "offline": True,
+    }
+    ts.tune("reviews.jsonl", out="quiet", progress=False, **settings)
+    assert capsys.readouterr() == ("", "")
+    ts.tune("reviews.jsonl", out="shown", **settings)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "training" in shown.err
+
+
+def test_settings_may_be_dotted_nested_or_keyword_arguments(place: Path):
+    for more in ({"settings": {"schedule.epochs": 3}}, {"schedule": {"epochs": 3}}, {"num_train_epochs": 3}):
+        shown = ts.preview("reviews.jsonl", model="./minilm-l6", offline=True, **more)
+        assert shown.recipe.schedule.epochs == 3
+        assert repr(shown).startswith("Preview: ")
+
+
+def test_an_error_names_the_parameter_instead_of_the_option(place: Path):
+    with pytest.raises(ts.TunesmithError, match=r"^rows: expected an integer >= 0, got -1; use 0 for all rows$"):
+        ts.evaluate("run", "reviews.jsonl", rows=-1)
+    with pytest.raises(ts.TunesmithError, match=r"^per_passage: expected 1 to 5, got 9"):
+        ts.collect("manual.md", per_passage=9)
+    assert as_parameters("x: use another --out, or `tunesmith tune --force`") == (
+        "x: use another out=, or `tunesmith tune --force`"
+    )
+
+
+def test_a_labelling_page_answers_in_the_background_until_it_is_closed(place: Path):
+    import urllib.request
+
+    with ts.label("reviews.jsonl", labels=["good", "bad"], port=0, progress=False) as page:
+        assert repr(page) == f"Served(labels of reviews.jsonl): {page.url}"
+        with urllib.request.urlopen(page.url, timeout=20) as answer:
+            assert answer.status == 200
+    assert repr(page) == "Served(labels of reviews.jsonl): closed"
+    page.close()
+
+
+def test_a_notebook_shows_lines_and_a_bar_in_one_output():
+    shown: list[str] = []
+    now = iter([0.0, 0.1, 0.2, 9.0, 9.1])
+    progress = NotebookProgress(shown.append, clock=lambda: next(now))
+    progress(Note("reading <rows>"))
+    for step in (1, 2, 3):
+        progress(StepFinished(step, 9, 0.5, 1e-3, 1.0, 8, 0.1, 80.0))
+    assert len(shown) == 2
+    assert "reading &lt;rows&gt;" in shown[-1]
+    assert '<progress value="3" max="9">' in shown[-1]
+
+
+def test_a_result_with_hostile_text_is_one_line_per_fact():
+    class Result(Displayed):
+        def display(self) -> Display:
+            return Display("a\x1b[31m\nb", ["<script>\ud800"], ("x",), [("<i>",)])
+
+    assert repr(Result()) == "a [31m b\n  <script>?"
+    assert "&lt;i&gt;" in Result()._repr_html_()
+    assert "<script>" not in Result()._repr_html_()
+    assert repr(Listing("Things", [{"a": 1}], ["a"])) == "Things: 1\n  1"
+
+
+def test_importing_tunesmith_takes_less_than_a_fifth_of_a_second():
+    code = "import time; t = time.process_time(); import tunesmith; print(time.process_time() - t)"
+    done = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    assert min(float(each.stdout) for each in done) < 0.2

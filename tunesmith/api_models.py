@@ -1,0 +1,365 @@
+"""Functions of the commands that use a tuned model: `load`, `evaluate`, `ask`, `export`, `serve`, `runs` and others."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.api import Listing, Served, changes_of, python_words, reporting, words
+
+if TYPE_CHECKING:
+    from tunesmith.events import EventHandler
+    from tunesmith.inference.local_model import Classified, LocalModel
+    from tunesmith.models.generation.sampling import Reply
+    from tunesmith.pipelines.compare.ask import ArmReply
+    from tunesmith.pipelines.evaluate import Compared, ScoredAlone
+    from tunesmith.report.run_diff import RunDiff
+    from tunesmith.report.schema import Export
+
+
+@python_words
+def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> LocalModel:
+    """Load the tuned model of a run.
+
+    >>> import tunesmith
+    >>> model = tunesmith.load("runs/reviews")  # doctest: +SKIP
+    >>> model.classify("great phone").label  # doctest: +SKIP
+    'good'
+
+    Args:
+        run: a run folder, or the `model/` folder in it.
+        device: `auto`, `cpu`, `cuda` or a device such as `cuda:1`.
+        offline: do not access the network.
+
+    Returns:
+        A model with `classify`, `generate`, `reply`, `embed`, `reward`, as its objective allows.
+
+    Raises:
+        TunesmithError: the folder is not a run, or its base model cannot be loaded.
+    """
+    from tunesmith.inference.saved_model import load as load_model
+
+    return load_model(run, device=device, threads=None, offline=offline)
+
+
+@python_words
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    against: str | Path = "",
+    objective: str = "",
+    base: str | Path = "",
+    task: str = "",
+    rows: int = 0,
+    answers: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+) -> ScoredAlone | Compared:
+    """Score a model on a file, alone or against another model.
+
+    >>> import tunesmith
+    >>> score = tunesmith.evaluate("runs/reviews", "new.jsonl", against="base")  # doctest: +SKIP
+    >>> score.delta, score.ci95  # doctest: +SKIP
+    (0.087, (0.031, 0.144))
+
+    Args:
+        model: run, adapter or model folder, alias, Hub id or GGUF file.
+        data: rows to score on.
+        against: model to compare with; `base` for the base of the model.
+        objective: classify, domain or instruct; default: that of the run, or detected from the rows.
+        base: base model for an adapter.
+        task: task of a multitask run.
+        rows: score on this many random rows, 0 for all.
+        answers: write prompts and answers to this jsonl file.
+        settings: how rows are read, for example `{"objective.text": "body", "data.group": "thread"}`.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+
+    Returns:
+        The headline at the top level, and every metric in `.tasks`.
+
+    Raises:
+        TunesmithError: wrong input, or a model that cannot be loaded.
+    """
+    from tunesmith.cli.commands.evaluate import request_of, write_answers
+    from tunesmith.pipelines.evaluate import evaluate as evaluate_rows
+
+    args = Namespace(
+        model=str(model),
+        data=str(data),
+        against=str(against),
+        objective=objective,
+        base=str(base),
+        rows=rows,
+        changes=changes_of({}, settings),
+        task=task,
+    )
+    request = request_of(args)
+    with reporting(progress, callback) as callbacks:
+        done = evaluate_rows(request, on_event=callbacks.on_event, offline=offline)
+    if answers is not None:
+        write_answers(Path(answers), done.answers)
+    return done.page
+
+
+@python_words
+def ask(
+    folder: str | Path,
+    text: str,
+    *,
+    task: str = "",
+    arm: str = "",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    offline: bool = False,
+    progress: bool = False,
+) -> Classified | Reply | list[tuple[str, float]] | ArmReply:
+    """Answer one text with a tuned model, or with an arm of a comparison; `load` a model for several texts.
+
+    >>> import tunesmith
+    >>> tunesmith.ask("runs/reviews", "great phone")  # doctest: +SKIP
+    Classified('good', 0.981)
+
+    Args:
+        folder: folder of a run or of a comparison.
+        text: the text.
+        task: task of a multitask run.
+        arm: arm of a comparison; default: the recommended one.
+        temperature: sampling temperature, 0 is greedy.
+        top_p: sample from the likeliest tokens with this total probability.
+        max_new_tokens: maximum tokens per answer; default as in training.
+        seed: sampling seed.
+        offline: do not access the network.
+        progress: show progress of a comparison that has to build an arm.
+
+    Returns:
+        Labels with probabilities, a reply, words at the mask token, or the answer of an arm.
+
+    Raises:
+        TunesmithError: the folder is not a run or a comparison, or a setting is invalid.
+    """
+    from tunesmith.cli.commands.chat import check_arm_options, check_run_options
+    from tunesmith.cli.commands.compare import KEY
+    from tunesmith.cli.options import sampling_of
+    from tunesmith.pipelines.compare.ask import ArmQuestion, ask_arm, compared
+
+    args = Namespace(
+        folder=Path(folder),
+        task=task,
+        arm=arm,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    if compared(args.folder):
+        check_arm_options(args)
+        with reporting(progress) as callbacks:
+            question = ArmQuestion(text, arm, os.environ.get(KEY, ""))
+            return ask_arm(args.folder, question, callbacks=callbacks, offline=offline)
+    check_run_options(args)
+    model = load(folder, offline=offline).at(task)
+    return model.answer(text, sampling=sampling_of(args, model.sampling))
+
+
+@python_words
+def export(
+    folder: str | Path,
+    *,
+    format: str = "merged",
+    dtype: str = "",
+    out: str | Path | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+) -> Export:
+    """Export a run for transformers, llama.cpp, Ollama or PEFT, and verify it there.
+
+    >>> import tunesmith
+    >>> done = tunesmith.export("runs/reviews", format="gguf", dtype="q8_0")  # doctest: +SKIP
+    >>> done.same_answers  # doctest: +SKIP
+    1.0
+
+    Args:
+        folder: folder of a finished run.
+        format: merged, gguf or adapter.
+        dtype: f32, f16 or bf16 for merged, f16, q8_0 or q4_0 for gguf; default: the first of each.
+        out: folder of the export; default `RUN/export/FORMAT`.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+
+    Returns:
+        The export with its folder and the agreement with the run.
+
+    Raises:
+        TunesmithError: the run is not finished, the format does not support it, or the answers differ too much.
+    """
+    from tunesmith.pipelines.export import ExportRequest
+    from tunesmith.pipelines.export import export as export_run
+
+    request = ExportRequest.of(format, dtype)
+    place = None if out is None else Path(out)
+    with reporting(progress, callback) as callbacks:
+        return export_run(Path(folder), request, out=place, on_event=callbacks.on_event, offline=offline)
+
+
+@python_words
+def serve(
+    runs: str | Path | Sequence[str | Path],
+    *,
+    engine: str | None = None,
+    split: str | Sequence[str] = (),
+    rows: int | None = None,
+    max_queue: int = 256,
+    max_tokens: int = 4096,
+    seconds: float = 120.0,
+    token_file: str | Path = "tunesmith-serve.token",
+    store: str | Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8378,
+    offline: bool = False,
+) -> Served:
+    """Serve runs through an OpenAI-compatible API.
+
+    >>> import tunesmith
+    >>> with tunesmith.serve("runs/replies", port=0) as served:  # doctest: +SKIP
+    ...     print(served.url)
+    http://127.0.0.1:40123/
+
+    Args:
+        runs: run folder or .gguf file, `NAME=` and one of these, or several.
+        engine: torch, llamacpp or vllm; default: llamacpp for .gguf files, torch otherwise.
+        split: model name that splits requests by weight: `NAME=RUN:0.9,RUN:0.1`.
+        rows: concurrent requests; default 32, llamacpp 8.
+        max_queue: maximum queued requests.
+        max_tokens: maximum tokens per answer.
+        seconds: time limit per request.
+        token_file: file of the access token for other machines.
+        store: file of ratings; default: `thumbs.db` in the folder of each run.
+        host: bind address, any other than localhost requires a token.
+        port: port, 0 picks a free one.
+        offline: do not access the network.
+
+    Returns:
+        The server, which answers in the background, with `.url`, `.wait()` and `.close()`; the API is at `URLv1`.
+
+    Raises:
+        TunesmithError: a model cannot be loaded, or the address is not available.
+    """
+    from tunesmith.cli.commands.serve import opened
+
+    given = [runs] if isinstance(runs, str | Path) else list(runs)
+    args = Namespace(
+        runs=[str(run) for run in given],
+        engine=engine,
+        split=words(split),
+        rows=rows,
+        max_queue=max_queue,
+        max_tokens=max_tokens,
+        seconds=seconds,
+        token_file=Path(token_file),
+        store=None if store is None else Path(store),
+        host=host,
+        port=port,
+        offline=offline,
+    )
+    return Served(opened(args, say=lambda *_: None), ", ".join(Path(run).name for run in args.runs))
+
+
+@python_words
+def runs(folder: str | Path = "runs") -> Listing:
+    """List the runs of a folder and their results, newest last.
+
+    >>> import tunesmith
+    >>> [run["report"]["task"]["tuned"] for run in tunesmith.runs() if run["report"]]  # doctest: +SKIP
+    [0.874, 0.898]
+
+    Args:
+        folder: folder of the runs, or one run.
+
+    Returns:
+        One dictionary per run, with the keys of `tunesmith runs --json`; a notebook shows a table.
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    from tunesmith.cli.commands.runs import COLUMNS, cells, list_runs
+    from tunesmith.errors import CheckpointError
+
+    place = Path(folder)
+    if not place.is_dir():
+        raise CheckpointError(f"{place}: no such folder; name a folder with runs")
+    found = list_runs(place)
+    names = [name.rstrip(">") for name in COLUMNS]
+    return Listing(f"Runs({place})", found, names, [dict(zip(names, cells(run), strict=True)) for run in found])
+
+
+@python_words
+def diff_runs(a: str | Path, b: str | Path, *, task: str = "") -> RunDiff:
+    """Compare the predictions of two runs on the same test rows.
+
+    Args:
+        a: run folder.
+        b: run folder; the difference is b - a.
+        task: task to compare, for multitask runs.
+
+    Returns:
+        The difference with its interval, the settings that differ, and the rows that are answered differently.
+
+    Raises:
+        CheckpointError: a run is not finished, or the runs were scored on different rows.
+    """
+    from tunesmith.report.run_diff import diff_runs as compare_runs
+
+    return compare_runs(Path(a), Path(b), task)
+
+
+@python_words
+def list_models(*, fetch: bool = False, offline: bool = False) -> Listing:
+    """List the bundled models, as `tunesmith models` does; `tunesmith.models` is a package.
+
+    >>> import tunesmith
+    >>> [model["alias"] for model in tunesmith.list_models()]
+    ['smollm2-135m', 'minilm-l6']
+
+    Args:
+        fetch: download them to the cache.
+        offline: do not access the network.
+
+    Returns:
+        One dictionary per model, with the keys of `tunesmith models --json`.
+
+    Raises:
+        ModelError: a model cannot be downloaded.
+    """
+    from tunesmith.cli.commands.runs import list_models as list_bundled
+
+    found = list_bundled(fetch_all=fetch, offline=offline)
+    return Listing("Models", found, ("alias", "about", "in_cache", "licence", "hub_id"))
+
+
+@python_words
+def doctor() -> Listing:
+    """Check this installation and machine.
+
+    >>> import tunesmith
+    >>> [check["name"] for check in tunesmith.doctor() if check["state"] == "fail"]  # doctest: +SKIP
+    []
+
+    Returns:
+        One dictionary per check, with `name`, `state` (ok, warn or fail), `finding` and `fix`.
+    """
+    from tunesmith.cli.commands.doctor import all_checks
+
+    checks = [check._asdict() for check in all_checks()]
+    return Listing("Checks", checks, ("state", "name", "finding", "fix"))

@@ -1,0 +1,556 @@
+"""Functions of the commands that read a recipe: `init`, `plan`, `tune`, `compare`, `learning_curve`, `rlhf`, `demo`."""
+
+from __future__ import annotations
+
+import warnings
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.api import changes_of, python_words, recipe_of, reporting, words
+
+if TYPE_CHECKING:
+    from tunesmith.config import Recipe
+    from tunesmith.config.annotated_yaml import AnnotatedRecipe
+    from tunesmith.events import EventHandler
+    from tunesmith.pipelines.compare.report import Comparison
+    from tunesmith.pipelines.demo import Demo
+    from tunesmith.pipelines.learning_curve.report import LearningCurveReport
+    from tunesmith.pipelines.plan.report import PlanReport
+    from tunesmith.pipelines.rlhf.report import LoopPlan, LoopReport
+    from tunesmith.pipelines.tune.preview import Preview
+    from tunesmith.pipelines.tune.tune import Run
+
+# A section of a recipe: a kind such as "lora", or a mapping with its keys.
+Section = str | Mapping[str, Any]
+
+
+@python_words
+def init(
+    data: str | Path = "",
+    *,
+    model: str | None = None,
+    objective: Section | None = None,
+    technique: Section | None = None,
+    settings: Mapping[str, Any] | None = None,
+    from_: str | Path | None = None,
+    out: str | Path | None = "recipe.yaml",
+    offline: bool = False,
+) -> AnnotatedRecipe:
+    """Write a commented recipe for a data file, or from another trainer's configuration.
+
+    >>> import tunesmith
+    >>> made = tunesmith.init("reviews.jsonl", out=None)
+    >>> made.recipe.objective.kind
+    'classify'
+
+    Args:
+        data: file of rows.
+        model: alias, Hub id, folder or GGUF file.
+        objective: objective, by default detected from the columns.
+        technique: technique.
+        settings: further recipe keys, such as `{"schedule.epochs": 2}`.
+        from_: configuration of axolotl or LLaMA-Factory to convert.
+        out: file to write; None writes nothing.
+        offline: do not access the network.
+
+    Returns:
+        The recipe with `.recipe`, `.reasons`, `.dropped` and `.text(folder)`.
+
+    Raises:
+        TunesmithError: the rows cannot be read, or the file exists.
+    """
+    from tunesmith.config.importers.convert import convert
+    from tunesmith.config.scaffold import draft
+    from tunesmith.errors import RecipeError
+
+    changes = changes_of({"model": model, "objective": objective, "technique": technique}, settings)
+    if from_ is not None:
+        made = convert(Path(from_), data=str(data), changes=changes)
+    elif data:
+        made = draft(str(data), changes=changes, offline=offline)
+    else:
+        raise RecipeError("init: no input; give data, or from_='axolotl.yaml'")
+    if out is not None:
+        made.write(Path(out))
+    return made
+
+
+@python_words
+def plan(
+    source: str | Path | Recipe,
+    *,
+    model: str | None = None,
+    objective: Section | None = None,
+    technique: Section | None = None,
+    data: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    quick: bool = False,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+    **more: Any,
+) -> PlanReport:
+    """Estimate memory and time of each technique and recommend one.
+
+    >>> import tunesmith
+    >>> plan = tunesmith.plan("reviews.jsonl", model="minilm-l6", quick=True)  # doctest: +SKIP
+    >>> plan.recommendation.technique  # doctest: +SKIP
+    'full'
+
+    Args:
+        source: a recipe, a recipe file, or a file of rows.
+        model: alias, Hub id, folder or GGUF file; overrides the recipe.
+        objective: objective, overrides the recipe.
+        technique: technique, overrides the recipe.
+        data: keys of the section `data`, such as `{"test": 0.2}`.
+        schedule: keys of the section `schedule`, such as `{"epochs": 2}`.
+        settings: further recipe keys, nested or dotted.
+        quick: use analytic estimates only, without timing any steps.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event, see `tunesmith.events`.
+        **more: further recipe keys.
+
+    Returns:
+        The estimates, with `.options` and `.recommendation` (None if nothing fits into memory).
+
+    Raises:
+        TunesmithError: wrong input, or a model that cannot be loaded.
+    """
+    from tunesmith.pipelines.plan.plan import plan_recipe
+
+    named: dict[str, Any] = {
+        "model": model,
+        "objective": objective,
+        "technique": technique,
+        "data": data,
+        "schedule": schedule,
+    }
+    with reporting(progress, callback) as callbacks:
+        recipe = recipe_of(source, changes_of(named, settings, more), on_event=callbacks.on_event, offline=offline)
+        return plan_recipe(recipe, on_event=callbacks.on_event, timed=not quick, offline=offline)
+
+
+@python_words
+def preview(
+    source: str | Path | Recipe,
+    *,
+    model: str | None = None,
+    objective: Section | None = None,
+    technique: Section | None = None,
+    data: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    offline: bool = False,
+    **more: Any,
+) -> Preview:
+    """Show the first training rows with their learned tokens, as `tunesmith tune --dry-run` does.
+
+    >>> import tunesmith
+    >>> shown = tunesmith.preview("reviews.jsonl", model="minilm-l6")  # doctest: +SKIP
+    >>> shown.facts.longest  # doctest: +SKIP
+    41
+
+    Args:
+        source: a recipe, a recipe file, or a file of rows.
+        model: alias, Hub id, folder or GGUF file; overrides the recipe.
+        objective: objective, overrides the recipe.
+        technique: technique, overrides the recipe.
+        data: keys of the section `data`.
+        schedule: keys of the section `schedule`.
+        settings: further recipe keys, nested or dotted.
+        offline: do not access the network.
+        **more: further recipe keys.
+
+    Returns:
+        The preview, with `.rows`, `.facts`, `.problems` and the complete `.recipe`.
+
+    Raises:
+        TunesmithError: wrong input, or a model that cannot be loaded.
+    """
+    from tunesmith.pipelines.tune.preview import preview as preview_rows
+
+    named: dict[str, Any] = {
+        "model": model,
+        "objective": objective,
+        "technique": technique,
+        "data": data,
+        "schedule": schedule,
+    }
+    with reporting(progress=False) as callbacks:
+        changes = changes_of(named, settings, more)
+        recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline)
+    return preview_rows(recipe, offline=offline)
+
+
+@python_words
+def tune(
+    source: str | Path | Recipe | None = None,
+    *,
+    model: str | None = None,
+    objective: Section | None = None,
+    technique: Section | None = None,
+    data: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    gates: Mapping[str, Any] | None = None,
+    replay: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+    **more: Any,
+) -> Run:
+    """Fine-tune a model and score base and tuned model on the same held-out rows.
+
+    Resumes an unfinished run of the same recipe. A finished run is not repeated.
+
+    >>> import tunesmith
+    >>> run = tunesmith.tune("reviews.jsonl", model="minilm-l6", technique="full",
+    ...                      schedule={"epochs": 1}, progress=False)
+    >>> run.report.task.metric
+    'accuracy'
+    >>> model = tunesmith.load(run.folder)
+    >>> model.classify("great phone").label in ("good", "bad")
+    True
+
+    Args:
+        source: a file of rows, a recipe file, or a `Recipe`.
+        model: alias, Hub id, folder, GGUF file or finished run; default `smollm2-135m`.
+        objective: a kind such as `classify`, or a mapping with its keys; by default the columns decide.
+        technique: a kind such as `lora`, or a mapping such as `{"kind": "lora", "rank": 8}`.
+        data: keys of the section `data`, such as `{"test": 0.2, "group": "user"}`.
+        schedule: keys of the section `schedule`, such as `{"epochs": 2, "learning_rate": 1e-4}`.
+        gates: quality gates, such as `{"max_general_nats": 0.05}`; see `run.report.broken_gates`.
+        replay: general rows mixed in, such as `{"share": 0.1}`.
+        seed: seed of all random choices.
+        settings: further recipe keys, nested or dotted: `{"machine.threads": 2}`.
+        out: run folder; default `runs/NAME` with a name of data, objective, technique and model.
+        force: overwrite an earlier run in this folder, and continue despite severe data errors.
+        offline: do not access the network.
+        progress: show progress in the terminal or notebook.
+        callback: receives every progress event, see `tunesmith.events`.
+        **more: further recipe keys, or their names in other trainers (`lora_r=8`).
+
+    Returns:
+        The finished run with `.folder` and `.report`.
+
+    Raises:
+        TunesmithError: wrong input, refused data, or a model that cannot be loaded.
+    """
+    from tunesmith.pipelines.tune.tune import delete_run, tune_recipe
+
+    callback, source = _former_parameters(more, callback, source)
+    named: dict[str, Any] = {
+        "model": model,
+        "objective": objective,
+        "technique": technique,
+        "data": data,
+        "schedule": schedule,
+    }
+    named |= {"gates": gates, "replay": replay, "seed": seed}
+    changes = changes_of(named, settings, more)
+    folder = None if out is None else Path(out)
+    with reporting(progress, callback) as callbacks:
+        changes += ["data.audit=note"] if force else []
+        recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline)
+        if force:
+            delete_run(recipe, folder)
+        return tune_recipe(recipe, out=folder, callbacks=callbacks, offline=offline)
+
+
+def _former_parameters(
+    more: dict[str, Any], callback: EventHandler | None, source: str | Path | Recipe | None
+) -> tuple[EventHandler | None, str | Path | Recipe]:
+    """Take the former parameters `listen` and `data_or_recipe` out of the keyword arguments of `tune`."""
+    from tunesmith.errors import RecipeError
+    from tunesmith.events import as_dict
+
+    source = more.pop("data_or_recipe", source)
+    if source is None:
+        raise RecipeError("tune: no input; give a file of rows or a recipe")
+    if (listen := more.pop("listen", None)) is not None:
+        warnings.warn("listen= is deprecated; use callback=, which receives typed events", DeprecationWarning, 4)
+        return lambda event: listen(as_dict(event)), source
+    return callback, source
+
+
+@python_words
+def learning_curve(
+    source: str | Path | Recipe,
+    *,
+    model: str | None = None,
+    objective: Section | None = None,
+    technique: Section | None = None,
+    data: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    rows: int | Sequence[int] = (),
+    target: float | None = None,
+    minutes: float | None = None,
+    out: str | Path | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+    **more: Any,
+) -> LearningCurveReport:
+    """Fit a learning curve and predict the score with more training rows.
+
+    >>> import tunesmith
+    >>> curve = tunesmith.learning_curve("reviews.jsonl", rows=5000, minutes=10)  # doctest: +SKIP
+    >>> curve.sentence  # doctest: +SKIP
+    'accuracy (%) 87.1 with 1,400 rows; 5,000 rows: 88.0 (86.9 to 89.1)'
+
+    Args:
+        source: a recipe, a recipe file, or a file of rows.
+        model: alias, Hub id, folder or GGUF file; overrides the recipe.
+        objective: objective, overrides the recipe.
+        technique: technique, overrides the recipe.
+        data: keys of the section `data`.
+        schedule: keys of the section `schedule`.
+        settings: further recipe keys, nested or dotted.
+        rows: predict the score with this many training rows; one number or several.
+        target: estimate the rows needed for this score.
+        minutes: time budget, met by using smaller training sizes.
+        out: folder of the curve; default `runs/need-NAME`.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+        **more: further recipe keys.
+
+    Returns:
+        The measured and predicted scores; `.expected` is empty if the data cannot support a prediction.
+
+    Raises:
+        TunesmithError: wrong input, or a model that cannot be loaded.
+    """
+    from tunesmith.cli.commands.learning_curve import request_of
+    from tunesmith.pipelines.learning_curve.learning_curve import measure_learning_curve
+
+    wanted = [rows] if isinstance(rows, int) else list(rows)
+    options = request_of(Namespace(rows=wanted, target=target, minutes=minutes))
+    named: dict[str, Any] = {
+        "model": model,
+        "objective": objective,
+        "technique": technique,
+        "data": data,
+        "schedule": schedule,
+    }
+    with reporting(progress, callback) as callbacks:
+        changes = changes_of(named, settings, more)
+        recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline)
+        folder = None if out is None else Path(out)
+        return measure_learning_curve(recipe, options, out=folder, callbacks=callbacks, offline=offline)[1]
+
+
+@python_words
+def compare(
+    source: str | Path | Recipe,
+    *,
+    model: str | None = None,
+    objective: Section | None = None,
+    technique: Section | None = None,
+    data: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    documents: Section | None = None,
+    arms: str | Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    budget: float = 0.0,
+    price_per_hour: float = 0.0,
+    out: str | Path | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+    **more: Any,
+) -> Comparison:
+    """Compare prompting, retrieval and fine-tuning on the same held-out rows.
+
+    >>> import tunesmith
+    >>> result = tunesmith.compare("recipe.yaml", arms=["prompt", "tf-idf", "tuned"], budget=20)  # doctest: +SKIP
+    >>> result.verdict.arm  # doctest: +SKIP
+    'tf-idf'
+
+    Args:
+        source: a recipe, a recipe file, or a file of rows.
+        model: alias, Hub id, folder or GGUF file; overrides the recipe.
+        objective: objective, overrides the recipe.
+        technique: technique, overrides the recipe.
+        data: keys of the section `data`.
+        schedule: keys of the section `schedule`.
+        documents: folder of documents for the arms with retrieval, or keys of the section.
+        arms: arms to compare; by default all that the rows allow.
+        settings: further recipe keys, nested or dotted.
+        budget: time budget in minutes, met by using fewer test rows; 0: no limit.
+        price_per_hour: machine price per hour, for the cost columns.
+        out: folder of the comparison; default `comparisons/NAME`.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+        **more: further recipe keys.
+
+    Returns:
+        The comparison with `.arms` and `.verdict`; its page is `compare.html` in `.folder`.
+
+    Raises:
+        TunesmithError: wrong input, or a model that cannot be loaded.
+    """
+    from tunesmith.cli.commands.compare import request_of
+    from tunesmith.data.files import write_whole
+    from tunesmith.pipelines.compare.compare import HTML
+    from tunesmith.pipelines.compare.compare import compare as compare_arms
+    from tunesmith.pipelines.compare.report import page
+
+    options = request_of(Namespace(budget=budget, price_per_hour=price_per_hour))
+    named: dict[str, Any] = {
+        "model": model,
+        "objective": objective,
+        "technique": technique,
+        "data": data,
+        "schedule": schedule,
+    }
+    named |= {"documents": documents, "arms": words(arms) or None}
+    with reporting(progress, callback) as callbacks:
+        changes = changes_of(named, settings, more)
+        recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline)
+        folder = None if out is None else Path(out)
+        comparison = compare_arms(recipe, options, callbacks=callbacks, out=folder, offline=offline)
+    write_whole(Path(comparison.folder) / HTML, page(comparison))
+    return comparison
+
+
+@python_words
+def rlhf(
+    recipe: str | Path,
+    *,
+    model: str | None = None,
+    objective: Section | None = None,
+    technique: Section | None = None,
+    loop: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+    **more: Any,
+) -> LoopReport:
+    """Alternate rating answers and training on the ratings.
+
+    >>> import tunesmith
+    >>> report = tunesmith.rlhf("loop.yaml", loop={"rounds": 2})  # doctest: +SKIP
+    >>> report.verdict  # doctest: +SKIP
+    'better: the final model wins 61.0 % of 64 comparisons'
+
+    Args:
+        recipe: recipe file with a section `loop` and prompts as rows.
+        model: alias, Hub id, folder or GGUF file; overrides the recipe.
+        objective: objective, overrides the recipe.
+        technique: technique, overrides the recipe.
+        loop: keys of the section `loop`.
+        settings: further recipe keys, nested or dotted.
+        out: folder of the loop; default `loops/NAME`.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+        **more: further recipe keys.
+
+    Returns:
+        The report of the loop.
+
+    Raises:
+        TunesmithError: wrong input; or pairs wait for human raters (`Refused`), and the message names the next command.
+    """
+    from tunesmith.pipelines.rlhf.loop import rlhf as run_loop
+
+    named: dict[str, Any] = {"model": model, "objective": objective, "technique": technique, "loop": loop}
+    folder = None if out is None else Path(out)
+    with reporting(progress, callback) as callbacks:
+        loaded = _loop_recipe(recipe, changes_of(named, settings, more), callbacks.on_event)
+        return run_loop(loaded, callbacks=callbacks, out=folder, offline=offline)
+
+
+@python_words
+def plan_rlhf(
+    recipe: str | Path,
+    *,
+    model: str | None = None,
+    objective: Section | None = None,
+    technique: Section | None = None,
+    loop: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    offline: bool = False,
+    **more: Any,
+) -> LoopPlan:
+    """Return the rounds of a loop and their state, as `tunesmith rlhf --dry-run` does; parameters as of `rlhf`.
+
+    Args:
+        recipe: recipe file with a section `loop` and prompts as rows.
+        model: alias, Hub id, folder or GGUF file; overrides the recipe.
+        objective: objective, overrides the recipe.
+        technique: technique, overrides the recipe.
+        loop: keys of the section `loop`.
+        settings: further recipe keys, nested or dotted.
+        out: folder of the loop; default `loops/NAME`.
+        offline: do not access the network.
+        **more: further recipe keys.
+
+    Returns:
+        The plan with `.rounds`.
+
+    Raises:
+        TunesmithError: wrong input.
+    """
+    from tunesmith.events import ignore
+    from tunesmith.pipelines.rlhf.setup import plan_loop
+
+    named: dict[str, Any] = {"model": model, "objective": objective, "technique": technique, "loop": loop}
+    loaded = _loop_recipe(recipe, changes_of(named, settings, more), ignore)
+    return plan_loop(loaded, out=None if out is None else Path(out), offline=offline)
+
+
+def _loop_recipe(path: str | Path, changes: Sequence[str], on_event: EventHandler) -> Recipe:
+    from tunesmith.config import load_recipe
+    from tunesmith.events import Note
+
+    recipe, notes = load_recipe(path, changes=changes)
+    for note in notes:
+        on_event(Note(note))
+    return recipe
+
+
+@python_words
+def demo(
+    *,
+    out: str | Path | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+) -> Demo:
+    """Tune two bundled models on bundled product reviews, and classify three new sentences.
+
+    >>> import tunesmith
+    >>> done = tunesmith.demo()  # takes a few minutes  # doctest: +SKIP
+    >>> done.encoder.report.task.tuned > done.encoder.report.task.base  # doctest: +SKIP
+    True
+
+    Args:
+        out: folder for both runs; default `runs`.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+
+    Returns:
+        Both runs as `.encoder` and `.decoder`, and `.answers`.
+
+    Raises:
+        TunesmithError: the bundled models cannot be loaded.
+    """
+    from tunesmith.pipelines.demo import demo as run_demo
+
+    with reporting(progress, callback) as callbacks:
+        return run_demo(Path(out or "runs"), callbacks=callbacks, offline=offline)
