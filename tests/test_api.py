@@ -37,7 +37,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "learning-curve": {"learning_curve": set()},
     "plan": {"plan": set()},
     "tune": {"tune": {"dry_run"}, "preview": {"dry_run", "force", "out"}},
-    "evaluate": {"evaluate": set()},
+    "evaluate": {"evaluate": {"file"}},  # in Python, `data` may be positional
     "ask": {"ask": set()},
     "export": {"export": set()},
     "serve": {"serve": set()},

@@ -93,6 +93,7 @@ def evaluate(
 
     args = Namespace(
         model=str(model),
+        file="",
         data=str(data),
         against=str(against),
         objective=objective,

@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
     from tunesmith.web.server import serve
 
+    hush()
     with opened(args, say=lambda engine, place, token: _show_address(engine, place, token, args)) as made:
         serve(made.app, made.sock, token=made.token, policy=made.policy, drain=made.drain)
     return 0
@@ -86,7 +87,6 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
     from tunesmith.web.server import need_libraries
 
     need_libraries("serve")
-    hush()
     sources = sources_of(args.runs)
     kind = _kind(args, sources)
     limits = _limits(args, kind)
