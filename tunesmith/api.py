@@ -61,19 +61,26 @@ def reporting(progress: bool, callback: EventHandler | None = None) -> Iterator[
         callback: receives every event.
     """
     from tunesmith.events import ignore
+    from tunesmith.progress import reporting as reporting_loops
     from tunesmith.training.callbacks import Callbacks
 
     if not progress:
-        yield Callbacks(callback or ignore)
+        on_event = callback or ignore
+        with reporting_loops(on_event):
+            yield Callbacks(on_event)
         return
     from dataclasses import replace
 
     from tunesmith.cli.progress import work
     from tunesmith.notebook import in_notebook, notebook_progress
 
-    with quiet(), work() as callbacks:
-        show = notebook_progress() if in_notebook() else callbacks.on_event
-        yield replace(callbacks, on_event=show if callback is None else _both(show, callback))
+    with quiet(), work(notebook_progress() if in_notebook() else None) as callbacks:
+        if callback is None:
+            yield callbacks
+            return
+        on_event = _both(callbacks.on_event, callback)
+        with reporting_loops(on_event):
+            yield replace(callbacks, on_event=on_event)
 
 
 def _both(first: EventHandler, second: EventHandler) -> EventHandler:

@@ -7,10 +7,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-from tunesmith.cli.progress import describe
-from tunesmith.events import Event, EventHandler, StepFinished
+from tunesmith.cli.progress import describe, measures, progress_line
+from tunesmith.events import Event, EventHandler, StageStarted, StepFinished
+from tunesmith.progress import Progress
 
 LAST_LINES = 6  # of earlier events
 SECONDS = 0.3  # between two updates of a bar
@@ -47,17 +47,22 @@ class NotebookProgress:
 
     def __call__(self, event: Event) -> None:
         """Show the event; of steps at most one every `SECONDS`."""
-        if isinstance(event, StepFinished):
+        if isinstance(event, StepFinished | Progress):
             self._bar = _bar(event)
-            if event.step < event.steps and self._clock() - self._shown < SECONDS:
+            last = isinstance(event, StepFinished) and event.step == event.steps
+            if not last and self._clock() - self._shown < SECONDS:
                 return
         else:
+            self._bar = "" if isinstance(event, StageStarted) else self._bar
             self._lines.extend(describe(event))
         self._shown = self._clock()
         lines = "".join(f"<div>{html.escape(line)}</div>" for line in self._lines)
         self._update(f'<div class="tunesmith-progress">{lines}{self._bar}</div>')
 
 
-def _bar(event: Any) -> str:
-    words = f"step {event.step} of {event.steps}, loss {event.loss:.4f}"
-    return f'<div><progress value="{event.step}" max="{event.steps}"></progress> {html.escape(words)}</div>'
+def _bar(event: StepFinished | Progress) -> str:
+    if isinstance(event, Progress):
+        done, total, words = event.done, event.total, progress_line(event)
+    else:
+        done, total, words = event.step, event.steps, f"step {event.step}/{event.steps}  {measures(event)}"
+    return f'<div><progress value="{done:g}" max="{total}"></progress> {html.escape(words)}</div>'

@@ -175,8 +175,17 @@ class Bar:
 
 
 @contextmanager
-def listening(signals: Signals) -> Iterator[EventHandler]:
-    """Yield a handler that reports events on stderr; during training, signals take effect after the current step."""
+def listening(signals: Signals, show: EventHandler | None = None) -> Iterator[EventHandler]:
+    """Yield a handler of events; during training, signals take effect after the current step.
+
+    Args:
+        signals: the signals received.
+        show: shows events; by default on stderr.
+    """
+    if show is not None:
+        with reporting(show):
+            yield _deferring_signals(show, signals)
+        return
     screen = console(sys.stderr)
     if not screen.is_terminal or screen.is_dumb_terminal:
         lines = Lines()
@@ -222,15 +231,18 @@ def reported() -> Iterator[EventHandler]:
 
 
 @contextmanager
-def work() -> Iterator[Callbacks]:
-    """Yield the callbacks of a command: progress on stderr, and a stop on Ctrl-C.
+def work(show: EventHandler | None = None) -> Iterator[Callbacks]:
+    """Yield the callbacks of a command: progress, and a stop on Ctrl-C.
+
+    Args:
+        show: shows events; by default on stderr.
 
     Raises:
         Interruption: the work was stopped by a signal.
     """
     from tunesmith.training.callbacks import Callbacks, Interrupted
 
-    with caught() as signals, listening(signals) as on_event:
+    with caught() as signals, listening(signals, show) as on_event:
         try:
             yield Callbacks(on_event, signals.stop)
         except Interrupted as stopped:
