@@ -44,7 +44,15 @@ from tunesmith.training.multitask import single_task_contexts
 from tunesmith.training.prepare import TrainingContext, prepare
 from tunesmith.training.replay import with_replay
 from tunesmith.training.rewards import digests
-from tunesmith.training.run_folder import PAGE, RunFolder, drop_checkpoints, exclusive_lock, open_run, task_dir, with_name
+from tunesmith.training.run_folder import (
+    PAGE,
+    RunFolder,
+    drop_checkpoints,
+    exclusive_lock,
+    open_run,
+    task_dir,
+    with_name,
+)
 from tunesmith.training.train import base_policy, check_reward_varies, train
 
 
