@@ -20,7 +20,8 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.events import Event, Resumed, journal_record
 from tunesmith.models.batch import Batch
-from tunesmith.models.loading.load import AS_THEY_ARE, Base, LoadOptions, load_base
+from tunesmith.models.loading.load import Base, load_base
+from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner
 from tunesmith.techniques import Full, Lora

@@ -11,7 +11,8 @@ from gguf import GGUFWriter
 from transformers import PreTrainedTokenizerFast
 
 from tunesmith.errors import ModelError
-from tunesmith.models.loading.load import Base, LoadOptions, load_base
+from tunesmith.models.loading.load import Base, load_base
+from tunesmith.models.loading.locate import LoadOptions
 
 NAMES = {
     "self_attn.q_proj": "attn_q",

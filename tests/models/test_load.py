@@ -15,9 +15,10 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from tests.tiny import DECODERS, ENCODERS, tiny_decoder, tiny_encoder, tokenizer
 from tunesmith.data.tokenization.tokenizer import choose_pad
 from tunesmith.errors import ModelError
-from tunesmith.models.families import ENCODERS as ENCODER_TYPES
 from tunesmith.models.families import family_of
-from tunesmith.models.loading.load import LoadOptions, load_base
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.loading.locate import ENCODERS as ENCODER_TYPES
+from tunesmith.models.loading.locate import LoadOptions
 
 TEXT = "Hello,  World! 123\n\n45 ~`\\"
 

@@ -16,7 +16,8 @@ from tunesmith.models import lm_head as head
 from tunesmith.models.batch import pack
 from tunesmith.models.generation import generate
 from tunesmith.models.lm_head import sum_nll
-from tunesmith.models.loading.load import LoadOptions, load_base
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.quantization import left_whole
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.mlm_head import own_head

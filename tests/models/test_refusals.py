@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, T5Config
 
 from tunesmith.errors import ModelError
 from tunesmith.models.families import family_of
-from tunesmith.models.loading import load
-from tunesmith.models.loading.load import LoadOptions, load_base
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.loading.locate import LoadOptions
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_the_hub_is_asked_for_safetensors_and_json_only(tiny_llama: Path, monkey
         asked.update(options, name=name)
         return str(tiny_llama)
 
-    monkeypatch.setattr(load, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert load_base("someone/model").folder == tiny_llama
     assert asked["name"] == "someone/model"
     assert not any(name.endswith((".bin", ".py", "*")) for name in asked["allow_patterns"])
@@ -249,7 +249,7 @@ def test_a_name_that_the_hub_does_not_know_is_said_to_be_unknown(monkeypatch: py
     def download(name: str, **options: Any) -> str:
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
-    monkeypatch.setattr(load, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert "the Hub has no such model" in refusal("someone/model")
 
 

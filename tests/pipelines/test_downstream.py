@@ -15,7 +15,8 @@ from tunesmith.errors import ModelError
 from tunesmith.evaluation.contamination import find_seen_rows
 from tunesmith.inference.open_model import identify
 from tunesmith.inference.saved_model import load, read_manifest
-from tunesmith.models.loading.load import LoadOptions, load_base
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.training.prepare import read_data
 
 pytestmark = [

@@ -16,7 +16,8 @@ from tests.pipelines.conftest import recipe
 from tests.tiny import DECODERS, ENCODERS
 from tunesmith.config import make_recipe
 from tunesmith.models.batch import collate
-from tunesmith.models.loading.load import AS_THEY_ARE, in_memory
+from tunesmith.models.loading.load import in_memory
+from tunesmith.models.loading.locate import AS_THEY_ARE
 from tunesmith.models.loading.quantization import count_parameters, normalize_quantized, resident_bytes
 from tunesmith.models.mlm_head import own_head
 from tunesmith.techniques import Lora

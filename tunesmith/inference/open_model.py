@@ -15,7 +15,8 @@ from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import MANIFEST_FILE, find_model, load, read_manifest
 from tunesmith.models.loading.device import configure_device
-from tunesmith.models.loading.load import Base, LoadOptions, load_base, locate, read_tokenizer
+from tunesmith.models.loading.load import Base, load_base, read_tokenizer
+from tunesmith.models.loading.locate import LoadOptions, locate
 from tunesmith.models.loading.weight_files import INDEX, PICKLES, SINGLE, read_json
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct

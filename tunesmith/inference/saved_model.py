@@ -16,7 +16,8 @@ from tunesmith.models.loading.base_from_run import base_place
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.checkpoint import MANIFEST, load_tensors, save_tensors, verify_folder
 from tunesmith.models.loading.device import configure_device
-from tunesmith.models.loading.load import Base, LoadOptions, load_base, read_tokenizer
+from tunesmith.models.loading.load import Base, load_base, read_tokenizer
+from tunesmith.models.loading.locate import LoadOptions
 
 MANIFEST_FILE = "tunesmith.json"
 

@@ -13,17 +13,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tunesmith.errors import ModelError
+from tunesmith.models.loading.locate import ENCODERS, GENERATIVE_CLASSES, encoder_decoder
 
-# Model types whose tokens attend in both directions, and that need only ids and a mask to return a state per token.
-ENCODERS = frozenset(
-    {
-        "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
-        "eurobert", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nomic_bert", "rembert", "roberta",
-        "roberta-prelayernorm", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl",
-    }
-)  # fmt: skip
-# Ends of the names of transformers' classes that generate text from text alone.
-GENERATIVE_CLASSES = ("ForCausalLM", "LMHeadModel")
 # Encoders that number positions from pad_token_id + 1, so the first rows of their position table are never used.
 PADDING_OFFSET = frozenset({"camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"})
 # Decoders without a sliding window that derive positions from the cache columns, padding included.
@@ -77,10 +68,7 @@ def family_of(config: Mapping[str, Any], *, where: str) -> str:
     """
     kind = str(config.get("model_type") or "")
     if config.get("is_encoder_decoder") or kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelError(
-            f"{where}: {kind} is an encoder-decoder, which no objective supports; "
-            "choose a decoder (Llama, Qwen, Gemma, GPT) or an encoder (BERT)"
-        )
+        raise ModelError(encoder_decoder(kind, where=where))
     writer = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ""))
     if kind in ENCODERS:  # with is_decoder, these models attend causally and can generate
         return "decoder" if config.get("is_decoder") and writer.endswith(GENERATIVE_CLASSES) else "encoder"

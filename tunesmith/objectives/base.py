@@ -8,17 +8,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
 
 from tunesmith.data.examples.types import Example
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.models.batch import Batch, StepMetrics
-from tunesmith.models.policy import Policy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tunesmith.models.batch import Batch, StepMetrics
+    from tunesmith.models.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field, field_validator
-from torch import Tensor, nn
 
 from tunesmith.data.examples.parsers import labelled
 from tunesmith.data.examples.types import Example, LabelledText
@@ -21,9 +19,13 @@ from tunesmith.data.schema.formats import detect
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.models.batch import Batch
-from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tunesmith.models.batch import Batch
+    from tunesmith.models.policy import Policy
 
 # Prompt templates for the base model, tried in addition to the recipe's instruction; the best one on validation is the
 # score of the base.
@@ -231,6 +233,8 @@ class Classify(Objective, Learner):
         """Return a zero-initialized layer [B, D] -> [B, K]; `training.head_init` initializes it from a probe."""
         if self.output == "words":
             return None
+        from torch import nn
+
         layer = nn.Linear(policy.hidden, len(self.labels), device=policy.device)
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -248,6 +252,8 @@ class Classify(Objective, Learner):
         """Compute the negative log-likelihood of the label tokens, or of the labels, summed over the batch in nats."""
         if self.output == "words":
             return Loss(policy.sum_nll(batch), self.units(batch))
+        import torch.nn.functional as F
+
         assert batch.labels is not None
         logits = self.logits(batch, policy)
         if self.multi:
@@ -257,5 +263,5 @@ class Classify(Objective, Learner):
     def logits(self, batch: Batch, policy: Policy) -> Tensor:
         """Compute the logits [B, K] of training: if balanced, with the log of each label's share added."""
         assert policy.head is not None
-        logits = cast(Tensor, policy.head(policy.pooled(batch))).float()
+        logits: Tensor = policy.head(policy.pooled(batch)).float()
         return logits + logits.new_tensor(self.shares).log() if self.shares else logits

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import nn
 
 from tunesmith.data.examples.parsers import texts
 from tunesmith.data.examples.types import Example, Text
@@ -16,10 +15,13 @@ from tunesmith.data.text.domain_terms import field_terms, word_places
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.windows import windows
 from tunesmith.errors import DataError
-from tunesmith.models.batch import Batch
-from tunesmith.models.mlm_head import MaskedHead
-from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tunesmith.models.batch import Batch
+    from tunesmith.models.policy import Policy
 
 
 class Domain(Objective, Learner):
@@ -87,6 +89,8 @@ class Domain(Objective, Learner):
 
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a masked-LM head for an encoder; a decoder uses its own output layer."""
+        from tunesmith.models.mlm_head import MaskedHead
+
         return MaskedHead(policy.network).to(policy.device) if policy.family == "encoder" else None
 
     def make_learner(self) -> Learner:
@@ -101,6 +105,8 @@ class Domain(Objective, Learner):
         """Compute the negative log-likelihood of the next or masked tokens, summed over the batch in nats."""
         if policy.family == "decoder":
             return Loss(policy.sum_nll(batch), self.units(batch))
+        from tunesmith.models.mlm_head import MaskedHead
+
         assert isinstance(policy.head, MaskedHead)
         return Loss(policy.head.sum_nll(policy.learned(batch), batch.targets), self.units(batch))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,9 +17,11 @@ from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.errors import DataError
-from tunesmith.models.batch import Batch
-from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
+
+if TYPE_CHECKING:
+    from tunesmith.models.batch import Batch
+    from tunesmith.models.policy import Policy
 
 # Prompt templates that ask the base model for the answer alone; the best one on validation is the score of the base.
 PLAIN_WORDINGS = ("", "Reply with the answer only.", "Answer in one short line.")

@@ -5,23 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
-from torch import nn
 
 from tunesmith.data.examples.types import Example
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.errors import RecipeError
-from tunesmith.models.batch import Batch
-from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.preference import Preference
 from tunesmith.objectives.reward_model import Reward
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tunesmith.models.batch import Batch
+    from tunesmith.models.policy import Policy
 
 # The name of a task is a key of the recipe, the name of a folder, and part of the names of its head's parameters.
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
@@ -163,6 +166,8 @@ class Multitask(Objective):
 
     def task_policy(self, policy: Policy, task: str) -> Policy:
         """Return the policy with the head of one task, or without a head."""
+        from torch import nn
+
         name = _head_name(task)
         head = policy.head[name] if isinstance(policy.head, nn.ModuleDict) and name in policy.head else None
         view = replace(policy, head=head)
@@ -175,6 +180,8 @@ class Multitask(Objective):
 
     def head(self, policy: Policy) -> nn.Module | None:
         """Return the heads of the tasks that have one, by name; None if no task has a head."""
+        from torch import nn
+
         heads = {_head_name(name): part.objective.head(policy) for name, part in self.tasks.items()}
         layers = {name: head for name, head in heads.items() if head is not None}
         return nn.ModuleDict(layers) if layers else None

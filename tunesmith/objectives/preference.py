@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
 from tunesmith.data.examples.types import Example, Pair, UnpairedPreference
@@ -19,12 +17,15 @@ from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.errors import DataError
-from tunesmith.models.batch import Batch, mismatched_pairs
-from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 from tunesmith.objectives.instruct import completion_budget
 from tunesmith.objectives.pair_encoding import encode_completions, preference_columns
-from tunesmith.objectives.pair_losses import PAIR_LOSSES, PairLogprobs, PairLossOptions, kto
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tunesmith.models.batch import Batch
+    from tunesmith.models.policy import Policy
 
 # Default beta of each loss: from its paper; dpo_norm: Tülu 3 (arXiv 2411.15124); simpo: its paper's lower bound.
 BETAS = {"dpo": 0.1, "ipo": 0.1, "hinge": 0.1, "dpo_norm": 5.0, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
@@ -142,7 +143,6 @@ class PreferenceLearner(Learner):
             return batch
         return replace(batch, reference=policy.reference_logprobs(batch))
 
-    @torch.no_grad()
     def prepare_step(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
         """Return the micro-batches of a step; with KTO, the KL to the reference model is added to their reference.
 
@@ -151,11 +151,16 @@ class PreferenceLearner(Learner):
         """
         if self.objective.reference != "per_step" or sum(batch.examples for batch in batches) < 2:
             return list(batches)
+        import torch
+
+        from tunesmith.models.batch import mismatched_pairs
+
         # The last token of a row is only a target, so `row_index` has no column for it.
         longest = 1 + max(batch.row_index.shape[1] for batch in batches)
         mixed = [mismatched_pairs(batch, batches[index - 1], longest=longest) for index, batch in enumerate(batches)]
-        gains = [policy.logprobs(batch) - policy.reference_logprobs(batch) for batch in mixed]
-        kl = torch.cat(gains).mean().clamp(min=0)
+        with torch.no_grad():
+            gains = [policy.logprobs(batch) - policy.reference_logprobs(batch) for batch in mixed]
+            kl = torch.cat(gains).mean().clamp(min=0)
         return [replace(batch, reference=batch.reference + kl) for batch in batches if batch.reference is not None]
 
     def units(self, batch: Batch) -> int:
@@ -164,6 +169,10 @@ class PreferenceLearner(Learner):
 
     def loss_of(self, logprobs: Tensor, batch: Batch) -> Tensor:
         """Compute the summed loss, a scalar, from the log-probabilities [B] of the batch's completions."""
+        import torch
+
+        from tunesmith.objectives.pair_losses import PAIR_LOSSES, PairLogprobs, PairLossOptions, kto
+
         options = self.objective
         assert options.beta != "auto"
         assert options.nll != "auto"

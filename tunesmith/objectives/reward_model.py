@@ -6,11 +6,9 @@ Letters: B sequences of a batch, D size of a hidden state, P pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
 
 from tunesmith.data.examples.preferences import pairs
 from tunesmith.data.examples.types import Example, Pair
@@ -18,10 +16,14 @@ from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.errors import DataError
-from tunesmith.models.batch import Batch
-from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 from tunesmith.objectives.pair_encoding import encode_completions, preference_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tunesmith.models.batch import Batch
+    from tunesmith.models.policy import Policy
 
 
 class Reward(Objective, Learner):
@@ -99,6 +101,8 @@ class Reward(Objective, Learner):
 
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a layer [B, D] -> [B, 1], initialized to zero so that the first loss is that of guessing."""
+        from torch import nn
+
         layer = nn.Linear(policy.hidden, 1, device=policy.device)
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -125,6 +129,8 @@ class Reward(Objective, Learner):
             scores: scores of the completions, [2P]; each pair is consecutive, chosen first.
             margins: strength of each preference, [P].
         """
+        import torch.nn.functional as F
+
         chosen, rejected = scores[::2], scores[1::2]
         penalty = self.center * ((chosen + rejected) ** 2).sum()
         return penalty - F.logsigmoid(chosen - rejected - margins).sum()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from torch import nn
 
 from tunesmith.data.examples.prompts import RLPrompt, prompt_column, rl_prompts
 from tunesmith.data.examples.types import Example
@@ -16,9 +15,13 @@ from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Objective, Produces
 from tunesmith.objectives.instruct import Instruct, completion_budget
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tunesmith.models.policy import Policy
 
 # Longest completion, in tokens, if no row contains an answer.
 DEFAULT_NEW_TOKENS = 128
@@ -168,6 +171,8 @@ class Rl(Objective):
         """Return a zero-initialized value head [M, D] -> [M, 1] for ppo; grpo needs none."""
         if self.algorithm == "grpo":
             return None
+        from torch import nn
+
         head = nn.Linear(policy.hidden, 1)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)

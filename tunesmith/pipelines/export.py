@@ -26,7 +26,7 @@ from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.base_from_run import begins_from
 from tunesmith.models.loading.checkpoint import MANIFEST, write_folder
-from tunesmith.models.loading.load import AS_THEY_ARE, locate
+from tunesmith.models.loading.locate import AS_THEY_ARE, locate
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
 from tunesmith.report.schema import Export, read_report

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tunesmith.models.loading.load import LoadOptions
-from tunesmith.models.policy import Policy
+if TYPE_CHECKING:
+    from tunesmith.models.loading.locate import LoadOptions
+    from tunesmith.models.policy import Policy
 
 
 class Technique(Protocol):

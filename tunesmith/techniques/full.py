@@ -6,15 +6,17 @@ import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.errors import CheckpointError
-from tunesmith.models.loading.load import LoadOptions
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.models.policy import Policy
 from tunesmith.techniques.base import width_rule
+
+if TYPE_CHECKING:
+    from tunesmith.models.policy import Policy
 
 
 class Full(BaseModel):
@@ -42,6 +44,8 @@ class Full(BaseModel):
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Make all weights trainable; a reference model costs a second copy of them."""
+        from tunesmith.models.policy import Policy
+
         reference = copy.deepcopy(base).requires_grad_(False) if keep_reference else None
         base.requires_grad_(True)
         policy = Policy.over(base, family=family, reference=_no_reference)
@@ -57,6 +61,8 @@ class Full(BaseModel):
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
         """Load the saved weights in place of the base's. Raises CheckpointError if there are none."""
+        from tunesmith.models.policy import Policy
+
         if not (folder / "model.safetensors").exists() and not list(folder.glob("model-*.safetensors")):
             raise CheckpointError(
                 f"{folder}: no model.safetensors in it; the run was not finished, run `tunesmith tune` again"

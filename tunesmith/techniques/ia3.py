@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from tunesmith.models.policy import Policy
 from tunesmith.techniques.peft_base import Adapter, names_in, put_inside, unfit
+
+if TYPE_CHECKING:
+    from tunesmith.models.policy import Policy
 
 # Families that PEFT has no layer names for: the scaled layers, and those of them whose input is scaled.
 LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "distilbert": (("k_lin", "v_lin", "lin2"), ("lin2",)),
     "modernbert": (("Wqkv", "mlp.Wo"), ("mlp.Wo",)),
 }
-# Layer types that PEFT can scale; embeddings are not among them.
-SCALABLE = (nn.Linear, Conv1D, nn.Conv2d, nn.Conv3d)
 
 
 class Ia3(Adapter):
@@ -54,7 +52,7 @@ class Ia3(Adapter):
 
         kind = base.config.model_type
         if self.targets:
-            return unfit(base, self.targets, SCALABLE)
+            return unfit(base, self.targets, embeddings=False)
         if kind in LAYERS or kind in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
             return ""
         return f"the layers of a {kind} are not known; name technique.targets; nearest that works: lora"

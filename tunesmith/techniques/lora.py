@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from tunesmith.models.loading.load import LoadOptions
-from tunesmith.models.loading.quantization import experts
-from tunesmith.models.policy import Policy
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.techniques.base import width_rule
 from tunesmith.techniques.peft_base import Adapter, names_in, put_inside, unfit
+
+if TYPE_CHECKING:
+    from tunesmith.models.policy import Policy
 
 
 class Lora(Adapter):
@@ -62,6 +63,8 @@ class Lora(Adapter):
         """
         if self.targets != "all-linear":
             return unfit(base, self.targets)
+        from tunesmith.models.loading.quantization import experts
+
         if (self.dora or self.dropout) and experts(base):
             key = "dora" if self.dora else "dropout"
             return f"technique.{key}: PEFT does not support it for experts that share a parameter; leave it out"

@@ -6,14 +6,16 @@ Letters: V virtual tokens, D hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from tunesmith.models.policy import Policy
 from tunesmith.techniques import soft_prompt_base as soft
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tunesmith.models.policy import Policy
 
 
 class PTuning(soft.Soft):
@@ -54,19 +56,21 @@ class PTuning(soft.Soft):
         return policy
 
 
-@torch.no_grad()
 def _set_output(policy: Policy, embeddings: Tensor) -> None:
     """Make the encoder's initial output equal `embeddings` [V, D], by the smallest last layer that does.
 
     The output of PEFT's fresh encoder is far from any word's embedding, and small models do not recover from it.
     """
+    import torch
+
     assert policy.virtual is not None
     encoder: Any = policy.virtual.module
     last = encoder.mlp_head[-1]
     inputs: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    policy.virtual.wrapped.get_prompt(1)
-    hook.remove()
-    last.bias.zero_()
-    # Not `lstsq`: torch 2.13 treats these inputs as of lower rank, and its solution falls short of the embeddings.
-    last.weight.copy_((torch.linalg.pinv(inputs[0].flatten(0, -2).double()) @ embeddings.double()).T)
+    with torch.no_grad():
+        policy.virtual.wrapped.get_prompt(1)
+        hook.remove()
+        last.bias.zero_()
+        # Not `lstsq`: torch 2.13 treats these inputs as of lower rank, and its solution falls short of the embeddings.
+        last.weight.copy_((torch.linalg.pinv(inputs[0].flatten(0, -2).double()) @ embeddings.double()).T)

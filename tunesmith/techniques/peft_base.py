@@ -5,20 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import CheckpointError, RecipeError, briefly
-from tunesmith.models.loading.load import LoadOptions
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.models.policy import Policy
 
-# Layer types that PEFT can adapt.
-CHANGEABLE = (nn.Linear, nn.Embedding, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+if TYPE_CHECKING:
+    from tunesmith.models.policy import Policy
+
 NAMES = re.compile(r"\s*[\w.]+(\s*,\s*[\w.]+)*\s*")
 
 
@@ -41,6 +38,8 @@ class Adapter(BaseModel):
 
     def save(self, policy: Policy, folder: Path) -> None:
         """Write an adapter folder that `PeftModel.from_pretrained` loads."""
+        import torch
+
         # no_grad: an LSTM sums in another order with gradient, and p-tuning has to save what inference computes.
         with quiet(), torch.no_grad():
             # save_embedding_layers="auto" would ask the Hub whether embedding rows were added; none ever are here.
@@ -60,6 +59,8 @@ class Adapter(BaseModel):
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
         """Return a policy over the adapted base, whose reference context disables the adapter."""
+        from tunesmith.models.policy import Policy
+
         policy = Policy.over(base, family=family, reference=wrapped.disable_adapter)
         policy.adapter = wrapped
         return policy
@@ -95,8 +96,17 @@ def reaches(name: str, targets: str | Sequence[str]) -> bool:
     return any(f".{name}".endswith(f".{part}") for part in targets)
 
 
-def unfit(base: Any, targets: str | Sequence[str], changeable: tuple[type[nn.Module], ...] = CHANGEABLE) -> str:
-    """Return why these layers of a network cannot be adapted; empty if they can. `targets` as in `reaches`."""
+def unfit(base: Any, targets: str | Sequence[str], *, embeddings: bool = True) -> str:
+    """Return why these layers of a network cannot be adapted; empty if they can.
+
+    Args:
+        base: the base network.
+        targets: as in `reaches`.
+        embeddings: the technique can adapt embeddings and one-dimensional convolutions.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
     if not targets:
         return "technique.targets: expected at least one layer; name one, or leave it out"
     try:
@@ -105,6 +115,7 @@ def unfit(base: Any, targets: str | Sequence[str], changeable: tuple[type[nn.Mod
         )
     except re.error as error:
         return f"technique.targets: {targets!r} is not a valid pattern ({error}); write .* for any characters"
+    changeable = (nn.Linear, Conv1D, nn.Conv2d, nn.Conv3d, *((nn.Embedding, nn.Conv1d) if embeddings else ()))
     modules = {name: module for name, module in base.named_modules() if "pooler" not in name}
     layers = {name for name, module in modules.items() if isinstance(module, changeable)}
     for part in parts:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
 
-from tunesmith.models.attention.soft_prompt import even_keys, flat, key_sizes, keys_of
-from tunesmith.models.policy import Policy
 from tunesmith.techniques import soft_prompt_base as soft
+
+if TYPE_CHECKING:
+    from tunesmith.models.policy import Policy
 
 
 class Prefix(soft.Soft):
@@ -38,6 +38,8 @@ class Prefix(soft.Soft):
 
     def refusal(self, base: Any, *, family: str) -> str:
         """Return why an encoder cannot take a KV cache, or a decoder's keys differ in size between layers."""
+        from tunesmith.models.attention.soft_prompt import even_keys
+
         if family == "encoder" and "cache" not in inspect.signature(base.base_model.forward).parameters:
             return f"a {base.config.model_type} takes no keys and values as input; nearest that works: prompt"
         if family == "decoder" and not even_keys(base):
@@ -48,7 +50,10 @@ class Prefix(soft.Soft):
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Put virtual keys and values into every layer of an otherwise unchanged base."""
+        import torch
         from peft import PrefixTuningConfig
+
+        from tunesmith.models.attention.soft_prompt import flat, key_sizes, keys_of
 
         first = None
         if self.init == "text":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tunesmith.models.policy import Policy
 from tunesmith.techniques import soft_prompt_base as soft
+
+if TYPE_CHECKING:
+    from tunesmith.models.policy import Policy
 
 
 class Prompt(soft.Soft):

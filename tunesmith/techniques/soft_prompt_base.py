@@ -6,15 +6,16 @@ Letters: V virtual tokens, D hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import RecipeError
-from tunesmith.models.attention.soft_prompt import Virtual
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.models.policy import Policy
 from tunesmith.techniques.peft_base import Adapter
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.models.policy import Policy
 
 # PEFT's model puts virtual tokens in front of a row only if it has a task type.
 TASKS = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
@@ -25,6 +26,7 @@ class Soft(Adapter):
 
     def _with_virtual_tokens(self, base: Any, config: Any, *, family: str, start: torch.Tensor | None = None) -> Policy:
         """Return a policy with the virtual tokens of a PEFT configuration, initialized to `start` [V, ...] if given."""
+        import torch
         from peft import get_peft_model
 
         with quiet():
@@ -37,6 +39,11 @@ class Soft(Adapter):
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
         """Return the base with virtual tokens. Raises RecipeError if a sliding window would hide some of them."""
+        import torch
+
+        from tunesmith.models.attention.soft_prompt import Virtual
+        from tunesmith.models.policy import Policy
+
         base.requires_grad_(False)
         policy = Policy.over(base, family=family)
         policy.adapter = wrapped
@@ -66,6 +73,8 @@ def sizes(base: Any) -> dict[str, Any]:
 
 def opening(start: Sequence[int], size: int, device: torch.device) -> torch.Tensor:
     """Return `size` ids of the text, truncated or repeated to that length. Raises RecipeError if it is empty."""
+    import torch
+
     if not start:
         raise RecipeError("technique.init: there is no text to start from; use init: random")
     return torch.tensor([start[i % len(start)] for i in range(size)], device=device)

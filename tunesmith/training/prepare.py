@@ -26,7 +26,8 @@ from tunesmith.errors import DataError, RecipeError, Refused, RowError
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
-from tunesmith.models.loading.load import Base, LoadOptions, load_base
+from tunesmith.models.loading.load import Base, load_base
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.objectives import Domain
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.progress import track

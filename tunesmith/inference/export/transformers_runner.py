@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.models.loading import quantization as four_bit
-from tunesmith.models.loading.load import AS_THEY_ARE, LoadOptions, in_memory
+from tunesmith.models.loading.load import in_memory
+from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.progress import track
 

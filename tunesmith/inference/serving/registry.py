@@ -28,7 +28,8 @@ from tunesmith.models.kernels import skinny_linear as thin
 from tunesmith.models.kernels.fused_lora import drop_peft_wrappers
 from tunesmith.models.kernels.multi_lora import share_parameters
 from tunesmith.models.loading.device import configure_device
-from tunesmith.models.loading.load import Base, LoadOptions, load_base
+from tunesmith.models.loading.load import Base, load_base
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.quantization import experts
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct, Multitask

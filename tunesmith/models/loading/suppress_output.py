@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from transformers.utils import logging
-
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Enter a context in which transformers and the Hub client print nothing; their settings are restored after it."""
+    from transformers.utils import logging
+
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     with warnings.catch_warnings():

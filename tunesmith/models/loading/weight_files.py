@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tunesmith.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,7 +29,7 @@ SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_h
 SAMPLE = 16
 
 # A tensor's name, its shape and its first values.
-Glimpse = tuple[str, tuple[int, ...], Tensor]
+Glimpse: TypeAlias = "tuple[str, tuple[int, ...], Tensor]"
 
 
 def read_json(path: Path, *, where: str) -> dict[str, Any]:
@@ -59,6 +58,8 @@ def weight_files(folder: Path, *, where: str) -> list[Path]:
 
     Raises ModelError for any other format, and for truncated files.
     """
+    from safetensors import SafetensorError, safe_open
+
     if (folder / INDEX).is_file():
         files = [folder / name for name in _shards(folder, where=where)]
     elif (folder / SINGLE).is_file():
@@ -107,6 +108,8 @@ def _no_weights(folder: Path) -> str:
 
 def glimpses_of_files(files: Iterable[Path]) -> Iterator[Glimpse]:
     """Yield name, shape and first values of every tensor in safetensors files, without reading the rest."""
+    from safetensors import safe_open
+
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - it is not a dict
@@ -131,6 +134,8 @@ def fingerprint(config: Mapping[str, Any], glimpses: Iterable[Glimpse]) -> str:
     Covers the first values of every tensor, because a merged adapter changes all layers but often not the embedding.
     They are rounded to bfloat16, so a float32 copy of bfloat16 weights has the same fingerprint.
     """
+    import torch
+
     digest = hashlib.sha256(json.dumps([config.get(key) for key in SHAPE_KEYS]).encode())
     # Sorted by name: files and networks list their tensors in different orders.
     for name, shape, part in sorted(glimpses, key=lambda glimpse: glimpse[0]):
@@ -158,6 +163,8 @@ def check_complete(info: Mapping[str, Any], *, family: str, where: str) -> None:
 
 def check_finite(network: nn.Module, *, where: str) -> None:
     """Raise ModelError, naming the parameter, if a weight is NaN or infinite."""
+    import torch
+
     for name, value in network.named_parameters():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(f"{where}: {name} contains NaN or infinity; download it again, or use dtype bfloat16")

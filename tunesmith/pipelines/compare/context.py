@@ -24,7 +24,8 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
-from tunesmith.models.loading.load import LoadOptions, load_base
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import ArmAnswers, ArmSetting, Choices

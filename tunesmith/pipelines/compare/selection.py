@@ -11,7 +11,7 @@ from tunesmith.data.splits.split import Split
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.saved_model import MANIFEST_FILE, read_manifest
 from tunesmith.models.families import family_of
-from tunesmith.models.loading.load import locate
+from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.weight_files import read_json
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.arm_kinds import kind_of

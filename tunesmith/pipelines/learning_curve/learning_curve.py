@@ -21,7 +21,8 @@ from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
 from tunesmith.events import StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
-from tunesmith.models.loading.load import LoadOptions, load_base
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.pipelines.learning_curve.fit_curve import (
     FARTHEST,
     FEWEST_ROWS,

@@ -12,7 +12,7 @@ from tunesmith.config import AnyTechnique, Recipe
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.models.loading.device import out_of_memory
-from tunesmith.models.loading.load import not_in_4_bits
+from tunesmith.models.loading.locate import not_in_4_bits
 from tunesmith.pipelines.plan.cost_model import moving, peak_bytes, step_seconds
 from tunesmith.pipelines.plan.overhead import RunOverhead, count_overhead
 from tunesmith.pipelines.plan.profile import RunProfile, named, predict, profile_run

@@ -32,7 +32,8 @@ from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import ModelManifest, save_model
 from tunesmith.models.loading.checkpoint import write_folder
-from tunesmith.models.loading.load import LoadOptions, load_base
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.policy import Policy
 from tunesmith.pipelines.plan.profile import predict_cost
 from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report

@@ -23,7 +23,7 @@ from tunesmith.inference.serving.registry import ModelRegistry, ServedModel
 from tunesmith.inference.serving.request import AskError, GenerationRequest
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.base_from_run import begins_from, model_folder
-from tunesmith.models.loading.load import locate
+from tunesmith.models.loading.locate import locate
 from tunesmith.techniques import Full, Lora, Prompt, PTuning
 
 MISSING = (

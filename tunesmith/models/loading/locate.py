@@ -1,0 +1,162 @@
+"""Base models by name: where their files are, and what their config.json says before torch is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.files import is_there
+from tunesmith.errors import ModelError
+from tunesmith.models.loading import base_from_run as run_base
+from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, fetch, folder_of, is_whole, nearest
+from tunesmith.models.loading.weight_files import ADAPTER, CONVERT, PICKLES, read_json
+
+# Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# Model types whose tokens attend in both directions, and that need only ids and a mask to return a state per token.
+ENCODERS = frozenset(
+    {
+        "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
+        "eurobert", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nomic_bert", "rembert", "roberta",
+        "roberta-prelayernorm", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl",
+    }
+)  # fmt: skip
+# Ends of the names of transformers' classes that generate text from text alone.
+GENERATIVE_CLASSES = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Dtype, device and quantization of loaded weights."""
+
+    dtype: str = "float32"  # a key of DTYPES
+    device: str = "cpu"
+    quantize: str = ""  # empty or nf4
+
+
+AS_THEY_ARE = LoadOptions()
+
+
+def locate(name: str, *, offline: bool = False) -> Path:
+    """Return the folder of a model, after downloading it if needed.
+
+    Args:
+        name: alias, Hub id, folder or run folder.
+        offline: use only local files.
+
+    Raises:
+        ModelError: if there is not any such model.
+    """
+    if name in BUNDLED_MODELS:
+        return fetch(name, offline=offline)
+    path = Path(name).expanduser()
+    if name and is_there(path) and path.is_dir():
+        return run_base.model_folder(path)
+    if name and is_there(path) and path.is_file():
+        fix = CONVERT if path.suffix in PICKLES else "name the folder that contains it"
+        raise ModelError(f"{name}: a single file; {fix}")
+    check_hub_id(name)
+    return _from_hub(name, offline=offline)
+
+
+def check_hub_id(name: str) -> None:
+    """Raise ModelError for a name that is neither here nor can be one of the Hub, with the nearest alias."""
+    alias = nearest(name)
+    if "/" not in name and alias:
+        raise ModelError(f"{name}: no such model; did you mean {alias}?")
+    if not HUB_ID.fullmatch(name):
+        raise ModelError(f"{name or 'model'}: no such folder; use a folder, a Hub id or {_aliases()}")
+
+
+def not_in_4_bits(name: str, *, offline: bool = False) -> str:
+    """Return why a model cannot be loaded in 4 bits here, with the fix; empty if it can.
+
+    Args:
+        name: alias, Hub id, folder, run folder or GGUF file.
+        offline: use only local files.
+
+    Raises:
+        ModelError: as `locate` does.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
+    if name.lower().endswith(".gguf"):
+        return f"{name}: a GGUF file is not quantized a second time; leave `quantize` out"
+    if run_base.begins_from(locate(name, offline=offline), where=name)[0]:
+        return f"{name}: a run's adapter is merged in memory, which 4-bit weights do not support; leave `quantize` out"
+    return ""
+
+
+def _aliases() -> str:
+    """Return the bundled models, for the end of a message."""
+    return f"a bundled model ({', '.join(BUNDLED_MODELS)})"
+
+
+def _from_hub(name: str, *, offline: bool) -> Path:
+    """Return the local folder of a Hub model: configuration, tokenizer and safetensors, nothing else."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    # The Hub client has changed its HTTP library before; its own error class derives from that library's root error.
+    http_error: type[BaseException] = HfHubHTTPError.__mro__[1]
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=offline)
+        )
+    except GatedRepoError as error:
+        raise ModelError(f"{name}: asks for consent first; accept its terms on the Hub, then hf auth login") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"{name}: the Hub has no such model; check the name, or use {_aliases()}") from error
+    except (OSError, http_error, HFValidationError) as error:
+        state = "offline" if offline else "the Hub cannot be reached"
+        raise ModelError(
+            f"{name}: no such folder, not in the Hub's local cache, and {state}; connect once, or use {_aliases()}"
+        ) from error
+
+
+def local_family(name: str) -> str:
+    """Return `decoder` or `encoder` for a model whose files are here and say so; empty if only loading can tell.
+
+    Args:
+        name: alias, Hub id, folder, run folder or GGUF file.
+
+    Raises:
+        ModelError: there cannot be such a model, or no objective supports it.
+    """
+    if name.lower().endswith(".gguf"):
+        if not Path(name).expanduser().is_file():
+            raise ModelError(f"{name}: no such file; check the path")
+        return ""
+    path = Path(name).expanduser()
+    if name in BUNDLED_MODELS:
+        folder = folder_of(name)
+        if not is_whole(folder):
+            return ""
+    elif name and is_there(path):
+        folder = locate(name)
+    else:
+        check_hub_id(name)
+        return ""
+    if (folder / run_base.MODEL_FILE).exists():
+        return str(read_json(folder / run_base.MODEL_FILE, where=name).get("family", ""))
+    if not (folder / "config.json").exists() and (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{name}: {ADAPTER}")
+    config = read_json(folder / "config.json", where=name)
+    kind = str(config.get("model_type") or "")
+    if config.get("is_encoder_decoder"):
+        raise ModelError(encoder_decoder(kind, where=name))
+    if kind in ENCODERS and not config.get("is_decoder"):
+        return "encoder"
+    classes = config.get("architectures") or []
+    return "decoder" if any(str(one).endswith(GENERATIVE_CLASSES) for one in classes) else ""
+
+
+def encoder_decoder(kind: str, *, where: str) -> str:
+    """Return the message for an encoder-decoder of a model type."""
+    return (
+        f"{where}: {kind} is an encoder-decoder, which no objective supports; "
+        "choose a decoder (Llama, Qwen, Gemma, GPT) or an encoder (BERT)"
+    )
