@@ -8,14 +8,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.files import quoted
 from tunesmith.data.schema.guess import Guess
 
 ROLE_KEYS = ("text", "label", "prompt", "answer", "messages", "chosen", "rejected")
-
-
-def quoted(path: str | Path) -> str:
-    """Return a path as a shell takes it."""
-    return shlex.quote(str(path))
 
 
 def clean_name(source: str) -> Path:
@@ -54,3 +50,14 @@ def audit_fix(source: str, columns: str = "") -> str:
 def set_options(changes: Sequence[str]) -> str:
     """Return `key=value` changes as options of a command line."""
     return " ".join(f"--set {shlex.quote(change)}" for change in changes)
+
+
+def collect_passages(source: str) -> str:
+    """Return the command that splits documents into passages, one row each.
+
+    Args:
+        source: folder of documents, or a document.
+    """
+    stem = Path(source).resolve().name.partition(".")[0] or "documents"
+    out = next(path for number in count() if not (path := Path(f"{stem}-passages{number or ''}.jsonl")).exists())
+    return f"tunesmith collect {quoted(source)} --as domain --out {quoted(out)}"

@@ -12,7 +12,7 @@ import numpy as np
 from tunesmith.config import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.config.aliases import changed_keys
 from tunesmith.config.annotated_yaml import AnnotatedRecipe
-from tunesmith.config.commands import audit_fix, columns_set
+from tunesmith.config.commands import audit_fix, collect_passages, columns_set
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.config.resolve import BATCH_ROWS, BYTES_A_TOKEN, default_epochs, learned_rows, size_of
 from tunesmith.data.examples.types import Chat, Example, LabelledText, Text
@@ -21,7 +21,6 @@ from tunesmith.data.readers.read import read_file
 from tunesmith.data.readers.row import Row, as_word, columns_of, keep
 from tunesmith.data.schema.formats import LANGUAGES, Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess, guess
-from tunesmith.data.splits.split import PASSAGES
 from tunesmith.data.splits.split_column import DEFAULT_COLUMN, split_column
 from tunesmith.errors import DataError, RowError, UnsettledError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
@@ -114,7 +113,9 @@ def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> 
         fix = audit_fix(recipe.data.train, guessed)
         raise DataError(f"{error}; to drop these rows: `{fix}`") from error
     if len(examples) < MIN_ROWS and not isinstance(recipe.data.test, str):
-        fix = f"give {MIN_ROWS} or more" + f", or split them: `{PASSAGES}`" * isinstance(examples[0], Text)
+        fix = f"give {MIN_ROWS} or more" + f", or split them: `{collect_passages(recipe.data.train)}`" * isinstance(
+            examples[0], Text
+        )
         raise DataError(f"{recipe.data.train}: {len(examples)} rows are too few for a test split; {fix}")
     return examples
 

@@ -12,8 +12,8 @@ UNKNOWN = "no counterpart in Tunesmith"
 UNNAMED = "set objective.reward to a run of `objective: reward` or to a Python function of one completion"
 # A name that ends in * applies to all keys with this prefix.
 LEFT_OUT: dict[str, str] = {
-    "output_dir": "use tunesmith tune RECIPE --out FOLDER",
-    "overwrite_output_dir": "use tunesmith tune --force",
+    "output_dir": "use `tunesmith tune RECIPE --out FOLDER`",
+    "overwrite_output_dir": "use `tunesmith tune RECIPE --force`",
     "resume_from_checkpoint": "an unfinished run of the same recipe is resumed automatically",
     "do_train": "tune always trains",
     "do_eval": "base and tuned model are always scored",

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,6 +108,11 @@ def fix_for(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space"
     return "give a path in an existing, writable folder"
+
+
+def quoted(path: str | Path) -> str:
+    """Return a path as a shell takes it, for commands in messages."""
+    return shlex.quote(str(path))
 
 
 def is_there(path: str | Path) -> bool:

@@ -137,7 +137,7 @@ def _source(request: AuditRequest, recipe: Recipe | None, *, offline: bool) -> A
     """Return the file to audit, its columns, and the files to compare it with."""
     if recipe and recipe.parts:
         name, part = next(iter(recipe.parts.items()))
-        fix = f"name the file of one task, such as that of {name}: tunesmith audit {part.data.train}"
+        fix = f"name the file of one task, such as that of {name}: `tunesmith audit {quoted(part.data.train)}`"
         raise DataError(f"{request.source}: a recipe of {len(recipe.parts)} tasks, each with its own rows; {fix}")
     source = recipe.data.train if recipe else request.source
     rows = head(source, LOOKED_AT, offline=offline)

@@ -24,6 +24,7 @@ from tunesmith.annotation.label_rows import (
 from tunesmith.annotation.labelling import WHAT, LabelSession
 from tunesmith.annotation.vote_state import VoteState
 from tunesmith.annotation.vote_store import VoteStore
+from tunesmith.data.files import quoted
 from tunesmith.errors import Refused
 
 
@@ -86,7 +87,9 @@ def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], Non
         if any(votes.on(key) for key in rows.keys):
             fix = "let one more rater label them by raising --raters"
             raise Refused(f"{request.kept_in}: every labelled row has a tie between two labels; {fix}")
-        raise Refused(f"{request.kept_in}: no row has a label yet; label some with `tunesmith label {request.source}`")
+        raise Refused(
+            f"{request.kept_in}: no row has a label yet; label some with `tunesmith label {quoted(request.source)}`"
+        )
     result = export(rows, votes, path)
     if result.tied:
         log(f"{result.tied} rows left out because two labels have equally many votes")

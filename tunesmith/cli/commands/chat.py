@@ -20,6 +20,7 @@ from tunesmith.cli.commands.votes import LINES
 from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling_of
 from tunesmith.cli.signals import Interruption
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
+from tunesmith.data.files import quoted
 from tunesmith.data.tokenization.messages import Message, whole
 from tunesmith.errors import DataError, TemplateError
 from tunesmith.report.formatting import clean
@@ -182,7 +183,9 @@ def chat(args: argparse.Namespace) -> int:
     hush()
     manifest = read_manifest(find_model(args.folder))
     if manifest.family != "decoder":
-        raise UsageError(f"{args.folder}: an encoder does not generate text; use `tunesmith ask {args.folder} TEXT`")
+        raise UsageError(
+            f"{args.folder}: an encoder does not generate text; use `tunesmith ask {quoted(args.folder)} TEXT`"
+        )
     model = load(args.folder, offline=args.offline)
     model = model.at(args.task) if args.task else model
 
@@ -321,7 +324,7 @@ class Conversation:
                 file.write(newline + json.dumps(self.row, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
             return f"{path}: not written ({error.strerror}); name another file"
-        return f"conversation appended to {path}; `tunesmith tune {path}` trains on it"
+        return f"conversation appended to {path}; `tunesmith tune {quoted(path)}` trains on it"
 
     def _rate(self, *, good: bool) -> str:
         *prompt, answer = self.messages
@@ -331,7 +334,7 @@ class Conversation:
             path = self._thumbs.keep(prompt, answer.content, by=self._name, good=good)
         except DataError as error:
             return str(error)
-        return f"rating saved in {path}; `tunesmith votes export {path} rows.jsonl` writes rows"
+        return f"rating saved in {path}; `tunesmith votes export {quoted(path)} rows.jsonl` writes rows"
 
     def _fit(self) -> None:
         """Drop the oldest messages if the conversation exceeds the prompt limit."""

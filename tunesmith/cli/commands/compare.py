@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tunesmith.cli.options import UsageError, add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import emit, hush, show, show_table
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import quoted, write_whole
 from tunesmith.report.formatting import bounds, duration, figure, p_value, price, share, signed
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _show(comparison: Comparison) -> None:
     for note in comparison.notes:
         show(f"note: {note}")
     show(f"full results: {comparison.folder}")
-    show(f'next: tunesmith ask {comparison.folder} "..."')
+    show(f'next: tunesmith ask {quoted(comparison.folder)} "..."')
 
 
 def _cells(arm: ArmPage) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.cli.options import UsageError, add_common, add_schema, add_set
 from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import quoted, write_whole
 from tunesmith.report.formatting import bounds, figure, p_value
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def request_of(args: argparse.Namespace) -> EvaluateRequest:
 
     if bool(args.file) == bool(args.data):
         problem = f"FILE {args.file} and --data {args.data}: two files of rows" if args.file else "no file of rows"
-        fix = f"give one of them, as in `tunesmith evaluate {args.model} {args.file or 'FILE'}`"
+        fix = f"give one of them, as in `tunesmith evaluate {quoted(args.model)} {quoted(args.file or 'FILE')}`"
         raise UsageError(f"{problem}; {fix}")
     if args.rows < 0:
         raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all rows")

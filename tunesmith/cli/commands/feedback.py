@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling_of
 from tunesmith.cli.page_server import Page, add_place, stay
 from tunesmith.cli.terminal import hush, log, publish, show
+from tunesmith.data.files import quoted
 
 if TYPE_CHECKING:
     from tunesmith.annotation.pair_judging import PairSession
@@ -68,7 +69,7 @@ def page_of(
         make=lambda: open_panel(request, log=log),
         app=feedback_app,
         say=lambda work, url: _show_address(work, url, args),
-        bye=f"`tunesmith votes summary {request.kept_in}` summarises them",
+        bye=f"`tunesmith votes summary {quoted(request.kept_in)}` summarises them",
     )
 
 

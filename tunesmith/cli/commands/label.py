@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tunesmith.cli.options import ROW_FILES, UsageError, add_common, listed
 from tunesmith.cli.page_server import Page, add_place, stay
 from tunesmith.cli.terminal import log, publish, show
+from tunesmith.data.files import quoted
 
 if TYPE_CHECKING:
     from tunesmith.annotation.labelling import LabelSession
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         done = export_labels(request, args.export, log=log)
         if not publish({"file": args.export, "rows": done.rows, "tied": done.tied}, args):
             show(f"{done.rows} labelled rows written to {args.export}")
-            show(f"next:\n  tunesmith tune {args.export}")
+            show(f"next:\n  tunesmith tune {quoted(args.export)} --dry-run")
         return 0
     page = page_of(request, args)
     return stay(page, args, request.kept_in)
@@ -68,7 +69,7 @@ def page_of(request: LabelRequest, args: argparse.Namespace, *, log: Callable[[s
         make=lambda: open_labelling(request, log=log),
         app=label_app,
         say=lambda work, url: _show_address(work, url, args),
-        bye=f"`tunesmith label {args.data} --export FILE` writes the labelled rows",
+        bye=f"`tunesmith label {quoted(args.data)} --export {quoted(_export_name(args.data))}` writes the labelled rows",
     )
 
 
@@ -103,3 +104,9 @@ def _show_address(work: LabelSession, url: str, args: argparse.Namespace) -> Non
         show(f"{progress.labelled} of {progress.items} texts labelled; labels are saved in {work.store.path}")
         show(f"open {url}")
         show("Ctrl-C stops the server; every label is saved at once")
+
+
+def _export_name(data: str) -> Path:
+    """Return a name for the labelled rows, next to their file."""
+    path = Path(data.partition("#")[0])
+    return path.with_name(f"{path.name.partition('.')[0]}-labelled.jsonl")

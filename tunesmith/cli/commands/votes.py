@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import UsageError, add_common, add_schema
 from tunesmith.cli.terminal import publish, show, show_table
+from tunesmith.data.files import quoted
 from tunesmith.report.formatting import NONE, p_value, several, share
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the action."""
     if args.act != "summary" and not args.file:
-        raise UsageError(f"votes {args.act}: FILE is missing; write `tunesmith votes {args.act} STORE FILE`")
+        raise UsageError(
+            f"votes {args.act}: FILE is missing; write `tunesmith votes {args.act} {quoted(args.store)} rows.jsonl`"
+        )
     return ACTS[args.act](args)
 
 

@@ -92,7 +92,7 @@ def _listed(work: Conversion, name: str) -> tuple[str, Mapping[str, str]]:
         return path, {}
     raise RecipeError(
         f"{work.place}: dataset {name!r} is not listed in any dataset_info.json near it; "
-        f"name the data file: tunesmith init ROWS --from {work.place}"
+        f"name the data file: `tunesmith init ROWS --from {work.place}`"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tunesmith.data.files import read_json
+from tunesmith.data.files import quoted, read_json
 from tunesmith.data.readers.csv_tsv import BrokenLine, read_table
 from tunesmith.data.readers.read import LINES, TABLES, check_kind, read_rows
 from tunesmith.data.readers.row import SHOWN_FAULTS, Row, nested, reason, refuse
@@ -36,7 +36,7 @@ def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
         DataError: if the file cannot be read; for a table, after its last row.
     """
     if Path(source).is_dir():
-        fix = f"convert its documents to rows first: tunesmith collect {source} --out rows.jsonl"
+        fix = f"convert its documents to rows first: `tunesmith collect {quoted(source)} --as domain --out rows.jsonl`"
         raise DataError(f"{source}: expected a file, got a folder; {fix}")
     file = locate(source)
     if file and check_kind(file).kind in LINES:

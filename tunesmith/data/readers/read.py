@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from tunesmith.data.files import is_link, is_there
+from tunesmith.data.files import is_link, is_there, quoted
 from tunesmith.data.readers.csv_tsv import dialect_of, read_separated
 from tunesmith.data.readers.json_rows import json_document, json_lines
 from tunesmith.data.readers.row import Row
@@ -97,9 +97,7 @@ def check_kind(file: FileSource) -> FileSource:
     path = file.path
     fix = f"give one of {', '.join(READERS)}"
     if path.suffix.lower() in DOCUMENTS:
-        fix = (
-            f"convert it: `tunesmith collect {path} --as domain --out {path.stem}.jsonl`, or give a folder of documents"
-        )
+        fix = f"convert it: `tunesmith collect {quoted(path)} --as domain --out {quoted(path.stem)}.jsonl`, or give a folder of documents"
     elif file.kind == ".xls":
         fix = "open it and save it as .xlsx or .csv"
     raise DataError(f"{path}: unsupported file type; {fix}")

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import torch
 
+from tunesmith.data.files import quoted
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError
@@ -110,7 +111,9 @@ def find_file(place: Path) -> Path:
     for folder in (place, *(place / "export" / name for name in EXPORTS)):
         if (folder / GGUF).is_file():
             return folder / GGUF
-    raise CheckpointError(f"{place}: no GGUF file of it; write one with `tunesmith export {place} --format gguf`")
+    raise CheckpointError(
+        f"{place}: no GGUF file of it; write one with `tunesmith export {quoted(place)} --format gguf`"
+    )
 
 
 def wanted(ids: list[int], request: GenerationRequest) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Every command line that the package prints, and scenarios that provoke, extract and execute it."""
