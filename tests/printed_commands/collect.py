@@ -64,5 +64,7 @@ def strings(tree: ast.Module) -> Iterator[str]:
 
 
 def _text_of(source: str) -> str:
-    """Return a template with {} for each value, without tags."""
-    return re.sub(r"<[^>]*>", " ", re.sub(r"\{\{.*?\}\}|\$\{.*?\}", "{}", source))
+    """Return a template or script with {} for each value; code tags become backticks, strings end their line."""
+    text = re.sub(r"\{\{.*?\}\}|\$\{.*?\}", "{}", source)
+    text = re.sub(r"<[^>]*>", " ", re.sub(r"</?code>", "`", text))
+    return text.replace('"', "\n")

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config.aliases import changed_keys
-from tunesmith.config.commands import quoted, set_options
+from tunesmith.config.commands import set_options
 from tunesmith.data.audit.chunks import has_column, head
 from tunesmith.data.audit.findings import Audit
 from tunesmith.data.audit.fix import CleanedCopy, check_out, fix, log_of
 from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.run import audit
-from tunesmith.data.files import check_folder, is_recipe
+from tunesmith.data.files import check_folder, is_recipe, quoted
 from tunesmith.data.readers.read import notes_of
 from tunesmith.data.readers.row import Row, file_of, missing_column
 from tunesmith.data.schema.formats import LOOKED_AT, Format, detect, detect_or_guess

@@ -65,11 +65,12 @@ def page_of(request: LabelRequest, args: argparse.Namespace, *, log: Callable[[s
     from tunesmith.pipelines.label import open_labelling
     from tunesmith.web.pages.label import label_app
 
+    export = quoted(_export_name(args.data))
     return Page(
         make=lambda: open_labelling(request, log=log),
         app=label_app,
         say=lambda work, url: _show_address(work, url, args),
-        bye=f"`tunesmith label {quoted(args.data)} --export {quoted(_export_name(args.data))}` writes the labelled rows",
+        bye=f"`tunesmith label {quoted(args.data)} --export {export}` writes the labelled rows",
     )
 
 

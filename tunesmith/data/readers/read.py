@@ -97,7 +97,8 @@ def check_kind(file: FileSource) -> FileSource:
     path = file.path
     fix = f"give one of {', '.join(READERS)}"
     if path.suffix.lower() in DOCUMENTS:
-        fix = f"convert it: `tunesmith collect {quoted(path)} --as domain --out {quoted(path.stem)}.jsonl`, or give a folder of documents"
+        out = quoted(f"{path.stem}.jsonl")
+        fix = f"convert it: `tunesmith collect {quoted(path)} --as domain --out {out}`, or give a folder of documents"
     elif file.kind == ".xls":
         fix = "open it and save it as .xlsx or .csv"
     raise DataError(f"{path}: unsupported file type; {fix}")
