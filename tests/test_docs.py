@@ -23,7 +23,19 @@ from pydantic.fields import FieldInfo
 
 import tunesmith
 from tunesmith.cli.main import parser
-from tunesmith.config import Compare, Data, Documents, Gates, Loop, Machine, Recipe, Replay, Schedule, make_recipe
+from tunesmith.config import (
+    Compare,
+    Data,
+    Documents,
+    Gates,
+    Loop,
+    Machine,
+    Recipe,
+    Replay,
+    Retention,
+    Schedule,
+    make_recipe,
+)
 from tunesmith.config.aliases import ALIASES
 from tunesmith.metrics.style import RULE_KINDS
 from tunesmith.objectives import OBJECTIVES
@@ -56,6 +68,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`machine`": Machine,
     "`replay`": Replay,
     "`gates`": Gates,
+    "`retention`": Retention,
     "`loop`": Loop,
     "`documents`": Documents,
     "`compare`": Compare,

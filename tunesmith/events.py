@@ -171,6 +171,6 @@ def as_dict(event: Event) -> dict[str, Any]:
         return {"event": event.kind, **journal_record(event)}
     owner = event.facts if isinstance(event, DataLoaded) else event
     record = {"event": event.kind, **{name: getattr(owner, name) for name in _names(owner)}}
-    if isinstance(event, StageStarted) and not event.number:  # as it was before phases had numbers
+    if isinstance(event, StageStarted) and not event.number:  # as before phases were numbered
         del record["number"], record["total"]
     return record

@@ -235,7 +235,7 @@ def _line(cell: Cell, recipe: Recipe, report: Report, *, task: str = "") -> Grid
         seconds=report.speed.seconds,
         peak_bytes=report.memory.peak_bytes,
         model_bytes=report.memory.model_bytes,
-        general_nats=general.general_nll_tuned - general.general_nll_base if general else None,
+        general_nats=general.rise if general else None,
         probe=_probe_change(general),
     )
 

@@ -17,6 +17,7 @@ from tunesmith.config.recipe import (
     Machine,
     Recipe,
     Replay,
+    Retention,
     Schedule,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "Machine",
     "Recipe",
     "Replay",
+    "Retention",
     "Schedule",
     "check_gates",
     "check_pair",

@@ -129,6 +129,20 @@ class Replay(_Section):
     source: str = Field(SELF, description="self: text sampled from the base model; or a file of texts, or a folder")
 
 
+class Retention(_Section):
+    """General ability before and after tuning, measured on decoders; 0 switches a part off, `false` both."""
+
+    questions: int = Field(400, ge=0, le=400, description="multiple-choice questions, of the shipped 400; 0: none")
+    texts: int = Field(12, ge=0, le=12, description="windows of general text whose loss is measured; 0: none")
+
+
+def _measured(value: Any) -> Any:
+    """Expand `retention: false` to `retention: {questions: 0, texts: 0}`."""
+    if isinstance(value, bool):
+        return {} if value else {"questions": 0, "texts": 0}
+    return value
+
+
 class Documents(_Section):
     """Documents of the arms with retrieval, and how passages are retrieved."""
 
@@ -220,6 +234,7 @@ class Recipe(_Section):
     machine: Machine = Machine()
     replay: Replay = Replay()
     gates: Gates = Gates()
+    retention: Annotated[Retention, BeforeValidator(_measured)] = Retention()
     loop: Loop = Loop()
     documents: Annotated[Documents, BeforeValidator(_source)] = Documents()
     arms: Annotated[list[Annotated[str, AfterValidator(_known_arm)]], BeforeValidator(_listed)] = Field(
@@ -249,6 +264,16 @@ class Recipe(_Section):
         for name, task in self.objective.tasks.items() if isinstance(self.objective, Multitask) else ():
             if not task.data.train:
                 raise ValueError(f"objective.tasks.{name}.data.train is missing; add it")
+        return self
+
+    @model_validator(mode="after")
+    def _gate_is_measured(self) -> Self:
+        """Check that general text is measured if a gate limits its loss."""
+        if self.gates.max_general_nats is not None and not self.retention.texts:
+            raise ValueError(
+                "gates.max_general_nats: the loss on general text is not measured, as retention.texts is 0; "
+                "set retention.texts=12, or remove the gate"
+            )
         return self
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.config import Retention as Extent
 from tunesmith.config.style_rules import columns
 from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, UnpairedPreference
 from tunesmith.data.files import read_page, write_whole
@@ -20,7 +21,7 @@ from tunesmith.data.tokenization.tokenizer import frame
 from tunesmith.data.user_cache import cache_dir
 from tunesmith.evaluation.predict import AnswersByArm, AnswerSet, question, reference_answers
 from tunesmith.evaluation.results import Calibration, Retention, Style
-from tunesmith.evaluation.retention import WINDOW, GeneralAbility, by_field, flips, items, measure
+from tunesmith.evaluation.retention import WINDOW, GeneralAbility, by_field, flips, items, measure, spread
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics import calibration, style
 from tunesmith.metrics.baselines import linear_probe, majority, tfidf_classifier
@@ -143,11 +144,22 @@ def general_window(prepared: TrainingContext) -> int:
     return min(WINDOW, max(2, positions - used)) if positions else WINDOW
 
 
+def not_measured(prepared: TrainingContext) -> str:
+    """Return why the general ability of this run is not measured; empty if it is."""
+    if prepared.base.family != "decoder":
+        return f"{prepared.recipe.model} is an encoder, which predicts no next token"
+    extent = prepared.recipe.retention
+    return "" if extent.texts or extent.questions else "retention: false"
+
+
 def general_ability_file(prepared: TrainingContext) -> Path:
     """Return the file in the user's cache that keeps the general ability of the base model, which need not exist."""
     window = general_window(prepared)
-    content = [*general_text(), *map(repr, items()), *map(str, frame(prepared.template.tokenizer)[0])]
+    extent = prepared.recipe.retention
+    questions = spread(items(), extent.questions)
+    content = [*general_text(), *map(repr, questions), *map(str, frame(prepared.template.tokenizer)[0])]
     content += [str(window)] if window != WINDOW else []
+    content += [f"{extent.texts} texts"] if extent.texts != Extent().texts else []
     digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
     # A quantized base has the fingerprint of its unquantized weights.
     precision = prepared.recipe.technique.load_options().quantize or "whole"
@@ -163,14 +175,14 @@ def base_general_ability(prepared: TrainingContext, policy: Policy) -> GeneralAb
         policy: the base model.
 
     Returns:
-        The general ability; None for an encoder.
+        The general ability; None if `not_measured` has a reason.
     """
-    if policy.family != "decoder":
+    if not_measured(prepared):
         return None
     file = general_ability_file(prepared)
     if file.exists():
         return read_page(file, GeneralAbility)
-    ability = measure(policy, prepared.template, window=general_window(prepared))
+    ability = measure(policy, prepared.template, window=general_window(prepared), extent=prepared.recipe.retention)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(asdict(ability)))
     return ability
@@ -178,8 +190,11 @@ def base_general_ability(prepared: TrainingContext, policy: Policy) -> GeneralAb
 
 def retention(base: GeneralAbility, tuned: GeneralAbility) -> Retention:
     """Compare the general ability of base and tuned model."""
+    if not base.right:
+        return Retention(general_nll_base=base.nll, general_nll_tuned=tuned.nll)
     lost, won, p_value = flips(base, tuned)
-    before, after = by_field(items(), base.right), by_field(items(), tuned.right)
+    questions = spread(items(), len(base.right))
+    before, after = by_field(questions, base.right), by_field(questions, tuned.right)
     return Retention(
         general_nll_base=base.nll,
         general_nll_tuned=tuned.nll,

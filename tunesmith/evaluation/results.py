@@ -18,8 +18,8 @@ class ReportPart(BaseModel):
 class Retention(ReportPart):
     """General ability before and after tuning."""
 
-    general_nll_base: float  # nats per token of a general text
-    general_nll_tuned: float
+    general_nll_base: float | None = None  # nats per token of a general text
+    general_nll_tuned: float | None = None
     probe_base: float | None = None  # share of probe items answered correctly
     probe_tuned: float | None = None
     probe_n: int = 0
@@ -27,6 +27,13 @@ class Retention(ReportPart):
     won: int = 0  # items that only the tuned model answers correctly
     p_value: float | None = None  # exact McNemar test
     fields: dict[str, tuple[float, float]] = {}  # share of correct items by field
+
+    @property
+    def rise(self) -> float | None:
+        """Return the rise of the loss on general text, in nats per token; None if it was not measured."""
+        if self.general_nll_base is None or self.general_nll_tuned is None:
+            return None
+        return self.general_nll_tuned - self.general_nll_base
 
 
 class Calibration(ReportPart):

@@ -13,6 +13,7 @@ from itertools import groupby
 
 import torch
 
+from tunesmith.config import Retention as Extent
 from tunesmith.data.text.domain_terms import general_text
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.tokenizer import frame
@@ -26,6 +27,7 @@ from tunesmith.progress import measuring, track
 WINDOW = 256
 WINDOWS = 12
 ROWS_PER_PASS = 8
+FULL = Extent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class ProbeItem:
 class GeneralAbility:
     """General ability of one model: loss in nats per token, and for each probe item whether it was right."""
 
-    nll: float
+    nll: float | None  # None if no text was scored
     right: list[bool]
 
 
@@ -53,27 +55,44 @@ def items() -> list[ProbeItem]:
     return [ProbeItem(row["field"], row["question"], tuple(row["options"]), row["answer"]) for row in rows]
 
 
-def measure(policy: Policy, template: Template, *, window: int = WINDOW) -> GeneralAbility:
+def spread(questions: Sequence[ProbeItem], count: int) -> list[ProbeItem]:
+    """Return at most `count` items, evenly spread over all of them and so over their fields."""
+    count = min(count, len(questions))
+    return [questions[i * len(questions) // count] for i in range(count)]
+
+
+def measure(policy: Policy, template: Template, *, window: int = WINDOW, extent: Extent = FULL) -> GeneralAbility:
     """Measure the general ability of a decoder in its current state.
 
     Args:
         policy: the decoder.
         template: its tokenizer; no chat format is used.
         window: tokens per window of the general text.
+        extent: how many texts and questions; without texts there is no loss.
     """
-    return GeneralAbility(general_nll(policy, template, window=window), probe(policy, template, items()))
+    nll = general_nll(policy, template, window=window, texts=extent.texts) if extent.texts else None
+    questions = spread(items(), extent.questions)
+    return GeneralAbility(nll, probe(policy, template, questions) if questions else [])
 
 
 @torch.inference_mode()
-def general_nll(policy: Policy, template: Template, *, window: int = WINDOW) -> float:
-    """Return the loss on the shipped general text in nats per token, over separate windows of `window` tokens."""
+def general_nll(policy: Policy, template: Template, *, window: int = WINDOW, texts: int = 0) -> float:
+    """Return the loss on the shipped general text in nats per token.
+
+    Args:
+        policy: the decoder.
+        template: its tokenizer.
+        window: tokens per window; the windows are separate texts.
+        texts: windows to score; 0 for WINDOWS, the most.
+    """
+    count = min(texts or WINDOWS, WINDOWS)
     ids = [
         i
         for text in general_text()
         for i in template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     ]
     before, _ = frame(template.tokenizer)
-    windows = [ids[start : start + window] for start in range(0, len(ids) - window, window)][:WINDOWS]
+    windows = [ids[start : start + window] for start in range(0, len(ids) - window, window)][:count]
     learn = [False] * (len(before) + 1) + [True] * (window - 1)
     rows = [Encoded((Tokens([*before, *chunk], learn),), "general") for chunk in windows]
     total = 0.0

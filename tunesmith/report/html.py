@@ -157,9 +157,10 @@ def _general_ability(retention: Retention | None) -> list[dict[str, Any]]:
     """
     if retention is None:
         return []
-    before = retention.general_nll_base
-    after = retention.general_nll_tuned
-    rows = [("loss on general text, nats per token", before, after, after > before)]
+    before, after = retention.general_nll_base, retention.general_nll_tuned
+    rows: list[tuple[str, float, float, bool]] = []
+    if before is not None and after is not None:
+        rows.append(("loss on general text, nats per token", before, after, after > before))
     if retention.probe_base is not None and retention.probe_tuned is not None:
         significant = retention.p_value is not None and retention.p_value < ALPHA
         worse = significant and retention.probe_tuned < retention.probe_base

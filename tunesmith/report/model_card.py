@@ -162,12 +162,14 @@ def _tasks(run: RunData) -> str:
 def _general_ability(run: RunData) -> str:
     retention = run.report.retention
     if retention is None:
-        return "## General ability\n\nNot measured: the effect of tuning on general ability is unknown."
-    change = retention.general_nll_tuned - retention.general_nll_base
-    lines = [
-        f"- Loss on general text in nats per token: {figure(retention.general_nll_base)} before, "
-        f"{figure(retention.general_nll_tuned)} after ({signed(change)})."
-    ]
+        reason = f" ({run.report.retention_reason})" if run.report.retention_reason else ""
+        return f"## General ability\n\nNot measured{reason}: the effect of tuning on general ability is unknown."
+    lines = []
+    if (rise := retention.rise) is not None:
+        lines.append(
+            f"- Loss on general text in nats per token: {figure(retention.general_nll_base)} before, "
+            f"{figure(retention.general_nll_tuned)} after ({signed(rise)})."
+        )
     if retention.probe_base is not None and retention.probe_tuned is not None:
         lines.append(
             f"- General questions, share correct: {share(retention.probe_base)} before, "

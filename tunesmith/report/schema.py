@@ -143,6 +143,7 @@ class Report(Displayed, ReportPart):
     baselines: list[ArmScore]
     controls: list[ArmScore] = []
     retention: Retention | None = None
+    retention_reason: str = ""  # why general ability was not measured
     calibration: Calibration | None = None
     style: Style | None = None
     preference_diagnostics: PreferenceDiagnostics | None = Field(None, alias="judgement")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import exp
 
-from tunesmith.evaluation.results import BASE, PreferenceDiagnostics, Retention
+from tunesmith.evaluation.results import BASE, PreferenceDiagnostics
 from tunesmith.metrics.resampling import ALPHA
 from tunesmith.report.formatting import count, figure, metric_name, share
 from tunesmith.report.schema import Report
@@ -29,7 +29,7 @@ def in_short(report: Report) -> list[str]:
         base, tuned = (count(round(value * task.n)) for value in (task.base, task.tuned))
         gain = f"Of {count(task.n)} test rows the base answers {base} correctly, the tuned model {tuned}"
     significance = SIGNIFICANCE.get(task.verdict, "The difference is negligible.")
-    lines = [f"{gain}. {significance}", _baselines(report), _general_ability(report.retention)]
+    lines = [f"{gain}. {significance}", _baselines(report), _general_ability(report)]
     style = report.style
     if style is not None and style.auc_tuned is not None and style.auc_base is not None:
         lines.append(
@@ -61,18 +61,22 @@ def _baselines(report: Report) -> str:
     return f"Better than every baseline and control: {', '.join(arm.name for arm in others)}."
 
 
-def _general_ability(retention: Retention | None) -> str:
+def _general_ability(report: Report) -> str:
+    retention = report.retention
     if retention is None:
-        return "General ability was not measured."
-    change = exp(retention.general_nll_tuned - retention.general_nll_base) - 1
-    line = (
-        f"Its perplexity on general text is {share(abs(change))} {'higher' if change > 0 else 'lower'} "
-        "than that of the base."
-    )
-    if not retention.probe_n or retention.p_value is None:
-        return line
-    word = "significant" if retention.p_value < ALPHA else "not significant"
-    return (
-        f"{line} Of {count(retention.probe_n)} general questions, {retention.lost} became wrong and "
-        f"{retention.won} became right. This change is {word}."
-    )
+        reason = f" ({report.retention_reason})" if report.retention_reason else ""
+        return f"General ability was not measured{reason}."
+    sentences = []
+    if (rise := retention.rise) is not None:
+        change = exp(rise) - 1
+        sentences.append(
+            f"Its perplexity on general text is {share(abs(change))} {'higher' if change > 0 else 'lower'} "
+            "than that of the base."
+        )
+    if retention.probe_n and retention.p_value is not None:
+        word = "significant" if retention.p_value < ALPHA else "not significant"
+        sentences.append(
+            f"Of {count(retention.probe_n)} general questions, {retention.lost} became wrong and "
+            f"{retention.won} became right. This change is {word}."
+        )
+    return " ".join(sentences)

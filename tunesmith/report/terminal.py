@@ -71,16 +71,7 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
 
 def costs(report: Report) -> list[Text]:
     """Return one line each for general ability, calibration and every warning."""
-    lines = [Text("general ability: not measured", style="dim")]
-    if (retention := report.retention) is not None:
-        before = retention.general_nll_base
-        after = retention.general_nll_tuned
-        line = f"general ability: {figure(before)} → {figure(after)} nats per token ({signed(after - before)})"
-        if retention.probe_base is not None and retention.probe_tuned is not None:
-            line += f"; general questions {share(retention.probe_base)} → {share(retention.probe_tuned)} correct"
-            line += f", {retention.lost} lost, {retention.won} won"
-            line += "" if retention.p_value is None else f", {p_value(retention.p_value)}"
-        lines = [Text(line)]
+    lines = [_general_ability(report)]
     if (calibration := report.calibration) is not None:
         line = f"calibration error {figure(calibration.ece)} (no temperature was fitted)"
         if calibration.temperature is not None:
@@ -91,6 +82,23 @@ def costs(report: Report) -> list[Text]:
                 line += f" for {share(calibration.target_accuracy)} accuracy (validation rows)"
         lines.append(Text(line))
     return [*lines, *(Text(f"warning: {clean(warning)}", style="yellow") for warning in report.warnings)]
+
+
+def _general_ability(report: Report) -> Text:
+    """Return one line on general ability, or why it was not measured."""
+    retention = report.retention
+    if retention is None:
+        reason = f" ({clean(report.retention_reason)})" if report.retention_reason else ""
+        return Text(f"general ability: not measured{reason}", style="dim")
+    parts = []
+    if (rise := retention.rise) is not None:
+        before, after = figure(retention.general_nll_base), figure(retention.general_nll_tuned)
+        parts.append(f"{before} → {after} nats per token ({signed(rise)})")
+    if retention.probe_base is not None and retention.probe_tuned is not None:
+        line = f"general questions {share(retention.probe_base)} → {share(retention.probe_tuned)} correct"
+        line += f", {retention.lost} lost, {retention.won} won"
+        parts.append(line + ("" if retention.p_value is None else f", {p_value(retention.p_value)}"))
+    return Text(f"general ability: {'; '.join(parts)}")
 
 
 def _tasks(tasks: Sequence[TaskScore]) -> Table:

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tunesmith.config import Loop, Recipe, with_places
+from tunesmith.config import Loop, Recipe, Retention, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.files import is_there, read_page, sha256_of_file, write_whole, writing
 from tunesmith.data.readers.text_file import locate
@@ -54,7 +54,7 @@ OLD_KEYS_WITHOUT_EFFECT: Any = {"machine": True, "data": {"audit"}, "documents":
 KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True}  # older identities include it
 
 # Keys that were added later -> value that has no effect.
-NEW_KEYS = {"split": "", "context": "", "unanswerable": "unanswerable"}
+NEW_KEYS = {"split": "", "context": "", "unanswerable": "unanswerable", "retention": Retention().model_dump()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.bases import base, policy, template
 from tests.pipelines.conftest import recipe, reviews
+from tunesmith.config import Retention
 from tunesmith.data.examples.types import Chat
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.data.tokenization.tool_calls import Call
@@ -76,12 +77,14 @@ def test_general_ability_is_kept_apart_where_texts_begin_otherwise(tmp_path: Pat
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     measured: list[str] = []
     monkeypatch.setattr(
-        worth, "measure", lambda made, form, window: measured.append(form) or GeneralAbility(1.0, [True])
+        worth, "measure", lambda made, form, window, extent: measured.append(form) or GeneralAbility(1.0, [True])
     )
     for kind in ("gemma", "llama", "gemma"):
         form = SimpleNamespace(tokenizer=template(kind).tokenizer, hash="same")
-        same = SimpleNamespace(fingerprint="same", network=base(kind).network)
-        prepared = SimpleNamespace(base=same, template=form, recipe=SimpleNamespace(technique=Lora()))
+        same = SimpleNamespace(fingerprint="same", family="decoder", network=base(kind).network)
+        prepared = SimpleNamespace(
+            base=same, template=form, recipe=SimpleNamespace(technique=Lora(), retention=Retention())
+        )
         worth.base_general_ability(prepared, SimpleNamespace(family="decoder"))
     assert len(measured) == len(list((tmp_path / "general").iterdir())) == 2
 
@@ -91,10 +94,12 @@ def test_a_base_in_four_bits_is_not_told_what_was_measured_of_the_whole_one(
 ):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     answers = iter([GeneralAbility(1.0, [True]), GeneralAbility(2.0, [False])])
-    monkeypatch.setattr(worth, "measure", lambda policy, template, window: next(answers))
+    monkeypatch.setattr(worth, "measure", lambda policy, template, window, extent: next(answers))
     found, made = replace(base("llama"), fingerprint="same"), policy("llama")
     for technique, nll in ((Lora(), 1.0), (Lora(quantize="nf4"), 2.0), (Lora(), 1.0), (Lora(quantize="nf4"), 2.0)):
-        prepared = SimpleNamespace(base=found, template=template("llama"), recipe=SimpleNamespace(technique=technique))
+        prepared = SimpleNamespace(
+            base=found, template=template("llama"), recipe=SimpleNamespace(technique=technique, retention=Retention())
+        )
         general = worth.base_general_ability(prepared, made)  # type: ignore[arg-type]
         assert general is not None
         assert general.nll == nll

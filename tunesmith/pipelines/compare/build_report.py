@@ -210,8 +210,7 @@ def _general(context: ComparisonContext, arm: ArmAnswers, base: Retention | None
     retention = read_report(Path(arm.run)).retention
     if retention is None:
         return None
-    rise = retention.general_nll_tuned - retention.general_nll_base
-    return GeneralAbilityChange(nats_rise=rise, probe=retention.probe_tuned, probe_base=retention.probe_base)
+    return GeneralAbilityChange(nats_rise=retention.rise, probe=retention.probe_tuned, probe_base=retention.probe_base)
 
 
 def _findings(arms: Sequence[ArmPage], recalls: Sequence[Recall]) -> list[str]:
@@ -239,6 +238,6 @@ def _findings(arms: Sequence[ArmPage], recalls: Sequence[Recall]) -> list[str]:
     findings += [
         f"{arm.name} costs {signed(arm.general.nats_rise)} nats/token of general text"
         for arm in arms
-        if arm.run and arm.general and arm.general.nats_rise > 0
+        if arm.run and arm.general and (arm.general.nats_rise or 0.0) > 0
     ]
     return findings

@@ -89,14 +89,18 @@ class Gain(Against):
 class GeneralAbilityChange(_Part):
     """General ability after tuning: increase of the loss on general text, and accuracy on probe items."""
 
-    nats_rise: float  # nats per token, tuned minus base
+    nats_rise: float | None  # nats per token, tuned minus base; None: no text was scored
     probe: float | None  # share of correct answers
     probe_base: float | None  # the same for the base model
 
     def __str__(self) -> str:
-        probe = "" if self.probe is None else f", {100 * self.probe:.1f} % right"
-        rise = round(self.nats_rise, 3)
-        return f"{rise:+.3f} nats{probe}" if rise else f"0.000 nats{probe}"  # zero is printed without a sign
+        parts = []
+        if self.nats_rise is not None:
+            rise = round(self.nats_rise, 3)
+            parts.append(f"{rise:+.3f} nats" if rise else "0.000 nats")  # zero is printed without a sign
+        if self.probe is not None:
+            parts.append(f"{100 * self.probe:.1f} % right")
+        return ", ".join(parts)
 
 
 class StyleScore(_Part):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tunesmith.config import SELF, AnyTechnique
+from tunesmith.config import SELF, AnyTechnique, Retention
 from tunesmith.data.examples.types import Example, LabelledText, Text
 from tunesmith.evaluation.diagnostics import general_ability_file
 from tunesmith.evaluation.predict import CHOICE_ROWS
@@ -35,6 +35,13 @@ FILE_BYTES = 300e6
 CHECKPOINT_BYTES = 12
 # Tokens per second of reading and encoding rows.
 ENCODED = 100e3
+
+
+def general_tokens(extent: Retention) -> float:
+    """Return the tokens of the general texts and questions that a recipe measures."""
+    full = Retention()
+    questions = GENERAL_TOKENS - full.texts * WINDOW
+    return extent.texts * WINDOW + questions * extent.questions / full.questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,7 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
     computed = profile.work.computed / learned * len(prepared.train) / sum(map(_tokens, tasks))
     answers = tuple((float(group.answer), group.rows / 2) for group in profile.work.written)
     scored = sum((_scored(task, computed) for task in tasks), PhaseWork(written=answers))
-    general = PhaseWork(read=GENERAL_TOKENS * decoder)
+    general = PhaseWork(read=general_tokens(recipe.retention) * decoder)
     known = general_ability_file(prepared).exists() if decoder else True
     evaluations = -(-plan.steps // plan.eval_steps) if plan.eval_steps else 0
     gated = decoder and recipe.gates.max_general_nats is not None

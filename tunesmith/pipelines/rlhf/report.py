@@ -40,7 +40,7 @@ class RoundRun(_Part):
             objective=report.objective,
             folder=str(folder),
             task=report.task,
-            general_nats=general.general_nll_tuned - general.general_nll_base if general else None,
+            general_nats=general.rise if general else None,
             alarms=report.warnings,
             broken_gates=tuple(report.broken_gates),
         )

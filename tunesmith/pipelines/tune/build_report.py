@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunesmith.evaluation.diagnostics import not_measured
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, Diagnostics, EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility
@@ -66,7 +67,7 @@ class RunResults:
     @property
     def general_rise(self) -> float:
         """Return the rise of the loss on general text, in nats per token; 0 if it was not measured."""
-        return self.retention.general_nll_tuned - self.retention.general_nll_base if self.retention else 0.0
+        return (self.retention.rise if self.retention else None) or 0.0
 
 
 def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
@@ -95,6 +96,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         baselines=baselines,
         controls=controls,
         retention=run.retention,
+        retention_reason=not_measured(prepared),
         calibration=diagnostics.calibration,
         style=diagnostics.style,
         preference_diagnostics=diagnostics.preference_diagnostics,

@@ -176,7 +176,10 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     general = None
     if snapshot.general:
         general = retention(
-            snapshot.general, measure(trained.policy, prepared.template, window=general_window(prepared))
+            snapshot.general,
+            measure(
+                trained.policy, prepared.template, window=general_window(prepared), extent=prepared.recipe.retention
+            ),
         )
     model = _local_model(prepared, trained.policy)
     fit_calibration(prepared, model)
@@ -327,13 +330,13 @@ def _run_controls(
 def _general_text_gate(prepared: TrainingContext, general: GeneralAbility | None) -> Callable[[Policy], str | None]:
     """Return a function that reports a policy whose loss on general text rose by more than the recipe allows."""
     bound = prepared.recipe.gates.max_general_nats
-    if bound is None or general is None:
+    if bound is None or general is None or (base_nll := general.nll) is None:
         return lambda policy: None
-    window = general_window(prepared)
+    window, texts = general_window(prepared), prepared.recipe.retention.texts
 
     def violation(policy: Policy) -> str | None:
         with policy.full_precision():  # as the report does at the end
-            rise = general_nll(policy, prepared.template, window=window) - general.nll
+            rise = general_nll(policy, prepared.template, window=window, texts=texts) - base_nll
         return f"general-text loss rose by {rise:.3f} nats/token, at most {bound} is allowed" if rise > bound else None
 
     return violation
