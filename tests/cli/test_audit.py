@@ -210,7 +210,7 @@ def test_a_recipe_of_several_tasks_is_asked_for_the_file_of_one(command: Command
     said = command("audit", recipe)
     assert said.code == 2
     finding = "a recipe of 2 tasks, each with its own rows; name the file of one task, such as that of one"
-    assert f"error: {recipe}: {finding}: tunesmith audit {rows}" in said.err
+    assert f"error: {recipe}: {finding}: `tunesmith audit {rows}`" in said.err
 
 
 def test_a_copy_that_the_disk_refuses_is_one_line_and_no_traceback(

@@ -53,7 +53,7 @@ def test_the_shape_of_the_summary_is_printed_and_a_wrong_act_told(command: Comma
     done = command("votes", "exprt", store)
     assert done.code == 2
     assert "did you mean 'export'?" in done.err
-    assert "write `tunesmith votes export STORE FILE`" in command("votes", "export", store).err
+    assert f"write `tunesmith votes export {store} rows.jsonl`" in command("votes", "export", store).err
     assert "ending in .jsonl" in command("votes", "export", store, "out.txt").err
 
 

@@ -39,7 +39,7 @@ def printed() -> list[Printed]:
         for text in strings(ast.parse(source)) if path.suffix == ".py" else [_text_of(source)]:
             for pattern in (COMMAND, SETTING):
                 for match in pattern.finditer(text):
-                    command = match[0].strip().rstrip(".,:'\")")
+                    command = match[0].strip().rstrip(".,:'\")").strip()
                     if pattern is COMMAND or not any(command in one.group() for one in COMMAND.finditer(text)):
                         found[Printed(name, command)] = None
     return list(found)
