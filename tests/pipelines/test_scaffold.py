@@ -477,9 +477,7 @@ def test_documents_are_counted_in_windows_and_few_are_told_how_to_be_cut(tmp_pat
     made = draft(str(books), changes=["objective=domain"])
     assert "rank 8 is enough for 280 rows" in made.reasons["technique"]
     few = write_rows(tmp_path / "few.jsonl", [{"text": f"book {i}. " + "word " * 4000} for i in range(3)])
-    with pytest.raises(
-        DataError, match=r"3 rows are too few .* split them: `tunesmith collect .* --as domain --out"
-    ):
+    with pytest.raises(DataError, match=r"3 rows are too few .* split them: `tunesmith collect .* --as domain --out"):
         draft(str(few), changes=["objective=domain"])
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
-import shutil
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.printed_commands.collect import Printed
-from tests.printed_commands.lab import EAGER, Lab, Scenario
+from tests.printed_commands.lab import EAGER, Lab, Result, Scenario
 
 SCENARIOS: dict[str, Scenario] = {}
 COVERED: dict[Printed, str] = {}
@@ -98,7 +100,9 @@ def faulty_rows(lab: Lab) -> None:
     assert "run `tunesmith init`" in unknown
     made = lab.run("init", fine, "--model", lab.llama)
     code = 0 if "written: recipe.yaml" in made else 2
-    lab.results.append(_result("data/schema/formats.py", "tunesmith init", f"tunesmith init {fine} --model {lab.llama}", code))
+    lab.results.append(
+        _result("data/schema/formats.py", "tunesmith init", f"tunesmith init {fine} --model {lab.llama}", code)
+    )
     lab.paste(made, "cli/commands/init.py", "tunesmith tune {} --dry-run")
     audited = lab.run("audit", "recipe.yaml", "--fix", "fine-clean.jsonl")
     lab.paste(audited, "pipelines/audit.py", "tunesmith tune {} {} --dry-run")
@@ -121,9 +125,7 @@ def faulty_rows(lab: Lab) -> None:
     _append_as(lab, shown, Printed("config/resolve.py", "--set data.group= for no groups"), "--set data.group=", common)
 
 
-def _result(file: str, command: str, pasted: str, code: int):  # type: ignore[no-untyped-def]
-    from tests.printed_commands.lab import Result
-
+def _result(file: str, command: str, pasted: str, code: int) -> Result:
     return Result(Printed(file, command), pasted, code, "")
 
 
@@ -240,9 +242,7 @@ def a_decoder(lab: Lab) -> None:
     gone = lab.run("serve", lab.folder / "gone.gguf")
     lab.paste(gone, "inference/serving/backends/gguf.py", "tunesmith export RUN --format gguf", RUN=out)
     rows = lab.folder / "decoder.jsonl"
-    lab.paste(
-        lab.run("evaluate", out, rows, "--data", rows), "cli/commands/evaluate.py", "tunesmith evaluate {} {}"
-    )
+    lab.paste(lab.run("evaluate", out, rows, "--data", rows), "cli/commands/evaluate.py", "tunesmith evaluate {} {}")
     diff = lab.run("runs", "diff", out)
     lab.paste(diff, "cli/commands/runs.py", "tunesmith runs diff A B", A=out, B=lab.folder / "again")
     _ratings(lab, out)
@@ -250,28 +250,21 @@ def a_decoder(lab: Lab) -> None:
 
 def _ratings(lab: Lab, out: Path) -> None:
     """Save and rate a conversation in `chat`, and use the files that it names."""
-    import io
-
-    import pytest
-
     typed = "hello\n/good\n/save my chat.jsonl\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", io.StringIO(typed))
         said = lab.run("chat", out)
+    # A random model writes broken characters, and one conversation is too few: the files get sound rows of their form.
     chat = Path("my chat.jsonl")
-    if not chat.is_file():
-        return
-    chat.write_text(chat.read_text() * 1)
-    lines = [chat.read_text().replace("hello", f"hello {i}") for i in range(40)]
-    chat.write_text("".join(lines))
+    (turns,) = json.loads(chat.read_text()).values()
+    talks = [[{**turn, "content": f"{turn['role']} says {i}"} for turn in turns] for i in range(40)]
+    lab.rows(chat.name, [{"messages": talk} for talk in talks])
     text = re.sub(r"(tunesmith tune '[^']*')", rf"\1 --model {lab.llama} --dry-run", said)
     lab.paste(text, CHAT, "tunesmith tune {}")
     exported = lab.paste(said, CHAT, "tunesmith votes export {} rows.jsonl")
-    rows = Path("rows.jsonl")
-    good = rows.read_text()
-    rows.write_text("".join(good.replace("hello", f"hi {i}") + good.replace("hello", f"hi {i}") for i in range(1)) * 1)
-    bad = good.replace("true", "false")
-    rows.write_text("".join((good if i % 2 else bad).replace("hello", f"hi {i}") for i in range(40)))
+    row = json.loads(Path("rows.jsonl").read_text())
+    sound = [{"prompt": f"hello {i}", "completion": f"answer {i}", "label": i % 2 == 0} for i in range(40)]
+    lab.rows("rows.jsonl", [{**{key: row[key] for key in row if key not in one}, **one} for one in sound])
     command = "tunesmith tune {} --objective preference"
     shown = re.sub(r"(--objective preference.*)", rf"\1 --model {lab.llama} --dry-run", exported)
     lab.paste(shown, VOTES, command)
@@ -341,13 +334,6 @@ def pages(lab: Lab) -> None:
     lab.paste(text, LABEL, "tunesmith tune {} --dry-run")
     prompts = lab.rows("prompts.jsonl", [{"prompt": f"number {i}"} for i in range(4)])
     store = lab.folder / "my votes.db"
-    closed = lab.run(
-        "feedback", lab.llama, "--against", lab.llama, "--prompts", prompts, "--port", 0, "--store", store,
-        "--max-tokens", 4, "--thumbs",
-    )  # fmt: skip
-    if "votes summary" not in closed:
-        closed = lab.run("feedback", lab.llama, "--prompts", prompts, "--port", 0, "--store", store,
-                         "--max-tokens", 4, "--thumbs")
+    judged = ("--prompts", prompts, "--store", store, "--max-tokens", 4, "--thumbs")
+    closed = lab.run("feedback", lab.llama, *judged, "--port", 0)
     lab.paste(closed, "cli/commands/feedback.py", "tunesmith votes summary {}")
-    assert shutil
-    assert sqlite3
