@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Lines below the title in `repr`, and rows of a table in a notebook; the object itself has everything.
@@ -55,6 +57,20 @@ class Displayed:
             parts.append(f"<div>and {more} more rows</div>")
         parts += [f"<div>{_escaped(line)}</div>" for line in shown.lines]
         return f'<div class="tunesmith">{"".join(parts)}</div>'
+
+
+def model_label(name: str) -> str:
+    """Return the name of a model without its path: `./models/bert` and `/data/runs/bert` are both `bert`."""
+    path = name.rstrip("/\\")
+    is_path = path.startswith((".", "~", "/", "\\")) or path[1:3] in (":/", ":\\") or path.count("/") > 1
+    return re.split(r"[/\\]", path)[-1] or name if is_path else name
+
+
+def model_labels(names: Iterable[str]) -> dict[str, str]:
+    """Map each name to its label; names whose labels would be equal stay whole."""
+    labels = {name: model_label(name) for name in names}
+    counts = Counter(labels.values())
+    return {name: label if counts[label] == 1 else name for name, label in labels.items()}
 
 
 def shortened(text: str, width: int = 60) -> str:

@@ -42,6 +42,11 @@ def test_people_see_verdict_belief_and_where_it_lies(
     assert done.code == 0, done.err
     assert done.out.startswith("verdict: ")
     assert "Task-specific performance (common belief: sometimes limited / good if retrieval is / excellent)" in done.out
+    beliefs, _, missing = done.out.partition("not measured here: ")
+    assert "Access to your domain data" in missing.splitlines()[0]
+    assert "Access to your domain data" not in beliefs
+    assert ": not measured" not in beliefs
+    assert max(map(len, [line for line in done.out.splitlines() if "accuracy" in line and "95 %" in line])) <= 100
     assert "note: budget of 5 minutes: 12 of 12 test rows" in done.out
     assert f"full results: {tmp_path / 'out'}" in done.out
     assert f'next: tunesmith ask {tmp_path / "out"} "..."' in done.out

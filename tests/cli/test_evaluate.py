@@ -60,7 +60,9 @@ def test_people_see_a_table_and_programs_a_file(
 def test_the_sentence_of_a_comparison_is_shown(command: Command, encoder_run: Path, rows: Path) -> None:
     done = command("evaluate", encoder_run, "--data", rows, "--against", encoder_run, "--offline")
     assert "95 %" in done.out
-    assert "about 300 rows would detect" in done.out  # eight rows that are alike prove nothing
+    assert (
+        "to detect a difference of 0.02, use about 300 test rows" in done.out
+    )  # eight rows that are alike prove nothing
     assert f"inconclusive: {encoder_run} " in done.out  # neither is the tuned one
     assert "tuned" not in done.out.splitlines()[-1].replace(str(encoder_run), "")
 

@@ -23,12 +23,28 @@ def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixt
     assert said.err == "a]0;titleb\n"
 
 
-def test_a_piped_table_is_not_cut_at_eighty_columns(capsys: pytest.CaptureFixture[str]):
+def test_a_piped_table_wraps_within_a_hundred_columns_and_loses_no_text(capsys: pytest.CaptureFixture[str]):
     show_table(("what", "n>"), [("x" * 120, "1")])
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == ["what", "n"]
+    assert out.count("x") == 120
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_a_table_that_is_too_wide_leaves_out_its_least_important_columns_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+):
+    columns = ("arm", *(f"measure {i}>" for i in range(12)))
+    rows = [("a", *("0.123 to 0.456" for _ in range(12)))]
+    show_table(columns, rows, drop=[f"measure {i}" for i in range(11, 1, -1)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["what", "n"]
-    assert lines[2].rstrip().endswith("1")
-    assert "x" * 120 in lines[2]
+    assert max(map(len, lines)) <= 100
+    assert "measure 0" in lines[0]
+    assert "measure 11" not in lines[0]
+    told = " ".join(lines[3:])
+    assert told.startswith("not shown for lack of width: measure")
+    assert told.endswith("; --json has all columns")
+    assert "0.123 to 0.456" in lines[2]  # a figure is never broken
 
 
 def test_a_document_is_json_even_where_a_number_is_not(capsys: pytest.CaptureFixture[str], tmp_path: Path):

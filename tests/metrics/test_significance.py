@@ -167,9 +167,9 @@ def test_too_few_rows_are_inconclusive_and_the_sentence_says_how_many_would_do()
     assert (found.verdict, found.p_value) == ("inconclusive", 1)
     # ((1.98 + 0.845) / 0.02)**2 * 0.2, Student's quantiles at 99 degrees
     assert found.rows_needed == pytest.approx(4000, rel=0.02)
-    assert f"about {found.rows_needed:,} rows would detect 2 % of the scale" in found.sentence
+    assert f"to detect a difference of 0.02, use about {found.rows_needed:,} test rows" in found.sentence
     few = compare_paired([0.0, 0.5, 0.0, 0.1], [0.1, 0.6, 0.3, 0.1])
-    assert "; a test needs at least 6 groups; about " in few.sentence
+    assert "; a test needs at least 6 groups; to detect a difference of 0.02, use about " in few.sentence
 
 
 def test_one_changed_row_in_fifty_does_not_measure_to_a_hair():

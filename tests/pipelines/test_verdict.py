@@ -43,29 +43,37 @@ def test_all_arms_are_one_family_for_holm():
 
 
 def test_a_result_that_does_not_beat_its_controls_is_called_no_effect():
-    assert sentence(100, 50, 70, control=70).startswith("no effect: the control control (0.7, adjusted p = 1.000)")
+    assert sentence(100, 50, 70, control=70).startswith(
+        "no effect: a control is not beaten: control scores the same: 0.700, adjusted p = 1.000. "
+    )
     # Five rows better than the control: p = 2 / 2^5 = 0.0625, and of two tests the larger stays as it is.
-    assert sentence(100, 50, 70, control=65).startswith("no effect: the control control (0.65, adjusted p = 0.062)")
+    assert sentence(100, 50, 70, control=65).startswith(
+        "no effect: a control is not beaten: not significantly better than control: "
+        "0.700 against 0.650, adjusted p = 0.062"
+    )
     assert sentence(100, 50, 70, control=50).startswith("better: ")
 
 
 def test_an_adjusted_p_value_can_take_a_control_out_of_reach_of_one_that_was_not():
     # Six rows better: p = 2 / 2^6 = 0.031 alone; with another such arm beside it, 0.0625.
     assert sentence(100, 50, 70, control=64).startswith("better: ")
-    assert sentence(100, 50, 70, control_a=64, control_b=64).startswith("no effect: the control control_a")
+    assert sentence(100, 50, 70, control_a=64, control_b=64).startswith(
+        "no effect: a control is not beaten: not significantly better than control_a"
+    )
 
 
 def test_a_cheap_way_that_does_as_well_makes_it_no_effect_worth_its_cost():
     found = sentence(100, 50, 70, tfidf=71)
     assert found.startswith(
-        "no benefit over the baseline: tfidf (0.71, adjusted p = 1.000) scores as high. Against the base: better: "
+        "no benefit over the baseline: tfidf scores higher: 0.710 against 0.700, adjusted p = 1.000. "
+        "Against the base: better: "
     )
 
 
 def test_a_cheap_way_that_is_barely_beaten_is_named_after_the_result():
     found = sentence(100, 50, 70, tfidf=67)
     assert found.startswith("better: tuned 0.7, base 0.5")
-    assert found.endswith("; but too few rows to distinguish it from tfidf (0.67, adjusted p = 0.250)")
+    assert found.endswith("; but not significantly better than tfidf: 0.700 against 0.670, adjusted p = 0.250")
 
 
 def test_fewer_rows_than_the_difference_needs_are_called_inconclusive():
@@ -73,7 +81,7 @@ def test_fewer_rows_than_the_difference_needs_are_called_inconclusive():
     found = sentence(40, 20, 25)
     assert found.startswith("inconclusive: tuned 0.625, base 0.5, difference +0.125")
     assert "; this test set detects differences of " in found
-    needed = int(found.split("; about ")[1].partition(" rows would detect")[0].replace(",", ""))
+    needed = int(found.split(", use about ")[1].partition(" test rows")[0].replace(",", ""))
     assert needed > 300
 
 
@@ -103,16 +111,16 @@ def on_texts(**scores: float) -> str:
 
 def test_a_cheap_way_with_a_smaller_loss_does_as_well_and_one_with_a_larger_does_not():
     assert on_texts(grown=1.5).startswith(
-        "no benefit over the baseline: grown (1.5, adjusted p = 0.250) scores as high"
+        "no benefit over the baseline: grown scores better: 1.500 against 2.000, adjusted p = 0.250"
     )
     found = on_texts(grown=2.5)
     assert found.startswith("better: ")
-    assert found.endswith("; but too few rows to distinguish it from grown (2.5, adjusted p = 0.250)")
+    assert found.endswith("; but not significantly better than grown: 2.000 against 2.500, adjusted p = 0.250")
 
 
 def test_of_several_cheap_ways_the_one_with_the_smallest_loss_is_named():
-    assert "baseline: best (1.2, adjusted" in on_texts(good=1.5, best=1.2, far=2.5)
-    assert on_texts(near=2.2, far=2.5).endswith("from near (2.2, adjusted p = 0.250)")
+    assert "baseline: best scores better: 1.200 against" in on_texts(good=1.5, best=1.2, far=2.5)
+    assert on_texts(near=2.2, far=2.5).endswith("than near: 2.000 against 2.200, adjusted p = 0.250")
 
 
 def test_macro_f1_gets_the_same_interval_and_test_as_every_other_metric():

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.report.formatting import clean, figure, p_value, price, share, signed, size
+from tunesmith.display import model_label, model_labels
+from tunesmith.report.formatting import apart, bounds, clean, figure, p_value, price, share, signed, size
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,40 @@ def test_line_ends_tabs_and_all_scripts_stay():
 
 def test_half_a_character_can_be_printed():
     assert clean("a\ud800b").encode() == b"a?b"
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        ((0.0004, 0.02), "+0.0004 to +0.020"),
+        ((-0.02, -0.00012), "\N{MINUS SIGN}0.020 to \N{MINUS SIGN}0.0001"),
+        ((-0.00046, 0.1), "\N{MINUS SIGN}0.0005 to +0.100"),
+        ((0.0, 0.1), "0.000 to +0.100"),
+        ((-1e-12, 0.1), "0.000 to +0.100"),
+        ((-0.1, 0.2), "\N{MINUS SIGN}0.100 to +0.200"),
+    ],
+)
+def test_an_interval_shows_on_which_side_of_zero_each_end_is(interval: tuple[float, float], text: str):
+    assert bounds(interval, sign=True) == text
+
+
+def test_a_win_rate_shows_on_which_side_of_one_half_its_interval_is():
+    assert bounds((0.5003, 0.61), decides=0.5) == "0.5003 to 0.610"
+    assert bounds((0.4, 0.4998), decides=0.5) == "0.400 to 0.4998"
+    assert bounds((0.5, 0.61), decides=0.5) == "0.500 to 0.610"
+
+
+def test_two_scores_are_written_so_that_they_differ():
+    assert apart(0.9812, 0.9809) == ("0.9812", "0.9809")
+    assert apart(0.98, 0.97) == ("0.980", "0.970")
+    assert apart(0.5, 0.5) == ("0.500", "0.500")
+
+
+def test_a_model_in_a_folder_is_named_without_its_path():
+    assert model_label("./minilm/") == model_label("/home/me/minilm") == model_label("C:\\models\\minilm") == "minilm"
+    assert model_label("HuggingFaceTB/SmolLM2-135M") == "HuggingFaceTB/SmolLM2-135M"
+    assert model_labels(["./a/model", "./b/model", "base"]) == {
+        "./a/model": "./a/model",
+        "./b/model": "./b/model",
+        "base": "base",
+    }

@@ -11,6 +11,7 @@ from tunesmith.evaluation.results import Retention
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.report.html import _general_ability, page, write_reports
 from tunesmith.report.run_data import read_run_data
+from tunesmith.report.verdicts import name_of_test
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -126,7 +127,8 @@ def test_fewer_probe_questions_right_are_called_worse_only_where_a_test_says_so(
 
 def test_a_baseline_that_the_tuned_model_does_not_beat_is_named(make_run: MakeRun):
     html = page(read_run_data(make_run()))
-    assert "Not significantly beaten by the tuned model: base, oracle." in html
+    assert "Oracle scores higher: 1.000 against 0.800, adjusted p = 1.000." in html
+    assert "Not significantly better than base: 0.800 against 0.600, " in html
 
 
 def test_a_long_text_is_folded_and_complete(make_run: MakeRun):
@@ -219,3 +221,27 @@ def test_control_characters_do_not_reach_the_page(make_run: MakeRun):
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"no report\.json"):
         write_reports(tmp_path)
+
+
+def test_the_title_says_data_objective_technique_and_model_instead_of_a_digest(make_run: MakeRun):
+    html = page(read_run_data(make_run("reviews-4f1c9a", model="./models/minilm/")))
+    words = "reviews.jsonl: classify with lora on minilm"
+    assert f"<h1><bdi>{words}</bdi></h1>" in html
+    assert f"<title>{words}: inconclusive" in html
+    assert "run <bdi>reviews-4f1c9a</bdi>" in html
+
+
+def test_every_metric_names_the_test_that_was_really_used(make_run: MakeRun):
+    html = page(read_run_data(make_run()))
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>.*?<td>([^<]*)</td><td>[^<]*</td></tr>', html)
+    assert ("accuracy", "McNemar, exact") in rows
+    assert ("macro F1", "paired bootstrap") in rows
+    graded = task_of("rouge_l", 0.2, 0.4).model_copy(update={"test": "McNemar, exact"})
+    assert name_of_test(graded) == "McNemar, exact (every row scored 0 or 1)"
+
+
+def test_a_threshold_is_explained_in_a_sentence(make_run: MakeRun):
+    html = full_page(make_run)
+    assert (
+        "of the validation rows with at least this confidence, at least 90.0\N{NO-BREAK SPACE}% were answered" in html
+    )

@@ -41,7 +41,7 @@ def test_the_pages_of_the_runs_named_are_copied_and_listed(world: list[list[str]
     assert world == [["tune", "examples/mail.yaml", "--out", "runs/mail", "--set", "seed=1"]]
     pages = tmp_path / "docs" / "reports"
     assert sorted(page.name for page in pages.iterdir()) == ["README.md", "mail.html"]
-    assert "<h1><bdi>mail</bdi></h1>" in (pages / "mail.html").read_text()
+    assert "<h1><bdi>reviews.jsonl: classify with lora on smollm2-135m</bdi></h1>" in (pages / "mail.html").read_text()
     listed = (pages / "README.md").read_text()
     assert "[mail.html](mail.html)" in listed
     assert "accuracy 0.600 to 0.800" in listed

@@ -12,7 +12,7 @@ from tunesmith.annotation.items import Item
 from tunesmith.annotation.ranking import Duel, Ranked, duels, games, rank
 from tunesmith.annotation.rater_quality import Gold, Position, Rater, gold, position, raters
 from tunesmith.annotation.vote_state import VoteState
-from tunesmith.display import Display, Displayed
+from tunesmith.display import Display, Displayed, model_labels
 
 
 class Summary(Displayed, BaseModel):
@@ -32,7 +32,8 @@ class Summary(Displayed, BaseModel):
 
     def display(self) -> Display:
         """Show progress and the ranking of the models."""
-        wins = [(model.model, f"{100 * model.strength:.1f} %", str(model.votes)) for model in self.models]
+        labels = model_labels(model.model for model in self.models)
+        wins = [(labels[model.model], f"{100 * model.strength:.1f} %", str(model.votes)) for model in self.models]
         return Display(
             f"Votes({self.store}): {self.judged} of {self.items} prompts judged",
             [f"{name}: win rate {rate} against an average model ({votes} votes)" for name, rate, votes in wins],

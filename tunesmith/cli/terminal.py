@@ -18,8 +18,8 @@ from tunesmith.report.formatting import clean
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Output that is not a terminal has no width to respect, and truncated cells would lose data.
-PIPED_WIDTH = 160
+# Lines of output that is not a terminal still end up on screens and in issues.
+PIPED_WIDTH = 100
 
 
 def console(file: TextIO) -> Console:
@@ -52,18 +52,17 @@ def show(text: str = "") -> None:
     print(clean(text), flush=True)
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table to stdout; a column whose heading ends in `>` is right-aligned."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, drop: Sequence[str] = ()) -> None:
+    """Write a table to stdout, no wider than the terminal, or PIPED_WIDTH elsewhere.
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
-    console(sys.stdout).print(table)
+    Args:
+        columns: headings; a column whose heading ends in `>` is right-aligned.
+        rows: cells.
+        drop: headings of the least important columns, in the order in which they are left out.
+    """
+    from tunesmith.report.tables import FittedTable
+
+    console(sys.stdout).print(FittedTable(columns, rows, drop=drop))
 
 
 def publish(document: Mapping[str, Any], args: argparse.Namespace) -> bool:

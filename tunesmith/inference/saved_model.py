@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.config import AnyObjective, AnyTechnique
 from tunesmith.data.files import read_page
 from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.display import model_label
 from tunesmith.errors import CheckpointError, ModelError, TemplateError
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.base_from_run import base_place
@@ -191,11 +192,6 @@ def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalMo
         threshold=manifest.threshold,
         temperatures=manifest.temperatures,
         thresholds=manifest.thresholds,
-        name=f"{_shown_name(manifest.base)} + {manifest.technique.kind}",
+        name=f"{model_label(manifest.base)} + {manifest.technique.kind}",
         folder=str(folder.parent if folder.name == "model" else folder),
     )
-
-
-def _shown_name(base: str) -> str:
-    """Return an alias or Hub id unchanged, and the name of a folder or file without its path."""
-    return Path(base).name if Path(base).is_absolute() or base.startswith(".") else base

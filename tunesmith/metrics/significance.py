@@ -82,7 +82,10 @@ class PairedComparison:
             limit = f"a test needs at least {MIN_GROUPS} groups"
         else:
             limit = f"this test set detects differences of {self.smallest_detectable:.2g} or more"
-        return f"{line}; {limit}; about {self.rows_needed:,} rows would detect {100 * SMALL_SHARE:g} % of the scale"
+        # The range of a metric from 0 to 1 needs no explanation.
+        unit = max(abs(self.base), abs(self.tuned)) <= 1
+        small = f"{SMALL_SHARE:g}" if unit else f"{100 * SMALL_SHARE:g} % of the range of the metric"
+        return f"{line}; {limit}; to detect a difference of {small}, use about {self.rows_needed:,} test rows"
 
 
 def compare_paired(

@@ -22,7 +22,7 @@ from tunesmith.data.schema.formats import detect
 from tunesmith.data.splits.split import by_prompt
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import frame
-from tunesmith.display import Display
+from tunesmith.display import Display, model_label, model_labels
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.contamination import find_seen_rows, recipe_file, recipe_of
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
@@ -110,7 +110,8 @@ class Compared(TaskScore):
             )
             for task in self.tasks
         ]
-        columns = ("metric", self.against, self.model, "delta", "95 % interval", "p-value", "rows")
+        labels = model_labels((self.against, self.model))
+        columns = ("metric", *labels.values(), "delta", "95 % interval", "p-value", "rows")
         return Display(f"{self.model} against {self.against} on {self.data}", (self.sentence,), columns, rows)
 
 
@@ -149,7 +150,7 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
     if other is not None and request.against != OWN_BASE:
         task.notes.extend(find_seen_rows(other, task.examples, part=task.part, offline=offline))
     evaluator = evaluator_for(EvalSet(task.objective, task.examples, task.limit))
-    on_event(StageStarted(f"evaluating {request.model} on {len(task.examples)} rows"))
+    on_event(StageStarted(f"evaluating {model_label(request.model)} on {len(task.examples)} rows"))
     model = _open(source, task, base=request.base, offline=offline)
     tuned = _predict(evaluator, model, source.name, task)
     name = Path(request.data).stem
@@ -159,7 +160,7 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
             **scores[0].model_dump(), tasks=scores, model=request.model, data=request.data, notes=task.notes
         )
         return Evaluation(alone, evaluator.to_rows({"answer": tuned}))
-    on_event(StageStarted(f"evaluating {other.name} on the same rows"))
+    on_event(StageStarted(f"evaluating {model_label(other.name)} on the same rows"))
     as_in_run = request.against == OWN_BASE and source.kind == "run" and task.own
     base = _base_of_run(evaluator, source, task, offline=offline) if as_in_run else None
     if base is None:
@@ -175,7 +176,7 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
     tasks = []
     for score in evaluator.compare(base, tuned, name=name):  # name both models, as neither need be a base or tuned
         sentence = score.sentence.replace(": tuned ", f": {request.model} ", 1)
-        sentence = sentence.replace(", base ", f", {other.name} ", 1)
+        sentence = sentence.replace(", base ", f", {model_label(other.name)} ", 1)
         tasks.append(score.model_copy(update={"sentence": sentence}))
     compared = Compared(
         **tasks[0].model_dump(),

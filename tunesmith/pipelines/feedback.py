@@ -20,6 +20,7 @@ from tunesmith.data.files import sha256_of_file
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import columns_of
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.display import model_label
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.evaluation.contamination import recipe_file
 from tunesmith.inference.open_model import ModelSource, identify, open_model
@@ -255,7 +256,8 @@ def generate_side(
     missing = [i for i, key in enumerate(keys) if key not in answers]
     if not missing:
         return AnswerSide(name, [answers[key] for key in keys])
-    log(f"{name}: generating {len(missing)} answers" + (f"; {len(answers)} are in the store" if answers else ""))
+    label = model_label(name)
+    log(f"{label}: generating {len(missing)} answers" + (f"; {len(answers)} are in the store" if answers else ""))
     model = open_model(source.found.name, offline=offline, limit=source.limit)  # by its path, not its stored name
     model.limit = source.limit  # replaces the limit of a run
     cut = 0
@@ -267,9 +269,9 @@ def generate_side(
         store.append(*(Entry("", ANSWER, key, {**about, **body}) for key, body in bodies.items()))
         answers |= {key: reply.text for key, reply in new.items()}
         cut += sum(not reply.finished for reply in replies)
-        log(f"{name}: {min(start + BATCH_SIZE, len(missing))} of {len(missing)} answers")
+        log(f"{label}: {min(start + BATCH_SIZE, len(missing))} of {len(missing)} answers")
     if cut:
-        log(f"{name}: {cut} answers were cut at {source.sampling.max_new_tokens} tokens; raise {source.longer}")
+        log(f"{label}: {cut} answers were cut at {source.sampling.max_new_tokens} tokens; raise {source.longer}")
     return AnswerSide(name, [answers[key] for key in keys])
 
 

@@ -19,6 +19,8 @@ METRICS = {
 }
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
+# Numerical noise: an end of an interval this near to a value is that value.
+NEGLIGIBLE = 1e-9
 
 
 def metric_name(metric: str) -> str:
@@ -50,12 +52,45 @@ def signed(value: float | None) -> str:
     return f"+{text}" if value > 0 and text != figure(0.0) else text
 
 
-def bounds(interval: tuple[float, float] | None, *, sign: bool = False) -> str:
-    """Format an interval as `low to high`, with signs if `sign` is true."""
+def bounds(interval: tuple[float, float] | None, *, sign: bool = False, decides: float | None = None) -> str:
+    """Format an interval as `low to high`.
+
+    An end that would round to the value that decides, such as the 0 of a difference, gets as many decimals as show
+    on which side of it the end is, and is rounded away from the middle of the interval.
+
+    Args:
+        interval: both ends.
+        sign: format differences with their signs; 0 decides.
+        decides: the value that decides, if it is not 0.
+    """
     if interval is None:
         return NONE
-    write = signed if sign else figure
-    return f"{write(interval[0])} to {write(interval[1])}"
+    value = 0.0 if sign and decides is None else decides
+    low, high = (_end(end, sign=sign, decides=value, up=up) for end, up in zip(interval, (False, True), strict=True))
+    return f"{low} to {high}"
+
+
+def _end(end: float, *, sign: bool, decides: float | None, up: bool) -> str:
+    text = signed(end) if sign else figure(end)
+    if decides is None or not math.isfinite(end) or text != figure(decides) or abs(end - decides) < NEGLIGIBLE:
+        return text
+    decimals = math.ceil(-math.log10(abs(end - decides)))
+    rounded = (math.ceil if up else math.floor)(round(end * 10**decimals, 6)) / 10**decimals
+    if rounded == decides:  # outward is towards the value that decides
+        decimals += 1
+        rounded = (math.ceil if up else math.floor)(round(end * 10**decimals, 6)) / 10**decimals
+    digits = f"{rounded:{'+' if sign else ''}.{decimals}f}"
+    return digits.replace("-", MINUS)
+
+
+def apart(one: float, other: float) -> tuple[str, str]:
+    """Format two values with as many decimals as make them differ, at most six."""
+    texts = figure(one), figure(other)
+    for decimals in range(4, 7):
+        if texts[0] != texts[1] or one == other:
+            break
+        texts = f"{one:,.{decimals}f}".replace("-", MINUS), f"{other:,.{decimals}f}".replace("-", MINUS)
+    return texts
 
 
 def p_value(value: float | None) -> str:

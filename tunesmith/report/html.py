@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tunesmith.data.files import write_whole
+from tunesmith.display import model_label
 from tunesmith.evaluation.results import Retention
 from tunesmith.metrics.resampling import ALPHA
 from tunesmith.report import formatting, plots
@@ -29,7 +30,7 @@ from tunesmith.report.run_data import (
     reliability,
 )
 from tunesmith.report.summary import in_short
-from tunesmith.report.verdicts import HUNDREDS, status, trails_single_task
+from tunesmith.report.verdicts import HUNDREDS, name_of_test, rivalry, status, trails_single_task
 
 # Longer texts of a row are folded; no more than MAX_FOLDED_CHARS characters are on the page.
 MAX_SHOWN_CHARS = 280
@@ -55,6 +56,7 @@ def page(run: RunData) -> str:
     """Render the page of a run. Text from files is escaped."""
     report = run.report
     metric = report.task.metric
+    arms = contenders(run)
     return (
         environment()
         .get_template("report.html.jinja")
@@ -65,7 +67,9 @@ def page(run: RunData) -> str:
             status=status(report),
             in_short=in_short(report),
             scale=_interval_positions(report.task.ci95, report.task.delta),
-            bars=_bars(contenders(run), metric),
+            title=title_of(run),
+            bars=_bars(arms, metric),
+            rivals=[rivalry(arm, report.task) for arm in arms if arm.not_beaten],
             others=[arm for arm in [*report.baselines, *report.controls] if arm.metric != metric],
             general_ability=_general_ability(report.retention),
             matrix=confusion(run),
@@ -76,6 +80,12 @@ def page(run: RunData) -> str:
             plots=_plots(run),
         )
     )
+
+
+def title_of(run: RunData) -> str:
+    """Return data, objective, technique and model of a run in words."""
+    report = run.report
+    return f"{run.data_name}: {report.objective} with {report.technique} on {model_label(report.model)}"
 
 
 def environment() -> Environment:
@@ -101,6 +111,7 @@ def environment() -> Environment:
         "duration": formatting.duration,
         "metric": formatting.metric_name,
     }
+    made.filters["name_of_test"] = name_of_test
     made.tests["behind"] = trails_single_task
     made.globals |= {"SHORT": MAX_SHOWN_CHARS, "LONGEST": MAX_FOLDED_CHARS, "exp": math.exp}
     return made

@@ -21,6 +21,8 @@ MAX_POINTS = 400
 MAX_NAME_CHARS = 24
 # Costs that differ by more than this factor leave room for labels of the powers of ten only.
 ONE_DECADE = 10
+# A loss whose highest value is this many times that of most steps gets a logarithmic axis.
+SPIKE = 3
 
 # Placeholders: matplotlib needs colours, the browser knows those of the page. `_inline` replaces them.
 _INK, _FAINT, _TUNED, _BASE = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
@@ -80,14 +82,17 @@ def loss_plot(train: Points, validation: Points, *, best_step: int, name: str = 
         if validation:
             axes.plot(*_columns(validation), "o-", color=_TUNED, linewidth=1.8, markersize=4.5, label="validation")
             axes.axvline(best_step, color=_TUNED, linewidth=1, linestyle=(0, (2, 3)), label="saved")
-        low, high = axes.get_ylim()
-        if name == "loss":
-            # The 95th percentile: the first steps may be high enough to flatten the rest of the curve.
-            usual = sorted(loss for _, loss in train)[int(0.95 * (len(train) - 1))]
-            high = 1.5 * max([usual, *(loss for _, loss in validation)]) or 1.0
+        values = [value for _, value in [*train, *validation]]
+        lowest, highest = min(values), max(values)
+        # The first steps may be high enough to flatten the rest of the curve; no point is cut off.
+        usual = sorted(values)[int(0.9 * (len(values) - 1))]
+        if name == "loss" and lowest > 0 and highest > SPIKE * usual:
+            axes.set_yscale("log")
+            axes.set_ylabel(f"{name} (log scale)")
+            axes.yaxis.set_major_formatter(_plain)
+            axes.yaxis.set_minor_formatter(_plain)
         else:
-            high = max(0, high)
-        axes.set_ylim(min(0, low), high)
+            axes.set_ylim(min(0.0, 1.05 * lowest), max(0.0, 1.05 * highest) or 1.0)
         _whole_steps(axes)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, handlelength=1.4, borderaxespad=0.2)
     return sheet.svg
@@ -236,6 +241,10 @@ def cost_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen: 
 
 def _seconds(cost: float, _: int) -> str:  # signature of a matplotlib formatter
     return f"{cost:,.0f}" if cost >= 1 else f"{cost:g}"
+
+
+def _plain(value: float, _: int) -> str:  # signature of a matplotlib formatter
+    return f"{value:g}"
 
 
 def _short(name: str) -> str:

@@ -8,7 +8,7 @@ from tunesmith.evaluation.results import BASE, PreferenceDiagnostics
 from tunesmith.metrics.resampling import ALPHA
 from tunesmith.report.formatting import count, figure, metric_name, share
 from tunesmith.report.schema import Report
-from tunesmith.report.verdicts import is_not_beaten
+from tunesmith.report.verdicts import is_not_beaten, rivalry
 
 COUNTED = ("accuracy", "exact_match")  # metrics whose mean is a share of rows
 SIGNIFICANCE = {
@@ -56,8 +56,8 @@ def _baselines(report: Report) -> str:
     ]
     if not others:
         return "No baseline was evaluated."
-    if unbeaten := [arm.name for arm in others if is_not_beaten(arm, report.task)]:
-        return f"Not significantly better than: {', '.join(unbeaten)}."
+    if unbeaten := [rivalry(arm, report.task) for arm in others if is_not_beaten(arm, report.task)]:
+        return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in unbeaten)
     return f"Better than every baseline and control: {', '.join(arm.name for arm in others)}."
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from tunesmith.metrics.task_scores import TaskScore
@@ -24,9 +22,12 @@ from tunesmith.report.formatting import (
     size,
 )
 from tunesmith.report.schema import MultitaskReport, Report
+from tunesmith.report.tables import FittedTable
 from tunesmith.report.verdicts import arm_label, is_not_beaten, status, trails_single_task
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
+# Columns that are left out first in a narrow terminal.
+DROPPED = ("kind", "rows", "p-value")
 # Listed in this order if they exist.
 FILES = {
     "report.html": "all results, for a browser",
@@ -78,8 +79,8 @@ def costs(report: Report) -> list[Text]:
             scaled = f"{figure(calibration.ece)} after temperature scaling"
             line = f"calibration error {figure(calibration.ece_before)} ({scaled})"
             if calibration.threshold is not None:
-                line += f"; accept above {share(calibration.threshold)} confidence"
-                line += f" for {share(calibration.target_accuracy)} accuracy (validation rows)"
+                line += f"; of the answers with a confidence of at least {share(calibration.threshold)},"
+                line += f" at least {share(calibration.target_accuracy)} were correct (validation rows)"
         lines.append(Text(line))
     return [*lines, *(Text(f"warning: {clean(warning)}", style="yellow") for warning in report.warnings)]
 
@@ -101,34 +102,37 @@ def _general_ability(report: Report) -> Text:
     return Text(f"general ability: {'; '.join(parts)}")
 
 
-def _tasks(tasks: Sequence[TaskScore]) -> Table:
+def _tasks(tasks: Sequence[TaskScore]) -> FittedTable:
     """Return base against tuned model by every metric."""
-    table = _table("metric", "base>", "tuned>", "difference>", "95 % interval>", "p-value>", "rows>")
+    table = FittedTable(
+        ("metric", "base>", "tuned>", "difference>", "95 % interval>", "p-value>", "rows>"), [], drop=DROPPED
+    )
     for task in tasks:
         name = metric_name(task.metric) if task.name == tasks[0].name else f"{task.name}: {metric_name(task.metric)}"
         values = (figure(task.base), figure(task.tuned), signed(task.delta), bounds(task.ci95, sign=True))
-        _add(table, name, *values, p_value(task.p_value), count(task.n))
+        table.add(name, *values, p_value(task.p_value), count(task.n))
     return table
 
 
-def _single_tasks(multitask: MultitaskReport) -> Table:
+def _single_tasks(multitask: MultitaskReport) -> FittedTable:
     """Return each task of the multitask model against its single-task model."""
-    table = _table("task", "metric", "single-task>", "multitask>", "difference>", "95 % interval>", "")
+    table = FittedTable(
+        ("task", "metric", "single-task>", "multitask>", "difference>", "95 % interval>", ""), [], drop=DROPPED
+    )
     for part in multitask.tasks:
         if (task := part.single_task) is not None:
             values = (figure(task.base), figure(task.tuned), signed(task.delta), bounds(task.ci95, sign=True))
             mark = "behind" if trails_single_task(part) else ""
-            _add(table, part.name, metric_name(task.metric), *values, mark)
+            table.add(part.name, metric_name(task.metric), *values, mark)
     return table
 
 
-def _baselines(report: Report) -> Table:
+def _baselines(report: Report) -> FittedTable:
     """Return baselines and controls, each marked if the tuned model does not beat it."""
-    table = _table("against", "kind", "score>", "difference>", "p-value>", "adjusted>", "")
+    table = FittedTable(("against", "kind", "score>", "difference>", "p-value>", "adjusted>", ""), [], drop=DROPPED)
     arms = [*((arm, "baseline") for arm in report.baselines), *((arm, "control") for arm in report.controls)]
     for arm, kind in arms:
-        _add(
-            table,
+        table.add(
             arm_label(arm.name, arm.detail),
             kind,
             figure(arm.score),
@@ -138,20 +142,5 @@ def _baselines(report: Report) -> Table:
             "not beaten" if is_not_beaten(arm, report.task) else "",
         )
     if (tests := sum(arm.gain is not None for arm, _ in arms)) > 1:
-        table.caption = Text(f"adjusted: by Holm's method for these {tests} tests", justify="left")
+        table.caption = f"adjusted: by Holm's method for these {tests} tests"
     return table
-
-
-def _table(*columns: str) -> Table:
-    """Return an empty table; a column whose heading ends in `>` is right-aligned."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(
-            Text(column.removesuffix(">")), justify="right" if column.endswith(">") else "left", overflow="fold"
-        )
-    return table
-
-
-def _add(table: Table, *cells: str) -> None:
-    """Add a row without interpreting text from files as markup."""
-    table.add_row(*(Text(clean(cell)) for cell in cells))

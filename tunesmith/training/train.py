@@ -233,9 +233,9 @@ def _overfit_check(
     task: TrainingContext, policy: Policy, learner: Learner, *, plan: TrainingPlan, on_event: EventHandler
 ) -> Probe:
     """Check that a few short rows of a task can be learned at all; raise Refused if not."""
-    on_event(StageStarted(f"overfit check on {ROWS} rows"))
     rows = task.train
     shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
+    on_event(StageStarted(f"overfit check on {len(shortest)} of the shortest rows"))
     batches = Batches(task, rows)
     tokens = batches.sampler.tokens
 

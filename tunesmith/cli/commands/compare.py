@@ -88,7 +88,8 @@ def _show(comparison: Comparison) -> None:
         "per 1,000>",
     )
     ranked = sorted(comparison.arms, key=lambda arm: -arm.task.score)
-    show_table(heads, [_cells(arm) for arm in ranked])
+    dropped = ("p95", "answers/s", "p (Holm)", "per 1,000", "to build", "p50", "against", "delta")
+    show_table(heads, [_cells(arm) for arm in ranked], drop=dropped)
     for arm in ranked:
         if arm.cost.price_per_1000 is not None and arm.cost.price_to_build is not None:
             build, answers = price(arm.cost.price_to_build), price(arm.cost.price_per_1000)
@@ -99,12 +100,12 @@ def _show(comparison: Comparison) -> None:
         show(f"retrieval by {search.search}: recall {cuts}; MRR {search.mrr:.3f} ({sizes})")
     show()
     for row in comparison.table:
-        show(f"{row.row} (common belief: {' / '.join(row.belief)}): {row.measured}")
-        if not row.known:
-            show("  not measured")
-            continue
-        for name, cell in row.here.items():
+        if row.known:
+            show(f"{row.row} (common belief: {' / '.join(row.belief)}): {row.measured}")
+        for name, cell in row.measurements.items():
             show(f"  {name}: {cell}")
+    if missing := [row.row for row in comparison.table if not row.known]:
+        show(f"not measured here: {', '.join(missing)}")
     for note in comparison.notes:
         show(f"note: {note}")
     show(f"full results: {comparison.folder}")

@@ -56,7 +56,11 @@ def _show(done: Demo) -> None:
         task, report = run.report.task, run.report
         scores = (figure(task.base), figure(task.tuned), signed(task.delta), p_value(task.p_value))
         rows.append((report.model, report.technique, task.metric, *scores, str(task.n)))
-    show_table(("model", "technique", "metric", "base>", "tuned>", "delta>", "p-value>", "rows>"), rows)
+    show_table(
+        ("model", "technique", "metric", "base>", "tuned>", "delta>", "p-value>", "rows>"),
+        rows,
+        drop=("rows", "p-value"),
+    )
     for run in runs:
         show(f"{run.report.model}, {count(run.report.data.train)} training rows: {run.report.verdict}")
         for baseline in run.report.baselines:

@@ -12,6 +12,7 @@ from tunesmith.cli.options import UsageError, add_common, add_schema, add_set
 from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.files import quoted, write_whole
+from tunesmith.display import model_label, model_labels
 from tunesmith.report.formatting import bounds, figure, p_value
 
 if TYPE_CHECKING:
@@ -101,10 +102,12 @@ def _show_scores(page: ScoredAlone) -> None:
 
 
 def _show_comparison(page: Compared) -> None:
-    show(f"{page.model} against {page.against} on {page.data}")
+    show(f"{model_label(page.model)} against {model_label(page.against)} on {page.data}")
     rows = []
     for task in page.tasks:
         values = (figure(task.base), figure(task.tuned), figure(task.delta))
-        rows.append((task.metric, *values, bounds(task.ci95), p_value(task.p_value), str(task.n)))
-    show_table(("metric", f"{page.against}>", f"{page.model}>", "delta>", "95 % interval", "p-value>", "rows>"), rows)
+        rows.append((task.metric, *values, bounds(task.ci95, sign=True), p_value(task.p_value), str(task.n)))
+    labels = model_labels((page.against, page.model))
+    against, model = (labels[name] for name in (page.against, page.model))
+    show_table(("metric", f"{against}>", f"{model}>", "delta>", "95 % interval", "p-value>", "rows>"), rows)
     show(page.sentence)

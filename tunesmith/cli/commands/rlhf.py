@@ -88,10 +88,10 @@ def _show(report: LoopReport) -> None:
     rows = []
     for item in report.rounds:
         won = item.over_start
-        raw = (share(won.rate), bounds(won.ci95))
-        controlled = (share(won.controlled), bounds(won.controlled_ci95))
+        raw = (share(won.rate), bounds(won.ci95, decides=0.5))
+        controlled = (share(won.controlled), bounds(won.controlled_ci95, decides=0.5))
         rows.append((str(item.number), *raw, *controlled, p_value(won.p_value), str(item.rows)))
-    show_table(heads, rows)
+    show_table(heads, rows, drop=("training votes", "p"))
     for item in report.rounds:
         for learned in item.learned:
             task = learned.task

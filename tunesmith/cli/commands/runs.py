@@ -58,7 +58,7 @@ def run_runs(args: argparse.Namespace) -> int:
     if not runs:
         show(f"no runs in {folder}; `tunesmith tune RECIPE` creates one")
     else:
-        show_table(COLUMNS, [cells(run) for run in runs])
+        show_table(COLUMNS, [cells(run) for run in runs], drop=("when", "p-value", "base"))
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tunesmith.cli.options import UsageError, add_common, add_schema
 from tunesmith.cli.terminal import publish, show, show_table
 from tunesmith.data.files import quoted
+from tunesmith.display import model_labels
 from tunesmith.report.formatting import NONE, p_value, several, share
 
 if TYPE_CHECKING:
@@ -108,12 +109,13 @@ def summary(args: argparse.Namespace) -> int:
     if publish(page.model_dump(mode="json"), args):
         return 0
     show(f"judged: {page.judged} of {several(page.items, 'prompt')} ({_counts(page.votes)})")
+    labels = model_labels(model.model for model in page.models)
     if page.models:
-        show_table(MODELS, [_model(model) for model in page.models])
+        show_table(MODELS, [_model(model, labels) for model in page.models])
     if page.duels:
-        show_table(DUELS, [_duel(duel) for duel in page.duels])
+        show_table(DUELS, [_duel(duel, labels) for duel in page.duels])
     if page.raters:
-        show_table(RATERS, [_rater(rater) for rater in page.raters])
+        show_table(RATERS, [_rater(rater) for rater in page.raters], drop=("chance agreement", "seconds", "too fast"))
     _show_agreement(page)
     return 0
 
@@ -129,12 +131,12 @@ def _counts(votes: Mapping[str, int]) -> str:
     return ", ".join(f"{label}: {count}" for label, count in counts.items()) or "no votes yet"
 
 
-def _model(model: Ranked) -> tuple[str, ...]:
-    return model.model, share(model.strength), _bounds(model.ci95), str(model.votes)
+def _model(model: Ranked, labels: Mapping[str, str]) -> tuple[str, ...]:
+    return labels[model.model], share(model.strength), _bounds(model.ci95), str(model.votes)
 
 
-def _duel(duel: Duel) -> tuple[str, ...]:
-    names = f"{duel.models[0]} against {duel.models[1]}"
+def _duel(duel: Duel, labels: Mapping[str, str]) -> tuple[str, ...]:
+    names = " against ".join(labels.get(name, name) for name in duel.models)
     return names, str(duel.votes), share(duel.won), _bounds(duel.ci95), share(duel.same_length)
 
 

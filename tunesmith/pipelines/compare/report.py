@@ -146,7 +146,12 @@ class TableRow(_Part):
     @property
     def known(self) -> bool:
         """True if any arm was measured."""
-        return any(cell != NOT_MEASURED for cell in self.here.values())
+        return bool(self.measurements)
+
+    @property
+    def measurements(self) -> dict[str, str]:
+        """The measurement of each arm that was measured."""
+        return {arm: cell for arm, cell in self.here.items() if cell != NOT_MEASURED}
 
 
 class Comparison(Displayed, _Part):

@@ -22,7 +22,6 @@ from tunesmith.models.loading.quantization import count_parameters, resident_byt
 from tunesmith.models.profile import matmul_parameters
 from tunesmith.objectives import Multitask
 from tunesmith.pipelines.plan.report import CostPrediction
-from tunesmith.report.formatting import p_value
 from tunesmith.report.schema import (
     DataReport,
     GradientConflict,
@@ -33,7 +32,7 @@ from tunesmith.report.schema import (
     TaskReport,
     Training,
 )
-from tunesmith.report.verdicts import is_not_beaten, multitask_verdict, scores_as_high
+from tunesmith.report.verdicts import is_not_beaten, multitask_verdict, rivalry, scores_as_high
 from tunesmith.training.batches import mixture_of
 from tunesmith.training.multitask import TaskMetrics
 from tunesmith.training.prepare import TrainingContext
@@ -205,20 +204,18 @@ def verdict(
     if task.verdict != "better":
         return task.sentence
     if unbeaten := [arm for arm in controls if is_not_beaten(arm, task)]:
-        return f"no effect: the control {_best_of(unbeaten)} is not beaten. Against the base: {task.sentence}"
+        return f"no effect: a control is not beaten: {_best_of(unbeaten, task)}. Against the base: {task.sentence}"
     unbeaten = [arm for arm in baselines if is_not_beaten(arm, task)]
     if as_high := [arm for arm in unbeaten if scores_as_high(arm, task)]:
-        return f"no benefit over the baseline: {_best_of(as_high)} scores as high. Against the base: {task.sentence}"
+        return f"no benefit over the baseline: {_best_of(as_high, task)}. Against the base: {task.sentence}"
     if unbeaten:
-        return f"{task.sentence}; but too few rows to distinguish it from {_best_of(unbeaten)}"
+        return f"{task.sentence}; but {_best_of(unbeaten, task)}"
     return task.sentence
 
 
-def _best_of(arms: Sequence[ArmScore]) -> str:
-    """Name the best arm with its score and the adjusted p-value of the tuned model's gain over it."""
-    best = max(arms, key=lambda arm: -arm.score if lower_is_better(arm.metric) else arm.score)
-    p = "" if best.p_adjusted is None else f", adjusted {p_value(best.p_adjusted)}"
-    return f"{best.name} ({best.score:.4g}{p})"
+def _best_of(arms: Sequence[ArmScore], task: TaskScore) -> str:
+    """Compare the best arm with the tuned model: the direction, both scores and the adjusted p-value."""
+    return rivalry(max(arms, key=lambda arm: -arm.score if lower_is_better(arm.metric) else arm.score), task)
 
 
 def _memory(run: RunResults) -> Memory:
