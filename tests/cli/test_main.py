@@ -29,6 +29,11 @@ def test_help_names_every_command(command: Command):
         assert f"    {word}" in done.out
 
 
+def test_without_arguments_the_help_is_printed_and_the_exit_code_is_0(command: Command):
+    assert command() == command("--help")
+    assert command().code == 0
+
+
 def test_every_command_takes_json_offline_and_out():
     (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
     for name, command_parser in commands.choices.items():
@@ -53,7 +58,6 @@ def test_version_is_that_of_the_package(command: Command):
     ("words", "line"),
     [
         (["tun"], "error: tunesmith: no command 'tun', did you mean 'tune'?; see `tunesmith --help`"),
-        ([], "error: tunesmith: the following arguments are required: COMMAND; see `tunesmith --help`"),
         (
             ["tune"],
             "error: tunesmith tune: the following arguments are required: RECIPE|DATA; see `tunesmith tune --help`",

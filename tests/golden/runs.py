@@ -167,7 +167,7 @@ def write_jsonl(path: Path, rows: Rows) -> Path:
     return path
 
 
-def tune(name: str, model: Path, folder: Path) -> Path:
+def tune(name: str, model: Path, folder: Path, **more: Any) -> Path:
     """Tune the run called `name` in the working folder and return its run folder."""
     run = RUNS[name]
     write_jsonl(folder / "rows.jsonl", run["rows"]())
@@ -180,7 +180,7 @@ def tune(name: str, model: Path, folder: Path) -> Path:
         recipe["data"] = {"train": "rows.jsonl", **recipe.get("data", {})}
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    return Path(ts.tune(path, out=folder / "run", offline=True).folder)
+    return Path(ts.tune(path, out=folder / "run", offline=True, **more).folder)
 
 
 def check_run(name: str, folder: Path) -> None:

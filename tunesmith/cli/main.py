@@ -104,7 +104,7 @@ def _run_reporting_errors(words: Sequence[str]) -> int:
     try:
         with caught():
             try:
-                args = parser().parse_args(words)
+                args = parser().parse_args(words or ["--help"])
             except SystemExit as done:  # --help, --version and --schema
                 return int(done.code or 0)
             _set_thread_wait_policy()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.metrics.scores import RowStatistic
+from tunesmith.progress import track
 
 FloatArray = NDArray[np.float64]
 
@@ -105,7 +106,8 @@ def difference_probe(states: ArrayLike, *, groups: Sequence[str] | None = None) 
     names = [str(i) for i in range(len(features))] if groups is None else groups
     fold_of = {name: i % FOLDS for i, name in enumerate(dict.fromkeys(names))}
     folds = np.array([fold_of[name] for name in names])
-    correct = {strength: _correct_pairs(features, folds, strength) for strength in STRENGTHS}
+    tracked = track(STRENGTHS, "cross-validating the probe", unit="settings")
+    correct = {strength: _correct_pairs(features, folds, strength) for strength in tracked}
     direction: FloatArray = _direction(features, max(STRENGTHS, key=lambda strength: correct[strength])) / scale
     return direction
 
@@ -114,7 +116,7 @@ def _correct_pairs(features: FloatArray, folds: NDArray[np.int64], strength: flo
     """Count the pairs that out-of-fold fits rank correctly."""
     return sum(
         int((features[folds == fold] @ _direction(features[folds != fold], strength) > 0).sum())
-        for fold in set(folds.tolist())
+        for fold in track(set(folds.tolist()), "cross-validating", unit="folds")
         if (folds != fold).any()
     )
 

@@ -23,6 +23,7 @@ from tunesmith.models.attention.soft_prompt import key_sizes
 from tunesmith.models.batch import pack
 from tunesmith.models.loading.quantization import count_parameters
 from tunesmith.models.policy import Policy
+from tunesmith.progress import track
 
 # Row lengths in tokens at which memory is measured: three points determine terms per pass, token and pair of tokens.
 LENGTHS = (4, 12, 20)
@@ -147,7 +148,8 @@ def named_layers(network: Any) -> Iterator[tuple[str, int, int]]:
 
 def _activation_memory(policy: Policy, *, weights: bool) -> ActivationMemory:
     """Fit a parabola through the activations of rows of three lengths."""
-    sizes = [_kept_bytes(policy, length, weights=weights) for length in LENGTHS]
+    tracked = track(LENGTHS, "measuring activations", unit="lengths")
+    sizes = [_kept_bytes(policy, length, weights=weights) for length in tracked]
     pair, token, once = np.linalg.solve(np.vander(LENGTHS), sizes)
     return ActivationMemory(float(token), max(0.0, float(once)), float(pair))
 

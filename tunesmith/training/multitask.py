@@ -12,7 +12,7 @@ from torch import Tensor
 from tunesmith.events import gradient_cosine_key, task_loss_key
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner
-from tunesmith.progress import track
+from tunesmith.progress import measuring, track
 from tunesmith.training.batches import Batches, mixture_of
 from tunesmith.training.fit import prepare_batches, retry_smaller
 from tunesmith.training.journal import Journal
@@ -114,10 +114,12 @@ def _gradient_direction(task: TrainingContext, policy: Policy, view: Policy, lea
         size //= 2
         return size > 0
 
-    while rows:
-        for accumulated, gradient in zip(total, retry_smaller(gradients, halve), strict=True):
-            if gradient is not None:
-                accumulated.add_(gradient.flatten()[::every])
-        rows = rows[size:]
+    with measuring("comparing gradients", len(rows), unit="rows") as meter:
+        while rows:
+            for accumulated, gradient in zip(total, retry_smaller(gradients, halve), strict=True):
+                if gradient is not None:
+                    accumulated.add_(gradient.flatten()[::every])
+            meter.add(min(size, len(rows)))
+            rows = rows[size:]
     flat = torch.cat(total)
     return flat.div_(flat.norm().clamp(min=1e-12))

@@ -23,6 +23,7 @@ from tunesmith.evaluation.diagnostics import (
     base_general_ability,
     fit_calibration,
     general_window,
+    not_measured,
     retention,
     shuffled_labels,
 )
@@ -156,6 +157,7 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     if TEXTS in phases.names:
         phases.start(TEXTS)
         prepared = _prepare_texts(prepared, folder.path, callbacks, offline=offline)
+    on_event(StageStarted("estimating time and memory"))
     prediction = predict_cost(prepared, folder.path, on_event=on_event)
 
     # Evaluate the base model before any of its parameters changes.
@@ -175,12 +177,14 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     phases.start(TUNED)
     general = None
     if snapshot.general:
+        on_event(StageStarted("general ability of the tuned model"))
         general = retention(
             snapshot.general,
             measure(
                 trained.policy, prepared.template, window=general_window(prepared), extent=prepared.recipe.retention
             ),
         )
+    on_event(StageStarted(f"{len(prepared.test)} test rows"))
     model = _local_model(prepared, trained.policy)
     fit_calibration(prepared, model)
     base_predictions = TypeAdapter(evaluator.shape).validate_python(snapshot.predictions)
@@ -226,7 +230,7 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     return report
 
 
-# NumberedPhases of a run. Some recipes have fewer.
+# Phases of a run, as they are shown. Some recipes have fewer.
 PREPARE = "reading the rows and the model"
 TEXTS = "preparing general rows and the masked-LM head"
 BASE = "evaluating the base model"
@@ -293,6 +297,8 @@ def _evaluate_base(
     phases.start(BASE)
     policy = Policy.over(prepared.base.network, family=prepared.base.family)
     predictions = evaluator.evaluate_base(prepared, policy, folder.path)
+    if not not_measured(prepared):
+        phases.on_event(StageStarted("general ability of the base model"))
     snapshot = BaselineSnapshot(
         predictions=TypeAdapter(evaluator.shape).dump_python(predictions, mode="json"),
         general=base_general_ability(prepared, policy),
@@ -313,7 +319,9 @@ def _run_controls(
         quantize = control.recipe.technique.load_options().quantize
         options = LoadOptions("float32", control.machine.device, quantize)
         control = replace(control, base=load_base(control.recipe.model, options=options, offline=True))
-        return _local_model(control, train(control, folder, callbacks=callbacks).policy)
+        policy = train(control, folder, callbacks=callbacks).policy
+        callbacks.on_event(StageStarted(f"{len(control.test)} test rows"))
+        return _local_model(control, policy)
 
     if not prepared.subtasks:
         model = tuned(shuffled_labels(prepared), out / "control", "control run: shuffled labels")
