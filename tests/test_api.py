@@ -16,12 +16,14 @@ import pytest
 
 import tunesmith as ts
 from tests.glance import only_a_glance
+from tests.served import save_run
 from tests.tiny import tiny_encoder
 from tunesmith.api import Listing, as_parameters
 from tunesmith.cli.main import parser
 from tunesmith.display import Display, Displayed
 from tunesmith.events import Note, StepFinished
 from tunesmith.notebook import NotebookProgress
+from tunesmith.techniques import Lora
 
 # Command -> its functions, and for each the options that another function of the command has.
 FUNCTIONS: dict[str, dict[str, set[str]]] = {
@@ -256,3 +258,67 @@ def test_importing_tunesmith_takes_less_than_a_fifth_of_a_second():
     code = "import time; t = time.process_time(); import tunesmith; print(time.process_time() - t)"
     done = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
     assert min(float(each.stdout) for each in done) < 0.2
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a tiny decoder that writes."""
+    return save_run(tmp_path_factory.mktemp("writer") / "replies", Lora(rank=2))
+
+
+def test_a_server_answers_in_the_background_until_it_is_closed(writer: Path, tmp_path: Path):
+    import urllib.request
+
+    store = tmp_path / "thumbs.db"
+    with ts.serve(writer, port=0, offline=True, store=store) as served:
+        with urllib.request.urlopen(f"{served.url}v1/models", timeout=30) as answer:
+            models = json.load(answer)
+        assert [model["id"] for model in models["data"]] == ["replies", "llama"]
+        assert served.url in served._repr_html_()
+    assert repr(served) == "Served(replies): closed"
+
+
+def test_a_feedback_page_counts_votes_and_writes_them_as_rows(writer: Path, tmp_path: Path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"what is {i}?"}) + "\n" for i in range(4)))
+    store = tmp_path / "votes.db"
+    with ts.feedback(
+        writer, prompts=prompts, max_new_tokens=4, store=store, port=0, offline=True, progress=False
+    ) as page:
+        assert page.url.startswith("http://127.0.0.1:")
+    summary = ts.votes_summary(store)
+    assert (summary.items > 0, summary.judged) == (True, 0)
+    assert repr(summary) == f"Votes({store}): 0 of {summary.items} prompts judged"
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "what is 1?", "chosen": "one", "rejected": "two"}) + "\n")
+    assert ts.votes_import(tmp_path / "own.db", pairs, rater="ann").votes == 1
+    done = ts.votes_export(tmp_path / "own.db", tmp_path / "rows.jsonl")
+    assert (done.rows, done.format) == (1, "pairs")
+    with pytest.raises(ts.TunesmithError, match=r"expected a file name ending in .jsonl"):
+        ts.votes_export(tmp_path / "own.db", tmp_path / "rows.csv")
+
+
+def test_a_generating_model_returns_one_answer_for_one_prompt(writer: Path):
+    model = ts.load(writer, offline=True)
+    assert repr(model).startswith("LocalModel(llama")
+    assert repr(model).endswith(f"+ lora, instruct, {writer})")
+    short = ts.Sampling(max_new_tokens=4)
+    assert model.generate("hello", sampling=short) == model.generate(["hello"], sampling=short)[0]
+    asked = ts.ask(writer, "hello", max_new_tokens=4, offline=True)
+    assert str(asked) == model.generate("hello", sampling=short)
+
+
+def test_plans_and_comparisons_fit_a_few_lines(place: Path):
+    small: dict[str, Any] = {"model": "./minilm-l6", "progress": False, "offline": True}
+    threads = {"machine.threads": 1, "machine.dtype": "float32", "schedule.probe": False}
+    made = ts.plan("reviews.jsonl", quick=True, settings=threads, **small)
+    assert repr(made).startswith("Plan(./minilm-l6, classify on ")
+    assert len(repr(made).splitlines()) <= 5
+    assert "peak memory" in made._repr_html_()
+    compared = ts.compare("reviews.jsonl", arms=["tuned", "tf-idf"], settings=threads, out="compared", **small)
+    assert repr(compared).startswith("Comparison(compared): ")
+    assert "tf-idf" in compared._repr_html_()
+    assert (place / "compared" / "report.html").is_file()
+    assert ts.ask("compared", "phone 3 is bad", offline=True).arm == "tf-idf"
+    with pytest.raises(ts.TunesmithError, match=r"omit temperature=, top_p=, max_new_tokens=, seed= and task="):
+        ts.ask("compared", "phone 3 is bad", temperature=0.5)

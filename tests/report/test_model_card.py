@@ -58,7 +58,9 @@ def test_measured_facts_stand_in_the_card(make_run: MakeRun):
     written = card(read_run_data(make_run(**everything())))
     assert "| accuracy | 0.600 | 0.800 | +0.200 |" in written
     assert "Loss on general text in nats per token: 2.900 before, 3.000 after (+0.100)" in written
-    assert "**not significantly** better than: base, oracle" in written
+    assert "Not significantly better than base: 0.800 against 0.600" in written
+    assert "Oracle scores higher: 1.000 against 0.800" in written
+    assert "# reviews.jsonl: classify with lora on smollm2-135m" in written
     assert f"`{SHA['test']}`" in written
     assert "tunesmith tune RUN/recipe.yaml" in written
 

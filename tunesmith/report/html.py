@@ -67,7 +67,7 @@ def page(run: RunData) -> str:
             status=status(report),
             in_short=in_short(report),
             scale=_interval_positions(report.task.ci95, report.task.delta),
-            title=title_of(run),
+            title=run.title,
             bars=_bars(arms, metric),
             rivals=[rivalry(arm, report.task) for arm in arms if arm.not_beaten],
             others=[arm for arm in [*report.baselines, *report.controls] if arm.metric != metric],
@@ -80,12 +80,6 @@ def page(run: RunData) -> str:
             plots=_plots(run),
         )
     )
-
-
-def title_of(run: RunData) -> str:
-    """Return data, objective, technique and model of a run in words."""
-    report = run.report
-    return f"{run.data_name}: {report.objective} with {report.technique} on {model_label(report.model)}"
 
 
 def environment() -> Environment:
@@ -110,6 +104,7 @@ def environment() -> Environment:
         "size": formatting.size,
         "duration": formatting.duration,
         "metric": formatting.metric_name,
+        "model_label": model_label,
     }
     made.filters["name_of_test"] = name_of_test
     made.tests["behind"] = trails_single_task

@@ -25,7 +25,7 @@ from tunesmith.report.formatting import (
 )
 from tunesmith.report.run_data import RunData, contenders
 from tunesmith.report.summary import in_short
-from tunesmith.report.verdicts import arm_label
+from tunesmith.report.verdicts import arm_label, name_of_test, rivalry
 
 COMMAND = "tunesmith tune RUN/recipe.yaml --out again"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -42,7 +42,7 @@ def card(run: RunData) -> str:
     training = report.training
     trained = f"{count(training.trainable)} of {count(training.parameters)} parameters trained"
     title = (
-        f"# {text(report.name)}\n\n"
+        f"# {text(run.title)}\n\n"
         f"{link}, tuned with Tunesmith on {code(run.data_name)}: "
         f"objective `{report.objective}`, technique `{report.technique}` "
         f"({trained}, {share(training.trainable / (training.parameters or 1))}).\n\n"
@@ -115,7 +115,7 @@ def _results(run: RunData) -> str:
     ]
     parts = [
         "## Results",
-        f"{count(main.n)} held-out rows{groups}, the same for both models. Test: {main.test}.",
+        f"{count(main.n)} held-out rows{groups}, the same for both models. Test: {name_of_test(main)}.",
         table(("metric", "base", "tuned", "difference", "95 % interval", "p-value"), lines),
         f"Base, baselines and controls on the same rows, by {metric_name(main.metric)}. "
         "The difference is that of the tuned model to each of them.",
@@ -123,8 +123,10 @@ def _results(run: RunData) -> str:
     ]
     if (tests := sum(arm.gain is not None for arm in arms)) > 1:
         parts.append(f"Adjusted: by Holm's method for the {tests} tests of this table.")
-    if unbeaten := [arm.name for arm in arms if arm.not_beaten]:
-        parts.append(f"The tuned model is **not significantly** better than: {text(', '.join(unbeaten))}.")
+    for arm in arms:
+        if arm.not_beaten:
+            sentence = rivalry(arm, main)
+            parts.append(text(f"{sentence[0].upper()}{sentence[1:]}."))
     return "\n\n".join(parts)
 
 

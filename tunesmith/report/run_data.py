@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.config import AnyObjective, Recipe, load_recipe
+from tunesmith.display import model_label
 from tunesmith.evaluation.results import BASE
 from tunesmith.metrics.calibration import coverage_curve
 from tunesmith.metrics.resampling import groups_of
@@ -50,6 +51,12 @@ class RunData:
     def data_name(self) -> str:
         """Names of the training files without their folders."""
         return ", ".join(Path(part.data.train).name for part in self.recipe.parts.values() or [self.recipe])
+
+    @property
+    def title(self) -> str:
+        """Data, objective, technique and model of the run in words."""
+        report = self.report
+        return f"{self.data_name}: {report.objective} with {report.technique} on {model_label(report.model)}"
 
 
 @dataclass(frozen=True, slots=True)

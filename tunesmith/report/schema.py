@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from tunesmith.data.files import read_page
-from tunesmith.display import Display, Displayed
+from tunesmith.display import Display, Displayed, model_label
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.results import (
     Calibration,
@@ -172,7 +172,7 @@ class Report(Displayed, ReportPart):
         ]
         scores = f"{metric_name(task.metric)} {figure(task.base)} → {figure(task.tuned)} ({signed(task.delta)})"
         return Display(
-            f"Report({self.name}): {self.model}, {self.objective}, {self.technique}: {scores}",
+            f"Report({self.name}): {model_label(self.model)}, {self.objective}, {self.technique}: {scores}",
             (self.verdict, *(f"warning: {text}" for text in self.warnings)),
             ("metric", "base", "tuned", "difference", "p-value"),
             rows,
