@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tunesmith.config import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.config.aliases import changed_keys
 from tunesmith.config.annotated_yaml import AnnotatedRecipe
 from tunesmith.config.commands import audit_fix, collect_passages, columns_set
+from tunesmith.config.model_choice import DECODER, ENCODER, ModelPick, pick_by_rule
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.config.resolve import BATCH_ROWS, BYTES_A_TOKEN, default_epochs, learned_rows, size_of
 from tunesmith.data.examples.types import Chat, Example, LabelledText, Text
@@ -45,12 +48,60 @@ CHAT_TOKENS = 48  # of the chat template and a short instruction
 ROUND_TO = 64
 DEFAULT_MAX_TOKENS = 2_048
 BYTES_PER_LISTED_TOKEN = 2  # of label lists, which take more tokens than running text
-SMALL_ENCODER = "minilm-l6"
+BY_USER = "set on the command line"
 ENCODER_LIMIT, TEXT_WINDOW = 256, 512
 
 
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A data file that was read, and the start of its recipe."""
+
+    data: str
+    changes: tuple[str, ...]
+    raw: Mapping[str, Any]  # sections found in the rows
+    reasons: Mapping[str, str]  # by dotted key
+    recipe: Recipe  # valid, with default sections
+    guessed: str  # guessed column roles, as command-line options
+    rows: Sequence[Row]
+    notes: tuple[str, ...]  # what was skipped, and how the file was read
+    examples: Sequence[Example]
+    group: str  # column; empty if there is none
+
+    @property
+    def named(self) -> set[str]:
+        """Return the keys that the user set."""
+        return changed_keys(self.changes)
+
+    @property
+    def test_share(self) -> float:
+        """Return the fraction of the rows that is held out for the test."""
+        return _test_share(len(self.examples))
+
+    def pick(self) -> ModelPick:
+        """Return the user's model, or else the one that the rule of the objective names."""
+        if "model" in self.named:
+            return ModelPick(self.recipe.model, BY_USER)
+        return pick_by_rule(self.recipe.objective, self.named)
+
+
 def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> AnnotatedRecipe:
-    """Draft a recipe for a data file.
+    """Draft a recipe for a data file, with a model that is chosen by rule.
+
+    Args:
+        data: the data file.
+        changes: `key=value` changes of the recipe.
+        offline: do not access the network.
+
+    Raises:
+        DataError: the rows cannot be read, or the roles of their columns cannot be guessed.
+        RecipeError: a change is invalid.
+    """
+    seen = inspect_rows(data, changes=changes, offline=offline)
+    return draft_recipe(seen, seen.pick())
+
+
+def inspect_rows(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> Inspection:
+    """Read a data file and find its objective, columns and groups.
 
     Args:
         data: the data file.
@@ -66,7 +117,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> A
     reasons: dict[str, str] = {}
     named = changed_keys(changes)
     detected = None if named & {"objective", "objective.kind"} else detect_or_guess(rows)
-    raw: dict[str, Any] = {"model": "smollm2-135m", "data": {"train": data}}
+    raw: dict[str, Any] = {"data": {"train": data}}
     if detected is not None:
         raw["objective"] = _objective(detected, reasons)
     recipe, _ = make_recipe(raw, place=f"init {data}", changes=changes)
@@ -79,30 +130,60 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> A
     used = {value for value in recipe.objective.model_dump().values() if isinstance(value, str)}
     group = recipe.data.group or _group(kept, used)
     guessed = detected.change() if isinstance(detected, Guess) else ""
-    examples = _examples(recipe, kept, group, guessed or columns_set(recipe.objective.model_dump()))
-    family = "encoder" if recipe.model == SMALL_ENCODER else "decoder"
-    bound = recipe.objective.bind(examples, family)
+    return Inspection(
+        data=data,
+        changes=tuple(changes),
+        raw=raw,
+        reasons=reasons,
+        recipe=recipe,
+        guessed=guessed,
+        rows=kept,
+        notes=(*file.notes, *skipped),
+        examples=_examples(recipe, kept, group, guessed or columns_set(recipe.objective.model_dump())),
+        group=group,
+    )
+
+
+def draft_recipe(seen: Inspection, pick: ModelPick) -> AnnotatedRecipe:
+    """Draft a recipe for rows that were inspected.
+
+    Args:
+        seen: the rows.
+        pick: the model, which the changes of the user override.
+
+    Raises:
+        DataError: the labels cannot be learned.
+        RecipeError: a change is invalid.
+    """
+    place = f"init {seen.data}"
+    raw, reasons, examples = copy.deepcopy(dict(seen.raw)), dict(seen.reasons), seen.examples
+    raw = {"model": pick.model, **raw}
+    family = "encoder" if pick.model == ENCODER else "decoder"
+    bound = seen.recipe.objective.bind(examples, family)
     instruction = _instruction(bound, reasons)
     raw["data"] |= _data(
-        examples, group, instruction=instruction.get("instruction", ""), model=recipe.model, reasons=reasons
+        examples, seen.group, instruction=instruction.get("instruction", ""), model=pick.model, reasons=reasons
     )
-    _keep_own_split(kept, raw["data"], reasons)
-    reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
-    reasons["data.train"] += "".join(f"; {note}" for note in (*file.notes, *skipped))
+    _keep_own_split(seen.rows, raw["data"], reasons)
+    listed = ", ".join(filter(str.strip, columns_of(seen.rows)))
+    reasons["data.train"] = f"{len(seen.rows)} rows with the columns {listed}"
+    reasons["data.train"] += "".join(f"; {note}" for note in seen.notes)
     raw.setdefault("objective", {"kind": bound.kind})
     raw["objective"] |= instruction
     if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:
         raw["objective"]["metric"] = _metric(bound, examples, reasons)
-    raw |= _training(recipe.model, learned_rows(examples, raw["data"]["max_tokens"]), reasons)
-    raw |= _general_rows(recipe, family, reasons)
-    if named & {"technique", "technique.kind"}:
+    raw |= _training(pick.model, learned_rows(examples, raw["data"]["max_tokens"]), reasons)
+    raw |= _general_rows(seen.recipe, family, reasons)
+    if pick.model == ENCODER and isinstance(bound, Classify):
+        raw["compare"] = {"model": DECODER}
+        reasons["compare"] = "`tunesmith compare` also asks a decoder, which this model is not"
+    if seen.named & {"technique", "technique.kind"}:
         del raw["technique"]  # its options may not exist for the technique of the command line
-    reasons["model"] = "set on the command line"
-    if recipe.model == "smollm2-135m":
-        reasons["model"] = f"bundled, and small enough for a laptop; for classification {SMALL_ENCODER} is faster"
-    recipe, _ = make_recipe(raw | {"seed": 0}, place=f"init {data}", changes=changes)
+    reasons["model"] = pick.reason
+    recipe, _ = make_recipe(raw | {"seed": 0}, place=place, changes=seen.changes)
     check_pair(recipe, family)
-    return AnnotatedRecipe(recipe, {key: _reason(key, why, named) for key, why in reasons.items()}, {}, guessed)
+    explained = {key: _reason(key, why, seen.named) for key, why in reasons.items()}
+    return AnnotatedRecipe(recipe, explained, {}, seen.guessed)
 
 
 def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> Sequence[Example]:
@@ -181,7 +262,7 @@ def _data(
     examples: Sequence[Example], group: str, *, instruction: str, model: str, reasons: dict[str, str]
 ) -> dict[str, Any]:
     """Return the section `data` with splits, groups and the length limit."""
-    share = min(0.2, round(MAX_TEST_ROWS / len(examples), 3))
+    share = _test_share(len(examples))
     test = max(1, round(share * len(examples)))
     points = 98 / math.sqrt(test)
     description = f"{test} held-out rows: the 95 % interval of an accuracy is about ±{points:.0f} points"
@@ -201,7 +282,7 @@ def _data(
     # CHAT_TOKENS covers a short instruction; a long list of labels needs more.
     typical += max(0.0, len(instruction.encode()) / BYTES_PER_LISTED_TOKEN - CHAT_TOKENS)
     needed = ROUND_TO * math.ceil((typical + CHAT_TOKENS) / ROUND_TO)
-    limit = ENCODER_LIMIT if model == SMALL_ENCODER else DEFAULT_MAX_TOKENS
+    limit = ENCODER_LIMIT if model == ENCODER else DEFAULT_MAX_TOKENS
     section["max_tokens"] = min(limit, max(2 * ROUND_TO, needed))
     reasons["data.max_tokens"] = (
         f"99 % of the rows have at most about {typical:.0f} tokens plus the chat template; longer ones are shortened"
@@ -223,6 +304,11 @@ def _keep_own_split(rows: Sequence[Row], section: dict[str, Any], reasons: dict[
     for part in counts.keys() & section.keys() - {"train"}:
         del section[part]
         reasons.pop(f"data.{part}", None)
+
+
+def _test_share(rows: int) -> float:
+    """Return the fraction of the rows that is held out for the test."""
+    return min(0.2, round(MAX_TEST_ROWS / rows, 3))
 
 
 def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:
@@ -268,7 +354,7 @@ def _training(model: str, rows: int, reasons: dict[str, str]) -> dict[str, Any]:
         f"about {steps} steps of {BATCH_ROWS} rows; "
         "the best checkpoint on validation is kept, so an extra epoch only costs time"
     )
-    if model == SMALL_ENCODER:
+    if model == ENCODER:
         reasons["technique"] = "22 million parameters are few enough to train all of them on any machine"
         return {"technique": {"kind": "full"}, "schedule": {"epochs": epochs}}
     import torch

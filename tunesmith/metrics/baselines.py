@@ -123,13 +123,13 @@ def _chosen_tfidf(
 ) -> tuple[FeatureUnion, Any, _Setting]:
     """Return the vectorizer, its features of the texts and the setting that cross-validation chooses."""
     setting = _Setting(10.0)
-    vectorizer = _vectorizer(characters=True)
+    vectorizer = tfidf_vectorizer(characters=True)
     features = vectorizer.fit_transform(texts)
     trials = _trials(labels, metric, seed)
     if not trials:
         return vectorizer, features, setting
     meter.weight = 1
-    word_vectorizer = _vectorizer(characters=False)
+    word_vectorizer = tfidf_vectorizer(characters=False)
     word_features = word_vectorizer.fit_transform(texts)
     score = trials.score(features, setting)
     meter.add()
@@ -198,7 +198,8 @@ def linear_probe(vectors: ArrayLike, labels: Sequence[str], tests: ArrayLike, *,
     return fit_linear(vectors, labels, metric=metric).label(tests) if len(np.asarray(tests)) else []
 
 
-def _vectorizer(*, characters: bool) -> FeatureUnion:
+def tfidf_vectorizer(*, characters: bool) -> FeatureUnion:
+    """Return TF-IDF features of words and pairs of words, with `characters` also of 2 to 5 characters within words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
@@ -218,6 +219,17 @@ def _trials(labels: Sequence[str], metric: str, seed: int) -> _Trials | None:
     # Stratified: rows sorted by label are assigned to the folds in turn.
     folds[sorted(order, key=lambda row: labels[row])] = np.arange(len(order)) % FOLDS
     return _Trials(np.array(labels), folds, metric)
+
+
+def fit_logistic(features: Any, labels: NDArray[np.str_], strength: float) -> LogisticRegression | OneVsRestClassifier:
+    """Fit logistic regression without a search.
+
+    Args:
+        features: [N, D], sparse or standardised.
+        labels: N labels, at least two different ones.
+        strength: inverse of the regularization.
+    """
+    return _fitted(features, labels, _Setting(strength))
 
 
 def _fitted(features: Any, labels: NDArray[np.str_], setting: _Setting) -> LogisticRegression | OneVsRestClassifier:

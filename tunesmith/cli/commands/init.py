@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith.cli.candidates import show_choice
 from tunesmith.cli.options import ROW_FILES, UsageError, add_changes, add_common, changes_of
+from tunesmith.cli.progress import Lines
 from tunesmith.cli.terminal import emit, log, show
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("data", nargs="?", default="", metavar="DATA", help=ROW_FILES)
     text = "configuration of axolotl or LLaMA-Factory to convert"
     parser.add_argument("--from", dest="foreign", type=Path, metavar="FILE", help=text)
+    quick = "choose the model without loading one: TF-IDF is measured, all else is estimated"
+    parser.add_argument("--quick", action="store_true", help=quick)
     add_changes(parser)
     add_common(parser)
     parser.add_argument(
@@ -37,12 +41,16 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the recipe and print it."""
     from tunesmith.config.importers.convert import convert
-    from tunesmith.config.scaffold import draft
+    from tunesmith.pipelines.init import draft_with_candidates
 
+    choice = None
     if args.foreign is not None:
         made = convert(args.foreign, data=args.data, changes=changes_of(args))
     elif args.data:
-        made = draft(args.data, changes=changes_of(args), offline=args.offline)
+        drafted = draft_with_candidates(
+            args.data, changes=changes_of(args), quick=args.quick, offline=args.offline, on_event=Lines()
+        )
+        made, choice = drafted.made, drafted.choice
     else:
         raise UsageError("tunesmith init: no input; give DATA, or --from axolotl.yaml")
     made.write(args.out)
@@ -57,9 +65,13 @@ def run(args: argparse.Namespace) -> int:
             "reasons": made.reasons,
             "left_out": made.dropped,
             "guessed": made.guessed,
+            "candidates": [] if choice is None else [part.model_dump(mode="json") for part in choice.candidates],
         }
         emit(document)
         return 0
+    if choice is not None:
+        show_choice(choice)
+        show()
     show(made.text(args.out.parent).rstrip())
     show()
     show(f"written: {args.out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -55,6 +56,32 @@ class Recommended(_Part):
     """The recommended technique and the reasons."""
 
     technique: str
+    reasons: list[str]
+
+
+class ModelCandidate(_Part):
+    """One way to predict labels, or one model that can learn the objective."""
+
+    name: str  # tf-idf, probe, or the alias of a model
+    about: str
+    basis: Literal["measured", "expected", ""]  # empty: the score is unknown
+    score: Bounds | None = None  # 95 % interval if measured, bounds of earlier runs and of the test rows if expected
+    rows: int = 0  # rows of the measurement
+    seconds: Bounds | None = None  # whole run, or the measurement
+    memory: Bounds | None = None  # peak, in bytes
+    holds: bool = False  # not expected to be worse than the best by more than the margin
+    fragments: float | None = None  # share of tokens that are less than a part of a word
+    note: str = ""
+
+
+class ModelChoice(_Part):
+    """The candidates, and the cheapest that is expected to score as high as the best."""
+
+    metric: str = ""  # of the scores; empty if none is known
+    margin: float = 0.0
+    candidates: list[ModelCandidate]
+    sufficient: str  # name of the cheapest candidate of all that holds
+    model: str  # the recommended model: the cheapest network that holds
     reasons: list[str]
 
 

@@ -1,0 +1,49 @@
+"""Choice of a model by rule, where nothing is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from tunesmith.config.recipe import AnyObjective
+from tunesmith.objectives import Classify
+
+ENCODER = "minilm-l6"
+DECODER = "smollm2-135m"
+ADAPT = "objective.instruction"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPick:
+    """A model, and why it was chosen."""
+
+    model: str
+    reason: str
+
+
+def pick_by_rule(objective: AnyObjective, named: Set[str]) -> ModelPick:
+    """Choose between the bundled models by the objective alone.
+
+    Args:
+        objective: the objective of the rows.
+        named: keys of the recipe that the user set.
+    """
+    if isinstance(objective, Classify):
+        if objective.output == "words" or ADAPT in named:
+            return ModelPick(DECODER, "label words and instructions need a decoder")
+        why = "for labels the encoder is expected to do as well in a tenth of the time"
+        return ModelPick(ENCODER, f"{why}; --model {DECODER} tunes the decoder instead")
+    if "encoder" in objective.families and objective.produces == "likelihood":
+        return ModelPick(DECODER, f"generates text; --model {ENCODER} tunes an encoder for embeddings and masked words")
+    return ModelPick(DECODER, unsuited(objective))
+
+
+def unsuited(objective: AnyObjective) -> str:
+    """Return in one line why the models other than a decoder are no candidates; empty for labels."""
+    if objective.produces == "labels":
+        return ""
+    if objective.produces == "likelihood":
+        return "TF-IDF and a probe predict labels, not the words of a text; encoder and decoder can both learn a domain"
+    if objective.produces == "score":
+        return "TF-IDF and a probe predict labels, not scores of answers; encoder and decoder can both learn a reward"
+    return "the rows ask for text, which only a decoder generates; TF-IDF, a probe and an encoder predict labels"

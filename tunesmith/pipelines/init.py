@@ -1,0 +1,54 @@
+"""A recipe for a data file, with a model that was chosen among measured and forecast candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunesmith.config.annotated_yaml import AnnotatedRecipe
+from tunesmith.config.model_choice import DECODER, ModelPick
+from tunesmith.config.scaffold import draft_recipe, inspect_rows
+from tunesmith.events import EventHandler
+from tunesmith.pipelines.plan.candidates import Job, choose_model
+from tunesmith.pipelines.plan.report import ModelChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A recipe, and the candidates that its model was chosen from."""
+
+    made: AnnotatedRecipe
+    choice: ModelChoice
+
+
+def draft_with_candidates(
+    data: str,
+    *,
+    changes: Sequence[str] = (),
+    quick: bool = False,
+    offline: bool = False,
+    on_event: EventHandler,
+) -> Drafted:
+    """Draft a recipe for a data file.
+
+    Args:
+        data: the data file.
+        changes: `key=value` changes of the recipe; a model among them is kept.
+        quick: load no model to measure it.
+        offline: do not access the network.
+        on_event: observes the progress.
+
+    Raises:
+        DataError: the rows cannot be read, or the roles of their columns cannot be guessed.
+        RecipeError: a change is invalid.
+    """
+    seen = inspect_rows(data, changes=changes, offline=offline)
+    by_user = "model" in seen.named
+    pick = seen.pick()
+    objective = seen.recipe.objective.bind(seen.examples, "encoder")
+    forced = by_user or (objective.produces == "labels" and pick.model == DECODER)
+    job = Job(objective, seen.examples, test_share=seen.test_share)
+    choice = choose_model(job, on_event=on_event, probe=not quick and not forced, model=pick.model if forced else "")
+    if not forced:
+        pick = ModelPick(choice.model, "; ".join(choice.reasons))
+    return Drafted(draft_recipe(seen, pick), choice)
