@@ -45,6 +45,7 @@ PIPELINE_EDGES = {
     ("rlhf", "feedback"),
     ("rlhf", "compare"),
     ("learning_curve", "tune"),
+    ("init", "plan"),
 }
 
 

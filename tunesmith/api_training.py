@@ -36,12 +36,15 @@ def init(
     settings: Mapping[str, Any] | None = None,
     from_: str | Path | None = None,
     out: str | Path | None = "recipe.yaml",
+    quick: bool = False,
     offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
 ) -> AnnotatedRecipe:
     """Write a commented recipe for a data file, or from another trainer's configuration.
 
     >>> import tunesmith
-    >>> made = tunesmith.init("reviews.jsonl", out=None)
+    >>> made = tunesmith.init("reviews.jsonl", out=None, quick=True, progress=False)
     >>> made.recipe.objective.kind
     'classify'
 
@@ -53,23 +56,29 @@ def init(
         settings: further recipe keys, such as `{"schedule.epochs": 2}`.
         from_: configuration of axolotl or LLaMA-Factory to convert.
         out: file to write; None writes nothing.
+        quick: choose the model without loading one.
         offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event, see `tunesmith.events`.
 
     Returns:
-        The recipe with `.recipe`, `.reasons`, `.dropped` and `.text(folder)`.
+        The recipe with `.recipe`, `.reasons`, `.candidates` (models), `.dropped` and `.text(folder)`.
 
     Raises:
         TunesmithError: the rows cannot be read, or the file exists.
     """
     from tunesmith.config.importers.convert import convert
-    from tunesmith.config.scaffold import draft
     from tunesmith.errors import RecipeError
+    from tunesmith.pipelines.init import draft_with_candidates
 
     changes = changes_of({"model": model, "objective": objective, "technique": technique}, settings)
     if from_ is not None:
         made = convert(Path(from_), data=str(data), changes=changes)
     elif data:
-        made = draft(str(data), changes=changes, offline=offline)
+        with reporting(progress, callback) as callbacks:
+            made = draft_with_candidates(
+                str(data), changes=changes, quick=quick, offline=offline, on_event=callbacks.on_event
+            ).made
     else:
         raise RecipeError("init: no input; give data, or from_='axolotl.yaml'")
     if out is not None:

@@ -32,11 +32,13 @@ def reviews(tmp_path: Path) -> Path:
 def test_rows_alone_become_the_default_recipe_and_what_was_found_is_told(reviews: Path):
     asked = resolve_recipe(reviews)
     recipe = asked.recipe
-    assert (recipe.model, recipe.objective.kind, recipe.technique.kind) == ("smollm2-135m", "classify", "lora")
+    assert (recipe.model, recipe.objective.kind, recipe.technique.kind) == ("minilm-l6", "classify", "full")
     assert (recipe.data.train, recipe.data.group) == (str(reviews), "thread")
     assert asked.notes == (
         "detected text_label: text -> input text, label -> target",
         "rows with the same 'thread' stay in one split (--set data.group= for no groups)",
+        "model: minilm-l6: for labels the encoder is expected to do as well in a tenth of the time; "
+        "--model smollm2-135m tunes the decoder instead",
         "epochs: 5, about 9 steps (change with --set schedule.epochs=N)",
     )
     assert resolve_recipe(reviews, changes=["schedule.epochs=2"]).recipe.schedule.epochs == 2
@@ -46,6 +48,21 @@ def test_rows_alone_become_the_default_recipe_and_what_was_found_is_told(reviews
     assert (
         resolve_recipe(reviews, changes=["schedule.batch_rows=8"]).recipe.schedule.epochs == 1
     )  # who sets one sets all
+
+
+def test_a_named_model_a_recipe_file_and_decoder_settings_keep_the_decoder_with_lora(reviews: Path):
+    file = reviews.with_name("r.yaml")
+    file.write_text("data: {train: reviews.jsonl}\nobjective: classify\n")
+    words = "objective={kind: classify, output: words}"
+    asked = [
+        resolve_recipe(reviews, changes=["model=smollm2-135m"]),
+        resolve_recipe(reviews, changes=["objective.instruction=Good?"]),
+        resolve_recipe(reviews, changes=[words]),
+        resolve_recipe(file),
+    ]
+    assert {(one.recipe.model, one.recipe.technique.kind) for one in asked} == {("smollm2-135m", "lora")}
+    encoder = resolve_recipe(reviews, changes=["technique.rank=4"]).recipe
+    assert (encoder.model, encoder.technique.kind, encoder.compare.model) == ("minilm-l6", "lora", "smollm2-135m")
 
 
 def test_prompts_and_answers_become_an_instruct_recipe(tmp_path: Path):

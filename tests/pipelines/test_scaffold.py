@@ -92,7 +92,7 @@ def test_nothing_is_overwritten(rows: Path) -> None:
     [(1000, 5, 8), (2000, 3, 16), (100, 5, 8)],
 )
 def test_passes_and_rank_follow_the_number_of_rows(count: int, epochs: int, rank: int, tmp_path: Path) -> None:
-    recipe = draft(str(write_rows(tmp_path / "r.jsonl", reviews(count)))).recipe
+    recipe = draft(str(write_rows(tmp_path / "r.jsonl", reviews(count))), changes=["model=smollm2-135m"]).recipe
     assert (recipe.schedule.epochs, recipe.technique.rank) == (epochs, rank)  # type: ignore[union-attr]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from tunesmith.config import Recipe
 from tunesmith.data.files import fix_for, is_there
@@ -30,6 +31,7 @@ class AnnotatedRecipe(Displayed):
     reasons: Mapping[str, str]  # by dotted key
     dropped: Mapping[str, str]  # keys of another trainer's file that have no counterpart, and why
     guessed: str = ""  # guessed column roles, as command-line options
+    candidates: Sequence[BaseModel] = ()  # models that were compared
 
     def display(self) -> Display:
         """Show objective, model and technique; every value with its reason in a table."""

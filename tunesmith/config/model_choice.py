@@ -39,7 +39,7 @@ def pick_by_rule(objective: AnyObjective, named: Set[str]) -> ModelPick:
 
 
 def unsuited(objective: AnyObjective) -> str:
-    """Return in one line why the models other than a decoder are no candidates; empty for labels."""
+    """Return in one line why some candidates cannot learn the objective; empty for labels."""
     if objective.produces == "labels":
         return ""
     if objective.produces == "likelihood":

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith.config import Recipe, load_recipe, make_recipe
 from tunesmith.config.aliases import ALIASES, changed_keys
+from tunesmith.config.model_choice import DECODER, ENCODER, pick_by_rule
 from tunesmith.data.examples.preferences import written
 from tunesmith.data.examples.types import Chat, Example, Text
 from tunesmith.data.files import is_recipe
@@ -30,6 +31,8 @@ BATCH_ROWS = 16
 MAX_EPOCHS = 5
 # About one token of European text, and one letter of Chinese.
 BYTES_A_TOKEN = 3
+# Sections of the small encoder: all parameters are trained, and `compare` prompts the decoder.
+FOR_ENCODER: Mapping[str, Any] = {"technique": {"kind": "full"}, "compare": {"model": DECODER}}
 # Keys of objectives that name columns; if none is set, columns are detected.
 COLUMN_KEYS = {"text", "label", "prompt", "answer", "messages", "chosen", "rejected", "margin"}
 
@@ -132,6 +135,13 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Resolved
         raw["data"]["group"] = column
         notes.append(f"rows with the same {column!r} stay in one split (--set data.group= for no groups)")
     recipe, translated = make_recipe(raw, place=source, changes=changes)
+    if recipe.objective.produces == "labels" and "model" not in named:
+        pick = pick_by_rule(recipe.objective, named)
+        raw |= {"model": pick.model, **(FOR_ENCODER if pick.model == ENCODER else {})}
+        if any(name.partition(".")[0] == "technique" for name in named):
+            raw["technique"] = {"kind": "lora"}  # its options were set for the former default, or it is replaced
+        recipe, translated = make_recipe(raw, place=source, changes=changes)
+        notes.append(f"model: {pick.model}: {pick.reason}")
     if not any(name.partition(".")[0] == "schedule" for name in named):
         epochs, steps = default_epochs(_learned(recipe, rows))
         recipe, _ = make_recipe(raw | {"schedule": {"epochs": epochs}}, place=source, changes=changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith.config.annotated_yaml import AnnotatedRecipe
 from tunesmith.config.model_choice import DECODER, ModelPick
@@ -47,8 +47,15 @@ def draft_with_candidates(
     pick = seen.pick()
     objective = seen.recipe.objective.bind(seen.examples, "encoder")
     forced = by_user or (objective.produces == "labels" and pick.model == DECODER)
-    job = Job(objective, seen.examples, test_share=seen.test_share)
+    test, validation = (max(1, round(share * len(seen.examples))) for share in (seen.test_share, 0.1))
+    job = Job(
+        objective,
+        seen.examples,
+        test_rows=test,
+        validation_rows=validation,
+        train_rows=max(1, len(seen.examples) - test - validation),
+    )
     choice = choose_model(job, on_event=on_event, probe=not quick and not forced, model=pick.model if forced else "")
     if not forced:
         pick = ModelPick(choice.model, "; ".join(choice.reasons))
-    return Drafted(draft_recipe(seen, pick), choice)
+    return Drafted(replace(draft_recipe(seen, pick), candidates=choice.candidates), choice)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith.cli.candidates import show_candidates
 from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import hush, publish, show, show_table
@@ -21,7 +22,7 @@ def add(commands: Commands) -> None:
     """Add `plan`."""
     parser = commands.add_parser(
         "plan",
-        help="estimate memory and time of each technique and recommend one",
+        help="estimate memory, time and score of each technique and model, and recommend one",
         description="Count the rows and the parameters of the model, time a few training steps, and estimate for each "
         "technique its trainable parameters, peak memory, time and expected score. Recommends one technique. Exits "
         "with 1 if none fits into memory.",
@@ -59,11 +60,18 @@ def _show(plan: PlanReport) -> None:
         if not option.refused:
             measured = f"published: {option.published}; our measurements: {option.ours}"
             show(f"  {option.technique}: {option.standing}; {measured}")
+    if plan.candidates:
+        show()
+        show_candidates(plan.candidates, plan.metric)
     if plan.recommendation is None:
         show("no technique fits into memory; use a smaller model or a lower data.max_tokens")
         return
     show(f"recommended: {plan.recommendation.technique}")
     for reason in plan.recommendation.reasons:
+        show(f"  - {reason}")
+    if plan.recommended_model:
+        show(f"recommended model: {plan.recommended_model}")
+    for reason in plan.model_reasons:
         show(f"  - {reason}")
 
 

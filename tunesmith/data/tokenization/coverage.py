@@ -1,4 +1,4 @@
-"""How well a tokenizer represents texts, without loading a model."""
+"""Share of a text that a tokenizer does not represent, without loading a model."""
 
 from __future__ import annotations
 

@@ -55,17 +55,13 @@ MEASURED_BOUNDS = (0.5, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the candidates are for."""
+    """The objective and the rows that the candidates are compared for."""
 
     objective: AnyObjective  # bound to the rows
     examples: Sequence[Example]
-    test_share: float = 0.2
-    validation_share: float = 0.1
-
-    @property
-    def test_rows(self) -> int:
-        """Return the approximate number of test rows."""
-        return max(1, round(self.test_share * len(self.examples)))
+    test_rows: int  # rows that the score of a run is measured on
+    validation_rows: int
+    train_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +143,7 @@ def _texts(job: Job) -> list[str]:
 
 
 def _sampled(job: Job, characters: int, of_each: int) -> LabelledRows:
-    """Return a random sample of whole groups with at most so many characters."""
+    """Return a random sample of whole groups, at most `characters` in all and `of_each` per row."""
     labelled = [example for example in job.examples if isinstance(example, LabelledText)]
     groups: dict[str, list[LabelledText]] = {}
     for example in labelled:
@@ -309,17 +305,16 @@ def _run(job: Job, name: str) -> RoughRun:
     """Return the statistics of a run with a bundled model."""
     sizes = [size_of(example) for example in job.examples]
     size = ROUGH_SIZES[name]
-    held_out = round(job.validation_share * len(sizes)), job.test_rows
     return RoughRun(
         size=size,
         objective=job.objective.kind,
         technique="full" if size.family == "encoder" else "lora",
-        train=max(1, len(sizes) - sum(held_out)),
-        validation=held_out[0],
-        test=held_out[1],
+        train=job.train_rows,
+        validation=job.validation_rows,
+        test=job.test_rows,
         characters=float(np.mean(np.minimum(sizes, BYTES_A_TOKEN * LONGEST[size.family]))),
         answer_tokens=float(getattr(job.objective, "max_new_tokens", 0)) if job.objective.produces == "text" else 0.0,
-        epochs=float(default_epochs(len(sizes))[0]),
+        epochs=float(default_epochs(job.train_rows + job.validation_rows + job.test_rows)[0]),
     )
 
 

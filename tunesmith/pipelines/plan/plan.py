@@ -13,11 +13,13 @@ from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.models.loading.device import out_of_memory
 from tunesmith.models.loading.locate import not_in_4_bits
+from tunesmith.objectives.base import SINGLE_TASK
+from tunesmith.pipelines.plan.candidates import Job, choose_model
 from tunesmith.pipelines.plan.cost_model import moving, peak_bytes, step_seconds
 from tunesmith.pipelines.plan.overhead import RunOverhead, count_overhead
 from tunesmith.pipelines.plan.profile import RunProfile, named, predict, profile_run
 from tunesmith.pipelines.plan.recommend import ENCODERS, STANDINGS, Case, recommend
-from tunesmith.pipelines.plan.report import FORMULA_ONLY, PlanReport, Recommended, TechniqueEstimate
+from tunesmith.pipelines.plan.report import FORMULA_ONLY, ModelChoice, PlanReport, Recommended, TechniqueEstimate
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.training.batches import batches_of
 from tunesmith.training.fit import step
@@ -88,6 +90,7 @@ def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, o
             fits=frozenset(option.technique for option in options if option.fits),
         )
     )
+    models = _models(prepared, on_event)
     return PlanReport(
         data=", ".join(Path(part.data.train).name for part in recipe.parts.values() or [recipe]),
         model=recipe.model,
@@ -102,7 +105,26 @@ def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, o
         options=options,
         recommendation=choice and Recommended(technique=choice.technique, reasons=list(choice.reasons)),
         notes=list(prepared.facts.notes),
+        metric=models.metric if models else "",
+        candidates=models.candidates if models else [],
+        recommended_model=models.model if models else "",
+        model_reasons=models.reasons if models else [],
     )
+
+
+def _models(prepared: TrainingContext, on_event: EventHandler) -> ModelChoice | None:
+    """Return the models that can learn the objective; None for several tasks, whose scores are not comparable."""
+    if SINGLE_TASK not in prepared.tasks:
+        return None
+    split = prepared.loaded.split
+    job = Job(
+        prepared.recipe.objective,
+        [*split.train, *split.validation],  # test rows may not decide
+        test_rows=len(split.test),
+        validation_rows=len(split.validation),
+        train_rows=len(split.train),
+    )
+    return choose_model(job, on_event=on_event, probe=False)
 
 
 def _estimate(

@@ -101,6 +101,10 @@ class PlanReport(Displayed, _Part):
     options: list[TechniqueEstimate]
     recommendation: Recommended | None
     notes: list[str]
+    metric: str = ""  # of the candidates' scores
+    candidates: list[ModelCandidate] = []  # models, the cheapest first
+    recommended_model: str = ""
+    model_reasons: list[str] = []
 
     def display(self) -> Display:
         """Show the recommendation; the cost of each technique in a table."""
