@@ -34,7 +34,9 @@ def rows_of(kind: str, count: int = 240) -> list[dict[str, str]]:
 
 def choose(rows: list[dict[str, str]], folder: Path, *changes: str) -> ModelChoice:
     file = write_rows(folder / "rows.jsonl", rows)
-    return draft_with_candidates(str(file), changes=changes, quick=True, offline=True, on_event=lambda event: None).choice
+    return draft_with_candidates(
+        str(file), changes=changes, quick=True, offline=True, on_event=lambda event: None
+    ).choice
 
 
 def test_a_task_that_words_decide_names_tf_idf_first_and_still_tunes_the_cheapest_network(tmp_path: Path) -> None:
@@ -92,7 +94,9 @@ def test_a_model_of_the_command_line_is_kept(tmp_path: Path) -> None:
 def test_rows_that_ask_for_text_list_the_decoder_and_why_no_other_can(tmp_path: Path) -> None:
     choice = choose([{"prompt": f"question {i}", "answer": f"the answer is {i}"} for i in range(40)], tmp_path)
     assert [part.name for part in choice.candidates] == [DECODER]
-    assert choice.reasons == ["the rows ask for text, which only a decoder generates; TF-IDF, a probe and an encoder predict labels"]
+    assert choice.reasons == [
+        "the rows ask for text, which only a decoder generates; TF-IDF, a probe and an encoder predict labels"
+    ]
     texts = choose([{"text": f"some words about number {i}"} for i in range(40)], tmp_path)
     assert [part.name for part in texts.candidates] == [ENCODER, DECODER]
     assert texts.model == DECODER
@@ -109,7 +113,13 @@ def test_the_reason_stands_above_the_model_in_the_recipe(tmp_path: Path) -> None
 
 
 def test_several_labels_of_a_row_are_measured_too(tmp_path: Path) -> None:
-    rows = [{"text": f"{'pump ' * (i % 2)}{'cable ' * (i % 3 == 0)}item {i}", "label": ["a"] * (i % 2) + ["b"] * (i % 3 == 0) or ["c"]} for i in range(120)]  # noqa: E501
+    rows = [
+        {
+            "text": f"{'pump ' * (i % 2)}{'cable ' * (i % 3 == 0)}item {i}",
+            "label": ["a"] * (i % 2) + ["b"] * (i % 3 == 0) or ["c"],
+        }
+        for i in range(120)
+    ]  # noqa: E501
     file = write_rows(tmp_path / "rows.jsonl", rows)
     choice = draft_with_candidates(str(file), quick=True, offline=True, on_event=lambda event: None).choice
     assert choice.metric == "sample_f1"
