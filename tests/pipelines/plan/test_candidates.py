@@ -119,7 +119,7 @@ def test_several_labels_of_a_row_are_measured_too(tmp_path: Path) -> None:
             "label": ["a"] * (i % 2) + ["b"] * (i % 3 == 0) or ["c"],
         }
         for i in range(120)
-    ]  # noqa: E501
+    ]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     choice = draft_with_candidates(str(file), quick=True, offline=True, on_event=lambda event: None).choice
     assert choice.metric == "sample_f1"
