@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.printed_commands.check import helped, named, stale, uncovered
-from tests.printed_commands.collect import COMMAND, Printed, strings
+from tests.printed_commands.collect import COMMAND, PACKAGE, Printed, strings
 from tests.printed_commands.lab import find, lab
 from tests.printed_commands.scenarios import COVERED, SCENARIOS
+from tunesmith.cli.main import parser
+from tunesmith.config import Recipe
+from tunesmith.objectives import OBJECTIVES
+from tunesmith.techniques import TECHNIQUES
 
 
 def test_every_printed_command_is_executed_by_a_scenario_or_is_only_a_name() -> None:
@@ -49,3 +56,45 @@ def test_a_command_is_found_as_a_user_copies_it() -> None:
     assert find(output, "tunesmith tune {}") == "tunesmith tune x --dry-run"
     assert find("(change with --set schedule.epochs=N)", "--set schedule.epochs=N") == "--set schedule.epochs=N"
     assert find(output, "tunesmith plan {}") == ""
+
+
+# Options of other programs, and files in which options are arguments of pip or colours of a chart.
+OTHER_OPTIONS = {"--upgrade", "--decrypt"}
+OTHER_FILES = ("models/loading/bundled_models.py", "report/plots.py")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+FILE_SUFFIXES = ("json", "jsonl", "html", "part")
+
+
+def options(commands: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the options of a parser and of its commands."""
+    for action in commands._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from options(command)
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Yield file and text of every string literal of the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        yield from ((name, text) for text in strings(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def test_every_option_that_a_message_names_exists() -> None:
+    known = {*options(parser()), *OTHER_OPTIONS}
+    found = {(file, name) for file, text in texts() if file not in OTHER_FILES for name in OPTION.findall(text)}
+    assert len(found) > 50
+    assert [one for one in sorted(found) if one[1] not in known] == []
+
+
+def test_every_recipe_key_that_a_message_names_exists() -> None:
+    fields = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    known = {name: set(section.model_fields) for name, section in fields.items() if hasattr(section, "model_fields")}
+    known["objective"] = {name for kind in OBJECTIVES for name in kind.model_fields}
+    known["technique"] = {name for kind in TECHNIQUES for name in kind.model_fields}
+    key = re.compile(rf"(?<![\w./*-])({'|'.join(known)})\.([a-z_]+)\b(?!\()")
+    found = {(file, *match) for file, text in texts() if file != "config/aliases.py" for match in key.findall(text)}
+    assert len(found) > 50
+    unknown = [one for one in sorted(found) if one[2] not in {*known[one[1]], *FILE_SUFFIXES}]
+    assert unknown == []

@@ -84,6 +84,19 @@ class Lab:
         self.results.append(Result(Printed(file, setting), pasted, code, "" if code == 0 else text[-600:]))
         return text
 
+    def code(self, card: str, folder: Path) -> int:
+        """Execute the Python code of a model card in the run folder; return the number of its blocks."""
+        blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        before = Path.cwd()
+        os.chdir(folder)
+        try:
+            for block in blocks:
+                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                    exec(compile(block, "README.md", "exec"), {})
+        finally:
+            os.chdir(before)
+        return len(blocks)
+
     def rows(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write rows as JSON lines in the folder."""
         path = self.folder / name

@@ -236,6 +236,7 @@ def a_decoder(lab: Lab) -> None:
     card = (out / "README.md").read_text()
     command = "tunesmith tune RUN/recipe.yaml --out again"
     lab.paste(card, "report/model_card.py", command, RUN=out)
+    assert lab.code(card, out) == 2
     none = lab.run("serve", out, "--engine", "llamacpp")
     exported = lab.paste(none, "inference/serving/backends/gguf.py", "tunesmith export {} --format gguf")
     lab.paste(exported, "cli/commands/export.py", "tunesmith serve {}/model.gguf")
@@ -285,6 +286,7 @@ def an_encoder(lab: Lab) -> None:
     """A run of an encoder: chat is refused, another label column is named, a comparison is asked."""
     out, _ = tuned(lab, "encoder", reviews(), "--model", lab.bert, "--technique", "full")
     lab.paste(lab.run("chat", out), CHAT, "tunesmith ask {} TEXT")
+    assert lab.code((out / "README.md").read_text(), out) >= 1
     other = [{"text": row["text"], "label": f"no {i % 3}", "mood": row["label"]} for i, row in enumerate(reviews())]
     data = lab.rows("other.jsonl", other)
     wrong = lab.run("evaluate", out, data)
@@ -312,6 +314,7 @@ def a_reward_model(lab: Lab) -> None:
     lab.results[-1] = lab.results[-1]._replace(
         printed=Printed("report/code_snippets.py", "tunesmith evaluate {} --data PAIRS{}")
     )
+    assert lab.code((out / "README.md").read_text(), out) >= 1
     refused = lab.run("ask", out, "hello")
     lab.paste(refused, "inference/local_model.py", "tunesmith evaluate RUN --data PAIRS", RUN=out, PAIRS=pairs)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tunesmith.annotation.vote_state import VOTE, WORD, VoteState, can_be_read
 from tunesmith.annotation.vote_store import Entry, Event
 from tunesmith.data.examples.parsers import question, texts
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import quoted, write_whole
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, as_word, columns_of, file_of, missing_column, refuse
 from tunesmith.data.schema.formats import LABELS, TEXTS, by_word
@@ -56,6 +56,11 @@ class Columns:
     text: str = ""
     label: str = ""
     beside: tuple[str, ...] = ()  # columns that the page shows with the text
+
+    def options(self) -> str:
+        """Return the options of `label` that name these columns, for commands in messages."""
+        named = {"--text": self.text, "--label": self.label, "--show": ",".join(self.beside)}
+        return "".join(f" {option} {quoted(value)}" for option, value in named.items() if value)
 
 
 @dataclass(frozen=True, slots=True)

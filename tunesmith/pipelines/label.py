@@ -87,9 +87,8 @@ def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], Non
         if any(votes.on(key) for key in rows.keys):
             fix = "let one more rater label them by raising --raters"
             raise Refused(f"{request.kept_in}: every labelled row has a tie between two labels; {fix}")
-        raise Refused(
-            f"{request.kept_in}: no row has a label yet; label some with `tunesmith label {quoted(request.source)}`"
-        )
+        columns = f"{quoted(request.source)}{request.columns.options()}"
+        raise Refused(f"{request.kept_in}: no row has a label yet; label some with `tunesmith label {columns}`")
     result = export(rows, votes, path)
     if result.tied:
         log(f"{result.tied} rows left out because two labels have equally many votes")

@@ -65,12 +65,13 @@ def page_of(request: LabelRequest, args: argparse.Namespace, *, log: Callable[[s
     from tunesmith.pipelines.label import open_labelling
     from tunesmith.web.pages.label import label_app
 
+    data = f"{quoted(args.data)}{request.columns.options()}"
     export = quoted(_export_name(args.data))
     return Page(
         make=lambda: open_labelling(request, log=log),
         app=label_app,
         say=lambda work, url: _show_address(work, url, args),
-        bye=f"`tunesmith label {quoted(args.data)} --export {export}` writes the labelled rows",
+        bye=f"`tunesmith label {data} --export {export}` writes the labelled rows",
     )
 
 

@@ -137,9 +137,9 @@ def _folder(folder: Path) -> RowFile:
     try:
         rows = read_folder(folder)
     except DataError as error:
-        if "no documents found" not in str(error) or not (files := _row_files(folder)):
+        if "no documents found" not in str(error) or not (files := _row_files(folder, whole=True)):
             raise
-        raise DataError(f"{folder}: expected a file, got a folder; name one of its files: {files}") from error
+        raise DataError(f"{folder}: expected a file, got a folder; give one of its files: {files}") from error
     return RowFile(rows, tuple(filter(None, [passed_over(str(folder))])))
 
 
@@ -187,10 +187,9 @@ def _nearest(path: Path, *, folders: bool = False) -> Path | None:
     return path.with_name(names[nearest[0]]) if nearest else None
 
 
-def _row_files(folder: Path) -> str:
-    """Return the names of the files with rows in a folder, for messages."""
-    suffixes = (*READERS, *PACKED)
-    names = (
-        sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in suffixes) if folder.is_dir() else []
-    )
+def _row_files(folder: Path, *, whole: bool = False) -> str:
+    """Return the names, or whole paths, of the files with rows in a folder, for messages."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [entry for entry in entries if entry.suffix.lower() in (*READERS, *PACKED)]
+    names = [str(file) if whole else file.name for file in files]
     return ", ".join(names[:LISTED]) + ", ..." * (len(names) > LISTED)
