@@ -236,7 +236,7 @@ def a_decoder(lab: Lab) -> None:
     card = (out / "README.md").read_text()
     command = "tunesmith tune RUN/recipe.yaml --out again"
     lab.paste(card, "report/model_card.py", command, RUN=out)
-    assert lab.code(card, out) == 2
+    assert lab.code(card.replace("PATH/TO/THE/BASE", str(lab.llama)), out) == 2
     none = lab.run("serve", out, "--engine", "llamacpp")
     exported = lab.paste(none, "inference/serving/backends/gguf.py", "tunesmith export {} --format gguf")
     lab.paste(exported, "cli/commands/export.py", "tunesmith serve {}/model.gguf")
