@@ -161,8 +161,9 @@ def _rows(lines: Iterator[tuple[int, list[str]]], name: str, separator: str) -> 
         elif len([index for index in nameless if cells[index].strip()]) > 1:
             raise DataError(f"{name}:{line}: {len(nameless)} columns with values have no name; name them in line 1")
         else:
-            values = [_with_point(cell) if index in decimal else cell for index, cell in enumerate(cells)]
-            yield Row(f"{name}:{line}", dict(zip(header, values, strict=True)))
+            if decimal:
+                cells = [_with_point(cell) if index in decimal else cell for index, cell in enumerate(cells)]
+            yield Row(f"{name}:{line}", dict(zip(header, cells, strict=True)))
 
 
 def _decimal_columns(rows: Sequence[Sequence[str]], columns: int) -> set[int]:
