@@ -8,9 +8,10 @@ from tunesmith.data.audit.checks.label_checks import rare, uneven, variants
 from tunesmith.data.audit.checks.mojibake import damage, repaired
 from tunesmith.data.audit.checks.personal_data import luhn, mod97, personal
 from tunesmith.data.audit.checks.secrets import keys, masked
-from tunesmith.data.audit.checks.text_checks import LANGUAGES, chat_tokens, edges, language, refusal
+from tunesmith.data.audit.checks.text_checks import chat_tokens, edges, refusal
 from tunesmith.data.audit.row_view import view
 from tunesmith.data.readers.row import Row
+from tunesmith.data.text.language import LANGUAGES, language
 from tunesmith.data.text.minhash import grams, signatures, slots
 from tunesmith.data.text.words import words_of
 

@@ -58,7 +58,7 @@ def test_a_text_beside_a_column_called_like_a_label_is_not_taken_for_a_document(
 
 
 def test_two_answers_to_a_prompt_are_no_answer_to_learn():
-    judged = rows(prompt=LONG, response_a=LONG, response_b=LONG, winner=["a", "b"])
+    judged = rows(prompt=LONG, response_a=LONG, response_b=LONG, label=[0, 1])  # which of them is 1?
     with pytest.raises(
         DataError, match=r"^a\.csv: response_a and response_b are both answers; rename the better one to"
     ):
@@ -68,12 +68,7 @@ def test_two_answers_to_a_prompt_are_no_answer_to_learn():
 @pytest.mark.parametrize(
     ("columns", "found"),
     [
-        ({"premise": LONG, "hypothesis": LONG, "label": ["yes", "no"]}, "premise and hypothesis are both inputs"),
         ({"question1": LONG, "question2": LONG, "same": ["yes", "no"]}, "question1 and question2 are both"),
-        ({"question": LONG, "sentence": LONG, "label": [0, 1]}, "question and sentence are both inputs"),
-        ({"question": LONG, "choices": [["x", "y"], ["z", "w"]], "answer": [0, 1]}, "answer only names one of the"),
-        ({"question": LONG, "A": LONG, "B": LONG, "answer": ["A", "B"]}, "answer only names one of the choices"),
-        ({"question": LONG, "context": [{}, {}], "answers": [{"text": ["x"]}]}, r"answers contains objects \(text\)"),
         ({"4": ["4", "0"], "I love this new phone": LONG}, r"the first line looks like a row, not a header \("),
         ({"prompt": LONG, "response": LONG, "rating": [1, 5]}, r"rating rates the answers, .* data\.where: \{rating:"),
     ],
@@ -148,10 +143,6 @@ def test_a_column_without_a_name_is_no_column_and_is_told(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "found"),
     [
-        (
-            {"conversation_a": [[{}]], "conversation_b": [[{}]], "winner": ["a", "b"]},
-            "conversation_a and conversation_b",
-        ),
         ({"history": LONG, "human_ref_A": LONG, "human_ref_B": LONG, "labels": [0, 1]}, "human_ref_A and human_ref_B"),
         (
             {

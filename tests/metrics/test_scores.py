@@ -5,6 +5,7 @@ import pytest
 
 from tunesmith.errors import DataError
 from tunesmith.metrics import scores as metrics
+from tunesmith.metrics.task_scores import PER_ROW, first_of
 
 GOLD = ["yes", "yes", "yes", "no", "no", "maybe"]
 GIVEN = ["yes", "yes", "no", "no", "yes", "no"]
@@ -155,3 +156,28 @@ def test_macro_f1_of_answers_that_all_differ_needs_no_table_of_them():
 )
 def test_a_mark_that_makes_another_number_of_it_counts(answer: str, gold: str, right: int):
     assert metrics.contains([gold], [answer]).tolist() == [right]
+
+
+ACCEPTED = [("Paris", "Paris, France"), "a dog", ("no", "never", "not at all")]
+TRIES = ["paris france", "the dog", "not at all today"]
+
+
+@pytest.mark.parametrize("name", ["exact_match", "token_f1", "rouge_l", "contains", "chrf"])
+def test_of_several_accepted_answers_the_best_counts(name: str):
+    rows = [(one,) if isinstance(one, str) else one for one in ACCEPTED]
+    alone = [max(PER_ROW[name]([r], [a])[0] for r in row) for row, a in zip(rows, TRIES, strict=True)]
+    assert PER_ROW[name](ACCEPTED, TRIES).tolist() == alone
+    assert PER_ROW[name](first_of(ACCEPTED), TRIES).tolist() != alone
+
+
+def test_chrf_and_bleu_with_several_references_are_those_of_sacrebleu():
+    from sacrebleu.metrics import BLEU, CHRF
+
+    rows = [[one] if isinstance(one, str) else list(one) for one in ACCEPTED]
+    expected = [CHRF().sentence_score(a, row).score for a, row in zip(TRIES, rows, strict=True)]
+    assert PER_ROW["chrf"](ACCEPTED, TRIES).tolist() == pytest.approx(expected)
+    streams = [["Paris", "a dog", "no"], ["Paris, France", None, "never"], [None, None, "not at all"]]
+    bleu = BLEU().corpus_score(TRIES, streams).score
+    assert metrics.corpus_bleu(ACCEPTED, TRIES) == pytest.approx(bleu)
+    assert metrics.corpus_bleu_pair(ACCEPTED, TRIES, TRIES)(np.arange(3))[0] == pytest.approx(bleu)
+    assert metrics.corpus_bleu(["a b c d e"], ["a b c d e"]) == pytest.approx(100)

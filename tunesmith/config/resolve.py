@@ -34,7 +34,19 @@ BYTES_A_TOKEN = 3
 # Sections of the small encoder: all parameters are trained, and `compare` prompts the decoder.
 FOR_ENCODER: Mapping[str, Any] = {"technique": {"kind": "full"}, "compare": {"model": DECODER}}
 # Keys of objectives that name columns; if none is set, columns are detected.
-COLUMN_KEYS = {"text", "label", "prompt", "answer", "messages", "chosen", "rejected", "margin"}
+COLUMN_KEYS = {
+    "text",
+    "label",
+    "prompt",
+    "answer",
+    "messages",
+    "chosen",
+    "rejected",
+    "winner",
+    "margin",
+    "context",
+    "choices",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +142,8 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Resolved
     raw: dict[str, Any] = {"data": {"train": source}, "technique": {"kind": "lora"}}
     notes: list[str] = []
     if not named & {"objective", "objective.kind"}:
-        raw["objective"] = {"kind": detect(rows).objective}
+        detected = detect(rows)
+        raw["objective"] = {"kind": detected.objective, **detected.settings}
     if "data.group" not in named and (column := _group_column(rows)):
         raw["data"]["group"] = column
         notes.append(f"rows with the same {column!r} stay in one split (--set data.group= for no groups)")

@@ -22,9 +22,10 @@ from tunesmith.data.examples.types import Chat, Example, LabelledText, Text
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import read_file
 from tunesmith.data.readers.row import Row, as_word, columns_of, keep
-from tunesmith.data.schema.formats import LANGUAGES, Format, detect, detect_or_guess
+from tunesmith.data.schema.formats import Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess, guess
-from tunesmith.data.splits.split_column import DEFAULT_COLUMN, split_column
+from tunesmith.data.schema.split_names import DEFAULT_SPLIT
+from tunesmith.data.splits.split_column import split_column
 from tunesmith.errors import DataError, RowError, UnsettledError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import reference
@@ -234,13 +235,14 @@ def _objective(detected: Format | Guess, reasons: dict[str, str]) -> dict[str, A
     # If a role has no key (the input of alpaca), all columns are detected at the start of every run.
     named = columns if set(columns) <= set(fields) else {}
     section = {"kind": detected.objective, **named}
+    section |= detected.settings
+    if detected.name == "multiple_choice":
+        reasons["objective.metric"] = "the answer is the letter of a choice"
     if detected.name == "translation":
         reasons["objective.metric"] = (
             "character n-gram F-score, 0 to 100, as in sacrebleu; the usual one for translation"
         )
         reasons["objective.instruction"] = "put before every text; swap prompt and answer for the other direction"
-        language = LANGUAGES[detected.columns["answer"].strip().lower()]
-        section |= {"instruction": f"Translate into {language}:", "metric": "chrf"}
     return section
 
 
@@ -298,7 +300,7 @@ def _keep_own_split(rows: Sequence[Row], section: dict[str, Any], reasons: dict[
     counts = split_column(rows)
     if not counts:
         return
-    section["split"] = DEFAULT_COLUMN
+    section["split"] = DEFAULT_SPLIT
     listed = ", ".join(f"{part} {count}" for part, count in counts.items())
     reasons["data.split"] = f'the file names its parts: {listed} rows; "" to split by row or group instead'
     for part in counts.keys() & section.keys() - {"train"}:

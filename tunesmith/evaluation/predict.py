@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tunesmith.config import AnyObjective
-from tunesmith.data.examples.types import Example, LabelledText
+from tunesmith.data.examples.types import Chat, Example, LabelledText, Reference
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.baselines import linear_probe
 from tunesmith.metrics.task_scores import LABEL_BREAK, value
 from tunesmith.models.loading.load import Base
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.instruct import asked, reference
+from tunesmith.objectives.instruct import accepted, asked, reference
 from tunesmith.progress import track
 
 # The answers of each baseline or control to all evaluation rows.
@@ -40,6 +40,12 @@ class AnswerSet:
 def reference_answers(examples: Sequence[Example]) -> list[str]:
     """Return the reference answer of each row; several labels are joined."""
     return [LABEL_BREAK.join(sorted(e.labels)) if isinstance(e, LabelledText) else reference(e) for e in examples]
+
+
+def accepted_answers(examples: Sequence[Example]) -> list[Reference]:
+    """Return what an answer to each row is scored against: the reference, or all accepted answers."""
+    references: Iterable[Reference] = reference_answers(examples)
+    return [accepted(e) if isinstance(e, Chat) else only for e, only in zip(examples, references, strict=True)]
 
 
 def question(example: Example) -> str:
@@ -105,7 +111,7 @@ class BaseModelPrompter:
         candidates = validation or train
         # A random subset, as a file may be sorted by its labels.
         chosen = subsample(candidates, CHOICE_ROWS[self.objective.produces], seed=0)
-        references = reference_answers(chosen)
+        references = accepted_answers(chosen)
         scores = {
             wording: value(self.objective.metric, references, answer(self.model(wording), chosen).given)
             for wording in track(wordings, "choosing a prompt", unit="prompts")

@@ -12,12 +12,14 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 
+from tunesmith.data.examples.types import Reference
 from tunesmith.data.text.words import spaced, words_of
 from tunesmith.data.tokenization.tool_calls import calls_in
 from tunesmith.errors import DataError
@@ -147,15 +149,21 @@ def chrf(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
     return np.array([metric.sentence_score(a, [r]).score for r, a in zip(references, answers, strict=True)])
 
 
-def corpus_bleu(references: Sequence[str], answers: Sequence[str]) -> float:
-    """Return corpus BLEU on 0-100 as sacrebleu prints it (13a tokens, exponential smoothing)."""
+def corpus_bleu(references: Sequence[Reference], answers: Sequence[str]) -> float:
+    """Return corpus BLEU on 0-100 as sacrebleu prints it (13a tokens, exponential smoothing).
+
+    A row may have several accepted references, which sacrebleu matches together.
+    """
     from sacrebleu.metrics import BLEU
 
     _same_length(references, answers)
-    return float(BLEU().corpus_score(list(answers), [list(references)]).score)
+    accepted = [[one] if isinstance(one, str) else list(one) for one in references]
+    # One list per reference of a row; rows with fewer references have None there.
+    streams = [list(stream) for stream in zip_longest(*accepted)]
+    return float(BLEU().corpus_score(list(answers), streams).score)
 
 
-def corpus_bleu_pair(references: Sequence[str], base: Sequence[str], tuned: Sequence[str]) -> RowStatistic:
+def corpus_bleu_pair(references: Sequence[Reference], base: Sequence[str], tuned: Sequence[str]) -> RowStatistic:
     """Return a function from row indices (repeats allowed) to BLEU of base and tuned; n-grams are counted once."""
     from sacrebleu.metrics import BLEU
 
@@ -219,11 +227,12 @@ def _rouge_l(references: list[str], answers: list[str]) -> float:
     return 2 * LCSseq.similarity(references, answers) / total if total else 0.0
 
 
-def _bleu_counts(references: Sequence[str], answers: Sequence[str]) -> Ints:
+def _bleu_counts(references: Sequence[Reference], answers: Sequence[str]) -> Ints:
     """Return [N, 10]: answer length, reference length, matching n-grams (4), n-grams of the answer (4)."""
     from sacrebleu.metrics import BLEU
 
     _same_length(references, answers)
     metric = BLEU(effective_order=True)
-    scores = [metric.sentence_score(a, [r]) for r, a in zip(references, answers, strict=True)]
+    accepted = [[one] if isinstance(one, str) else list(one) for one in references]
+    scores = [metric.sentence_score(a, r) for r, a in zip(accepted, answers, strict=True)]
     return np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores], dtype=np.int64)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.data.examples.types import Reference
 from tunesmith.display import Display, Displayed
 from tunesmith.metrics import scores as metrics
 from tunesmith.metrics.resampling import Clusters
@@ -24,6 +25,7 @@ from tunesmith.metrics.significance import (
 )
 
 FloatArray = NDArray[np.float64]
+RowMetric = Callable[[Sequence[Reference], Sequence[str]], FloatArray]
 
 # Highest value of metrics where it is not 1.
 SCALES = {"chrf": 100.0, "bleu": 100.0}
@@ -39,24 +41,59 @@ def _sample_f1(gold: Sequence[str], given: Sequence[str]) -> FloatArray:
     )
 
 
+def _best(metric: Callable[[Sequence[str], Sequence[str]], FloatArray]) -> RowMetric:
+    """Return the metric for rows with several accepted answers: the best value over them, as in SQuAD."""
+
+    def best(gold: Sequence[Reference], given: Sequence[str]) -> FloatArray:
+        accepted = [(one,) if isinstance(one, str) else one for one in gold]
+        if len(accepted) != len(given) or sum(map(len, accepted)) == len(given):
+            return metric(first_of(gold), given)
+        counts = [len(answers) for answers in accepted]
+        every = [answer for answers in accepted for answer in answers]
+        repeated = [answer for answer, count in zip(given, counts, strict=True) for _ in range(count)]
+        starts = np.cumsum([0, *counts[:-1]])
+        return np.asarray(np.maximum.reduceat(metric(every, repeated), starts), dtype=np.float64)
+
+    return best
+
+
+def first_of(gold: Sequence[Reference]) -> list[str]:
+    """Return the first accepted answer of each row."""
+    return [one if isinstance(one, str) else one[0] for one in gold]
+
+
+def _macro_f1(gold: Sequence[Reference], given: Sequence[str]) -> float:
+    return metrics.macro_f1(first_of(gold), given)  # of labels, which have one reference each
+
+
+def _macro_f1_pair(gold: Sequence[Reference], base: Sequence[str], tuned: Sequence[str]) -> metrics.RowStatistic:
+    return metrics.macro_f1_pair(first_of(gold), base, tuned)
+
+
+def _compare_macro_f1(
+    gold: Sequence[Reference], base: Sequence[str], tuned: Sequence[str], *, groups: Sequence[str] | None
+) -> PairedComparison:
+    return compare_macro_f1(first_of(gold), base, tuned, groups=groups)
+
+
 # Metrics with a value per row, whose mean is the score; and metrics of the whole set.
-PER_ROW: dict[str, Callable[[Sequence[str], Sequence[str]], FloatArray]] = {
-    "accuracy": metrics.accuracy,
-    "sample_f1": _sample_f1,
-    "exact_match": metrics.exact_match,
-    "contains": metrics.contains,
-    "token_f1": metrics.token_f1,
-    "rouge_l": metrics.rouge_l,
-    "chrf": metrics.chrf,
-    "tool_calls": metrics.tool_calls,
+PER_ROW: dict[str, RowMetric] = {
+    "accuracy": _best(metrics.accuracy),
+    "sample_f1": _best(_sample_f1),
+    "exact_match": _best(metrics.exact_match),
+    "contains": _best(metrics.contains),
+    "token_f1": _best(metrics.token_f1),
+    "rouge_l": _best(metrics.rouge_l),
+    "chrf": _best(metrics.chrf),
+    "tool_calls": _best(metrics.tool_calls),
 }
-WHOLE: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
-    "macro_f1": metrics.macro_f1,
+WHOLE: dict[str, Callable[[Sequence[Reference], Sequence[str]], float]] = {
+    "macro_f1": _macro_f1,
     "bleu": metrics.corpus_bleu,
 }
 # Metrics of the whole set in a form that is fast enough for resampling.
-_RESAMPLED = {"macro_f1": metrics.macro_f1_pair, "bleu": metrics.corpus_bleu_pair}
-_COMPARED = {"macro_f1": compare_macro_f1}
+_RESAMPLED = {"macro_f1": _macro_f1_pair, "bleu": metrics.corpus_bleu_pair}
+_COMPARED = {"macro_f1": _compare_macro_f1}
 # Further metrics reported for each headline metric.
 BESIDE: dict[str, tuple[str, ...]] = {
     "accuracy": ("macro_f1",),
@@ -137,7 +174,7 @@ def _difference(difference: Difference) -> str:
 
 def task_score(
     metric: str,
-    gold: Sequence[str],
+    gold: Sequence[Reference],
     *,
     base: Sequence[str],
     tuned: Sequence[str],
@@ -148,7 +185,7 @@ def task_score(
 
     Args:
         metric: a key of PER_ROW, or "macro_f1".
-        gold: reference answers, N.
+        gold: reference answers, N; of several accepted ones the best counts.
         base: answers of the base model, N.
         tuned: answers of the tuned model, N.
         name: name of the task.
@@ -164,7 +201,7 @@ def as_task(comparison: PairedComparison, *, name: str, metric: str) -> TaskScor
 
 def arms(
     metric: str,
-    gold: Sequence[str],
+    gold: Sequence[Reference],
     ways: Mapping[str, Sequence[str]],
     tuned: Sequence[str],
     *,
@@ -174,7 +211,7 @@ def arms(
 
     Args:
         metric: a key of PER_ROW, or "macro_f1".
-        gold: reference answers, N.
+        gold: reference answers, N; of several accepted ones the best counts.
         ways: answers of each arm by name, N each; p-values are adjusted for this whole family.
         tuned: answers of the tuned model, N.
         groups: group of each row, or None.
@@ -192,21 +229,21 @@ def arms(
 
 
 def _compared(
-    metric: str, gold: Sequence[str], base: Sequence[str], tuned: Sequence[str], *, groups: Sequence[str] | None
+    metric: str, gold: Sequence[Reference], base: Sequence[str], tuned: Sequence[str], *, groups: Sequence[str] | None
 ) -> PairedComparison:
     if metric in _COMPARED:
         return _COMPARED[metric](gold, base, tuned, groups=groups)
     return compare_paired(PER_ROW[metric](gold, base), PER_ROW[metric](gold, tuned), groups=groups)
 
 
-def value(metric: str, gold: Sequence[str], given: Sequence[str]) -> float:
+def value(metric: str, gold: Sequence[Reference], given: Sequence[str]) -> float:
     """Return the score of a set of answers by a metric of PER_ROW or WHOLE."""
     return float(PER_ROW[metric](gold, given).mean()) if metric in PER_ROW else WHOLE[metric](gold, given)
 
 
 def score(
     metric: str,
-    gold: Sequence[str],
+    gold: Sequence[Reference],
     given: Sequence[str],
     *,
     name: str,
@@ -216,7 +253,7 @@ def score(
 
     Args:
         metric: a key of PER_ROW or WHOLE.
-        gold: reference answers, N.
+        gold: reference answers, N; of several accepted ones the best counts.
         given: answers, N.
         name: name of the arm.
         groups: group of each row, or None.
@@ -236,7 +273,7 @@ def score(
 
 def redrawn(
     metric: str,
-    gold: Sequence[str],
+    gold: Sequence[Reference],
     ways: Mapping[str, Sequence[str]],
     *,
     groups: Sequence[str] | None,

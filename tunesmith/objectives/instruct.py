@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from tunesmith.data.examples.parsers import chats
-from tunesmith.data.examples.types import Chat, Example
+from tunesmith.data.examples.types import Chat, Example, Reference
 from tunesmith.data.readers.row import Row, columns_of, file_of, missing_column, refuse
+from tunesmith.data.schema.accepted import UNANSWERABLE
 from tunesmith.data.schema.columns import beside
 from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
 from tunesmith.data.tokenization.chat_template import Encoded, Template
@@ -40,7 +41,10 @@ class Instruct(Objective, Learner):
 
     kind: Literal["instruct"] = "instruct"
     prompt: str = Field("", description="column with the prompt; empty: detected")
-    answer: str = Field("", description="column with the reference answer; empty: detected")
+    context: str = Field("", description="column with a passage put before the prompt; empty: detected")
+    choices: str = Field("", description="column with the choices of a question, or several joined by ` + `")
+    answer: str = Field("", description="column with the reference answer, or a list of accepted ones; empty: detected")
+    unanswerable: str = Field(UNANSWERABLE, min_length=1, description="answer of rows with an empty list of answers")
     messages: str = Field("", description="column with whole chats, instead of prompt and answer")
     tools: str = Field("", description="column with the tools that a chat may call; empty: `tools`, if there is one")
     instruction: str = Field("", description="text put before every prompt")
@@ -55,6 +59,8 @@ class Instruct(Objective, Learner):
             refuse([missing_column(rows, self.tools)])
         optional = beside(rows, {self.messages, self.prompt, self.answer}, system=SYSTEMS, tools=TOOLS)
         optional |= {"tools": self.tools} if self.tools else {}
+        parts = {"context": self.context, "choices": self.choices} if not self.messages else {}
+        optional |= {role: column for role, column in parts.items() if column}
         if self.messages:
             return {"messages": self.messages, **optional}
         named = {role: column for role, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
@@ -66,12 +72,16 @@ class Instruct(Objective, Learner):
                 f"{file_of(rows)}: objective.{next(iter(named))} is set, and the column of the other role was not "
                 "detected; name objective.prompt and objective.answer"
             )
-        return {**optional, **detected, **named, **({"tools": self.tools} if self.tools else {})}
+        chosen = {"tools": self.tools} if self.tools else {}
+        return {**optional, **detected, **named, **chosen, **{part: parts[part] for part in parts if parts[part]}}
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Parse rows into chats that end with an answer; turns after it are neither learned nor evaluated."""
         parsed: list[Example] = []
-        for chat in chats(rows, columns=columns or self.columns(rows), instruction=self.instruction, group=group):
+        columns = columns or self.columns(rows)
+        for chat in chats(
+            rows, columns=columns, instruction=self.instruction, group=group, unanswerable=self.unanswerable
+        ):
             last = max(i for i, message in enumerate(chat.messages) if message.role == "assistant")
             chat = replace(chat, messages=chat.messages[: last + 1])
             calls = [i for i, message in enumerate(chat.messages) if message.calling]
@@ -147,6 +157,12 @@ def reference(example: Example) -> str:
     """Return the assistant turn that a completion is compared with: the last one, or the last tool call."""
     assert isinstance(example, Chat)
     return example.messages[example.reference_index].said
+
+
+def accepted(example: Example) -> Reference:
+    """Return the reference answer for scoring, or all accepted answers of a row that lists several."""
+    assert isinstance(example, Chat)
+    return example.accepted if example.accepted and len(example.accepted) > 1 else reference(example)
 
 
 def asked(example: Example, wording: str = "") -> list[Message]:

@@ -50,6 +50,7 @@ class Preference(Objective):
     prompt: str = Field("", description="column with the prompt; empty: detected")
     chosen: str = Field("", description="column with the chosen completion, or the chat that ends with it")
     rejected: str = Field("", description="column with the rejected completion")
+    winner: str = Field("", description="column that names the better one of both, for answers in random order")
     answer: str = Field("", description="column with a completion that is rated by itself")
     label: str = Field("", description="column with the rating, good or bad")
     instruction: str = Field("", description="text put before every prompt")
@@ -66,7 +67,7 @@ class Preference(Objective):
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of prompt and completions."""
-        roles = ("prompt", "chosen", "rejected", "answer", "label")
+        roles = ("prompt", "chosen", "rejected", "winner", "answer", "label")
         return preference_columns(rows, {role: getattr(self, role) for role in roles})
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:

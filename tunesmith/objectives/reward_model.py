@@ -42,6 +42,7 @@ class Reward(Objective, Learner):
     prompt: str = Field("", description="column with the prompt; empty: detected")
     chosen: str = Field("", description="column with the chosen completion, or the chat that ends with it")
     rejected: str = Field("", description="column with the rejected completion")
+    winner: str = Field("", description="column that names the better one of both, for answers in random order")
     margin: str = Field("", description="column with the strength of the preference; empty: `margin`, if there is one")
     instruction: str = Field("", description="text put before every prompt")
     center: float = Field(0.01, ge=0, description="weight of the penalty that keeps scores near 0")
@@ -49,7 +50,7 @@ class Reward(Objective, Learner):
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of prompt, completions and margin."""
-        roles = ("prompt", "chosen", "rejected", "margin")
+        roles = ("prompt", "chosen", "rejected", "winner", "margin")
         return preference_columns(rows, {role: getattr(self, role) for role in roles})
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:

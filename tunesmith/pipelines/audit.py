@@ -20,6 +20,7 @@ from tunesmith.data.audit.run import audit
 from tunesmith.data.files import check_folder, is_recipe, quoted
 from tunesmith.data.readers.read import notes_of
 from tunesmith.data.readers.row import Row, file_of, missing_column
+from tunesmith.data.schema.cells import has_column as has_cells
 from tunesmith.data.schema.formats import LOOKED_AT, Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess
 from tunesmith.display import Display, Displayed
@@ -32,14 +33,14 @@ if TYPE_CHECKING:
 # Settings of an objective that name columns, by objective.
 COLUMN_KEYS = {
     "classify": ("text", "label"),
-    "instruct": ("prompt", "answer", "messages"),
+    "instruct": ("prompt", "answer", "messages", "context", "choices"),
     "domain": ("text",),
-    "preference": ("chosen", "rejected", "prompt", "answer", "label"),
-    "reward": ("chosen", "rejected", "prompt"),
+    "preference": ("chosen", "rejected", "prompt", "answer", "label", "winner"),
+    "reward": ("chosen", "rejected", "prompt", "winner"),
     "rl": ("prompt", "answer", "messages"),
 }
 # Roles whose columns may be missing in test rows.
-OPTIONAL_ROLES = ("label", "answer", "system", "input", "history", "tools")
+OPTIONAL_ROLES = ("label", "answer", "system", "context", "input", "history", "tools")
 GUESSED_FROM = 100_000  # rows, at most, whose values a guess looks at
 EMBEDDED_TOKENS = 256  # of a text, for embeddings
 DEFAULT_MAX_TOKENS = 2048  # of a row, if neither the recipe nor the model has a limit
@@ -178,7 +179,7 @@ def _format(rows: list[Row], recipe: Recipe) -> Format:
     if not named:
         return detect(rows)
     columns = dict(objective.columns(rows))
-    if absent := [role for role, column in columns.items() if not any(column in row.fields for row in rows)]:
+    if absent := [role for role, column in columns.items() if not has_cells(rows, column)]:
         keys = " and ".join(f"objective.{key}" for key in COLUMN_KEYS[objective.kind][:2])
         problem = f"no column for {absent[0]} next to objective.{next(iter(named))}; detected {detect(rows).name} rows"
         raise DataError(f"{file_of(rows)}: {problem}; name {keys}, or neither")
@@ -188,7 +189,7 @@ def _format(rows: list[Row], recipe: Recipe) -> Format:
 def _check_columns(rows: list[Row], columns: Mapping[str, str], *, optional: Sequence[str] = OPTIONAL_ROLES) -> None:
     """Raise DataError for a column that no row has."""
     for role, column in columns.items():
-        if role not in optional and not any(column in row.fields for row in rows):
+        if role not in optional and not has_cells(rows, column):
             raise DataError(missing_column(rows, column))
 
 

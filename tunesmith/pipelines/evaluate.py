@@ -13,11 +13,13 @@ from pydantic import TypeAdapter
 
 from tunesmith.config import AnyObjective, make_recipe
 from tunesmith.config.resolve import COLUMN_KEYS
+from tunesmith.data.examples.accepted import answer_notes
 from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.files import read_page
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import columns_of, keep
+from tunesmith.data.schema.cells import has_column
 from tunesmith.data.schema.formats import detect
 from tunesmith.data.splits.split import by_prompt
 from tunesmith.data.tokenization.chat_template import Template
@@ -209,7 +211,7 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
     raw: dict[str, Any] = {"model": request.model, "data": {"train": request.data}}
     if objective is not None and own:
         settings: dict[str, Any] = objective.model_dump(mode="json")
-        if any(settings.get(key) and settings[key] not in columns for key in COLUMN_KEYS):
+        if any(settings.get(key) and not has_column(rows, settings[key]) for key in COLUMN_KEYS):
             settings |= dict.fromkeys(COLUMN_KEYS & set(settings), "")  # detect the columns of this file
         raw["objective"] = settings
     else:
@@ -224,6 +226,7 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
     rows, skipped = usable(rows, roles := objective.columns(rows))
     notes += skipped
     examples = [*by_prompt(objective.examples(rows, group=recipe.data.group, columns=roles))]
+    notes += answer_notes(examples)
     if request.rows and request.rows < len(examples):
         indices = sorted(random.Random(recipe.seed).sample(range(len(examples)), request.rows))
         notes.append(f"{request.rows} of {len(examples)} rows, sampled with seed {recipe.seed}")

@@ -257,7 +257,7 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
     exported_prompts = program.prompts(chats) if chats else [program.ids(text)[:BEGINNING_TOKENS] for text in texts]
     exported = program.answers(prompts, longest=longest)
     metric = model.objective.metric
-    gold = [row.gold for row in rows]
+    gold = [row.reference for row in rows]
     scored = all(gold) and (metric in PER_ROW or metric in WHOLE)
     return ProgramAgreement(
         metric=metric,

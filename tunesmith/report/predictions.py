@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tunesmith.data.examples.types import Reference
 from tunesmith.errors import CheckpointError
 from tunesmith.metrics.task_scores import PER_ROW
 
@@ -36,12 +37,18 @@ class Prediction(BaseModel):
     group: str = ""
     question: str  # prompt
     gold: str  # reference answer
+    accepted: tuple[str, ...] = ()  # all accepted answers, if there are several
     base: str
     tuned: str
     probabilities: dict[str, float] = {}  # label -> probability stated by the tuned model
     score_base: float | None = None
     score_tuned: float | None = None
     counts: dict[str, dict[str, float]] = {}  # of a document: sums behind the scores of base and tuned model
+
+    @property
+    def reference(self) -> Reference:
+        """Reference for scoring: all accepted answers, or the only one."""
+        return self.accepted or self.gold
 
     @property
     def tokens(self) -> float | None:
@@ -120,5 +127,5 @@ def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[FloatArray, Flo
     score = PER_ROW.get(metric) or NEAREST.get(metric)
     if score is None:
         return None
-    gold = [row.gold for row in rows]
+    gold = [row.reference for row in rows]
     return score(gold, [row.base for row in rows]), score(gold, [row.tuned for row in rows])

@@ -17,6 +17,7 @@ from tunesmith.data.examples.types import Example
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row
+from tunesmith.data.schema.cells import cell
 from tunesmith.data.splits.load import DataFacts, DatasetSplits, Sources, check_names, load
 from tunesmith.data.splits.multitask import Asking, remove_cross_task_leaks
 from tunesmith.data.splits.split import Split, unlearned_labels
@@ -146,8 +147,7 @@ class Reader:
 
     def _columns_of_later_file(self, rows: Sequence[Row]) -> Mapping[str, str]:
         first = self._columns
-        filled = {column for row in rows for column, value in row.fields.items() if value not in (None, "")}
-        if not set(first.values()) <= filled:
+        if not all(any(cell(row, column) not in (None, "") for row in rows) for column in first.values()):
             return self._objective.columns(rows)
         try:
             own = self._objective.columns(rows)

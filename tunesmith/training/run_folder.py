@@ -24,6 +24,7 @@ from tunesmith.config import Loop, Recipe, Retention, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.files import is_there, read_page, sha256_of_file, write_whole, writing
 from tunesmith.data.readers.text_file import locate
+from tunesmith.data.schema.accepted import UNANSWERABLE
 from tunesmith.errors import CheckpointError
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
 
@@ -54,7 +55,11 @@ OLD_KEYS_WITHOUT_EFFECT: Any = {"machine": True, "data": {"audit"}, "documents":
 KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True}  # older identities include it
 
 # Keys that were added later -> value that has no effect.
-NEW_KEYS = {"split": "", "context": "", "unanswerable": "unanswerable", "retention": Retention().model_dump()}
+NEW_KEYS = {
+    **dict.fromkeys(("split", "context", "choices", "winner"), ""),
+    "unanswerable": UNANSWERABLE,
+    "retention": Retention().model_dump(),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from tunesmith.data.audit.options import AuditSource
 from tunesmith.data.audit.run import Fixes
 from tunesmith.data.files import check_folder, writing
 from tunesmith.data.readers.row import as_word, changed_at
+from tunesmith.data.schema.cells import names_in
 from tunesmith.data.schema.values import label_items
 from tunesmith.errors import DataError
 
@@ -133,9 +134,8 @@ def _cured(
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     """Return the row with repaired and masked texts and the common label spelling, and the list of changes."""
     after, changes = dict(fields), list[dict[str, object]]()
-    for part, column in columns.items():
-        if column not in fields:
-            continue
+    cells = [(part, name) for part, column in columns.items() for name in names_in(column, fields)]
+    for part, column in cells:
         if part == "label":
             spelt = _spelt(fields[column], labels)
             after = changed_at(after, column, lambda value: _spelt(value, labels))

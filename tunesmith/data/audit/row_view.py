@@ -10,7 +10,10 @@ from typing import Any
 from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, text_of
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
 from tunesmith.data.readers.row import Row, as_word
+from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
+from tunesmith.data.schema.cells import cell, has_column
 from tunesmith.data.schema.values import label_items
+from tunesmith.data.schema.winner import side as better_side
 from tunesmith.data.tokenization.messages import ROLES, joined, turns_in
 from tunesmith.data.tokenization.tool_calls import as_words, read_calls
 from tunesmith.errors import DataError
@@ -37,7 +40,7 @@ NO_ANSWER = frozenset(
         "lorem",
     ]
 )
-ASKED = ("history", "prompt", "input")
+ASKED = ("history", "context", "prompt", "input")
 LETTERS = re.compile(r"\w")
 
 
@@ -76,7 +79,7 @@ def view(row: Row, columns: Mapping[str, str]) -> View:
 
 
 def _plain(row: Row, column: str) -> View:
-    text = _text(row.fields.get(column))
+    text = _text(cell(row, column))
     if not text.strip():
         return View(text, "", (), "empty", "blank")
     why = _parse_error(row, lambda: text_of(row, column))
@@ -84,8 +87,8 @@ def _plain(row: Row, column: str) -> View:
 
 
 def _labelled(row: Row, columns: Mapping[str, str]) -> View:
-    text = _text(row.fields.get(columns["text"]))
-    items = label_items(row.fields.get(columns["label"]))
+    text = _text(cell(row, columns["text"]))
+    items = label_items(cell(row, columns["label"]))
     labels = tuple((as_word(item) or "").strip() for item in items)
     if not text.strip():
         return View(text, " ".join(labels), labels, "empty", "blank text")
@@ -102,25 +105,30 @@ def as_answer(labels: Iterable[str]) -> str:
 
 
 def _pair(row: Row, columns: Mapping[str, str]) -> View:
-    parts = [_text(row.fields.get(columns[part])) for part in ("system", *ASKED) if part in columns]
+    parts = [_text(cell(row, columns[part])) for part in ("system", *ASKED) if part in columns]
     question = "\n".join(filter(None, parts))
-    answer = _text(given := row.fields.get(columns["answer"]))
+    given = cell(row, columns["answer"])
+    if "choices" in columns:
+        return _checked(row, columns, View(question, as_word(given) or ""))
+    if is_answer_list(given, columns["answer"]):
+        given = next(iter(accepted_answers(row, columns["answer"])), UNANSWERABLE)
+    answer = _text(given)
     if isinstance(given, int | float):
         return View(question, "", (), "unreadable", f"the answer is {given!r}, not text")
-    if not _text(row.fields.get(columns["prompt"])).strip():
+    if not _text(cell(row, columns["prompt"])).strip():
         return View(question, answer, (), "empty", "blank prompt")
     return _answered(question, answer) or _checked(row, columns, View(question, answer))
 
 
 def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
-    value = row.fields.get(next(columns[part] for part in DIALOGUES if part in columns))
+    value = cell(row, next(columns[part] for part in DIALOGUES if part in columns))
     turns = _turns(value)
     if not turns:
         return _checked(row, columns, View("", "")) if value else View("", "", (), "empty", "no turns")
     roles = [ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower(), "") for turn in turns]
     texts = [_said(turn) for turn in turns]
     last = max((i for i, role in enumerate(roles) if role == "assistant"), default=len(turns))
-    system = _text(row.fields.get(columns["system"])) if "system" in columns else ""
+    system = _text(cell(row, columns["system"])) if "system" in columns else ""
     question = "\n".join(filter(None, [system, *texts[:last]]))
     answer = texts[last] if last < len(turns) else ""
     seen = _checked(row, columns, View(question, answer), fault="wrong_roles")
@@ -130,13 +138,18 @@ def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
 
 
 def _preferred(row: Row, columns: Mapping[str, str]) -> View:
-    system, *parts = (_text(row.fields.get(columns[part])) if part in columns else "" for part in ("system", *ASKED))
+    system, *parts = (_text(cell(row, columns[part])) if part in columns else "" for part in ("system", *ASKED))
     prompt = "\n".join(filter(None, parts))
-    chosen, rejected = (_text(row.fields.get(columns[part])) for part in ("chosen", "rejected"))
+    if (
+        "winner" in columns
+        and better_side(cell(row, columns["winner"]), columns["chosen"], columns["rejected"]) == "second"
+    ):
+        columns = {**columns, "chosen": columns["rejected"], "rejected": columns["chosen"]}
+    chosen, rejected = (_text(cell(row, columns[part])) for part in ("chosen", "rejected"))
     # The preference is what is learned, so both answers belong to the prompt, in sorted order.
     question = "\n".join(filter(None, [system, prompt, *sorted((chosen, rejected))]))
     for part in ("chosen", "rejected"):
-        if isinstance(given := row.fields.get(columns[part]), int | float):
+        if isinstance(given := cell(row, columns[part]), int | float):
             return View(question, chosen, (), "unreadable", f"{part} is {given!r}, not text")
     if not chosen.strip() or not rejected.strip():
         return View(question, chosen, (), "empty", "one of the two answers is blank")
@@ -151,14 +164,12 @@ def _preferred(row: Row, columns: Mapping[str, str]) -> View:
 def _thumbed(row: Row, columns: Mapping[str, str]) -> View:
     """View a rated answer: prompt and answer are the input, the rating is the target, as in a run."""
     parts = {
-        part: _text(row.fields.get(columns[part]))
-        for part in ("system", *DIALOGUES, *ASKED, "answer")
-        if part in columns
+        part: _text(cell(row, columns[part])) for part in ("system", *DIALOGUES, *ASKED, "answer") if part in columns
     }
     question = "\n".join(filter(None, parts.values()))
-    if not all(text.strip() for part, text in parts.items() if part not in ("system", "input", "history")):
+    if not all(text.strip() for part, text in parts.items() if part not in ("system", "context", "input", "history")):
         return View(question, "", (), "empty", "blank prompt or answer")
-    if row.fields.get(columns["label"]) in (None, ""):
+    if cell(row, columns["label"]) in (None, ""):
         return View(question, "", (), "nothing_to_learn", "no rating")
     try:
         (thumb,) = unpaired_preferences([row], columns=_present(row, columns))
@@ -188,7 +199,7 @@ def _checked(row: Row, columns: Mapping[str, str], seen: View, *, fault: str = "
 
 
 def _present(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
-    return {part: column for part, column in columns.items() if column in row.fields}
+    return {part: column for part, column in columns.items() if has_column([row], column)}
 
 
 def _parse_error(row: Row, parse: Callable[[], object]) -> str:

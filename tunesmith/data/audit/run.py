@@ -16,7 +16,6 @@ from tunesmith.data.audit.checks.label_checks import counted, rare, uneven, vari
 from tunesmith.data.audit.checks.label_noise import MOST_READ, doubts
 from tunesmith.data.audit.checks.near_duplicates import Words
 from tunesmith.data.audit.checks.secrets import masked
-from tunesmith.data.audit.checks.text_checks import LANGUAGES
 from tunesmith.data.audit.checks.triggers import triggers
 from tunesmith.data.audit.chunks import name_of
 from tunesmith.data.audit.findings import CHECKS, Audit, Finding, Sample, severity_of, verdict_of
@@ -24,6 +23,7 @@ from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.row_table import BROKEN, RowTable
 from tunesmith.data.audit.row_view import as_answer
 from tunesmith.data.audit.scan_file import read_held, read_table
+from tunesmith.data.text.language import LANGUAGES
 from tunesmith.data.text.minhash import digest
 
 SAMPLES = 5  # rows shown per finding

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from tunesmith.data.audit.checks.mojibake import damage
 from tunesmith.data.audit.checks.personal_data import personal
 from tunesmith.data.audit.checks.secrets import keys
-from tunesmith.data.audit.checks.text_checks import chat_tokens, edges, language, refusal
+from tunesmith.data.audit.checks.text_checks import chat_tokens, edges, refusal
 from tunesmith.data.audit.chunks import RowChunk, parsed
 from tunesmith.data.audit.options import AuditSource
 from tunesmith.data.audit.row_table import CUT, Digest
 from tunesmith.data.audit.row_view import LETTERS, View, view
 from tunesmith.data.readers.row import Row, has_listed, listed
+from tunesmith.data.text.language import language
 from tunesmith.data.text.minhash import digest, signatures, slots
 from tunesmith.data.text.overlap import HeldOutRuns, leaked
 from tunesmith.data.text.words import words_of

@@ -11,6 +11,7 @@ from tunesmith.data.audit.parallel import in_order
 from tunesmith.data.audit.row_table import RowTable
 from tunesmith.data.audit.scan_chunk import ScanPlan, digest_of, scan
 from tunesmith.data.readers.row import keep, missing_column
+from tunesmith.data.schema.cells import has_column as has_cells
 from tunesmith.data.text.overlap import HeldOutRuns, QuotationRule, held
 from tunesmith.errors import DataError
 
@@ -52,7 +53,7 @@ def _check_where(source: str, ask: AuditSource, tools: Tools) -> None:
     """Raise DataError if no row has a column of `where`."""
     rows = head(source, FEW, offline=tools.offline) if ask.where else []
     for column in ask.where:
-        present = any(column in row.fields for row in rows)
+        present = has_cells(rows, column)
         if not present and not has_column(source, column, offline=tools.offline):
             raise DataError(missing_column(rows, column))
 

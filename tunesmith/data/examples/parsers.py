@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,10 @@ from typing import TypeVar
 
 from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, Text, UnpairedPreference
 from tunesmith.data.readers.row import Row, as_word, file_of, missing_column, refuse
-from tunesmith.data.schema.values import is_array, is_nothing, label_items, listed
+from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, lists_answers
+from tunesmith.data.schema.cells import cell, has_column
+from tunesmith.data.schema.choices import choices_of, counts_from_one, named_choice
+from tunesmith.data.schema.values import is_array, is_nothing, label_items, label_separator, listed
 from tunesmith.data.text.words import folded
 from tunesmith.data.tokenization.messages import (  # re-exported: part of the public path `tunesmith.data.examples`
     Message,
@@ -26,9 +30,11 @@ from tunesmith.data.tokenization.tool_calls import read_tools
 from tunesmith.errors import DataError, RowError
 
 E = TypeVar("E")
+# With fewer contexts, a split by context could leave a part empty.
+FEWEST_CONTEXTS = 10
 DIALOGUES = ("messages", "conversations")
 DIALOGUE_PARTS = {*DIALOGUES, "system", "tools"}
-PAIR_PARTS = {"prompt", "answer", "input", "history", "system", "tools"}
+PAIR_PARTS = {"prompt", "context", "choices", "answer", "input", "history", "system", "tools"}
 
 
 def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
@@ -61,22 +67,33 @@ def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> 
         RowError: if some rows are invalid.
     """
     need(rows, text, label, group)
-    multi = any(label_items(value := row.fields.get(label)) != [value] for row in rows)
-    return parsed(
-        rows,
-        lambda row: LabelledText(row.where, text_of(row, text), _labels(row, label), group_of(row, group), multi),
-    )
+    separator = label_separator(rows, label)
+    multi = bool(separator) or any(label_items(value := cell(row, label)) != [value] for row in rows)
+
+    def parse(row: Row) -> LabelledText:
+        labels = _labels(row, label, separator)
+        return LabelledText(row.where, text_of(row, text), labels, group_of(row, group), multi)
+
+    return parsed(rows, parse)
 
 
-def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Chat]:
+def chats(
+    rows: Sequence[Row],
+    *,
+    columns: Mapping[str, str],
+    instruction: str = "",
+    group: str = "",
+    unanswerable: str = UNANSWERABLE,
+) -> list[Chat]:
     """Parse one Chat per row, from a column of turns or from a prompt and an answer.
 
     Args:
         rows: rows of one file.
         columns: {"messages": ...}, {"conversations": ...} or {"prompt": ..., "answer": ...}; optionally `system` and
-            `tools`, and with a prompt `input` and `history`.
+            `tools`, and with a prompt `context`, `input` and `history`. An answer may be a list of accepted ones.
         instruction: text before the first user turn.
-        group: column with the source of a row; may be empty.
+        group: column with the source of a row; may be empty. Without one, rows with the same context are a group.
+        unanswerable: answer of a row whose list of accepted answers is empty.
 
     Raises:
         DataError: if the columns do not form a chat, are missing, or no row is valid.
@@ -92,19 +109,32 @@ def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
         )
     need(rows, *(column for part, column in columns.items() if part != "tools"), group)
 
+    choices = columns.get("choices", "")
+    several = not dialogue and not choices and lists_answers(rows, columns["answer"])
+    from_one = bool(choices) and counts_from_one(rows, choices, columns["answer"])
+    by_context = "" if group or dialogue else _context_group(rows, columns.get("context", ""))
+
     def parse(row: Row) -> Chat:
+        accepted = accepted_answers(row, columns["answer"]) if several else None
+        if choices:
+            accepted = _choice_answers(row, columns, from_one=from_one)
         if dialogue:
             turns = _dialogue(row, dialogue)
+        elif accepted is not None:
+            answer = accepted[0] if accepted else unanswerable
+            turns = [*asked(row, columns, read=turns_of), Message("assistant", whole(answer, row.where))]
         else:
             turns = [*asked(row, columns, read=turns_of), *turns_of(row, columns["answer"], "assistant")]
+        if not dialogue:
             check_order(turns, row.where)
         turns = with_system(turns, row, columns.get("system", ""))
-        tools = read_tools(row.fields.get(columns.get("tools", "")), row.where)
+        tools = read_tools(cell(row, columns.get("tools", "")), row.where)
         # If the chat offers no tools, an answer of plain JSON is not a call.
         turns = [unworded(turn, bare=bool(tools)) for turn in turns]
         if tools:
             turns = [replace(turns[0], tools=tools), *turns[1:]]
-        return Chat(row.where, tuple(instructed(turns, instruction)), group_of(row, group))
+        source = _digest(_optional(row, by_context)) if by_context else group_of(row, group)
+        return Chat(row.where, tuple(instructed(turns, instruction)), source, accepted=accepted)
 
     return parsed(rows, parse)
 
@@ -117,7 +147,7 @@ def with_system(turns: Sequence[Message], row: Row, column: str) -> list[Message
 
 def group_of(row: Row, column: str) -> str:
     """Return the row's source from the group column; blank if there is none."""
-    value = row.fields.get(column) if column else None
+    value = cell(row, column) if column else None
     word = "" if value is None else as_word(value)
     if word is None:
         raise row_error(row, column, "must contain the source of the row")
@@ -180,20 +210,20 @@ def parsed(rows: Sequence[Row], parse: Callable[[Row], E]) -> list[E]:
 
 def need(rows: Sequence[Row], *columns: str) -> None:
     """Raise one DataError for columns that no row has, instead of one error per row."""
-    absent = [column for column in columns if column and not any(column in row.fields for row in rows)]
+    absent = [column for column in columns if column and not has_column(rows, column)]
     if rows and absent:
         refuse([missing_column(rows, column) for column in dict.fromkeys(absent)])
 
 
 def row_error(row: Row, column: str, must: str) -> DataError:
     """Return an error about the value of a row in a column."""
-    value = short(row.fields.get(column))
+    value = short(cell(row, column))
     return DataError(f"{row.where}: column {column!r} {must}, got {value}; columns here: {list(row.fields)}")
 
 
 def text_of(row: Row, column: str) -> str:
     """Return the text of a column, which must not be blank."""
-    value = row.fields.get(column)
+    value = cell(row, column)
     if not isinstance(value, str):
         raise row_error(row, column, "must be text")
     if not value.strip():
@@ -203,14 +233,16 @@ def text_of(row: Row, column: str) -> str:
 
 def _optional(row: Row, column: str) -> str:
     """Return the text of a column that may be blank."""
-    value = row.fields.get(column) if column else None
+    value = cell(row, column) if column else None
     if isinstance(value, list | dict) and value:
         raise row_error(row, column, "must be one text (join its parts, or set objective.prompt and objective.answer)")
     return "" if is_nothing(value) or (isinstance(value, str) and not value.strip()) else text_of(row, column)
 
 
-def _labels(row: Row, column: str) -> tuple[str, ...]:
-    value = row.fields.get(column)
+def _labels(row: Row, column: str, separator: str = "") -> tuple[str, ...]:
+    value = cell(row, column)
+    if separator and isinstance(value, str):
+        value = [part for part in map(str.strip, value.split(separator)) if part]
     if is_array(value):
         raise row_error(row, column, "must be a word, or a list of labels separated by commas")
     words = [(as_word(item) or "").strip() for item in label_items(value)]
@@ -223,21 +255,46 @@ def _labels(row: Row, column: str) -> tuple[str, ...]:
 
 def turns_of(row: Row, column: str, role: str) -> list[Message]:
     """Return the turns of a column; a plain text is one turn of the given role."""
-    items = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
+    items = turns_in(cell(row, column), f"{row.where}: column {column!r}")
     turns = [turn_of(item, f"{row.where}: {column} turn {number}") for number, item in enumerate(items, 1)]
     return turns or [Message(role, text_of(row, column))]
 
 
 def asked(row: Row, columns: Mapping[str, str], *, read: Callable[[Row, str, str], list[Message]]) -> list[Message]:
-    """Return the history, then the prompt as parsed by `read`, with the `input` column appended to its last turn."""
+    """Return the history, then the prompt as parsed by `read`.
+
+    Its last turn is the context, the question and the input, with blank lines between them.
+    """
     turns = [*_earlier(row, columns.get("history", "")), *read(row, columns["prompt"], "user")]
-    context = _optional(row, columns.get("input", ""))
-    return [*turns[:-1], replace(turns[-1], content=f"{turns[-1].content}\n\n{context}")] if context else turns
+    before, after = (_optional(row, columns.get(part, "")) for part in ("context", "input"))
+    options = choices_of(row, columns["choices"]) if "choices" in columns else {}
+    listed_options = "\n".join(f"{key}. {text}" for key, text in options.items())
+    content = "\n\n".join(filter(None, (before, turns[-1].content, listed_options, after)))
+    return [*turns[:-1], replace(turns[-1], content=content)]
+
+
+def _choice_answers(row: Row, columns: Mapping[str, str], *, from_one: bool) -> tuple[str, ...]:
+    """Return the accepted answers of a question with choices: the key, which is learned, and the text of the choice."""
+    key = named_choice(row, columns["choices"], columns["answer"], from_one=from_one)
+    if not key:
+        raise row_error(row, columns["answer"], f"must name one of the choices in {columns['choices']!r}")
+    text = choices_of(row, columns["choices"])[key]
+    return key, f"{key}. {text}", text
+
+
+def _context_group(rows: Sequence[Row], column: str) -> str:
+    """Return the context column if rows share contexts and there are enough of them to split by; else empty."""
+    contexts = {str(cell(row, column)) for row in rows} if column else set()
+    return column if FEWEST_CONTEXTS <= len(contexts) < len(rows) else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(folded(text).encode(errors="surrogatepass"), digest_size=8).hexdigest() if text else ""
 
 
 def _earlier(row: Row, column: str) -> list[Message]:
     """Return the turns of a history column, a list of [question, answer]."""
-    value = row.fields.get(column) if column else None
+    value = cell(row, column) if column else None
     exchanges = listed(value)
     pairs = all(isinstance(exchange, list) and len(exchange) == 2 for exchange in exchanges)
     if (value and value != "[]" and not exchanges) or not pairs:
@@ -248,7 +305,7 @@ def _earlier(row: Row, column: str) -> list[Message]:
 
 
 def _dialogue(row: Row, column: str) -> list[Message]:
-    items = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
+    items = turns_in(cell(row, column), f"{row.where}: column {column!r}")
     if not items:
         raise row_error(row, column, "must be a list of turns")
     turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(items, 1)]

@@ -10,7 +10,9 @@ from dataclasses import replace
 from tunesmith.data.examples.parsers import DIALOGUES, asked, group_of, need, parsed, row_error, turns_of, with_system
 from tunesmith.data.examples.types import Chat, Example, Pair, UnpairedPreference
 from tunesmith.data.readers.row import Row
+from tunesmith.data.schema.cells import cell
 from tunesmith.data.schema.values import thumb_of
+from tunesmith.data.schema.winner import side
 from tunesmith.data.tokenization.messages import Message, check_order, instructed, turns_in
 from tunesmith.errors import DataError
 
@@ -24,7 +26,8 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
     Args:
         rows: rows of one file.
         columns: `chosen` and `rejected`, each a completion or a whole chat; optionally `prompt`, with it `input` and
-            `history`, and `system` and `margin`. Whole chats must agree in all turns before their last answers.
+            `history`, and `system` and `margin`. With `winner`, that column names the better one of both. Whole chats
+            must agree in all turns before their last answers.
         instruction: text before the first user turn.
         group: column with the source of a row; may be empty.
 
@@ -36,8 +39,9 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
 
     def parse(row: Row) -> Pair:
         own_prompt = _prompt(row, columns)
-        chosen_prompt, chosen = _answer(row, columns["chosen"], own_prompt)
-        rejected_prompt, rejected = _answer(row, columns["rejected"], own_prompt)
+        better, worse = _better_first(row, columns)
+        chosen_prompt, chosen = _answer(row, better, own_prompt)
+        rejected_prompt, rejected = _answer(row, worse, own_prompt)
         if _stripped(chosen_prompt) != _stripped(rejected_prompt):
             fix = "cut both chats after the turns that they share"
             raise DataError(f"{row.where}: the turns before chosen and rejected differ; {fix}")
@@ -73,7 +77,7 @@ def unpaired_preferences(
     def parse(row: Row) -> UnpairedPreference:
         own_prompt = [] if dialogue else _prompt(row, columns)
         before, answer = _answer(row, dialogue or columns["answer"], own_prompt)
-        good = thumb_of(row.fields.get(columns["label"]))
+        good = thumb_of(cell(row, columns["label"]))
         if good is None:
             raise row_error(row, columns["label"], "must be true or false, 1 or 0, yes or no, good or bad, up or down")
         prompt = instructed(with_system(before, row, columns.get("system", "")), instruction)
@@ -100,6 +104,17 @@ def holds_turns(text: str) -> bool:
         return bool(SPOKEN.match(text) or turns_in(text, ""))
     except DataError:
         return True
+
+
+def _better_first(row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
+    """Return the columns of the better and of the other answer."""
+    first, second = columns["chosen"], columns["rejected"]
+    if "winner" not in columns:
+        return first, second
+    better = side(cell(row, columns["winner"]), first, second)
+    if better not in ("first", "second"):
+        raise row_error(row, columns["winner"], f"must name the better one of {first!r} and {second!r}")
+    return (first, second) if better == "first" else (second, first)
 
 
 def _prompt(row: Row, columns: Mapping[str, str]) -> list[Message]:
@@ -151,7 +166,7 @@ def _together(before: Sequence[Message], prompt: Sequence[Message]) -> list[Mess
 def _turns(row: Row, column: str, role: str) -> list[Message]:
     """Return the turns of a chat; a text is one turn of the given role, or several if it marks its speakers."""
     first, *others = turns_of(row, column, role)
-    if others or not SPOKEN.match(first.content) or turns_in(row.fields[column], ""):
+    if others or not SPOKEN.match(first.content) or turns_in(cell(row, column), ""):
         return [first, *others]
     _, *spoken = SPOKEN.split(first.content)
     names = {"Human": "user", "Assistant": "assistant"}
@@ -166,7 +181,7 @@ def _stripped(turns: Sequence[Message]) -> list[Message]:
 
 def _margin(row: Row, column: str) -> float:
     """Return by how much the chosen answer is better, 0 if unknown."""
-    value = row.fields.get(column) if column else None
+    value = cell(row, column) if column else None
     if value is None or value == "":
         return 0.0
     try:

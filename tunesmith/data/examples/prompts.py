@@ -19,6 +19,7 @@ from tunesmith.data.examples.parsers import (
 )
 from tunesmith.data.examples.types import Chat
 from tunesmith.data.readers.row import Row, columns_of, file_of
+from tunesmith.data.schema.cells import cell
 from tunesmith.data.tokenization.messages import Message, check_order, instructed
 from tunesmith.data.tokenization.tool_calls import read_tools
 from tunesmith.errors import DataError
@@ -157,9 +158,9 @@ def rl_prompts(
         if not any(turn.role == "user" for turn in turns):
             raise DataError(f"{row.where}: no user turn; add one")
         turns = instructed(with_system(turns, row, columns.get("system", "")), instruction)
-        if tools := read_tools(row.fields.get(columns.get("tools", "")), row.where):
+        if tools := read_tools(cell(row, columns.get("tools", "")), row.where):
             turns = [replace(turns[0], tools=tools), *turns[1:]]
         judged = -1 if turns[-1].role == "assistant" else len(turns)
-        return RLPrompt(row.where, tuple(turns), group_of(row, group), judged, row.fields)
+        return RLPrompt(row.where, tuple(turns), group_of(row, group), judged, row=row.fields)
 
     return parsed(rows, parse)

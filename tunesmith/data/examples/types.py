@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from tunesmith.data.tokenization.messages import Message
 
+# A reference answer, or all accepted answers of a row; a score is the best over them.
+Reference = str | tuple[str, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -36,12 +39,14 @@ class Chat:
         messages: turns of the chat.
         group: source of the row.
         reference_index: index of the reference answer; the number of messages if the chat ends with the prompt.
+        accepted: all accepted answers of a row that lists them, empty if the question has no answer; else None.
     """
 
     where: str
     messages: tuple[Message, ...]
     group: str = ""
     reference_index: int = -1
+    accepted: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from tunesmith.data.readers.row import Row, file_of
+from tunesmith.data.schema.cells import cell
 from tunesmith.data.schema.values import is_nothing
+from tunesmith.data.schema.winner import side
 
 # Roles without which a row cannot be used; the others, such as `system` and `input`, may be blank in any row.
 NEEDED = ("text", "label", "prompt", "answer", "messages", "conversations", "chosen", "rejected")
@@ -26,7 +28,7 @@ def usable(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], 
         The rows, and one line per reason with the number of rows and the first locations.
     """
     needed = [columns[role] for role in NEEDED if role in columns]
-    needed = [column for column in needed if not all(_blank(row.fields.get(column)) for row in rows)]
+    needed = [column for column in needed if not all(_blank(cell(row, column)) for row in rows)]
     kept: list[Row] = []
     skipped: dict[str, list[str]] = defaultdict(list)
     for row in rows:
@@ -45,10 +47,14 @@ def usable(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], 
 
 def _reason(row: Row, needed: Sequence[str], columns: Mapping[str, str]) -> str:
     """Return why a row has nothing to learn; empty if it has."""
-    if blank := next((column for column in needed if _blank(row.fields.get(column))), ""):
+    if blank := next((column for column in needed if _blank(cell(row, column))), ""):
         return f"{blank!r} is blank"
+    if "winner" in columns:
+        better = side(cell(row, columns["winner"]), columns["chosen"], columns["rejected"])
+        if better not in ("first", "second"):
+            return f"{columns['winner']!r} prefers neither answer"
     if "chosen" in columns and "rejected" in columns:
-        chosen, rejected = (row.fields.get(columns[role]) for role in ("chosen", "rejected"))
+        chosen, rejected = (cell(row, columns[role]) for role in ("chosen", "rejected"))
         if isinstance(chosen, str) and isinstance(rejected, str) and chosen.split() == rejected.split():
             return "chosen and rejected are the same answer"
     return ""

@@ -20,6 +20,7 @@ MARKS = ("rating", "score", "stars", "helpfulness", "quality", "vote", "grade")
 THUMB_WORDS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto", "desirable", "liked")
 # Names of two compared answers and of the column with the winner, as in the Arena, SHP and WebGPT datasets.
 RIVALS = (*ANSWER_WORDS, "completion", "conversation", "chat", "ref")
+COMPARED = {*RIVALS} - {"a"}  # two of them are answers to compare, not inputs to read together
 WON = {"winner", "preferred", "preference", "score", "labels"}
 CHOICES = {"choices", "options", "endings"}
 LONGEST_CHOICE = 2  # characters of a key: a letter or a number
@@ -139,21 +140,38 @@ def _letters(columns: Sequence[Column]) -> str:
 
 def _rivals(columns: Sequence[Column]) -> str:
     """Detect two answers whose names differ only by a number or letter, such as response_a and response_b."""
-    candidates = [column for column in columns if column.text or column.listed]
-    answer = named(candidates, RIVALS)
-    rivals = [column.name for column in candidates if answer and column.called == answer.called]
+    first, second = rivals(columns)
     # A column with the winner is enough evidence; then the prompt may be missing.
     won = any(column.called & WON for column in columns)
-    if len(rivals) < 2 or not (won or asked(columns)):
+    if not first or not (won or asked(columns)):
         return ""
-    return f"{' and '.join(rivals[:2])} are both answers; rename the better one to `chosen`, the other to `rejected`"
+    return f"{first} and {second} are both answers; rename the better one to `chosen`, the other to `rejected`"
+
+
+def rivals(columns: Sequence[Column]) -> tuple[str, str]:
+    """Return two answer columns whose names differ only by a number or letter; blank without two."""
+    candidates = [column for column in columns if column.text or column.listed]
+    answer = named(candidates, RIVALS)
+    found = [column.name for column in candidates if answer and column.called == answer.called]
+    return (found[0], found[1]) if len(found) > 1 else ("", "")
 
 
 def _together(columns: Sequence[Column]) -> str:
     """Detect two input texts with a label about their relation."""
-    texts = [column for column in columns if column.text and not column.few]
+    pair = read_together(columns)
+    if not pair:
+        return ""
+    first, second = pair
+    fix = f"read both with --set objective.text='{first} + {second}', or name one column"
+    return f"{first} and {second} are both inputs; {fix}"
+
+
+def read_together(columns: Sequence[Column]) -> tuple[str, ...]:
+    """Return two columns of input texts, by names that belong together or differ by a number or letter."""
+    texts = [column for column in columns if column.text and not column.few and not column.called & COMPARED]
     for first, second in combinations(texts, 2):
-        same_words = first.called == second.called and first.name != second.name and first.called
+        spelt_alike = first.name.strip().lower() == second.name.strip().lower()
+        same_words = first.called and first.called == second.called and not spelt_alike
         if same_words or {first.name.strip().lower(), second.name.strip().lower()} in BOTH_READ:
-            return f"{first.name} and {second.name} are both inputs; join them in one column, as a prompt or a text"
-    return ""
+            return first.name, second.name
+    return ()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 
 from tunesmith.data.readers.row import Row, as_word, columns_of
+from tunesmith.data.schema.cells import PLUS
+from tunesmith.data.schema.split_names import DEFAULT_SPLIT, split_parts
 from tunesmith.data.schema.values import LONGEST_LABEL, is_thumb
 from tunesmith.data.text.words import unspaced
 
@@ -18,6 +20,9 @@ NOTED = {
     "split", "lang", "language", "source", "license", "licence", "url", "date", "year", "version", "page", "section",
     "chapter", "doc", "document", "author", "id", "group", "book", "file", "path", "part", "subset", "format",
 }  # fmt: skip
+# Columns that a run uses as the group of a row; the note on the split names them.
+GROUPS = ("group", "thread", "doc_id", "source_id")
+SHOWN_COLUMNS = 8
 MOST_LABELS = 50
 ROWS_A_LABEL = 3
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.+Z]+( ?[AP]M)?)?", re.IGNORECASE)
@@ -67,6 +72,42 @@ def columns_held(rows: Sequence[Row]) -> list[Column]:
     indices = sorted(random.Random(0).sample(range(len(rows)), min(LOOKED_AT, len(rows))))
     sample = [rows[index] for index in indices]
     return [Column(name, sample) for name in columns_of(rows) if name.strip()]
+
+
+def left_over(rows: Sequence[Row], used: Collection[str]) -> dict[str, str]:
+    """Return the columns that have no role, each with the reason; columns that group rows are left out.
+
+    Args:
+        rows: rows of one file.
+        used: columns with a role; several may be joined by ` + `.
+    """
+    taken = {name for column in used for name in (column, *column.split(PLUS))}
+    roots = {name.partition(".")[0] for name in taken}
+    reasons: dict[str, str] = {}
+    for column in columns_held(rows):
+        inner = "." in column.name or (column.name in roots and column.name not in taken)
+        if column.name in taken or inner or column.name.strip().lower() in GROUPS:
+            continue
+        reasons[column.name] = _why_unused(column, rows)
+    return reasons
+
+
+def _why_unused(column: Column, rows: Sequence[Row]) -> str:
+    if column.name == DEFAULT_SPLIT and split_parts([row.fields.get(column.name) for row in rows]):
+        return "names the split"
+    if column.values <= 1:
+        return "blank" if not column.values else "one value"
+    plain = not column.listed and not column.nested and (column.words <= 1 or "id" in column.called)
+    if plain and column.values == min(len(rows), LOOKED_AT):
+        return "unique values"
+    return f"{column.values} values" if column.few else "text" if column.words > 1 else "other values"
+
+
+def ignored_columns(reasons: Mapping[str, str]) -> str:
+    """Return `; ignored columns: ...`; empty if there are none."""
+    listed = [f"{name} ({reason})" for name, reason in list(reasons.items())[:SHOWN_COLUMNS]]
+    more = f", and {len(reasons) - SHOWN_COLUMNS} more" if len(reasons) > SHOWN_COLUMNS else ""
+    return f"; ignored columns: {', '.join(listed)}{more}" if listed else ""
 
 
 def beside(rows: Sequence[Row], taken: Collection[str], **parts: Sequence[str]) -> dict[str, str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from tunesmith.data.readers.row import Row, columns_of, file_of
-from tunesmith.data.schema.ambiguous import BOTH_READ, nameless, unjudged
-from tunesmith.data.schema.guess import Guess, guess, has_label, unguessed
+from tunesmith.data.schema.accepted import lists_answers
+from tunesmith.data.schema.ambiguous import BOTH_READ, nameless, read_together, rivals, unjudged
+from tunesmith.data.schema.cells import PLUS
+from tunesmith.data.schema.choices import choice_columns, names_a_choice
+from tunesmith.data.schema.columns import columns_held, ignored_columns, left_over
+from tunesmith.data.schema.guess import Guess, alternatives, guess, has_label, unguessed
 from tunesmith.data.schema.values import (
     are_shares,
     are_turns,
@@ -20,15 +24,19 @@ from tunesmith.data.schema.values import (
     is_text,
     is_thumb,
     label_items,
+    label_separator,
     listed,
     may_be_text,
 )
+from tunesmith.data.schema.winner import side
+from tunesmith.data.text.language import language_of_name, language_of_texts
 from tunesmith.errors import DataError, UnsettledError
 
 LOOKED_AT = 200
 # From FEW values on, a column whose values are mostly distinct (above CLASSES) holds names or sentences, not labels.
 FEW = 20
 CLASSES = 0.8
+TARGETS = 0.5  # of a column named `target`, which may hold sentences
 ENOUGH = 0.9
 
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue")
@@ -46,19 +54,39 @@ PAIRS = (
     ("input", "output"),
     ("source", "target"),
     ("document", "summary"),
+    *((prompt, "answers") for prompt in ("question", "prompt", "query")),
+    *((prompt, answer) for prompt in ("question", "prompt") for answer in ("references", "outputs", "targets")),
+    *(("query", answer) for answer in ("response", "answer", "reply")),
+    *((prompt, answer) for prompt in ("input", "inputs") for answer in ("target", "targets", "outputs")),
+    *((text, "summary") for text in ("source", "article", "dialogue", "text")),
+    ("article", "highlights"),
+    ("problem", "solution"),
+    ("src", "tgt"),
 )
+# Columns of answers whose passage is put before the question, as in SQuAD.
+PASSAGES = ("context", "passage")
+CHOICES = ("choices", "options", "endings")
+KEYS = (
+    "answer",
+    "answerkey",
+    "answer_key",
+    "answer_idx",
+    "label",
+    "target",
+    "gold",
+    "key",
+    "correct",
+    "correct_answer",
+)
+WINNERS = ("winner", "preference", "preferred", "better", "choice", "label", "winner_model")
+TRANSLATED = ("target", "tgt", "translation", "translated", "output")
+# Pairs of prompt and answer that may be translations without a named language.
+TRANSLATION_PAIRS = {("source", "target"), ("src", "tgt")}
 DOCUMENTS = ("text", "content")
 TEXTS = ("text", "sentence", "review", "content", "body", "comment", "message", "tweet", "title", "headline")
+# Ends of the name of a column with the words of numeric labels: `label_text`.
+TWIN_ENDS = ("_text", "_name", "_str", "_names")
 LABELS = ("label", "labels", "category", "class", "sentiment", "stance", "target", "intent", "topic", "tags")
-
-# Two columns with these names are a translation pair.
-LANGUAGES = {
-    "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
-    "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "it": "Italian",
-    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "no": "Norwegian", "pl": "Polish", "pt": "Portuguese",
-    "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese",
-    "zh": "Chinese",
-}  # fmt: skip
 
 EXPLICIT = (
     "{kind: classify, text: COLUMN, label: COLUMN}",
@@ -68,6 +96,9 @@ EXPLICIT = (
 )
 PARTS = {
     "system": "system turn",
+    "context": "passage before the question",
+    "choices": "choices",
+    "winner": "better answer",
     "prompt": "user turn",
     "input": "user turn",
     "history": "earlier turns",
@@ -91,19 +122,24 @@ class Format:
         name: name of the format.
         objective: kind of the objective that it serves.
         columns: role -> column of the file.
+        settings: settings of the objective that suit the format.
+        ignored: column that is not used -> reason.
     """
 
     name: str
     objective: str
     columns: Mapping[str, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
     def explain(self) -> str:
         """Return the mapping in one line, for the user to check."""
         by_role: dict[str, list[str]] = {}
         for part, column in self.columns.items():
-            by_role.setdefault(PARTS[part], []).append(column)
+            compared = "winner" in self.columns and part in ("chosen", "rejected")
+            by_role.setdefault("compared answers" if compared else PARTS[part], []).append(column)
         mapping = (f"{'+'.join(columns)} -> {role}" for role, columns in by_role.items())
-        return f"detected {self.name}: {', '.join(mapping)}"
+        return f"detected {self.name}: {', '.join(mapping)}{ignored_columns(self.ignored)}"
 
 
 def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
@@ -120,7 +156,9 @@ def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
     sample = _Sample(rows[:LOOKED_AT])
     match = next(filter(None, (detector(sample) for detector in DETECTORS)), None)
     if match is not None:
-        if learned and match.objective == "instruct" and (problem := unjudged(rows, read=match.columns.values())):
+        match = replace(match, ignored=left_over(rows, match.columns.values()))
+        judged = match.objective == "instruct" and "choices" not in match.columns
+        if learned and judged and (problem := unjudged(rows, read=match.columns.values())):
             raise UnsettledError(problem)
         return match
     if guessed := guess(rows):
@@ -128,7 +166,7 @@ def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
     elif problem := unguessed(rows) or nameless(rows):
         raise DataError(problem)
     else:
-        fix = "write the columns in the recipe, as objective: " + " or ".join(EXPLICIT)
+        fix = alternatives(rows) or "write the columns in the recipe, as objective: " + " or ".join(EXPLICIT)
     raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}{_odd(sample)}; {fix}")
 
 
@@ -181,6 +219,20 @@ class _Sample:
         present = (self.names[name] for name in names if name in self.names)
         return next((column for column in present if self.share(column, holds) >= ENOUGH), None)
 
+    def chat(self, holds: Callable[[object], bool]) -> str | None:
+        """Return the only column of any name that contains whole chats."""
+        chats = [column for column in self.names.values() if self.share(column, holds) >= ENOUGH]
+        return chats[0] if len(chats) == 1 and not self.share(chats[0], is_open) else None
+
+    def lists(self, names: Sequence[str]) -> str | None:
+        """Return the first of these columns that contains lists of accepted answers."""
+        present = (self.names[name] for name in names if name in self.names)
+        return next((column for column in present if lists_answers(self.rows, column)), None)
+
+    def answers(self, names: Sequence[str]) -> str | None:
+        """Return the first of these columns with answers, or with lists of accepted answers."""
+        return self.column(names, is_answer) or self.lists(names)
+
     def share(self, column: str, holds: Callable[[object], bool]) -> float:
         """Return the share of rows whose value in this column satisfies the predicate."""
         return sum(holds(value) for value in self.values(column)) / max(1, len(self.rows))
@@ -191,8 +243,21 @@ class _Sample:
 
     def repeats(self, column: str) -> bool:
         """Return whether values, or items of lists, occur repeatedly; names and sentences do not."""
-        items = [str(item) for value in self.values(column) for item in label_items(value)]
-        return len(items) < FEW or len(set(items)) <= CLASSES * len(items)
+        separator = label_separator(self.rows, column)
+        values = ([value] if not separator else str(value).split(separator) for value in self.values(column) if value)
+        items = [str(item).strip() for cells in values for value in cells for item in label_items(value)]
+        most = TARGETS if column.strip().lower() == "target" else CLASSES
+        return len(items) < FEW or len(set(items)) <= most * len(items)
+
+    def tagged(self, names: Sequence[str]) -> str | None:
+        """Return the first of these columns whose texts are several labels with a separator."""
+        present = (self.names[name] for name in names if name in self.names)
+        return next((column for column in present if label_separator(self.rows, column)), None)
+
+    def same(self, first: str, second: str) -> bool:
+        """Return whether each value of one column occurs with exactly one value of the other."""
+        pairs = set(zip(map(str, self.values(first)), map(str, self.values(second)), strict=True))
+        return len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs})
 
     def settles(self, answer: str, label: str) -> bool:
         """Return whether a few answers repeat, each always with the same label: then the label is not a rating."""
@@ -279,14 +344,14 @@ def _thumbs(sample: _Sample) -> Format | None:
 
 
 def _messages(sample: _Sample) -> Format | None:
-    column = sample.column(DIALOGUES, are_turns)
+    column = sample.column(DIALOGUES, are_turns) or sample.chat(are_turns)
     if column is None:
         return None
     return Format("messages", "instruct", {"messages": column, **sample.optional(system=SYSTEMS, tools=TOOLS)})
 
 
 def _sharegpt(sample: _Sample) -> Format | None:
-    column = sample.column(DIALOGUES, are_shares)
+    column = sample.column(DIALOGUES, are_shares) or sample.chat(are_shares)
     if column is None:
         return None
     extra = sample.optional(system=SYSTEMS, tools=TOOLS)
@@ -303,27 +368,110 @@ def _alpaca(sample: _Sample) -> Format | None:
 
 def _prompt_completion(sample: _Sample) -> Format | None:
     for prompt_name, answer_name in PAIRS:
-        prompt, answer = sample.column([prompt_name], is_answer), sample.column([answer_name], is_answer)
+        prompt, answer = sample.column([prompt_name], is_answer), sample.answers([answer_name])
         if prompt is None or answer is None:
             continue
         extra = sample.optional(system=SYSTEMS, tools=TOOLS) | sample.history()
+        if sample.lists([answer_name]):
+            passage = sample.column(PASSAGES, may_be_text)
+            passages = {"context": passage} if passage else {}
+            return Format("question_answers", "instruct", {**passages, **extra, "prompt": prompt, "answer": answer})
+        if (prompt_name, answer_name) in TRANSLATION_PAIRS and (translated := _from_texts(sample, prompt, answer)):
+            return translated
         context = {"input": about} if (about := sample.about(prompt, answer)) else {}
         return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **context, "answer": answer})
     return None
 
 
 def _translation(sample: _Sample) -> Format | None:
-    texts = [column for name in sample.names if name in LANGUAGES and (column := sample.column([name], is_text))]
-    return Format("translation", "instruct", {"prompt": texts[0], "answer": texts[1]}) if len(texts) == 2 else None
+    """Detect two columns named after languages, or one such column and one named like a translation."""
+    texts = {
+        column: language
+        for name in sample.names
+        if (language := language_of_name(name)) and (column := sample.column([name], is_text))
+    }
+    first, *others = texts or [""]
+    if len(texts) == 2:
+        return _translated(first, others[0], texts[others[0]])
+    answer = sample.column(TRANSLATED, is_text)
+    if len(texts) != 1 or answer is None:
+        return None
+    return _translated(first, answer, language_of_texts([str(value) for value in sample.values(answer) if value]))
+
+
+def _from_texts(sample: _Sample, prompt: str, answer: str) -> Format | None:
+    """Detect a translation by the languages of the texts in two columns."""
+    first, second = (
+        language_of_texts([str(value) for value in sample.values(column) if value]) for column in (prompt, answer)
+    )
+    return _translated(prompt, answer, second) if first and second and first != second else None
+
+
+def _translated(prompt: str, answer: str, language: str) -> Format:
+    into = f"Translate into {language}:" if language else "Translate:"
+    return Format(
+        "translation", "instruct", {"prompt": prompt, "answer": answer}, {"instruction": into, "metric": "chrf"}
+    )
+
+
+def _choices(sample: _Sample) -> Format | None:
+    """Detect a question with choices, in one column or one each, and the key of the right one."""
+    prompt = sample.column((*ASKED, "sentence", "ctx", "stem"), is_text)
+    listed_column = next((sample.names[name] for name in CHOICES if name in sample.names), "")
+    columns = listed_column or PLUS.join(choice_columns(list(sample.names.values())))
+    answer = next((sample.names[name] for name in KEYS if name in sample.names), "")
+    if not (prompt and columns and answer) or answer in columns.split(PLUS) or prompt in columns.split(PLUS):
+        return None
+    named = [row for row in sample.rows if names_a_choice(row, columns, answer)]
+    if len(named) < ENOUGH * len(sample.rows):
+        return None
+    passage = sample.column(PASSAGES, may_be_text)
+    passages = {"context": passage} if passage else {}
+    parts = {**passages, "prompt": prompt, "choices": columns, "answer": answer}
+    return Format("multiple_choice", "instruct", parts, {"metric": "exact_match"})
+
+
+def _compared(sample: _Sample) -> Format | None:
+    """Detect two answers whose names differ by a letter or number, and a column that names the better one."""
+    columns = columns_held(sample.rows)
+    first, second = rivals(columns)
+    winner = next((sample.names[name] for name in WINNERS if name in sample.names), "")
+    if not (first and second and winner) or any(sample.share(c, is_answer) < ENOUGH for c in (first, second)):
+        return None
+    values = [value for value in sample.values(winner) if value not in (None, "")]
+    sides = [side(value, first, second) for value in values]
+    if len(set(sides) - {"tie"}) < 2 or sides.count("") > (1 - ENOUGH) * len(sides):
+        return None
+    asked = {part: column for part, column in _asked(sample).items() if column not in (first, second)}
+    return Format("compared", "preference", {**asked, "chosen": first, "rejected": second, "winner": winner})
+
+
+def _text_pair(sample: _Sample) -> Format | None:
+    """Detect two texts with a label about their relation."""
+    pair = read_together(columns_held(sample.rows))
+    label = _label(sample)
+    if not pair or label is None or label in pair:
+        return None
+    return Format("text_pair", "classify", {"text": PLUS.join(pair), "label": label})
 
 
 def _text_label(sample: _Sample) -> Format | None:
     text = sample.column(TEXTS, is_text)
-    labels = ((name, sample.column([name], is_label)) for name in LABELS)
-    label = next((name for name, column in labels if column and sample.repeats(column)), None)
+    label = _label(sample)
     if text is None or label is None or any(text.lower() in pair <= sample.names.keys() for pair in BOTH_READ):
         return None
-    return Format("text_label", "classify", {"text": text, "label": sample.names[label]})
+    return Format("text_label", "classify", {"text": text, "label": label})
+
+
+def _label(sample: _Sample) -> str | None:
+    """Return the label column; of a label and a column with its name in words, the words."""
+    candidates = ((name, sample.column([name], is_label) or sample.tagged([name])) for name in LABELS)
+    name = next((name for name, column in candidates if column and sample.repeats(column)), None)
+    if name is None:
+        return None
+    label = sample.names[name]
+    twins = (sample.names[twin] for end in TWIN_ENDS if (twin := f"{name}{end}") in sample.names)
+    return next((twin for twin in twins if sample.share(twin, is_label) >= ENOUGH and sample.same(label, twin)), label)
 
 
 def _text(sample: _Sample) -> Format | None:
@@ -335,12 +483,15 @@ def _text(sample: _Sample) -> Format | None:
 
 DETECTORS: tuple[Callable[[_Sample], Format | None], ...] = (
     _preference,
+    _compared,
     _thumbs,
     _messages,
     _sharegpt,
+    _choices,
     _alpaca,
     _prompt_completion,
     _translation,
     _text_label,
+    _text_pair,
     _text,
 )

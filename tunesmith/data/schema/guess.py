@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import yaml
 
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.ambiguous import ANSWER_WORDS, THUMB_WORDS, asked, unclear, unjudged
-from tunesmith.data.schema.columns import NOTED, Column, columns_held, named
+from tunesmith.data.schema.columns import NOTED, Column, columns_held, ignored_columns, left_over, named
 
 # Words in column names of texts and labels, in addition to the known formats.
 TEXT_WORDS = (
@@ -34,14 +34,17 @@ class Guess:
     Attributes:
         objective: kind of the objective.
         columns: role -> column of the file.
+        ignored: column that is not used -> reason.
     """
 
     objective: str
     columns: dict[str, str]
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
     def explain(self) -> str:
         """Return the role of each column in one line, for the user to check."""
-        return ", ".join(f"{column} -> {part}" for part, column in self.columns.items())
+        roles = ", ".join(f"{column} -> {part}" for part, column in self.columns.items())
+        return roles + ignored_columns(self.ignored)
 
     def change(self) -> str:
         """Return the command-line option that sets this objective."""
@@ -66,6 +69,11 @@ def guess(rows: Sequence[Row]) -> Guess | None:
     Returns:
         The guess; None if there is no candidate or the columns are ambiguous.
     """
+    guessed = _guess(rows)
+    return guessed and replace(guessed, ignored=left_over(rows, guessed.columns.values()))
+
+
+def _guess(rows: Sequence[Row]) -> Guess | None:
     columns = columns_held(rows)
     texts = [column for column in columns if column.text]
     prompt, better, worse = asked(columns), named(texts, BETTER), named(texts, WORSE)
@@ -91,6 +99,21 @@ def unguessed(rows: Sequence[Row]) -> str:
     """Return why the columns are ambiguous and the fix; empty if they are not."""
     pair = _pair(columns_held(rows))
     return unclear(rows) or (unjudged(rows, read=pair.values()) if pair else "")
+
+
+def alternatives(rows: Sequence[Row]) -> str:
+    """Return what the text columns may be, as options to paste; empty without a text column.
+
+    Args:
+        rows: rows whose columns have unknown names and no clear roles.
+    """
+    texts = [column for column in columns_held(rows) if column.text and not column.few and "." not in column.name]
+    texts = sorted(texts, key=lambda column: -column.words)[:2]
+    names = [column.name for column in columns_held(rows) if column.name in {text.name for text in texts}]
+    if len(names) == 2:
+        pair = Guess("instruct", {"prompt": names[0], "answer": names[1]})
+        return f"if {names[1]} answers {names[0]}, use {pair.change()}"
+    return f"to learn the texts, use {Guess('domain', {'text': names[0]}).change()}" if names else ""
 
 
 def _pair(columns: Sequence[Column]) -> dict[str, str]:

@@ -6,17 +6,21 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from tunesmith.data.readers.row import as_word
+from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.tokenization.messages import ROLES, turns_in
 from tunesmith.errors import DataError
 
 _ITEM = r"""(?:'[^',]*'|"[^",]*"|[-\d.]+)"""
 ARRAY = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]")
 LONGEST_LABEL = 60  # characters
+# Between several labels of one text, and ends of the names of columns with several labels.
+SEPARATORS = (";", "|", ",")
+PLURALS = ("tags", "labels", "topics", "categories", "genres", "keywords")
+MOST_DISTINCT = 0.5
 # Lower-case spellings of a rating.
 UP = ("true", "1", "1.0", "yes", "good", "up", "thumbs up", "thumbs_up", "+1", "positive", "like", "👍")
 DOWN = ("false", "0", "0.0", "no", "bad", "down", "thumbs down", "thumbs_down", "-1", "negative", "dislike", "👎")
@@ -102,6 +106,28 @@ def label_items(value: object) -> list[Any]:
         return [value]
     items = listed(value)
     return items if items or (isinstance(value, str) and value.strip() == "[]") else [value]
+
+
+def label_separator(rows: Sequence[Row], column: str) -> str:
+    """Return what separates several labels in the texts of a column; empty if each text is one label.
+
+    The column must have a plural name, and its parts must be fewer and occur more often than its whole texts.
+
+    Args:
+        rows: rows of one file.
+        column: the label column.
+    """
+    if not column.rpartition(".")[2].strip().lower().endswith(PLURALS):
+        return ""
+    texts = [value for row in rows if isinstance(value := row.fields.get(column), str) and value.strip()]
+    texts = [text for text in texts if not text.lstrip().startswith("[")]
+    for separator in SEPARATORS:
+        parts = [part.strip() for text in texts for part in text.split(separator)]
+        separated = sum(separator in text for text in texts)
+        repeated = len(set(parts)) <= MOST_DISTINCT * len(parts) and len(set(parts)) < len(set(texts))
+        if separated and repeated and all(0 < len(part) <= LONGEST_LABEL for part in parts):
+            return separator
+    return ""
 
 
 def is_answer(value: object) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tunesmith.data.examples.accepted import answer_notes
 from tunesmith.data.examples.parsers import fingerprint, group_of, prompt_of
 from tunesmith.data.examples.types import Example, Pair, UnpairedPreference
 from tunesmith.data.readers.read import read_file
@@ -87,6 +88,7 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     fractions = {name: fraction for name, fraction in fractions.items() if name not in parts}
     if len(parts) > 1:  # `split` groups a single file
         _group_by_prompt(parts, split_train=any(fractions.values()))
+    notes += answer_notes([example for part in parts.values() for example in part])
     size = sum(map(len, parts.values()))
     notes += _set_apart(parts)
     removed = size - sum(map(len, parts.values()))

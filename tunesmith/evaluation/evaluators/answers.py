@@ -13,6 +13,7 @@ from tunesmith.evaluation.predict import (
     AnswersByArm,
     AnswerSet,
     BaseModelPrompter,
+    accepted_answers,
     answer,
     question,
     reference_answers,
@@ -68,7 +69,7 @@ class AnswerEvaluator:
 
     def compare(self, base: AnswerPredictions, tuned: AnswerPredictions, *, name: str) -> list[TaskScore]:
         """Compare base and tuned model by the headline metric and the metrics reported with it."""
-        references, clusters = reference_answers(self._examples), groups_of(self._examples)
+        references, clusters = accepted_answers(self._examples), groups_of(self._examples)
         return [
             task_score(
                 metric,
@@ -84,7 +85,7 @@ class AnswerEvaluator:
 
     def score(self, predictions: AnswerPredictions, *, name: str) -> list[Score]:
         """Score one model by all metrics."""
-        references, clusters = reference_answers(self._examples), groups_of(self._examples)
+        references, clusters = accepted_answers(self._examples), groups_of(self._examples)
         given = predictions.answers.given
         return [score(metric, references, given, name=name, groups=clusters) for metric in self._metrics()]
 
@@ -100,7 +101,7 @@ class AnswerEvaluator:
         control_answers = {**base.controls, **{name: one.answers.given for name, one in controls.items()}}
         answers = {BASE: base.answers.given, **base.ways, **control_answers}
         details = {BASE: base.answers.how, **DETAILS}
-        references, clusters = reference_answers(self._examples), groups_of(self._examples)
+        references, clusters = accepted_answers(self._examples), groups_of(self._examples)
         scores = [
             arm.model_copy(update={"detail": details.get(arm.name, "")})
             for arm in arms(task.metric, references, answers, tuned.answers.given, groups=clusters)
@@ -113,11 +114,14 @@ class AnswerEvaluator:
     def to_rows(self, predictions: Mapping[str, AnswerPredictions]) -> list[dict[str, Any]]:
         """Return each row with its reference, the answer of each model, and the last model's probabilities."""
         probabilities = list(predictions.values())[-1].answers.probabilities
+        references = accepted_answers(self._examples)
         records = []
         for i, (example, right) in enumerate(zip(self._examples, reference_answers(self._examples), strict=True)):
             record: dict[str, Any] = {"where": example.where, "group": example.group}
             record |= {"question": question(example), "gold": right}
             record |= {name: one.answers.given[i] for name, one in predictions.items()}
+            if isinstance(every := references[i], tuple):
+                record["accepted"] = list(every)
             if probabilities:
                 record["probabilities"] = {label: round(p, 5) for label, p in probabilities[i].items()}
             records.append(record)

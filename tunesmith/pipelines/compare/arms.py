@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tunesmith.data.examples.types import Example, LabelledText
-from tunesmith.evaluation.predict import answer, question, reference_answers, subsample
+from tunesmith.evaluation.predict import accepted_answers, answer, question, subsample
 from tunesmith.events import StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.openai_client import Remote
@@ -273,7 +273,7 @@ def _choose(
         else:  # one call in all: generation is faster in fewer, larger batches
             joined = ask_model(answering, [messages for batch in batches for messages in batch], objective).given
             given = [joined[start : start + len(rows)] for start in range(0, len(joined), len(rows))]
-        scores = [value(objective.metric, reference_answers(rows), answers) for answers in given]
+        scores = [value(objective.metric, accepted_answers(rows), answers) for answers in given]
         return options[scores.index(max(scores))]
 
     return context.setting(name, choose)

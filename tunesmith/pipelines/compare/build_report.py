@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.config.style_rules import columns
-from tunesmith.evaluation.predict import reference_answers
+from tunesmith.evaluation.predict import accepted_answers, reference_answers
 from tunesmith.evaluation.results import Retention
 from tunesmith.metrics import style
 from tunesmith.metrics.resampling import MIN_GROUPS, Clusters, groups_of
@@ -53,7 +53,7 @@ def build_comparison(context: ComparisonContext, answers: Sequence[ArmAnswers], 
         answers: answers of each arm to the test rows.
         price_per_hour: price of this machine, 0 if unknown.
     """
-    metric, reference, groups = context.objective.metric, reference_answers(context.test), groups_of(context.test)
+    metric, reference, groups = context.objective.metric, accepted_answers(context.test), groups_of(context.test)
     pairs = {
         (a.name, b.name): task_score(metric, reference, base=a.given, tuned=b.given, name="compare", groups=groups)
         for a, b in combinations([arm for arm in answers if not kind_of(arm.name).diagnostic], 2)
@@ -95,7 +95,7 @@ def _verdict(
     context: ComparisonContext, answers: Sequence[ArmAnswers], p_values: PValues, *, extra: Sequence[str]
 ) -> Verdict:
     """Choose an arm by its scores, on the test rows and on resampled ones, and its cost."""
-    metric, reference, groups = context.objective.metric, reference_answers(context.test), groups_of(context.test)
+    metric, reference, groups = context.objective.metric, accepted_answers(context.test), groups_of(context.test)
     arms = [arm for arm in answers if not kind_of(arm.name).diagnostic]
     given = {arm.name: arm.given for arm in arms}
     # With few groups, resampled test sets are nearly the same.
@@ -124,7 +124,7 @@ def _arm_page(
     price_per_hour: float,
 ) -> ArmPage:
     """Return the results of one arm; `base` is the general ability of any run, for the probe accuracy of the base."""
-    metric, reference = context.objective.metric, reference_answers(context.test)
+    metric, reference = context.objective.metric, accepted_answers(context.test)
     task = score(metric, reference, arm.given, name=arm.name, groups=groups_of(context.test))
     seconds = ANSWERS * arm.seconds / len(arm.given)
     rate = 0.0 if kind_of(arm.name).remote else price_per_hour / SECONDS_AN_HOUR
@@ -141,7 +141,7 @@ def _arm_page(
         rules = style.rules_of(context.recipe.style)
         enough = len(reference) >= style.FEWEST_PAIRS
         style_score = StyleScore(
-            auc=style.discriminator_auc(arm.given, reference) if enough else None,
+            auc=style.discriminator_auc(arm.given, reference_answers(context.test)) if enough else None,
             rules=style.rule_rates(arm.given, rules, columns(context.recipe, context.test)) if rules else {},
         )
     return ArmPage(
