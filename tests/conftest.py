@@ -50,6 +50,18 @@ def one_core() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Timings of test runs do not reach the user's history, which would spoil later forecasts."""
+    cache = tmp_path_factory.mktemp("history")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "tunesmith.pipelines.plan.history.cache_dir",
+            lambda: Path(os.environ.get("TUNESMITH_CACHE", cache)),
+        )
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """One thread again, whatever a test's own machine was."""

@@ -34,9 +34,10 @@ class Phases:
         """Return the phase that the run is in; empty between two."""
         return self._open[-1] if self._open else ""
 
-    def total(self) -> float:
-        """Return the seconds of all phases."""
-        return sum(self.seconds.values())
+    def so_far(self) -> dict[str, float]:
+        """Return the seconds of all phases, those of the present one until now."""
+        self._count()
+        return dict(self.seconds)
 
     @contextmanager
     def measure(self, name: str, *, whole: bool) -> Iterator[None]:

@@ -27,7 +27,9 @@ def show(preview: Preview, args: argparse.Namespace) -> int:
         rows = [asdict(row) for row in preview.rows]
         facts = {**asdict(preview.facts), "faults": list(preview.problems)}
         recipe = preview.recipe.model_dump(mode="json")
-        publish({"rows": rows, "facts": facts, "notes": list(preview.notes), "recipe": recipe}, args)
+        document = {"rows": rows, "facts": facts, "notes": list(preview.notes), "recipe": recipe}
+        forecast = preview.forecast and preview.forecast.model_dump(mode="json")
+        publish({**document, "forecast": forecast}, args)
     else:
         draw(preview, console(sys.stdout))
     return 0
@@ -35,6 +37,8 @@ def show(preview: Preview, args: argparse.Namespace) -> int:
 
 def draw(preview: Preview, screen: Console) -> None:
     """Print rows and statistics; learned tokens are coloured, or in [[double brackets]] without colours."""
+    from tunesmith.pipelines.plan.predict_run import prediction_line
+
     coloured = screen.color_system is not None and not screen.no_color
     mark = "in green" if coloured else "in [[double brackets]]"
     for row in preview.rows:
@@ -45,7 +49,8 @@ def draw(preview: Preview, screen: Console) -> None:
     lengths = f"tokens per row: median {facts.p50}, 95th percentile {facts.p95}, maximum {facts.longest}"
     share = "" if facts.learned_share is None else f"; {facts.learned_share:.1%} of tokens are learned"
     checks = [text for text in (facts.bos, facts.end) if text and not text.startswith("warning")]
-    for line in (*preview.notes, f"{facts.rows} training rows; {lengths}{share}", *checks):
+    cost = [prediction_line(preview.cost, preview.forecast)] if preview.cost and preview.forecast else []
+    for line in (*preview.notes, f"{facts.rows} training rows; {lengths}{share}", *checks, *cost):
         screen.print(clean(line), soft_wrap=True)
 
 

@@ -140,6 +140,22 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def clock(seconds: float) -> str:
+    """Format seconds as on a clock: 2:40 or 1:02:40; with a decimal below ten seconds."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def forecast_text(seconds: float, low: float, high: float) -> str:
+    """Format a forecast with its bounds, such as `2:40 (1:50 to 4:10)`."""
+    return f"{clock(seconds)} ({clock(low)} to {clock(high)})"
+
+
 def clean(text: str) -> str:
     """Remove control characters and replace lone surrogates, which pages and terminals cannot show."""
     valid = text.encode("utf-8", "replace").decode("utf-8")

@@ -37,6 +37,26 @@ class Speed(ReportPart):
     predicted_between: tuple[float, float] | None = None  # bounds of that estimate
 
 
+class ForecastPhase(ReportPart):
+    """One phase of a run; 0 seconds if it was not forecast, or not run by the process that finished the run."""
+
+    name: str
+    forecast_seconds: float
+    actual_seconds: float
+
+
+class Forecast(ReportPart):
+    """The forecast of the whole run, made before its start, and the time it took."""
+
+    seconds: float
+    low: float  # `low` and `high` should hold in 9 of 10 runs
+    high: float
+    basis: str
+    actual_seconds: float  # until this report was written
+    within: bool | None  # the run took between `low` and `high`; None for a resumed run
+    phases: list[ForecastPhase] = []
+
+
 class Memory(ReportPart):
     """Memory use of the run, in bytes."""
 
@@ -153,6 +173,7 @@ class Report(Displayed, ReportPart):
     training: Training
     speed: Speed
     memory: Memory
+    forecast: Forecast | None = None
     data: DataReport
     environment: dict[str, str]
     exports: list[Export] = []

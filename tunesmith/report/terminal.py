@@ -12,16 +12,18 @@ from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.report.formatting import (
     bounds,
     clean,
+    clock,
     count,
     duration,
     figure,
+    forecast_text,
     metric_name,
     p_value,
     share,
     signed,
     size,
 )
-from tunesmith.report.schema import MultitaskReport, Report
+from tunesmith.report.schema import Forecast, MultitaskReport, Report
 from tunesmith.report.tables import FittedTable
 from tunesmith.report.verdicts import arm_label, is_not_beaten, status, trails_single_task
 
@@ -63,11 +65,22 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
         f"training {duration(speed.seconds)}, whole run {duration(speed.total_seconds)}, "
         f"{count(speed.tokens_per_second)} tokens/s, peak memory {size(report.memory.peak_bytes)}"
     )
+    if report.forecast is not None:
+        cost += f"\n{forecast_line(report.forecast)}"
     files = Text(f"in {clean(str(folder))}:")
     for name, description in FILES.items():
         if (folder / name).exists():
             files.append(f"\n  {name:<18}").append(description, style="dim")
     return [*parts, *costs(report), Text(cost), gap, files]
+
+
+def forecast_line(forecast: Forecast) -> str:
+    """Return the forecast of the run and the time it took, such as `forecast 2:40 (1:50 to 4:10), took 2:29`."""
+    expected = forecast_text(forecast.seconds, forecast.low, forecast.high)
+    line = f"forecast {expected}, took {clock(forecast.actual_seconds)}"
+    if forecast.within is None:
+        return f"{line} since it was resumed"
+    return line if forecast.within else f"{line}, outside the bounds"
 
 
 def costs(report: Report) -> list[Text]:

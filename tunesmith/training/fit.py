@@ -17,6 +17,7 @@ from tunesmith.models.batch import Batch, StepMetrics, halve, mean_metrics
 from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner
+from tunesmith.phases import phase
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.train_state import (
@@ -135,7 +136,8 @@ class Trainer:
         return state
 
     def _save(self) -> None:
-        save(self.policy, self.optimizer, self.state, self.folder)
+        with phase("checkpoints"):
+            save(self.policy, self.optimizer, self.state, self.folder)
 
     def _step(self) -> None:
         """Take one optimizer step, or several on the same rollouts, and report it."""
@@ -220,7 +222,8 @@ class Trainer:
         assert self.validate is not None
         state = self.state
         self.policy.train(False)
-        result = self.validate()
+        with phase("validation"):
+            result = self.validate()
         state.validation_pending = False
         self.callbacks.on_event(
             Validated(state.step, result.loss, result.metrics, result.task_losses, result.gradient_cosines)
@@ -229,7 +232,8 @@ class Trainer:
             state.best = result.loss
             state.best_step = state.step
             state.bad_validations = 0
-            save_best(self.policy, state, self.folder)
+            with phase("checkpoints"):
+                save_best(self.policy, state, self.folder)
         else:
             state.bad_validations += 1
             state.stopped_early = state.bad_validations >= self.plan.patience

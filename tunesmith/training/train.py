@@ -34,6 +34,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.online_rl import OnlineRLLearner
+from tunesmith.phases import phase
 from tunesmith.progress import track
 from tunesmith.techniques import Full
 from tunesmith.training.batches import Batches, MultitaskBatches, batches_of
@@ -95,12 +96,14 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
         Refused: the model cannot learn a few rows, the loss is not finite, or memory does not hold one row.
     """
     recipe, objective = prepared.recipe, prepared.recipe.objective
-    prepared = prepared.map_tasks(
-        lambda name, task: precompute_reference_logprobs(
-            task, task_dir(out, name), policy=base_policy(task), on_event=callbacks.on_event
+    with phase("reference log-probabilities"):
+        prepared = prepared.map_tasks(
+            lambda name, task: precompute_reference_logprobs(
+                task, task_dir(out, name), policy=base_policy(task), on_event=callbacks.on_event
+            )
         )
-    )
-    policy = adapted_policy(prepared)
+    with phase("adapter and head"):
+        policy = adapted_policy(prepared)
     learner = learner_of(prepared)
     learners = {name: learner_of(task) for name, task in prepared.tasks.items()}
     plan = make_plan(recipe, policy, rows=len(prepared.train))
@@ -111,14 +114,15 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
     if find_folder(out / "checkpoints" / "last") is None:
         # Online RL samples its completions, so there are no rows to overfit.
         if recipe.schedule.probe and not objective.samples_completions:
-            checks = [
-                _overfit_check(
-                    task, objective.task_policy(policy, name), learners[name], plan=plan, on_event=callbacks.on_event
-                )
-                for name, task in prepared.tasks.items()
-            ]
+            with phase("overfit check"):
+                views = {name: objective.task_policy(policy, name) for name in prepared.tasks}
+                checks = [
+                    _overfit_check(task, views[name], learners[name], plan=plan, on_event=callbacks.on_event)
+                    for name, task in prepared.tasks.items()
+                ]
             write_whole(out / PROBE, json.dumps(asdict(checks[0])))
-        init_heads_from_probe(prepared, policy, callbacks.on_event)
+        with phase("adapter and head"):
+            init_heads_from_probe(prepared, policy, callbacks.on_event)
     probe = read_page(out / PROBE, Probe) if (out / PROBE).exists() else None
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
     log = RunLog(journal, trackers, batches, callbacks.on_event)
@@ -131,9 +135,10 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
         callbacks=replace(callbacks, on_event=log),
         validate=lambda: _validate(prepared, policy, learners, callbacks),
     )
-    callbacks.on_event(TrainingStarted())
     try:
-        state = trainer.run()
+        with phase("training"):
+            callbacks.on_event(TrainingStarted())
+            state = trainer.run()
     finally:
         for tracker in trackers:
             tracker.close()

@@ -18,7 +18,7 @@ from tunesmith.evaluation.evaluators.preferences import WRITTEN
 from tunesmith.models.generation import generate as room
 from tunesmith.pipelines.plan import plan as story
 from tunesmith.pipelines.plan.cost_model import TrainingWork
-from tunesmith.pipelines.plan.overhead import RunOverhead, count_overhead
+from tunesmith.pipelines.plan.phase_costs import RunWork, count_run, phase_seconds
 from tunesmith.pipelines.plan.profile import RunProfile, profile_run
 from tunesmith.pipelines.plan.workload import COUNTED, WorkloadCounter, count_work, planned
 from tunesmith.training.batches import Batches, batches_of
@@ -144,25 +144,29 @@ def test_general_rows_that_will_be_mixed_in_are_planned_and_those_that_are_in_no
     assert work_of(prepared).steps == steps[1]
 
 
-def _beside(prepared: TrainingContext) -> tuple[RunOverhead, RunProfile]:
+def _work(prepared: TrainingContext) -> tuple[RunWork, RunProfile]:
     found = profile_run(prepared)
-    return count_overhead(prepared, found), found
+    return count_run(prepared, found), found
 
 
 def test_a_control_is_trained_checked_and_scored_too(tmp_path: Path):
     prepared = read(recipe(tmp_path, answers(), "llama", objective="instruct"))
-    once, found = _beside(prepared)
-    twice, _ = _beside(replace(prepared, recipe=prepared.recipe.model_copy(update={"controls": True})))
-    assert (once.trained, twice.trained) == (1, 2)
-    assert twice.read > once.read
-    assert twice.written[0][0] == 1.5 * once.written[0][0]
-    assert twice.seconds(found) > once.seconds(found)
+    once, found = _work(prepared)
+    twice, _ = _work(replace(prepared, recipe=prepared.recipe.model_copy(update={"controls": True})))
+    assert twice.phases["controls"].trainings == 1
+    assert twice.phases["controls"].written == twice.phases["test scoring"].written
+    seconds = [phase_seconds(work, found, prepared.recipe.technique) for work in (once, twice)]
+    assert "controls" not in seconds[0]
+    assert seconds[1]["controls"] > seconds[1]["training"] + seconds[1]["validation"]
+    assert sum(seconds[1].values()) == pytest.approx(sum(seconds[0].values()) + seconds[1]["controls"])
 
 
 def test_a_task_of_several_that_writes_answers_takes_its_time(tmp_path: Path):
-    beside, _ = _beside(read(mixed(tmp_path, tasks=("mood", "count"))))
-    assert [steps for steps, _ in beside.written] == [2 * 8, 3 * 8]
-    assert _beside(read(mixed(tmp_path, tasks=("mood", "judge"))))[0].written == ()
+    phases = _work(read(mixed(tmp_path, tasks=("mood", "count"))))[0].phases
+    assert [steps for steps, _ in phases["base scoring"].written] == [8, 3 * 8]
+    assert [steps for steps, _ in phases["test scoring"].written] == [8]
+    together = _work(read(mixed(tmp_path, tasks=("mood", "judge"))))[0].phases
+    assert not any(phase.written for phase in together.values())
 
 
 def test_what_goes_on_beside_training_is_counted_once_for_all_techniques(

@@ -24,6 +24,7 @@ from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.task_scores import BESIDE, ArmScore, Score, TaskScore, arms, score, task_score
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Instruct
+from tunesmith.phases import phase
 from tunesmith.training.prepare import TrainingContext
 
 DETAILS = {SHUFFLED: "same recipe, shuffled answers; training log in control"}
@@ -61,7 +62,9 @@ class AnswerEvaluator:
         split, test = prepared.loaded.split, self._examples
         answers = prompter.answer(train=split.train, validation=split.validation, test=test)
         controls = frozen_head_control(prepared, prompter.model(), test) if prepared.recipe.controls else {}
-        return AnswerPredictions(answers, baselines(prepared, test), controls)
+        with phase("baselines"):
+            ways = baselines(prepared, test)
+        return AnswerPredictions(answers, ways, controls)
 
     def predict(self, model: LocalModel) -> AnswerPredictions:
         """Answer the rows with a model."""

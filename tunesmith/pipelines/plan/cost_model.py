@@ -1,8 +1,8 @@
 """Analytic cost model of a run: trainable parameters, peak memory and training time. Nothing is executed here.
 
 Each weight takes 2 operations per token in the forward pass, 2 for the gradient of its input, and 2 more if it is
-trained. The rest of a step is memory traffic: stored activations and the optimizer state. Timed steps of one technique
-correct the estimates of all techniques by one factor.
+trained. The rest of a step is memory traffic: stored activations and the optimizer state. `forecast`
+corrects the seconds by earlier runs and timed steps.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HEAD_COPIES = 3
 FOUR_BITS = 0.52
 
 # Bounds as factors of the expected value, chosen by judgement; twelve small runs were within them (bench/PLAN.md).
-BOUNDS = {"memory": (0.87, 1.15), "timed": (0.8, 1.3), "formula": (0.4, 2.5)}
+BOUNDS = {"memory": (0.87, 1.15), "formula": (0.4, 2.5)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,6 @@ class MachinePace:
     products32: float  # the same in float32
     moved: float  # bytes per second
     mixed: bool  # training multiplies in a 2-byte dtype
-    factor: float = 1.0  # measured over computed seconds
-    timed: bool = False  # the factor was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +133,11 @@ def estimate(
         pace: speed of the machine.
         held: bytes of the process with unquantized weights before training.
     """
-    seconds = pace.factor * step_seconds(technique, size, work, pace)
+    seconds = step_seconds(technique, size, work, pace)
     return Estimate(
         trainable(technique, size, work),
         FigureBounds.around(peak_bytes(technique, size, work, pace, held=held), "memory"),
-        FigureBounds.around(seconds, "timed" if pace.timed else "formula"),
+        FigureBounds.around(seconds, "formula"),
     )
 
 
@@ -281,7 +279,7 @@ def _tokens(technique: Technique, size: NetworkSize, tokens: tuple[int, int], ba
 
 
 def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace) -> float:
-    """Compute the seconds of all training steps, without `pace.factor`.
+    """Compute the seconds of all training steps.
 
     Args:
         technique: the technique.
@@ -315,11 +313,7 @@ def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace) -> floa
         size: sizes of the base model.
         pace: speed of the machine.
     """
-    return (
-        pace.factor
-        * tokens
-        * (2 * size.matmul_parameters / pace.products32 + size.frozen.token * READ_MOVED / pace.moved)
-    )
+    return tokens * (2 * size.matmul_parameters / pace.products32 + size.frozen.token * READ_MOVED / pace.moved)
 
 
 def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachinePace) -> float:
@@ -333,4 +327,4 @@ def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachineP
     """
     parameters = size.matmul_parameters + size.words * size.hidden
     step = NUMBER * parameters / pace.moved + rows * 2 * parameters / pace.products32
-    return pace.factor * steps * (step + size.layers * CALLS / 4)
+    return steps * (step + size.layers * CALLS / 4)

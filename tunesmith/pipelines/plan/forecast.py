@@ -2,7 +2,7 @@
 
 The log of actual over computed seconds of a phase is modelled as normal, with a mean that depends on the run: close
 kinds of runs have close means. Runs of other families inform the mean for this family a little, runs of the same model,
-technique and objective almost fix it. Without any earlier run the formula stands, with wide bounds.
+technique and objective almost fix it. Without any earlier run the formula is used, with wide bounds.
 """
 
 from __future__ import annotations
@@ -96,14 +96,14 @@ class RunForecast(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What earlier runs say about one phase."""
+    """The effect of earlier runs on the forecast of one phase."""
 
     mean: float  # of the log ratio
     deviation: float  # of the log ratio of the next run
     freedom: float  # degrees of freedom of the deviation
 
     def reach(self) -> float:
-        """Return the factor by which the bounds lie around the expected seconds."""
+        """Return the factor between the expected seconds and each bound."""
         return math.exp(self.deviation * t_quantile(self.freedom))
 
 

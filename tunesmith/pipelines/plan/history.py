@@ -110,7 +110,7 @@ def append(timings: RunTimings) -> bool:
         timings: the run.
 
     Returns:
-        Whether it was written. A cache that cannot be written is no error: forecasts then stay less precise.
+        Whether it was written. If the cache cannot be written, forecasts stay less precise.
     """
     file = cache_dir() / FILE
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tunesmith.config import SELF, AnyTechnique, Retention
 from tunesmith.data.examples.types import Example, LabelledText, Text
@@ -11,11 +11,13 @@ from tunesmith.evaluation.diagnostics import general_ability_file
 from tunesmith.evaluation.predict import CHOICE_ROWS
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
 from tunesmith.models.mlm_head import own_head
+from tunesmith.objectives import Classify
 from tunesmith.pipelines.plan.cost_model import reading_seconds, step_seconds, trainable, writing_seconds
 from tunesmith.pipelines.plan.history import RunKind, machine_of
 from tunesmith.pipelines.plan.profile import RunProfile, named
 from tunesmith.pipelines.plan.workload import READINGS, planned
 from tunesmith.training.batches import Batches
+from tunesmith.training.head_init import MOST_ROWS
 from tunesmith.training.mlm_head import FEWEST_STEPS
 from tunesmith.training.overfit_check import ROWS
 from tunesmith.training.prepare import TrainingContext
@@ -84,7 +86,7 @@ def kind_of(prepared: TrainingContext, technique: AnyTechnique) -> RunKind:
 
 
 def machine(prepared: TrainingContext) -> dict[str, str]:
-    """Return the machine of a run as it is recorded in the history."""
+    """Return the machine of a run in the form of the history."""
     chosen = prepared.machine
     return machine_of(device=chosen.device, dtype=chosen.dtype, threads=chosen.threads)
 
@@ -111,6 +113,7 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
     validation = PhaseWork(read=evaluations * per_validation)
     phases = {
         "loading": PhaseWork(seconds=4 * profile.size.parameters / FILE_BYTES + sum(map(_tokens, tasks)) / ENCODED),
+        "forecast": PhaseWork(seconds=1.0),
         "replay samples": _replay(prepared),
         "masked-LM head": _mlm_head(prepared, computed, plan.steps),
         "baselines": PhaseWork(seconds=sum(map(_baseline_seconds, tasks))),
@@ -121,6 +124,7 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
         "overfit check": PhaseWork(
             trainings=CHECK_STEPS * ROWS * len(tasks) / learned if recipe.schedule.probe else 0.0
         ),
+        "adapter and head": sum((_head_initialized(task, computed) for task in tasks), PhaseWork(seconds=0.2)),
         "training": PhaseWork(trainings=1.0),
         "validation": validation,
         "general ability after": general,
@@ -141,7 +145,7 @@ def phase_seconds(run: RunWork, profile: RunProfile, technique: AnyTechnique) ->
         profile: the network and the speed of the machine.
         technique: trains the network.
     """
-    size, pace = profile.size, replace(profile.pace, factor=1.0)
+    size, pace = profile.size, profile.pace
     training = step_seconds(technique, size, profile.work, pace)
     seconds = {
         name: work.trainings * training
@@ -194,6 +198,13 @@ def _base_scored(task: TrainingContext, computed: float) -> PhaseWork:
         written = ((float(len(templates) * objective.max_new_tokens), choice_rows / 2),)
     read = _row_tokens(task, computed) * (rows + probed)
     return PhaseWork(read=read, written=written, seconds=PROBE_SECONDS * probed)
+
+
+def _head_initialized(task: TrainingContext, computed: float) -> PhaseWork:
+    """Return the probe of the network that a head for labels starts from."""
+    objective = task.recipe.objective
+    rows = min(len(task.train), MOST_ROWS) if isinstance(objective, Classify) and objective.has_label_head else 0
+    return PhaseWork(read=_row_tokens(task, computed) * rows, seconds=PROBE_SECONDS * rows)
 
 
 def _calibrated(task: TrainingContext, computed: float) -> PhaseWork:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from tunesmith.config import AnyTechnique, Recipe
@@ -16,10 +16,12 @@ from tunesmith.models.loading.locate import not_in_4_bits
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.pipelines.plan.candidates import Job, choose_model
 from tunesmith.pipelines.plan.cost_model import moving, peak_bytes, step_seconds
-from tunesmith.pipelines.plan.overhead import RunOverhead, count_overhead
+from tunesmith.pipelines.plan.forecast import forecast_run
+from tunesmith.pipelines.plan.history import PhaseTiming, RunTimings, append
+from tunesmith.pipelines.plan.phase_costs import RunWork, count_run, kind_of, machine
 from tunesmith.pipelines.plan.profile import RunProfile, named, predict, profile_run
 from tunesmith.pipelines.plan.recommend import ENCODERS, STANDINGS, Case, recommend
-from tunesmith.pipelines.plan.report import FORMULA_ONLY, ModelChoice, PlanReport, Recommended, TechniqueEstimate
+from tunesmith.pipelines.plan.report import Bounds, ModelChoice, PlanReport, Recommended, TechniqueEstimate
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.training.batches import batches_of
 from tunesmith.training.fit import step
@@ -66,17 +68,11 @@ def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, o
     family = prepared.base.family
     on_event(StageStarted("counting rows and network"))
     profile = profile_run(prepared)
-    factors = _time_techniques(prepared, profile, on_event) if timed else {}
-    how = f"by formula, corrected by timed steps of {' and '.join(factors)} on these rows" if factors else FORMULA_ONLY
-    overhead = count_overhead(prepared, profile)
-    options = []
-    for technique in techniques_of(recipe):
-        factor = factors.get(named(technique), factors.get("lora"))
-        if factor is not None:
-            pace = replace(profile.pace, factor=factor, timed=named(technique) in factors)
-            options.append(_estimate(prepared, technique, replace(profile, pace=pace), overhead, how=how))
-        else:
-            options.append(_estimate(prepared, technique, profile, overhead, how=how))
+    timings = _time_techniques(prepared, profile, on_event) if timed else []
+    work = count_run(prepared, profile)
+    options = [_estimate(prepared, technique, profile, work, timings=timings) for technique in techniques_of(recipe)]
+    for line in timings:  # `tune` then forecasts from the same steps
+        append(line)
     objective, learned_tokens = prepared.recipe.objective, prepared.facts.learned_tokens
     if objective.masked_share and family == "encoder":  # each epoch masks another share of the words
         learned_tokens = round(objective.masked_share * learned_tokens)
@@ -101,7 +97,7 @@ def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, o
         tokens=profile.work.computed,
         machine=prepared.machine.why,
         room_bytes=round(profile.available),
-        how=how,
+        how=next(option.prediction.how for option in options if option.prediction),
         options=options,
         recommendation=choice and Recommended(technique=choice.technique, reasons=list(choice.reasons)),
         notes=list(prepared.facts.notes),
@@ -128,7 +124,12 @@ def _models(prepared: TrainingContext, on_event: EventHandler) -> ModelChoice | 
 
 
 def _estimate(
-    prepared: TrainingContext, technique: AnyTechnique, profile: RunProfile, overhead: RunOverhead, *, how: str
+    prepared: TrainingContext,
+    technique: AnyTechnique,
+    profile: RunProfile,
+    work: RunWork,
+    *,
+    timings: Sequence[RunTimings],
 ) -> TechniqueEstimate:
     """Estimate the cost of one technique, or state why the model does not support it."""
     name, base = named(technique), prepared.base
@@ -139,13 +140,20 @@ def _estimate(
         reason = reason or not_in_4_bits(base.name, offline=True)  # its files have just been read
     if reason:
         return TechniqueEstimate(refused=reason, **known)
-    cost = predict(technique, profile, how=how)
-    whole = overhead.whole(cost.seconds, profile)
-    return TechniqueEstimate(prediction=cost, whole_seconds=whole, fits=cost.memory.high <= profile.available, **known)
+    forecast = forecast_run(prepared, profile, technique=technique, work=work, timed=timings)
+    cost = predict(technique, profile, how=forecast.basis)
+    training = next(phase for phase in forecast.phases if phase.name == "training")
+    seconds = Bounds(low=training.low, expected=training.seconds, high=training.high)
+    return TechniqueEstimate(
+        prediction=cost.model_copy(update={"seconds": seconds}),
+        whole_seconds=Bounds(low=forecast.low, expected=forecast.seconds, high=forecast.high),
+        fits=cost.memory.high <= profile.available,
+        **known,
+    )
 
 
-def _time_techniques(prepared: TrainingContext, profile: RunProfile, on_event: EventHandler) -> dict[str, float]:
-    """Return measured over computed seconds of LoRA and full tuning, of those whose memory safely fits."""
+def _time_techniques(prepared: TrainingContext, profile: RunProfile, on_event: EventHandler) -> list[RunTimings]:
+    """Return timed steps of LoRA and full tuning, of those whose memory safely fits."""
 
     def with_references(_: str, task: TrainingContext) -> TrainingContext:
         # Reference log-probabilities of 0: computing them is slow, and the time of a step does not depend on them.
@@ -155,30 +163,33 @@ def _time_techniques(prepared: TrainingContext, profile: RunProfile, on_event: E
 
     prepared = prepared.map_tasks(with_references)
     timed: list[AnyTechnique] = [techniques_of(prepared.recipe)[1], Full()]
-    factors: dict[str, float] = {}
+    timings: list[RunTimings] = []
     for technique in timed:
         peak = peak_bytes(technique, profile.size, profile.work, profile.pace, held=profile.held)
         if peak >= SAFE_SHARE * profile.available:
             continue
         on_event(StageStarted(f"timing a few steps: {technique.kind}"))
         try:
-            factors[technique.kind] = _measure_factor(prepared, technique, profile)
+            step_timing = _measure_steps(prepared, technique, profile)
         except (MemoryError, RuntimeError, Refused) as error:
             if not out_of_memory(error.__cause__ or error):  # the optimizer raises an error of its own
                 raise
             on_event(Note(f"out of memory while timing {technique.kind}; using the analytic estimate"))
-    return factors
+            continue
+        kind, phases = kind_of(prepared, technique), {"training": step_timing}
+        timings.append(RunTimings(machine=machine(prepared), kind=kind, source="timed steps", phases=phases))
+    return timings
 
 
-def _measure_factor(prepared: TrainingContext, technique: AnyTechnique, profile: RunProfile) -> float:
-    """Return the median of measured over computed seconds, over a few steps with a learning rate of 0."""
+def _measure_steps(prepared: TrainingContext, technique: AnyTechnique, profile: RunProfile) -> PhaseTiming:
+    """Return the step with the median of measured over computed seconds, of a few at a learning rate of 0."""
     recipe = prepared.recipe.model_copy(update={"technique": technique})
     policy = adapted_policy(replace(prepared, recipe=recipe))
     try:
         optimizer = make_optimizer(policy, make_plan(recipe, policy, rows=len(prepared.train)))
         set_rate(optimizer, 0.0)
         batches, learner, started = batches_of(prepared), learner_of(prepared), time.perf_counter()
-        ratios = []
+        timings = []
         for index in range(TIMED_STEPS):
             start = time.perf_counter()
             window = batches.window(index * batches.steps_per_epoch // TIMED_STEPS)  # timed too: a run also makes them
@@ -186,10 +197,13 @@ def _measure_factor(prepared: TrainingContext, technique: AnyTechnique, profile:
             seconds = time.perf_counter() - start
             counts: dict[str, Any] = {name: round(value) for name, value in profile.counter.counts(window).items()}
             work = replace(profile.work, steps=1, **counts)
-            ratios.append(seconds / step_seconds(technique, profile.size, work, profile.pace))
+            timings.append(
+                PhaseTiming(formula=step_seconds(technique, profile.size, work, profile.pace), actual=seconds)
+            )
             if index and time.perf_counter() - started > MAX_SECONDS:
                 break
-        return median(ratios[1:])
+        ordered = sorted(timings[1:], key=lambda timing: timing.actual / timing.formula)
+        return ordered[len(ordered) // 2]
     finally:
         policy.train(False)
         if policy.adapter is not None:

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import psutil
 import torch
 
 from tunesmith.config import AnyTechnique
-from tunesmith.data.files import write_whole
-from tunesmith.events import EventHandler, Note
 from tunesmith.models.profile import NetworkSize, copy_rate, measure_size
 from tunesmith.pipelines.plan.cost_model import FOUR_BITS, NUMBER, MachinePace, TrainingWork, estimate
-from tunesmith.pipelines.plan.report import (
-    FORMULA_ONLY,
-    PREDICTION,
-    Bounds,
-    CostPrediction,
-    prediction_line,
-    read_prediction,
-)
+from tunesmith.pipelines.plan.report import Bounds, CostPrediction
 from tunesmith.pipelines.plan.workload import WorkloadCounter, count_work
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.prepare import TrainingContext
@@ -44,13 +34,13 @@ def profile_run(prepared: TrainingContext, *, own: bool = False) -> RunProfile:
 
     Args:
         prepared: the run.
-        own: only what the recipe's own technique needs, which takes half the passes.
+        own: only what the recipe's own technique needs, which takes half the passes if it trains no weights.
     """
     machine = prepared.machine
     held, available = process_memory(machine.device)  # first: the memory of the measurements is used again by the run
     policy = base_policy(prepared)
     trains_weights = isinstance(prepared.recipe.technique, Full | Lora)
-    size = measure_size(policy, modes=(trains_weights,) if own else (True, False))
+    size = measure_size(policy, modes=(False,) if own and not trains_weights else (True, False))
     rates = machine.gemm_gflops
     pace = MachinePace(
         products=1e9 * rates.get(machine.dtype, rates["float32"]),
@@ -71,27 +61,6 @@ def process_memory(device: str) -> tuple[float, float]:
         return float(torch.cuda.memory_allocated(device)), float(torch.cuda.memory_reserved(device) + free)
     used = float(psutil.Process().memory_info().rss)
     return used, used + float(psutil.virtual_memory().available)
-
-
-def predict_cost(prepared: TrainingContext, out: Path, *, on_event: EventHandler) -> CostPrediction | None:
-    """Report the predicted cost of the recipe's technique; it is kept in the run folder and not computed again.
-
-    Args:
-        prepared: the run.
-        out: the run folder.
-        on_event: receives the prediction as a note.
-
-    Returns:
-        The prediction from the cost model alone, or None for `rl`: the length of its completions is unknown.
-    """
-    if prepared.recipe.objective.samples_completions:
-        return None
-    prediction = read_prediction(out)
-    if prediction is None:
-        prediction = predict(prepared.recipe.technique, profile_run(prepared, own=True), how=FORMULA_ONLY)
-        write_whole(out / PREDICTION, prediction.model_dump_json(indent=1))
-    on_event(Note(prediction_line(prediction)))
-    return prediction
 
 
 def predict(technique: AnyTechnique, profile: RunProfile, *, how: str) -> CostPrediction:

@@ -35,7 +35,7 @@ PACE: Mapping[str, float] = {"products": 200e9, "products32": 100e9, "moved": 10
 GENERAL_TOKENS = 20_000
 # Steps after which the overfit check has usually passed, and its rows.
 CHECK_STEPS, CHECK_ROWS = 10, 8
-# Validations of a run, and prompts that are tried with the base model on so many rows at most.
+# Validations of a run, prompts that are tried with the base model, and the rows on which they are tried.
 VALIDATIONS, PROMPTS = 6, 3
 PROMPT_ROWS: Mapping[str, int] = {"classify": 100, "instruct": 32}
 # Objectives that compare with a reference model, and those that generate text.

@@ -15,6 +15,7 @@ from tunesmith.evaluation.diagnostics import not_measured
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, Diagnostics, EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility
+from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
 from tunesmith.models.loading.device import ChosenMachine, peak_bytes
@@ -22,6 +23,7 @@ from tunesmith.models.loading.quantization import count_parameters, resident_byt
 from tunesmith.models.profile import matmul_parameters
 from tunesmith.objectives import Multitask
 from tunesmith.pipelines.plan.report import CostPrediction
+from tunesmith.pipelines.tune.run_clock import RunClock, compared
 from tunesmith.report.schema import (
     DataReport,
     GradientConflict,
@@ -55,6 +57,7 @@ class RunResults:
 
     prepared: TrainingContext
     trained: TrainResult
+    model: LocalModel  # the tuned model
     evaluator: Evaluator[Any]
     base: Any  # predictions of the base model for the test rows
     tuned: Any  # predictions of the tuned model
@@ -62,6 +65,8 @@ class RunResults:
     diagnostics: Diagnostics = Diagnostics()
     retention: Retention | None = None
     prediction: CostPrediction | None = None
+    clock: RunClock | None = None
+    resumed: bool = False
 
     @property
     def general_rise(self) -> float:
@@ -105,6 +110,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         training=_training(run.trained),
         speed=_speed(run, seconds),
         memory=_memory(run),
+        forecast=run.clock and compared(run.clock, seconds=seconds, resumed=run.resumed),
         data=DataReport(
             rows=facts.rows,
             train=facts.train,

@@ -13,6 +13,9 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.masking import Masking
 from tunesmith.display import Display, Displayed
 from tunesmith.events import ignore
+from tunesmith.pipelines.plan.forecast import RunForecast
+from tunesmith.pipelines.plan.predict_run import predicted
+from tunesmith.pipelines.plan.report import CostPrediction
 from tunesmith.training.prepare import TrainingContext, masking_of, max_length_note, prepare
 
 # The sides of a preference pair, chosen first.
@@ -72,6 +75,8 @@ class Preview(Displayed):
     facts: PreviewFacts
     notes: tuple[str, ...]
     limit: str  # the setting that limits the length of a row
+    cost: CostPrediction | None = None  # None for `rl`, whose completions have an unknown length
+    forecast: RunForecast | None = None  # of the whole run
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -119,7 +124,9 @@ def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     by_model = longest < recipe.data.max_tokens
     notes = (prepared.machine.why, *([max_length_note(prepared.recipe)] if by_model else []), *prepared.facts.notes)
     limit = f"the {longest} tokens of the context" if by_model else f"data.max_tokens ({longest})"
-    return Preview(prepared.recipe, shown, _statistics(prepared, tasks), notes, limit)
+    statistics = _statistics(prepared, tasks)
+    cost, forecast = (None, None) if prepared.recipe.objective.samples_completions else predicted(prepared)
+    return Preview(prepared.recipe, shown, statistics, notes, limit, cost, forecast)
 
 
 def _row_preview(row: Encoded, task: TrainingContext, masking: Masking | None) -> RowPreview:

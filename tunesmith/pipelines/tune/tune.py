@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -36,8 +36,22 @@ from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.policy import Policy
-from tunesmith.pipelines.plan.profile import predict_cost
+from tunesmith.phases import phase, timing
+from tunesmith.pipelines.plan.predict_run import predict_run, prediction_line
+from tunesmith.pipelines.plan.report import CostPrediction
 from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report
+from tunesmith.pipelines.tune.run_clock import (
+    BASE,
+    CONTROLS,
+    PREPARE,
+    REPORT,
+    TEXTS,
+    TRAINING,
+    TUNED,
+    RunClock,
+    numbered_phases,
+    record,
+)
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
 from tunesmith.training.callbacks import Callbacks
@@ -142,68 +156,105 @@ def delete_run(recipe: Recipe, out: Path | None) -> Path | None:
 
 def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: bool) -> Report:
     """Run all steps. Each one reuses what it finds in the run folder, so that an interrupted run resumes."""
-    on_event, started = callbacks.on_event, time.perf_counter()
+    started, resumed = time.perf_counter(), folder.started
+    clock = RunClock(callbacks.on_event, numbered_phases(recipe))
+    with timing(clock.phases):
+        results = _results(recipe, folder, replace(callbacks, on_event=clock), clock, offline=offline)
+        results = replace(results, clock=clock, resumed=resumed)
+        clock.start(REPORT)
+        with phase("saving"):
+            _save(results, folder)
 
-    phases = NumberedPhases(_phases_of(recipe), on_event)
-    phases.start(PREPARE)
+        # The run is finished once report.json exists.
+        with phase("report"):
+            report = build_report(results, name=folder.path.name, seconds=time.perf_counter() - started)
+            write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
+            write_reports(folder.path)
+            drop_checkpoints(folder.path)
+    record(clock, results.prepared, seconds=time.perf_counter() - started, resumed=resumed)
+    return report
+
+
+def _results(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: RunClock, *, offline: bool) -> RunResults:
+    """Evaluate the base model, train it, and evaluate it again."""
+    on_event = callbacks.on_event
+    clock.start(PREPARE)
 
     # Prepare: read and encode the rows, load the base model, and record what the run must resume with.
     rewards = _reward_digests(recipe, folder, on_event)
-    prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline)
-    recipe, base = prepared.recipe, prepared.base
-    folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
-    save_recipe(recipe, folder.path / "recipe.yaml")
-    prepared = with_contamination_check(prepared, on_event=on_event, offline=offline)
-    if TEXTS in phases.names:
-        phases.start(TEXTS)
+    with phase("loading"):
+        prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline)
+        recipe, base = prepared.recipe, prepared.base
+        folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
+        save_recipe(recipe, folder.path / "recipe.yaml")
+        prepared = with_contamination_check(prepared, on_event=on_event, offline=offline)
+    prediction = _predict(prepared, folder.path, clock)
+    if TEXTS in clock.names:
+        clock.start(TEXTS)
         prepared = _prepare_texts(prepared, folder.path, callbacks, offline=offline)
-    on_event(StageStarted("estimating time and memory"))
-    prediction = predict_cost(prepared, folder.path, on_event=on_event)
 
     # Evaluate the base model before any of its parameters changes.
     evaluator = evaluator_for(EvalSet.of(prepared))
-    snapshot = _evaluate_base(prepared, folder, evaluator, phases)
+    snapshot = _evaluate_base(prepared, folder, evaluator, clock)
     controls: dict[str, Any] = {}
     if recipe.controls:
-        phases.start(CONTROLS)
-        controls = _run_controls(prepared, folder.path, evaluator, callbacks)
+        clock.start(CONTROLS)
+        with phase("controls", whole=True):
+            controls = _run_controls(prepared, folder.path, evaluator, callbacks)
 
     # Train.
-    phases.start(TRAINING)
+    clock.start(TRAINING)
     gate = _general_text_gate(prepared, snapshot.general)
     trained = train(prepared, folder.path, callbacks=replace(callbacks, gate_violation=gate))
 
     # Evaluate the tuned model on the same rows.
-    phases.start(TUNED)
+    model = _local_model(prepared, trained.policy)
+    clock.start(TUNED)
+    with phase("test scoring"):
+        on_event(StageStarted(f"{len(prepared.test)} test rows"))
+        fit_calibration(prepared, model)
+        tuned = evaluator.predict(model)
     general = None
     if snapshot.general:
         on_event(StageStarted("general ability of the tuned model"))
-        general = retention(
-            snapshot.general,
-            measure(
-                trained.policy, prepared.template, window=general_window(prepared), extent=prepared.recipe.retention
-            ),
-        )
-    on_event(StageStarted(f"{len(prepared.test)} test rows"))
-    model = _local_model(prepared, trained.policy)
-    fit_calibration(prepared, model)
+        with phase("general ability after"):
+            window, extent = general_window(prepared), prepared.recipe.retention
+            after = measure(trained.policy, prepared.template, window=window, extent=extent)
+            general = retention(snapshot.general, after)
     base_predictions = TypeAdapter(evaluator.shape).validate_python(snapshot.predictions)
-    tuned_predictions = evaluator.predict(model)
-    results = RunResults(
+    with phase("diagnostics"):
+        diagnostics = evaluator.diagnose(prepared, model, base=base_predictions, tuned=tuned)
+    return RunResults(
         prepared=prepared,
         trained=trained,
+        model=model,
         evaluator=evaluator,
         base=base_predictions,
-        tuned=tuned_predictions,
+        tuned=tuned,
         controls=controls,
-        diagnostics=evaluator.diagnose(prepared, model, base=base_predictions, tuned=tuned_predictions),
+        diagnostics=diagnostics,
         retention=general,
         prediction=prediction,
     )
 
-    phases.start(REPORT)
 
-    # Save the model and the predictions.
+def _predict(prepared: TrainingContext, out: Path, clock: RunClock) -> CostPrediction | None:
+    """Report the predicted memory and time of the run, and let its clock compare with them."""
+    clock(StageStarted("estimating time and memory"))
+    with phase("forecast"):
+        found = predict_run(prepared, out, measured=clock.phases.seconds)
+    if found is None:
+        return None
+    prediction, clock.forecast = found
+    clock(Note(prediction_line(prediction, clock.forecast)))
+    clock.update()
+    return prediction
+
+
+def _save(results: RunResults, folder: RunFolder) -> None:
+    """Save the model and the predictions."""
+    prepared, model, evaluator = results.prepared, results.model, results.evaluator
+    recipe, base = prepared.recipe, prepared.base
     manifest = ModelManifest(
         base=recipe.model,
         fingerprint=base.fingerprint,
@@ -218,47 +269,9 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
         thresholds=dict(model.thresholds),
     )
     write_folder(folder.path / "model", lambda path: save_model(path, model, manifest))
-    records = evaluator.to_rows({"base": base_predictions, "tuned": tuned_predictions})
+    records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_whole(folder.path / "predictions.jsonl", lines)
-
-    # Report. The run is finished once report.json exists.
-    report = build_report(results, name=folder.path.name, seconds=time.perf_counter() - started)
-    write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
-    write_reports(folder.path)
-    drop_checkpoints(folder.path)
-    return report
-
-
-# Phases of a run, as they are shown. Some recipes have fewer.
-PREPARE = "reading the rows and the model"
-TEXTS = "preparing general rows and the masked-LM head"
-BASE = "evaluating the base model"
-CONTROLS = "control runs"
-TRAINING = "training"
-TUNED = "evaluating the tuned model"
-REPORT = "saving the model and the report"
-
-
-@dataclass(frozen=True, slots=True)
-class NumberedPhases:
-    """The phases of a run, in order."""
-
-    names: Sequence[str]
-    on_event: EventHandler
-
-    def start(self, name: str) -> None:
-        """Report that a phase begins; one that this run does not have is ignored."""
-        if name in self.names:
-            self.on_event(StageStarted(name, self.names.index(name) + 1, len(self.names)))
-
-
-def _phases_of(recipe: Recipe) -> list[str]:
-    """Return the phases of a run with this recipe."""
-    texts = any(task.objective.produces == "likelihood" for task in recipe.tasks.values())
-    optional = {TEXTS: texts, CONTROLS: recipe.controls}
-    names = (PREPARE, TEXTS, BASE, CONTROLS, TRAINING, TUNED, REPORT)
-    return [name for name in names if optional.get(name, True)]
 
 
 def _reward_digests(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[str, str]:
@@ -279,29 +292,33 @@ def _prepare_texts(prepared: TrainingContext, out: Path, callbacks: Callbacks, *
     if prepared.recipe.objective.produces != "likelihood":
         return prepared
     out.mkdir(parents=True, exist_ok=True)
-    prepared = with_replay(prepared, out, on_event=callbacks.on_event, offline=offline)
+    with phase("replay samples"):
+        prepared = with_replay(prepared, out, on_event=callbacks.on_event, offline=offline)
     if prepared.base.family == "encoder":
-        prepared = replace(prepared, head=train_mlm_head(prepared, out, callbacks=callbacks))
+        with phase("masked-LM head", whole=True):
+            prepared = replace(prepared, head=train_mlm_head(prepared, out, callbacks=callbacks))
     return prepared
 
 
 def _evaluate_base(
-    prepared: TrainingContext, folder: RunFolder, evaluator: Evaluator[Any], phases: NumberedPhases
+    prepared: TrainingContext, folder: RunFolder, evaluator: Evaluator[Any], clock: RunClock
 ) -> BaselineSnapshot:
     """Return the predictions and the general ability of the base model, computed once for each run folder."""
     path = folder.path / "before.json"
     if path.exists():
         return read_page(path, BaselineSnapshot)
-    if prepared.recipe.objective.samples_completions:  # first, because generating all test answers takes long
-        check_reward_varies(prepared, base_policy(prepared), on_event=phases.on_event)
-    phases.start(BASE)
-    policy = Policy.over(prepared.base.network, family=prepared.base.family)
-    predictions = evaluator.evaluate_base(prepared, policy, folder.path)
+    with phase("base scoring"):
+        if prepared.recipe.objective.samples_completions:  # first, because generating all test answers takes long
+            check_reward_varies(prepared, base_policy(prepared), on_event=clock)
+        clock.start(BASE)
+        policy = Policy.over(prepared.base.network, family=prepared.base.family)
+        predictions = evaluator.evaluate_base(prepared, policy, folder.path)
     if not not_measured(prepared):
-        phases.on_event(StageStarted("general ability of the base model"))
+        clock(StageStarted("general ability of the base model"))
+    with phase("general ability before"):
+        general = base_general_ability(prepared, policy)
     snapshot = BaselineSnapshot(
-        predictions=TypeAdapter(evaluator.shape).dump_python(predictions, mode="json"),
-        general=base_general_ability(prepared, policy),
+        predictions=TypeAdapter(evaluator.shape).dump_python(predictions, mode="json"), general=general
     )
     write_whole(path, snapshot.model_dump_json())
     return snapshot
