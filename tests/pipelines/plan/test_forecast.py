@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from tunesmith.pipelines.plan import history as past
-from tunesmith.pipelines.plan.forecast import BY_FORMULA, SPREADS, correct, rough_forecast, t_quantile
+from tunesmith.pipelines.plan.forecast import BY_FORMULA, OTHER, SPREADS, correct, rough_forecast, t_quantile
 from tunesmith.pipelines.plan.history import PhaseTiming, RunKind, RunTimings, append, machine_of, read_history
 from tunesmith.pipelines.plan.rough_costs import ROUGH_SIZES, RoughRun
 
 KIND = RunKind(model="a", family="encoder", objective="classify", technique="full")
 MACHINE = {"processor": "p", "cores": "2", "device": "cpu", "dtype": "float32", "torch": "2"}
+PRIOR = {name: SPREADS.get(name, OTHER) for name in ("loading", "base scoring", "training", "validation", "report")}
 FORMULA = {"loading": 3.0, "base scoring": 10.0, "training": 60.0, "validation": 12.0, "report": 2.0}
 
 
@@ -35,16 +37,16 @@ def line(kind: RunKind = KIND, *, times: float = 2.0, machine: dict[str, str] | 
 def test_without_a_history_the_formula_stands_with_wide_bounds():
     found = correct(FORMULA, KIND, [])
     assert found.basis == BY_FORMULA
-    assert found.seconds == pytest.approx(sum(FORMULA.values()))
+    assert found.seconds == pytest.approx(sum(s * math.exp(PRIOR[name].mean) for name, s in FORMULA.items()))
     assert found.low < 0.6 * found.seconds
     assert found.high > 1.8 * found.seconds
-    assert found.of("training", "report") == pytest.approx(62.0)
+    assert found.of("training", "report") == pytest.approx(60 * math.exp(PRIOR["training"].mean) + 2)
 
 
 def test_one_earlier_run_of_the_same_kind_moves_the_forecast_most_of_the_way_and_narrows_it():
-    formula, corrected = correct(FORMULA, KIND, []), correct(FORMULA, KIND, [line()])
+    formula, corrected = correct(FORMULA, KIND, []), correct(FORMULA, KIND, [line(times=5.0)])
     assert corrected.basis == "from 1 earlier run on this machine"
-    assert corrected.seconds == pytest.approx(2 * formula.seconds, rel=0.15)
+    assert corrected.seconds == pytest.approx(5 * sum(FORMULA.values()), rel=0.2)
     assert corrected.high / corrected.low < formula.high / formula.low
 
 
@@ -55,8 +57,9 @@ def test_the_closer_an_earlier_run_is_the_more_it_counts():
         KIND.model_copy(update={"objective": "reward"}),
         KIND,
     ]
-    seconds = [correct(FORMULA, KIND, [line(other)]).seconds for other in others]
-    assert sum(FORMULA.values()) < seconds[0] < seconds[1] < seconds[2] < seconds[3] < 2 * sum(FORMULA.values())
+    seconds = [correct(FORMULA, KIND, [line(other, times=5.0)]).seconds for other in others]
+    none = correct(FORMULA, KIND, []).seconds
+    assert none < seconds[0] < seconds[1] < seconds[2] < seconds[3] < 5 * sum(FORMULA.values())
 
 
 def test_a_phase_that_is_over_takes_what_it_took():
@@ -78,7 +81,7 @@ def test_bounds_hold_in_nine_of_ten_simulated_runs(earlier: int):
     rng = random.Random(earlier)
     within = 0
     for _ in range(400):
-        truth = {name: rng.gauss(0.0, SPREADS[name].formula if name in SPREADS else 0.7) for name in FORMULA}
+        truth = {name: rng.gauss(prior.mean, prior.formula) for name, prior in PRIOR.items()}
         runs = [_simulated(rng, truth) for _ in range(earlier + 1)]
         found = correct(FORMULA, KIND, runs[:-1])
         within += found.low <= sum(timing.actual for timing in runs[-1].phases.values()) <= found.high
@@ -89,7 +92,7 @@ def test_the_second_forecast_is_closer_than_the_first():
     rng = random.Random(1)
     first = second = 0.0
     for _ in range(200):
-        truth = {name: rng.gauss(0.0, 0.5) for name in FORMULA}
+        truth = {name: rng.gauss(prior.mean, prior.formula) for name, prior in PRIOR.items()}
         earlier, now = _simulated(rng, truth), _simulated(rng, truth)
         actual = sum(timing.actual for timing in now.phases.values())
         first += abs(correct(FORMULA, KIND, []).seconds / actual - 1)
@@ -99,7 +102,7 @@ def test_the_second_forecast_is_closer_than_the_first():
 
 def _simulated(rng: random.Random, truth: dict[str, float]) -> RunTimings:
     load = rng.gauss(0.0, 0.15)
-    ratios = {name: 2.718281828 ** (log + load + rng.gauss(0.0, 0.15)) for name, log in truth.items()}
+    ratios = {name: math.exp(log + load + rng.gauss(0.0, 0.15)) for name, log in truth.items()}
     phases = {name: PhaseTiming(formula=FORMULA[name], actual=FORMULA[name] * ratio) for name, ratio in ratios.items()}
     return RunTimings(machine=MACHINE, kind=KIND, phases=phases)
 
@@ -138,7 +141,7 @@ def test_a_rough_forecast_needs_no_torch_and_learns_from_earlier_runs():
     first = rough_forecast(run)
     assert first.basis == BY_FORMULA
     assert 0 < first.low < first.seconds < first.high
-    slow = {phase.name: PhaseTiming(formula=phase.seconds, actual=3 * phase.seconds) for phase in first.phases}
+    slow = {phase.name: PhaseTiming(formula=phase.formula, actual=3 * phase.seconds) for phase in first.phases}
     assert append(RunTimings(machine=machine_of(dtype="bfloat16"), kind=KIND, phases=slow))
     again = rough_forecast(run)
     assert again.basis == "from 1 earlier run on this machine"

@@ -12,7 +12,7 @@ from tunesmith.evaluation.predict import CHOICE_ROWS
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
 from tunesmith.models.mlm_head import own_head
 from tunesmith.objectives import Classify
-from tunesmith.pipelines.plan.cost_model import reading_seconds, step_seconds, trainable, writing_seconds
+from tunesmith.pipelines.plan.cost_model import NUMBER, reading_seconds, step_seconds, trainable, writing_seconds
 from tunesmith.pipelines.plan.history import RunKind, machine_of
 from tunesmith.pipelines.plan.profile import RunProfile, named
 from tunesmith.pipelines.plan.workload import READINGS, planned
@@ -115,7 +115,7 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
         "loading": PhaseWork(seconds=4 * profile.size.parameters / FILE_BYTES + sum(map(_tokens, tasks)) / ENCODED),
         "forecast": PhaseWork(seconds=1.0),
         "replay samples": _replay(prepared),
-        "masked-LM head": _mlm_head(prepared, computed, plan.steps),
+        "masked-LM head": _mlm_head(prepared, profile, plan.steps),
         "baselines": PhaseWork(seconds=sum(map(_baseline_seconds, tasks))),
         "base scoring": sum((_base_scored(task, computed) for task in tasks), scored),
         "general ability before": PhaseWork() if known else general,
@@ -129,8 +129,8 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
         "validation": validation,
         "general ability after": general,
         "test scoring": sum((_calibrated(task, computed) for task in tasks), scored),
-        "diagnostics": PhaseWork(seconds=0.2),
-        "report": PhaseWork(seconds=2.0),
+        "diagnostics": PhaseWork(seconds=0.05),
+        "report": PhaseWork(seconds=3.0),
     }
     early = (plan.patience + 1) * plan.eval_steps / plan.steps if plan.eval_steps else 1.0
     saves = -(-plan.steps // plan.save_steps) if plan.save_steps else 1
@@ -154,9 +154,9 @@ def phase_seconds(run: RunWork, profile: RunProfile, technique: AnyTechnique) ->
         + work.seconds
         for name, work in run.phases.items()
     }
-    bytes_saved = CHECKPOINT_BYTES * trainable(technique, size, profile.work)
-    seconds["checkpoints"] = run.saves * bytes_saved / FILE_BYTES
-    seconds["saving"] = 0.3 + bytes_saved / FILE_BYTES
+    trained = trainable(technique, size, profile.work)
+    seconds["checkpoints"] = run.saves * CHECKPOINT_BYTES * trained / FILE_BYTES
+    seconds["saving"] = 0.1 + NUMBER * trained / FILE_BYTES
     return {name: value for name, value in seconds.items() if value > 0}
 
 
@@ -249,11 +249,11 @@ def _replay(prepared: TrainingContext) -> PhaseWork:
     return PhaseWork(written=((rows / BATCH_SIZE * recipe.data.max_tokens, float(BATCH_SIZE)),))
 
 
-def _mlm_head(prepared: TrainingContext, computed: float, steps: int) -> PhaseWork:
+def _mlm_head(prepared: TrainingContext, profile: RunProfile, steps: int) -> PhaseWork:
     """Return the training of a masked-LM head on the frozen encoder, which has no backward pass through it."""
     base = prepared.base
     head = base.family == "encoder" and prepared.recipe.objective.produces == "likelihood"
     if not head or prepared.head is not None or own_head(base.network, base.folder) is not None:
         return PhaseWork()
-    rows = max(FEWEST_STEPS, steps) * prepared.recipe.schedule.batch_rows
-    return PhaseWork(read=computed * rows * _tokens(prepared) / max(1, len(prepared.train)))
+    times, work = max(FEWEST_STEPS, steps) / steps, profile.work
+    return PhaseWork(read=times * work.computed, seconds=times * 6 * work.headed / profile.pace.products32)

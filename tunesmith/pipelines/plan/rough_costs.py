@@ -30,7 +30,7 @@ ROUGH_SIZES: Mapping[str, RoughSize] = {
 # Tokens that one English character has on average in both bundled models, and the tokens around a row.
 TOKENS_PER_CHARACTER, FRAME = 0.25, 3
 # A usual processor: operations and bytes per second.
-PACE: Mapping[str, float] = {"products": 200e9, "products32": 100e9, "moved": 10e9}
+PACE: Mapping[str, float] = {"products": 300e9, "products32": 150e9, "moved": 20e9}
 # Tokens of the general text and of the questions on general ability.
 GENERAL_TOKENS = 20_000
 # Steps after which the overfit check has usually passed, and its rows.
