@@ -88,6 +88,16 @@ def test_a_quick_loop_reports_nothing(monkeypatch: pytest.MonkeyPatch):
     assert received == []
 
 
+def test_the_end_of_a_loop_is_reported_if_anything_of_it_was(monkeypatch: pytest.MonkeyPatch):
+    received: list[Progress] = []
+    with reporting(received.append), measuring("reading", 4, unit="rows") as meter:
+        meter.add()
+        monkeypatch.setattr(progress, "INTERVAL", 60.0)
+        for _ in range(3):
+            meter.add()
+    assert [one.done for one in received] == [1, 4]
+
+
 def test_rate_and_time_left_follow_from_count_and_seconds():
     half = Progress("reading", 20, 80, "rows", 10.0)
     assert (half.rate, half.seconds_left) == (2.0, 30.0)

@@ -67,6 +67,7 @@ class Meter:
         self._lock = threading.Lock()
         self._done = 0.0  # finished items
         self._reached = 0.0  # with the part of the present item
+        self._reported = False
         self._started = self._last = time.monotonic()
 
     def add(self, units: float = 1.0) -> None:
@@ -90,9 +91,11 @@ class Meter:
         with self._lock:
             now = time.monotonic()
             self._reached = max(self._reached, min(reached, float(self.total)))
-            if now - self._last < INTERVAL:
+            ends = self._reported and self._reached >= self.total  # what was shown must not stay unfinished
+            if now - self._last < INTERVAL and not ends:
                 return
             self._last = now
+            self._reported = not ends
         if self._parent is not None:
             self._parent.part(self._reached / max(1, self.total))
         elif self._receiver is not None:

@@ -109,6 +109,16 @@ def test_on_a_log_a_stage_that_reports_nothing_gets_lines_too(capsys: pytest.Cap
     assert len(shown) == 8
 
 
+def test_a_loop_that_has_ended_is_not_shown_again(capsys: pytest.CaptureFixture[str]):
+    clock = Clock()
+    lines = Lines(clock)
+    lines(StageStarted("scoring"))
+    lines(Progress("reading", 2, 2, "rows", 1.0))
+    clock.now += 5.0
+    lines.beat()
+    assert shown_lines(capsys) == ["scoring", "scoring: 5 s so far"]
+
+
 def test_a_quick_stage_has_one_line(capsys: pytest.CaptureFixture[str]):
     clock = Clock()
     lines = Lines(clock)
@@ -159,6 +169,8 @@ def test_a_bar_shows_a_loop_with_its_rate_and_goes_away_with_the_stage():
         bar(Progress("generating", 3, 12, "rows", 6.0))
         assert [(task.completed, task.total) for task in progress.tasks] == [(3, 12)]
         progress.refresh()
+        bar(Progress("generating", 12, 12, "rows", 24.0))
+        assert [task.total for task in progress.tasks] == [None]
         bar(StageStarted("saving"))
         assert [task.total for task in progress.tasks] == [None]
         bar.hide()
@@ -214,6 +226,7 @@ def test_a_bar_moves_and_everything_else_is_written_above_it():
         bar(TrainingStarted())
         bar(step(1, 10))
         bar(step(2, 10))
+        bar(Progress("validating", 1, 2, "rows", 1.0))
         bar(Validated(2, 0.5))
         assert [task.completed for task in progress.tasks] == [2]
         bar(StageStarted("[b]scoring"))

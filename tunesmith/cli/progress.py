@@ -83,6 +83,8 @@ class Lines:
             if isinstance(event, Progress):
                 self._progress = event
                 self.beat()
+                if event.done >= event.total:  # what follows is something else
+                    self._progress = None
             elif isinstance(event, StepFinished):
                 self._step(event)
             else:
@@ -134,13 +136,18 @@ class Bar:
         """Advance the bar, or write the event."""
         with self._lock:
             if isinstance(event, Progress):
-                words = progress_line(event)
-                self._show(total=event.total, completed=event.done, measures=words)
+                if event.done < event.total:
+                    self._show(total=event.total, completed=event.done, measures=progress_line(event))
+                else:  # what follows is something else
+                    self.hide()
+                    self._show(total=None, completed=0, measures="")
             elif isinstance(event, StepFinished):
                 self._step(event)
             else:
                 if isinstance(event, StageStarted):
                     self._start(event)
+                if isinstance(event, Validated):
+                    self.hide()
                 for line in describe(event):
                     self.progress.console.print(clean(line))
 
