@@ -128,7 +128,7 @@ def test_fewer_probe_questions_right_are_called_worse_only_where_a_test_says_so(
 def test_a_baseline_that_the_tuned_model_does_not_beat_is_named(make_run: MakeRun):
     html = page(read_run_data(make_run()))
     assert "Oracle scores higher: 1.000 against 0.800, adjusted p = 1.000." in html
-    assert "Not significantly better than base: 0.800 against 0.600, " in html
+    assert "Not significantly better than base: 0.800 against 0.600, p = 0.625." in html
 
 
 def test_a_long_text_is_folded_and_complete(make_run: MakeRun):

@@ -76,6 +76,8 @@ def loss_plot(train: Points, validation: Points, *, best_step: int, name: str = 
         best, word = (min, "lowest") if name == "loss" else (max, "highest")
         step, value = best(validation, key=lambda point: point[1])
         text += f"; {word} validation {name} {value:.3g} at step {step:.0f}"
+    from matplotlib.ticker import LogLocator, NullLocator
+
     with _sheet("loss", text, xlabel="step", ylabel=name) as sheet:
         axes = sheet.axes
         axes.plot(*_columns(thin(train)), color=_BASE, linewidth=1.2, label="training")
@@ -89,8 +91,9 @@ def loss_plot(train: Points, validation: Points, *, best_step: int, name: str = 
         if name == "loss" and lowest > 0 and highest > SPIKE * usual:
             axes.set_yscale("log")
             axes.set_ylabel(f"{name} (log scale)")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # labels of all nine would overlap
             axes.yaxis.set_major_formatter(_plain)
-            axes.yaxis.set_minor_formatter(_plain)
+            axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.set_ylim(min(0.0, 1.05 * lowest), max(0.0, 1.05 * highest) or 1.0)
         _whole_steps(axes)

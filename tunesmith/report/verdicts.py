@@ -91,8 +91,9 @@ def rivalry(arm: ArmScore, task: TaskScore) -> str:
         `TF-IDF scores higher: 0.981 against 0.970, adjusted p = 0.210`, or the opposite direction.
     """
     theirs, ours = apart(arm.score, task.tuned)
-    p = arm.p_adjusted if arm.p_adjusted is not None else arm.gain.p_value if arm.gain else None
-    test = "" if p is None else f", {'adjusted ' if arm.p_adjusted is not None else ''}{p_value(p)}"
+    adjusted = arm.p_adjusted is not None and arm.name != BASE  # the base is judged by the test of the headline
+    p = task.p_value if arm.name == BASE else arm.p_adjusted if adjusted else arm.gain.p_value if arm.gain else None
+    test = "" if p is None else f", {'adjusted ' if adjusted else ''}{p_value(p)}"
     if arm.score == task.tuned:
         return f"{arm.name} scores the same: {theirs}{test}"
     if scores_as_high(arm, task):
