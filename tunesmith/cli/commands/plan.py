@@ -53,7 +53,8 @@ def _show(plan: PlanReport) -> None:
     rows, tokens = count(plan.train_rows), count(plan.tokens)
     show(f"{plan.model}, {plan.objective} on {rows} rows: {count(plan.steps)} steps, {tokens} tokens")
     columns = ("technique", "trainable>", "peak memory>", "training>", "whole run>", "fits", "expected score", "")
-    show_table(columns, [_cells(option) for option in plan.options])
+    # The expected score is repeated below, and the whole run includes training.
+    show_table(columns, [_cells(option) for option in plan.options], drop=("expected score", "trainable", "training"))
     show(f"{plan.how}; {size(plan.room_bytes)} of memory available")
     show("in brackets: estimated bounds; memory and training time were within them in 12 small runs (bench/PLAN.md)")
     for option in plan.options:
@@ -81,5 +82,6 @@ def _cells(option: TechniqueEstimate) -> tuple[str, ...]:
     if option.prediction is None or option.whole_seconds is None:
         return (option.technique, "", "", "", "", "no", "", option.refused)
     cost = option.prediction
-    estimates = (count(cost.trainable), memory(cost.memory), time(cost.seconds), time(option.whole_seconds))
-    return (option.technique, *estimates, "yes" if option.fits else "no", option.standing, "")
+    bounded = (memory(cost.memory), time(cost.seconds), time(option.whole_seconds))
+    estimates = [text.replace(" (", "\n(") for text in bounded]  # bounds on a line of their own
+    return (option.technique, count(cost.trainable), *estimates, "yes" if option.fits else "no", option.standing, "")
