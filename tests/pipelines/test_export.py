@@ -120,12 +120,11 @@ def test_an_export_that_answers_otherwise_is_refused_after_it_was_told(
     assert read_report(decoder).exports[-1].faults
 
 
-def test_an_encoder_is_compared_by_the_states_that_its_head_reads(tmp_path: Path):
+def test_the_adapter_of_an_encoder_is_compared_by_the_states_that_its_head_reads(tmp_path: Path):
     run = tune(recipe(tmp_path, reviews(), "bert", schedule={"probe": False}), tmp_path / "run").folder
-    for kind in ("merged", "adapter"):
-        found = made(run, kind, tmp_path / kind)
-        assert (found.metric, found.same_answers) == ("states", 1.0)
-        assert (tmp_path / kind / "head.safetensors").exists()
+    found = made(run, "adapter", tmp_path / "adapter")
+    assert (found.metric, found.compared, found.same_answers) == ("states", "states", 1.0)
+    assert (tmp_path / "adapter" / "head.safetensors").exists()
     with pytest.raises(RecipeError, match=r"which an encoder cannot; nearest: --format merged"):
         made(run, "gguf", tmp_path / "gguf")
 

@@ -165,13 +165,22 @@ class LocalModel:
         answers = listed(answers, "scores")
         if not (batch and answers):
             raise RecipeError("scores: no answers or no prompt; give at least one of each")
-        ids = [self.template.answer(turns(batch[0]), text) for text in answers]
+        ids = self._option_ids(turns(batch[0]), answers)
+        prompts = [self.prompt(messages, answer=max(map(len, ids))) for messages in batch]
+        return option_scores(self._decoder(), prompts, [ids] * len(prompts))
+
+    def _option_ids(self, chat: Sequence[Message], answers: Sequence[str]) -> list[list[int]]:
+        """Return the token ids by which each answer to a chat is scored."""
+        ids = [self.template.answer(chat, text) for text in answers]
         # If one option is a prefix of another, only the end token distinguishes them.
         prefixed = any(a is not b and b[: len(a)] == a for a in ids for b in ids)
         ends = self.template.end_ids if prefixed else []
-        ids = [[*option, *ends] for option in ids]
-        prompts = [self.prompt(messages, answer=max(map(len, ids))) for messages in batch]
-        return option_scores(self._decoder(), prompts, [ids] * len(prompts))
+        return [[*option, *ends] for option in ids]
+
+    def label_tokens(self) -> dict[str, list[int]]:
+        """Return the token ids by which a decoder without a head scores each label."""
+        labels = self.classifier.labels
+        return dict(zip(labels, self._option_ids(self.about("text"), labels), strict=True))
 
     def answer(self, text: str, *, sampling: Sampling | None = None) -> Classified | Reply | list[tuple[str, float]]:
         """Answer one text as the objective does.

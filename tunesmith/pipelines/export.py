@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.export.formats import GGUF, HEAD, merged, refuse, write_adapter, write_file, write_merged
 from tunesmith.inference.export.transformers_runner import Plain, pooled_states
+from tunesmith.inference.export.usage import read_usage
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import MANIFEST_FILE, ModelManifest, find_model, load, read_manifest
@@ -27,6 +28,8 @@ from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.base_from_run import begins_from
 from tunesmith.models.loading.checkpoint import MANIFEST, write_folder
 from tunesmith.models.loading.locate import AS_THEY_ARE, locate
+from tunesmith.objectives import Reward
+from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
 from tunesmith.report.schema import Export, read_report
@@ -50,6 +53,10 @@ MAX_ROUNDED_STATE_DIFFERENCE = {"merged f16": 0.01, "merged bf16": 0.05}
 # The next finer format, suggested when an export differs too much.
 FINER = {"gguf q4_0": "q8_0", "gguf q8_0": "f16", "merged bf16": "f16", "merged f16": "f32"}
 COMPARED_ROWS = 64
+# Rows of a model that states probabilities or rewards, and label scores in all; both only read the rows.
+STATED_ROWS, STATED_SCORES = 200, 2000
+# Maximum difference of a probability, or of a reward relative to the largest one.
+MAX_DIFFERENCE = {"merged": 1e-4, "merged f16": 0.05, "merged bf16": 0.1}
 # Tokens of a text that a domain model completes, and tokens of the completion.
 BEGINNING_TOKENS = 48
 MIN_ANSWER_TOKENS = 512  # context that llama.cpp reserves for an answer
@@ -115,6 +122,8 @@ class ProgramAgreement:
     same_answers: float  # share of equal answers or states
     score_original: float | None = None  # None if the rows have no reference answers
     score_export: float | None = None
+    compared: str = "answers"  # answers, states, labels, words or preferences
+    max_difference: float | None = None  # of a probability, or of a reward relative to the largest one
 
 
 def export(
@@ -156,9 +165,7 @@ def export(
             write_folder(out, lambda half: write_merged(model, folder, half, dtype=request.dtype))
         else:
             write_folder(out, lambda half: write_file(model, half, dtype=request.dtype, name=name))
-    on_event(
-        StageStarted(f"comparing the original and {PROGRAMS[request.kind]} on {min(len(rows), COMPARED_ROWS)} rows")
-    )
+    on_event(StageStarted(f"comparing the original and {PROGRAMS[request.kind]}"))
     began = time.perf_counter()
     agreements = _compare(folder, request, out, rows, offline=offline)
     result = Export(
@@ -193,6 +200,8 @@ def _compare(
     """Return the agreement of original and export for each task of the run."""
     manifest = read_manifest(folder)
     model = load(folder, offline=offline)
+    if request.kind == "merged" and (usage := read_usage(out)) is not None:
+        return {SINGLE_TASK: by_usage(model, rows, usage.function(out))}
     tasks = list(dict.fromkeys(row.task for row in rows))
     positions = manifest.limit + max(MIN_ANSWER_TOKENS, *(model.at(task).sampling.max_new_tokens for task in tasks))
     opened = cache(_opener(manifest, request, out, positions=positions, offline=offline))
@@ -282,7 +291,116 @@ def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, 
     exported = states([model.tokens(row.question).ids for row in rows])
     bound = MAX_ROUNDED_STATE_DIFFERENCE.get(form, MAX_STATE_DIFFERENCE)
     same = (exported - original).norm(dim=1) <= bound * original.norm(dim=1)
-    return ProgramAgreement("states", len(rows), same_prompts=1.0, same_answers=float(same.double().mean()))
+    share = float(same.double().mean())
+    return ProgramAgreement("states", len(rows), same_prompts=1.0, same_answers=share, compared="states")
+
+
+def by_usage(model: LocalModel, rows: Sequence[Prediction], function: Callable[[Any], Any]) -> ProgramAgreement:
+    """Compare the outputs of a model with those of the code that the export documents.
+
+    Args:
+        model: the original.
+        rows: test rows of the run.
+        function: the function of the README: classify, reward or fill.
+
+    Returns:
+        The share of equal labels, preferences or words, and the largest difference of what is stated for them.
+    """
+    if model.objective.produces == "score":
+        return _by_rewards(model, rows, function)
+    if model.objective.produces == "likelihood":
+        return _by_words(model, rows, function)
+    objective = model.classifier
+    rows = rows[: max(1, min(STATED_ROWS, STATED_SCORES // len(objective.labels)))]
+    texts = [_read_text(model, row.question) for row in rows]
+    original = model.classify(texts)
+    exported = [{one["label"]: one["score"] for one in answer} for answer in function(texts)]
+    pairs = list(zip(original, exported, strict=True))
+    differences = [abs(value - other[label]) for one, other in pairs for label, value in one.probabilities.items()]
+    labels = [_labels(probabilities, multi=objective.multi) for probabilities in exported]
+    scored = not objective.multi and all(row.gold for row in rows)
+    gold = [row.gold for row in rows]
+    return ProgramAgreement(
+        metric=objective.metric,
+        rows=len(rows),
+        same_prompts=1.0,
+        same_answers=_equal_share(labels, [set(one.labels) for one in original]),
+        score_original=value(objective.metric, gold, [one.label for one in original]) if scored else None,
+        score_export=value(objective.metric, gold, [min(one) for one in labels]) if scored else None,
+        compared="labels",
+        max_difference=max(differences),
+    )
+
+
+def _labels(probabilities: Mapping[str, float], *, multi: bool) -> set[str]:
+    """Return the labels that apply, by the probability of each."""
+    if multi:
+        return {label for label, probability in probabilities.items() if probability >= 0.5}
+    return {max(probabilities, key=probabilities.__getitem__)}
+
+
+def _read_text(model: LocalModel, text: str) -> str:
+    """Return a text as the model reads it: special tokens escaped, and shortened to the prompt of a decoder."""
+    text = model.template.harmless(text)
+    if not model.template.chats:
+        return text
+    before = model.classifier.messages("")[0].content
+    longest = 0 if model.policy.head is not None else max(map(len, model.label_tokens().values()))
+    (message,) = model.template.fit(model.about(text), model.prompt_budget(longest))[0]
+    return message.content[len(before) :]
+
+
+def _by_rewards(model: LocalModel, rows: Sequence[Prediction], function: Callable[[Any], Any]) -> ProgramAgreement:
+    """Compare the rewards of both completions of each row, and the completion that is preferred."""
+    pairs = []
+    for row in rows:
+        question, _, answers = model.template.harmless(row.question).partition("\n\nA: ")
+        chosen, _, rejected = answers.partition("\n\nB: ")
+        both = [(question, chosen), (question, rejected)]
+        if not any(_is_shortened(model, *pair) for pair in both):
+            pairs += both
+        if len(pairs) == 2 * STATED_ROWS:
+            break
+    if not pairs:
+        raise CheckpointError(f"every test row exceeds {model.limit} tokens, so none can be compared; tune with more")
+    original, exported = model.rewards(pairs), [float(one) for one in function(pairs)]
+    largest = max(1.0, *(abs(one) for one in original))
+    preferred = [[a > b for a, b in zip(side[::2], side[1::2], strict=True)] for side in (original, exported)]
+    return ProgramAgreement(
+        metric=model.objective.metric,
+        rows=len(pairs) // 2,
+        same_prompts=1.0,
+        same_answers=_equal_share(preferred[1], preferred[0]),
+        compared="preferences",
+        max_difference=max(abs(a - b) for a, b in zip(original, exported, strict=True)) / largest,
+    )
+
+
+def _is_shortened(model: LocalModel, prompt: str, answer: str) -> bool:
+    assert isinstance(model.objective, Reward)
+    return model.objective.read([Message("user", prompt)], [answer], model.template, limit=model.limit)[1]
+
+
+def _by_words(model: LocalModel, rows: Sequence[Prediction], function: Callable[[Any], Any]) -> ProgramAgreement:
+    """Compare the words that a masked language model proposes for the fifth word of each text."""
+    mask = model.template.tokenizer.mask_token
+    texts = []
+    for row in rows[:STATED_ROWS]:
+        words = model.template.harmless(row.question).split()
+        place = min(4, len(words) - 1)
+        texts.append(" ".join([*words[:place], mask, *words[place + 1 :]]))
+    original = model.fill(texts)
+    exported = [[(one["token_str"].strip(), one["score"]) for one in answer] for answer in function(texts)]
+    pairs = list(zip(original, exported, strict=True))
+    differences = [abs(one[1] - other[1]) for ours, theirs in pairs for one, other in zip(ours, theirs, strict=True)]
+    return ProgramAgreement(
+        metric=model.objective.metric,
+        rows=len(texts),
+        same_prompts=1.0,
+        same_answers=_equal_share([theirs[0][0] for _, theirs in pairs], [ours[0][0] for ours, _ in pairs]),
+        compared="words",
+        max_difference=max(differences),
+    )
 
 
 def overall(parts: Sequence[ProgramAgreement]) -> ProgramAgreement:
@@ -309,6 +427,12 @@ def find_problems(agreements: Mapping[str, ProgramAgreement], form: str) -> tupl
         if part.same_answers < min_same:
             problems.append(
                 f"{prefix}{part.same_answers:.1%} of {part.rows} answers are the same, expected at least {min_same:.0%}"
+            )
+        allowed_difference = MAX_DIFFERENCE.get(form, 0.0)
+        if part.max_difference is not None and not part.max_difference <= allowed_difference:
+            kind = "reward" if part.compared == "preferences" else "probability"
+            problems.append(
+                f"{prefix}a {kind} differs by {part.max_difference:.1e}, expected at most {allowed_difference:.0e}"
             )
         if part.score_original is not None and part.score_export is not None:
             change = abs(part.score_export - part.score_original)

@@ -71,11 +71,18 @@ def front_matter(run: RunData) -> dict[str, Any]:
     ]
     result = {"task": {"type": pipeline}, "dataset": dataset, "metrics": metrics}
     return base | {
-        "library_name": "peft" if adapter else "transformers",
+        # A head is stored apart from the weights, where only Tunesmith reads it; `tunesmith export` unites them.
+        "library_name": "tunesmith" if _has_head(run) else "peft" if adapter else "transformers",
         "pipeline_tag": pipeline,
         "tags": ["tunesmith", report.objective, report.technique],
         "model-index": [{"name": report.name, "results": [result]}],
     }
+
+
+def _has_head(run: RunData) -> bool:
+    objective = run.recipe.objective
+    masked = objective.produces == "likelihood" and run.report.family == "encoder"
+    return bool(run.recipe.parts) or objective.produces == "score" or objective.has_label_head or masked
 
 
 def hub_id(model: str) -> str:
@@ -203,6 +210,15 @@ def _usage(run: RunData) -> str:
     lines = transformers_lines(run, base=hub_id(run.report.model) or "PATH/TO/THE/BASE")
     if lines:
         parts += ["Without Tunesmith:", fence("\n".join(lines), "python")]
+    objective = run.recipe.objective
+    exports = objective.produces in ("labels", "score") or _has_head(run)
+    if exports and not run.recipe.parts and not run.recipe.technique.virtual_tokens():
+        stated = {"labels": "labels and probabilities", "score": "rewards"}.get(objective.produces, "words")
+        parts += [
+            f"For the same {stated} in transformers alone, export the model. The folder that this writes has a "
+            "README.md with code, which the export executes and compares with this model:",
+            fence("tunesmith export . --format merged", "sh"),
+        ]
     return "\n\n".join(parts)
 
 

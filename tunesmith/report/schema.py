@@ -19,7 +19,7 @@ from tunesmith.evaluation.results import (
     Style,
 )
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
-from tunesmith.report.formatting import figure, metric_name, p_value, share, signed
+from tunesmith.report.formatting import figure, metric_name, p_value, signed
 
 
 class Speed(ReportPart):
@@ -138,7 +138,9 @@ class Export(Displayed, ReportPart):
     metric: str
     rows: int
     same_prompts: float  # share of prompts with identical tokens
-    same_answers: float  # share of identical greedy answers; of a model with a head, of equal states
+    same_answers: float  # share of equal outputs, see `compared`
+    compared: str = "answers"  # greedy answers, states, labels, words of a mask, or preferences between completions
+    max_difference: float | None = None  # of a probability, or of a reward relative to the largest one
     score_original: float | None = None
     score_export: float | None = None
     seconds: float
@@ -146,8 +148,16 @@ class Export(Displayed, ReportPart):
 
     def display(self) -> Display:
         """Show the format, the folder and the agreement with the run."""
-        same = f"{share(self.same_answers)} of the answers to {self.rows} test rows are equal in {self.checked}"
-        return Display(f"Export({self.folder}): {self.format}, {same}", self.faults)
+        return Display(f"Export({self.folder}): {self.format}, {self.agreement()}", self.faults)
+
+    def agreement(self) -> str:
+        """Return how well the export agrees with the run, as a phrase."""
+        equal = round(self.same_answers * self.rows)
+        text = f"checked in {self.checked}: {self.compared} equal on {equal} of {self.rows} rows"
+        if self.max_difference is None:
+            return text
+        kind = "relative reward" if self.compared == "preferences" else "probability"
+        return f"{text}, largest {kind} difference {self.max_difference:.1e}"
 
 
 class Report(Displayed, ReportPart):

@@ -66,10 +66,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(done: Export) -> None:
     folder = shlex.quote(done.folder)
-    outputs = "states" if done.metric == "states" else "greedy answers"
     show(f"{done.format}: {done.folder}")
-    show(f"verified with {done.checked}: {done.same_answers:.1%} of the {outputs} for {done.rows} test rows are equal")
+    show(done.agreement())
     if done.score_original is not None:
         show(f"{done.metric}: {done.score_original:.3f} original, {done.score_export:.3f} export")
+    if (Path(done.folder) / "README.md").exists():
+        show(f"code that uses it, as it was checked: {folder}/README.md")
     if done.format.startswith("gguf"):
         show(f"next:\n  tunesmith serve {folder}/model.gguf\n  ollama create NAME -f {folder}/Modelfile")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.inference.export.gguf_writer import write_adapter_gguf, write_gguf
+from tunesmith.inference.export.masked_lm import masked_language_model
 from tunesmith.inference.export.ollama_modelfile import modelfile
+from tunesmith.inference.export.sequence_classifier import sequence_classifier
+from tunesmith.inference.export.usage import README, SETTINGS, readme, usage_of, with_own_head
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import PACKED
 from tunesmith.inference.saved_model import MANIFEST_FILE, ModelManifest, load_over_base, read_base, read_manifest
@@ -80,7 +84,10 @@ def without_thoughts(model: LocalModel) -> None:
 
 
 def write_merged(model: LocalModel, folder: Path, out: Path, *, dtype: str = "f32") -> None:
-    """Write weights, tokenizer and chat template in the format of transformers, with the head next to them.
+    """Write weights, tokenizer and chat template in the format of transformers, and a README with code.
+
+    A head becomes part of the network, in the class of transformers for its task. Where the family has no class that
+    can express it, the head is written next to the weights.
 
     Args:
         model: the merged model; its weights are rounded in place.
@@ -91,15 +98,47 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, dtype: str = "f3
     Raises:
         ModelError: a weight overflows the dtype.
     """
-    model.policy.network.to(ROUNDED[dtype])
-    for name, weight in model.policy.network.named_parameters():
+    usage = usage_of(model)
+    network = model.policy.network
+    headed = (folder / HEAD).exists()
+    if headed and (whole := _with_head(model, dtype)) is not None:
+        network, headed = whole, False
+    network.to(ROUNDED[dtype])
+    for name, weight in network.named_parameters():
         if not torch.isfinite(weight).all():
             raise ModelError(f"--dtype {dtype}: a value of {name} overflows; use bf16 or f32")
+    if usage is not None and headed:
+        usage = with_own_head(usage, model)
+    if usage is not None:
+        setattr(network.config, SETTINGS, {"form": usage.form, **usage.settings})
+        _prepare_tokenizer(model, network)
+        name = folder.parent.name if folder.name == "model" else folder.name
+        multi = model.objective.label_mode == "multi"
+        text = readme(usage, name=name, class_name=type(network).__name__, multi=multi)
+        (out / README).write_text(text, encoding="utf-8")
     with quiet():
-        model.policy.network.save_pretrained(out)
+        network.save_pretrained(out)
     model.template.tokenizer.save_pretrained(out)
-    if (folder / HEAD).exists():
+    if headed:
         shutil.copy(folder / HEAD, out / HEAD)
+
+
+def _with_head(model: LocalModel, dtype: str) -> Any | None:
+    """Return the network of transformers that includes the head; None if its family has no such class."""
+    whole = masked_language_model(model)
+    return sequence_classifier(model, dtype) if whole is None else whole
+
+
+def _prepare_tokenizer(model: LocalModel, network: Any) -> None:
+    """Make other programs truncate and pad as this model was tuned."""
+    tokenizer = model.template.tokenizer
+    if not model.template.chats:
+        tokenizer.model_max_length, tokenizer.truncation_side = model.limit, "right"
+    elif hasattr(network, "score"):  # pools the last token that is not the padding token
+        spare = [one for one in tokenizer.all_special_ids if one not in model.template.stop_ids]
+        if spare and tokenizer.pad_token_id not in spare:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+        network.config.pad_token_id = tokenizer.pad_token_id
 
 
 def write_file(model: LocalModel, out: Path, *, dtype: str, name: str) -> None:
