@@ -27,9 +27,8 @@ Data = dict[str, str]
 
 # Executed by the other process: the code of the README, then its function on the rows of a file.
 CALL = """
-import importlib.util, json, sys
-sys.path = [place for place in sys.path if place not in ("", {root!r})]
-assert importlib.util.find_spec("tunesmith") is None
+import json, sys
+sys.modules["tunesmith"] = None  # an import of it raises ImportError
 {code}
 rows = json.loads(open({rows!r}, encoding="utf-8").read())
 open({answers!r}, "w").write(json.dumps({function}(rows)))
@@ -52,31 +51,31 @@ def _topics(place: Path) -> Path:
 
 
 def recipes(place: Path) -> dict[str, Data]:
-    """Return the recipe of each kind of export: few training rows, 200 held-out rows or more."""
+    """Return the recipe of each kind of export: few training rows, and 200 held-out rows."""
     pairs = ROOT / "examples/pairs.jsonl"
     reviews, mail = ROOT / "tunesmith/shipped_data/reviews.jsonl", ROOT / "examples/mail.jsonl"
     small = "schedule: {epochs: 1, probe: false}\nseed: 0\n"
     data = "{{train: {}, rows: {}, validation: 0.1, test: {}{}}}"
     return {
         "encoder": {
-            "recipe": f"model: minilm-l6\ndata: {data.format(mail, 600, 0.4, ', group: thread, max_tokens: 128')}\n"
+            "recipe": f"model: minilm-l6\ndata: {data.format(mail, 320, 0.75, ', group: thread, max_tokens: 128')}\n"
             "objective: {kind: classify, text: text, label: label}\ntechnique: full\n" + small
         },
         "multi-label": {
-            "recipe": f"model: minilm-l6\ndata: {data.format(_topics(place), 600, 0.4, ', max_tokens: 128')}\n"
+            "recipe": f"model: minilm-l6\ndata: {data.format(_topics(place), 320, 0.75, ', max_tokens: 128')}\n"
             "objective: {kind: classify, text: text, label: label}\ntechnique: {kind: lora, rank: 16}\n" + small
         },
         "reward": {
-            "recipe": f"model: minilm-l6\ndata: {data.format(pairs, 600, 0.45, ', group: group')}\n"
+            "recipe": f"model: minilm-l6\ndata: {data.format(pairs, 320, 0.75, ', group: group')}\n"
             "objective: {kind: reward}\ntechnique: {kind: lora, rank: 16}\n" + small
         },
         "reward decoder": {
             "recipe": "model: smollm2-135m\n"
-            f"data: {data.format(pairs, 400, 0.7, ', group: group')}\n"
+            f"data: {data.format(pairs, 320, 0.75, ', group: group')}\n"
             "objective: {kind: reward}\ntechnique: {kind: lora, rank: 16}\n" + small
         },
         "label words": {
-            "recipe": f"model: smollm2-135m\ndata: {data.format(reviews, 400, 0.7, ', group: group')}\n"
+            "recipe": f"model: smollm2-135m\ndata: {data.format(reviews, 320, 0.75, ', group: group')}\n"
             'objective: {kind: classify, text: text, label: label, instruction: "Is it positive or negative?"}\n'
             "technique: {kind: lora, rank: 16}\n" + small
         },
@@ -95,9 +94,7 @@ def _outside(export: Path, rows: list[Any]) -> list[Any]:
     assert usage is not None
     asked, answers = export.parent / "rows.json", export.parent / "answers.json"
     asked.write_text(json.dumps(rows), encoding="utf-8")
-    code = CALL.format(
-        root=str(ROOT), code=usage.code("."), rows=str(asked), answers=str(answers), function=usage.form.split()[0]
-    )
+    code = CALL.format(code=usage.code("."), rows=str(asked), answers=str(answers), function=usage.form.split()[0])
     subprocess.run([sys.executable, "-P", "-c", code], cwd=export, check=True, env={"PATH": "", "HF_HUB_OFFLINE": "1"})
     answered: list[Any] = json.loads(answers.read_text(encoding="utf-8"))
     return answered
@@ -140,12 +137,14 @@ def main() -> None:
         run = args.out / name.replace(" ", "-")
         recipe = args.out / f"{run.name}.yaml"
         recipe.write_text(parts["recipe"], encoding="utf-8")
+        export = run / "export/merged"
         for command in (["tune", str(recipe), "--out", str(run)], ["export", str(run), "--format", "merged"]):
-            subprocess.run([sys.executable, "-m", "tunesmith", *command], check=True, cwd=ROOT)
+            if not export.exists():
+                subprocess.run([sys.executable, "-m", "tunesmith", *command], check=True, cwd=ROOT)
         model = load(run)
         questions = [row.question for row in read_predictions(run)][:ROWS]
         compare = _rewards if model.objective.produces == "score" else _labels
-        equal, rows, difference = compare(model, run / "export" / "merged", questions)
+        equal, rows, difference = compare(model, export, questions)
         seconds = time.perf_counter() - began
         print(
             f"{name}: equal on {equal} of {rows} rows, largest difference {difference:.1e}, {seconds:.0f} s", flush=True
