@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tunesmith.cli.candidates import show_choice
 from tunesmith.cli.options import ROW_FILES, UsageError, add_changes, add_common, changes_of
-from tunesmith.cli.progress import Lines
+from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import emit, log, show
 
 if TYPE_CHECKING:
@@ -47,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
     if args.foreign is not None:
         made = convert(args.foreign, data=args.data, changes=changes_of(args))
     elif args.data:
-        drafted = draft_with_candidates(
-            args.data, changes=changes_of(args), quick=args.quick, offline=args.offline, on_event=Lines()
-        )
+        with reported() as on_event:
+            drafted = draft_with_candidates(
+                args.data, changes=changes_of(args), quick=args.quick, offline=args.offline, on_event=on_event
+            )
         made, choice = drafted.made, drafted.choice
     else:
         raise UsageError("tunesmith init: no input; give DATA, or --from axolotl.yaml")
