@@ -81,6 +81,7 @@ def documents(lab: Lab, count: int = 2) -> Path:
     ("training/prepare.py", "--set data.audit=note"),
     ("cli/commands/init.py", "tunesmith tune {} --dry-run"),
     ("data/schema/guess.py", "--set {}"),
+    ("data/schema/ambiguous.py", "--set {}"),
     ("data/schema/formats.py", "tunesmith init"),
     ("config/resolve.py", "--set schedule.epochs=N"),
     ("config/resolve.py", "--set data.group= for no groups"),
@@ -106,6 +107,14 @@ def faulty_rows(lab: Lab) -> None:
     lab.paste(made, "cli/commands/init.py", "tunesmith tune {} --dry-run")
     audited = lab.run("audit", "recipe.yaml", "--fix", "fine-clean.jsonl")
     lab.paste(audited, "pipelines/audit.py", "tunesmith tune {} {} --dry-run")
+
+    questions = [
+        {"question1": f"how to open {i}", "question2": f"what opens {i}", "same": "ab"[i % 2]} for i in range(40)
+    ]
+    data = lab.rows("questions.jsonl", questions)
+    common = ("tune", data, "--model", lab.bert, "--dry-run")
+    command = Printed("data/schema/ambiguous.py", "--set {}")
+    _append_as(lab, lab.run(*common), command, "--set {}", common)
 
     secrets = reviews()
     for row in secrets:

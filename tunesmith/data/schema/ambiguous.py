@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
 from itertools import combinations
 
@@ -162,7 +163,10 @@ def _together(columns: Sequence[Column]) -> str:
     if not pair:
         return ""
     first, second = pair
-    fix = f"read both with --set objective.text='{first} + {second}', or name one column"
+    labels = [column for column in columns if column.few and not column.called & NOTED and column.name not in pair]
+    label = min(labels, key=lambda column: column.values).name if labels else "COLUMN"
+    objective = f"objective={{kind: classify, text: {first} + {second}, label: {label}}}"
+    fix = f"read both with `--set {shlex.quote(objective)}`, or name one column"
     return f"{first} and {second} are both inputs; {fix}"
 
 
