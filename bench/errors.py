@@ -140,9 +140,10 @@ WRONG: tuple[WrongInput, ...] = (
         ("tune one-label.jsonl", "only one label"),
         ("tune unlisted-label.yaml", "bad"),
         ("tune no-rows-left.yaml", "labels.jsonl"),
-        ("tune instruct-on-labels.yaml", "classify"),
+        ("tune instruct-on-labels.yaml", "objective.answer"),
+        ("tune labels.jsonl --objective instruct --model smollm2-135m", "objective: classify"),
         ("tune preference-on-labels.yaml", "chosen"),
-        ("tune group.yaml", "group"),
+        ("tune group.yaml", "author"),
     ),
     *_group(
         "pairs",

@@ -15,8 +15,9 @@ import torch
 from tests.bases import base, folder, labelled, policy, scrambled
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.inference.export.formats import merged, write_adapter, write_file, write_merged
+from tunesmith.inference.identify import ModelManifest, read_manifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.saved_model import ModelManifest, load, read_manifest, save_model
+from tunesmith.inference.saved_model import load, save_model
 from tunesmith.inference.serving.backends.external import ExternalEngine, Program
 from tunesmith.inference.serving.backends.gguf import GgufBackend
 from tunesmith.inference.serving.engine import Engine

@@ -252,7 +252,8 @@ def tune(
     Raises:
         TunesmithError: wrong input, refused data, or a model that cannot be loaded.
     """
-    from tunesmith.pipelines.tune.tune import delete_run, tune_recipe
+    from tunesmith.pipelines.tune.tune import tune_recipe
+    from tunesmith.training.run_folder import delete_run
 
     callback, source = _former_parameters(more, callback, source)
     named: dict[str, Any] = {

@@ -15,7 +15,8 @@ Each message is `place: problem; fix`, one line per problem. Any other exception
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 _MEMBER = re.compile(r"(constrained-)?(float|int|str|bool|list|dict|tuple)\b|literal\[|function-")
 
@@ -25,6 +26,25 @@ _NAMING = ("where", "tasks")  # sections whose keys are names chosen by the user
 def briefly(error: object) -> str:
     """Return the first 200 characters of an error or of its text on one line; the class name if it has no text."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def nearest_name(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the known name that resembles a misspelt word most; empty if none does.
+
+    Args:
+        word: the word as the user wrote it.
+        known: the names that exist. Case does not count.
+        cutoff: smallest similarity in [0, 1], as `difflib.get_close_matches` measures it.
+    """
+    by_lower = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), by_lower, 1, cutoff)
+    return by_lower[near[0]] if near else ""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return `did you mean 'NAME'?` with the nearest name; empty if none resembles the word."""
+    near = nearest_name(word, known)
+    return f"did you mean {near!r}?" if near else ""
 
 
 class TunesmithError(Exception):

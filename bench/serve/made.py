@@ -26,8 +26,9 @@ def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
     import torch
 
     from tunesmith.data.tokenization.chat_template import Template
+    from tunesmith.inference.identify import ModelManifest
     from tunesmith.inference.local_model import LocalModel
-    from tunesmith.inference.saved_model import ModelManifest, save_model
+    from tunesmith.inference.saved_model import save_model
     from tunesmith.models.loading.checkpoint import write_folder
     from tunesmith.models.loading.load import load_base
     from tunesmith.objectives import Classify, Instruct
@@ -62,7 +63,7 @@ def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
 def merged_run(keep: Path) -> Path:
     """The same run for transformers and for llama.cpp."""
     from tunesmith.inference.export.formats import merged, write_file, write_merged
-    from tunesmith.inference.saved_model import read_manifest
+    from tunesmith.inference.identify import read_manifest
 
     out, run = keep / "merged", make_run(keep / "run0", seed=0)
     if not out.exists():

@@ -15,9 +15,10 @@ from tunesmith.annotation.thumbs import FILE, Thumbs
 from tunesmith.cli.commands.chat import HELP, Conversation
 from tunesmith.cli.signals import Interruption
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
-from tunesmith.inference.saved_model import load, read_manifest
+from tunesmith.inference.saved_model import load
 from tunesmith.models.generation.sampling import Sampling
 
 

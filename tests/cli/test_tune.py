@@ -223,7 +223,7 @@ def test_broken_json_is_told_with_its_line(command: Command, tmp_path: Path):
     ("source", "finding"),
     [
         ("revews.jsonl", "no such file; did you mean 'reviews.jsonl'?"),
-        ("recipe.yml", "no such file; did you mean recipe.yaml?"),
+        ("recipe.yml", "no such file; did you mean 'recipe.yaml'?"),
     ],
 )
 def test_a_missing_file_is_told_with_the_nearest_name(command: Command, review_file: Path, source: str, finding: str):
@@ -238,7 +238,10 @@ def test_a_missing_file_is_told_with_the_nearest_name(command: Command, review_f
         ("schedule.epocs=2", "unknown key 'schedule.epocs', did you mean 'epochs'?"),
         ("technique=lorra", "unknown kind 'lorra', did you mean 'lora'?"),
         ("technique.rank=0", "technique.rank"),
-        ("objective.balance=no-idea", "objective.balance: Input should be 'auto', true or false (got 'no-idea')"),
+        (
+            "objective.balance=no-idea",
+            "objective.balance: expected auto, true or false, got 'no-idea'; use auto, the default",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_of_the_recipe_is_told_with_the_nearest(

@@ -179,7 +179,8 @@ def test_turns_out_of_order_or_without_content_are_faults(messages, fault):
 )
 def test_columns_of_other_formats_do_not_become_chats(columns):
     with pytest.raises(
-        DataError, match="expected columns of a chat or a prompt and an answer, got .*; write objective: "
+        DataError,
+        match=".* of a prompt and an answer, got .*; .*name the columns in objective.prompt",
     ):
         chats(rows(dict.fromkeys(columns.values(), "x")), columns=columns)
 

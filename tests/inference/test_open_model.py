@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny import tiny_decoder
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError, ModelError, RecipeError
+from tunesmith.inference.identify import ModelManifest, identify
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.open_model import identify, open_model
-from tunesmith.inference.saved_model import ModelManifest, save_model
+from tunesmith.inference.open_model import open_model
+from tunesmith.inference.saved_model import save_model
 from tunesmith.models.loading.load import load_base
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Lora

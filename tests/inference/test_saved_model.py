@@ -16,8 +16,9 @@ from tests.tiny import CHATML, tiny_decoder
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, TemplateError
+from tunesmith.inference.identify import MANIFEST_FILE, ModelManifest, find_model, read_manifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.saved_model import MANIFEST_FILE, ModelManifest, find_model, load, read_manifest, save_model
+from tunesmith.inference.saved_model import load, save_model
 from tunesmith.models.loading.checkpoint import MANIFEST, write_folder
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Full, Lora

@@ -18,7 +18,8 @@ from tests.bases import folder
 from tests.served import HEAD, LABELS, save_run, served_outside
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError
-from tunesmith.inference.saved_model import MANIFEST_FILE, find_model, load, read_manifest
+from tunesmith.inference.identify import MANIFEST_FILE, find_model, read_manifest
+from tunesmith.inference.saved_model import load
 from tunesmith.inference.serving.backends.vllm import Vllm, refuse
 from tunesmith.inference.serving.protocol import Limits
 from tunesmith.models.loading.suppress_output import quiet

@@ -13,11 +13,11 @@ from tests.pipelines.conftest import recipe, reviews, tune
 from tests.pipelines.tune.test_domain import on_texts
 from tunesmith.errors import ModelError
 from tunesmith.evaluation.contamination import find_seen_rows
-from tunesmith.inference.open_model import identify
-from tunesmith.inference.saved_model import load, read_manifest
+from tunesmith.inference.identify import identify, read_manifest
+from tunesmith.inference.saved_model import load
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
-from tunesmith.training.prepare import read_data
+from tunesmith.training.read import read_data
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),

@@ -16,9 +16,10 @@ from tests.pipelines.tune.test_domain import on_texts
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.inference.export import formats as room
+from tunesmith.inference.identify import identify, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
-from tunesmith.inference.open_model import identify, open_model
-from tunesmith.inference.saved_model import load, read_manifest
+from tunesmith.inference.open_model import open_model
+from tunesmith.inference.saved_model import load
 from tunesmith.pipelines.export import ExportRequest, ProgramAgreement, export, find_problems
 from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.predictions import read_predictions

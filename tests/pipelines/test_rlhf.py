@@ -28,7 +28,7 @@ from tunesmith.pipelines.rlhf.loop import rlhf
 from tunesmith.pipelines.rlhf.report import LoopReport, Round
 from tunesmith.pipelines.rlhf.setup import LoopState, plan_loop, read_loop, start_loop
 from tunesmith.training.callbacks import Callbacks, Interrupted
-from tunesmith.training.prepare import read_data
+from tunesmith.training.read import read_data
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),

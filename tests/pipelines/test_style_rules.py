@@ -12,7 +12,7 @@ from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tunesmith.config import load_recipe
 from tunesmith.config.style_rules import columns, read_style_rules
 from tunesmith.errors import RecipeError
-from tunesmith.training.prepare import read_data
+from tunesmith.training.read import read_data
 
 pytestmark = pytest.mark.usefixtures("small_world")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "synopsis.yaml"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tunesmith.cli.terminal import log
-from tunesmith.errors import RecipeError, TunesmithError
+from tunesmith.errors import RecipeError, TunesmithError, suggestion
 
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
@@ -40,6 +41,14 @@ class Parser(argparse.ArgumentParser):
             message = f"no {wrong[1].lower()} {wrong[2]!r}{_suggestion(wrong[2], choices)}"
         raise UsageError(f"{self.prog}: {message}; see `{self.prog} --help`")
 
+    def format_help(self) -> str:
+        """Return the help, with the kinds of objectives and techniques where an option names them."""
+        for action in self._actions:
+            for package in ("objectives", "techniques"):
+                if action.help and f"{{{package}}}" in action.help:
+                    action.help = action.help.replace(f"{{{package}}}", _kinds(package))
+        return super().format_help()
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse the arguments; raise UsageError for an unknown one, here where the options of the command are known."""
         known, unknown = super().parse_known_args(args, namespace)
@@ -48,6 +57,12 @@ class Parser(argparse.ArgumentParser):
             options = [name for name, act in self._option_string_actions.items() if act.help != argparse.SUPPRESS]
             self.error(f"{kind} {unknown[0]!r}{_suggestion(unknown[0], options)}")
         return known, unknown
+
+
+def _kinds(package: str) -> str:
+    """Return the kinds of objectives or techniques; imports their package, so only for `--help`."""
+    parts = getattr(import_module(f"tunesmith.{package}"), package.upper())
+    return ", ".join(part.model_fields["kind"].default for part in parts)
 
 
 class PrintSchema(argparse.Action):
@@ -108,8 +123,8 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 def add_changes(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--objective`, `--technique` and `--set`, which change a recipe; read by `changes_of`."""
     parser.add_argument("--model", help="alias, Hub id, folder or GGUF file; overrides the recipe")
-    parser.add_argument("--objective", metavar="KIND", help="objective, overrides the recipe")
-    parser.add_argument("--technique", metavar="KIND", help="technique, overrides the recipe")
+    parser.add_argument("--objective", metavar="KIND", help="objective: {objectives}; overrides the recipe")
+    parser.add_argument("--technique", metavar="KIND", help="technique: {techniques}; overrides the recipe")
     add_set(parser, "set a recipe key, for example technique.rank=8")
 
 
@@ -127,12 +142,28 @@ def changes_of(args: argparse.Namespace) -> list[str]:
     return [*as_changes(named), *args.changes]
 
 
-def recipe_of(args: argparse.Namespace, *more: str) -> Recipe:
+@contextmanager
+def naming_options(args: argparse.Namespace) -> Iterator[None]:
+    """Enter a context in which errors name the options of `add_changes` as they were typed."""
+    try:
+        yield
+    except RecipeError as error:
+        for name in ("model", "objective", "technique"):
+            value = getattr(args, name)
+            place = f"{name}={json.dumps(value)}: "
+            if value is not None and str(error).startswith(place):
+                problem = str(error).removeprefix(place).removeprefix(f"{name}: ")
+                raise RecipeError(f"--{name} {value}: {problem}") from None
+        raise
+
+
+def recipe_of(args: argparse.Namespace, *more: str, check: Callable[[Recipe], None] | None = None) -> Recipe:
     """Return the recipe of `add_source`, and log what was detected, chosen or translated.
 
     Args:
         args: parsed arguments.
         more: further `key=value` changes.
+        check: called with the recipe, if possible before its rows are read; may raise TunesmithError.
 
     Raises:
         RecipeError: a key or value is invalid.
@@ -140,7 +171,8 @@ def recipe_of(args: argparse.Namespace, *more: str) -> Recipe:
     """
     from tunesmith.config.resolve import resolve_recipe
 
-    resolved = resolve_recipe(args.source, changes=[*changes_of(args), *more], offline=args.offline)
+    with naming_options(args):
+        resolved = resolve_recipe(args.source, changes=[*changes_of(args), *more], offline=args.offline, check=check)
     for note in resolved.notes:
         log(note)
     return resolved.recipe
@@ -196,5 +228,5 @@ def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word.partition("=")[0], known, 1)
-    return f", did you mean {near[0]!r}?" if near else f"; choose from {', '.join(known)}"
+    near = suggestion(word.partition("=")[0], known)
+    return f", {near}" if near else f"; choose from {', '.join(known)}"

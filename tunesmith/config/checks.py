@@ -6,6 +6,7 @@ from typing import Any
 
 from tunesmith.config.recipe import SELF, Recipe
 from tunesmith.errors import RecipeError
+from tunesmith.models.loading.locate import local_family, no_bitsandbytes
 from tunesmith.objectives import Classify
 from tunesmith.techniques import Lora
 from tunesmith.techniques.peft_base import reaches
@@ -15,6 +16,21 @@ WITHOUT_CONTROLS = {
     "domain": "texts have no labels to shuffle",
     "rl": "a reward may not depend on the reference answers that would be shuffled",
 }
+
+
+def check_model(recipe: Recipe) -> None:
+    """Check the model of a recipe by its name and its config.json alone, and what its family rules out.
+
+    Raises:
+        ModelError: there cannot be such a model, or no objective supports it.
+        RecipeError: the recipe does not suit the family, or needs a library that is not installed.
+    """
+    if recipe.technique.load_options().quantize and (reason := no_bitsandbytes()):
+        raise RecipeError(f"technique.{reason}")
+    if family := local_family(recipe.model):
+        check_pair(recipe, family)
+        check_gates(recipe, family)
+        check_replay(recipe, family)
 
 
 def check_pair(recipe: Recipe, family: str) -> None:

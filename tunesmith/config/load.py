@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from tunesmith.config.aliases import translate, translate_change, translate_sections
-from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Data, Recipe, nearest
-from tunesmith.config.unsupported import why_left_out
+from tunesmith.config.messages import explain, invalid_yaml
+from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Recipe
 from tunesmith.data.files import is_there
 from tunesmith.data.readers.text_file import locate
-from tunesmith.errors import RecipeError, key_of
-from tunesmith.objectives import OBJECTIVES, Multitask, Rl
-from tunesmith.objectives.multitask import TaskRows, TaskSection
-from tunesmith.techniques import TECHNIQUES, Lora
+from tunesmith.errors import RecipeError, suggestion
+from tunesmith.objectives import Multitask, Rl
+from tunesmith.objectives.multitask import TaskRows
+from tunesmith.techniques import Lora
 
 # Values that take precedence over a file of that name; `./votes` is the file.
 WORDS = (VOTES, PEOPLE, SELF)
 TAG = "tag:yaml.org,2002:"
-# Messages by the error type of pydantic.
-FINDINGS = {
-    "dict_type": "expected a mapping of keys",
-    "model_type": "expected a mapping of keys",
-    "model_attributes_type": "expected a mapping of keys",
-    "string_type": "expected a string; put a number in quotes",
-    "tuple_type": "expected a list, such as [a, b]",
-    "list_type": "expected a list, such as [a, b]",
-    "string_pattern_mismatch": "expected a name of the letters a to z, digits, `-` and `_`, starting with a letter",
-}
 # Sections that may be given as one value, and the key of that value.
 SHORT = {"objective": "kind", "technique": "kind", "documents": "source", "data": "train"}
 R = TypeVar("R", bound=TaskRows)
@@ -84,12 +73,11 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
     """
     path = Path(path)
     try:
-        raw = _plain_values(path.read_text(encoding="utf-8"), as_json=path.suffix.lower() == ".json")
+        text = path.read_text(encoding="utf-8")
+        raw = _plain_values(text, as_json=path.suffix.lower() == ".json")
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
-        raise RecipeError(
-            f"{path}: no such file; {f'did you mean {near[0]}?' if near else '`tunesmith init DATA` writes one'}"
-        ) from None
+        near = suggestion(path.name, [p.name for p in path.parent.glob("*.y*ml")])
+        raise RecipeError(f"{path}: no such file; {near or '`tunesmith init DATA` writes one'}") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: is a folder; name the recipe in it") from None
     except OSError as error:
@@ -97,13 +85,12 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: not UTF-8; save the file as UTF-8 (it may be UTF-16 or latin-1)") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
-        raise RecipeError(f"{path}: invalid YAML ({problem}); fix this line") from None
+        raise RecipeError(invalid_yaml(path, error)) from None
     if not isinstance(raw, dict):
         raise RecipeError(
             f"{path}: expected a mapping of keys, got {type(raw).__name__}; `tunesmith init DATA` writes a recipe"
         )
-    return make_recipe(raw, place=str(path), folder=path.parent, changes=changes)
+    return make_recipe(raw, place=str(path), folder=path.parent, changes=changes, text=text)
 
 
 def _plain_values(text: str, *, as_json: bool) -> Any:
@@ -122,7 +109,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def make_recipe(
-    raw: Mapping[str, Any], *, place: str, folder: Path | None = None, changes: Sequence[str] = ()
+    raw: Mapping[str, Any],
+    *,
+    place: str,
+    folder: Path | None = None,
+    changes: Sequence[str] = (),
+    text: str = "",
 ) -> tuple[Recipe, list[str]]:
     """Validate a recipe given as plain values.
 
@@ -131,6 +123,7 @@ def make_recipe(
         place: file or command, for error messages.
         folder: folder that paths are relative to; None leaves them unchanged.
         changes: `key=value` changes, applied in order.
+        text: the YAML of `raw`, in which error messages find the line.
 
     Returns:
         The recipe, and a note for each name that was translated.
@@ -152,7 +145,7 @@ def make_recipe(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, place, change_of)) from None
+        raise RecipeError(explain(error, place, changes=change_of, text=text)) from None
     return (_anchored(recipe, folder) if folder else recipe), notes
 
 
@@ -253,57 +246,3 @@ def _apply(values: dict[str, Any], change: str) -> None:
     if sentence or (isinstance(value, str) and " #" in text and text.lstrip()[0] not in "\"'"):
         value = text  # "Summarise in one line:" is not a mapping, "Answer question #3" has no comment
     section[last] = value
-
-
-def _explain(error: ValidationError, place: str, change_of: Mapping[str, str]) -> str:
-    """Return one line on the first error: place or responsible `--set` change, dotted key, problem."""
-    first = error.errors()[0]
-    # pydantic inserts union members into the path, which are not keys of the file.
-    path = [part for part in key_of(first["loc"]) if part != "[key]"]
-    section = _section(path)
-    dotted = ".".join(
-        p for i, p in enumerate(path) if not (i and path[i - 1] in ("objective", "technique") and p in _KINDS)
-    )
-    unknown = first["type"] == "extra_forbidden"
-    for key, change in change_of.items():
-        # An unknown key is caused by its own change, or by the change of its section to another kind.
-        caused = unknown and (key.startswith(f"{dotted}.") or dotted.startswith(f"{key.removesuffix('.kind')}."))
-        if caused or key in (dotted, f"{dotted}.kind") or dotted.startswith(f"{key}."):
-            place = change
-    if unknown and (why := why_left_out(path[-1])) and path[-1] not in _OPTIONS:
-        return f"{place}: {dotted}: not supported: {why}; remove it"
-    if unknown:
-        known = sorted(section)
-        shared = "tasks" in path and path[-2] == "data" and path[-1] in Data.model_fields
-        hint = f", data.{path[-1]} applies to all tasks" if shared else nearest(path[-1], known)
-        return f"{place}: unknown key {dotted!r}{hint}; known keys: {', '.join(known)}"
-    if first["type"] == "missing":
-        return f"{place}: {dotted} is missing; add it"
-    problem = FINDINGS.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if first["type"] == "literal_error":  # pydantic writes Python, recipes are YAML
-        problem = problem.replace("True or False", "true or false")
-    if not path:  # a problem of the recipe as a whole, which names its keys itself
-        return f"{place}: {problem}"
-    value = "" if "unknown kind" in problem else f" (got {first['input']!r})"
-    return f"{place}: {dotted}: {problem}{value}"
-
-
-_OPTIONS = {key for part in (*OBJECTIVES, *TECHNIQUES) for key in part.model_fields}
-_KINDS = {get_args(part.model_fields["kind"].annotation)[0] for part in (*OBJECTIVES, *TECHNIQUES)}
-
-
-def _section(path: Sequence[str]) -> Mapping[str, Any]:
-    """Return the fields of the section that contains the last key of a path."""
-    fields = Recipe.model_fields.items()
-    models = {
-        n: f.annotation for n, f in fields if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel)
-    }
-    models["tasks"] = TaskSection
-    if "tasks" in path:
-        models["data"] = TaskRows
-    for part in (*OBJECTIVES, *TECHNIQUES):
-        models[get_args(part.model_fields["kind"].annotation)[0]] = part
-    for name in reversed(path[:-1]):
-        if name in models:
-            return models[name].model_fields
-    return Recipe.model_fields

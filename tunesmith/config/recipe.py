@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
@@ -12,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from tunesmith import objectives, techniques
 from tunesmith.config.aliases import OLD_ARMS, VALUES
+from tunesmith.errors import suggestion
 from tunesmith.objectives import OBJECTIVES, Multitask
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.multitask import TaskRows, TaskSection
@@ -299,5 +299,5 @@ def _default(field: FieldInfo) -> Any:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return `, did you mean ...?` with the nearest name; empty if none is near."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    near = suggestion(word, known)
+    return f", {near}" if near else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,11 @@ class ResolvedRecipe:
 
 
 def resolve_recipe(
-    source: str | Path | Recipe, *, changes: Sequence[str] = (), offline: bool = False
+    source: str | Path | Recipe,
+    *,
+    changes: Sequence[str] = (),
+    offline: bool = False,
+    check: Callable[[Recipe], None] | None = None,
 ) -> ResolvedRecipe:
     """Return the complete recipe of a run.
 
@@ -66,6 +70,7 @@ def resolve_recipe(
         source: a recipe, a recipe file, or a data file that is tuned on with defaults.
         changes: `key=value` changes, applied in order.
         offline: do not access the network.
+        check: called with the recipe, if possible before its rows are read; may raise TunesmithError.
 
     Raises:
         RecipeError: a key or value is invalid.
@@ -76,7 +81,12 @@ def resolve_recipe(
     elif is_recipe(Path(source)):
         recipe, notes = load_recipe(source, changes=changes)
     else:
-        return _for_rows(str(source), changes, offline=offline)
+        resolved = _for_rows(str(source), changes, offline=offline)
+        if check:
+            check(resolved.recipe)
+        return resolved
+    if check:
+        check(recipe)
     return ResolvedRecipe(recipe, (*notes, *_mapping(recipe, offline=offline)))
 
 

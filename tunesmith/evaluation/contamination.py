@@ -10,8 +10,9 @@ from tunesmith.data.examples.parsers import question as prompt_text
 from tunesmith.data.examples.types import Example
 from tunesmith.errors import TunesmithError
 from tunesmith.events import EventHandler, Note
-from tunesmith.inference.open_model import ModelSource, identify
-from tunesmith.training.prepare import TrainingContext, read_data
+from tunesmith.inference.identify import ModelSource, identify
+from tunesmith.training.prepare import TrainingContext
+from tunesmith.training.read import read_data
 
 # Share of test rows among the training rows above which a score says little about new rows.
 SEEN_TOO_OFTEN = 0.5

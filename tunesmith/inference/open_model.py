@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import choose_pad
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
+from tunesmith.inference.identify import CONFIG, ModelSource, identify
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.saved_model import MANIFEST_FILE, find_model, load, read_manifest
+from tunesmith.inference.saved_model import load
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base, read_tokenizer
-from tunesmith.models.loading.locate import LoadOptions, locate
-from tunesmith.models.loading.weight_files import INDEX, PICKLES, SINGLE, read_json
+from tunesmith.models.loading.locate import LoadOptions
+from tunesmith.models.loading.weight_files import PICKLES, read_json
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PACKED = "base_in_memory.json"  # next to an exported adapter that was trained over a 4-bit base
+WEIGHTS = "adapter_model.safetensors"
 # PEFT methods that modify the layers of the base, so that the base network can be called directly.
 INSIDE = frozenset(
     {
@@ -33,43 +32,6 @@ INSIDE = frozenset(
 # Task types of adapters without a head; PEFT writes None if no task type was given.
 HEADLESS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 _OTHER_BASE = "name the base it was trained on with --base"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """A model located by its name, not loaded yet."""
-
-    name: str
-    kind: Literal["run", "adapter", "model"]
-    folder: Path | None  # None for a GGUF file
-    base: str = ""  # the base of a run or adapter
-    quantize: str = ""  # quantization of a model or of the base of an adapter, as in `LoadOptions`
-
-
-def identify(name: str | Path, *, offline: bool = False) -> ModelSource:
-    """Locate a model and determine its kind by its files.
-
-    Args:
-        name: folder, Hub id, alias or GGUF file.
-        offline: do not access the network.
-
-    Raises:
-        CheckpointError: a run is broken or not finished.
-        ModelError: there is no such model.
-    """
-    name, path = str(name), Path(name).expanduser()
-    if any((path / page).exists() for page in (f"model/{MANIFEST_FILE}", MANIFEST_FILE, "run.json")):
-        folder = find_model(path)
-        return ModelSource(name, "run", folder, read_manifest(folder).base)
-    if name.lower().endswith(".gguf"):
-        return ModelSource(name, "model", None)
-    folder = locate(name, offline=offline)
-    # Some trainers write the config.json of the base next to an adapter, so only weights identify a model.
-    if (folder / CONFIG).exists() and not any((folder / file).exists() for file in (SINGLE, INDEX)):
-        base = read_json(folder / CONFIG, where=name).get("base_model_name_or_path")
-        bits = read_json(folder / PACKED, where=name).get("quantize") if (folder / PACKED).exists() else ""
-        return ModelSource(name, "adapter", folder, str(base or ""), str(bits or ""))
-    return ModelSource(name, "model", folder)
 
 
 def open_model(

@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from tunesmith.config import AnyObjective, AnyTechnique
-from tunesmith.data.files import read_page
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.display import model_label
 from tunesmith.errors import CheckpointError, ModelError, TemplateError
+from tunesmith.inference.identify import MANIFEST_FILE, ModelManifest, find_model, read_manifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.models.loading.base_from_run import base_place
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.checkpoint import MANIFEST, load_tensors, save_tensors, verify_folder
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base, read_tokenizer
 from tunesmith.models.loading.locate import LoadOptions
-
-MANIFEST_FILE = "tunesmith.json"
-
-
-class ModelManifest(BaseModel):
-    """The manifest of a model folder, used to open it and to detect a wrong base or a changed chat template."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    base: str
-    fingerprint: str
-    family: str
-    objective: AnyObjective
-    technique: AnyTechnique
-    template_hash: str
-    limit: int
-    temperature: float = 1.0
-    threshold: float | None = None
-    temperatures: dict[str, float] = {}  # of the tasks of a model of several
-    thresholds: dict[str, float] = {}
 
 
 def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None:
@@ -76,32 +50,6 @@ def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:
         settings.eos_token_id = ends
     elif not {*ends} <= {*known}:
         GenerationConfig(eos_token_id=ends).save_pretrained(folder)
-
-
-def read_manifest(folder: Path) -> ModelManifest:
-    """Read the manifest of a model folder; a relative path of the base is resolved.
-
-    Raises:
-        CheckpointError: there is no manifest, or it is invalid.
-    """
-    try:
-        about = read_page(folder / MANIFEST_FILE, ModelManifest)
-    except OSError:
-        raise CheckpointError(
-            f"{folder}: {MANIFEST_FILE} is missing, so the run is not finished; finish it with `tunesmith tune`"
-        ) from None
-    return about.model_copy(update={"base": base_place(about.base, folder)})
-
-
-def find_model(run: str | Path) -> Path:
-    """Return the model folder of a run folder, or the folder itself if it is one; raise CheckpointError."""
-    run = Path(run)
-    for folder in (run / "model", run):
-        if (folder / MANIFEST_FILE).exists():
-            return folder
-    if not run.exists():
-        raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
-    raise CheckpointError(f"{run}: no finished model in it; finish it with `tunesmith tune`")
 
 
 def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> LocalModel:

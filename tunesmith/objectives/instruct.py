@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from tunesmith.data.examples.parsers import chats
@@ -146,6 +145,8 @@ def completion_budget(answers: Sequence[str]) -> int:
     Args:
         answers: answers of the rows; a token is taken to have three ASCII characters or two bytes of other scripts.
     """
+    import numpy as np
+
     tokens = []
     for answer in answers:
         ascii_characters = sum(map(str.isascii, answer))

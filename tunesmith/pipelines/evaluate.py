@@ -32,9 +32,10 @@ from tunesmith.evaluation.evaluators.answers import AnswerPredictions
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.predict import BaseModelPrompter
 from tunesmith.events import EventHandler, StageStarted
+from tunesmith.inference.identify import ModelManifest, ModelSource, identify, read_manifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.open_model import ModelSource, identify, open_model
-from tunesmith.inference.saved_model import ModelManifest, read_base, read_manifest
+from tunesmith.inference.open_model import open_model
+from tunesmith.inference.saved_model import read_base
 from tunesmith.metrics.task_scores import Score, TaskScore
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import SINGLE_TASK
@@ -42,7 +43,7 @@ from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.report.formatting import bounds, figure, p_value, signed
 from tunesmith.training.mlm_head import open_base
-from tunesmith.training.prepare import read_data
+from tunesmith.training.read import read_data
 from tunesmith.training.run_folder import task_dir
 
 # The value of `against` that names the base model of the run.

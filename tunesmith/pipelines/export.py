@@ -19,9 +19,10 @@ from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.export.formats import GGUF, HEAD, merged, refuse, write_adapter, write_file, write_merged
 from tunesmith.inference.export.transformers_runner import Plain, pooled_states
 from tunesmith.inference.export.usage import read_usage
+from tunesmith.inference.identify import MANIFEST_FILE, ModelManifest, find_model, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.saved_model import MANIFEST_FILE, ModelManifest, find_model, load, read_manifest
+from tunesmith.inference.saved_model import load
 from tunesmith.metrics.task_scores import PER_ROW, SCALES, WHOLE, value
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling

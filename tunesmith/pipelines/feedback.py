@@ -23,12 +23,12 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.display import model_label
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.evaluation.contamination import recipe_file
-from tunesmith.inference.open_model import ModelSource, identify, open_model
-from tunesmith.inference.saved_model import ModelManifest, read_manifest
+from tunesmith.inference.identify import ModelManifest, ModelSource, identify, read_manifest
+from tunesmith.inference.open_model import open_model
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives.instruct import asked, with_wording
 from tunesmith.pipelines.evaluate import OWN_BASE, chosen_wording
-from tunesmith.training.prepare import read_data
+from tunesmith.training.read import read_data
 from tunesmith.training.run_folder import identity_of
 
 # Answers that are written to the store at once; an interrupt loses at most these.

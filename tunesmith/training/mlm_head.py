@@ -13,9 +13,9 @@ from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError
 from tunesmith.events import TrainingStarted
+from tunesmith.inference.identify import ModelSource, read_manifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.open_model import ModelSource
-from tunesmith.inference.saved_model import read_base, read_manifest
+from tunesmith.inference.saved_model import read_base
 from tunesmith.models.loading.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
 from tunesmith.models.mlm_head import own_head
 from tunesmith.models.policy import Policy

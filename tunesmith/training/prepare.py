@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from torch import Tensor
 
-from tunesmith.config import SELF, AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
-from tunesmith.config.commands import audit_fix, columns_set
-from tunesmith.config.style_rules import read_style_rules
-from tunesmith.data.audit.gate import gate
+from tunesmith.config import AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.data.examples.types import Example
-from tunesmith.data.examples.usable import usable
-from tunesmith.data.readers.read import read_rows
-from tunesmith.data.readers.row import Row
-from tunesmith.data.schema.cells import cell
-from tunesmith.data.splits.load import DataFacts, DatasetSplits, Sources, check_names, load
-from tunesmith.data.splits.multitask import Asking, remove_cross_task_leaks
-from tunesmith.data.splits.split import Split, unlearned_labels
+from tunesmith.data.splits.load import DataFacts, DatasetSplits
+from tunesmith.data.splits.split import Split
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.masking import Masking
-from tunesmith.errors import DataError, RecipeError, Refused, RowError
+from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions
-from tunesmith.objectives import Domain
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.progress import track
+from tunesmith.training.read import read_tasks
 from tunesmith.training.rewards import check_reward
 from tunesmith.training.trackers import check_trackers
 
@@ -93,16 +83,9 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     Raises:
         TunesmithError: the recipe, the rows, the model or a reward cannot be used; the message names the fix.
     """
-    # What fails late is checked first: style rules are applied only after training, trackers opened at its start.
-    read_style_rules(recipe, offline=offline)
+    check_trackers(recipe.track)  # opened only when training starts
     check_reward(recipe)
-    check_trackers(recipe.track)
-    loaded = {}
-    for name, task in recipe.tasks.items():
-        on_event(StageStarted(f"reading {task.data.train}"))
-        loaded[name] = audited(task, read_data(task, offline=offline))
-    asking = {name: Asking(task.objective.instruction, task.data.group) for name, task in recipe.tasks.items()}
-    loaded = remove_cross_task_leaks(loaded, asking)
+    loaded = read_tasks(recipe, on_event=on_event, offline=offline)
     settings = recipe.machine
     machine = choose_machine(device=settings.device, dtype=settings.dtype, threads=settings.threads)
     on_event(MachineChosen(machine.why))
@@ -112,8 +95,6 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     check_pair(recipe, base.family)
     check_gates(recipe, base.family)
     check_replay(recipe, base.family)
-    if recipe.replay.share and recipe.replay.source != SELF:
-        general_texts(recipe, offline=offline)  # only to report unreadable rows before training
     check_technique(recipe, base.network, base.family)
     if recipe.objective.samples_completions:  # the completion budget, which limits the rows, depends on the rows
         bound = recipe.objective.bind(loaded[SINGLE_TASK].split.examples(), base.family)
@@ -123,106 +104,6 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     prepared = tasks[SINGLE_TASK] if SINGLE_TASK in tasks else _join_tasks(recipe, tasks)
     on_event(DataLoaded(prepared.facts))
     return prepared
-
-
-class Reader:
-    """Parses the rows of several files by the columns of the first, which is the training file.
-
-    Further columns of a later file, such as `input` or `system`, are read if that file has the same format.
-    """
-
-    def __init__(self, objective: AnyObjective, group: str) -> None:
-        self._objective = objective
-        self._group = group
-        self._columns: Mapping[str, str] = {}
-        self.notes: list[str] = []  # on skipped rows
-
-    def __call__(self, rows: Sequence[Row]) -> list[Example]:
-        """Parse the rows of one file. Raises DataError."""
-        columns = self._columns_of_later_file(rows) if self._columns else self._objective.columns(rows)
-        self._columns = self._columns or columns
-        rows, notes = usable(rows, columns)
-        self.notes += notes
-        return self._objective.examples(rows, group=self._group, columns=columns)
-
-    def _columns_of_later_file(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        first = self._columns
-        if not all(any(cell(row, column) not in (None, "") for row in rows) for column in first.values()):
-            return self._objective.columns(rows)
-        try:
-            own = self._objective.columns(rows)
-        except DataError:  # ambiguous by itself; the training file has resolved it
-            return first
-        further = {role: column for role, column in own.items() if column not in first.values()}
-        return {**further, **first} if set(first) <= set(own) else first
-
-
-def read_data(recipe: Recipe, *, offline: bool) -> DatasetSplits:
-    """Read and split the rows of a recipe with a single task, before any model is loaded.
-
-    Args:
-        recipe: the recipe.
-        offline: do not access the network.
-
-    Returns:
-        Training, validation and test examples, with digests of the files.
-
-    Raises:
-        DataError: rows cannot be read or parsed, or do not suit the objective.
-        RecipeError: the recipe has several tasks.
-    """
-    if recipe.parts:
-        raise RecipeError(f"objective multitask: expected a single task, got {', '.join(recipe.parts)}; name one")
-    data = recipe.data
-    if recipe.objective.samples_completions:  # a completion finds its row again by the row's location
-        check_names((data.train, data.validation))
-    sources = Sources(data.train, data.validation, data.test, data.group, data.where, data.split)
-    reader = Reader(recipe.objective, data.group)
-    try:
-        loaded = load(sources, reader, seed=recipe.seed, offline=offline)
-    except RowError as error:
-        raise RowError(f"{error}; to drop these rows: `{_audit_of(recipe, str(error))}`") from error
-    loaded = replace(loaded, split=replace(loaded.split, notes=(*reader.notes, *loaded.split.notes)))
-    if data.rows:
-        split = loaded.split
-        random.Random(recipe.seed).shuffle(split.train)
-        del split.train[data.rows :]
-        notes = unlearned_labels({"train": split.train, "validation": split.validation, "test": split.test})
-        notes = [note for note in notes if note not in split.notes]
-        loaded = replace(loaded, split=replace(split, notes=(*split.notes, *notes)))
-    recipe.objective.bind(loaded.split.examples(), "decoder")  # reports a single or unknown label now
-    return loaded
-
-
-def _audit_of(recipe: Recipe, error: str) -> str:
-    """Return the command that drops the rows which an error lists: it begins with the name of their file."""
-    data = recipe.data
-    files = [source for source in (data.train, data.validation, data.test) if isinstance(source, str)]
-    name = error.partition(":")[0]
-    source = next((file for file in files if Path(file).name.partition("#")[0] == name), data.train)
-    return audit_fix(source, columns_set(recipe.objective.model_dump()))
-
-
-def audited(recipe: Recipe, loaded: DatasetSplits) -> DatasetSplits:
-    """Check the rows for severe problems.
-
-    Args:
-        recipe: `data.audit` says whether a problem stops the run or becomes a note.
-        loaded: the rows of the recipe.
-
-    Returns:
-        The rows with a note on every problem.
-
-    Raises:
-        Refused: there are severe problems and `data.audit` is `stop`.
-    """
-    result = gate(loaded.split)
-    if result.problems and recipe.data.audit == "stop":
-        fix = f"run `{_audit_of(recipe, '')}`, or continue with `--set data.audit=note`"
-        raise Refused("\n".join(f"{recipe.data.train}: {problem}; {fix}" for problem in result.problems))
-    ignored = (f"continued despite a severe problem of the rows: {problem}" for problem in result.problems)
-    notes = (*loaded.split.notes, *result.notes, *ignored)
-    return replace(loaded, split=replace(loaded.split, notes=notes))
 
 
 def fit_max_length(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:
@@ -289,11 +170,6 @@ def encode_all(
     """
     tracked = track(examples, "encoding", unit="rows", total=len(examples))
     return [row for example in tracked for row in objective.encode_all(example, template, limit=limit)]
-
-
-def general_texts(recipe: Recipe, *, offline: bool) -> Sequence[Example]:
-    """Read the texts of `replay.source`. Raises DataError."""
-    return Domain().examples(read_rows(recipe.replay.source, offline=offline), group="")
 
 
 def masking_of(objective: AnyObjective, template: Template, seed: int) -> Masking | None:

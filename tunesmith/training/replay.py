@@ -27,7 +27,8 @@ from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
 from tunesmith.progress import measuring
-from tunesmith.training.prepare import TrainingContext, encode_all, general_texts
+from tunesmith.training.prepare import TrainingContext, encode_all
+from tunesmith.training.read import general_texts
 
 # Largest rise of the loss on general text, nats per token, and the share of general rows that is advised for it: 5 to
 # 10 % for a domain close to general text, more for a distant one (Ibrahim et al. 2024, arXiv 2403.08763).

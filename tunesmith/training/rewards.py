@@ -13,19 +13,21 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Recipe
 from tunesmith.data.examples.prompts import Completion, Scorer
 from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import RecipeError, RewardError
-from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.saved_model import find_model, load, read_manifest
+from tunesmith.inference.identify import find_model, read_manifest
 from tunesmith.metrics.style import habits
-from tunesmith.models.batch import StepMetrics
 from tunesmith.models.loading.checkpoint import MANIFEST
 from tunesmith.objectives import Rl
 from tunesmith.progress import track
+
+if TYPE_CHECKING:
+    from tunesmith.inference.local_model import LocalModel
+    from tunesmith.models.batch import StepMetrics
 
 MAX_SHOWN_CHARS = 60
 LARGEST = 1e30  # rewards are summed in single precision
@@ -122,6 +124,8 @@ def _reward_model(name: str, key: str, digest: str) -> Scorer:
 
     @cache
     def model() -> LocalModel:
+        from tunesmith.inference.saved_model import load
+
         return load(name, threads=None, offline=True)  # with the threads of this run
 
     return lambda completions: model().rewards([(one.prompt.prompt, one.text) for one in completions])

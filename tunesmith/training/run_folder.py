@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -26,7 +26,9 @@ from tunesmith.data.files import is_there, read_page, sha256_of_file, write_whol
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.schema.accepted import UNANSWERABLE
 from tunesmith.errors import CheckpointError
-from tunesmith.models.loading.device import ChosenMachine, choose_machine
+
+if TYPE_CHECKING:
+    from tunesmith.models.loading.device import ChosenMachine
 
 PAGE = "run.json"
 # Error codes of file systems without locks.
@@ -150,6 +152,8 @@ def pin_machine(recipe: Recipe, file: Path) -> Recipe:
         file: JSON file of the settings, for folders that hold no run.
     """
     if not file.exists():
+        from tunesmith.models.loading.device import choose_machine
+
         settings = recipe.machine
         machine = choose_machine(device=settings.device, dtype=settings.dtype, threads=settings.threads)
         write_whole(file, settings.model_copy(update=machine_settings(machine)).model_dump_json())
@@ -253,6 +257,44 @@ def open_run(
             raise CheckpointError(f"{path}: holds a run of another recipe or of other rows; {fix}")
     elif path.is_file() or (path.exists() and any(path.iterdir())):
         raise CheckpointError(f"{path}: exists and is not a run; give another --out")
+    return folder
+
+
+def earlier_run(recipe: Recipe, out: Path | None) -> Path | None:
+    """Return the folder of an earlier run that a new one would replace; None if there is no such folder.
+
+    Args:
+        recipe: the recipe of the new run.
+        out: its folder; None for the default of the recipe.
+
+    Raises:
+        CheckpointError: the folder exists and is not a run.
+    """
+    folder = with_name(out) if out else open_run(recipe, None).path
+    if (folder / PAGE).is_file():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder}: not a run folder, not overwritten by --force; use another --out")
+    return None
+
+
+def delete_run(recipe: Recipe, out: Path | None) -> Path | None:
+    """Delete the earlier run in the folder of a run.
+
+    Args:
+        recipe: the recipe of the run.
+        out: the run folder; None for the default of the recipe.
+
+    Returns:
+        The folder whose files were deleted, or None if there was none.
+
+    Raises:
+        CheckpointError: the folder exists and is not a run.
+    """
+    with exclusive_lock(with_name(out) if out else open_run(recipe, None).path):
+        folder = earlier_run(recipe, out)
+        for entry in folder.iterdir() if folder else ():  # not the folder itself, which may be the working directory
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     return folder
 
 

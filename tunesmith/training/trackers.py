@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from tunesmith.errors import RecipeError, briefly
+from tunesmith.errors import RecipeError, briefly, suggestion
 
 PROJECT = "tunesmith"
 
@@ -54,9 +53,8 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise RecipeError for a tracker that is unknown or not installed."""
     for name in names:
         if name not in TRACKERS:
-            near = difflib.get_close_matches(name, TRACKERS, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise RecipeError(f"track: no tracker {name!r}; {hint}there are {', '.join(TRACKERS)}")
+            hint = suggestion(name, TRACKERS)
+            raise RecipeError(f"track: no tracker {name!r}; {hint}{' ' * bool(hint)}there are {', '.join(TRACKERS)}")
         _library(name)
 
 

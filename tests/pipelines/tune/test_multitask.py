@@ -22,8 +22,8 @@ from tunesmith.evaluation.contamination import find_seen_rows
 from tunesmith.evaluation.evaluators.base import Diagnostics
 from tunesmith.evaluation.evaluators.multitask import MultitaskEvaluator, PredictionsByTask
 from tunesmith.evaluation.results import Style
-from tunesmith.inference.open_model import identify
-from tunesmith.inference.saved_model import load, read_manifest
+from tunesmith.inference.identify import identify, read_manifest
+from tunesmith.inference.saved_model import load
 from tunesmith.metrics import calibration
 from tunesmith.pipelines.evaluate import Compared, EvaluateRequest, evaluate
 from tunesmith.pipelines.export import ExportRequest, export
@@ -33,7 +33,7 @@ from tunesmith.report.predictions import read_predictions
 from tunesmith.report.run_diff import diff_runs
 from tunesmith.report.terminal import render
 from tunesmith.training.callbacks import Interrupted
-from tunesmith.training.prepare import read_data
+from tunesmith.training.read import read_data
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),

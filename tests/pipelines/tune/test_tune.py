@@ -25,12 +25,11 @@ from tunesmith.evaluation import diagnostics as worth
 from tunesmith.events import Event, StepFinished
 from tunesmith.inference.saved_model import load
 from tunesmith.metrics.baselines import linear_probe
-from tunesmith.pipelines.tune.tune import delete_run
 from tunesmith.report.html import write_reports
 from tunesmith.training import run_folder
 from tunesmith.training.callbacks import Interrupted
-from tunesmith.training.prepare import read_data
-from tunesmith.training.run_folder import exclusive_lock, open_run
+from tunesmith.training.read import read_data
+from tunesmith.training.run_folder import delete_run, exclusive_lock, open_run
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),

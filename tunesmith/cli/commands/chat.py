@@ -37,6 +37,7 @@ HELP = (
     "to a jsonl file, /good and /bad rate the last answer"
 )
 SAVED = "chats.jsonl"
+COMPARISON = "comparison.json"  # in the folder of a finished comparison
 
 
 def add(commands: Commands) -> None:
@@ -72,17 +73,19 @@ def add(commands: Commands) -> None:
 
 def ask(args: argparse.Namespace) -> int:
     """Answer one text with a run or a comparison."""
-    from tunesmith.inference.saved_model import find_model, load
-    from tunesmith.pipelines.compare.ask import compared
+    from tunesmith.inference.identify import find_model
 
-    hush()
-    comparison = compared(args.folder)
+    comparison = (args.folder / COMPARISON).is_file()
     if not comparison:
         find_model(args.folder)
     text = _text(args)
     if comparison:
+        hush()
         return _ask_comparison(args, text)
     check_run_options(args)
+    from tunesmith.inference.saved_model import load  # after the checks, because it imports torch
+
+    hush()
     model = load(args.folder, offline=args.offline).at(args.task)
     sampling = sampling_of(args, model.sampling)
     answer = _answer(model, text, sampling)
@@ -177,15 +180,17 @@ def _dropped_part(model: LocalModel, text: str, limit: int) -> str:
 def chat(args: argparse.Namespace) -> int:
     """Answer line after line until /quit or the end of the input."""
     from tunesmith.annotation.thumbs import FILE, Thumbs
-    from tunesmith.inference.open_model import open_model
-    from tunesmith.inference.saved_model import find_model, load, read_manifest
+    from tunesmith.inference.identify import find_model, read_manifest
 
-    hush()
     manifest = read_manifest(find_model(args.folder))
     if manifest.family != "decoder":
         raise UsageError(
             f"{args.folder}: an encoder does not generate text; use `tunesmith ask {quoted(args.folder)} TEXT`"
         )
+    from tunesmith.inference.open_model import open_model  # after the checks, because it imports torch
+    from tunesmith.inference.saved_model import load
+
+    hush()
     model = load(args.folder, offline=args.offline)
     model = model.at(args.task) if args.task else model
 

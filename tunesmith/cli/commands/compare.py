@@ -15,6 +15,7 @@ from tunesmith.report.formatting import bounds, duration, figure, p_value, price
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
+    from tunesmith.config import Recipe
     from tunesmith.pipelines.compare.compare import CompareOptions
     from tunesmith.pipelines.compare.report import ArmPage, Comparison
 
@@ -41,11 +42,16 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume the comparison and print it."""
+    from tunesmith.training.read import read_data
+
+    _check_options(args)
+    recipe = recipe_of(args, check=_check_models)
+    if not recipe.parts:
+        read_data(recipe, offline=args.offline)  # only to report wrong rows before torch is imported
     from tunesmith.pipelines.compare.compare import HTML, compare
     from tunesmith.pipelines.compare.report import page
 
     options = request_of(args)
-    recipe = recipe_of(args)
     hush()
     with work() as callbacks:
         comparison = compare(recipe, options, callbacks=callbacks, out=args.out, offline=args.offline)
@@ -61,10 +67,23 @@ def request_of(args: argparse.Namespace) -> CompareOptions:
     """Return the checked options of `compare` that are not in the recipe. Raises UsageError for an invalid one."""
     from tunesmith.pipelines.compare.compare import CompareOptions
 
+    _check_options(args)
+    return CompareOptions(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
+
+
+def _check_models(recipe: Recipe) -> None:
+    """Raise ModelError if there cannot be such a model."""
+    from tunesmith.models.loading.locate import local_family
+
+    for name in (recipe.model, recipe.compare.model):
+        if name:
+            local_family(name)
+
+
+def _check_options(args: argparse.Namespace) -> None:
     for name, value in (("--budget", args.budget), ("--price-per-hour", args.price_per_hour)):
         if not 0 <= value < float("inf"):
             raise UsageError(f"{name}: expected a number >= 0, got {value}; omit the option for none")
-    return CompareOptions(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
 
 
 def _show(comparison: Comparison) -> None:

@@ -49,7 +49,8 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the model and print the result."""
-    from tunesmith.pipelines.evaluate import Compared, evaluate
+    _check(args)
+    from tunesmith.pipelines.evaluate import Compared, evaluate  # after the checks, because it imports torch
 
     request = request_of(args)
     hush()
@@ -68,16 +69,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Check options, models and file. Raises TunesmithError."""
+    from tunesmith.data.readers.read import read_rows
+    from tunesmith.inference.identify import identify
+
+    _check_options(args)
+    for name in (args.model, "" if args.against == "base" else args.against):
+        if name and not name.startswith(("http://", "https://")):
+            identify(name, offline=args.offline)
+    read_rows(args.file or args.data, offline=args.offline)
+
+
 def request_of(args: argparse.Namespace) -> EvaluateRequest:
     """Return the checked request of `evaluate`. Raises UsageError for an invalid option."""
     from tunesmith.pipelines.evaluate import EvaluateRequest
 
-    if bool(args.file) == bool(args.data):
-        problem = f"FILE {args.file} and --data {args.data}: two files of rows" if args.file else "no file of rows"
-        fix = f"give one of them, as in `tunesmith evaluate {quoted(args.model)} {quoted(args.file or 'FILE')}`"
-        raise UsageError(f"{problem}; {fix}")
-    if args.rows < 0:
-        raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all rows")
+    _check_options(args)
     return EvaluateRequest(
         args.model,
         args.file or args.data,
@@ -88,6 +96,15 @@ def request_of(args: argparse.Namespace) -> EvaluateRequest:
         changes=tuple(args.changes),
         task=args.task,
     )
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if bool(args.file) == bool(args.data):
+        problem = f"FILE {args.file} and --data {args.data}: two files of rows" if args.file else "no file of rows"
+        fix = f"give one of them, as in `tunesmith evaluate {quoted(args.model)} {quoted(args.file or 'FILE')}`"
+        raise UsageError(f"{problem}; {fix}")
+    if args.rows < 0:
+        raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all rows")
 
 
 def write_answers(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:

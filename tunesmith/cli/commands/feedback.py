@@ -50,11 +50,16 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate the answers and serve the page."""
+    from tunesmith.inference.identify import identify
     from tunesmith.web.server import need_libraries
 
     need_libraries()  # fail before answers are generated
-    hush()
+    _check_options(args)
+    for name in (args.model, "" if args.against == "base" else args.against):
+        if name:
+            identify(name.rstrip("/") or name, offline=args.offline)
     request = request_of(args)
+    hush()
     return stay(page_of(request, args), args, request.kept_in)
 
 
@@ -78,10 +83,7 @@ def request_of(args: argparse.Namespace) -> FeedbackRequest:
     from tunesmith.annotation.assignment import Overlap
     from tunesmith.pipelines.feedback import FeedbackRequest, usual_sampling
 
-    if args.rows < 0:
-        raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all prompts")
-    if args.max_tokens < 0:
-        raise UsageError(f"--max-tokens: expected an integer >= 0, got {args.max_tokens}; use 0 for the training limit")
+    _check_options(args)
     request = FeedbackRequest(
         model=args.model.rstrip("/") or args.model,
         against=args.against.rstrip("/"),
@@ -97,6 +99,13 @@ def request_of(args: argparse.Namespace) -> FeedbackRequest:
         offline=args.offline,
     )
     return replace(request, sampling=sampling_of(args, usual_sampling(request.model, offline=args.offline)))
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.rows < 0:
+        raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all prompts")
+    if args.max_tokens < 0:
+        raise UsageError(f"--max-tokens: expected an integer >= 0, got {args.max_tokens}; use 0 for the training limit")
 
 
 def _show_address(work: PairSession, url: str, args: argparse.Namespace) -> None:

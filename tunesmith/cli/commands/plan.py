@@ -36,13 +36,16 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the estimates; return 1 if no technique fits into memory."""
-    from tunesmith.pipelines.plan.plan import plan_recipe
+    from tunesmith.training.read import check_rows, check_settings
 
-    hush()
     if args.out:
         check_folder(Path(args.out))  # fail before steps are timed
-    recipe = recipe_of(args)
+    recipe = recipe_of(args, check=check_settings)
     with reported() as on_event:
+        check_rows(recipe, on_event=on_event, offline=args.offline)
+        from tunesmith.pipelines.plan.plan import plan_recipe  # after the checks, because it imports torch
+
+        hush()
         plan = plan_recipe(recipe, on_event=on_event, timed=not args.quick, offline=args.offline)
     if not publish(plan.model_dump(mode="json"), args):
         _show(plan)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.commands.tune import verdict
-from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of
+from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of, naming_options
 from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import emit, hush, log, show, show_table
 from tunesmith.report.formatting import bounds, figure, metric_name, p_value, share, signed
@@ -40,12 +40,16 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the loop until it ends or waits for raters."""
     from tunesmith.config import load_recipe
-    from tunesmith.pipelines.rlhf.loop import rlhf
-    from tunesmith.pipelines.rlhf.setup import plan_loop
+    from tunesmith.config.checks import check_model
 
-    recipe, notes = load_recipe(args.recipe, changes=changes_of(args))
+    with naming_options(args):
+        recipe, notes = load_recipe(args.recipe, changes=changes_of(args))
     for note in notes:
         log(note)
+    check_model(recipe)
+    from tunesmith.pipelines.rlhf.loop import rlhf  # after the checks, because it imports torch
+    from tunesmith.pipelines.rlhf.setup import plan_loop
+
     if args.dry_run:
         plan = plan_loop(recipe, out=args.out, offline=args.offline)
         if args.json:

@@ -70,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
     from tunesmith.web.server import serve
 
-    hush()
     with opened(args, say=lambda engine, place, token: _show_address(engine, place, token, args)) as made:
         serve(made.app, made.sock, token=made.token, policy=made.policy, drain=made.drain)
     return 0
@@ -89,6 +88,9 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
     need_libraries("serve")
     sources = sources_of(args.runs)
     kind = _kind(args, sources)
+    for path in (path for versions in sources.values() for path in versions):
+        _check_source(path, offline=args.offline)
+    hush()
     limits = _limits(args, kind)
     from tunesmith.annotation.thumbs import FILE, Thumbs
     from tunesmith.inference.serving.traffic_split import Splits
@@ -165,6 +167,16 @@ def _kind(args: argparse.Namespace, sources: Sources) -> str:
     if kind != "torch" and repeated:
         raise UsageError(f"{repeated[0]}: only --engine torch serves several versions; use different names")
     return str(kind)
+
+
+def _check_source(path: Path, *, offline: bool) -> None:
+    """Raise TunesmithError if there is no such model, before torch is imported."""
+    from tunesmith.inference.identify import identify
+
+    if not _is_gguf(path):
+        identify(path, offline=offline)
+    elif not path.is_file():
+        raise UsageError(f"{path}: no such file; check the path, or `tunesmith export RUN --format gguf` writes one")
 
 
 def _is_gguf(path: Path) -> bool:

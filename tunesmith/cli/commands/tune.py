@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
-from tunesmith.cli.progress import work
+from tunesmith.cli.progress import reported, work
 from tunesmith.cli.terminal import console, emit, hush, log, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
+    from tunesmith.config import Recipe
     from tunesmith.pipelines.tune.tune import Run
 
 
@@ -38,15 +39,29 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune and print the result; return 1 if a gate of the recipe is violated."""
-    from tunesmith.pipelines.tune.tune import delete_run, tune_recipe
+    # Whatever can be judged without torch is judged before the imports that take seconds.
+    from tunesmith.training.read import check_rows, check_settings
+    from tunesmith.training.run_folder import earlier_run
 
-    recipe = recipe_of(args, *(["data.audit=note"] if args.force else []))
+    folder = not (args.force or args.dry_run)
+
+    def check(recipe: Recipe) -> None:
+        check_settings(recipe, out=args.out, folder=folder)
+        if args.force and not args.dry_run:
+            earlier_run(recipe, args.out)  # refuses to overwrite anything but a run
+
+    recipe = recipe_of(args, *(["data.audit=note"] if args.force else []), check=check)
+    with reported() as on_event:
+        check_rows(recipe, on_event=on_event, out=args.out, folder=folder, offline=args.offline)
     if args.dry_run:
         from tunesmith.cli.tune_preview import show as show_preview
         from tunesmith.pipelines.tune.preview import preview
 
         hush()
         return show_preview(preview(recipe, offline=args.offline), args)
+    from tunesmith.pipelines.tune.tune import tune_recipe
+    from tunesmith.training.run_folder import delete_run
+
     if args.force and (deleted := delete_run(recipe, args.out)):
         log(f"deleted the run in {deleted}")
     hush()

@@ -6,13 +6,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from tunesmith.data.documents.cache import FOLDER, KEPT
 from tunesmith.data.documents.convert import READERS
 from tunesmith.data.files import sha256_of_file
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, suggestion
 
 # Folders that programs create next to documents: Sphinx's source copy of every page, and files without text.
 APART = frozenset({"_sources", "_static", "__pycache__", "node_modules"})
@@ -109,9 +108,7 @@ def _files(path: Path, skipped: Counter[str]) -> Iterator[tuple[Path, str]]:
         return
     if not path.exists():
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        nearest = get_close_matches(path.name, names, n=1)
-        fix = f"did you mean {nearest[0]!r}?" if nearest else "check the path"
-        raise DataError(f"{path}: no such file or folder; {fix}")
+        raise DataError(f"{path}: no such file or folder; {suggestion(path.name, names) or 'check the path'}")
     if path.suffix.lower() not in READERS:
         raise DataError(f"{path.name}: unsupported file type; give {kinds_read()}")
     yield path, _utf8_name(path.name)

@@ -103,10 +103,11 @@ def chats(
     if set(columns) - (DIALOGUE_PARTS if dialogue else PAIR_PARTS) or not (
         dialogue or {"prompt", "answer"} <= set(columns)
     ):
-        fix = "write objective: {kind: instruct, prompt: COLUMN, answer: COLUMN}"
-        raise DataError(
-            f"{file_of(rows)}: expected columns of a chat or a prompt and an answer, got {dict(columns)}; {fix}"
-        )
+        fix = "name the columns in objective.prompt and objective.answer"
+        if "label" in columns:
+            fix = f"use objective: classify for rows with labels, or {fix}"
+        got = ", ".join(f"{column} ({part})" for part, column in columns.items())
+        raise DataError(f"{file_of(rows)}: expected columns of a chat, or of a prompt and an answer, got {got}; {fix}")
     need(rows, *(column for part, column in columns.items() if part != "tools"), group)
 
     choices = columns.get("choices", "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from tunesmith.data.files import is_link, is_there, quoted
@@ -18,7 +17,7 @@ from tunesmith.data.readers.json_rows import json_document, json_lines
 from tunesmith.data.readers.row import Row
 from tunesmith.data.readers.text_file import PACKED, FileSource, TextFile, locate, open_text
 from tunesmith.data.readers.text_lines import log_rows, text_rows
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, nearest_name
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
 LINES = (".jsonl", ".ndjson")
@@ -182,9 +181,8 @@ def _nearest(path: Path, *, folders: bool = False) -> Path | None:
     """Return the entry of the same folder with the most similar name."""
     if not path.parent.is_dir():
         return None
-    names = {entry.name.lower(): entry.name for entry in path.parent.iterdir() if entry.is_dir() or not folders}
-    nearest = get_close_matches(path.name.lower(), names, n=1)
-    return path.with_name(names[nearest[0]]) if nearest else None
+    nearest = nearest_name(path.name, [e.name for e in path.parent.iterdir() if e.is_dir() or not folders])
+    return path.with_name(nearest) if nearest else None
 
 
 def _row_files(folder: Path, *, whole: bool = False) -> str:

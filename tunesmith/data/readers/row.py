@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, suggestion
 
 T = TypeVar("T")
 # Column -> its allowed values, in the form of `_comparable`.
@@ -227,10 +226,8 @@ def file_of(rows: Sequence[Placed]) -> str:
 def missing_column(rows: Sequence[Row], column: str) -> str:
     """Return the error message for a column that no row has, with the nearest existing name."""
     columns = columns_of(rows)
-    by_lower = {name.lower(): name for name in columns}
-    nearest = get_close_matches(column.lower(), by_lower, n=1)
-    hint = f"did you mean {by_lower[nearest[0]]!r}? " if nearest else ""
-    return f"{file_of(rows)}: no column {column!r}; {hint}columns here: {columns}"
+    hint = suggestion(column, columns)
+    return f"{file_of(rows)}: no column {column!r}; {hint}{' ' * bool(hint)}columns here: {columns}"
 
 
 def _comparable(value: object) -> tuple[str, str]:

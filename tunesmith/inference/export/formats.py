@@ -15,9 +15,9 @@ from tunesmith.inference.export.masked_lm import masked_language_model
 from tunesmith.inference.export.ollama_modelfile import modelfile
 from tunesmith.inference.export.sequence_classifier import sequence_classifier
 from tunesmith.inference.export.usage import README, SETTINGS, readme, usage_of, with_own_head
+from tunesmith.inference.identify import MANIFEST_FILE, PACKED, ModelManifest, read_manifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.open_model import PACKED
-from tunesmith.inference.saved_model import MANIFEST_FILE, ModelManifest, load_over_base, read_base, read_manifest
+from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.models.loading.checkpoint import MANIFEST
 from tunesmith.models.loading.quantization import dequantized
 from tunesmith.models.loading.suppress_output import quiet

@@ -16,9 +16,9 @@ import torch
 from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import ModelError
+from tunesmith.inference.identify import ModelManifest, ModelSource, find_model, identify, read_manifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.open_model import ModelSource, identify
-from tunesmith.inference.saved_model import ModelManifest, find_model, load_over_base, read_base, read_manifest
+from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.inference.serving.request import UnknownModel
 from tunesmith.models.attention.shared_prefix import Past
 from tunesmith.models.families import positions_of

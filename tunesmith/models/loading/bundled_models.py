@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from filelock import FileLock
 
 from tunesmith.data.files import sha256_of_file
 from tunesmith.data.user_cache import cache_dir
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, nearest_name
 from tunesmith.models.loading.suppress_output import quiet
 
 if TYPE_CHECKING:
@@ -83,8 +82,7 @@ def folder_of(alias: str) -> Path:
 
 def nearest(name: str) -> str:
     """Return the alias that resembles a name most, or an empty string."""
-    matches = difflib.get_close_matches(name.split("/")[-1].lower(), BUNDLED_MODELS, n=1, cutoff=0.55)
-    return matches[0] if matches else ""
+    return nearest_name(name.split("/")[-1], BUNDLED_MODELS, cutoff=0.55)
 
 
 def fetch(alias: str, *, offline: bool = False) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.files import is_there
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, suggestion
 from tunesmith.models.loading import base_from_run as run_base
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, fetch, folder_of, is_whole, nearest
 from tunesmith.models.loading.weight_files import ADAPTER, CONVERT, PICKLES, read_json
@@ -64,6 +64,10 @@ def locate(name: str, *, offline: bool = False) -> Path:
 
 def check_hub_id(name: str) -> None:
     """Raise ModelError for a name that is neither here nor can be one of the Hub, with the nearest alias."""
+    if name.startswith("runs/"):
+        siblings = [str(path) for path in Path(name).parent.glob("*") if path.is_dir()]
+        fix = suggestion(name, siblings) or "`tunesmith runs` lists what is here"
+        raise ModelError(f"{name}: no such folder; {fix}")
     alias = nearest(name)
     if "/" not in name and alias:
         raise ModelError(f"{name}: no such model; did you mean {alias}?")
@@ -81,12 +85,19 @@ def not_in_4_bits(name: str, *, offline: bool = False) -> str:
     Raises:
         ModelError: as `locate` does.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return "quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
+    if reason := no_bitsandbytes():
+        return reason
     if name.lower().endswith(".gguf"):
         return f"{name}: a GGUF file is not quantized a second time; leave `quantize` out"
     if run_base.begins_from(locate(name, offline=offline), where=name)[0]:
         return f"{name}: a run's adapter is merged in memory, which 4-bit weights do not support; leave `quantize` out"
+    return ""
+
+
+def no_bitsandbytes() -> str:
+    """Return the message for a missing bitsandbytes; empty if it is installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
     return ""
 
 
@@ -118,7 +129,7 @@ def _from_hub(name: str, *, offline: bool) -> Path:
 
 
 def local_family(name: str) -> str:
-    """Return `decoder` or `encoder` for a model whose files are here and say so; empty if only loading can tell.
+    """Return `decoder` or `encoder` for a model whose config.json is here; empty if it has to be loaded.
 
     Args:
         name: alias, Hub id, folder, run folder or GGUF file.

@@ -39,7 +39,7 @@ from tunesmith.pipelines.compare.selection import (
 )
 from tunesmith.retrieval.chunks import ROWS
 from tunesmith.training.callbacks import Callbacks, Interrupted
-from tunesmith.training.prepare import audited, read_data
+from tunesmith.training.read import audited, read_data
 from tunesmith.training.run_folder import RunLockedError, exclusive_lock, identity_of, pin_machine
 
 PAGE, HTML, RECIPE = "comparison.json", "report.html", "recipe.yaml"

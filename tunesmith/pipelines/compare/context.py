@@ -33,7 +33,7 @@ from tunesmith.retrieval.chunks import SourceDocument, cut, read_pages
 from tunesmith.retrieval.index import CHUNKS, Hit, Index, open_index
 from tunesmith.retrieval.recall import Origin, cell, origins_of, right_chunks
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.training.prepare import read_data
+from tunesmith.training.read import read_data
 
 DEEP = 10  # chunks kept of each search: enough for recall@10 and for distractors
 LIMIT = 1536  # greatest prompt of the base model, in tokens; examples and passages make it longer than training rows

@@ -9,7 +9,7 @@ from tunesmith.data.readers.row import columns_of
 from tunesmith.data.splits.load import check_names
 from tunesmith.data.splits.split import Split
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.inference.saved_model import MANIFEST_FILE, read_manifest
+from tunesmith.inference.identify import MANIFEST_FILE, read_manifest
 from tunesmith.models.families import family_of
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.weight_files import read_json

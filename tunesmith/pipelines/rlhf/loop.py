@@ -13,7 +13,7 @@ from tunesmith.config import PEOPLE, Recipe
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.errors import Refused
 from tunesmith.events import Note, StageStarted
-from tunesmith.inference.open_model import identify
+from tunesmith.inference.identify import identify
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.device import choose_machine
 from tunesmith.pipelines.feedback import CompletionSource, FeedbackRequest, open_panel

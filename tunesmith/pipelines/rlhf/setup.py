@@ -16,7 +16,7 @@ from tunesmith.objectives import Preference, Rl
 from tunesmith.pipelines.compare.selection import answers_prompts
 from tunesmith.pipelines.rlhf.report import LoopPlan, LoopReport, RoundAhead
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.training.prepare import read_data
+from tunesmith.training.read import read_data
 from tunesmith.training.rewards import digests, in_full, scorer
 from tunesmith.training.run_folder import RunFolder, open_run
 from tunesmith.training.trackers import check_trackers

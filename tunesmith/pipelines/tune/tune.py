@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from pydantic import TypeAdapter
 from tunesmith.config import AnyObjective, Recipe, save_recipe
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.display import Display, Displayed
-from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.contamination import with_contamination_check
 from tunesmith.evaluation.diagnostics import (
     SHUFFLED,
@@ -30,8 +28,9 @@ from tunesmith.evaluation.diagnostics import (
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, MultitaskEvaluator, evaluator_for
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
 from tunesmith.events import EventHandler, Note, StageStarted
+from tunesmith.inference.identify import ModelManifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.saved_model import ModelManifest, save_model
+from tunesmith.inference.saved_model import save_model
 from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
@@ -61,13 +60,11 @@ from tunesmith.training.prepare import TrainingContext, prepare
 from tunesmith.training.replay import with_replay
 from tunesmith.training.rewards import digests
 from tunesmith.training.run_folder import (
-    PAGE,
     RunFolder,
     drop_checkpoints,
     exclusive_lock,
     open_run,
     task_dir,
-    with_name,
 )
 from tunesmith.training.train import base_policy, check_reward_varies, train
 
@@ -128,30 +125,6 @@ def tune_recipe(
         write_reports(folder.path)
     drop_checkpoints(folder.path)
     return Run(folder.path, read_report(folder.path), reused=True)
-
-
-def delete_run(recipe: Recipe, out: Path | None) -> Path | None:
-    """Delete the earlier run in the folder of a run.
-
-    Args:
-        recipe: the recipe of the run.
-        out: the run folder; None for the default of the recipe.
-
-    Returns:
-        The folder whose files were deleted, or None if there was none.
-
-    Raises:
-        CheckpointError: the folder exists and is not a run.
-    """
-    folder = with_name(out) if out else open_run(recipe, None).path
-    with exclusive_lock(folder):
-        if (folder / PAGE).is_file():
-            for entry in folder.iterdir():  # not the folder itself, which may be the working directory
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-            return folder
-        if folder.exists():
-            raise CheckpointError(f"{folder}: not a run folder, not overwritten by --force; use another --out")
-    return None
 
 
 def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: bool) -> Report:

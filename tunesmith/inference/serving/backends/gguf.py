@@ -18,8 +18,8 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.inference.export.formats import GGUF
 from tunesmith.inference.export.gguf_writer import TELLING
+from tunesmith.inference.identify import MANIFEST_FILE, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
-from tunesmith.inference.saved_model import MANIFEST_FILE, read_manifest
 from tunesmith.inference.serving.backends.external import ExternalModel
 from tunesmith.inference.serving.live_answer import CompletionChunk, End, ScoredToken
 from tunesmith.inference.serving.request import AskError, GenerationRequest

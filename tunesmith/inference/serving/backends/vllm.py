@@ -16,7 +16,7 @@ import torch
 
 from tunesmith.errors import ModelError
 from tunesmith.inference.export.formats import HEAD
-from tunesmith.inference.saved_model import ModelManifest, find_model, read_manifest
+from tunesmith.inference.identify import ModelManifest, find_model, read_manifest
 from tunesmith.inference.serving.backends.external import ExternalModel
 from tunesmith.inference.serving.live_answer import CompletionChunk, End
 from tunesmith.inference.serving.registry import ModelRegistry, ServedModel

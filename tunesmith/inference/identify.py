@@ -1,0 +1,102 @@
+"""Models by name, before one is loaded: runs with their manifests, adapters, base models. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.config import AnyObjective, AnyTechnique
+from tunesmith.data.files import read_page
+from tunesmith.errors import CheckpointError
+from tunesmith.models.loading.base_from_run import base_place
+from tunesmith.models.loading.locate import locate
+from tunesmith.models.loading.weight_files import INDEX, SINGLE, read_json
+
+MANIFEST_FILE = "tunesmith.json"
+CONFIG = "adapter_config.json"
+PACKED = "base_in_memory.json"  # next to an exported adapter that was trained over a 4-bit base
+
+
+class ModelManifest(BaseModel):
+    """The manifest of a model folder, used to open it and to detect a wrong base or a changed chat template."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    base: str
+    fingerprint: str
+    family: str
+    objective: AnyObjective
+    technique: AnyTechnique
+    template_hash: str
+    limit: int
+    temperature: float = 1.0
+    threshold: float | None = None
+    temperatures: dict[str, float] = {}  # of the tasks of a model of several
+    thresholds: dict[str, float] = {}
+
+
+def read_manifest(folder: Path) -> ModelManifest:
+    """Read the manifest of a model folder; a relative path of the base is resolved.
+
+    Raises:
+        CheckpointError: there is no manifest, or it is invalid.
+    """
+    try:
+        about = read_page(folder / MANIFEST_FILE, ModelManifest)
+    except OSError:
+        raise CheckpointError(
+            f"{folder}: {MANIFEST_FILE} is missing, so the run is not finished; finish it with `tunesmith tune`"
+        ) from None
+    return about.model_copy(update={"base": base_place(about.base, folder)})
+
+
+def find_model(run: str | Path) -> Path:
+    """Return the model folder of a run folder, or the folder itself if it is one; raise CheckpointError."""
+    run = Path(run)
+    for folder in (run / "model", run):
+        if (folder / MANIFEST_FILE).exists():
+            return folder
+    if not run.exists():
+        raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
+    raise CheckpointError(f"{run}: no finished model in it; finish it with `tunesmith tune`")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model located by its name, not loaded yet."""
+
+    name: str
+    kind: Literal["run", "adapter", "model"]
+    folder: Path | None  # None for a GGUF file
+    base: str = ""  # the base of a run or adapter
+    quantize: str = ""  # quantization of a model or of the base of an adapter, as in `LoadOptions`
+
+
+def identify(name: str | Path, *, offline: bool = False) -> ModelSource:
+    """Locate a model and determine its kind by its files.
+
+    Args:
+        name: folder, Hub id, alias or GGUF file.
+        offline: do not access the network.
+
+    Raises:
+        CheckpointError: a run is broken or not finished.
+        ModelError: there is no such model.
+    """
+    name, path = str(name), Path(name).expanduser()
+    if any((path / page).exists() for page in (f"model/{MANIFEST_FILE}", MANIFEST_FILE, "run.json")):
+        folder = find_model(path)
+        return ModelSource(name, "run", folder, read_manifest(folder).base)
+    if name.lower().endswith(".gguf"):
+        return ModelSource(name, "model", None)
+    folder = locate(name, offline=offline)
+    # Some trainers write the config.json of the base next to an adapter, so only weights identify a model.
+    if (folder / CONFIG).exists() and not any((folder / file).exists() for file in (SINGLE, INDEX)):
+        base = read_json(folder / CONFIG, where=name).get("base_model_name_or_path")
+        bits = read_json(folder / PACKED, where=name).get("quantize") if (folder / PACKED).exists() else ""
+        return ModelSource(name, "adapter", folder, str(base or ""), str(bits or ""))
+    return ModelSource(name, "model", folder)
