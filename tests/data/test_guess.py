@@ -170,3 +170,10 @@ def test_a_table_that_pandas_wrote_column_by_column_is_told_with_the_call_that_h
     file.write_text('{"text": {"0": "a b", "1": "c d"}, "label": {"0": "x", "1": "y"}}', encoding="utf-8")
     with pytest.raises(DataError, match=r'stored by column; write df.to_json\(FILE, orient="records", lines=True\)$'):
         detect(read_rows(file))
+
+
+@pytest.mark.parametrize("values", [["2026-11-28 12:28:43", "2026-11-28 12:28:44"], ["08:15", "17:30:02"]])
+def test_dates_and_times_are_no_labels(values: list[str]):
+    log = rows(time=values, text=LONG)
+    assert guess(log) is None
+    assert detect(log).objective == "domain"

@@ -25,7 +25,9 @@ GROUPS = ("group", "thread", "doc_id", "source_id")
 SHOWN_COLUMNS = 8
 MOST_LABELS = 50
 ROWS_A_LABEL = 3
-DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.+Z]+( ?[AP]M)?)?", re.IGNORECASE)
+DATE = re.compile(
+    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.+Z]+( ?[AP]M)?)?|\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AP]M)?", re.IGNORECASE
+)
 
 
 class Column:
@@ -41,7 +43,7 @@ class Column:
         thumbs: whether all values are ratings.
         words: median number of words per value.
         text: whether at least 90 % of the rows have a value and not all values are integers or dates.
-        few: whether the column can be a label: few distinct short values.
+        few: whether the column can be a label: few distinct short values that are not dates or times.
     """
 
     def __init__(self, name: str, rows: Sequence[Row]) -> None:
@@ -59,9 +61,10 @@ class Column:
         # In scripts without spaces a word has about two characters.
         self.words = median(len(value.split()) + unspaced(value) / 2 for value in values) if values else 0
         full = len(values) >= ENOUGH * len(rows)
+        dates = all(DATE.fullmatch(value) for value in values)
         self.text = full and not all(value.isdigit() or DATE.fullmatch(value) for value in values)
         short = max(map(len, values), default=0) <= LONGEST_LABEL
-        self.few = full and short and 2 <= self.values <= min(MOST_LABELS, max(2, len(rows) // ROWS_A_LABEL))
+        self.few = full and short and not dates and 2 <= self.values <= min(MOST_LABELS, max(2, len(rows) // ROWS_A_LABEL))
 
 
 def columns_held(rows: Sequence[Row]) -> list[Column]:
