@@ -26,7 +26,8 @@ SHOWN_COLUMNS = 8
 MOST_LABELS = 50
 ROWS_A_LABEL = 3
 DATE = re.compile(
-    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.+Z]+( ?[AP]M)?)?|\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AP]M)?", re.IGNORECASE
+    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.+Z]+( ?[AP]M)?)?|\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AP]M)?",
+    re.IGNORECASE,
 )
 
 
@@ -64,7 +65,9 @@ class Column:
         dates = all(DATE.fullmatch(value) for value in values)
         self.text = full and not all(value.isdigit() or DATE.fullmatch(value) for value in values)
         short = max(map(len, values), default=0) <= LONGEST_LABEL
-        self.few = full and short and not dates and 2 <= self.values <= min(MOST_LABELS, max(2, len(rows) // ROWS_A_LABEL))
+        self.few = (
+            full and short and not dates and 2 <= self.values <= min(MOST_LABELS, max(2, len(rows) // ROWS_A_LABEL))
+        )
 
 
 def columns_held(rows: Sequence[Row]) -> list[Column]:
