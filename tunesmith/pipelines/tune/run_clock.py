@@ -19,8 +19,9 @@ from tunesmith.training.prepare import TrainingContext
 REPEATED = frozenset({"loading", "general ability after", "test scoring", "diagnostics", "saving", "report"})
 # Phases whose work is proportional to the steps that are taken, so that they end together.
 STEPPED = ("training", "validation", "checkpoints")
-# Seconds between two updates of the forecast during training.
-INTERVAL = 2.0
+# Least seconds between two updates of the forecast, each of which is a line in a log, and a rest that is worth one.
+INTERVAL = 15.0
+SHORTEST_REST = 5.0
 # Name of everything that is not forecast by itself.
 OTHER = "other"
 # Weight of the forecast of a step, in steps of this run.
@@ -65,6 +66,10 @@ class RunClock:
     def __post_init__(self) -> None:
         self.phases = Phases(self.clock, self._ended)
 
+    def expect(self, forecast: RunForecast) -> None:
+        """Set the forecast of the run, which has just been reported."""
+        self.forecast, self._last = forecast, self.clock()
+
     def start(self, name: str) -> None:
         """Announce a phase; one that this run does not have is ignored."""
         if name in self.names:
@@ -77,8 +82,7 @@ class RunClock:
             if not self.steps:
                 self._first_step = event.step - 1
             self.step, self.steps = event.step, event.steps
-            if self.clock() - self._last >= INTERVAL:
-                self.update()
+            self.update()
 
     def _ended(self, name: str) -> None:
         if name in STEPPED and name != "training":
@@ -92,14 +96,17 @@ class RunClock:
         return (self.step - self._first_step) / self.steps if self.steps else 0.0
 
     def update(self) -> None:
-        """Emit the remaining seconds."""
-        if self.forecast is not None:
+        """Emit the remaining seconds, unless they were emitted shortly before or the run is about to end."""
+        if self.forecast is None or self.clock() - self._last < INTERVAL:
+            return
+        rest = remaining(self.forecast, self)
+        if rest.seconds_left >= SHORTEST_REST:
             self._last = self.clock()
-            self.on_event(remaining(self.forecast, self))
+            self.on_event(rest)
 
     def seconds_of(self, name: str) -> float:
         """Return the seconds of a phase so far."""
-        return self.phases.seconds.get(name, 0.0)
+        return self.phases.so_far().get(name, 0.0)
 
     def is_over(self, name: str) -> bool:
         """Return whether a phase will not come again."""

@@ -218,9 +218,9 @@ def _predict(prepared: TrainingContext, out: Path, clock: RunClock) -> CostPredi
         found = predict_run(prepared, out, measured=clock.phases.seconds)
     if found is None:
         return None
-    prediction, clock.forecast = found
-    clock(Note(prediction_line(prediction, clock.forecast)))
-    clock.update()
+    prediction, forecast = found
+    clock(Note(prediction_line(prediction, forecast)))
+    clock.expect(forecast)
     return prediction
 
 
