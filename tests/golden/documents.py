@@ -27,6 +27,7 @@ PROSE = frozenset(
         "how",
         "left_out",
         "message",
+        "model_reasons",
         "note",
         "notes",
         "ours",

@@ -30,24 +30,19 @@ def show_candidates(candidates: Sequence[ModelCandidate], metric: str) -> None:
         metric: of the scores; empty if there are none.
     """
     if not metric:
-        rows = [(part.name, part.about, *_costs(part)) for part in candidates]
-        show_table(("model", "", "time>", "memory>"), rows)
+        show_table(("model", "time>", "memory>"), [(part.name, *_costs(part)) for part in candidates])
         return
-    columns = ("model", "", f"{metric_name(metric)}>", "bounds", "", "time>", "memory>", "holds")
+    columns = ("model", f"{metric_name(metric)}>", "bounds", "", "time>", "memory>", "holds")
     show_table(columns, [_cells(part) for part in candidates])
+    for part in candidates:
+        if part.basis == "measured":
+            show(f"{part.name}: {part.about}, cross-validated on {part.rows} rows")
+    show("expected: from earlier runs; holds: may score as high as the best, within the margin")
 
 
 def _cells(part: ModelCandidate) -> tuple[str, ...]:
     score = ("", "") if part.score is None else (figure(part.score.expected), _range(part.score))
-    basis = f"measured on {part.rows} rows" if part.basis == "measured" else part.basis or part.note
-    return (
-        part.name,
-        part.about,
-        *score,
-        basis,
-        *_costs(part),
-        "yes" if part.holds else "no",
-    )
+    return (part.name, *score, part.basis or part.note, *_costs(part), "yes" if part.holds else "no")
 
 
 def _costs(part: ModelCandidate) -> tuple[str, str]:
