@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.cli.conftest import Command
@@ -39,6 +41,26 @@ def test_the_written_recipe_runs_dry(command: Command, review_file: Path, tiny_l
     done = command("tune", out, "--dry-run", "--offline", "--set", "machine.threads=1")
     assert done.code == 0, done.err
     assert "[[positive<|im_end|>]]" in done.out
+
+
+def test_the_choice_of_the_model_is_printed_in_json_too_and_loads_no_torch(review_file: Path, tmp_path: Path) -> None:
+    words = ["init", str(review_file), "--quick", "--offline", "--out", str(tmp_path / "r.yaml"), "--json"]
+    code = f"import sys; from tunesmith.cli import main; main({words!r}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = json.loads(done.stdout)
+    assert [part["name"] for part in page["candidates"]] == ["tf-idf", "minilm-l6", "smollm2-135m"]
+    assert {"basis", "score", "seconds", "memory", "holds"} <= set(page["candidates"][0])
+    assert page["recipe"]["model"] == "minilm-l6"
+    assert page["reasons"]["model"].startswith("TF-IDF with logistic regression scores ")
+
+
+def test_people_read_the_choice_above_the_recipe(command: Command, review_file: Path, tmp_path: Path) -> None:
+    done = command("init", review_file, "--quick", "--offline", "--out", tmp_path / "r.yaml")
+    lines = done.out.splitlines()
+    assert lines[0].startswith("TF-IDF with logistic regression scores ")
+    assert lines.index("recommended model: minilm-l6") < lines.index("model: minilm-l6")
+    assert "--model smollm2-135m" in done.out
 
 
 def test_keys_of_another_tool_that_are_left_out_are_said(command: Command, review_file: Path, tmp_path: Path) -> None:

@@ -30,6 +30,17 @@ def test_programs_get_the_shape_that_is_printed(
     assert [path.name for path in tmp_path.iterdir()] == ["reviews.jsonl"]
 
 
+def test_models_are_listed_next_to_techniques_and_both_are_recommended(
+    command: Command, review_file: Path, tiny_bert: Path
+):
+    words = ("plan", review_file, "--quick", "--model", tiny_bert, *PLAIN)
+    document = json.loads(command(*words, "--json").out)
+    assert [part["name"] for part in document["candidates"]] == ["tf-idf", "minilm-l6", "smollm2-135m"]
+    assert (document["recommended_model"], document["recommendation"]["technique"]) == ("minilm-l6", "full")
+    lines = command(*words).out.splitlines()
+    assert lines.index("recommended: full") < lines.index("recommended model: minilm-l6")
+
+
 def test_where_nothing_fits_the_code_says_so(
     command: Command, review_file: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ):

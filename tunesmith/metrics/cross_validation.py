@@ -111,13 +111,15 @@ def _measured(rows: LabelledRows, predicted: Sequence[Labels]) -> MeasuredScore:
         wanted, given = [label for (label,) in rows.labels], [label for (label,) in predicted]
         statistic = macro_f1_pair(wanted, given, given)
         low, high = corpus_interval(statistic, len(wanted), groups=rows.groups, centred=True)
-        return MeasuredScore(macro_f1(wanted, given), low, high, len(wanted))
+        score = macro_f1(wanted, given)
+        return MeasuredScore(score, min(low, score), max(high, score), len(wanted))
     if rows.metric == "sample_f1":
         values = multilabel_f1(rows.labels, predicted)
     else:
         values = np.array([float(want == give) for want, give in zip(rows.labels, predicted, strict=True)])
     low, high = interval(values, groups=rows.groups)
-    return MeasuredScore(float(values.mean()), low, high, len(values))
+    score = float(values.mean())
+    return MeasuredScore(score, min(low, score), max(high, score), len(values))
 
 
 def _folds(rows: LabelledRows) -> NDArray[np.int64] | None:

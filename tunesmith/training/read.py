@@ -189,9 +189,12 @@ def read_data(recipe: Recipe, *, offline: bool) -> DatasetSplits:
     if data.rows:
         split = loaded.split
         random.Random(recipe.seed).shuffle(split.train)
+        whole = len(split.train)
         del split.train[data.rows :]
         notes = unlearned_labels({"train": split.train, "validation": split.validation, "test": split.test})
         notes = [note for note in notes if note not in split.notes]
+        if len(split.train) < whole:
+            notes.append(f"data.rows: {data.rows} of {whole} training rows are used, the others are dropped")
         loaded = replace(loaded, split=replace(split, notes=(*split.notes, *notes)))
     recipe.objective.bind(loaded.split.examples(), "decoder")  # reports a single or unknown label now
     return loaded

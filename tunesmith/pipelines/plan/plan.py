@@ -86,7 +86,8 @@ def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, o
             fits=frozenset(option.technique for option in options if option.fits),
         )
     )
-    models = _models(prepared, on_event)
+    own = next((option for option in options if choice and option.technique == choice.technique), None)
+    models = _models(prepared, on_event, own)
     return PlanReport(
         data=", ".join(Path(part.data.train).name for part in recipe.parts.values() or [recipe]),
         model=recipe.model,
@@ -108,8 +109,14 @@ def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, o
     )
 
 
-def _models(prepared: TrainingContext, on_event: EventHandler) -> ModelChoice | None:
-    """Return the models that can learn the objective; None for several tasks, whose scores are not comparable."""
+def _models(prepared: TrainingContext, on_event: EventHandler, own: TechniqueEstimate | None) -> ModelChoice | None:
+    """Return the models that can learn the objective; None for several tasks, whose scores are not comparable.
+
+    Args:
+        prepared: the run.
+        on_event: observes the progress.
+        own: estimate of the recommended technique, which replaces the rough one of the recipe's model.
+    """
     if SINGLE_TASK not in prepared.tasks:
         return None
     split = prepared.loaded.split
@@ -120,7 +127,12 @@ def _models(prepared: TrainingContext, on_event: EventHandler) -> ModelChoice | 
         validation_rows=len(split.validation),
         train_rows=len(split.train),
     )
-    return choose_model(job, on_event=on_event, probe=False)
+    choice = choose_model(job, on_event=on_event, probe=False)
+    if own is None or own.prediction is None:
+        return choice
+    better = {"seconds": own.whole_seconds, "memory": own.prediction.memory}
+    rows = [row.model_copy(update=better) if row.name == prepared.recipe.model else row for row in choice.candidates]
+    return choice.model_copy(update={"candidates": rows})
 
 
 def _estimate(
