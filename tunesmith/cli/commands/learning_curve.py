@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import COMMAND_ALIASES, UsageError, add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import reported, work
@@ -25,8 +25,7 @@ def add(commands: Commands) -> None:
         "the data cannot support an estimate.",
     )
     # As `aliases` the former names would be listed in the help.
-    choices = cast("dict[str, argparse.ArgumentParser]", commands.choices)
-    choices.update(dict.fromkeys(COMMAND_ALIASES, parser))
+    commands.choices.update(dict.fromkeys(COMMAND_ALIASES, parser))
     text = "predict the score with N training rows; may be repeated"
     parser.add_argument("--rows", type=int, action="append", default=[], metavar="N", help=text)
     parser.add_argument("--target", type=float, metavar="SCORE", help="estimate the rows needed for this score")
