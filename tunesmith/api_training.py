@@ -50,7 +50,7 @@ def init(
 
     Args:
         data: file of rows.
-        model: alias, Hub id, folder or GGUF file.
+        model: alias, Hub id, folder or GGUF file; by default the cheapest that is expected to hold.
         objective: objective, by default detected from the columns.
         technique: technique.
         settings: further recipe keys, such as `{"schedule.epochs": 2}`.

@@ -17,6 +17,8 @@ def test_the_table_ends_with_the_technique_to_take(command: Command, review_file
     assert lines[0].startswith(f"{tiny_bert}, classify on ")
     assert lines[lines.index("recommended: full") + 1].startswith("  - a small encoder")
     assert "p-tuning" in done.out
+    table = lines[1 : next(i for i, line in enumerate(lines) if "of memory available" in line)]
+    assert max(map(len, table)) <= 100
 
 
 def test_programs_get_the_shape_that_is_printed(
