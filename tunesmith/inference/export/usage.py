@@ -167,7 +167,7 @@ PIPELINE_TAGS = {"classify words": "text-generation", "fill": "fill-mask"}
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How an export is used: one of `CODE`, and the settings that the code reads from config.json."""
+    """Use of an export: one of `CODE`, and the settings that the code reads from config.json."""
 
     form: str
     settings: Mapping[str, Any]
