@@ -19,7 +19,7 @@ from tunesmith.training.prepare import TrainingContext
 REPEATED = frozenset({"loading", "general ability after", "test scoring", "diagnostics", "saving", "report"})
 # Phases whose work is proportional to the steps that are taken, so that they end together.
 STEPPED = ("training", "validation", "checkpoints")
-# Least seconds between two updates of the forecast, each of which is a line in a log, and a rest that is worth one.
+# Seconds between two updates of the forecast (each is a line in a log), and the shortest remaining time to report.
 INTERVAL = 15.0
 SHORTEST_REST = 5.0
 # Name of everything that is not forecast by itself.
