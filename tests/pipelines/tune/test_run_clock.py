@@ -65,6 +65,17 @@ def test_the_rest_shrinks_with_each_phase_and_follows_the_pace_of_the_run():
     assert run.share_done == 1.0
 
 
+def test_the_rest_of_a_resumed_run_has_none_of_the_phases_before_training():
+    clock = Clock()
+    run = RunClock(lambda event: None, [], clock)
+    run.expect(forecast(base_scoring=500.0, training=100.0, test_scoring=20.0))
+    with timing(run.phases), phase("training"):
+        clock.now += 10
+        run(step(6, 10))  # the first five steps, and the base model, are of the process before
+        assert run.forecast
+        assert remaining(run.forecast, run).seconds_left == pytest.approx(60)
+
+
 def test_a_phase_is_announced_with_its_number_and_one_that_the_run_lacks_is_not():
     heard: list[Any] = []
     run = RunClock(heard.append, ["loading", "training"])

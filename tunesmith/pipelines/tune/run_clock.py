@@ -81,6 +81,7 @@ class RunClock:
         if isinstance(event, StepFinished) and self.phases.current == "training":
             if not self.steps:
                 self._first_step = event.step - 1
+                self._over |= self._before_training()  # a resumed run does not repeat them
             self.step, self.steps = event.step, event.steps
             self.update()
 
@@ -89,6 +90,11 @@ class RunClock:
             return  # it comes again after some steps
         self._over |= set(STEPPED) if name == "training" else {name}
         self.update()
+
+    def _before_training(self) -> set[str]:
+        """Return the forecast phases that precede training."""
+        names = [phase.name for phase in self.forecast.phases] if self.forecast else []
+        return set(names[: names.index("training")]) if "training" in names else set()
 
     @property
     def share_done(self) -> float:
@@ -122,7 +128,10 @@ def remaining(forecast: RunForecast, run: RunClock) -> ForecastUpdated:
     """
     over = [phase for phase in forecast.phases if run.is_over(phase.name)]
     share = run.step / run.steps if run.steps else 0.0
-    computed = [(phase.seconds, run.seconds_of(phase.name)) for phase in over if phase.low < phase.seconds]
+    taken = run.phases.so_far()
+    computed = [
+        (phase.seconds, taken[phase.name]) for phase in over if phase.low < phase.seconds and phase.name in taken
+    ]
     known = FORECAST_SHARE * forecast.seconds
     pace = (sum(actual for _, actual in computed) + known) / (sum(expected for expected, _ in computed) + known)
     seconds = low = high = 0.0
