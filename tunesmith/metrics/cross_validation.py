@@ -82,6 +82,8 @@ def _cross_validate(rows: LabelledRows, features: Any, strength: float) -> Measu
     predicted: list[Labels] = [()] * len(rows.labels)
     for fold in range(FOLDS):
         test, train = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if not len(test):  # few groups of very different sizes
+            continue
         known = [rows.labels[i] for i in train.tolist()]
         answers = _predict(features[train], known, features[test], strength=strength, metric=rows.metric)
         for index, answer in zip(test.tolist(), answers, strict=True):

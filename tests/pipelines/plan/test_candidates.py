@@ -173,3 +173,10 @@ def test_the_sample_keeps_whole_groups(tmp_path: Path) -> None:
     assert sample.groups is not None
     assert len(sample.texts) == 200
     assert all(sample.groups.count(group) == 5 for group in set(sample.groups))
+
+
+def test_groups_of_very_different_sizes_are_scored_with_the_folds_that_have_rows():
+    labels = [("a",), ("b",)] * 60
+    groups = ["large"] * 116 + ["x", "x", "y", "z"]
+    measured = tfidf_score(LabelledRows([f"text {label[0]}" for label in labels], labels, groups, "accuracy"))
+    assert measured is None or measured.rows == 120
