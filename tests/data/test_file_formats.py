@@ -115,8 +115,17 @@ def test_excels_directive_names_the_separator(tmp_path):
 
 def test_decimal_commas_become_points_in_columns_of_numbers(tmp_path):
     lines = "".join(f"1,5;12;ja, {i};1.234,50\n" for i in range(10))
-    (row, *_) = read_rows(write(tmp_path / "a.csv", f"score;n;text;price\n{lines}"))
-    assert row.fields == {"score": "1.5", "n": "12", "text": "ja, 0", "price": "1234.50"}
+    file = read_file(write(tmp_path / "a.csv", f"score;n;text;price\n{lines}1,5;12;ja;1.234\n"))
+    assert file.rows[0].fields == {"score": "1.5", "n": "12", "text": "ja, 0", "price": "1234.50"}
+    assert file.rows[-1].fields["price"] == "1234"
+    assert file.notes == ("a.csv: separated by semicolon, decimal commas in 'score', 'price' read as points",)
+
+
+def test_commas_of_thousands_and_between_labels_are_no_decimal_commas(tmp_path):
+    lines = "".join(f"1,234;{i},2\n" for i in range(10))
+    file = read_file(write(tmp_path / "a.csv", f"price;tags\n{lines}"))
+    assert file.rows[0].fields == {"price": "1,234", "tags": "0,2"}
+    assert file.notes == ("a.csv: separated by semicolon",)
 
 
 def test_empty_tables_are_named_with_their_folder(tmp_path):

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Literal
 
-from tunesmith.data.readers.row import SHOWN_FAULTS, Row, refuse
+from tunesmith.data.readers.row import PLURALS, SHOWN_FAULTS, Row, refuse
 from tunesmith.data.readers.text_file import TextFile
 from tunesmith.errors import DataError
 
@@ -21,7 +21,10 @@ TABLE_SHARE = 0.8  # of the rows have as many cells as most, if lines above the 
 SEPARATORS = ",;\t|"
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})*,\d+|[+-]?\d+,\d+")
-INTEGER = re.compile(r"[+-]?\d+")
+# A point in a column with decimal commas separates thousands.
+INTEGER = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)")
+# The comma of `1,234` may separate thousands as well as decimals.
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 LONGEST_CELL = 2**31 - 1  # the default of the csv module rejects cells above 131072 characters
 
 
@@ -41,12 +44,14 @@ class Dialect:
         separator: character between cells.
         quoting: constant of the csv module.
         skipped: lines above the header, an Excel directive or a title.
+        decimal: columns of numbers with decimal commas, as in most of Europe.
         note: what differs from a comma-separated file in UTF-8; empty for one.
     """
 
     separator: str
     quoting: Literal[0, 3]
     skipped: int
+    decimal: frozenset[str]
     note: str
 
 
@@ -75,7 +80,7 @@ def read_table(file: TextFile, kind: str) -> Iterator[Row | BrokenLine]:
         kind: `.csv` or `.tsv`.
     """
     dialect = dialect_of(file, kind)
-    return _rows(_cells(file, dialect), file.name, dialect.separator)
+    return _rows(_cells(file, dialect), file.name, dialect)
 
 
 def dialect_of(file: TextFile, kind: str) -> Dialect:
@@ -91,6 +96,7 @@ def dialect_of(file: TextFile, kind: str) -> Dialect:
     if directive:
         separator = header.strip().strip('"')[len("sep=") :][:1] or "\t"
         skipped, about = 1, [f"line 1 ({header.strip()}) names the separator"]
+        cuts = {separator: _cut(file, separator)}
     else:
         separators = "\t" if kind == ".tsv" else SEPARATORS
         cuts = {mark: _cut(file, mark) for mark in separators}
@@ -102,7 +108,11 @@ def dialect_of(file: TextFile, kind: str) -> Dialect:
     plain = separator == "\t" and not skipped and _quotes_are_text(file, header)
     if separator != ("\t" if kind == ".tsv" else ","):
         about.insert(0, f"separated by {NAMES.get(separator, repr(separator))}")
-    return Dialect(separator, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, skipped, ", ".join(about))
+    decimal = _decimal_columns([cells for line, cells in cuts[separator] if line > skipped], separator)
+    if decimal:
+        about.append(f"decimal commas in {', '.join(map(repr, decimal))} read as points")
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    return Dialect(separator, quoting, skipped, frozenset(decimal), ", ".join(about))
 
 
 def _cut(file: TextFile, separator: str) -> list[tuple[int, list[str]]]:
@@ -143,17 +153,16 @@ def _below_title(cuts: dict[str, list[tuple[int, list[str]]]]) -> tuple[str, int
     return best[1:] if best[1] else None
 
 
-def _rows(lines: Iterator[tuple[int, list[str]]], name: str, separator: str) -> Iterator[Row | BrokenLine]:
+def _rows(lines: Iterator[tuple[int, list[str]]], name: str, dialect: Dialect) -> Iterator[Row | BrokenLine]:
     """Match cells with the header and yield rows."""
     first, header = next(lines, (1, [""]))
     header = [cell.strip() for cell in header]
     if twice := sorted({cell for cell in header if cell and header.count(cell) > 1}):
         raise DataError(f"{name}:{first}: duplicate column names {twice}; give each column its own name")
-    fix = f"put cells that contain {separator!r} in double quotes"
+    fix = f"put cells that contain {dialect.separator!r} in double quotes"
     nameless = [index for index, cell in enumerate(header) if not cell]
-    start = list(islice(lines, LOOKED_AT))
-    decimal = _decimal_columns([cells for _, cells in start], len(header)) if separator != "," else set()
-    for line, raw in chain(start, lines):
+    decimal = {index for index, column in enumerate(header) if column in dialect.decimal}
+    for line, raw in lines:
         # Some programs end each line with a separator, which adds empty cells.
         cells = raw if any(cell.strip() for cell in raw[len(header) :]) else raw[: len(header)]
         if len(cells) != len(header):
@@ -166,20 +175,33 @@ def _rows(lines: Iterator[tuple[int, list[str]]], name: str, separator: str) -> 
             yield Row(f"{name}:{line}", dict(zip(header, cells, strict=True)))
 
 
-def _decimal_columns(rows: Sequence[Sequence[str]], columns: int) -> set[int]:
-    """Return the numeric columns with decimal commas, as in most of Europe."""
-    found = set()
-    for column in range(columns):
-        values = [cells[column].strip() for cells in rows if len(cells) == columns and cells[column].strip()]
-        numbers = all(DECIMAL_COMMA.fullmatch(value) or INTEGER.fullmatch(value) for value in values)
-        if numbers and any("," in value for value in values):
-            found.add(column)
+def _decimal_columns(rows: Sequence[Sequence[str]], separator: str) -> list[str]:
+    """Return the columns of numbers with decimal commas; a column of several labels (`1,2`) is not one.
+
+    Args:
+        rows: cells of the header and of the rows below it.
+        separator: a comma leaves none for decimals.
+    """
+    if not rows or separator == ",":
+        return []
+    header, *below = rows
+    found = []
+    for index, column in enumerate(map(str.strip, header)):
+        values = [cells[index].strip() for cells in below if len(cells) > index and cells[index].strip()]
+        commas = [value for value in values if DECIMAL_COMMA.fullmatch(value)]
+        numbers = len(commas) + sum(INTEGER.fullmatch(value) is not None for value in values) == len(values)
+        several = column.lower().endswith(PLURALS)
+        if numbers and not several and not all(map(THOUSANDS.fullmatch, commas)):
+            found.append(column)
     return found
 
 
 def _with_point(cell: str) -> str:
-    """Return a number with a decimal point instead of a comma; any other text unchanged."""
-    return cell.strip().replace(".", "").replace(",", ".") if DECIMAL_COMMA.fullmatch(cell.strip()) else cell
+    """Return a number with a decimal point and without separators of thousands; any other text unchanged."""
+    number = cell.strip()
+    if not (DECIMAL_COMMA.fullmatch(number) or INTEGER.fullmatch(number)):
+        return cell
+    return number.replace(".", "").replace(",", ".")
 
 
 def _cells(file: TextFile, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:

@@ -25,6 +25,8 @@ NESTED_ROWS = 200
 NESTED_DEPTH = 4
 NESTED_KEYS = 30
 TURN_KEYS = {"role", "from"}
+# Ends of the names of columns that may have several labels in a cell.
+PLURALS = ("tags", "labels", "topics", "categories", "genres", "keywords")
 
 
 class Placed(Protocol):

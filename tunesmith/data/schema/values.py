@@ -10,16 +10,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from tunesmith.data.readers.row import Row, as_word
+from tunesmith.data.readers.row import PLURALS, Row, as_word
 from tunesmith.data.tokenization.messages import ROLES, turns_in
 from tunesmith.errors import DataError
 
 _ITEM = r"""(?:'[^',]*'|"[^",]*"|[-\d.]+)"""
 ARRAY = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]")
 LONGEST_LABEL = 60  # characters
-# Between several labels of one text, and ends of the names of columns with several labels.
-SEPARATORS = (";", "|", ",")
-PLURALS = ("tags", "labels", "topics", "categories", "genres", "keywords")
+SEPARATORS = (";", "|", ",")  # between several labels of one text
 MOST_DISTINCT = 0.5
 # Lower-case spellings of a rating.
 UP = ("true", "1", "1.0", "yes", "good", "up", "thumbs up", "thumbs_up", "+1", "positive", "like", "👍")
@@ -40,6 +38,11 @@ def is_thumb(value: object) -> bool:
 def is_text(value: object) -> bool:
     """Return whether the value is a non-blank text."""
     return isinstance(value, str) and bool(value.strip())
+
+
+def has_letters(value: object) -> bool:
+    """Return whether the value is a text with a letter; a csv file has numbers as text."""
+    return isinstance(value, str) and any(map(str.isalpha, value))
 
 
 def may_be_text(value: object) -> bool:
