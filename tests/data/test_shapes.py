@@ -251,6 +251,42 @@ def test_positions_that_may_count_from_zero_or_one_are_asked_about(tmp_path: Pat
         Instruct().examples(rows, group="")
 
 
+def test_positions_come_before_texts_that_are_numbers_if_the_column_has_positions(tmp_path: Path):
+    sums: list[list[Any]] = [[["4", "2", "6", "0"], 2], [["3", "1", "2", "0"], 0], [["9", "8", "7", "5"], 3]]
+    shape = {
+        "question": LONG,
+        "choices": lambda n: sums[n % 3][0],
+        "answer": lambda n: sums[n % 3][1],
+    }
+    found = Instruct().examples(read_rows(written(tmp_path, shape)), group="")
+    assert [chat(example)[2][2] for example in found[:3]] == ["6", "3", "5"]
+
+
+def test_numbers_that_are_texts_of_choices_name_these_if_no_row_has_a_position(tmp_path: Path):
+    shape = {"question": LONG, "choices": several("4", "2", "6"), "answer": ["4", "2", "6"]}
+    found = Instruct().examples(read_rows(written(tmp_path, shape)), group="")
+    assert [chat(example)[1] for example in found[:3]] == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize("columns", [{"no": [1, 2, 3]}, {"text_en": LONG}])
+def test_numbers_and_labels_are_no_translation(columns: Mapping[str, Cell], tmp_path: Path):
+    shape = {"text": LONG, **columns, "target": ["positive", "negative"]}
+    path = tmp_path / "rows.csv"
+    rows = read_rows(written(tmp_path, shape))
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(shape))
+        table.writeheader()
+        table.writerows(dict(row.fields) for row in rows)
+    assert detect_or_guess(read_rows(path)).objective == "classify"
+
+
+def test_values_of_only_one_answer_name_no_winner(tmp_path: Path):
+    winner = [1] * 19 + [0]  # 0 and 1 may mean second and first, or first and second
+    shape = {"prompt": LONG, "response_a": LONG, "response_b": GERMAN, "winner": winner}
+    with pytest.raises(DataError, match="response_a and response_b are both answers"):
+        detect_or_guess(read_rows(written(tmp_path, shape)))
+
+
 def test_several_columns_are_read_as_one_text_with_their_names(tmp_path: Path):
     first = examples(tmp_path, "premise/hypothesis")[0]
     assert isinstance(first, LabelledText)

@@ -12,7 +12,7 @@ from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, Tex
 from tunesmith.data.readers.row import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, lists_answers
 from tunesmith.data.schema.cells import cell, has_column
-from tunesmith.data.schema.choices import choices_of, counts_from_one, named_choice
+from tunesmith.data.schema.choices import FROM_ZERO, Positions, choices_of, named_choice, positions_in
 from tunesmith.data.schema.values import is_array, is_nothing, label_items, label_separator, listed
 from tunesmith.data.text.words import folded
 from tunesmith.data.tokenization.messages import (  # re-exported: part of the public path `tunesmith.data.examples`
@@ -112,13 +112,13 @@ def chats(
 
     choices = columns.get("choices", "")
     several = not dialogue and not choices and lists_answers(rows, columns["answer"])
-    from_one = bool(choices) and counts_from_one(rows, choices, columns["answer"])
+    positions = positions_in(rows, choices, columns["answer"]) if choices else FROM_ZERO
     by_context = "" if group or dialogue else _context_group(rows, columns.get("context", ""))
 
     def parse(row: Row) -> Chat:
         accepted = accepted_answers(row, columns["answer"]) if several else None
         if choices:
-            accepted = _choice_answers(row, columns, from_one=from_one)
+            accepted = _choice_answers(row, columns, positions)
         if dialogue:
             turns = _dialogue(row, dialogue)
         elif accepted is not None:
@@ -274,9 +274,9 @@ def asked(row: Row, columns: Mapping[str, str], *, read: Callable[[Row, str, str
     return [*turns[:-1], replace(turns[-1], content=content)]
 
 
-def _choice_answers(row: Row, columns: Mapping[str, str], *, from_one: bool) -> tuple[str, ...]:
+def _choice_answers(row: Row, columns: Mapping[str, str], positions: Positions) -> tuple[str, ...]:
     """Return the accepted answers of a question with choices: the key, which is learned, and the text of the choice."""
-    key = named_choice(row, columns["choices"], columns["answer"], from_one=from_one)
+    key = named_choice(row, columns["choices"], columns["answer"], positions)
     if not key:
         raise row_error(row, columns["answer"], f"must name one of the choices in {columns['choices']!r}")
     text = choices_of(row, columns["choices"])[key]

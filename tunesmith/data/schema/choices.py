@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from string import ascii_uppercase
 
 from tunesmith.data.readers.row import Row, as_word, file_of
@@ -52,14 +53,30 @@ def choices_of(row: Row, column: str) -> dict[str, str]:
     return {str(key).strip(): text for key, text in zip(letters, texts, strict=False)}
 
 
-def named_choice(row: Row, column: str, answer: str, *, from_one: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """How the numbers in an answer column count the choices.
+
+    Attributes:
+        from_one: the first choice is 1, not 0.
+        before_texts: a number is a position even where it equals the text of a choice, as in questions of arithmetic.
+    """
+
+    from_one: bool = False
+    before_texts: bool = False
+
+
+FROM_ZERO, FROM_ONE = Positions(), Positions(from_one=True)
+
+
+def named_choice(row: Row, column: str, answer: str, positions: Positions) -> str:
     """Return the key of the choice that the answer names: by key, letter, text or position; empty if by none.
 
     Args:
         row: the row.
         column: see `choices_of`.
         answer: column with the answer.
-        from_one: whether positions count from 1.
+        positions: see `positions_in`.
     """
     choices = choices_of(row, column)
     word = (as_word(cell(row, answer)) or "").strip()
@@ -69,10 +86,11 @@ def named_choice(row: Row, column: str, answer: str, *, from_one: bool) -> str:
     bare = word.strip("().: ").upper()
     if key := next((key for key in keys if key.upper() == bare), ""):
         return key
-    if key := next((key for key, text in choices.items() if text.strip().lower() == word.lower()), ""):
-        return key
-    if bare.isdigit() and 0 <= int(bare) - from_one < len(keys):
-        return keys[int(bare) - from_one]
+    by_text = next((key for key, text in choices.items() if text.strip().lower() == word.lower()), "")
+    position = int(bare) - positions.from_one if bare.isdecimal() else -1
+    by_position = keys[position] if 0 <= position < len(keys) else ""
+    if named := (by_position or by_text) if positions.before_texts else (by_text or by_position):
+        return named
     return keys[ascii_uppercase.index(bare)] if len(bare) == 1 and bare in ascii_uppercase[: len(keys)] else ""
 
 
@@ -80,11 +98,13 @@ def names_a_choice(row: Row, column: str, answer: str) -> bool:
     """Return whether a row has two or more choices and its answer names one of them, counted from 0 or 1."""
     if len(choices_of(row, column)) < FEWEST:
         return False
-    return any(named_choice(row, column, answer, from_one=first) for first in (False, True))
+    return any(named_choice(row, column, answer, positions) for positions in (FROM_ZERO, FROM_ONE))
 
 
-def counts_from_one(rows: Sequence[Row], column: str, answer: str) -> bool:
-    """Return whether positions in the answer column count from 1 rather than from 0.
+def positions_in(rows: Sequence[Row], column: str, answer: str) -> Positions:
+    """Return how the numbers in the answer column count the choices.
+
+    Numbers that are also texts of choices are positions if more rows can only be read as positions than as texts.
 
     Args:
         rows: rows of one file.
@@ -92,23 +112,27 @@ def counts_from_one(rows: Sequence[Row], column: str, answer: str) -> bool:
         answer: column with the answer.
 
     Raises:
-        DataError: the positions fit both.
+        DataError: the positions fit counting from 0 and from 1.
     """
-    ends = [
-        (int(word), len(choices))
-        for row in rows
-        if (word := (as_word(cell(row, answer)) or "").strip()).isdigit()
-        and word not in (choices := choices_of(row, column))
-        and word not in choices.values()
-    ]
-    if not ends or any(position == 0 for position, _ in ends):
-        return False
-    if any(position == count for position, count in ends):
-        return True
+    numbers: list[tuple[int, int]] = []  # (number, choices of the row)
+    texts: list[tuple[int, int]] = []  # the same, where the number is also the text of a choice
+    for row in rows:
+        word = (as_word(cell(row, answer)) or "").strip()
+        if not word.isdecimal() or word in (choices := choices_of(row, column)):
+            continue
+        equal = word in {text.strip() for text in choices.values()}
+        (texts if equal else numbers).append((int(word), len(choices)))
+    before_texts = len(numbers) > sum(number > count for number, count in texts)
+    if before_texts:
+        numbers += [(number, count) for number, count in texts if number <= count]
+    if not numbers or any(number == 0 for number, _ in numbers):
+        return Positions(before_texts=before_texts)
+    if any(number == count for number, count in numbers):
+        return Positions(from_one=True, before_texts=before_texts)
     if len(rows) == 1:
-        return False
-    positions = sorted({position for position, _ in ends})
+        return Positions(before_texts=before_texts)
+    found = sorted({number for number, _ in numbers})
     raise DataError(
-        f"{file_of(rows)}: {answer} contains the positions {positions[0]} to {positions[-1]}, which may count "
+        f"{file_of(rows)}: {answer} contains the positions {found[0]} to {found[-1]}, which may count "
         "from 0 or from 1; write the letters of the right choices (A, B, ...) in it"
     )

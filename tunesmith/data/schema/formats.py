@@ -17,6 +17,7 @@ from tunesmith.data.schema.guess import Guess, alternatives, guess, has_label, u
 from tunesmith.data.schema.values import (
     are_shares,
     are_turns,
+    has_letters,
     is_answer,
     is_dialogue,
     is_label,
@@ -388,13 +389,14 @@ def _translation(sample: _Sample) -> Format | None:
     texts = {
         column: language
         for name in sample.names
-        if (language := language_of_name(name)) and (column := sample.column([name], is_text))
+        if (language := language_of_name(name)) and (column := sample.column([name], has_letters))
     }
     first, *others = texts or [""]
     if len(texts) == 2:
         return _translated(first, others[0], texts[others[0]])
-    answer = sample.column(TRANSLATED, is_text)
-    if len(texts) != 1 or answer is None:
+    answer = sample.column(TRANSLATED, has_letters)
+    labels = {column.name for column in columns_held(sample.rows) if column.few}
+    if len(texts) != 1 or answer is None or answer in labels:
         return None
     return _translated(first, answer, language_of_texts([str(value) for value in sample.values(answer) if value]))
 
@@ -440,7 +442,7 @@ def _compared(sample: _Sample) -> Format | None:
         return None
     values = [value for value in sample.values(winner) if value not in (None, "")]
     sides = [side(value, first, second) for value in values]
-    if len(set(sides) - {"tie"}) < 2 or sides.count("") > (1 - ENOUGH) * len(sides):
+    if not {"first", "second"} <= set(sides) or sides.count("") > (1 - ENOUGH) * len(sides):
         return None
     asked = {part: column for part, column in _asked(sample).items() if column not in (first, second)}
     return Format("compared", "preference", {**asked, "chosen": first, "rejected": second, "winner": winner})
