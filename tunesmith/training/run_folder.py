@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,13 @@ from filelock import FileLock, Timeout
 
 from tunesmith.config import Loop, Recipe, Retention, with_places
 from tunesmith.config.recipe import Machine
+from tunesmith.data.audit.chunks import head
 from tunesmith.data.files import is_there, read_page, sha256_of_file, write_whole, writing
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.schema.accepted import UNANSWERABLE
-from tunesmith.errors import CheckpointError
+from tunesmith.data.schema.cells import has_column
+from tunesmith.data.schema.split_names import DEFAULT_SPLIT
+from tunesmith.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from tunesmith.models.loading.device import ChosenMachine
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 PAGE = "run.json"
 # Error codes of file systems without locks.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+SPLIT_ROWS = 200  # rows in which a split column is looked for
 MAX_NAME_CHARS = 60  # of each part of a folder name; the digest at its end makes it unique
 
 
@@ -160,12 +164,18 @@ def pin_machine(recipe: Recipe, file: Path) -> Recipe:
     return recipe.model_copy(update={"machine": read_page(file, Machine)})
 
 
-def _as_before(value: Any) -> Any:
-    """Return a recipe without keys that had no effect before they existed, so that older runs keep their identity."""
+def _without(neutral: Mapping[str, object], value: Any) -> Any:
+    """Return a recipe without keys that had no effect before they existed, so that older runs keep their identity.
+
+    Args:
+        neutral: key -> value without effect.
+        value: the recipe, or a part of it.
+    """
     if not isinstance(value, dict):
         return value
-    new = {key for key, neutral in NEW_KEYS.items() if value.get(key) == neutral}
-    return {key: _as_before(inner) for key, inner in value.items() if key not in new}
+    return {
+        key: _without(neutral, inner) for key, inner in value.items() if not (key in neutral and inner == neutral[key])
+    }
 
 
 def identity_of(*values: Any) -> str:
@@ -244,12 +254,18 @@ def open_run(
     """
     out = out and with_name(out)
     runs = out.parent if out else Path("runs")
-    known = identities(recipe, runs)
+    known, without_split = identities(recipe, runs)
     # Such as reviews-classify-lora-smollm2-135m-1a2b3c.
     rows = "+".join(recipe.parts) or Path(recipe.data.train).stem
     parts = (rows, recipe.objective.kind, recipe.technique.kind, Path(recipe.model).name)
     name = "-".join(re.sub(r"[^\w.]+", "-", part)[:MAX_NAME_CHARS] for part in parts)
-    paths = [out] if out else [runs / f"{prefix}{name}-{identity[:6]}" for identity in known]
+
+    def places(digests: Sequence[str]) -> list[Path]:
+        return [out] if out else [runs / f"{prefix}{name}-{digest[:6]}" for digest in digests]
+
+    if any((path / file).exists() for path in places(without_split)) and not _may_name_parts(recipe):
+        known += without_split
+    paths = places(known)
     path = next((path for path in paths if (path / file).exists()), paths[0])
     folder = RunFolder(path, known[0], file)
     if folder.started:
@@ -298,12 +314,28 @@ def delete_run(recipe: Recipe, out: Path | None) -> Path | None:
     return folder
 
 
-def identities(recipe: Recipe, runs: Path) -> list[str]:
-    """Return digests of a recipe and of the files it names: first today's, then that of runs older than `track`.
+def _may_name_parts(recipe: Recipe) -> bool:
+    """Return whether a train file has the column that splits it by default, or cannot be looked at here."""
+    for task in recipe.tasks.values():
+        source = task.data.train
+        if not is_there(Path(source)) and locate(source) is None:  # a Hub dataset
+            return True
+        with suppress(DataError):  # a folder of documents has no columns
+            if has_column(head(source, SPLIT_ROWS), DEFAULT_SPLIT):
+                return True
+    return False
+
+
+def identities(recipe: Recipe, runs: Path) -> tuple[list[str], list[str]]:
+    """Return digests of a recipe and of the files it names.
 
     Args:
         recipe: the recipe.
         runs: folder that the locations of models and reward functions are relative to.
+
+    Returns:
+        Today's digest and that of runs older than `track`; then the same of runs older than `data.split`, whose split
+        is that of today unless a file has a column of this name.
     """
     data = [task.data for task in recipe.tasks.values()]
     sources = [source for rows in data for source in (rows.train, rows.validation, rows.test)]
@@ -326,7 +358,9 @@ def identities(recipe: Recipe, runs: Path) -> list[str]:
     # With another final judge or more rounds, existing votes and models stay valid.
     loop = normalized.loop.model_copy(update={"final_judge": "", "rounds": Loop().rounds})
     normalized = normalized.model_copy(update={"model": relative(recipe.model), "loop": loop})
-    return [
-        identity_of(_as_before(normalized.model_dump(mode="json", exclude=keys)), digests)
+    pages = [
+        _without(NEW_KEYS, normalized.model_dump(mode="json", exclude=keys))
         for keys in (KEYS_WITHOUT_EFFECT, OLD_KEYS_WITHOUT_EFFECT)
     ]
+    older = [_without({"split": DEFAULT_SPLIT}, page) for page in pages]
+    return [identity_of(page, digests) for page in pages], [identity_of(page, digests) for page in older]

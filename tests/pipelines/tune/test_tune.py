@@ -447,9 +447,28 @@ def test_a_tracker_that_is_left_out_later_leaves_the_run_what_it_is(tmp_path: Pa
     first = open_run(made.model_copy(update={"track": ["tensorboard"]}), None)
     first.begin({})
     assert open_run(made, first.path).identity == first.identity
-    old = run_folder.identities(made, Path("runs"))[1]
+    (_, old), _ = run_folder.identities(made, Path("runs"))
     (first.path / "run.json").write_text(json.dumps({"identity": old}))
     assert open_run(made, first.path).path == first.path
+
+
+def test_a_run_from_before_split_columns_is_resumed_unless_its_rows_have_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, more in (("plain", ""), ("own", ', "split": "train"')):
+        rows = "".join(f'{{"text": "text number {n}", "label": "{"ab"[n % 2]}"{more}}}\n' for n in range(60))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+        made = make_recipe({"model": "tiny", "data": f"{name}.jsonl", "objective": "classify"}, place="test")[0]
+        assert made.data.split == "split"
+        new = open_run(made, None).path
+        _, (older, _) = run_folder.identities(made, Path("runs"))
+        folder = new.with_name(f"{new.name[:-6]}{older[:6]}")
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"identity": older}))
+        assert open_run(made, None).path == (folder if name == "plain" else new)
+    with pytest.raises(CheckpointError, match="holds a run of another recipe or of other rows"):
+        open_run(made, folder)
 
 
 def test_a_run_may_lie_right_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
