@@ -230,7 +230,8 @@ def tune(
 
     Args:
         source: a file of rows, a recipe file, or a `Recipe`.
-        model: alias, Hub id, folder, GGUF file or finished run; default `smollm2-135m`.
+        model: alias, Hub id, folder, GGUF file or finished run; default `minilm-l6` for labels, otherwise
+            `smollm2-135m`.
         objective: a kind such as `classify`, or a mapping with its keys; by default the columns decide.
         technique: a kind such as `lora`, or a mapping such as `{"kind": "lora", "rank": 8}`.
         data: keys of the section `data`, such as `{"test": 0.2, "group": "user"}`.

@@ -128,6 +128,18 @@ def test_commas_of_thousands_and_between_labels_are_no_decimal_commas(tmp_path):
     assert file.notes == ("a.csv: separated by semicolon",)
 
 
+def test_a_single_column_has_no_separator_to_note(tmp_path):
+    file = read_file(write(tmp_path / "a.csv", "text\nHello, world\nfoo, bar\nbaz\n"))
+    assert [dict(row.fields) for row in file.rows] == [{"text": "Hello, world"}, {"text": "foo, bar"}, {"text": "baz"}]
+    assert file.notes == ()
+
+
+@pytest.mark.parametrize("table", ['{"columns": ["a"], "data": 5}', '{"columns": null, "data": [[1]]}'])
+def test_json_that_only_resembles_a_table_is_refused(table, tmp_path):
+    with pytest.raises(DataError, match=r"^a.json"):
+        read_rows(write(tmp_path / "a.json", table))
+
+
 def test_empty_tables_are_named_with_their_folder(tmp_path):
     for content in ("", "\n", "text,label\n"):
         path = write(tmp_path / "a.csv", content)

@@ -104,9 +104,10 @@ def dialect_of(file: TextFile, kind: str) -> Dialect:
         skipped, about = 0, []
         if not _rating(cuts[separator])[0]:
             separator, skipped = _below_title(cuts) or (separator, 0)
-            about = [f"{skipped} lines above the header skipped"] if skipped else []
+            about = [f"{skipped} line{'s' * (skipped > 1)} above the header skipped"] if skipped else []
     plain = separator == "\t" and not skipped and _quotes_are_text(file, header)
-    if separator != ("\t" if kind == ".tsv" else ","):
+    several = _rating(cuts[separator])[0] or skipped  # a single column has no separator
+    if several and separator != ("\t" if kind == ".tsv" else ","):
         about.insert(0, f"separated by {NAMES.get(separator, repr(separator))}")
     decimal = _decimal_columns([cells for line, cells in cuts[separator] if line > skipped], separator)
     if decimal:

@@ -98,7 +98,8 @@ def _transposed(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Return the rows of a table that pandas wrote by column, or as columns and data; None for any other object."""
     if set(value) <= {"columns", "index", USUAL} and {"columns", USUAL} <= set(value):
         columns, rows = value["columns"], value[USUAL]
-        if all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+        lists = isinstance(columns, list) and isinstance(rows, list)
+        if lists and all(isinstance(row, list) and len(row) == len(columns) for row in rows):
             return [dict(zip(columns, row, strict=True)) for row in rows]
     columns = list(value.values())
     keys = list(columns[0]) if columns and isinstance(columns[0], dict) else []
