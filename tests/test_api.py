@@ -220,6 +220,40 @@ def test_an_error_names_the_parameter_instead_of_the_option(place: Path):
     )
 
 
+def test_wrong_rows_are_reported_before_torch_is_imported(place: Path):
+    code = (
+        "import sys, tunesmith\n"
+        "for function in (tunesmith.tune, tunesmith.plan):\n"
+        "    try: function('missing.jsonl', model='minilm-l6', offline=True, progress=False)\n"
+        "    except tunesmith.TunesmithError as error: print(error)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    *errors, torch_imported = done.stdout.splitlines()
+    assert len(errors) == 2
+    assert all(error.startswith("missing.jsonl: no such file") for error in errors)
+    assert torch_imported == "False"
+
+
+def test_an_earlier_run_is_only_deleted_for_rows_that_can_be_used(place: Path):
+    earlier = Path("earlier")
+    earlier.mkdir()
+    (earlier / "run.json").write_text("{}")
+    Path("wrong.jsonl").write_text('{"text": "a text", "label": "good"}\n' * 20)  # one label
+    recipe = {"model": "./minilm-l6", "objective": {"kind": "classify", "text": "text", "label": "label"}}
+    with pytest.raises(ts.TunesmithError, match="wrong.jsonl"):
+        ts.tune("wrong.jsonl", out=earlier, force=True, offline=True, progress=False, **recipe)
+    assert (earlier / "run.json").exists()
+
+
+def test_labels_given_as_a_list_may_contain_commas():
+    from tunesmith.api_data import _label_args
+    from tunesmith.cli.commands.label import request_of
+
+    assert request_of(_label_args("rows.jsonl", labels=["yes, surely", "no"])).labels == ("yes, surely", "no")
+    assert request_of(_label_args("rows.jsonl", labels="yes, no")).labels == ("yes", "no")
+
+
 def test_a_labelling_page_answers_in_the_background_until_it_is_closed(place: Path):
     import urllib.request
 

@@ -121,13 +121,26 @@ def changes_of(
 
 
 def recipe_of(
-    source: str | Path | Recipe, changes: Sequence[str], *, on_event: EventHandler, offline: bool = False
+    source: str | Path | Recipe,
+    changes: Sequence[str],
+    *,
+    on_event: EventHandler,
+    offline: bool = False,
+    check: Callable[[Recipe], None] | None = None,
 ) -> Recipe:
-    """Return the complete recipe of a source, and report what was detected, chosen or translated."""
+    """Return the complete recipe of a source, and report what was detected, chosen or translated.
+
+    Args:
+        source: a recipe, a recipe file, or a file of rows.
+        changes: `key=value` changes of the recipe.
+        on_event: receives the reports.
+        offline: do not access the network.
+        check: called with the recipe, if possible before its rows are read; may raise TunesmithError.
+    """
     from tunesmith.config.resolve import resolve_recipe
     from tunesmith.events import Note
 
-    resolved = resolve_recipe(source, changes=changes, offline=offline)
+    resolved = resolve_recipe(source, changes=changes, offline=offline, check=check)
     for text in resolved.notes:
         on_event(Note(text))
     return resolved.recipe

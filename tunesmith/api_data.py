@@ -260,7 +260,6 @@ def _label_args(data: str | Path, **given: Any) -> Namespace:
     usual |= {"features": "tfidf", "seed": 0, "overlap": 0.0, "raters": 2, "offline": False}
     values = usual | given
     values |= {"brought": str(values.pop("import_")), "store": _path(values["store"])}
-    values |= {name: ",".join(words(values[name])) for name in ("labels", "show")}
     return Namespace(data=str(data), json=False, out=None, **values)
 
 

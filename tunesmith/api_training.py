@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,7 @@ def plan(
     Raises:
         TunesmithError: wrong input, or a model that cannot be loaded.
     """
-    from tunesmith.pipelines.plan.plan import plan_recipe
+    from tunesmith.training.read import check_rows, check_settings
 
     named: dict[str, Any] = {
         "model": model,
@@ -139,7 +140,11 @@ def plan(
         "schedule": schedule,
     }
     with reporting(progress, callback) as callbacks:
-        recipe = recipe_of(source, changes_of(named, settings, more), on_event=callbacks.on_event, offline=offline)
+        changes = changes_of(named, settings, more)
+        recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline, check=check_settings)
+        check_rows(recipe, on_event=callbacks.on_event, offline=offline)
+        from tunesmith.pipelines.plan.plan import plan_recipe  # after the checks, because it imports torch
+
         return plan_recipe(recipe, on_event=callbacks.on_event, timed=not quick, offline=offline)
 
 
@@ -180,8 +185,6 @@ def preview(
     Raises:
         TunesmithError: wrong input, or a model that cannot be loaded.
     """
-    from tunesmith.pipelines.tune.preview import preview as preview_rows
-
     named: dict[str, Any] = {
         "model": model,
         "objective": objective,
@@ -192,6 +195,8 @@ def preview(
     with reporting(progress=False) as callbacks:
         changes = changes_of(named, settings, more)
         recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline)
+    from tunesmith.pipelines.tune.preview import preview as preview_rows  # after the recipe, because it imports torch
+
     return preview_rows(recipe, offline=offline)
 
 
@@ -253,8 +258,7 @@ def tune(
     Raises:
         TunesmithError: wrong input, refused data, or a model that cannot be loaded.
     """
-    from tunesmith.pipelines.tune.tune import tune_recipe
-    from tunesmith.training.run_folder import delete_run
+    from tunesmith.training.read import check_rows, check_settings
 
     callback, source = _former_parameters(more, callback, source)
     named: dict[str, Any] = {
@@ -269,7 +273,13 @@ def tune(
     folder = None if out is None else Path(out)
     with reporting(progress, callback) as callbacks:
         changes += ["data.audit=note"] if force else []
-        recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline)
+        check = partial(check_settings, out=folder, folder=not force)
+        recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline, check=check)
+        # Wrong rows are reported before torch is imported, and before an earlier run is deleted.
+        check_rows(recipe, on_event=callbacks.on_event, out=folder, folder=not force, offline=offline)
+        from tunesmith.pipelines.tune.tune import tune_recipe
+        from tunesmith.training.run_folder import delete_run
+
         if force:
             delete_run(recipe, folder)
         return tune_recipe(recipe, out=folder, callbacks=callbacks, offline=offline)

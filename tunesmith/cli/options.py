@@ -178,9 +178,10 @@ def recipe_of(args: argparse.Namespace, *more: str, check: Callable[[Recipe], No
     return resolved.recipe
 
 
-def listed(words: str) -> tuple[str, ...]:
-    """Split a comma-separated list; empty items are dropped."""
-    return tuple(word.strip() for word in words.split(",") if word.strip())
+def listed(words: str | Sequence[str]) -> tuple[str, ...]:
+    """Split a comma-separated list; empty items are dropped. The items of a sequence may contain commas."""
+    items = words.split(",") if isinstance(words, str) else words
+    return tuple(word.strip() for word in items if word.strip())
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
