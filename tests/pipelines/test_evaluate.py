@@ -13,9 +13,18 @@ from tests.cli.conftest import reviews, write_rows
 from tests.glance import only_a_glance
 from tunesmith.config import make_recipe
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.inference.identify import ModelSource
 from tunesmith.metrics.task_scores import score
 from tunesmith.models.loading.device import ChosenMachine
-from tunesmith.pipelines.evaluate import Compared, EvaluateRequest, Evaluation, ScoredAlone, evaluate, schema
+from tunesmith.pipelines.evaluate import (
+    Compared,
+    EvaluateRequest,
+    Evaluation,
+    ScoredAlone,
+    evaluate,
+    read_task,
+    schema,
+)
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
 
@@ -228,3 +237,10 @@ def test_the_schema_names_what_other_programs_rely_on() -> None:
     shapes = json.loads(schema())["$defs"]
     wanted = {"name", "metric", "base", "tuned", "delta", "ci95", "p_value", "n"}
     assert wanted <= set(shapes["Compared"]["properties"])
+
+
+def test_notes_say_how_the_file_was_read(tmp_path: Path):
+    file = tmp_path / "new.csv"
+    file.write_text("text;label\n" + "".join(f"{row['text']};{row['label']}\n" for row in NEW))
+    task = read_task(EvaluateRequest("base", str(file)), ModelSource("base", "model", None), offline=True)
+    assert "new.csv: separated by semicolon" in task.notes

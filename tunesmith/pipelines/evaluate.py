@@ -17,7 +17,7 @@ from tunesmith.data.examples.accepted import answer_notes
 from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.files import read_page
-from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.read import read_file
 from tunesmith.data.readers.row import columns_of, keep
 from tunesmith.data.schema.cells import has_column
 from tunesmith.data.schema.formats import detect
@@ -205,7 +205,8 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
         RecipeError: the task or a setting is invalid.
     """
     manifest = read_manifest(source.folder) if source.kind == "run" and source.folder else None
-    rows = read_rows(request.data, offline=offline)
+    file = read_file(request.data, offline=offline)
+    rows = file.rows
     columns = set(columns_of(rows))
     objective = _objective_of(manifest, request)
     own = objective is not None and request.objective in ("", objective.kind)
@@ -225,7 +226,7 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
     objective = recipe.objective
     rows = keep(rows, recipe.data.where)
     rows, skipped = usable(rows, roles := objective.columns(rows))
-    notes += skipped
+    notes = [*file.notes, *notes, *skipped]
     examples = [*by_prompt(objective.examples(rows, group=recipe.data.group, columns=roles))]
     notes += answer_notes(examples)
     if request.rows and request.rows < len(examples):
