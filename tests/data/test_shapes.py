@@ -18,6 +18,7 @@ from tunesmith.data.schema.formats import Format, detect_or_guess
 from tunesmith.data.text.language import NAMES, language_of_name
 from tunesmith.errors import DataError
 from tunesmith.objectives import Classify, Instruct, Preference
+from tunesmith.training.read import Reader
 
 LONG = "the battery of this phone holds for a day"
 GERMAN = "der Akku von diesem Telefon ist nicht schlecht und hält einen Tag"
@@ -297,6 +298,16 @@ def test_several_columns_are_read_as_one_text_with_their_names(tmp_path: Path):
     assert joined.text == f"title: {LONG} 0\nbody: {LONG} 0"
     with pytest.raises(DataError, match="no column 'titel . body'"):
         Classify(text="titel + body", label="tags").examples(rows, group="")
+
+
+def test_a_short_file_has_the_labels_of_the_training_file(tmp_path: Path):
+    train = read_rows(written(tmp_path, {"text": LONG, "tags": ["phone;price", "screen", "price;screen", "phone"]}))
+    short = train[:1]  # by itself it may have the label "phone;price"
+    read = Reader(Classify(), group="")
+    read(train)
+    (example,) = read(short)
+    assert isinstance(example, LabelledText)
+    assert (example.labels, example.multi) == (("phone", "price"), True)
 
 
 def test_tags_between_commas_are_several_labels(tmp_path: Path):

@@ -92,7 +92,8 @@ class Classify(Objective, Learner):
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Parse rows into labelled texts."""
-        return list(labelled(rows, **(columns or self.columns(rows)), group=group))
+        known = self.labels if self.multi else ()
+        return list(labelled(rows, **(columns or self.columns(rows)), group=group, known=known))
 
     def bind(self, examples: Sequence[Example], family: str) -> Classify:
         """Return the objective with the labels of the rows, and the output and metric that suit them.

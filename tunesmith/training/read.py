@@ -12,7 +12,7 @@ from tunesmith.config import AnyObjective, Recipe
 from tunesmith.config.checks import check_model
 from tunesmith.config.commands import audit_fix, columns_set
 from tunesmith.config.recipe import SELF
-from tunesmith.data.examples.types import Example
+from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row
@@ -22,7 +22,7 @@ from tunesmith.data.splits.multitask import Asking, remove_cross_task_leaks
 from tunesmith.data.splits.split import unlearned_labels
 from tunesmith.errors import DataError, RecipeError, Refused, RowError
 from tunesmith.events import EventHandler, StageStarted
-from tunesmith.objectives import Domain
+from tunesmith.objectives import Classify, Domain
 from tunesmith.training.rewards import check_reward
 from tunesmith.training.run_folder import open_run
 from tunesmith.training.trackers import check_trackers
@@ -129,7 +129,7 @@ def general_texts(recipe: Recipe, *, offline: bool) -> Sequence[Example]:
 
 
 class Reader:
-    """Parses the rows of several files by the columns of the first, which is the training file.
+    """Parses the rows of several files by the columns and labels of the first, which is the training file.
 
     Further columns of a later file, such as `input` or `system`, are read if that file has the same format.
     """
@@ -146,7 +146,12 @@ class Reader:
         self._columns = self._columns or columns
         rows, notes = usable(rows, columns)
         self.notes += notes
-        return self._objective.examples(rows, group=self._group, columns=columns)
+        examples = self._objective.examples(rows, group=self._group, columns=columns)
+        several = [example for example in examples if isinstance(example, LabelledText) and example.multi]
+        if several and isinstance(self._objective, Classify) and not self._objective.multi:
+            labels = self._objective.labels or tuple(sorted({label for example in several for label in example.labels}))
+            self._objective = self._objective.model_copy(update={"labels": labels, "multi": True})
+        return examples
 
     def _columns_of_later_file(self, rows: Sequence[Row]) -> Mapping[str, str]:
         first = self._columns

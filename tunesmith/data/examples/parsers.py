@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -53,7 +53,9 @@ def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
     return parsed(rows, lambda row: Text(row.where, text_of(row, text), group_of(row, group)))
 
 
-def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> list[LabelledText]:
+def labelled(
+    rows: Sequence[Row], *, text: str, label: str, group: str = "", known: Collection[str] = ()
+) -> list[LabelledText]:
     """Parse one LabelledText per row. If any row has a list of labels, all rows are multi-label.
 
     Args:
@@ -61,13 +63,14 @@ def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> 
         text: column with the text.
         label: column with the label or the list of labels.
         group: column with the source of a row; may be empty.
+        known: labels of the training file or of the model, which tell texts of several labels in a short file.
 
     Raises:
         DataError: if a column is missing or no row is valid.
         RowError: if some rows are invalid.
     """
     need(rows, text, label, group)
-    separator = label_separator(rows, label)
+    separator = label_separator(rows, label, known)
     multi = bool(separator) or any(label_items(value := cell(row, label)) != [value] for row in rows)
 
     def parse(row: Row) -> LabelledText:

@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -111,14 +111,15 @@ def label_items(value: object) -> list[Any]:
     return items if items or (isinstance(value, str) and value.strip() == "[]") else [value]
 
 
-def label_separator(rows: Sequence[Row], column: str) -> str:
+def label_separator(rows: Sequence[Row], column: str, known: Collection[str] = ()) -> str:
     """Return what separates several labels in the texts of a column; empty if each text is one label.
 
-    The column must have a plural name, and its parts must be fewer and occur more often than its whole texts.
+    The column must have a plural name. Its parts must be fewer and occur more often than its whole texts, or be known.
 
     Args:
         rows: rows of one file.
         column: the label column.
+        known: labels of the training file or of the model; empty if they are not known yet.
     """
     if not column.rpartition(".")[2].strip().lower().endswith(PLURALS):
         return ""
@@ -128,7 +129,8 @@ def label_separator(rows: Sequence[Row], column: str) -> str:
         parts = [part.strip() for text in texts for part in text.split(separator)]
         separated = sum(separator in text for text in texts)
         repeated = len(set(parts)) <= MOST_DISTINCT * len(parts) and len(set(parts)) < len(set(texts))
-        if separated and repeated and all(0 < len(part) <= LONGEST_LABEL for part in parts):
+        learned = set(parts) <= set(known) and not set(texts) <= set(known)
+        if separated and (repeated or learned) and all(0 < len(part) <= LONGEST_LABEL for part in parts):
             return separator
     return ""
 
