@@ -263,6 +263,23 @@ def test_positions_come_before_texts_that_are_numbers_if_the_column_has_position
     assert [chat(example)[2][2] for example in found[:3]] == ["6", "3", "5"]
 
 
+def test_answers_that_are_numbers_are_positions_among_choices_that_are_texts(tmp_path: Path):
+    shape = {"question": LONG, "choices": several("3", "0", "1", "2"), "answer": [0, 1, 2, 3]}
+    found = Instruct().examples(read_rows(written(tmp_path, shape)), group="")
+    assert [chat(example)[1] for example in found[:4]] == ["A", "B", "C", "D"]
+    assert answer_notes(found) == [
+        "40 of 40 rows have choices: the letter of the right one is learned, and its text is accepted too"
+    ]
+
+
+def test_a_label_that_occurs_alone_and_with_others_is_one_of_several(tmp_path: Path):
+    rows = read_rows(written(tmp_path, {"text": LONG, "tags": ["a,b", "b", "a,c"]}))
+    found = Classify().examples(rows, group="")
+    assert [example.labels for example in found[:3] if isinstance(example, LabelledText)] == [
+        ("a", "b"), ("b",), ("a", "c"),
+    ]  # fmt: skip
+
+
 def test_numbers_that_are_texts_of_choices_name_these_if_no_row_has_a_position(tmp_path: Path):
     shape = {"question": LONG, "choices": several("4", "2", "6"), "answer": ["4", "2", "6"]}
     found = Instruct().examples(read_rows(written(tmp_path, shape)), group="")
@@ -284,8 +301,12 @@ def test_numbers_and_labels_are_no_translation(columns: Mapping[str, Cell], tmp_
 def test_values_of_only_one_answer_name_no_winner(tmp_path: Path):
     winner = [1] * 19 + [0]  # 0 and 1 may mean second and first, or first and second
     shape = {"prompt": LONG, "response_a": LONG, "response_b": GERMAN, "winner": winner}
-    with pytest.raises(DataError, match="response_a and response_b are both answers"):
+    with pytest.raises(
+        DataError, match="winner does not say which is better; write response_a, response_b or tie in it"
+    ):
         detect_or_guess(read_rows(written(tmp_path, shape)))
+    named = {**shape, "winner": ["response_a", "response_b", "tie"]}  # the fix
+    assert detect_or_guess(read_rows(written(tmp_path, named))).objective == "preference"
 
 
 def test_several_columns_are_read_as_one_text_with_their_names(tmp_path: Path):

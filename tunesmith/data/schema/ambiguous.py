@@ -22,7 +22,8 @@ THUMB_WORDS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto", 
 # Names of two compared answers and of the column with the winner, as in the Arena, SHP and WebGPT datasets.
 RIVALS = (*ANSWER_WORDS, "completion", "conversation", "chat", "ref")
 COMPARED = {*RIVALS} - {"a"}  # two of them are answers to compare, not inputs to read together
-WON = {"winner", "preferred", "preference", "score", "labels"}
+NAMES_WINNER = {"winner", "preferred", "preference"}
+WON = {*NAMES_WINNER, "score", "labels"}
 CHOICES = {"choices", "options", "endings"}
 LONGEST_CHOICE = 2  # characters of a key: a letter or a number
 WHICH = {*ANSWER_WORDS, "label", "target", "gold", "key"}
@@ -146,6 +147,9 @@ def _rivals(columns: Sequence[Column]) -> str:
     won = any(column.called & WON for column in columns)
     if not first or not (won or asked(columns)):
         return ""
+    if winner := next((column.name for column in columns if column.called & NAMES_WINNER), ""):
+        fix = f"write {first}, {second} or tie in it"
+        return f"{first} and {second} are both answers, and {winner} does not say which is better; {fix}"
     return f"{first} and {second} are both answers; rename the better one to `chosen`, the other to `rejected`"
 
 

@@ -104,7 +104,8 @@ def names_a_choice(row: Row, column: str, answer: str) -> bool:
 def positions_in(rows: Sequence[Row], column: str, answer: str) -> Positions:
     """Return how the numbers in the answer column count the choices.
 
-    Numbers that are also texts of choices are positions if more rows can only be read as positions than as texts.
+    Numbers that are also texts of choices are positions if the answers are numbers and the choices are texts, or if
+    more rows can only be read as positions than as texts.
 
     Args:
         rows: rows of one file.
@@ -122,7 +123,10 @@ def positions_in(rows: Sequence[Row], column: str, answer: str) -> Positions:
             continue
         equal = word in {text.strip() for text in choices.values()}
         (texts if equal else numbers).append((int(word), len(choices)))
-    before_texts = len(numbers) > sum(number > count for number, count in texts)
+    typed = all(isinstance(cell(row, answer), int) for row in rows) and not any(
+        _has_number(row, column) for row in rows
+    )
+    before_texts = typed or len(numbers) > sum(number > count for number, count in texts)
     if before_texts:
         numbers += [(number, count) for number, count in texts if number <= count]
     if not numbers or any(number == 0 for number, _ in numbers):
@@ -136,3 +140,11 @@ def positions_in(rows: Sequence[Row], column: str, answer: str) -> Positions:
         f"{file_of(rows)}: {answer} contains the positions {found[0]} to {found[-1]}, which may count "
         "from 0 or from 1; write the letters of the right choices (A, B, ...) in it"
     )
+
+
+def _has_number(row: Row, column: str) -> bool:
+    """Return whether a choice of a row is stored as a number, not as text."""
+    value = cell(row, column)
+    if isinstance(value, Mapping):
+        value = value.get("text", list(value.values()))
+    return isinstance(value, list) and any(isinstance(item, int | float) for item in value)

@@ -114,7 +114,7 @@ def label_items(value: object) -> list[Any]:
 def label_separator(rows: Sequence[Row], column: str, known: Collection[str] = ()) -> str:
     """Return what separates several labels in the texts of a column; empty if each text is one label.
 
-    The column must have a plural name. Its parts must be fewer and occur more often than its whole texts, or be known.
+    The column must have a plural name. Its parts must be no more and occur more often than its whole texts, or be known.
 
     Args:
         rows: rows of one file.
@@ -128,7 +128,7 @@ def label_separator(rows: Sequence[Row], column: str, known: Collection[str] = (
     for separator in SEPARATORS:
         parts = [part.strip() for text in texts for part in text.split(separator)]
         separated = sum(separator in text for text in texts)
-        repeated = len(set(parts)) <= MOST_DISTINCT * len(parts) and len(set(parts)) < len(set(texts))
+        repeated = len(set(parts)) <= MOST_DISTINCT * len(parts) and len(set(parts)) <= len(set(texts))
         learned = set(parts) <= set(known) and not set(texts) <= set(known)
         if separated and (repeated or learned) and all(0 < len(part) <= LONGEST_LABEL for part in parts):
             return separator
