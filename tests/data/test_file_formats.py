@@ -182,7 +182,7 @@ def test_a_workbook_is_read_as_its_author_sees_it(tmp_path):
     assert file.rows[10] == Row("export.xlsx:16", {**file.rows[10].fields, "Team": "Network", "Opened": "2024-01-11"})
     assert len(file.rows) == 30
     other = f"other sheets: Cover, Notes (name one as '{path}#SHEET')"
-    assert file.notes == (f"export.xlsx: sheet 'Tickets 2024', 1 rows above the header skipped, {other}",)
+    assert file.notes == (f"export.xlsx: sheet 'Tickets 2024', 1 row above the header skipped, {other}",)
     guessed = detect_or_guess(file.rows)
     assert dict(guessed.columns) == {"text": "Message", "label": "Team"}
     assert audited_rows(path)[0] == (5, first)

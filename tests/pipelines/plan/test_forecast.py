@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,8 @@ def test_a_rough_forecast_needs_no_torch_and_learns_from_earlier_runs():
     again = rough_forecast(run)
     assert again.basis == "from 1 earlier run on this machine"
     assert again.seconds > 2 * first.seconds
+    other = replace(run, size=ROUGH_SIZES["smollm2-135m"])
+    assert rough_forecast(other).basis == "from 1 earlier run of another model family on this machine"
     code = "import sys, tunesmith.pipelines.plan.forecast; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

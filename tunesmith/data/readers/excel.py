@@ -41,7 +41,8 @@ def read_excel(source: FileSource) -> tuple[list[Row], str]:
         if grid := _grid(sheet):
             rows, skipped = _rows(grid, source.path.name)
             others = [name for name in names if name != sheet.title]
-            notes = [f"sheet {sheet.title!r}", f"{skipped} rows above the header skipped" if skipped else ""]
+            notes = [f"sheet {sheet.title!r}"]
+            notes += [f"{skipped} row{'s' * (skipped > 1)} above the header skipped"] if skipped else []
             notes.append(f"other sheets: {', '.join(others)} (name one as '{source.path}#SHEET')" if others else "")
             return rows, ", ".join(filter(None, notes))
     raise DataError(f"{source.path}: no rows in {names}; give a sheet with a header and rows")

@@ -114,7 +114,7 @@ def label_items(value: object) -> list[Any]:
 def label_separator(rows: Sequence[Row], column: str, known: Collection[str] = ()) -> str:
     """Return what separates several labels in the texts of a column; empty if each text is one label.
 
-    The column must have a plural name. Its parts must be no more and occur more often than its whole texts, or be known.
+    The column must have a plural name. Its parts must be known, or repeat and have no more kinds than its whole texts.
 
     Args:
         rows: rows of one file.

@@ -270,7 +270,8 @@ def _basis(kind: RunKind, history: Sequence[RunTimings], *, timed_now: bool) -> 
         return "from steps timed before on this machine" if history else BY_FORMULA
     closest = max(_closeness(kind, line.kind) for line in runs)
     count = sum(_closeness(kind, line.kind) == closest for line in runs)
-    return f"from {count} earlier run{'s' * (count > 1)} on this machine"
+    of = "" if closest else " of another model family"
+    return f"from {count} earlier run{'s' * (count > 1)}{of} on this machine"
 
 
 def t_quantile(freedom: float) -> float:

@@ -13,8 +13,6 @@ from tunesmith.display import Display, Displayed
 from tunesmith.report.formatting import count, duration, size
 
 PREDICTION = "prediction.json"
-# How a prediction was made, if no step was timed.
-FORMULA_ONLY = "by formula, not timed"
 
 
 class _Part(BaseModel):

@@ -59,7 +59,6 @@ class RoughRun:
     answer_tokens: float = 0.0  # most tokens of a generated answer; 0 if labels are predicted
     epochs: float = 3.0
     batch_rows: int = 16
-    controls: bool = False
 
     @property
     def tokens(self) -> float:
@@ -89,7 +88,6 @@ def rough_seconds(run: RoughRun, pace: Mapping[str, float]) -> dict[str, float]:
         "baselines": 0.3 + 3e-6 * run.train * run.characters if run.objective == "classify" else 0.0,
         "base scoring": (prompts + probe) * read + writing * PROMPTS * (prompts > 0) + scoring,
         "general ability before": GENERAL_TOKENS * _read_seconds(size, pace) if decoder else 0.0,
-        "controls": training + scoring + (run.train + run.test) * read if run.controls else 0.0,
         "reference log-probabilities": (run.train + run.validation) * read if run.objective in REFERENCE else 0.0,
         "overfit check": CHECK_STEPS * CHECK_ROWS * per_row,
         "training": training,
