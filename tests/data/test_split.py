@@ -379,11 +379,14 @@ def test_a_split_column_that_is_not_used_is_named_with_the_reason(tmp_path):
     source = written(tmp_path, {"north": range(30), "south": range(30, 50)})
     other = load(Sources(source, split="split"), parse, seed=0).split
     assert other.notes[0] == (
-        "a.jsonl: column 'split' contains north, south, which hold out no rows; not used for the split"
+        "a.jsonl: column 'split' contains north, south, which hold out no rows or all; not used for the split"
     )
     source = written(tmp_path, {"train": range(50)})
     only = load(Sources(source, split="split"), parse, seed=0).split
     assert (sizes(only), "hold out no rows" in only.notes[0]) == ((35, 5, 10), True)
+    source = written(tmp_path, {"test": range(50)})
+    all_of_test = load(Sources(source, split="split"), parse, seed=0).split
+    assert (sizes(all_of_test), "no rows or all" in all_of_test.notes[0]) == ((35, 5, 10), True)
 
 
 def test_a_named_split_column_must_exist_and_name_parts(tmp_path):

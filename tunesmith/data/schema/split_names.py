@@ -30,11 +30,13 @@ def split_parts(values: Sequence[object]) -> dict[str, int]:
         values: value of every row.
 
     Returns:
-        Part -> number of rows, blank cells as train; empty if there are other values, or no row is held out.
+        Part -> number of rows, blank cells as train; empty if there are other values, or no or all rows are held out.
     """
     filled = [value for value in values if value not in (None, "")]
     parts = Counter(map(part_of, filled))
     if "" in parts or not set(parts) - {"train"}:
         return {}
     parts["train"] += len(values) - len(filled)
+    if not parts["train"]:
+        return {}
     return {part: parts[part] for part in ("train", "validation", "test") if parts[part]}

@@ -13,7 +13,7 @@ SHOWN_VALUES = 5
 
 
 def split_column(rows: Sequence[Row], column: str = DEFAULT_SPLIT) -> dict[str, int]:
-    """Count the rows of each part that a column names; empty if it is absent, has other values, or holds out no row.
+    """Count the rows of each part that a column names; empty if it is not used, see `split_parts`.
 
     Args:
         rows: rows of one file.
@@ -52,4 +52,4 @@ def assigned(rows: Sequence[Row], column: str) -> tuple[dict[str, str], str]:
     found = f"column {column!r} contains {', '.join(value for value, _ in values)}"
     if column != DEFAULT_SPLIT:
         raise DataError(f"{file_of(rows)}: {found}; data.split needs train, validation or test, and held-out rows")
-    return {}, f"{file_of(rows)}: {found}, which hold out no rows; not used for the split"
+    return {}, f"{file_of(rows)}: {found}, which hold out no rows or all; not used for the split"
