@@ -128,6 +128,12 @@ def test_commas_of_thousands_and_between_labels_are_no_decimal_commas(tmp_path):
     assert file.notes == ("a.csv: separated by semicolon",)
 
 
+def test_headlines_without_full_stops_are_one_text_per_line(tmp_path):
+    lines = [f"Minister number {i} announces a new plan for railways in the north of the country" for i in range(30)]
+    file = read_file(write(tmp_path / "a.txt", "\n".join(lines)))
+    assert [row.fields["text"] for row in file.rows] == lines
+
+
 def test_a_single_column_has_no_separator_to_note(tmp_path):
     file = read_file(write(tmp_path / "a.csv", "text\nHello, world\nfoo, bar\nbaz\n"))
     assert [dict(row.fields) for row in file.rows] == [{"text": "Hello, world"}, {"text": "foo, bar"}, {"text": "baz"}]

@@ -13,6 +13,8 @@ SEVERAL_LINES = 0.3
 # Text wrapped at a margin: most lines are about as long, and end inside a sentence.
 WRAPPED_SHARE = 0.6
 WRAPPED_LENGTHS = range(55, 101)  # characters
+# Lines that begin with a capital: 8 % of the shipped general text, wrapped at 80 characters; nearly all headlines.
+CAPITAL_SHARE = 0.6
 SENTENCE_ENDS = tuple(".!?…:;\"'”’»)]")
 ENTRY_SHARE = 0.5  # of the lines begin with a time; the others belong to the entry above
 LEVEL_SHARE = 0.9  # of the entries have a level
@@ -113,4 +115,7 @@ def _wrapped(lines: Sequence[str]) -> bool:
     """Return whether lines are the pieces of a text that was wrapped at a margin."""
     long = sum(len(line) in WRAPPED_LENGTHS for line in lines)
     open_ends = sum(not line.endswith(SENTENCE_ENDS) for line in lines)
-    return len(lines) > 1 and long >= WRAPPED_SHARE * len(lines) and open_ends >= WRAPPED_SHARE * len(lines)
+    capitals = sum(line[:1].isupper() for line in lines)
+    if len(lines) < 2 or capitals >= CAPITAL_SHARE * len(lines):
+        return False
+    return long >= WRAPPED_SHARE * len(lines) and open_ends >= WRAPPED_SHARE * len(lines)
