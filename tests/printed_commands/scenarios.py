@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -20,6 +21,8 @@ LABEL = "cli/commands/label.py"
 VOTES = "cli/commands/votes.py"
 # Sentences that repeat what the user typed, and pieces of which another entry is the whole command.
 ECHOES = {
+    # The same sentence as that of the command line, which checks the path first.
+    Printed("inference/serving/backends/gguf.py", "tunesmith export RUN --format gguf"),
     Printed("cli/commands/init.py", "tunesmith init: no input"),
     Printed("config/load.py", "--set {}: expected KEY=VALUE"),
     Printed("config/load.py", "--set {}: the value is invalid YAML"),
@@ -78,7 +81,7 @@ def documents(lab: Lab, count: int = 2) -> Path:
     ("config/commands.py", "tunesmith audit"),
     ("pipelines/audit.py", "tunesmith tune"),
     ("pipelines/audit.py", "tunesmith tune {} {} --dry-run"),
-    ("training/prepare.py", "--set data.audit=note"),
+    ("training/read.py", "--set data.audit=note"),
     ("cli/commands/init.py", "tunesmith tune {} --dry-run"),
     ("data/schema/guess.py", "--set {}"),
     ("data/schema/ambiguous.py", "--set {}"),
@@ -125,7 +128,7 @@ def faulty_rows(lab: Lab) -> None:
     if "data.audit" not in stopped:
         stopped = lab.run("tune", data, "--model", lab.bert, "--out", "secrets", *EAGER)
     common = ("tune", data, "--model", lab.bert, "--dry-run")
-    lab.append(stopped, "training/prepare.py", "--set data.audit=note", common)
+    lab.append(stopped, "training/read.py", "--set data.audit=note", common)
     grouped = [{"text": f"text {i} is fine", "label": "ab"[i % 2], "thread": f"t{i // 2}"} for i in range(60)]
     data = lab.rows("grouped.jsonl", grouped)
     shown = lab.run("tune", data, "--model", lab.bert, "--dry-run")
@@ -226,7 +229,7 @@ def recipes(lab: Lab) -> None:
     ("report/model_card.py", "tunesmith tune RUN/recipe.yaml --out again"),
     ("cli/commands/export.py", "tunesmith serve {}/model.gguf"),
     ("inference/serving/backends/gguf.py", "tunesmith export {} --format gguf"),
-    ("inference/serving/backends/gguf.py", "tunesmith export RUN --format gguf"),
+    ("cli/commands/serve.py", "tunesmith export RUN --format gguf"),
     ("cli/commands/evaluate.py", "tunesmith evaluate {} {}"),
     ("cli/commands/runs.py", "tunesmith runs diff A B"),
     (CHAT, "tunesmith tune {}"),
@@ -250,7 +253,7 @@ def a_decoder(lab: Lab) -> None:
     exported = lab.paste(none, "inference/serving/backends/gguf.py", "tunesmith export {} --format gguf")
     lab.paste(exported, "cli/commands/export.py", "tunesmith serve {}/model.gguf")
     gone = lab.run("serve", lab.folder / "gone.gguf")
-    lab.paste(gone, "inference/serving/backends/gguf.py", "tunesmith export RUN --format gguf", RUN=out)
+    lab.paste(gone, "cli/commands/serve.py", "tunesmith export RUN --format gguf", RUN=out)
     rows = lab.folder / "decoder.jsonl"
     lab.paste(lab.run("evaluate", out, rows, "--data", rows), "cli/commands/evaluate.py", "tunesmith evaluate {} {}")
     diff = lab.run("runs", "diff", out)
@@ -286,6 +289,7 @@ def _ratings(lab: Lab, out: Path) -> None:
 
 
 @covers(
+    ("report/model_card.py", "tunesmith export . --format merged"),
     (CHAT, "tunesmith ask {} TEXT"),
     ("cli/commands/compare.py", "tunesmith ask {}"),
     ("inference/open_model.py", "tunesmith tune ROWS --model {}"),
@@ -294,6 +298,9 @@ def _ratings(lab: Lab, out: Path) -> None:
 def an_encoder(lab: Lab) -> None:
     """A run of an encoder: chat is refused, another label column is named, a comparison is asked."""
     out, _ = tuned(lab, "encoder", reviews(), "--model", lab.bert, "--technique", "full")
+    with contextlib.chdir(out):
+        card = (out / "README.md").read_text()
+        lab.paste(card, "report/model_card.py", "tunesmith export . --format merged")
     lab.paste(lab.run("chat", out), CHAT, "tunesmith ask {} TEXT")
     assert lab.code((out / "README.md").read_text(), out) >= 1
     other = [{"text": row["text"], "label": f"no {i % 3}", "mood": row["label"]} for i, row in enumerate(reviews())]

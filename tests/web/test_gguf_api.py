@@ -274,7 +274,10 @@ class Args:
         ("llamacpp", ["a"], "llamacpp"),
     ],
 )
-def test_the_engine_is_the_one_that_answers_what_was_named(engine: str | None, runs: list[str], kind: str):
+def test_the_engine_is_the_one_that_answers_what_was_named(
+    engine: str | None, runs: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tunesmith.cli.commands.serve._is_run", lambda path: True)
     assert _kind(Args(engine), sources_of(runs)) == kind  # type: ignore[arg-type]
 
 

@@ -50,7 +50,7 @@ ARMS = ["prompt", "few-shot", "rag", "oracle-context", "no-context", "tuned", "t
 @pytest.fixture(scope="module", autouse=True)
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training.prepare", "training.run_folder", "pipelines.compare.context"):
+        for module in ("training.prepare", "models.loading.device", "pipelines.compare.context"):
             patch.setattr(f"tunesmith.{module}.choose_machine", lambda **_: KNOWN)
         patch.setattr("tunesmith.pipelines.tune.tune.write_reports", lambda place: None)
         patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -18,7 +18,6 @@ from tests.pipelines.conftest import answers, recipe, tune
 from tests.pipelines.tune.test_tune import digests, stop_after
 from tunesmith.config.resolve import resolve_recipe
 from tunesmith.config.scaffold import draft
-from tunesmith.data.tokenization.masking import Masking
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.inference.saved_model import load
 from tunesmith.models.loading.checkpoint import write_folder
@@ -323,16 +322,12 @@ def test_a_gate_on_the_gain_knows_that_less_perplexity_is_more(tmp_path: Path):
     assert tune(easy, tmp_path / "easy").report.broken_gates == []
 
 
-def test_a_preview_shows_what_is_hidden_and_asks_for_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made: list[Masking] = []
-    whole = Masking.of
-    monkeypatch.setattr(Masking, "of", lambda *args, **more: made.append(whole(*args, **more)) or made[-1])
+def test_a_preview_shows_what_is_hidden_and_asks_for_no_end(tmp_path: Path):
     shown = preview(on_texts(tmp_path, "bert"))
     learned = "".join(piece.text for piece in shown.rows[0].pieces if piece.learned)
     assert "[MASK]" in learned
     assert shown.problems == ()
     assert shown.facts.learned_share == pytest.approx(0.15, abs=0.05)
-    assert len(made) == 1
     assert preview(on_texts(tmp_path, "llama")).facts.learned_share == 1.0
 
 

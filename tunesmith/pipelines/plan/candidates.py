@@ -206,7 +206,7 @@ def _cheap(name: str, measured: _Measured, job: Job) -> ModelCandidate:
         name=name,
         about=ABOUT[name],
         basis="measured",
-        score=Bounds(low=score.low, expected=score.score, high=score.high),
+        score=Bounds(low=round(score.low, 6), expected=round(score.score, 6), high=round(score.high, 6)),
         rows=score.rows,
         seconds=_around(measured.seconds * max(1.0, times), MEASURED_BOUNDS),
         memory=memory,
