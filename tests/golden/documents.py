@@ -65,7 +65,7 @@ def _types(value: Any) -> Any:
 
 
 def comparable(value: Any, *, prose: bool = False) -> Any:
-    """Return the document with every sentence replaced by whether it is there, and without arms chosen by their cost."""
+    """Return the document with sentences replaced by whether they are there, and without arms chosen by their cost."""
     if isinstance(value, dict):
         value = _without_cheapest(value)
         return {key: comparable(inner, prose=prose or _is_prose(key, value)) for key, inner in value.items()}
