@@ -111,7 +111,7 @@ def test_the_deprecated_listen_still_receives_dictionaries(monkeypatch: pytest.M
     monkeypatch.setattr("tunesmith.pipelines.tune.tune.tune_recipe", tune_recipe)
     received: list[dict[str, Any]] = []
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"text": "good", "label": "yes"}\n' * 4)
+    file.write_text("".join(f'{{"text": "text {n}", "label": "{"yes" if n % 2 else "no"}"}}\n' for n in range(40)))
     with pytest.warns(DeprecationWarning, match="use callback="):
         ts.tune(file, objective="classify", model="minilm-l6", listen=received.append)
     assert received[-2:] == [

@@ -63,7 +63,7 @@ def labelled(
         text: column with the text.
         label: column with the label or the list of labels.
         group: column with the source of a row; may be empty.
-        known: labels of the training file or of the model, which tell texts of several labels in a short file.
+        known: labels of the training file or of the model, by which several labels in one text are recognized.
 
     Raises:
         DataError: if a column is missing or no row is valid.

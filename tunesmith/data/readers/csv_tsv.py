@@ -44,7 +44,7 @@ class Dialect:
         separator: character between cells.
         quoting: constant of the csv module.
         skipped: lines above the header, an Excel directive or a title.
-        decimal: columns of numbers with decimal commas, as in most of Europe.
+        decimal: numeric columns with decimal commas, as in most of Europe.
         note: what differs from a comma-separated file in UTF-8; empty for one.
     """
 
@@ -177,7 +177,7 @@ def _rows(lines: Iterator[tuple[int, list[str]]], name: str, dialect: Dialect) -
 
 
 def _decimal_columns(rows: Sequence[Sequence[str]], separator: str) -> list[str]:
-    """Return the columns of numbers with decimal commas; a column of several labels (`1,2`) is not one.
+    """Return the numeric columns with decimal commas; a column of several labels (`1,2`) is not one.
 
     Args:
         rows: cells of the header and of the rows below it.

@@ -55,7 +55,7 @@ def choices_of(row: Row, column: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """How the numbers in an answer column count the choices.
+    """Positions of choices in an answer column.
 
     Attributes:
         from_one: the first choice is 1, not 0.
@@ -102,10 +102,10 @@ def names_a_choice(row: Row, column: str, answer: str) -> bool:
 
 
 def positions_in(rows: Sequence[Row], column: str, answer: str) -> Positions:
-    """Return how the numbers in the answer column count the choices.
+    """Return whether the answer column contains positions of choices, and how they count.
 
-    Numbers that are also texts of choices are positions if the answers are numbers and the choices are texts, or if
-    more rows can only be read as positions than as texts.
+    An integer that is also the text of a choice is a position if the answers are stored as integers and the choices
+    as texts, or if more rows can only be read as positions than as texts.
 
     Args:
         rows: rows of one file.

@@ -41,7 +41,7 @@ def is_text(value: object) -> bool:
 
 
 def has_letters(value: object) -> bool:
-    """Return whether the value is a text with a letter; a csv file has numbers as text."""
+    """Return whether the value is a text with a letter; every value of a csv file is a text."""
     return isinstance(value, str) and any(map(str.isalpha, value))
 
 
