@@ -342,11 +342,14 @@ def _result_line(out: Path, data_set: DataSet) -> str:
     wrong = [f"{role} {objective.get(role)}" for role, name in data_set.columns.items() if objective.get(role) != name]
     guess = "right" if objective["kind"] == data_set.objective and not wrong else f"wrong: {', '.join(wrong)}"
     headline = f"{task['metric']}: {task['base']:.3f}, {task['tuned']:.3f}"
-    rivals = {name: value for name, value in report["baselines"].items() if isinstance(value, int | float)}
-    best = max(rivals.items(), key=lambda item: item[1], default=None)
-    rival = f"{best[0]} {best[1]:.3f}" if best else ""
+    best = max((rival for rival in report["baselines"] if rival["name"] != "base"), key=_score, default=None)
+    rival = f"{best['name']} {best['score']:.3f}" if best else ""
     chosen = f"{objective['kind']}, {guess}; {Path(recipe['model']).name}"
     return f"| {data_set.file} | {len(steps)} | {minutes:.1f} | {chosen} | {headline} | {rival} |"
+
+
+def _score(rival: Mapping[str, Any]) -> float:
+    return float(rival["score"])
 
 
 def _forecast_line(out: Path, data_set: DataSet, round_: int) -> str:

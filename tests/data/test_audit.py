@@ -21,7 +21,7 @@ from tunesmith.data.audit.gate import gate
 from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.parallel import in_order
 from tunesmith.data.audit.run import Fixes, audit
-from tunesmith.data.examples.parsers import chats, labelled
+from tunesmith.data.examples.parsers import chats, labelled, texts
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, keep
 from tunesmith.data.splits.split import Split
@@ -688,3 +688,13 @@ def test_copies_of_a_test_file_without_labels_are_found(tmp_path: Path) -> None:
     test = reviews(20, seed=1)
     found = audited(tmp_path, [*reviews(40), *test[:3]], [{"text": row["text"]} for row in test])
     assert lines(found, "leak") == [41, 42, 43]
+
+
+def test_lines_of_a_log_that_are_alike_are_noted_and_stop_no_run_on_texts() -> None:
+    lines = [
+        Row(f"a.log:{i}", {"text": f"status installed package number {i % 40} of the system, done"}) for i in range(200)
+    ]
+    read = texts(lines, text="text")
+    found = gate(Split([*read[:140]], [], [*read[140:]], 0, ()))
+    assert found.problems == ()
+    assert "60 of 60 held-out rows" in found.notes[0]
