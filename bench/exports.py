@@ -55,27 +55,27 @@ def recipes(place: Path) -> dict[str, Data]:
     pairs = ROOT / "examples/pairs.jsonl"
     reviews, mail = ROOT / "tunesmith/shipped_data/reviews.jsonl", ROOT / "examples/mail.jsonl"
     small = "schedule: {epochs: 1, probe: false}\nseed: 0\n"
-    data = "{{train: {}, rows: {}, validation: 0.1, test: {}{}}}"
+    data = "{{train: {}, rows: {}, validation: 60, test: {}{}}}"
     return {
         "encoder": {
-            "recipe": f"model: minilm-l6\ndata: {data.format(mail, 320, 0.75, ', group: thread, max_tokens: 128')}\n"
+            "recipe": f"model: minilm-l6\ndata: {data.format(mail, 320, ROWS, ', group: thread, max_tokens: 128')}\n"
             "objective: {kind: classify, text: text, label: label}\ntechnique: full\n" + small
         },
         "multi-label": {
-            "recipe": f"model: minilm-l6\ndata: {data.format(_topics(place), 320, 0.75, ', max_tokens: 128')}\n"
+            "recipe": f"model: minilm-l6\ndata: {data.format(_topics(place), 320, ROWS, ', max_tokens: 128')}\n"
             "objective: {kind: classify, text: text, label: label}\ntechnique: {kind: lora, rank: 16}\n" + small
         },
         "reward": {
-            "recipe": f"model: minilm-l6\ndata: {data.format(pairs, 320, 0.75, ', group: group')}\n"
+            "recipe": f"model: minilm-l6\ndata: {data.format(pairs, 320, ROWS, ', group: group')}\n"
             "objective: {kind: reward}\ntechnique: {kind: lora, rank: 16}\n" + small
         },
         "reward decoder": {
             "recipe": "model: smollm2-135m\n"
-            f"data: {data.format(pairs, 320, 0.75, ', group: group')}\n"
+            f"data: {data.format(pairs, 320, ROWS, ', group: group')}\n"
             "objective: {kind: reward}\ntechnique: {kind: lora, rank: 16}\n" + small
         },
         "label words": {
-            "recipe": f"model: smollm2-135m\ndata: {data.format(reviews, 320, 0.75, ', group: group')}\n"
+            "recipe": f"model: smollm2-135m\ndata: {data.format(reviews, 320, ROWS, ', group: group')}\n"
             'objective: {kind: classify, text: text, label: label, instruction: "Is it positive or negative?"}\n'
             "technique: {kind: lora, rank: 16}\n" + small
         },
