@@ -75,3 +75,19 @@ def test_keys_of_another_tool_that_are_left_out_are_said(command: Command, revie
 def test_without_rows_or_a_file_there_is_nothing_to_look_at(command: Command) -> None:
     done = command("init")
     assert (done.code, done.out) == (2, "")
+
+
+def test_test_rows_do_not_choose_the_model_and_what_would_stop_the_run_is_said(
+    command: Command, tmp_path: Path
+) -> None:
+    rows = [
+        {"text": f"the phone is {'good' if i % 2 else 'bad'} in number {i}", "label": "np"[i % 2]} for i in range(100)
+    ]
+    rows[3]["text"] += " AKIAIOSFODNN7EXAMPLE"
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = command("init", data, "--quick", "--offline", "--out", tmp_path / "r.yaml")
+    assert done.code == 0
+    assert "by cross-validation on 80 rows" in done.err
+    assert "warning: `tunesmith tune` will stop:" in done.err
+    assert "secret: 1 of " in done.err

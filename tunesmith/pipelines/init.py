@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tunesmith.config import Recipe
 from tunesmith.config.annotated_yaml import AnnotatedRecipe
 from tunesmith.config.model_choice import DECODER, ModelPick
 from tunesmith.config.scaffold import draft_recipe, inspect_rows
-from tunesmith.events import EventHandler
+from tunesmith.errors import DataError, Refused
+from tunesmith.events import EventHandler, Note
 from tunesmith.pipelines.plan.candidates import Job, choose_model
 from tunesmith.pipelines.plan.report import ModelChoice
+from tunesmith.training.read import audited, read_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,32 @@ def draft_with_candidates(
         validation_rows=validation,
         train_rows=max(1, len(seen.examples) - test - validation),
     )
+    if objective.produces != "likelihood":
+        job = _without_test_rows(job, draft_recipe(seen, pick).recipe, on_event=on_event, offline=offline)
     choice = choose_model(job, on_event=on_event, probe=not quick and not forced, model=pick.model if forced else "")
     if not forced:
         pick = ModelPick(choice.model, "; ".join(choice.reasons))
     return Drafted(replace(draft_recipe(seen, pick), candidates=choice.candidates), choice)
+
+
+def _without_test_rows(job: Job, recipe: Recipe, *, on_event: EventHandler, offline: bool) -> Job:
+    """Return the job without the rows that a run of the recipe tests on: they may not choose the model.
+
+    What would stop that run is said now. Rows that cannot be split are left as they are; the run reports the error.
+    """
+    try:
+        loaded = read_data(recipe, offline=offline)
+    except DataError:
+        return job
+    try:
+        audited(recipe, loaded)
+    except Refused as refused:
+        on_event(Note(f"warning: `tunesmith tune` will stop: {refused}"))
+    split = loaded.split
+    return replace(
+        job,
+        examples=[*split.train, *split.validation],
+        test_rows=len(split.test),
+        validation_rows=len(split.validation),
+        train_rows=len(split.train),
+    )
