@@ -371,3 +371,11 @@ def test_plain_text_is_lines_or_paragraphs(tmp_path):
     assert file.notes == ("prose.txt: prose: 4 paragraphs, separated by blank lines",)
     wrapped = "this line is part of a sentence that was wrapped at a margin by an editor and\n" * 5
     assert len(read_rows(write(tmp_path / "wrapped.txt", wrapped))) == 1
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_part_of_a_file_without_parts_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("text,label\na,b\n" if name.endswith("csv") else '{"text": "a"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{name}#x: a .{name.partition('.')[2]} file has no parts; use .*{name}"):
+        read_rows(f"{path}#x")

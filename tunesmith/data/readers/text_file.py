@@ -28,6 +28,10 @@ WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ADDED = ("__MACOSX/", ".DS_Store", "Thumbs.db")
 
 
+# Files with parts: sheets, keys of a document, files of an archive.
+PARTED = (".xlsx", ".xlsm", ".json", ".zip")
+
+
 @dataclass(frozen=True, slots=True)
 class FileSource:
     """A file that a source names.
@@ -56,8 +60,11 @@ def locate(source: str | Path) -> FileSource | None:
     if not is_there(path) or path.is_dir():
         return None
     suffix = path.suffix.lower()
+    kind = Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
+    if part and kind not in PARTED:
+        raise DataError(f"{source}: a {kind} file has no parts; use {path}")
     if suffix == ".gz":
-        return FileSource(path, part, Path(path.stem).suffix.lower())
+        return FileSource(path, part, kind)
     if suffix == ".zip":
         member = part or _only_member(path)
         return FileSource(path, member, Path(member).suffix.lower())
