@@ -154,7 +154,8 @@ def _stored(results: Results, cell: Cell, setting: Setting, seed: int) -> tuple[
     result = results.get((cell.name, setting.rows, seed, controls))
     if result is None:
         return None, False
-    return result, result.identity in identities(recipe_of(cell, setting, seed), setting.examples)
+    today, earlier = identities(recipe_of(cell, setting, seed), setting.examples)
+    return result, result.identity in [*today, *earlier]
 
 
 def result_of(cell: Cell, setting: Setting, folder: RunFolder, recipe: Recipe) -> RunResult:
@@ -175,7 +176,7 @@ def result_of(cell: Cell, setting: Setting, folder: RunFolder, recipe: Recipe) -
     return RunResult(
         rows=setting.rows,
         controls=recipe.controls,
-        identity=identities(recipe, setting.examples)[0],
+        identity=identities(recipe, setting.examples)[0][0],
         base_fingerprint=page["base"],
         machine=page["machine"],
         cells=tuple(lines),
