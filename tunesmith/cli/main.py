@@ -117,7 +117,7 @@ def _run_reporting_errors(words: Sequence[str]) -> int:
         message = f"{stopped.text}; run the same command again to resume"
     except BrokenPipeError:
         raise
-    except Exception as error:
+    except Exception as error:  # an internal error: printed with its traceback
         traceback.print_exc()
         kind, code = type(error).__name__, INTERNAL_ERROR
         message = "internal error; please report it with the traceback above"

@@ -21,7 +21,8 @@ from tunesmith.data.files import check_folder, is_recipe, quoted
 from tunesmith.data.readers.read import notes_of
 from tunesmith.data.readers.row import Row, file_of, missing_column
 from tunesmith.data.schema.cells import has_column as has_cells
-from tunesmith.data.schema.formats import LOOKED_AT, Format, detect, detect_or_guess
+from tunesmith.data.schema.columns import LOOKED_AT
+from tunesmith.data.schema.formats import Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import DataError, UnsettledError

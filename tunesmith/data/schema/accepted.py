@@ -10,10 +10,9 @@ from contextlib import suppress
 
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.cells import cell
+from tunesmith.data.schema.columns import ENOUGH, LOOKED_AT
 from tunesmith.errors import DataError
 
-ENOUGH = 0.9  # share of rows with a list, as in column detection
-LOOKED_AT = 200  # rows
 # Names of columns whose cells are parsed as lists if they are text, as in a csv file. In other columns, a text such
 # as `["a", "b"]` is the answer itself.
 LIST_NAMES = ("answers", "references", "targets", "outputs", "responses", "solutions", "completions", "summaries")

@@ -12,7 +12,7 @@ from tunesmith.data.schema.accepted import lists_answers
 from tunesmith.data.schema.ambiguous import BOTH_READ, nameless, read_together, rivals, unjudged
 from tunesmith.data.schema.cells import PLUS
 from tunesmith.data.schema.choices import choice_columns, names_a_choice
-from tunesmith.data.schema.columns import columns_held, ignored_columns, left_over
+from tunesmith.data.schema.columns import ENOUGH, LOOKED_AT, columns_held, ignored_columns, left_over
 from tunesmith.data.schema.guess import Guess, alternatives, guess, has_label, unguessed
 from tunesmith.data.schema.values import (
     are_shares,
@@ -33,12 +33,10 @@ from tunesmith.data.schema.winner import side
 from tunesmith.data.text.language import language_of_name, language_of_texts
 from tunesmith.errors import DataError, UnsettledError
 
-LOOKED_AT = 200
 # From FEW values on, a column whose values are mostly distinct (above CLASSES) holds names or sentences, not labels.
 FEW = 20
 CLASSES = 0.8
 TARGETS = 0.5  # of a column named `target`, which may hold sentences
-ENOUGH = 0.9
 
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue")
 SYSTEMS = ("system", "system_prompt")

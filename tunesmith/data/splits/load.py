@@ -108,7 +108,7 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
 def _by_column(examples: list[Example], rows: Sequence[Row], sources: Sources) -> tuple[dict[str, list[Example]], str]:
     """Return the parts that the split column of the train file names, and a note on it.
 
-    A part that is a file of its own keeps only the rows of that file: those of the column are left out.
+    A part with a separate file contains only the rows of that file; rows that the column assigns to it are dropped.
     """
     assignment, note = assigned(rows, sources.split)
     parts = {"train": [example for example in examples if assignment.get(example.where, "train") == "train"]}
