@@ -43,6 +43,13 @@ def test_columns_are_guessed_by_name_or_by_what_they_hold(
     assert (guessed.objective, guessed.columns) == (objective, found)
 
 
+def test_other_columns_that_could_be_the_label_are_named():
+    guessed = guess(rows(note=LONG, stars=[1, 5], shop=["a", "b"], lang=["en", "de"]))
+    assert guessed is not None
+    assert guessed.other_labels == ("shop",)
+    assert "note -> text, stars -> label; other possible labels: shop" in guessed.explain()
+
+
 @pytest.mark.parametrize("columns", [{"x1": LONG, "x2": LONG}, {"x1": ["a", "b"]}, {"x1": LONG, "x2": ["a"]}])
 def test_where_nothing_tells_the_parts_nothing_is_guessed(columns: dict[str, object]):
     assert guess(rows(**columns)) is None

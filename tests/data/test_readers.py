@@ -11,7 +11,7 @@ import pytest
 from tunesmith.data.audit.chunks import head
 from tunesmith.data.examples.parsers import texts
 from tunesmith.data.readers.document_folder import passed_over
-from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.read import notes_of, read_rows
 from tunesmith.data.readers.row import Row, as_word, keep
 from tunesmith.data.splits.load import Sources, load
 from tunesmith.errors import DataError
@@ -87,12 +87,25 @@ def test_json_is_an_array_a_data_key_or_lines(tmp_path, content):
 
 
 def test_json_that_holds_no_rows_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"expected rows, got one JSON dict with the keys \['train'\]; give an array"):
+    with pytest.raises(DataError, match=r"expected rows, got one JSON object with the keys 'train'; give an array"):
         read_rows(write(tmp_path, "a.json", '{\n "train": []\n}'))
     with pytest.raises(DataError, match=r"^b\.json:2: invalid JSON"):
         read_rows(write(tmp_path, "b.json", '[{"t": "x"},\n {"t" "y"}]'))
     with pytest.raises(DataError, match=r"/c\.json: no rows"):
         read_rows(write(tmp_path, "c.json", "[]"))
+
+
+def test_an_object_of_alike_objects_is_a_table_with_its_keys_as_a_column(tmp_path):
+    content = '{"a": {"t": "x", "u": 1}, "b": {"t": "y"}, "c": {"t": "z", "u": 3}}'
+    path = write(tmp_path, "a.json", content)
+    assert [row.fields for row in read_rows(path)][:2] == [{"key": "a", "t": "x", "u": 1}, {"key": "b", "t": "y"}]
+    assert notes_of(path) == ("a.json: rows are the values of one object, its keys the column 'key'",)
+    for unlike in ('{"a": {"t": 1}, "b": {"u": 1}, "c": {"v": 1}}', '{"a": {"t": 1}, "b": {"t": 1}}'):
+        with pytest.raises(DataError, match="got one JSON object with the keys 'a', 'b'"):
+            read_rows(write(tmp_path, "b.json", unlike))
+    many = ", ".join(f'"k{number}": {number}' for number in range(99))
+    with pytest.raises(DataError, match=r"'k7', \.\.\.; give an array"):
+        read_rows(write(tmp_path, "c.json", f"{{{many}}}"))
 
 
 def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path):

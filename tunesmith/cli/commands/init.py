@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for name, reason in made.dropped.items():
         log(f"not converted: {name}: {reason}")
     if made.guessed:
-        log(f"column roles were guessed from the values: {made.guessed}; check them")
+        log(f"columns: {made.reasons['objective']}; to change them: {made.guessed}")
     if args.json:
         document = {
             "path": args.out,

@@ -12,7 +12,8 @@ from tunesmith.data.readers.text_file import TextFile
 from tunesmith.errors import DataError
 
 DEPTH = 4  # of a list of rows in a document
-LISTED = 8  # lists of rows in a message
+LISTED = 8  # lists of rows, or keys, in a message
+LEAST_KEYED = 3  # entries of an object of rows
 USUAL = "data"
 
 
@@ -49,6 +50,8 @@ def json_document(file: TextFile, part: str) -> tuple[list[Row], str]:
         raise DataError(f"{name}: expected rows, got one JSON {type(value).__name__}; {fix}")
     if (rows := _transposed(value)) is not None:
         return numbered(rows, name), "table stored by column, as pandas writes it"
+    if not part and (rows := _keyed(value)) is not None:
+        return numbered(rows, name), f"rows are the values of one object, its keys the column {next(iter(rows[0]))!r}"
     return _listed_rows(value, file, part) or (_single_row(text, value, name, fix), "")
 
 
@@ -75,7 +78,8 @@ def _single_row(text: str, value: Mapping[str, Any], name: str, fix: str) -> lis
         return numbered(value[USUAL], name)
     if _first_line_is_object(text) and USUAL not in value:
         return _rows_of_lines(text, name)
-    raise DataError(f"{name}: expected rows, got one JSON dict with the keys {list(value)}; {fix}")
+    keys = ", ".join(map(repr, list(value)[:LISTED])) + (", ..." if len(value) > LISTED else "")
+    raise DataError(f"{name}: expected rows, got one JSON object with the keys {keys}; {fix}")
 
 
 def _rows_of_lines(text: str, name: str) -> list[Row]:
@@ -108,6 +112,21 @@ def _transposed(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if not all(isinstance(column, dict) and list(column) == keys for column in columns):
         return None
     return [{name: column[key] for name, column in value.items()} for key in keys]
+
+
+def _keyed(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the rows of an object of alike objects, such as {"id1": {...}, "id2": {...}}; None for any other object.
+
+    Rows are alike if each shares at least half of its keys with the first: settings in sections have few in common.
+    """
+    if len(value) < LEAST_KEYED or not all(isinstance(row, dict) and row for row in value.values()):
+        return None
+    rows = list(value.values())
+    keys = rows[0].keys()
+    if TURN_KEYS & keys or any(2 * len(keys & row.keys()) < len(keys | row.keys()) for row in rows):
+        return None
+    column = "key" if all("key" not in row for row in rows) else "_key"
+    return [{column: name, **row} for name, row in value.items()]
 
 
 def _first_line_is_object(text: str) -> bool:

@@ -35,16 +35,19 @@ class Guess:
         objective: kind of the objective.
         columns: role -> column of the file.
         ignored: column that is not used -> reason.
+        other_labels: columns that could be the label as well.
     """
 
     objective: str
     columns: dict[str, str]
     ignored: Mapping[str, str] = field(default_factory=dict)
+    other_labels: tuple[str, ...] = ()
 
     def explain(self) -> str:
         """Return the role of each column in one line, for the user to check."""
         roles = ", ".join(f"{column} -> {part}" for part, column in self.columns.items())
-        return roles + ignored_columns(self.ignored)
+        others = f"; other possible labels: {', '.join(self.other_labels)}" if self.other_labels else ""
+        return roles + others + ignored_columns(self.ignored)
 
     def change(self) -> str:
         """Return the command-line option that sets this objective."""
@@ -92,7 +95,8 @@ def _guess(rows: Sequence[Row]) -> Guess | None:
     text = named(long, TEXT_WORDS) or max(long, key=lambda column: column.words, default=None)
     if label is None or text is None:
         return None
-    return Guess("classify", {"text": text.name, "label": label.name})
+    others = tuple(column.name for column in candidates if column is not label)
+    return Guess("classify", {"text": text.name, "label": label.name}, other_labels=others)
 
 
 def unguessed(rows: Sequence[Row]) -> str:
