@@ -194,12 +194,21 @@ def test_a_workbook_is_read_as_its_author_sees_it(tmp_path):
     assert audited_rows(path)[0] == (5, first)
 
 
+def test_a_sheet_of_one_line_before_the_table_is_a_note(tmp_path):
+    book = openpyxl.Workbook()
+    book.worksheets[0].append(["As of November"])
+    for row in (["Deutsch", "Englisch"], ["Guten Tag", "Good day"], ["Auf Wiedersehen", "Goodbye"]):
+        (book["Entries"] if "Entries" in book.sheetnames else book.create_sheet("Entries")).append(row)
+    book.save(tmp_path / "words.xlsx")
+    assert read_rows(tmp_path / "words.xlsx")[0].fields == {"Deutsch": "Guten Tag", "Englisch": "Good day"}
+
+
 def test_a_sheet_is_named_behind_a_number_sign(tmp_path):
     path = workbook(tmp_path / "export.xlsx")
     assert read_rows(f"{path}#Tickets 2024")[0].where == "export.xlsx:5"
     with pytest.raises(DataError, match=r"no sheet 'Ticket'; sheets here: \['Cover', 'Tickets 2024', 'Notes'\]"):
         read_rows(f"{path}#Ticket")
-    with pytest.raises(DataError, match=r"Notes: no rows|no rows; give a file"):
+    with pytest.raises(DataError, match=r"no rows in \['Notes'\]; give a sheet"):
         read_rows(f"{path}#Notes")
     with pytest.raises(DataError, match=r"broken\.xlsx: broken or incomplete zip archive"):
         read_rows(write(tmp_path / "broken.xlsx", "x"))

@@ -38,14 +38,14 @@ def read_excel(source: FileSource) -> tuple[list[Row], str]:
     visible = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
     sheets = [book[source.part]] if source.part else visible or book.worksheets
     for sheet in sheets:
-        if grid := _grid(sheet):
-            rows, skipped = _rows(grid, source.path.name)
+        rows, skipped = _rows(grid, source.path.name) if (grid := _grid(sheet)) else ([], 0)
+        if rows:  # a sheet with a single line is a note, not a table
             others = [name for name in names if name != sheet.title]
             notes = [f"sheet {sheet.title!r}"]
             notes += [f"{skipped} row{'s' * (skipped > 1)} above the header skipped"] if skipped else []
             notes.append(f"other sheets: {', '.join(others)} (name one as '{source.path}#SHEET')" if others else "")
             return rows, ", ".join(filter(None, notes))
-    raise DataError(f"{source.path}: no rows in {names}; give a sheet with a header and rows")
+    raise DataError(f"{source.path}: no rows in {[sheet.title for sheet in sheets]}; give a sheet with a header and rows")
 
 
 def _workbook(source: FileSource) -> Any:

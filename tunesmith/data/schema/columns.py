@@ -26,7 +26,7 @@ SHOWN_COLUMNS = 8
 MOST_LABELS = 50
 ROWS_A_LABEL = 3
 DATE = re.compile(
-    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.+Z]+( ?[AP]M)?)?|\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AP]M)?",
+    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.,+Z]+( ?[AP]M)?)?|\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AP]M)?",
     re.IGNORECASE,
 )
 

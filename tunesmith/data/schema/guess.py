@@ -21,6 +21,9 @@ LABEL_WORDS = (
     "label", "labels", "class", "category", "sentiment", "rating", "stars", "score", "type", "intent", "topic", "tag",
     "verdict", "status", "mood", "urgency", "priority", "department", "team", "queue", "emotion", "outcome",
 )  # fmt: skip
+# Names of the columns of a glossary: a term is too short for a prompt under any other name.
+TERM_WORDS = ("term", "word", "concept", "acronym", "abbreviation", "headword", "phrase")
+MEANING_WORDS = ("meaning", "definition", "explanation", "gloss", "description", "translation")
 BETTER = ("chosen", "better", "good", "preferred", "accepted", "winner")
 WORSE = ("rejected", "worse", "bad", "dispreferred", "loser")
 LONGEST_TEXT = 100  # median words; longer texts are documents
@@ -121,9 +124,11 @@ def alternatives(rows: Sequence[Row]) -> str:
 
 
 def _pair(columns: Sequence[Column]) -> dict[str, str]:
-    """Return the columns named like a prompt and its answer; empty without both."""
+    """Return the columns named like a prompt and its answer, or a term and its meaning; empty without both."""
     texts = [column for column in columns if column.text and not column.few and not column.called & set(WORSE)]
     prompt, answer = asked(columns), named(texts, ANSWER_WORDS)
+    if prompt is None and not any(column.few for column in columns):
+        prompt, answer = named(texts, TERM_WORDS), named(texts, MEANING_WORDS)
     if prompt is None or answer is None or prompt is answer:
         return {}
     return {"prompt": prompt.name, "answer": answer.name}

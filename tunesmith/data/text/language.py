@@ -31,7 +31,17 @@ LONG_CODES = {
 }  # fmt: skip
 # Codes that in column names are other words.
 OTHER_WORDS = {"id", "is", "la", "tl"}
-_BY_NAME = {name.lower(): code for code, name in NAMES.items()}
+# Names of languages in other languages than English, as column names have them.
+FOREIGN_NAMES = {
+    "deutsch": "de", "englisch": "en", "französisch": "fr", "spanisch": "es", "italienisch": "it",
+    "français": "fr", "francais": "fr", "anglais": "en", "allemand": "de", "espagnol": "es",
+    "español": "es", "espanol": "es", "castellano": "es", "inglés": "en", "ingles": "en", "francés": "fr",
+    "italiano": "it", "inglese": "en", "tedesco": "de", "francese": "fr", "português": "pt", "portugues": "pt",
+    "inglês": "en", "nederlands": "nl", "engels": "en", "duits": "de", "polski": "pl", "angielski": "en",
+    "svenska": "sv", "engelska": "en", "türkçe": "tr", "ingilizce": "en", "русский": "ru", "английский": "en",
+    "中文": "zh", "英文": "en", "日本語": "ja", "英語": "en", "한국어": "ko", "영어": "en",
+}  # fmt: skip
+_BY_NAME = {name.lower(): code for code, name in NAMES.items()} | FOREIGN_NAMES
 # Words that may be next to a language in the name of a text column.
 TEXT_NAMES = {
     "text", "sentence", "sent", "src", "source", "tgt", "target", "translation", "translated", "phrase", "string",
