@@ -46,10 +46,16 @@ def test_columns_are_guessed_by_name_or_by_what_they_hold(
 
 
 def test_other_columns_that_could_be_the_label_are_named():
-    guessed = guess(rows(note=LONG, stars=[1, 5], shop=["a", "b"], lang=["en", "de"]))
+    guessed = guess(rows(note=LONG, stars=[1, 5], shop=["a", "b"], version=[1, 2]))
     assert guessed is not None
     assert guessed.other_labels == ("shop",)
     assert "note -> text, stars -> label; other possible labels: shop" in guessed.explain()
+
+
+def test_a_column_of_few_values_is_the_text_only_where_there_is_no_other():
+    guessed = guess(rows(name="red cup", kind_of_thing=["cups and mugs", "plates and bowls"], sold=["yes", "no"]))
+    assert guessed is not None
+    assert guessed.columns["text"] == "name"
 
 
 @pytest.mark.parametrize("columns", [{"x1": LONG, "x2": LONG}, {"x1": ["a", "b"]}, {"x1": LONG, "x2": ["a"]}])

@@ -100,12 +100,12 @@ def test_an_object_of_alike_objects_is_a_table_with_its_keys_as_a_column(tmp_pat
     path = write(tmp_path, "a.json", content)
     assert [row.fields for row in read_rows(path)][:2] == [{"key": "a", "t": "x", "u": 1}, {"key": "b", "t": "y"}]
     assert notes_of(path) == ("a.json: rows are the values of one object, its keys the column 'key'",)
-    for unlike in ('{"a": {"t": 1}, "b": {"u": 1}, "c": {"v": 1}}', '{"a": {"t": 1}, "b": {"t": 1}}'):
+    for unlike in ('{\n"a": {"t": 1}, "b": {"u": 1}, "c": {"v": 1}}', '{\n"a": {"t": 1}, "b": {"t": 1}}'):
         with pytest.raises(DataError, match="got one JSON object with the keys 'a', 'b'"):
             read_rows(write(tmp_path, "b.json", unlike))
     many = ", ".join(f'"k{number}": {number}' for number in range(99))
     with pytest.raises(DataError, match=r"'k7', \.\.\.; give an array"):
-        read_rows(write(tmp_path, "c.json", f"{{{many}}}"))
+        read_rows(write(tmp_path, "c.json", f"{{\n{many}}}"))
 
 
 def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path):

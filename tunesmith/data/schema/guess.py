@@ -95,11 +95,17 @@ def _guess(rows: Sequence[Row]) -> Guess | None:
     candidates = [column for column in labels if not column.called & NOTED]
     label = named(labels, LABEL_WORDS) or min(candidates, key=lambda column: column.values, default=None)
     long = [column for column in texts if column is not label and column.words >= FEWEST_WORDS]
-    text = named(long, TEXT_WORDS) or max(long, key=lambda column: column.words, default=None)
+    varied = [column for column in long if not column.few] or long
+    text = named(varied, TEXT_WORDS) or max(varied, key=lambda column: column.words, default=None)
     if label is None or text is None:
         return None
-    others = tuple(column.name for column in candidates if column is not label)
+    others = tuple(column.name for column in labels if column not in (label, text) and _in_words(column))
     return Guess("classify", {"text": text.name, "label": label.name}, other_labels=others)
+
+
+def _in_words(column: Column) -> bool:
+    """Return whether a column of few values has words, or is no mere note about a row, such as a version."""
+    return not column.called & NOTED or not any(value[:1].isdigit() for value in column.distinct)
 
 
 def unguessed(rows: Sequence[Row]) -> str:
