@@ -31,7 +31,7 @@ def rows(count: int = 12, **columns: object) -> list[Row]:
         ({"userQuestion": LONG, "ourReply": LONG}, "instruct", {"prompt": "userQuestion", "answer": "ourReply"}),
         ({"Q": LONG, "A": LONG}, "instruct", {"prompt": "Q", "answer": "A"}),
         ({"term": "entropy", "meaning": LONG}, "instruct", {"prompt": "term", "answer": "meaning"}),
-        ({"word": "entropy", "definition": LONG, "field": ["a", "b"]}, "classify", {"text": "definition", "label": "field"}),
+        ({"word": "x", "gloss": LONG, "field": ["a", "b"]}, "classify", {"text": "gloss", "label": "field"}),
         ({"title": ["too hot"], "body": LONG, "queue": ["a", "b"]}, "classify", {"text": "body", "label": "queue"}),
         ({"text": LONG, "department": ["a", "b"]}, "classify", {"text": "text", "label": "department"}),
         ({"note": LONG, "stars": [1, 5], "shop": ["a", "b"]}, "classify", {"text": "note", "label": "stars"}),
@@ -187,7 +187,14 @@ def test_a_table_that_pandas_wrote_column_by_column_is_told_with_the_call_that_h
         detect(read_rows(file))
 
 
-@pytest.mark.parametrize("values", [["2026-11-28 12:28:43", "2026-11-28 12:28:44"], ["08:15", "17:30:02"], ["2026-11-28T12:28:43,418", "2026-11-28T12:28:43,420"]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["2026-11-28 12:28:43", "2026-11-28 12:28:44"],
+        ["08:15", "17:30:02"],
+        ["2026-11-28T12:28:43,418", "2026-11-28T12:28:43,420"],
+    ],
+)
 def test_dates_and_times_are_no_labels(values: list[str]):
     log = rows(time=values, text=LONG)
     assert guess(log) is None

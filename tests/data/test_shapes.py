@@ -391,7 +391,20 @@ def test_free_text_in_both_columns_is_no_classifier_and_the_option_to_paste_is_n
 
 
 def test_languages_have_names_for_codes_regions_and_words():
-    names = ("en", "pt_BR", "eng_Latn", "German", "text_fr", "de_sentence", "zh-CN", "title", "id", "lang", "Englisch", "texto inglés")
+    names = (
+        "en",
+        "pt_BR",
+        "eng_Latn",
+        "German",
+        "text_fr",
+        "de_sentence",
+        "zh-CN",
+        "title",
+        "id",
+        "lang",
+        "Englisch",
+        "texto inglés",
+    )
     assert [language_of_name(name) for name in names] == [
         "English", "Portuguese", "English", "German", "French", "German", "Chinese", "", "", "", "English", "",
     ]  # fmt: skip

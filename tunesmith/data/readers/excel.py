@@ -45,7 +45,9 @@ def read_excel(source: FileSource) -> tuple[list[Row], str]:
             notes += [f"{skipped} row{'s' * (skipped > 1)} above the header skipped"] if skipped else []
             notes.append(f"other sheets: {', '.join(others)} (name one as '{source.path}#SHEET')" if others else "")
             return rows, ", ".join(filter(None, notes))
-    raise DataError(f"{source.path}: no rows in {[sheet.title for sheet in sheets]}; give a sheet with a header and rows")
+    raise DataError(
+        f"{source.path}: no rows in {[sheet.title for sheet in sheets]}; give a sheet with a header and rows"
+    )
 
 
 def _workbook(source: FileSource) -> Any:
