@@ -172,7 +172,7 @@ def pip_log(raw: Path, path: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "-q", "--log", str(path)]
     subprocess.run([*command, "jupyterlab"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lines = re.sub(r"https?://\S+", "URL", path.read_text(encoding="utf-8")).splitlines()
-    path.write_text("\n".join(lines[:3000]) + "\n", encoding="utf-8")
+    path.write_text("\n".join(lines[:600]) + "\n", encoding="utf-8")
 
 
 def devil(raw: Path, path: Path) -> None:
@@ -183,7 +183,7 @@ def devil(raw: Path, path: Path) -> None:
     rows = [{"term": term.lower(), "meaning": " ".join(meaning.split())} for term, meaning in entries]
     short = [row for row in rows if len(row["meaning"]) < 250]
     with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in _shuffled(short)[:300])
+        file.writelines(json.dumps(row) + "\n" for row in _shuffled(short)[:200])
 
 
 def woerterbuch(raw: Path, path: Path) -> None:
@@ -200,7 +200,7 @@ def woerterbuch(raw: Path, path: Path) -> None:
     notes.title = "Hinweise"
     notes.append(["Stand: November"])
     sheet = book.create_sheet("Einträge")
-    for row in (["Deutsch", "Englisch"], *_shuffled(rows)[:360]):
+    for row in (["Deutsch", "Englisch"], *_shuffled(rows)[:200]):
         sheet.append(list(row))
     book.save(path)
 
@@ -210,7 +210,7 @@ def quiz(raw: Path, path: Path) -> None:
     entries = [(word, name, text) for word, name, text in wordnet(raw) if name in {"animal", "food"} and len(text) < 90]
     draw = random.Random(SEED)
     rows = []
-    for word, name, text in draw.sample(entries, 300):
+    for word, name, text in draw.sample(entries, 200):
         others = [entry[2] for entry in draw.sample([e for e in entries if e[1] == name and e[2] != text], 3)]
         choices = draw.sample([text, *others], 4)
         asked = {"question": f"What is {word}?", "choices": choices, "answer": "ABCD"[choices.index(text)]}
@@ -226,7 +226,7 @@ def ratings(raw: Path, path: Path) -> None:
         if len(row["chosen"]) + len(row["rejected"]) < 900:
             rows.append((row["prompt"], row["chosen"], "up"))
             rows.append((row["prompt"], row["rejected"], "down"))
-    _write_csv(path, ("prompt", "response", "feedback"), _shuffled(rows)[:300])
+    _write_csv(path, ("prompt", "response", "feedback"), _shuffled(rows)[:200])
 
 
 def _shuffled(rows: Iterable[Any]) -> list[Any]:

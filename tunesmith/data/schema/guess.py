@@ -104,7 +104,7 @@ def _guess(rows: Sequence[Row]) -> Guess | None:
 
 
 def _in_words(column: Column) -> bool:
-    """Return whether a column of few values is not metadata, or has words; a version has numbers."""
+    """Return whether a column of few values is not metadata, or has words as values, unlike a version."""
     return not column.called & NOTED or not any(value[:1].isdigit() for value in column.distinct)
 
 
