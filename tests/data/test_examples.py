@@ -238,6 +238,15 @@ def test_a_content_in_parts_is_their_texts():
     assert said(found) == ["u:one\ntwo", "a:b"]
 
 
+def test_labels_may_have_a_column_each_with_0_or_1():
+    several = rows({"t": "a", "x": 1, "y": "0"}, {"t": "b", "x": True, "y": 1}, {"t": "c", "x": "0", "y": 0.0})
+    made = labelled(several, text="t", label="x + y")
+    assert [example.labels for example in made] == [("x",), ("x", "y"), ()]
+    assert all(example.multi for example in made)
+    with pytest.raises(DataError, match=r"train\.jsonl:2: column 'x \+ y' must be 0 or 1 in each of the columns"):
+        labelled(rows({"t": "a", "x": 1, "y": 0}, {"t": "b", "x": 1, "y": 2}), text="t", label="x + y")
+
+
 def test_a_list_of_labels_that_was_written_as_text_is_a_list():
     found = labelled(
         rows(

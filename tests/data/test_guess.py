@@ -32,6 +32,11 @@ def rows(count: int = 12, **columns: object) -> list[Row]:
         ({"Q": LONG, "A": LONG}, "instruct", {"prompt": "Q", "answer": "A"}),
         ({"term": "entropy", "meaning": LONG}, "instruct", {"prompt": "term", "answer": "meaning"}),
         ({"word": "x", "gloss": LONG, "field": ["a", "b"]}, "classify", {"text": "gloss", "label": "field"}),
+        (
+            {"comment": LONG, "toxic": [0, 1, 0], "insult": [0, 0, 1], "threat": [1, 0, 0]},
+            "classify",
+            {"text": "comment", "label": "toxic + insult + threat"},
+        ),
         ({"title": ["too hot"], "body": LONG, "queue": ["a", "b"]}, "classify", {"text": "body", "label": "queue"}),
         ({"text": LONG, "department": ["a", "b"]}, "classify", {"text": "text", "label": "department"}),
         ({"note": LONG, "stars": [1, 5], "shop": ["a", "b"]}, "classify", {"text": "note", "label": "stars"}),

@@ -11,7 +11,7 @@ from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, text_of
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
-from tunesmith.data.schema.cells import cell, has_column
+from tunesmith.data.schema.cells import cell, has_column, label_cell
 from tunesmith.data.schema.values import label_items
 from tunesmith.data.schema.winner import side as better_side
 from tunesmith.data.tokenization.messages import ROLES, joined, turns_in
@@ -88,7 +88,7 @@ def _plain(row: Row, column: str) -> View:
 
 def _labelled(row: Row, columns: Mapping[str, str]) -> View:
     text = _text(cell(row, columns["text"]))
-    items = label_items(cell(row, columns["label"]))
+    items = label_items(label_cell(row, columns["label"]))
     labels = tuple((as_word(item) or "").strip() for item in items)
     if not text.strip():
         return View(text, " ".join(labels), labels, "empty", "blank text")

@@ -11,7 +11,7 @@ from typing import TypeVar
 from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, Text, UnpairedPreference
 from tunesmith.data.readers.row import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, lists_answers
-from tunesmith.data.schema.cells import cell, has_column
+from tunesmith.data.schema.cells import PLUS, cell, has_column, label_cell
 from tunesmith.data.schema.choices import FROM_ZERO, Positions, choices_of, named_choice, positions_in
 from tunesmith.data.schema.values import is_array, is_nothing, label_items, label_separator, listed
 from tunesmith.data.text.words import folded
@@ -71,7 +71,7 @@ def labelled(
     """
     need(rows, text, label, group)
     separator = label_separator(rows, label, known)
-    multi = bool(separator) or any(label_items(value := cell(row, label)) != [value] for row in rows)
+    multi = bool(separator) or any(label_items(value := label_cell(row, label)) != [value] for row in rows)
 
     def parse(row: Row) -> LabelledText:
         labels = _labels(row, label, separator)
@@ -244,7 +244,9 @@ def _optional(row: Row, column: str) -> str:
 
 
 def _labels(row: Row, column: str, separator: str = "") -> tuple[str, ...]:
-    value = cell(row, column)
+    value = label_cell(row, column)
+    if value is None and PLUS in column and column not in row.fields:
+        raise row_error(row, column, "must be 0 or 1 in each of the columns")
     if separator and isinstance(value, str):
         value = [part for part in map(str.strip, value.split(separator)) if part]
     if is_array(value):

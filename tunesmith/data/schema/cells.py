@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from tunesmith.data.readers.row import Row, as_word
 
 PLUS = " + "
+FLAGS = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
 
 
 def cell(row: Row, column: str) -> object:
@@ -25,6 +26,28 @@ def cell(row: Row, column: str) -> object:
         words = {name: as_word(value) or ("" if value is None else str(value)) for name, value in values.items()}
         return "\n".join(f"{name}: {word.strip()}" for name, word in words.items() if word.strip())
     return row.fields.get(column)
+
+
+def label_cell(row: Row, column: str) -> object:
+    """Return the label of a row: the value of a column, or the names of those joined columns whose value is 1.
+
+    Args:
+        row: the row.
+        column: see `cell`; joined columns have one label each, with 1 or true in the rows that have it.
+
+    Returns:
+        The value; a list of labels for joined columns; None if one of them has another value than 0 or 1.
+    """
+    if PLUS not in column or column in row.fields:
+        return cell(row, column)
+    names = [name.strip() for name in column.split(PLUS)]
+    flags = [FLAGS.get((as_word(cell(row, name)) or "").strip().lower()) for name in names]
+    return None if None in flags else [name for name, flag in zip(names, flags, strict=True) if flag]
+
+
+def is_flag(word: str) -> bool:
+    """Return whether a value, as a word, tells if a row has a label."""
+    return word.strip().lower() in FLAGS
 
 
 def has_column(rows: Sequence[Row], column: str) -> bool:

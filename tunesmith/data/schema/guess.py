@@ -10,6 +10,7 @@ import yaml
 
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.ambiguous import ANSWER_WORDS, THUMB_WORDS, asked, unclear, unjudged
+from tunesmith.data.schema.cells import PLUS, is_flag
 from tunesmith.data.schema.columns import NOTED, Column, columns_held, ignored_columns, left_over, named
 
 # Words in column names of texts and labels, in addition to the known formats.
@@ -28,6 +29,7 @@ BETTER = ("chosen", "better", "good", "preferred", "accepted", "winner")
 WORSE = ("rejected", "worse", "bad", "dispreferred", "loser")
 LONGEST_TEXT = 100  # median words; longer texts are documents
 FEWEST_WORDS = 2  # median words of a text
+FEWEST_FLAGS = 3  # columns of 0 and 1 that are one label each
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ def _guess(rows: Sequence[Row]) -> Guess | None:
             return Guess("preference", {**pair, "label": thumb.name})
         return None if unjudged(rows, read=pair.values()) else Guess("instruct", pair)
     candidates = [column for column in labels if not column.called & NOTED]
+    if flags := _flags(candidates, texts):
+        return flags
     label = named(labels, LABEL_WORDS) or min(candidates, key=lambda column: column.values, default=None)
     long = [column for column in texts if column is not label and column.words >= FEWEST_WORDS]
     varied = [column for column in long if not column.few] or long
@@ -101,6 +105,17 @@ def _guess(rows: Sequence[Row]) -> Guess | None:
         return None
     others = tuple(column.name for column in labels if column not in (label, text) and _in_words(column))
     return Guess("classify", {"text": text.name, "label": label.name}, other_labels=others)
+
+
+def _flags(candidates: Sequence[Column], texts: Sequence[Column]) -> Guess | None:
+    """Return a guess of several labels, one column of 0 and 1 each, where no other column can be a label."""
+    long = [column for column in texts if not column.few and column.words >= FEWEST_WORDS]
+    text = named(long, TEXT_WORDS) or max(long, key=lambda column: column.words, default=None)
+    if text is None or len(candidates) < FEWEST_FLAGS or named(candidates, LABEL_WORDS):
+        return None
+    if not all(is_flag(value) for column in candidates for value in column.distinct):
+        return None
+    return Guess("classify", {"text": text.name, "label": PLUS.join(column.name for column in candidates)})
 
 
 def _in_words(column: Column) -> bool:
