@@ -363,7 +363,7 @@ def _training(model: str, rows: int, reasons: dict[str, str]) -> dict[str, Any]:
 
     from tunesmith.data.cpu_count import cores
 
-    machine = f"this machine has {cores()} core{"s" * (cores() > 1)} and no GPU"
+    machine = f"this machine has {cores()} core{'s' * (cores() > 1)} and no GPU"
     if torch.cuda.is_available():
         machine = f"this machine has a GPU ({torch.cuda.get_device_name()})"
     rank = next((rank for most, rank in RANKS if rows <= most), 32)
