@@ -11,7 +11,7 @@ import pytest
 from tunesmith.data.audit.chunks import head
 from tunesmith.data.examples.parsers import texts
 from tunesmith.data.readers.document_folder import passed_over
-from tunesmith.data.readers.read import notes_of, read_rows
+from tunesmith.data.readers.read import notes_of, read_file, read_rows
 from tunesmith.data.readers.row import Row, as_word, keep
 from tunesmith.data.splits.load import Sources, load
 from tunesmith.errors import DataError
@@ -395,6 +395,18 @@ def test_a_link_that_leads_nowhere_is_told_as_one(tmp_path):
     (tmp_path / "a.jsonl").symlink_to("gone.jsonl")
     with pytest.raises(DataError, match=r"it is a broken link to 'gone\.jsonl'"):
         read_rows(tmp_path / "a.jsonl")
+
+
+def test_subfolders_of_documents_are_a_column_that_may_be_the_label(tmp_path):
+    for name in ("bills", "letters"):
+        for number in range(3):
+            (tmp_path / "mail" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "mail" / name / f"{number}.txt").write_text(f"{name} number {number}", encoding="utf-8")
+    file = read_file(tmp_path / "mail")
+    assert [row.fields["folder"] for row in file.rows] == ["bills"] * 3 + ["letters"] * 3
+    assert "to predict them: --set 'objective={kind: classify, text: text, label: folder}'" in file.notes[0]
+    (tmp_path / "mail" / "readme.txt").write_text("what this is", encoding="utf-8")
+    assert "folder" not in read_rows(tmp_path / "mail")[0].fields
 
 
 def test_of_a_folder_of_documents_what_is_not_read_is_told(tmp_path):

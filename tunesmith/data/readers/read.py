@@ -131,7 +131,7 @@ def _joined(text: TextFile, note: str) -> str:
 
 def _folder(folder: Path) -> RowFile:
     """Load a folder of documents; raise DataError that names its files of rows if it has nothing else."""
-    from tunesmith.data.readers.document_folder import passed_over, read_folder
+    from tunesmith.data.readers.document_folder import folders_of, passed_over, read_folder
 
     try:
         rows = read_folder(folder)
@@ -139,7 +139,7 @@ def _folder(folder: Path) -> RowFile:
         if "no documents found" not in str(error) or not (files := _row_files(folder, whole=True)):
             raise
         raise DataError(f"{folder}: expected a file, got a folder; give one of its files: {files}") from error
-    return RowFile(rows, tuple(filter(None, [passed_over(str(folder))])))
+    return RowFile(rows, tuple(filter(None, [passed_over(str(folder)), folders_of(rows)])))
 
 
 def _from_hub(source: str, *, offline: bool) -> list[Row]:
