@@ -46,7 +46,7 @@ def label_cell(row: Row, column: str) -> object:
 
 
 def is_flag(word: str) -> bool:
-    """Return whether a value, as a word, tells if a row has a label."""
+    """Return whether a value, as a word, is 0 or 1, true or false."""
     return word.strip().lower() in FLAGS
 
 
