@@ -13,7 +13,6 @@ from tunesmith.data.files import is_there
 from tunesmith.data.readers.row import Row, refuse
 from tunesmith.progress import track
 
-
 FILES_A_FOLDER = 3  # at least, for subfolders to be labels
 
 
