@@ -100,9 +100,12 @@ def test_the_last_answers_thoughts_are_learned_as_the_template_writes_them(said:
     assert learned("qwen3", [ASK, Message("assistant", said)]) == "<think>\neasy\n</think>\n\nParis.<|im_end|>"
 
 
-def test_the_thoughts_of_earlier_answers_are_dropped_and_their_words_learned():
+def test_thoughts_of_earlier_answers_are_learned_in_rows_of_their_own_and_dropped_from_later_ones():
     chat = turns("hi", "<think>\nhm\n</think>\n\nYes", "and?", "<think>\nso\n</think>\n\nNo")
-    assert learned("qwen3", chat) == "Yes<|im_end|><think>\nso\n</think>\n\nNo<|im_end|>"
+    rows = template("qwen3").rows(chat)
+    taught = [text("qwen3", [i for i, learn in zip(row.ids, row.learn, strict=True) if learn]) for row in rows]
+    assert taught == ["<think>\nhm\n</think>\n\nYes<|im_end|>", "<think>\nso\n</think>\n\nNo<|im_end|>"]
+    assert "hm" not in text("qwen3", rows[1].ids)
 
 
 # ------------------------------------------------------------------ begin, end, special tokens

@@ -96,6 +96,7 @@ class Batch:
     targets: Tensor  # [M] int64, the learned ids
     row_ids: Tensor  # [M] int64, the row of each learned id
     tokens: int  # tokens of all rows in full, as a user counts them
+    weights: Tensor | None = None  # [M] float, factor of the loss of each learned id; None: 1 for all
     labels: Tensor | None = None  # [E, K] float, the label of each example
     reference: Tensor | None = None  # [B] float, log p of each row's learned ids under the reference model, nats
     group_size: int = 1  # rows per example: the two completions of a pair are adjacent
@@ -104,6 +105,11 @@ class Batch:
     rollout: Rollout | None = None  # records of sampled completions
     task: str = ""  # name of the task, in multitask runs
     loss_weight: float = 1.0  # factor of the loss: the weight of the task within a step
+
+    @property
+    def units(self) -> float:
+        """Sum of the weights of the learned ids: their number M if no weight is set."""
+        return len(self.targets) if self.weights is None else float(self.weights.sum())
 
     @property
     def rows(self) -> int:
@@ -137,6 +143,7 @@ class Batch:
             prev_index=self.prev_index.to(device),
             targets=self.targets.to(device),
             row_ids=self.row_ids.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
             labels=None if self.labels is None else self.labels.to(device),
             reference=None if self.reference is None else self.reference.to(device),
         )
@@ -207,6 +214,7 @@ def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tu
     # The first id of a row has no previous state that could predict it.
     learned = [(row, i) for row, tokens in enumerate(sequences) for i, learn in enumerate(tokens.learn) if learn and i]
     longest = max(map(len, paths))
+    weights = [sequences[row].weights[i] if sequences[row].weights else 1.0 for row, i in learned]
     return Batch(
         ids=torch.tensor(ids),
         positions=torch.tensor(positions),
@@ -216,6 +224,7 @@ def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tu
         targets=torch.tensor([sequences[row].ids[i] for row, i in learned], dtype=torch.int64),
         row_ids=torch.tensor([row for row, _ in learned], dtype=torch.int64),
         tokens=sum(len(tokens.ids) for tokens in sequences),
+        weights=torch.tensor(weights) if any(tokens.weights for tokens in sequences) else None,
         labels=torch.tensor(labels) if labels[0] else None,
     )
 

@@ -167,8 +167,11 @@ class Policy:
         return self.states(batch).index_select(0, batch.prev_index)
 
     def sum_nll(self, batch: Batch) -> Tensor:
-        """Compute the sum of -log p over the learned ids of a batch, a scalar in nats."""
-        return self.words.sum_nll(self.learned(batch), batch.targets)
+        """Compute the sum of -log p over the learned ids of a batch, each times its weight, a scalar in nats."""
+        states = self.learned(batch)
+        if batch.weights is None:
+            return self.words.sum_nll(states, batch.targets)
+        return -(self.words.logprobs(states, batch.targets) * batch.weights).sum()
 
     def logprobs(self, batch: Batch) -> Tensor:
         """Compute log p of each row's learned ids together, [B], nats."""

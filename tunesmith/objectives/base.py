@@ -32,7 +32,7 @@ class Loss:
     """
 
     total: Tensor  # scalar
-    units: int
+    units: float
     metrics: StepMetrics = field(default_factory=dict)
 
 
@@ -55,8 +55,11 @@ class Learner(ABC):
         return list(batches)
 
     @abstractmethod
-    def units(self, batch: Batch) -> int:
-        """Return the number of units that the loss of a prepared batch sums over: learned tokens, rows or pairs."""
+    def units(self, batch: Batch) -> float:
+        """Return the number of units that the loss of a prepared batch sums over: learned tokens, rows or pairs.
+
+        Units with a weight count by it, so that the loss of a step is a weighted mean.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch, policy: Policy) -> Loss:
@@ -190,6 +193,18 @@ class Objective(BaseModel, ABC):
     def fixed_tokens(self, template: Template) -> int:
         """Return the tokens of a row that are the same in every row, such as the question about a text."""
         return 0
+
+    def template_notes(self, examples: Sequence[Example], template: Template) -> list[str]:
+        """Return notes on how the template of the model treats the rows, such as thoughts that it cannot write.
+
+        Args:
+            examples: the training rows.
+            template: tokenizer and chat template.
+
+        Raises:
+            DataError: the template cannot write what the objective or a row asks for.
+        """
+        return []
 
     def prompt_templates(self, family: str) -> tuple[str, ...]:
         """Return the prompt templates tried on the base model; the best one on validation is the base's score.

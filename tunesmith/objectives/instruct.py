@@ -14,8 +14,9 @@ from tunesmith.data.readers.row import Row, columns_of, file_of, missing_column,
 from tunesmith.data.schema.accepted import UNANSWERABLE
 from tunesmith.data.schema.columns import beside
 from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
-from tunesmith.data.tokenization.chat_template import Encoded, Template
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
+from tunesmith.data.tokenization.thinking import Mode
 from tunesmith.errors import DataError
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tunesmith.models.policy import Policy
 
 # Prompt templates that ask the base model for the answer alone; the best one on validation is the score of the base.
+# Treatments of thoughts for which the template must write some.
+RENDERED = ("learn", "mask", "keep")
 PLAIN_WORDINGS = ("", "Reply with the answer only.", "Answer in one short line.")
 
 
@@ -45,12 +48,19 @@ class Instruct(Objective, Learner):
     answer: str = Field("", description="column with the reference answer, or a list of accepted ones; empty: detected")
     unanswerable: str = Field(UNANSWERABLE, min_length=1, description="answer of rows with an empty list of answers")
     messages: str = Field("", description="column with whole chats, instead of prompt and answer")
+    thoughts: str = Field("", description="column with the thoughts before the answer; empty: detected")
+    thinking: Mode = Field(
+        "auto",
+        description="thoughts of the rows: learn, mask (learn only the answer), drop, or keep the model's own where "
+        "rows have none; auto: learn, or drop if the chat template has none",
+    )
     tools: str = Field("", description="column with the tools that a chat may call; empty: `tools`, if there is one")
     instruction: str = Field("", description="text put before every prompt")
     metric: Literal["rouge_l", "exact_match", "contains", "chrf", "tool_calls"] = Field(
         "rouge_l", description="headline score of the answers"
     )
     max_new_tokens: int = Field(0, ge=0, description="longest answer, in tokens; 0: from the training answers")
+    max_thinking_tokens: int = Field(512, ge=16, description="longest thoughts that the model writes, in tokens")
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of prompt, answer or messages, and of system prompt and tools if there are any."""
@@ -58,7 +68,8 @@ class Instruct(Objective, Learner):
             refuse([missing_column(rows, self.tools)])
         optional = beside(rows, {self.messages, self.prompt, self.answer}, system=SYSTEMS, tools=TOOLS)
         optional |= {"tools": self.tools} if self.tools else {}
-        parts = {"context": self.context, "choices": self.choices} if not self.messages else {}
+        parts = {"context": self.context, "choices": self.choices, "thoughts": self.thoughts}
+        parts = {} if self.messages else parts
         optional |= {role: column for role, column in parts.items() if column}
         if self.messages:
             return {"messages": self.messages, **optional}
@@ -81,7 +92,7 @@ class Instruct(Objective, Learner):
         for chat in chats(
             rows, columns=columns, instruction=self.instruction, group=group, unanswerable=self.unanswerable
         ):
-            last = max(i for i, message in enumerate(chat.messages) if message.role == "assistant")
+            last = max(i for i, m in enumerate(chat.messages) if m.role == "assistant" and m.weight)
             chat = replace(chat, messages=chat.messages[: last + 1])
             calls = [i for i, message in enumerate(chat.messages) if message.calling]
             if calls and self.metric == "tool_calls":  # the reference answer is the last call
@@ -117,26 +128,73 @@ class Instruct(Objective, Learner):
         """Return the messages before the reference answer."""
         return asked(example, wording)
 
+    def template_notes(self, examples: Sequence[Example], template: Template) -> list[str]:
+        """Return how the thoughts of the rows are treated; raise DataError if the template cannot write them."""
+        chats = [example for example in examples if isinstance(example, Chat)]
+        having = [chat for chat in chats if has_thoughts(chat)]
+        modes = [self.mode_of(chat) for chat in chats]
+        asking = next((chat for chat, mode in zip(chats, modes, strict=True) if mode in RENDERED), None)
+        if asking is not None and not template.thinks:
+            where = f"{asking.where}: thinking" if asking.thinking else "objective.thinking"
+            raise DataError(
+                f"{where}: {self.mode_of(asking)}, but the chat template of this model neither renders nor switches "
+                "thoughts; use thinking: drop, or a model that thinks"
+            )
+        if not having:
+            return []
+        count = f"thoughts of {len(having)} of {len(chats)} rows"
+        dropped = [chat for chat in having if self.mode_of(chat) == "drop" or not template.thinks]
+        if len(dropped) == len(having):
+            why = "objective.thinking" if template.thinks else "the chat template of this model has none"
+            return [f"{count} are dropped: {why}"]
+        masked = sum(self.mode_of(chat) == "mask" for chat in having)
+        rest = "; the other rows with thinking off" * (len(having) < len(chats))
+        others = f", {masked} of them masked" * bool(masked) + f", {len(dropped)} of them dropped" * bool(dropped)
+        return [f"{count} are trained with thinking on{others}{rest}"]
+
+    def mode_of(self, chat: Chat) -> str:
+        """Return the treatment of the thoughts of a row: its own, or that of the recipe."""
+        return chat.thinking or self.thinking
+
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
-        """Encode the chat; its longest prompt is shortened if it does not fit, and then the end is cut off."""
+        """Encode the chat up to its last answer, as the last row of `encode_all`."""
+        return self.encode_all(example, template, limit=limit)[-1]
+
+    def encode_all(self, example: Example, template: Template, *, limit: int) -> list[Encoded]:
+        """Encode the chat as one row, or one per turn if turns have thoughts (`Template.rows`).
+
+        The longest prompt is shortened if the chat does not fit, and then the end is cut off. Thoughts are never cut:
+        a row whose thoughts do not fit is not learned, because it would teach to think without an end.
+        """
         assert isinstance(example, Chat)
-        messages, shortened = template.fit(example.messages, limit)
-        tokens = template.chat(messages)
-        if len(tokens.ids) > limit:
-            tokens, shortened = type(tokens)(tokens.ids[:limit], tokens.learn[:limit]), True
-        return Encoded((tokens,), example.where, shortened=shortened)
+        mode = self.mode_of(example)
+        thinking = None if mode != "drop" and template.thinks else False
+        messages, shortened = template.fit(example.messages, limit, thinking=thinking)
+        rows = []
+        for tokens in template.rows(messages, thinking=thinking, learn_thoughts=mode != "mask"):
+            cut = len(tokens.ids) > limit
+            learned = tokens.cut(limit) if cut else tokens
+            if cut and thinking is None and has_thoughts(example):
+                learned = Tokens.of(learned.ids)
+            rows.append(Encoded((learned,), example.where, shortened=shortened or cut))
+        return rows
 
     def make_learner(self) -> Learner:
         """Return the objective itself."""
         return self
 
-    def units(self, batch: Batch) -> int:
-        """Return the number of learned tokens."""
-        return len(batch.targets)
+    def units(self, batch: Batch) -> float:
+        """Return the number of learned tokens, each counted by its weight."""
+        return batch.units
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
-        """Compute the negative log-likelihood of the learned tokens, summed over the batch in nats."""
+        """Compute the negative log-likelihood of the learned tokens times their weights, summed, in nats."""
         return Loss(policy.sum_nll(batch), self.units(batch))
+
+
+def has_thoughts(chat: Chat) -> bool:
+    """Return whether any learned answer of a chat has thoughts."""
+    return any(message.thoughts and message.weight for message in chat.messages if message.role == "assistant")
 
 
 def completion_budget(answers: Sequence[str]) -> int:

@@ -223,7 +223,7 @@ class MultitaskLearner(Learner):
         The training loop divides the sum of all losses by the sum of all units. The weight of a task's batch is
         therefore (all units / units of the task) * (weight of the task / sum of weights).
         """
-        units: dict[str, int] = {}
+        units: dict[str, float] = {}
         for batch in batches:
             units[batch.task] = units.get(batch.task, 0) + self.units(batch)
         weights = self.objective.task_weights
@@ -246,7 +246,7 @@ class MultitaskLearner(Learner):
                 prepared[index] = batch
         return prepared
 
-    def units(self, batch: Batch) -> int:
+    def units(self, batch: Batch) -> float:
         """Return the units of the batch, as its task counts them."""
         return self.learners[batch.task].units(batch)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.schema.columns import beside
 from tunesmith.data.schema.formats import SYSTEMS, detect
 from tunesmith.data.tokenization.chat_template import Template, Tokens
-from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.messages import Message, separated
 from tunesmith.errors import DataError
 
 
@@ -28,6 +29,18 @@ def preference_columns(rows: Sequence[Row], named: Mapping[str, str]) -> Mapping
             f"objective.rejected, or tune with objective: {detected.objective}"
         )
     return {**detected.columns, **named}
+
+
+def check_thoughts(where: str, completions: Sequence[str], template: Template) -> None:
+    """Check that all completions of a row have thoughts, or none: with thinking on, a prompt differs.
+
+    Raises:
+        DataError: only some have thoughts, and the template of the model writes them.
+    """
+    thinking = {bool(separated(Message("assistant", completion)).thoughts) for completion in completions}
+    if template.thinks and len(thinking) > 1:
+        fix = "give both or neither of them thoughts, or drop the row"
+        raise DataError(f"{where}: only one of chosen and rejected has thoughts; {fix}")
 
 
 def encode_completions(
@@ -51,11 +64,10 @@ def encode_completions(
         key=lambda text: len(template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
     )
     fitted, shortened = template.fit([*prompt, Message("assistant", longest)], limit)
-    start = len(template.prompt(fitted[:-1]))
+    context = [replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in fitted[:-1]]
     sequences = []
     for completion in completions:
-        tokens = template.chat([*fitted[:-1], Message("assistant", completion)])
-        learn = [learned and index >= start for index, learned in enumerate(tokens.learn)]
-        sequences.append(Tokens(tokens.ids[:limit], learn[:limit]))
+        tokens = template.chat([*context, Message("assistant", completion)])
+        sequences.append(tokens.cut(limit))
         shortened |= len(tokens.ids) > limit
     return sequences, shortened

@@ -19,7 +19,7 @@ from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.errors import DataError
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 from tunesmith.objectives.instruct import completion_budget
-from tunesmith.objectives.pair_encoding import encode_completions, preference_columns
+from tunesmith.objectives.pair_encoding import check_thoughts, encode_completions, preference_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,6 +123,7 @@ class Preference(Objective):
             completions, cuts, good = [example.chosen, example.rejected], [*example.cut], [1.0, 0.0]
         else:
             completions, cuts, good = [example.answer], [example.cut], [float(example.good)]
+        check_thoughts(example.where, completions, template)
         rows, shortened = encode_completions(example.prompt, completions, template, limit=limit)
         rows = [_without_end(row, template) if cut else row for row, cut in zip(rows, cuts, strict=True)]
         return Encoded(tuple(rows), example.where, label=tuple(good), shortened=shortened)

@@ -17,7 +17,7 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.errors import DataError
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
-from tunesmith.objectives.pair_encoding import encode_completions, preference_columns
+from tunesmith.objectives.pair_encoding import check_thoughts, encode_completions, preference_columns
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,6 +78,7 @@ class Reward(Objective, Learner):
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """Encode the chosen and the rejected completion after their prompt; the label is the margin."""
         assert isinstance(example, Pair)
+        check_thoughts(example.where, (example.chosen, example.rejected), template)
         rows, shortened = self.read(example.prompt, (example.chosen, example.rejected), template, limit=limit)
         return Encoded(tuple(rows), example.where, label=(example.margin,), shortened=shortened)
 

@@ -299,7 +299,7 @@ def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Ba
     Returns:
         Loss per unit (a token or a row, see `Learner.units`), and metrics averaged over the step.
     """
-    units = max(1, sum(learner.units(batch) for batch in prepared))
+    units = sum(learner.units(batch) for batch in prepared) or 1
     total = 0.0
     metrics = list[StepMetrics]()
     for batch in prepared:

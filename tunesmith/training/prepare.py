@@ -186,6 +186,7 @@ def _encode_task(recipe: Recipe, loaded: DatasetSplits, base: Base, machine: Cho
     check_pair(recipe, base.family)
     template = Template(base.tokenizer, chat=base.family == "decoder")
     check_max_length(recipe, template)
+    notes = recipe.objective.template_notes(split.train, template)
     limit = recipe.data.max_tokens
     train = encode_all(recipe.objective, split.train, template, limit=limit)
     validation = encode_all(recipe.objective, split.validation, template, limit=limit)
@@ -201,7 +202,7 @@ def _encode_task(recipe: Recipe, loaded: DatasetSplits, base: Base, machine: Cho
         truncated=tuple(row.where for row in train if row.shortened),
         zero_label=tuple(row.where for row in train if not _is_learned(row)),
         sha256=dict(loaded.sha256),
-        notes=(*split.notes, *([] if split.test else [NO_TEST_ROWS])),
+        notes=(*split.notes, *notes, *([] if split.test else [NO_TEST_ROWS])),
     )
     if not split.test and not split.validation:
         raise Refused(f"{recipe.data.train}: no held-out rows to score; set data.test or data.validation")

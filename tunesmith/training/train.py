@@ -315,13 +315,13 @@ def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) ->
             labels = torch.cat([batch.labels.argmax(dim=1) for batch in rows if batch.labels is not None]).numpy()
             temperature = calibration.fit_temperature(logits, labels)
             return calibration.nll(calibration.softmax(logits, temperature=temperature), labels)
-        total, units = 0.0, 0
+        total, units = 0.0, 0.0
         prepared = prepare_batches(policy, learner, track(batches.all(), "preparing validation", unit="batches"))
         for batch in track(prepared, "validating", unit="rows", size=lambda batch: batch.examples):
             result = learner.loss(batch, policy)
             total += float(result.total)
             units += result.units
-        return total / max(1, units)
+        return total / (units or 1)
 
     def halve() -> bool:
         if not batches.halve_all():

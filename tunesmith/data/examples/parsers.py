@@ -20,12 +20,14 @@ from tunesmith.data.tokenization.messages import (  # re-exported: part of the p
     check_order,
     instructed,
     refuse_unlearned,
+    separated,
     short,
     turn_of,
     turns_in,
     unworded,
     whole,
 )
+from tunesmith.data.tokenization.thinking import MODES
 from tunesmith.data.tokenization.tool_calls import read_tools
 from tunesmith.errors import DataError, RowError
 
@@ -34,7 +36,7 @@ E = TypeVar("E")
 FEWEST_CONTEXTS = 10
 DIALOGUES = ("messages", "conversations")
 DIALOGUE_PARTS = {*DIALOGUES, "system", "tools"}
-PAIR_PARTS = {"prompt", "context", "choices", "answer", "input", "history", "system", "tools"}
+PAIR_PARTS = {"prompt", "context", "choices", "answer", "input", "history", "system", "tools", "thoughts"}
 
 
 def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
@@ -93,7 +95,8 @@ def chats(
     Args:
         rows: rows of one file.
         columns: {"messages": ...}, {"conversations": ...} or {"prompt": ..., "answer": ...}; optionally `system` and
-            `tools`, and with a prompt `context`, `input` and `history`. An answer may be a list of accepted ones.
+            `tools`, and with a prompt `context`, `input`, `history` and `thoughts`. An answer may be a list of accepted
+            ones. The key `thinking` of a row, if it is one of `MODES`, says what happens to its thoughts.
         instruction: text before the first user turn.
         group: column with the source of a row; may be empty. Without one, rows with the same context are a group.
         unanswerable: answer of a row whose list of accepted answers is empty.
@@ -131,6 +134,7 @@ def chats(
             turns = [*asked(row, columns, read=turns_of), *turns_of(row, columns["answer"], "assistant")]
         if not dialogue:
             check_order(turns, row.where)
+            turns = _with_thoughts(turns, row, columns.get("thoughts", ""))
         turns = with_system(turns, row, columns.get("system", ""))
         tools = read_tools(cell(row, columns.get("tools", "")), row.where)
         # If the chat offers no tools, an answer of plain JSON is not a call.
@@ -138,9 +142,23 @@ def chats(
         if tools:
             turns = [replace(turns[0], tools=tools), *turns[1:]]
         source = _digest(_optional(row, by_context)) if by_context else group_of(row, group)
-        return Chat(row.where, tuple(instructed(turns, instruction)), source, accepted=accepted)
+        mode = row.fields.get("thinking")
+        thinking = mode if isinstance(mode, str) and mode in MODES else ""
+        return Chat(row.where, tuple(instructed(turns, instruction)), source, accepted=accepted, thinking=thinking)
 
     return parsed(rows, parse)
+
+
+def _with_thoughts(turns: Sequence[Message], row: Row, column: str) -> list[Message]:
+    """Return the turns of a prompt and its answer with thoughts apart; the last answer gets those of the column."""
+    separate = [separated(turn) for turn in turns]
+    thoughts = _optional(row, column).strip()
+    last = separate[-1]
+    if last.role == "assistant":
+        if thoughts and thoughts not in MODES and not last.thoughts:
+            separate[-1] = replace(last, thoughts=thoughts)
+        refuse_unlearned(separate[-1], row.where)
+    return separate
 
 
 def with_system(turns: Sequence[Message], row: Row, column: str) -> list[Message]:
@@ -316,13 +334,16 @@ def _dialogue(row: Row, column: str) -> list[Message]:
         raise row_error(row, column, "must be a list of turns")
     turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(items, 1)]
     check_order(turns, row.where)
+    turns = [separated(turn) for turn in turns]
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and (turn.content.strip() or turn.calls)]
     if not answers:
         raise DataError(f"{row.where}: no assistant turn with content; add the answer or drop the row")
+    if not any(turns[i].weight for i in answers):
+        raise DataError(f"{row.where}: all answers are excluded from training; include one, or drop the row")
     end = answers[-1] + 1
-    for number, (item, turn) in enumerate(zip(items[:end], turns, strict=False), 1):
+    for number, turn in enumerate(turns[:end], 1):
         if turn.role == "assistant":
-            refuse_unlearned(item, turn, f"{row.where}: turn {number}")
+            refuse_unlearned(turn, f"{row.where}: turn {number}")
     # Turns after the last answer are not trained on; an empty answer among them is dropped.
     turns = turns[:end] + [turn for turn in turns[end:] if turn.role != "assistant"]
     return turns if turns[0].content.strip() else turns[1:]

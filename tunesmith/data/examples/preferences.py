@@ -13,7 +13,7 @@ from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.cells import cell
 from tunesmith.data.schema.values import thumb_of
 from tunesmith.data.schema.winner import side
-from tunesmith.data.tokenization.messages import Message, check_order, instructed, turns_in
+from tunesmith.data.tokenization.messages import Message, check_order, instructed, turns_in, with_thoughts
 from tunesmith.errors import DataError
 
 # Turns in one text, as in Anthropic's HH-RLHF files.
@@ -142,7 +142,7 @@ def _answer(row: Row, column: str, prompt: Sequence[Message]) -> tuple[list[Mess
         fix = "make them equal, or remove one of them"
         raise DataError(f"{row.where}: the prompt differs from the turns before the answer in {column!r}; {fix}")
     check_order([*answered, last], row.where)
-    return answered, last.content
+    return answered, with_thoughts(last)
 
 
 def _together(before: Sequence[Message], prompt: Sequence[Message]) -> list[Message] | None:

@@ -40,6 +40,7 @@ class Chat:
         group: source of the row.
         reference_index: index of the reference answer; the number of messages if the chat ends with the prompt.
         accepted: all accepted answers of a row that lists them, empty if the question has no answer; else None.
+        thinking: one of `thinking.MODES`, what happens to the thoughts of this row; empty: what the recipe names.
     """
 
     where: str
@@ -47,6 +48,7 @@ class Chat:
     group: str = ""
     reference_index: int = -1
     accepted: tuple[str, ...] | None = None
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from tunesmith.data.schema.values import (
 )
 from tunesmith.data.schema.winner import side
 from tunesmith.data.text.language import language_of_name, language_of_texts
+from tunesmith.data.tokenization.thinking import MODES
 from tunesmith.errors import DataError, UnsettledError
 
 # From FEW values on, a column whose values are mostly distinct (above CLASSES) holds names or sentences, not labels.
@@ -43,6 +44,7 @@ SYSTEMS = ("system", "system_prompt")
 INPUTS = ("input", "context", "passage")
 TOOLS = ("tools", "functions")
 ASKED = ("prompt", "question", "instruction", "query", "input")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts")
 THUMBS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto_tag", "desirable", "liked")
 ANSWERS = ("output", "response", "completion", "answer")
 PAIRS = (
@@ -105,6 +107,7 @@ PARTS = {
     "messages": "turns by role and content",
     "conversations": "turns by from and value",
     "tools": "available tools",
+    "thoughts": "thoughts before the answer",
     "chosen": "preferred answer",
     "rejected": "other answer",
     "margin": "preference margin",
@@ -155,7 +158,7 @@ def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
     sample = _Sample(rows[:LOOKED_AT])
     match = next(filter(None, (detector(sample) for detector in DETECTORS)), None)
     if match is not None:
-        match = replace(match, ignored=left_over(rows, match.columns.values()))
+        match = replace(match, ignored=left_over(rows, [*match.columns.values(), *sample.modes()]))
         judged = match.objective == "instruct" and "choices" not in match.columns
         if learned and judged and (problem := unjudged(rows, read=match.columns.values())):
             raise UnsettledError(problem)
@@ -276,6 +279,16 @@ class _Sample:
         column = self.names.get("history")
         return {"history": column} if column and any(map(listed, self.values(column))) else {}
 
+    def modes(self) -> list[str]:
+        """Return the column whose values say what happens to the thoughts of each row, if there is one."""
+        return [name for name in ("thinking",) if self.share(name, lambda value: value in MODES)]
+
+    def thoughts(self) -> dict[str, str]:
+        """Return the column with the thoughts before the answer, if there is one; it may be blank in any row."""
+        found = (self.names[name] for name in THOUGHTS if name in self.names and self.names[name] not in self.modes())
+        column = next((c for c in found if self.share(c, is_text) and self.share(c, may_be_text) >= ENOUGH), "")
+        return {"thoughts": column} if column else {}
+
     def optional(self, **parts: Sequence[str]) -> dict[str, str]:
         """Return columns that may be blank in most rows: the name alone decides."""
         columns = {
@@ -362,7 +375,8 @@ def _alpaca(sample: _Sample) -> Format | None:
     if prompt is None or answer is None:
         return None
     extra = sample.optional(input=INPUTS, system=SYSTEMS, tools=TOOLS)
-    return Format("alpaca", "instruct", {"prompt": prompt, **extra, **sample.history(), "answer": answer})
+    extra |= {**sample.history(), **sample.thoughts()}
+    return Format("alpaca", "instruct", {"prompt": prompt, **extra, "answer": answer})
 
 
 def _prompt_completion(sample: _Sample) -> Format | None:
@@ -370,7 +384,7 @@ def _prompt_completion(sample: _Sample) -> Format | None:
         prompt, answer = sample.column([prompt_name], is_answer), sample.answers([answer_name])
         if prompt is None or answer is None:
             continue
-        extra = sample.optional(system=SYSTEMS, tools=TOOLS) | sample.history()
+        extra = sample.optional(system=SYSTEMS, tools=TOOLS) | sample.history() | sample.thoughts()
         if sample.lists([answer_name]):
             passage = sample.column(PASSAGES, may_be_text)
             passages = {"context": passage} if passage else {}
@@ -427,7 +441,7 @@ def _choices(sample: _Sample) -> Format | None:
         return None
     passage = sample.column(PASSAGES, may_be_text)
     passages = {"context": passage} if passage else {}
-    parts = {**passages, "prompt": prompt, "choices": columns, "answer": answer}
+    parts = {**passages, **sample.thoughts(), "prompt": prompt, "choices": columns, "answer": answer}
     return Format("multiple_choice", "instruct", parts, {"metric": "exact_match"})
 
 

@@ -1,19 +1,20 @@
 """Chats and texts as token ids: a tokenizer with its chat template, and the tokens that are learned.
 
-A template without tool support gets tool offers, calls and results as plain text in the Hermes format.
+A template without tool support gets tool offers, calls and results as plain text in the Hermes format. Thoughts are
+rendered by the template, or put together from the texts that `thinking.find_format` found in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.messages import Message, separated
+from tunesmith.data.tokenization.thinking import Switch, ThoughtFormat, find_format
 from tunesmith.data.tokenization.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
 from tunesmith.data.tokenization.tool_calls import Call, as_words, calls_in
 from tunesmith.errors import TemplateError
@@ -44,7 +45,7 @@ def in_words(messages: Sequence[Message]) -> list[Message]:
                 rendered[-1] = replace(rendered[-1], content=f"{rendered[-1].content}\n{result}")
                 continue
             message, content = replace(message, role="user"), result
-        rendered.append(Message(message.role, content))
+        rendered.append(replace(message, content=content, calls=(), tools=""))
     return rendered
 
 
@@ -56,8 +57,8 @@ TOOL_PROBE = (
     Message("assistant", "zq"),
 )
 TOOL_WORDS = ("zqtool", "zqresult")
-# White space, and thoughts if there are any, between the generation prompt and an answer.
-THOUGHTS = re.compile(r"\s*(<think>.*</think>\s*)?", re.DOTALL)
+# Keys of a message that are not for the template.
+OURS = ("tools", "thoughts", "weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,12 @@ class Tokens:
     Attributes:
         ids: token ids, [T].
         learn: whether each id is a target of the loss, [T].
+        weights: factor of the loss of each id, [T]; empty: 1 for all.
     """
 
     ids: list[int]
     learn: list[bool]
+    weights: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, prompt: Sequence[int], answer: Sequence[int] = ()) -> Tokens:
@@ -86,6 +89,19 @@ class Tokens:
     def learned(self) -> int:
         """Number of learned tokens."""
         return sum(self.learn)
+
+    def cut(self, limit: int) -> Tokens:
+        """Return the first `limit` tokens."""
+        return Tokens(self.ids[:limit], self.learn[:limit], self.weights[:limit])
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A range of characters that is learned, with the weight of its loss."""
+
+    start: int
+    end: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +157,10 @@ class Template:
         self._bos = leading_bos(tokenizer)
         self._behind = frame(tokenizer)[1]
         self.chats = chat
-        self._lead, self._end = self._find_end() if chat else ("", "")
+        self._lead = self._end = self._tail = ""
+        self._composes = False
+        if chat:
+            self._find_end()
         self.end_ids = self._close() if chat else []
         eos = tokenizer.eos_token_id
         # Generation stops at these ids.
@@ -166,30 +185,142 @@ class Template:
         """
         return ids if len(ids) <= limit else [*ids[: limit - len(self._behind)], *self._behind]
 
-    def chat(self, messages: Sequence[Message]) -> Tokens:
-        """Encode a chat. Assistant turns and their end tokens are learned, nothing else."""
-        full, spans = self._learned(self._ready(messages))
-        ids, offsets = self._encode(full)
-        return Tokens(ids, [any(a < end and b > start for start, end in spans) for a, b in offsets])
+    @cached_property
+    def thought_format(self) -> ThoughtFormat | None:
+        """How the template writes thoughts; None if it neither renders nor switches them."""
+        return find_format(self._render_probe, self.source) if self.chats else None
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Encode the messages and the generation prompt, after which the assistant answers."""
-        return self._encode(self._render(self._ready(messages), answer=True))[0]
+    @property
+    def thinks(self) -> bool:
+        """Whether the template renders or switches thoughts."""
+        return self.thought_format is not None
+
+    @property
+    def switch(self) -> Switch:
+        """The variable by which the template switches thoughts; empty if there is none."""
+        return self.thought_format.switch if self.thought_format else ""
+
+    def opens(self, *, thinking: bool | None = None) -> bool:
+        """Return whether `prompt` opens the block of thoughts itself, the `open` of `split_thoughts`."""
+        return bool(thinking and self.thought_format and self.thought_format.opened)
+
+    def chat(self, messages: Sequence[Message], *, thinking: bool | None = None, learn_thoughts: bool = True) -> Tokens:
+        """Encode a chat. Assistant turns and their end tokens are learned, as far as their weight is not 0.
+
+        With thinking, only the last turn is learned, because templates drop the thoughts of earlier ones: `rows`
+        encodes every turn.
+
+        Args:
+            messages: the chat.
+            thinking: whether the last turn is an answer with thoughts; None: if it has some.
+            learn_thoughts: learn the thoughts too, not only the answer behind them.
+
+        Raises:
+            TemplateError: a turn cannot be located in the rendered chat, or the template knows no thoughts.
+        """
+        messages = self._separated(messages)
+        if thinking is None:
+            thinking = self.thinks and bool(messages[-1].thoughts)
+        text, spans = self._learned(self._ready(messages), thinking=thinking, learn_thoughts=learn_thoughts)
+        ids, offsets = self._encode(text)
+        weights = [
+            next((span.weight for span in spans if start < span.end and end > span.start), 0.0)
+            for start, end in offsets
+        ]
+        plain = all(span.weight == 1 for span in spans)
+        return Tokens(ids, [weight > 0 for weight in weights], [] if plain else weights)
+
+    def rows(
+        self, messages: Sequence[Message], *, thinking: bool | None = None, learn_thoughts: bool = True
+    ) -> list[Tokens]:
+        """Encode a chat so that every learned turn reads like a generated one: as one sequence, or one per turn.
+
+        A turn with thoughts needs a sequence of its own, which ends with it: as a part of the history it would be
+        written without them, and the model would learn to answer without thinking where thinking is on.
+
+        Args:
+            messages: the chat.
+            thinking: False ignores all thoughts; otherwise turns with thoughts are rendered with them.
+            learn_thoughts: learn the thoughts too, not only the answers behind them.
+
+        Returns:
+            Sequences whose learned tokens are those of the assistant.
+        """
+        messages = self._separated(messages)
+        if thinking is False or not self.thinks:
+            messages = [replace(message, thoughts="") for message in messages]
+        learned = [i for i, message in enumerate(messages) if message.role == "assistant" and message.weight]
+        if not any(messages[i].thoughts for i in learned):
+            try:
+                return [self.chat(messages, thinking=False)]
+            except TemplateError:
+                if not self.thinks or len(learned) < 2:
+                    raise
+        context = [replace(m, weight=0.0) if m.role == "assistant" else m for m in messages]
+        return [
+            self.chat([*context[:i], messages[i]], thinking=bool(messages[i].thoughts), learn_thoughts=learn_thoughts)
+            for i in learned
+        ]
+
+    def prompt(
+        self, messages: Sequence[Message], *, thinking: bool | None = None, effort: str = "", thoughts: str = ""
+    ) -> list[int]:
+        """Encode the messages and the generation prompt, after which the assistant answers.
+
+        Args:
+            messages: a chat that ends with the prompt.
+            thinking: whether the model thinks first; None is off.
+            effort: with the switch `reasoning_effort`, its value: low, medium or high.
+            thoughts: thoughts that are finished already, so that the answer follows.
+
+        Raises:
+            TemplateError: thinking is asked for, and the template knows none.
+        """
+        clean = self._ready(self._separated(messages))
+        text = self._prompt_text(clean, thinking=bool(thinking), effort=effort)
+        if thoughts:
+            form = self._thinking_format()
+            text += form.begin + self._clean_thoughts(thoughts) + form.between
+        return self._encode(text)[0]
+
+    def split_thoughts(self, text: str, *, open: bool) -> tuple[str, str]:  # the documented name
+        """Split a completion into thoughts and answer.
+
+        Args:
+            text: the completion with its marks, as `decode_thinking` returns it.
+            open: whether the prompt had opened the block of thoughts (`opens`).
+
+        Returns:
+            Thoughts and answer. Unfinished thoughts have an empty answer.
+        """
+        form = self.thought_format
+        return ("", text.strip()) if form is None else form.split(text, open=open, tail=self._tail)
+
+    def decode_thinking(self, ids: Sequence[int]) -> str:
+        """Decode a completion for `split_thoughts`: without special tokens except the marks of thoughts."""
+        form = self.thought_format
+        marks = "" if form is None else form.begin + form.between + form.opening + self._tail
+        if self._special is None or not self._special.search(marks):
+            return self.decode(ids)
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+        return self._special.sub(lambda match: match[0] if match[0] in marks else "", text)
 
     def answer(self, messages: Sequence[Message], text: str) -> list[int]:
         """Encode one answer to `messages`, without the end of the turn."""
-        tokens = self.chat([*messages, Message("assistant", text)])
+        tokens = self.chat([*messages, Message("assistant", text)], thinking=False)
         start = len(self.prompt(messages))
         return tokens.ids[start : start + sum(tokens.learn[start:]) - len(self.end_ids)]
 
-    def fit(self, messages: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
+    def fit(
+        self, messages: Sequence[Message], limit: int, *, thinking: bool | None = None
+    ) -> tuple[list[Message], bool]:
         """Shorten messages to `limit` tokens; return them and whether one was shortened.
 
         The longest turn that is not an assistant turn is cut at its end, so that answers stay complete. Messages that
-        end with a prompt are counted with the generation prompt.
+        end with a prompt are counted with the generation prompt, for this position of the thinking switch.
         """
         fitted, shortened = list(messages), False
-        while (over := self._length(fitted) - limit) > 0:
+        while (over := self._length(fitted, thinking=thinking) - limit) > 0:
             prompts = [index for index, message in enumerate(fitted) if message.role != "assistant"]
             if not prompts:
                 break
@@ -208,9 +339,13 @@ class Template:
             text = short
         return list(ask(text))
 
-    def _length(self, messages: Sequence[Message]) -> int:
+    def _length(self, messages: Sequence[Message], *, thinking: bool | None = None) -> int:
         """Return the number of tokens of a chat, or of a prompt if it does not end with an answer."""
-        return len(self._encode(self._render(self._ready(messages), answer=messages[-1].role != "assistant"))[0])
+        if messages[-1].role != "assistant":
+            return len(self.prompt(messages, thinking=thinking))
+        messages = self._separated(messages)
+        thinking = self.thinks and bool(messages[-1].thoughts) and thinking is not False
+        return len(self._encode(self._chat_text(self._ready(messages), thinking=thinking))[0])
 
     def _cut(self, content: str, over: int) -> str:
         """Remove the last `over` tokens of a text, keeping at least its first character."""
@@ -224,6 +359,10 @@ class Template:
         """Decode ids without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def _separated(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the messages with the thoughts of assistant turns apart from their content, if there are thoughts."""
+        return [separated(message) for message in messages] if self.thinks else list(messages)
+
     def _ready(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Return messages for the template; tools become text if it does not support them as JSON."""
         tools = any(message.tools or message.calls for message in messages)
@@ -233,22 +372,91 @@ class Template:
     def _takes_tools(self) -> bool:
         """True if the template renders tools and results, and calls in a form that `calls_in` can parse."""
         try:
-            full, spans = self._learned([self._clean(message) for message in TOOL_PROBE])
+            full, spans = self._learned([self._clean(message) for message in TOOL_PROBE], thinking=False)
         except TemplateError:
             return False
         # Some templates write calls as XML, which can be neither scored nor served.
-        called = calls_in(full[slice(*spans[0])]) == [call.plain() for call in TOOL_PROBE[1].calls]
+        called = calls_in(full[spans[0].start : spans[0].end]) == [call.plain() for call in TOOL_PROBE[1].calls]
         return called and all(word in full for word in TOOL_WORDS)
 
-    def _learned(self, clean: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-        """Return the rendered chat and the character range of each assistant turn."""
-        full = self._render(clean)
-        return full, [self._span(clean, i, full) for i, message in enumerate(clean) if message["role"] == "assistant"]
+    def _learned(
+        self, clean: Sequence[Mapping[str, Any]], *, thinking: bool, learn_thoughts: bool = True
+    ) -> tuple[str, list[_Span]]:
+        """Return the rendered chat and the learned ranges of its characters, one per assistant turn."""
+        full = self._chat_text(clean, thinking=thinking)
+        last = len(clean) - 1
+        if thinking:
+            start = len(self._prompt_text(clean[:last], thinking=True))
+            end = len(full) if "tool_calls" in clean[last] else start + len(self._body(clean[last], thinking=True))
+            start += 0 if learn_thoughts else len(self._thoughts_text(clean[last]))
+            return full, [_Span(start, end, clean[last]["weight"])]
+        return full, [
+            _Span(*self._located(clean, i, full), message["weight"])
+            for i, message in enumerate(clean)
+            if message["role"] == "assistant" and message["weight"]
+        ]
+
+    def _chat_text(self, clean: Sequence[Mapping[str, Any]], *, thinking: bool) -> str:
+        """Return the rendered chat; its last answer is put together here if the template does not append it so.
+
+        Templates that write the history differently (DeepSeek, harmony), or end a turn with the beginning of the next
+        one (GLM), do not.
+        """
+        last = clean[-1]
+        full = self._render(clean, thinking=thinking)
+        if last["role"] != "assistant" or (not thinking and not self._composes):
+            return full
+        before = self._prompt_text(clean[:-1], thinking=thinking)
+        if "tool_calls" in last:
+            begin = before + self._thoughts_text(last).rstrip() if thinking else before
+            if full.startswith(begin) and full.rstrip().endswith(self._end):
+                return full.rstrip()
+            raise TemplateError(
+                "chat template: writes no tool call behind thoughts; set thinking: drop for rows with tool calls"
+            )
+        text = before + self._body(last, thinking=thinking)
+        return full if full.startswith(text) else text
+
+    def _body(self, message: Mapping[str, Any], *, thinking: bool) -> str:
+        """Return the text that the model writes behind the generation prompt, without tool calls."""
+        lead = self._thoughts_text(message) if thinking else self._lead
+        return f"{lead}{message['content']}{self._end}"
+
+    def _thoughts_text(self, message: Mapping[str, Any]) -> str:
+        form = self._thinking_format()
+        return form.begin + str(message["thoughts"]) + form.between
+
+    def _prompt_text(self, clean: Sequence[Mapping[str, Any]], *, thinking: bool, effort: str = "") -> str:
+        """Return the rendered messages and the generation prompt."""
+        if thinking:
+            self._thinking_format()
+        text = self._render(clean, answer=True, thinking=thinking, effort=effort)
+        return text if thinking else text + self._tail
+
+    def _thinking_format(self) -> ThoughtFormat:
+        if self.thought_format is None:
+            raise TemplateError(
+                "thinking: the chat template of this model has no thoughts; leave the switch out, set thinking: drop, "
+                "or use a model that thinks"
+            )
+        return self.thought_format
+
+    def _clean_thoughts(self, thoughts: str) -> str:
+        """Return thoughts without space around them and with everything broken up that could end them."""
+        return self._thinking_format().harmless(self.harmless(thoughts.strip()))
 
     def _clean(self, message: Message) -> dict[str, Any]:
         """Return the message with special tokens in its text broken up, so that text cannot end a turn."""
         text = message.content.strip() if message.role == "assistant" else message.content
-        fields: dict[str, Any] = {"role": message.role, "content": self.harmless(text)}
+        if message.role == "assistant" and self.thought_format is not None:
+            text = self.thought_format.harmless(text)
+        thoughts = self._clean_thoughts(message.thoughts) if message.thoughts and self.thinks else ""
+        fields: dict[str, Any] = {
+            "role": message.role,
+            "content": self.harmless(text),
+            "thoughts": thoughts,
+            "weight": message.weight,
+        }
         calls = [{"name": self.harmless(c.name), "arguments": self._json(c.arguments)} for c in message.calls]
         if calls:
             fields["tool_calls"] = [{"type": "function", "function": call} for call in calls]
@@ -266,16 +474,30 @@ class Template:
             return text
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False, think: bool = False) -> str:
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False, thinking: bool = False, effort: str = ""
+    ) -> str:
+        """Render messages with the thinking switch in one position."""
+        form = self.thought_format
+        variables: dict[str, object] = {"enable_thinking": thinking}
+        if form is not None:
+            variables |= form.variables(thinking=thinking, effort=effort)
+            if thinking:
+                messages = [form.put(message, message.get("thoughts", "")) for message in messages]
+        return self._render_probe(messages, answer, variables)
+
+    def _render_probe(
+        self, messages: Sequence[Mapping[str, Any]], answer: bool, variables: Mapping[str, object]
+    ) -> str:
+        """Render messages with variables of the template, as `thinking.Render`."""
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": answer, **variables}
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    [{key: value for key, value in message.items() if key != "tools"} for message in messages],
+                    [{key: value for key, value in message.items() if key not in OURS} for message in messages],
                     tools=messages[0].get("tools"),
                     chat_template=self.source,
-                    tokenize=False,
-                    add_generation_prompt=answer,
-                    enable_thinking=think,
+                    **options,
                 )
             )
         except Exception as error:  # a template is code from the model's files and may raise anything
@@ -285,44 +507,64 @@ class Template:
                 "drop the system turn or use a model whose template supports these roles"
             ) from error
 
-    def _span(self, clean: Sequence[Mapping[str, Any]], turn: int, full: str) -> tuple[int, int]:
-        """Return the character range of one assistant turn and its end marker in the rendered chat."""
+    def _located(self, clean: Sequence[Mapping[str, Any]], turn: int, full: str) -> tuple[int, int]:
+        """Return the character range of one assistant turn without thoughts and its end in the rendered chat."""
         # The format of calls is up to the template, so only the end of such a turn can be located.
         upto = self._render(clean[: turn + 1]).rstrip() if "tool_calls" in clean[turn] else ""
-        content = clean[turn]["content"]
-        body = self._lead + content + self._end
-        # Templates with thinking format thoughts in their own way, and drop them from earlier turns.
-        answer = content.rpartition("</think>")[2].strip() + self._end
-        for think in (False, True):
-            start = len(prefix := self._render(clean[:turn], answer=True, think=think))
+        body = self._lead + clean[turn]["content"] + self._end
+        prompts = [self._prompt_text(clean[:turn], thinking=False)]
+        if self.thinks:  # the history is written without the empty block of a prompt
+            prompts.append(self._prompt_text(clean[:turn], thinking=True))
+        for prefix in prompts:
+            start = len(prefix)
             if not full.startswith(prefix):
                 continue
             if upto and full.startswith(upto) and upto.endswith(self._end):
                 return start, len(upto)
             if not upto and full.startswith(body, start):
                 return start, start + len(body)
-            index = full.find(answer, start) if "</think>" in content else -1
-            if index >= 0 and THOUGHTS.fullmatch(full, start, index):
-                return start, index + len(answer)
         raise TemplateError(
             f"chat template: turn {turn + 1} cannot be located in the rendered chat because the template "
             "rewrites earlier turns; use one that appends"
         )
 
-    def _find_end(self) -> tuple[str, str]:
-        """Return the whitespace before an assistant's content and the text that ends its turn, from a probe chat."""
+    def _find_end(self) -> None:
+        """Find the texts around an assistant's answer in probe chats without thoughts.
+
+        Sets `_lead`, white space before the content that is learned with it; `_end`, the text that ends a turn;
+        `_tail`, further text before the content, which becomes part of the prompt; and `_composes`, whether the
+        template writes the last answer otherwise than behind its prompt.
+        """
         prompt = [{"role": "user", "content": "q"}]
         prefix = self._render(prompt, answer=True)
-        full = self._render([*prompt, {"role": "assistant", "content": "zq"}])
+        turns = [*prompt, {"role": "assistant", "content": "zq"}]
+        full = self._render(turns)
         lead, content, end = full.removeprefix(prefix).partition("zq")
-        if not full.startswith(prefix) or not content or lead.strip():
+        form = self.thought_format
+        if not full.startswith(prefix) and form is not None and form.opened and "zq" in full:
+            lead, end = form.between, full.rpartition("zq")[2]
+            self._composes = True
+        elif not full.startswith(prefix) or not content or (lead.strip() and form is None):
             raise TemplateError("chat template: the answer does not follow its prompt; use a template that appends")
+        if lead.strip():
+            self._tail, lead = lead, ""
         if not end.strip():
+            end = self._end_of_next(turns, prefix)
+            self._composes = True
+        self._lead, self._end = lead, end.rstrip()
+
+    def _end_of_next(self, turns: Sequence[Mapping[str, Any]], prefix: str) -> str:
+        """Return the special token that opens only the user's next turn, for turns without an end of their own."""
+        more = self._render([*turns, {"role": "user", "content": "zr"}])
+        after = more.rpartition("zq")[2].lstrip()
+        opened = self._special.match(after) if self._special else None
+        unasked = self._render(turns[:1])
+        if opened is None or opened[0] in prefix.removeprefix(unasked):
             raise TemplateError(
                 "chat template: assistant turns have no end marker, so the model could not learn to stop; "
                 "add the end token after the assistant's content"
             )
-        return lead, end.rstrip()
+        return opened[0]
 
     def _close(self) -> list[int]:
         """Return the ids of the text that ends a turn."""

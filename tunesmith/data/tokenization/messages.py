@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tunesmith.data.tokenization.thinking import FIELDS, THINK
 from tunesmith.data.tokenization.tool_calls import Call, as_words, calls_alone, calls_in, read_calls
 from tunesmith.errors import DataError
 
@@ -35,9 +37,8 @@ FOLLOWING = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
-# Keys by which other programs exclude an answer from the loss, values that include it, and keys of thoughts.
-LEARNED, WHOLE = ("weight", "train", "training", "loss"), ("1", "1.0", "True", "true", "None")
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+# Keys by which rows exclude an answer from the loss or weight it, and the words of such a key.
+LEARNED, WORDS = ("weight", "train", "training", "loss"), {"true": 1.0, "false": 0.0, "none": 1.0, "": 1.0}
 RESULT = "<tool_response>", "</tool_response>"
 # A list of turns in a table cell, as JSON or as a Python literal.
 LIST_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:.*\}\s*\]\s*""", re.DOTALL)
@@ -53,12 +54,16 @@ class Message:
         content: text of the turn.
         calls: tools that an assistant turn calls.
         tools: on the first turn of a chat, the tools that may be called, as JSON text.
+        thoughts: the thoughts of an assistant turn before its content; empty: it has none.
+        weight: factor of the loss of an assistant turn; 0: the turn is context and is not learned.
     """
 
     role: str
     content: str
     calls: tuple[Call, ...] = ()
     tools: str = ""
+    thoughts: str = ""
+    weight: float = 1.0
 
     @property
     def said(self) -> str:
@@ -131,20 +136,67 @@ def turn_of(item: object, where: str) -> Message:
     if not isinstance(content, str) or (role == "user" and not content.strip()):
         raise DataError(f"{where} ({role}): expected text, got {short(content)}; write the content as text")
     whole("".join(f"{call.name}{call.arguments}" for call in calls), where)
-    return Message(role, whole(content, where), calls)
+    turn = Message(role, whole(content, where), calls)
+    return (
+        replace(turn, thoughts=_thoughts_of(item, where), weight=_weight_of(item, where))
+        if role == "assistant"
+        else turn
+    )
 
 
-def refuse_unlearned(item: object, turn: Message, where: str) -> None:
-    """Raise DataError for an answer that would not be trained on as written."""
-    fields = item if isinstance(item, Mapping) else {}
-    if mark := next((name for name in LEARNED if str(fields.get(name)) not in WHOLE), ""):
-        fix = f"end the chat before this turn, or remove {mark}"
-        raise DataError(f"{where}: {mark} is {fields[mark]!r}, but all answers of a chat are trained in full; {fix}")
-    if name := next((name for name in THOUGHTS if fields.get(name)), ""):
-        fix = "move them into the content, or remove them"
-        raise DataError(f"{where}: thoughts in {name!r} would not be trained on; {fix}")
+def _thoughts_of(item: Mapping[str, object], where: str) -> str:
+    """Return the thoughts that a turn has under a key of their own; empty if there are none."""
+    name = next((name for name in FIELDS if item.get(name)), "")
+    thoughts = joined(item.get(name, ""))
+    if not isinstance(thoughts, str):
+        raise DataError(f"{where}: expected thoughts in {name!r} as text, got {short(thoughts)}; write them as text")
+    return whole(thoughts.strip(), where)
+
+
+def _weight_of(item: Mapping[str, object], where: str) -> float:
+    """Return the factor of the loss of an answer: 0 if the row excludes it."""
+    weight = 1.0
+    for name in LEARNED:
+        value = str(item.get(name, "")).strip().lower()
+        try:
+            factor = WORDS[value] if value in WORDS else float(value)
+        except ValueError:
+            factor = -1.0
+        if not 0 <= factor < math.inf:
+            raise DataError(f"{where}: expected {name} as true, false or a number >= 0, got {short(item[name])}; use 1")
+        weight *= factor
+    return weight
+
+
+def refuse_unlearned(turn: Message, where: str) -> None:
+    """Raise DataError for an answer that cannot be trained on as written: it is empty, or its thoughts have no end."""
+    if not turn.weight:
+        return
+    if turn.content.lstrip().startswith(THINK.opened):
+        fix = f"write {THINK.closed} and the answer behind them, or drop the row"
+        raise DataError(f"{where} (assistant): thoughts that do not end; {fix}")
     if not turn.content.strip() and not turn.calls:
-        raise DataError(f"{where} (assistant): empty answer; write the answer, or end the chat before this turn")
+        after = " after the thoughts" if turn.thoughts else ""
+        raise DataError(f"{where} (assistant): empty answer{after}; write the answer, or end the chat before this turn")
+
+
+def with_thoughts(turn: Message) -> str:
+    """Return the content of a turn with its thoughts in front, as a `<think>` block."""
+    return f"{THINK.begin}{turn.thoughts}{THINK.between}{turn.content}" if turn.thoughts else turn.content
+
+
+def separated(turn: Message) -> Message:
+    """Return an assistant turn with the thoughts at the beginning of its content apart from it; others unchanged.
+
+    Thoughts are a `<think>` block, which may lack its opening mark where the prompt of a model has written it.
+    """
+    if turn.role != "assistant" or turn.thoughts:
+        return turn
+    thoughts, closed, answer = turn.content.partition(THINK.closed)
+    before, opened, inner = thoughts.partition(THINK.opened)
+    if not closed or (opened and before.strip()):
+        return turn
+    return replace(turn, thoughts=(inner if opened else thoughts).strip(), content=answer.strip())
 
 
 def unworded(turn: Message, *, bare: bool) -> Message:

@@ -56,6 +56,7 @@ from tunesmith.report.schema import Report, read_report
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.mlm_head import train_mlm_head
 from tunesmith.training.multitask import single_task_contexts
+from tunesmith.training.own_thoughts import with_own_thoughts
 from tunesmith.training.prepare import TrainingContext, prepare
 from tunesmith.training.replay import with_replay
 from tunesmith.training.rewards import digests
@@ -161,6 +162,9 @@ def _results(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: Run
         folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
         save_recipe(recipe, folder.path / "recipe.yaml")
         prepared = with_contamination_check(prepared, on_event=on_event, offline=offline)
+    prepared = prepared.map_tasks(
+        lambda name, task: with_own_thoughts(task, task_dir(folder.path, name), on_event=on_event)
+    )
     prediction = _predict(prepared, folder.path, clock)
     if TEXTS in clock.names:
         clock.start(TEXTS)
