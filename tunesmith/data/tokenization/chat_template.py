@@ -187,12 +187,12 @@ class Template:
 
     @cached_property
     def thought_format(self) -> ThoughtFormat | None:
-        """How the template writes thoughts; None if it neither renders nor switches them."""
+        """Find how the template writes thoughts; None if it neither renders nor switches them."""
         return find_format(self._render_probe, self.source) if self.chats else None
 
     @property
     def thinks(self) -> bool:
-        """Whether the template renders or switches thoughts."""
+        """True if the template renders or switches thoughts."""
         return self.thought_format is not None
 
     @property

@@ -1,4 +1,4 @@
-"""How a chat template writes, opens and switches thoughts. Found by rendering probe chats, never by a model's name.
+"""The thoughts of a chat template: how it writes and switches them, found by rendering probe chats, not by a name.
 
 The texts of one answer, with G the generation prompt that the template renders for each position of the switch:
 
@@ -90,7 +90,7 @@ class ThoughtFormat:
 
     @property
     def opened(self) -> bool:
-        """Whether the generation prompt opens the block of thoughts itself."""
+        """True if the generation prompt opens the block of thoughts itself."""
         return not self.begin.strip()
 
     @property
