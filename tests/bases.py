@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
+from tests.tiny import ENCODERS, tiny_decoder, tiny_encoder
 from tunesmith.data.examples.types import Chat, LabelledText, Pair
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
@@ -46,7 +46,7 @@ ANSWERS = ("Paris.", "negative, they do not like it", "Yes", "A fox is quick")
 @cache
 def folder(kind: str) -> Path:
     """The folder of a tiny model, made once; no test may write into it."""
-    make = tiny_decoder if kind in DECODERS else tiny_encoder
+    make = tiny_encoder if kind in ENCODERS else tiny_decoder
     return make(Path(_ROOT.name) / kind, kind)
 
 
@@ -63,7 +63,7 @@ def base(kind: str, options: LoadOptions = AS_THEY_ARE) -> Base:
 @cache
 def template(kind: str) -> Template:
     """The chat format of a tiny decoder."""
-    return Template(base(kind).tokenizer, chat=kind in DECODERS)
+    return Template(base(kind).tokenizer, chat=kind not in ENCODERS)
 
 
 def policy(kind: str, technique: Technique | None = None, *, lively: float = 0.0) -> Policy:

@@ -85,8 +85,8 @@ BERT_ROLES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", 
 
 
 def tiny_decoder(folder: Path, kind: str = "llama") -> Path:
-    """The folder of a random decoder: llama, qwen3, gemma (Gemma 2), gemma3 or gpt2."""
-    return _save(folder, *DECODERS[kind]())
+    """The folder of a random decoder: llama, qwen3, gemma (Gemma 2), gemma3, gpt2, or one of `MIXTURES`."""
+    return _save(folder, *(DECODERS[kind]() if kind in DECODERS else _mixture(kind)))
 
 
 def tiny_encoder(folder: Path, kind: str = "bert") -> Path:
@@ -248,6 +248,13 @@ def _modernbert() -> PreTrainedConfig:
     return transformers.ModernBertConfig(**sizes, local_attention=16, layer_types=kinds)
 
 
+def _mixture(kind: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerFast]:
+    """A mixture of experts with the tokenizer of the tiny Llama."""
+    name, more = MIXTURES[kind]
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    return getattr(transformers, name)(**_sizes(**ids) | more), _llama()[1]
+
+
 def _save(
     folder: Path, config: PreTrainedConfig, words: PreTrainedTokenizerFast, auto: str = "AutoModelForCausalLM"
 ) -> Path:
@@ -268,6 +275,26 @@ DECODERS: dict[str, Callable[[], tuple[PreTrainedConfig, PreTrainedTokenizerFast
     "gemma3": _gemma3,
     "gpt2": _gpt2,
 }
+LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+# Configurations of mixtures of experts, and how they differ from a Llama's.
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("MixtralConfig", LOCAL_EXPERTS),
+    # The shared expert's inner width is the number of experts, so that its weights look like a router's.
+    "qwen2_moe": ("Qwen2MoeConfig", {**EXPERTS, "shared_expert_intermediate_size": 4}),
+    "qwen3_moe": ("Qwen3MoeConfig", EXPERTS),
+    "olmoe": ("OlmoeConfig", EXPERTS),
+    "granitemoe": ("GraniteMoeConfig", LOCAL_EXPERTS),
+    "gpt_oss": ("GptOssConfig", {**LOCAL_EXPERTS, "layer_types": ["sliding_attention", "full_attention"]}),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+            "topk_group": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_shared_experts": 1,
+        },
+    ),
+}  # fmt: skip
 ENCODERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "bert": _bert,
     "distilbert": _distilbert,

@@ -85,7 +85,7 @@ TOKENS_PER_PASS = 4096
 class Batch:
     """The rows of one micro-batch, packed as the module docstring shows.
 
-    A row's last learned id is only a target, so it is not among the N tokens.
+    A row's last learned id is only a target, so it is not among the N tokens unless the rows were packed whole.
     """
 
     ids: Tensor  # [N] int64
@@ -169,14 +169,16 @@ def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], tokens: int) ->
     return batches
 
 
-def collate(rows: Sequence[Encoded], *, share: bool = True) -> Batch:
+def collate(rows: Sequence[Encoded], *, share: bool = True, whole: bool = False) -> Batch:
     """Pack encoded examples into a batch.
 
     Args:
         rows: examples with the same number of sequences each (two for a preference pair).
         share: store prefixes that rows have in common once, where that saves time.
+        whole: run the tokens after which nothing is learned, too, as `pack` does.
     """
-    batch = pack([tokens for row in rows for tokens in row.sequences], share=share, labels=[row.label for row in rows])
+    sequences = [tokens for row in rows for tokens in row.sequences]
+    batch = pack(sequences, share=share, whole=whole, labels=[row.label for row in rows])
     reference = torch.tensor([value for row in rows for value in row.reference]) if rows[0].reference else None
     locations = tuple(row.where for row in rows)
     batch = replace(batch, reference=reference, group_size=len(rows[0].sequences), locations=locations)
@@ -188,15 +190,23 @@ def collate(rows: Sequence[Encoded], *, share: bool = True) -> Batch:
     return replace(batch, prev_index=batch.row_index[row_ids, positions], targets=targets, row_ids=row_ids)
 
 
-def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tuple[float, ...]] = ((),)) -> Batch:
+def pack(
+    sequences: Sequence[Tokens],
+    *,
+    share: bool = True,
+    whole: bool = False,
+    labels: Sequence[tuple[float, ...]] = ((),),
+) -> Batch:
     """Pack sequences into a batch, each as a row of its own.
 
     Args:
         sequences: token ids, and which of them are learned.
         share: store prefixes that rows have in common once, where that saves time.
+        whole: run the tokens after which nothing is learned, too: the load-balancing loss of a mixture of experts is
+            computed from every token of a row.
         labels: the K label values of each example; empty tuples for none.
     """
-    rows = [_Row.of(tokens) for tokens in sequences]
+    rows = [_Row.of(tokens, whole=whole) for tokens in sequences]
     if share:
         segments, chains = _share_prefixes(rows)
     else:
@@ -285,14 +295,17 @@ def halve(batch: Batch) -> list[Batch]:
 def _split_rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
     """Return each row as its prompt and its learned ids, which are its last ones."""
     ids = batch.ids.tolist()
-    completions = [list[int]() for _ in batch.row_index]
-    for row, target in zip(batch.row_ids.tolist(), batch.targets.tolist(), strict=True):
+    paths = [[i for i in path if i >= 0] for path in batch.row_index.tolist()]
+    completions = [list[int]() for _ in paths]
+    ends = [len(path) for path in paths]  # of the prompt
+    for row, previous, target in zip(
+        batch.row_ids.tolist(), batch.prev_index.tolist(), batch.targets.tolist(), strict=True
+    ):
+        if not completions[row]:
+            ends[row] = paths[row].index(previous) + 1
         completions[row].append(target)
-    rows = [[ids[i] for i in path if i >= 0] for path in batch.row_index.tolist()]
-    # The last learned id is not among the packed tokens: hence the + 1.
-    return [
-        (row[: len(row) + 1 - len(completion)], completion) for row, completion in zip(rows, completions, strict=True)
-    ]
+    prompts = [[ids[i] for i in path[:end]] for path, end in zip(paths, ends, strict=True)]
+    return list(zip(prompts, completions, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,11 +316,11 @@ class _Row:
     free: int
 
     @classmethod
-    def of(cls, tokens: Tokens) -> _Row:
+    def of(cls, tokens: Tokens, *, whole: bool) -> _Row:
         learned = [i for i, learn in enumerate(tokens.learn) if learn and i]
         if not learned:
             return cls(tokens.ids, len(tokens.ids))
-        return cls(tokens.ids[: learned[-1]], learned[0])
+        return cls(tokens.ids if whole else tokens.ids[: learned[-1]], learned[0])
 
     def common_end(self, other: _Row, start: int) -> int:
         """Return the position up to which two rows that are equal before `start` may run as one."""

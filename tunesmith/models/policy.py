@@ -20,6 +20,7 @@ from tunesmith.models.attention.soft_prompt import Virtual
 from tunesmith.models.batch import Batch
 from tunesmith.models.kernels import skinny_linear as thin
 from tunesmith.models.lm_head import LanguageHead
+from tunesmith.models.mixtures import RouterLoss
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class Policy:
     packs: bool = True  # packed attention works in this network; otherwise rows run padded
     autocast_dtype: torch.dtype | None = None  # autocast dtype of matrix products; parameters keep their own dtype
     virtual: Virtual | None = None  # tokens in front of every row; no states are returned for them
+    router_loss: RouterLoss | None = None  # in training: records what balances the routers of a mixture of experts
     weights: bool = True  # the trainable parameters are weights: they decay, and a head may use their learning rate
 
     @classmethod
@@ -81,10 +83,11 @@ class Policy:
 
     def states(self, batch: Batch) -> Tensor:
         """Compute the last hidden state of every packed token, [N, D]."""
-        if self.autocast_dtype is None:
-            return self._states(batch)
-        with self.autocast():
-            return self._states(batch).float()
+        with nullcontext() if self.router_loss is None else self.router_loss.record(batch):
+            if self.autocast_dtype is None:
+                return self._states(batch)
+            with self.autocast():
+                return self._states(batch).float()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which matrix products use the autocast dtype, if there is one."""

@@ -12,7 +12,9 @@ from tunesmith.techniques.base import width_rule
 from tunesmith.techniques.peft_base import Adapter, names_in, put_inside, unfit
 
 if TYPE_CHECKING:
+    from tunesmith.models.mixtures import Mixture
     from tunesmith.models.policy import Policy
+    from tunesmith.techniques.lora_targets import Targets
 
 
 class Lora(Adapter):
@@ -41,6 +43,13 @@ class Lora(Adapter):
     rslora: bool = Field(False, description="divide by the square root of the rank; more stable above rank 64")
     dora: bool = Field(False, description="learn direction and magnitude separately; slower")
     quantize: Literal["", "nf4"] = Field("", description="nf4: 4-bit base weights; less memory, more time")
+    experts: bool = Field(True, description="all-linear includes the experts of a mixture")
+    expert_rank: int = Field(
+        0, ge=0, le=1024, description="rank of each expert's update; 0: the rank divided by the experts of a token"
+    )
+    router: bool = Field(
+        False, description="all-linear includes the routers of a mixture; adds the load-balancing loss of its family"
+    )
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -61,25 +70,62 @@ class Lora(Adapter):
 
         Experts that share one parameter allow neither DoRA nor dropout.
         """
-        if self.targets != "all-linear":
-            return unfit(base, self.targets)
-        from tunesmith.models.loading.quantization import experts
+        from tunesmith.models.mixtures import find_mixture
 
-        if (self.dora or self.dropout) and experts(base):
+        mixture = find_mixture(base)
+        if self.router and mixture is None:
+            return "technique.router: this network has no router; leave it out"
+        if self.targets != "all-linear":
+            parts = () if mixture is None else (*mixture.experts, *mixture.routers)
+            if reason := unfit(base, self.targets, parameters=parts):
+                return reason
+        if mixture is not None and (self.dora or self.dropout) and self._within(base, mixture).parameters:
             key = "dora" if self.dora else "dropout"
-            return f"technique.{key}: PEFT does not support it for experts that share a parameter; leave it out"
+            fix = f"leave {key} out, or name technique.targets outside the experts"
+            return f"technique.{key}: PEFT does not support it for experts that share a parameter; {fix}"
         return ""
+
+    def _within(self, base: Any, mixture: Mixture) -> Targets:
+        """Return what is adapted in a mixture of experts."""
+        from tunesmith.techniques.lora_targets import mixture_targets
+
+        return mixture_targets(base, mixture, self.targets, experts=self.experts, router=self.router)
+
+    def _mixture_options(self, base: Any, mixture: Mixture, alpha: int) -> dict[str, Any]:
+        """Return the targets in a mixture of experts and their ranks, as options of PEFT's LoraConfig."""
+        within = self._within(base, mixture)
+        options: dict[str, Any] = {
+            "target_modules": list(within.modules),
+            "target_parameters": list(within.parameters) or None,
+        }
+        # A token passes through `per_token` experts: at this rank its update has the rank of a dense layer's.
+        rank = self.expert_rank or max(1, self.rank // mixture.per_token)
+        if not within.experts or rank == self.rank:
+            return options
+        # The rank of the experts is that of the configuration and all others are the exception: of a pattern that
+        # names only parameters, PEFT 0.21 warns that it matches no layer, although it uses it.
+        options |= {"r": rank, "lora_alpha": alpha if self.rslora else alpha * rank / self.rank}
+        others = "|".join((*within.modules, *(name for name in within.parameters if name not in within.experts)))
+        if others:
+            options |= {"rank_pattern": {others: self.rank}, "alpha_pattern": {others: alpha}}
+        return options
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Put updates into the base network; with the adapter disabled, the base computes exactly as before."""
         from peft import LoraConfig
 
+        from tunesmith.models.mixtures import find_mixture
+
+        # With rslora 8, whatever the rank: at rank 16 that gives the same scale, 2.
+        alpha = self.alpha or (8 if self.rslora else 2 * self.rank)
+        targets: dict[str, Any] = {
+            "target_modules": self.targets if isinstance(self.targets, str) else list(self.targets)
+        }
+        if (mixture := find_mixture(base)) is not None:
+            targets = self._mixture_options(base, mixture, alpha)
         config = LoraConfig(
-            r=self.rank,
-            # With rslora 8, whatever the rank: at rank 16 that gives the same scale, 2.
-            lora_alpha=self.alpha or (8 if self.rslora else 2 * self.rank),
+            **{"r": self.rank, "lora_alpha": alpha, **targets},
             lora_dropout=self.dropout,
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
             # Set only if there is a pooler: otherwise PEFT warns everyone who loads the adapter.
             exclude_modules=r".*pooler.*" if any("pooler" in name for name, _ in base.named_modules()) else None,
             use_rslora=self.rslora,

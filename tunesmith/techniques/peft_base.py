@@ -96,13 +96,14 @@ def reaches(name: str, targets: str | Sequence[str]) -> bool:
     return any(f".{name}".endswith(f".{part}") for part in targets)
 
 
-def unfit(base: Any, targets: str | Sequence[str], *, embeddings: bool = True) -> str:
+def unfit(base: Any, targets: str | Sequence[str], *, embeddings: bool = True, parameters: Sequence[str] = ()) -> str:
     """Return why these layers of a network cannot be adapted; empty if they can.
 
     Args:
         base: the base network.
         targets: as in `reaches`.
         embeddings: the technique can adapt embeddings and one-dimensional convolutions.
+        parameters: single parameters that it can adapt: experts and routers.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -118,10 +119,13 @@ def unfit(base: Any, targets: str | Sequence[str], *, embeddings: bool = True) -
     changeable = (nn.Linear, Conv1D, nn.Conv2d, nn.Conv3d, *((nn.Embedding, nn.Conv1d) if embeddings else ()))
     modules = {name: module for name, module in base.named_modules() if "pooler" not in name}
     layers = {name for name, module in modules.items() if isinstance(module, changeable)}
+    # The name of such a parameter stands for it, and the name of its module for all of them.
+    layers |= {*parameters, *(name.rpartition(".")[0] for name in parameters)}
+    modules |= dict.fromkeys(parameters)
     for part in parts:
         matches = [name for name in modules if reaches(name, part)]
         if not layers.intersection(matches):
-            available = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            available = ", ".join(sorted({name.rpartition(".")[2] for name in layers - {*parameters}}))
             what = f"matches {part!r}" if isinstance(part, str) else f"is called {''.join(part)!r}"
             return f"technique.targets: no layer {what}; use one of {available}"
         if other := [name for name in matches if name not in layers]:
@@ -131,7 +135,7 @@ def unfit(base: Any, targets: str | Sequence[str], *, embeddings: bool = True) -
     if outer is None or outer.weight is not inner.weight:
         return ""
     for name in layers:
-        if reaches(name, targets) and base.get_submodule(name) in (inner, outer):
+        if reaches(name, targets) and modules[name] in (inner, outer):
             return (
                 f"technique.targets: {name} shares its weight with the model's other embedding, so an adapter of "
                 "one of them could not be merged; leave it out, or use technique: full"

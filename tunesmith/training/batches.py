@@ -116,11 +116,11 @@ def tokens_of(recipe: Recipe) -> int:
     return TOKENS_PER_PASS if recipe.schedule.batch_tokens == "auto" else recipe.schedule.batch_tokens
 
 
-def batches_of(prepared: TrainingContext) -> Batches | MultitaskBatches:
-    """Return the training rows of a run as batches."""
+def batches_of(prepared: TrainingContext, *, whole: bool = False) -> Batches | MultitaskBatches:
+    """Return the training rows of a run as batches; `whole` as in `models.batch.pack`."""
     if SINGLE_TASK in prepared.tasks:
-        return Batches(prepared, prepared.train, prepared.general)
-    tasks = {name: Batches(task, task.train) for name, task in prepared.tasks.items()}
+        return Batches(prepared, prepared.train, prepared.general, whole=whole)
+    tasks = {name: Batches(task, task.train, whole=whole) for name, task in prepared.tasks.items()}
     return MultitaskBatches(prepared, tasks, tokens=tokens_of(prepared.recipe))
 
 
@@ -131,16 +131,23 @@ class Batches:
         prepared: the context of the task.
         rows: its training or validation rows.
         general: general rows of each epoch, which replace the last rows, for replay.
+        whole: run every token of a row, as `models.batch.pack` does.
     """
 
     def __init__(
-        self, prepared: TrainingContext, rows: Sequence[Encoded], general: Sequence[Sequence[Encoded]] = ()
+        self,
+        prepared: TrainingContext,
+        rows: Sequence[Encoded],
+        general: Sequence[Sequence[Encoded]] = (),
+        *,
+        whole: bool = False,
     ) -> None:
         recipe = prepared.recipe
         self._rows = rows
         self._general = general
         self._own = len(rows) - len(general[0]) if general else len(rows)  # rows that are the same in every epoch
         self._share = prepared.base.family == "decoder"
+        self._whole = whole
         self._masking = masking_of(recipe.objective, prepared.template, recipe.seed)
         # The longest row that any epoch has at an index, and the completions that are sampled for it.
         longest = [max(choices, key=lambda row: row.size) for choices in zip(*general, strict=True)]
@@ -161,7 +168,7 @@ class Batches:
             rows = [self._rows[i] for i in indices]
         if self._masking is not None:
             rows = [self._masking.hide(row, epoch) for row in rows]
-        return collate(rows, share=self._share)
+        return collate(rows, share=self._share, whole=self._whole)
 
     @property
     def steps_per_epoch(self) -> int:

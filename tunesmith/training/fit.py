@@ -16,7 +16,7 @@ from tunesmith.events import Resumed, StepFinished, Validated
 from tunesmith.models.batch import Batch, StepMetrics, halve, mean_metrics
 from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Learner
+from tunesmith.objectives.base import Learner, Loss
 from tunesmith.phases import phase
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
@@ -289,7 +289,8 @@ def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Ba
     """Run forward and backward on every micro-batch of one optimizer step and accumulate gradients.
 
     Losses are sums. Dividing by the units of all micro-batches makes the step independent of how it is cut
-    into micro-batches; a mean of means would overweight short rows (61 % gradient error on uneven rows).
+    into micro-batches; a mean of means would overweight short rows (61 % gradient error on uneven rows). The
+    load-balancing loss of a mixture of experts is the exception: it compares shares of the tokens of one micro-batch.
 
     Args:
         policy: the policy; gradients are added to its parameters.
@@ -307,11 +308,25 @@ def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Ba
         dropout = batch.reference is None and batch.rollout is None
         if policy.network.training is not dropout:
             policy.train(dropout)
-        loss = learner.loss(batch, policy)
+        loss = _loss(learner, batch, policy)
         (loss.total / units).backward()
         total += float(loss.total.detach())
         metrics.append(loss.metrics)
     return total / units, mean_metrics(metrics)
+
+
+def _loss(learner: Learner, batch: Batch, policy: Policy) -> Loss:
+    """Compute the summed loss of a batch, with the load-balancing loss of a mixture of experts if it is trained with.
+
+    That loss is per unit, as in transformers; a step's is the mean over its micro-batches, weighted by their units.
+    """
+    if policy.router_loss is None:
+        return learner.loss(batch, policy)
+    policy.router_loss.begin()
+    loss = learner.loss(batch, policy)
+    balance = policy.router_loss.value() * loss.units
+    metrics = {**loss.metrics, "router_loss": (float(balance.detach()), loss.units)}
+    return Loss(loss.total + balance, loss.units, metrics)
 
 
 def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> float:

@@ -30,6 +30,7 @@ from tunesmith.metrics import calibration
 from tunesmith.models.batch import Batch, collate, split_by_tokens
 from tunesmith.models.loading.checkpoint import find_folder
 from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW
+from tunesmith.models.mixtures import RouterLoss
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Rl
 from tunesmith.objectives.base import Learner
@@ -109,7 +110,7 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     if not prepared.validation:  # there may be validation rows, but none with a learned token
         plan = replace(plan, eval_steps=0)
-    batches = batches_of(prepared)
+    batches = batches_of(prepared, whole=policy.router_loss is not None)
     journal = Journal(out / "journal.jsonl")
     if find_folder(out / "checkpoints" / "last") is None:
         # Online RL samples its completions, so there are no rows to overfit.
@@ -159,6 +160,7 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
         callbacks.on_event(Note(notes[-1]))
     if objective.samples_completions:
         policy.head = None  # the value head of PPO; the model that answers does not use it
+    policy.router_loss = None
     policy.autocast_dtype = None  # answers are computed in full precision, here and wherever the run is loaded
     return TrainResult(policy, plan, state, probe, tuple(notes), read_task_metrics(journal, prepared))
 
@@ -195,6 +197,7 @@ def adapted_policy(prepared: TrainingContext) -> Policy:
         if head is not None and task.head is not None:
             head.load_state_dict(task.head)
     policy.autocast_dtype = autocast_dtype(prepared)
+    policy.router_loss = RouterLoss.of(policy.network)
     return policy
 
 

@@ -30,7 +30,6 @@ from tunesmith.models.kernels.multi_lora import share_parameters
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions
-from tunesmith.models.loading.quantization import experts
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct, Multitask
 from tunesmith.techniques import Full
@@ -174,9 +173,6 @@ class ModelRegistry:
             ground = SharedBase(replace(base, network=model.policy.network))
         else:
             ground = self._ground(about)
-            if experts(ground.base.network) and not about.technique.virtual_tokens():
-                fix = "merge it, or use `tunesmith ask`"
-                raise ModelError(f"{name}: adapters of a mixture of experts cannot be batched with others; {fix}")
             model = load_over_base(replace(ground.base, network=share_parameters(ground.base.network)), folder, about)
             drop_peft_wrappers(model.policy.network)
             model.policy.adapter = None  # it references the dropped wrappers and is only needed for saving

@@ -49,16 +49,21 @@ class _MixedLayer(nn.Module):
         self._lora_layers = tuple(lora.values())
         self._factors = _concatenate(self._lora_layers) if lora else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, ..., I] -> [B, ..., O]."""
-        out: Tensor = self.plain(x)
+    def forward(self, x: Tensor, *args: Tensor) -> Any:
+        """[B, ..., I] -> [B, ..., O].
+
+        Experts also take the experts of each row and their weights, and a router returns several tensors.
+        """
+        out: Any = self.plain(x, *args)
         if self._factors is not None:
             a, b = self._factors
             scales = self._route.scales(self._parts, x)
             out += F.linear(F.linear(x, a) * scales.view(len(x), *[1] * (x.dim() - 2), -1), b)
         for key, rows in self._route.rows:
             if key in self._others:
-                out[rows] = self._others[key](x[rows])
+                own = self._others[key](x[rows], *(arg[rows] for arg in args))
+                for part, own_part in zip(out, own, strict=True) if isinstance(out, tuple) else ((out, own),):
+                    part[rows] = own_part
         return out
 
     def take_apart(self) -> None:
