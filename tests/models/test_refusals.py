@@ -193,7 +193,7 @@ def test_an_encoder_decoder_is_refused_with_the_reason(folder: Path) -> None:
     ("config", "finding"),
     [
         ({"model_type": "vit"}, "neither a text decoder nor a text encoder"),
-        ({"model_type": "gemma3"}, "reads images or sound"),
+        ({"model_type": "chameleon"}, "reads images or sound in the same layers as text"),
         ({"model_type": "nonesuch"}, "does not support the model type 'nonesuch'"),
         ({}, "has no model_type"),
     ],

@@ -17,6 +17,7 @@ from tunesmith.inference.saved_model import load
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base, read_tokenizer
 from tunesmith.models.loading.locate import LoadOptions
+from tunesmith.models.loading.text_part import adapter_tree, share_head
 from tunesmith.models.loading.weight_files import PICKLES, read_json
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct
@@ -169,19 +170,21 @@ def _attach(found: ModelSource, base: Base) -> Policy:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{weights}: not a whole safetensors file ({error}); download it again") from error
     # Trainers that add tokens store the embedding in the adapter; the base gets its size.
-    embedding = base.network.get_input_embeddings()
-    name = next(name for name, module in base.network.named_modules() if module is embedding)
+    tree = adapter_tree(base.network)
+    embedding = tree.get_input_embeddings()
+    name = next(name for name, module in tree.named_modules() if module is embedding)
     rows = {shape[0] for key, shape in shapes.items() if key.endswith(f"{name.rpartition('.')[2]}.weight")}
     if rows and max(rows) != embedding.num_embeddings:
-        base.network.resize_token_embeddings(max(rows), mean_resizing=False)
+        tree.resize_token_embeddings(max(rows), mean_resizing=False)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            wrapped: Any = PeftModel.from_pretrained(base.network, str(found.folder))
+            wrapped: Any = PeftModel.from_pretrained(tree, str(found.folder))
     except Exception as error:  # an invalid third-party configuration can cause any exception in PEFT
         raise ModelError(f"{found.name}: does not fit {base.name} ({briefly(error)}); {_OTHER_BASE}") from error
     if any("missing adapter keys" in str(warning.message) for warning in caught):
         raise ModelError(f"{found.name}: does not fit {base.name}, some of its weights are missing; {_OTHER_BASE}")
+    share_head(base.network)
     policy = Policy.over(base.network, family=base.family, reference=wrapped.disable_adapter)
     policy.adapter = wrapped
     return policy

@@ -9,11 +9,13 @@ from transformers import CONFIG_MAPPING, DynamicCache
 from transformers import __version__ as transformers_version
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, briefly
 from tunesmith.models.loading.locate import ENCODERS, GENERATIVE_CLASSES, encoder_decoder
+from tunesmith.models.loading.text_part import text_config
 
 # Encoders that number positions from pad_token_id + 1, so the first rows of their position table are never used.
 PADDING_OFFSET = frozenset({"camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"})
@@ -67,6 +69,12 @@ def family_of(config: Mapping[str, Any], *, where: str) -> str:
         ModelError: for every other kind of network, with the reason.
     """
     kind = str(config.get("model_type") or "")
+    try:
+        text = text_config(config)
+    except Exception as error:  # a damaged configuration can make transformers raise anything
+        raise ModelError(f"{where}: config.json: {briefly(error)}; check or download it again") from error
+    if text is not None and text.model_type not in ENCODERS:
+        return "decoder"
     if config.get("is_encoder_decoder") or kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(encoder_decoder(kind, where=where))
     writer = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ""))
@@ -80,8 +88,10 @@ def family_of(config: Mapping[str, Any], *, where: str) -> str:
 def _unsupported_reason(kind: str, writer: str, config: Mapping[str, Any]) -> str:
     """Return why a network is neither a decoder nor an encoder, and what to choose instead."""
     if kind in CONFIG_MAPPING:
-        if writer:
-            return f"{kind} reads images or sound besides text; choose its text-only version"
+        if writer or kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
+            return (
+                f"{kind} reads images or sound in the same layers as text; choose a model with a text part of its own"
+            )
         return f"{kind} is neither a text decoder nor a text encoder; choose a model of the Llama or BERT kind"
     if config.get("auto_map"):
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tunesmith.models.loading.locate import MULTIMODAL_CLASSES
 from tunesmith.report.formatting import clean
 from tunesmith.report.run_data import RunData
 from tunesmith.report.schema import Report
@@ -98,9 +99,10 @@ def transformers_lines(run: RunData, *, base: str) -> list[str]:
 def _loading(run: RunData, base: str) -> list[str]:
     """Return imports, tokenizer and model; the base is quantized if the adapter was trained on quantized weights."""
     tokenizer = 'tokenizer = AutoTokenizer.from_pretrained("model")'
+    auto = _auto_class(run.folder / "model")
     if run.report.technique == "full":
-        model = 'model = AutoModelForCausalLM.from_pretrained("model")'
-        return ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", tokenizer, model]
+        model = f'model = {auto}.from_pretrained("model")'
+        return [f"from transformers import {auto}, AutoTokenizer", "", tokenizer, model]
     config: list[str] = []
     names = ""
     options = ""
@@ -116,13 +118,25 @@ def _loading(run: RunData, base: str) -> list[str]:
     return [
         *(["import torch"] if config else []),
         "from peft import PeftModel",
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer{names}",
+        f"from transformers import {auto}, AutoTokenizer{names}",
         "",
         tokenizer,
         *config,
-        f'base = AutoModelForCausalLM.from_pretrained("{base}"{options})  # the base it was tuned on',
+        f'base = {auto}.from_pretrained("{base}"{options})  # the base it was tuned on',
         'model = PeftModel.from_pretrained(base, "model")',
     ]
+
+
+def _auto_class(folder: Path) -> str:
+    """Return the automatic class of transformers that opens the base of an adapter, or the whole model, in a folder."""
+    names: list[str] = []
+    if (folder / "adapter_config.json").is_file():
+        mapping = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("auto_mapping") or {}
+        names = [str(mapping.get("base_model_class"))]
+    elif (folder / "config.json").is_file():
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    multimodal = any(name.endswith(MULTIMODAL_CLASSES) for name in names)
+    return "AutoModelForMultimodalLM" if multimodal else "AutoModelForCausalLM"
 
 
 def _inputs(run: RunData) -> list[str]:

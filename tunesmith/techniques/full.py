@@ -55,12 +55,15 @@ class Full(BaseModel):
         return policy
 
     def save(self, policy: Policy, folder: Path) -> None:
-        """Write a folder that transformers loads."""
+        """Write a folder that transformers loads; of a multimodal checkpoint, with its other towers."""
+        from tunesmith.models.loading.text_part import save_network
+
         with quiet():
-            policy.network.save_pretrained(folder)
+            save_network(policy.network, folder)
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
         """Load the saved weights in place of the base's. Raises CheckpointError if there are none."""
+        from tunesmith.models.loading.text_part import load_text_part, part_of
         from tunesmith.models.policy import Policy
 
         if not (folder / "model.safetensors").exists() and not list(folder.glob("model-*.safetensors")):
@@ -68,7 +71,11 @@ class Full(BaseModel):
                 f"{folder}: no model.safetensors in it; the run was not finished, run `tunesmith tune` again"
             )
         with quiet():
-            network = type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype).to(base.device).eval()
+            if part_of(base) is None:
+                network = type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype)
+            else:
+                network, _ = load_text_part(folder, where=str(folder), arguments={"dtype": base.dtype})
+            network.to(base.device).eval()
         return Policy.over(network, family=family, reference=_no_reference)
 
 

@@ -61,10 +61,8 @@ class Ia3(Adapter):
         """Put factors into the base network; with the adapter disabled, the base computes exactly as before."""
         from peft import IA3Config
 
-        layers = (self.targets, self.feedforward) if self.targets else LAYERS.get(base.config.model_type)
-        config = IA3Config()  # without names, PEFT uses its own for the family
-        if layers is not None:
-            config = IA3Config(target_modules=list(layers[0]), feedforward_modules=list(layers[1]))
+        scaled, feedforward = layers_of(self, base.config.model_type)
+        config = IA3Config(target_modules=list(scaled), feedforward_modules=list(feedforward))
         return self._policy(base, put_inside(base, config, targets=self.targets, fix="leave it out"), family)
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:

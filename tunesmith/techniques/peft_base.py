@@ -50,12 +50,16 @@ class Adapter(BaseModel):
         """Load the saved adapter over a fresh base. Raises CheckpointError if there is none."""
         from peft import PeftModel
 
+        from tunesmith.models.loading.text_part import adapter_tree, share_head
+
         if not (folder / "adapter_model.safetensors").exists():
             raise CheckpointError(
                 f"{folder}: no adapter_model.safetensors in it; the run was not finished, run `tunesmith tune` again"
             )
         with quiet():
-            return self._policy(base, PeftModel.from_pretrained(base, folder), family)
+            wrapped = PeftModel.from_pretrained(adapter_tree(base), folder)
+            share_head(base)
+            return self._policy(base, wrapped, family)
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
         """Return a policy over the adapted base, whose reference context disables the adapter."""
@@ -70,11 +74,34 @@ def put_inside(base: Any, config: Any, *, targets: object, fix: str) -> Any:
     """Return PEFT's model with an adapter inside the base's layers. Raises RecipeError if it has no such layers."""
     from peft import get_peft_model
 
+    from tunesmith.models.loading.text_part import adapter_tree, part_of, share_head
+
+    tree = adapter_tree(base)
+    names = [name for name, _ in tree.named_modules()]
     with quiet():
         try:
-            return get_peft_model(base, config)
+            wrapped: Any = get_peft_model(tree, config)
         except ValueError as error:  # no layer of these names, or one of a type that PEFT cannot adapt
             raise RecipeError(f"technique.targets: {targets!r}: {briefly(error)}; {fix}") from error
+    share_head(base)
+    if part_of(base) is not None:  # over the whole checkpoint, names alone would reach its other towers too
+        wrapped.peft_config["default"].target_modules = pattern_of(wrapped.base_model.targeted_module_names, names)
+    return wrapped
+
+
+def pattern_of(layers: Sequence[str], names: Sequence[str]) -> str | list[str]:
+    """Return a pattern of full names for some layers of a network, or their names if no short pattern is exact.
+
+    Args:
+        layers: full names of the layers, such as `model.language_model.layers.0.mlp.up_proj`.
+        names: full names of all modules.
+    """
+    parts = [name.split(".") for name in layers]
+    common = [first for first, *others in zip(*parts, strict=False) if all(other == first for other in others)]
+    last = sorted({part[-1] for part in parts})
+    pattern = rf"{re.escape('.'.join(common))}\..*\.({'|'.join(last)})"
+    exact = {name for name in names if re.fullmatch(pattern, name)} == {*layers}
+    return pattern if exact else sorted(layers)
 
 
 def names_in(value: object) -> object:
@@ -108,6 +135,9 @@ def unfit(base: Any, targets: str | Sequence[str], *, embeddings: bool = True, p
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    from tunesmith.models.loading.text_part import adapter_tree
+
+    base = adapter_tree(base)
     if not targets:
         return "technique.targets: expected at least one layer; name one, or leave it out"
     try:

@@ -29,8 +29,10 @@ class Soft(Adapter):
         import torch
         from peft import get_peft_model
 
+        from tunesmith.models.loading.text_part import adapter_tree
+
         with quiet():
-            policy = self._policy(base, get_peft_model(base, config), family)
+            policy = self._policy(base, get_peft_model(adapter_tree(base), config), family)
         if start is not None:
             with torch.no_grad():
                 assert policy.virtual is not None

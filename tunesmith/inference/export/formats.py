@@ -21,6 +21,7 @@ from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.models.loading.checkpoint import MANIFEST
 from tunesmith.models.loading.quantization import dequantized
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.loading.text_part import merge_adapter, save_network
 from tunesmith.objectives import Classify, Domain
 
 HEAD = "head.safetensors"
@@ -69,7 +70,7 @@ def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalMode
     model = load_over_base(base, folder, manifest)
     if model.policy.adapter is not None:
         with quiet():
-            model.policy.network = model.policy.adapter.merge_and_unload()
+            model.policy.network = merge_adapter(model.policy.network, model.policy.adapter)
     without_thoughts(model)
     if model.policy.family == "decoder":  # the end token of a base model is not the end of a turn
         model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
@@ -109,15 +110,16 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, dtype: str = "f3
             raise ModelError(f"--dtype {dtype}: a value of {name} overflows; use bf16 or f32")
     if usage is not None and headed:
         usage = with_own_head(usage, model)
+    settings: dict[str, Any] = {}
     if usage is not None:
-        setattr(network.config, SETTINGS, {"form": usage.form, **usage.settings})
+        settings = {SETTINGS: {"form": usage.form, **usage.settings}}
         _prepare_tokenizer(model, network)
         name = folder.parent.name if folder.name == "model" else folder.name
         multi = model.objective.label_mode == "multi"
         text = readme(usage, name=name, class_name=type(network).__name__, multi=multi)
         (out / README).write_text(text, encoding="utf-8")
     with quiet():
-        network.save_pretrained(out)
+        save_network(network, out, settings=settings)
     model.template.tokenizer.save_pretrained(out)
     if headed:
         shutil.copy(folder / HEAD, out / HEAD)

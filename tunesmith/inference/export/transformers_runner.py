@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.errors import ModelError, briefly
 from tunesmith.models.loading import quantization as four_bit
 from tunesmith.models.loading.load import in_memory
 from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.loading.text_part import generative_class
 from tunesmith.progress import track
 
 
@@ -21,10 +23,10 @@ class Plain:
     """A decoder loaded by transformers, with an optional adapter loaded by PEFT."""
 
     def __init__(self, folder: Path, *, adapter: Path | None = None, options: LoadOptions = AS_THEY_ARE) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoTokenizer, GenerationConfig
 
         with quiet():
-            self._network: Any = _opened(AutoModelForCausalLM, folder, adapter, in_memory(options, "decoder"))
+            self._network: Any = _opened(generative_class(folder), folder, adapter, in_memory(options, "decoder"))
             self._tokenizer: Any = AutoTokenizer.from_pretrained(adapter or folder, local_files_only=True)
         self._network.eval()
         # Under an adapter the generation_config of the base remains in effect.
@@ -79,7 +81,12 @@ def _opened(kind: Any, folder: Path, adapter: Path | None, arguments: dict[str, 
     """Load the network of a folder, with the adapter if there is one."""
     from peft import PeftModel
 
-    network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **arguments)
+    try:
+        network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **arguments)
+    except ImportError as error:  # towers of some multimodal checkpoints need a package of their own, such as timm
+        raise ModelError(
+            f"{folder}: the whole checkpoint was not opened for the comparison ({briefly(error)}); install the package"
+        ) from error
     if "quantization_config" in arguments:
         four_bit.normalize_quantized(network)  # otherwise some CPUs use a coarser arithmetic, unrelated to the adapter
     return network if adapter is None else PeftModel.from_pretrained(network, str(adapter))
@@ -101,10 +108,10 @@ def pooled_states(
     Returns:
         States [B, D].
     """
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel
 
-    # The adapter of a decoder names the layers of the causal-LM class, and PEFT applies it to that class only.
-    kind = AutoModelForCausalLM if family == "decoder" and adapter is not None else AutoModel
+    # The adapter of a decoder names the layers of the class that generates, and PEFT applies it to that class only.
+    kind = generative_class(folder) if family == "decoder" and adapter is not None else AutoModel
     with quiet():
         network = _opened(kind, folder, adapter, in_memory(options, family))
     network.eval()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.inference.local_model import LocalModel
+from tunesmith.models.loading.text_part import part_of
 
 README = "README.md"
 SETTINGS = "tunesmith"  # key of config.json
@@ -181,7 +182,8 @@ class Usage:
 
     def code(self, folder: str) -> str:
         """Return the code without its example call, for the folder of the export."""
-        return CODE[self.form][0].format(folder=folder)
+        code = CODE[self.form][0].format(folder=folder)
+        return code.replace("AutoModelForCausalLM", self.settings.get("auto_class", "AutoModelForCausalLM"))
 
     def example(self, folder: str) -> str:
         """Return the code with an example call."""
@@ -200,6 +202,8 @@ def usage_of(model: LocalModel) -> Usage | None:
     objective = model.objective
     chats = model.template.chats
     settings: dict[str, Any] = {"objective": objective.kind, "max_tokens": model.limit}
+    if part_of(model.policy.network) is not None:
+        settings["auto_class"] = "AutoModelForMultimodalLM"
     if model.threshold is not None:
         settings["confidence_threshold"] = model.threshold
     if objective.produces == "score":

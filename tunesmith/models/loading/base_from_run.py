@@ -92,12 +92,15 @@ def merged(network: Any, folder: Path, *, fingerprint: str, where: str) -> tuple
     """
     from peft import PeftModel
 
+    from tunesmith.models.loading.text_part import adapter_tree, merge_adapter
+
     expected = read_json(folder / MODEL_FILE, where=where).get("fingerprint")
     if fingerprint != expected:
         raise ModelError(
             f"{where}: tuned over another base ({expected}, found {fingerprint}); give the base it was tuned on"
         )
     with quiet():
-        whole = PeftModel.from_pretrained(network, folder).merge_and_unload()
-    whole.name_or_path = ""  # an adapter trained over the result must not name the original base as its own
+        whole = merge_adapter(network, PeftModel.from_pretrained(adapter_tree(network), folder))
+    # An adapter trained over the result must not name the original base as its own.
+    whole.name_or_path = adapter_tree(whole).name_or_path = ""
     return whole, hashlib.sha256(f"{fingerprint}{sha256_of_file(folder / ADAPTER_FILE)}".encode()).hexdigest()[:16]

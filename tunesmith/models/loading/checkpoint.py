@@ -96,12 +96,13 @@ def verify_folder(folder: Path, *, only: str = "*") -> None:
             raise CheckpointError(f"{path}: missing or changed since it was written; restore it or run again")
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
     """Write tensors to one safetensors file.
 
     Args:
         tensors: by name; they may share memory.
         path: the file.
+        metadata: texts for the file's header.
     """
     from safetensors.torch import save_file
 
@@ -109,7 +110,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     uses = Counter(value.untyped_storage().data_ptr() for value in values.values())
     # safetensors refuses tensors that share memory. Only those are cloned: a copy of all takes as much as the weights.
     shared = [name for name, value in values.items() if uses[value.untyped_storage().data_ptr()] > 1]
-    save_file(values | {name: values[name].clone() for name in shared}, path)
+    save_file(values | {name: values[name].clone() for name in shared}, path, metadata)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

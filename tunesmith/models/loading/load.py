@@ -29,6 +29,7 @@ from tunesmith.models.loading.device import DTYPES
 from tunesmith.models.loading.gguf_reader import read_gguf
 from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions, locate, not_in_4_bits
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.loading.text_part import load_text_part, part_of, text_config
 
 
 @dataclass(slots=True)
@@ -132,6 +133,8 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
     config = weights.read_json(folder / "config.json", where=name)
     family = family_of(config, where=name)
     _refuse_foreign_code(config, where=name)
+    if text_config(config) is not None:
+        return _from_multimodal(name, folder, options)
     files = weights.weight_files(folder, where=name)
     model_class: Any = AutoModelForCausalLM if family == "decoder" else AutoModel
     tokenizer = read_tokenizer(folder, where=name)
@@ -145,15 +148,34 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
             ignore_mismatched_sizes=True,  # check_complete refuses them, with a message that names the weight
             **in_memory(options, family),
         )
-        if options.quantize:
-            four_bit.normalize_quantized(network)
-            if reason := four_bit.left_whole(network):
-                raise ModelError(f"{name}: {reason}")
-        else:
-            network.to(options.device)
+        _place(network, options, where=name)
     weights.check_complete(info, family=family, where=name)
     fingerprint = weights.fingerprint(network.config.to_dict(), weights.glimpses_of_files(files))
     return Base(name, folder, network, tokenizer, family, fingerprint)
+
+
+def _from_multimodal(name: str, folder: Path, options: LoadOptions) -> Base:
+    """Load the text part of the checkpoint in a folder; its fingerprint does not depend on the other towers."""
+    tokenizer = read_tokenizer(folder, where=name)
+    with _reading(name):
+        network, info = load_text_part(folder, where=name, arguments=in_memory(options, "decoder"))
+        _place(network, options, where=name)
+    weights.check_complete(info, family="decoder", where=name)
+    part = part_of(network)
+    assert part is not None
+    glimpses = weights.glimpses_of_files(part.files, only=part.names)
+    fingerprint = weights.fingerprint(network.config.to_dict(), glimpses)
+    return Base(name, folder, network, tokenizer, "decoder", fingerprint)
+
+
+def _place(network: Any, options: LoadOptions, *, where: str) -> None:
+    """Move a network to its device; a 4-bit one is there already, and is prepared for training."""
+    if not options.quantize:
+        network.to(options.device)
+        return
+    four_bit.normalize_quantized(network)
+    if reason := four_bit.left_whole(network):
+        raise ModelError(f"{where}: {reason}")
 
 
 def _from_gguf(name: str, options: LoadOptions) -> Base:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data.files import is_there
 from tunesmith.errors import ModelError, suggestion
@@ -26,6 +28,8 @@ ENCODERS = frozenset(
 )  # fmt: skip
 # Ends of the names of transformers' classes that generate text from text alone.
 GENERATIVE_CLASSES = ("ForCausalLM", "LMHeadModel")
+# End of the names of those that generate from images or sound as well, if their configuration has a text part.
+MULTIMODAL_CLASSES = ("ForConditionalGeneration",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +165,16 @@ def local_family(name: str) -> str:
         raise ModelError(encoder_decoder(kind, where=name))
     if kind in ENCODERS and not config.get("is_decoder"):
         return "encoder"
-    classes = config.get("architectures") or []
-    return "decoder" if any(str(one).endswith(GENERATIVE_CLASSES) for one in classes) else ""
+    return "decoder" if _generates(config) else ""
+
+
+def _generates(config: Mapping[str, Any]) -> bool:
+    """Return whether the class named in a configuration is a decoder, or has a text part that is one."""
+    names = [str(name) for name in config.get("architectures") or []]
+    text = config.get("text_config")
+    if isinstance(text, dict) and not text.get("is_encoder_decoder") and text.get("model_type") not in ENCODERS:
+        return any(name.endswith(GENERATIVE_CLASSES + MULTIMODAL_CLASSES) for name in names)
+    return any(name.endswith(GENERATIVE_CLASSES) for name in names)
 
 
 def encoder_decoder(kind: str, *, where: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -56,42 +57,70 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
 def weight_files(folder: Path, *, where: str) -> list[Path]:
     """Return the safetensors files of a folder, after checking the header of each.
 
-    Raises ModelError for any other format, and for truncated files.
+    Raises ModelError for any other format, and for missing or truncated files.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if (folder / INDEX).is_file():
-        files = [folder / name for name in _shards(folder, where=where)]
-    elif (folder / SINGLE).is_file():
-        files = [folder / SINGLE]
-    else:
+    files = sorted({*_shards(folder, where=where).values()}) if (folder / INDEX).is_file() else [folder / SINGLE]
+    if not (folder / INDEX).is_file() and not files[0].is_file():
         raise ModelError(f"{where}: {_no_weights(folder)}")
     for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError, ValueError) as error:
-            pointer = file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs")
-            problem = "a Git LFS pointer, not the weights" if pointer else f"cut short or damaged ({error})"
-            raise ModelError(f"{where}: {file.name} is {problem}; download it again") from error
+        with open_safetensors(file, where=where):
+            pass
     return files
 
 
-def _shards(folder: Path, *, where: str) -> list[str]:
-    """Return the shard names in the index; a name that leads out of the folder is refused."""
+def weight_map(folder: Path, *, where: str) -> dict[str, Path]:
+    """Return the safetensors file of every tensor in a folder; of several files, none is opened.
+
+    Args:
+        folder: a model folder.
+        where: its name, for messages.
+
+    Raises:
+        ModelError: if the weights are in another format, or the index or the only file is damaged.
+    """
+    if (folder / INDEX).is_file():
+        return _shards(folder, where=where)
+    if not (folder / SINGLE).is_file():
+        raise ModelError(f"{where}: {_no_weights(folder)}")
+    with open_safetensors(folder / SINGLE, where=where) as opened:
+        return dict.fromkeys(opened.keys(), folder / SINGLE)
+
+
+def open_safetensors(file: Path, *, where: str) -> AbstractContextManager[Any]:
+    """Open a safetensors file for lazy reading.
+
+    Args:
+        file: the file.
+        where: the model's name, for messages.
+
+    Raises:
+        ModelError: if it is missing, truncated or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened: AbstractContextManager[Any] = safe_open(file, framework="pt")
+    except FileNotFoundError:
+        raise ModelError(f"{where}: {file.name} is missing, but {INDEX} lists it; download it again") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        pointer = file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs")
+        problem = "a Git LFS pointer, not the weights" if pointer else f"cut short or damaged ({error})"
+        raise ModelError(f"{where}: {file.name} is {problem}; download it again") from error
+    return opened
+
+
+def _shards(folder: Path, *, where: str) -> dict[str, Path]:
+    """Return the shard of each tensor in the index; a name that leads out of the folder is refused."""
     listed = read_json(folder / INDEX, where=where).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise ModelError(f"{where}: {INDEX} lists no weights; download it again")
-    names = sorted({str(name) for name in listed.values()})
-    for name in names:
+    for name in sorted({str(name) for name in listed.values()}):
         if name != Path(name).name or "\\" in name or not name.endswith(".safetensors"):
             raise ModelError(
                 f"{where}: {INDEX} names the file {name!r}, which is not a .safetensors file in this folder; "
                 "do not use this model"
             )
-        if not (folder / name).is_file():
-            raise ModelError(f"{where}: {name} is missing, but {INDEX} lists it; download it again")
-    return names
+    return {tensor: folder / str(name) for tensor, name in listed.items()}
 
 
 def _no_weights(folder: Path) -> str:
@@ -106,13 +135,20 @@ def _no_weights(folder: Path) -> str:
     return f"no {SINGLE} here; choose a model in safetensors format, or write it with save_pretrained"
 
 
-def glimpses_of_files(files: Iterable[Path]) -> Iterator[Glimpse]:
-    """Yield name, shape and first values of every tensor in safetensors files, without reading the rest."""
+def glimpses_of_files(files: Iterable[Path], *, only: Container[str] | None = None) -> Iterator[Glimpse]:
+    """Yield name, shape and first values of every tensor in safetensors files, without reading the rest.
+
+    Args:
+        files: the files.
+        only: names of the tensors; None for all.
+    """
     from safetensors import safe_open
 
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - it is not a dict
+                if only is not None and name not in only:
+                    continue
                 part = opened.get_slice(name)
                 shape = tuple(part.get_shape())
                 yield (
