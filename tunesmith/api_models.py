@@ -121,6 +121,7 @@ def ask(
     top_p: float = 1.0,
     max_new_tokens: int | None = None,
     seed: int = 0,
+    thinking: bool | None = None,
     offline: bool = False,
     progress: bool = False,
 ) -> Classified | Reply | list[tuple[str, float]] | ArmReply:
@@ -139,6 +140,7 @@ def ask(
         top_p: sample from the likeliest tokens with this total probability.
         max_new_tokens: maximum tokens per answer; default as in training.
         seed: sampling seed.
+        thinking: whether a model that can think does so before the answer; default as in training.
         offline: do not access the network.
         progress: show progress of a comparison that has to build an arm.
 
@@ -161,6 +163,7 @@ def ask(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        thinking=thinking,
     )
     if compared(args.folder):
         check_arm_options(args)
@@ -169,7 +172,8 @@ def ask(
             return ask_arm(args.folder, question, callbacks=callbacks, offline=offline)
     check_run_options(args)
     model = load(folder, offline=offline).at(task)
-    return model.answer(text, sampling=sampling_of(args, model.sampling))
+    sampling = sampling_of(args, model.sampling_for(thinking))
+    return model.answer(text, sampling=sampling, thinking=thinking)
 
 
 @python_words
@@ -226,6 +230,7 @@ def serve(
     seconds: float = 120.0,
     token_file: str | Path = "tunesmith-serve.token",
     store: str | Path | None = None,
+    thinking: bool | None = None,
     host: str = "127.0.0.1",
     port: int = 8378,
     offline: bool = False,
@@ -247,6 +252,7 @@ def serve(
         seconds: time limit per request.
         token_file: file of the access token for other machines.
         store: file of ratings; default: `thumbs.db` in the folder of each run.
+        thinking: whether models that can think do so unless a request says otherwise; default as in training.
         host: bind address, any other than localhost requires a token.
         port: port, 0 picks a free one.
         offline: do not access the network.
@@ -270,6 +276,7 @@ def serve(
         seconds=seconds,
         token_file=Path(token_file),
         store=None if store is None else Path(store),
+        thinking=thinking,
         host=host,
         port=port,
         offline=offline,

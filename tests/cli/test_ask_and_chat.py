@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Command
+from tests.served import save_run
+from tests.thinking import ANSWER, KIND, THOUGHTS, WHOLE, dictate, ids_of
 from tunesmith.annotation.thumbs import FILE, Thumbs
 from tunesmith.cli.commands.chat import HELP, Conversation
 from tunesmith.cli.signals import Interruption
@@ -19,7 +21,10 @@ from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
+from tunesmith.models.generation.generate import Piece
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.objectives import Instruct
+from tunesmith.techniques import Lora
 
 
 def _nothing(_: str = "") -> Any:
@@ -174,15 +179,15 @@ def test_an_encoder_does_not_chat(command: Command, encoder_run: Path):
     assert "an encoder does not generate text; use `tunesmith ask" in done.err
 
 
-def interrupted_stream(self: LocalModel, messages: Sequence[Message], *, sampling: Sampling) -> Iterator[str]:
-    yield "started"
+def interrupted_stream(self: LocalModel, messages: Sequence[Message], *, sampling: Sampling) -> Iterator[Piece]:
+    yield Piece("started")
     raise KeyboardInterrupt
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(
     decoder_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(LocalModel, "stream", interrupted_stream)
+    monkeypatch.setattr(LocalModel, "stream_pieces", interrupted_stream)
     talk = Conversation(load(decoder_run, offline=True), Sampling(), **ALONE)
     talk.turn("hello")
     assert capsys.readouterr().out == "started ...\n"
@@ -190,11 +195,11 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(
 
 
 def test_another_signal_ends_the_conversation(decoder_run: Path, monkeypatch: pytest.MonkeyPatch):
-    def ended(*_: object, **__: object) -> Iterator[str]:
-        yield "started"
+    def ended(*_: object, **__: object) -> Iterator[Piece]:
+        yield Piece("started")
         raise Interruption(signal.SIGTERM)
 
-    monkeypatch.setattr(LocalModel, "stream", ended)
+    monkeypatch.setattr(LocalModel, "stream_pieces", ended)
     with pytest.raises(Interruption):
         Conversation(load(decoder_run, offline=True), Sampling(), **ALONE).turn("hello")
 
@@ -228,3 +233,54 @@ def test_a_conversation_that_outgrows_the_model_forgets_its_oldest_turns(
     assert capsys.readouterr().err == (
         "2 oldest messages dropped: the conversation exceeds the prompt limit of 200 tokens\n"
     )
+
+
+@pytest.fixture(scope="module")
+def thinking_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that answers at once unless it is asked to think."""
+    objective = Instruct(max_new_tokens=30, max_thinking_tokens=60, think_by_default=False)
+    return save_run(tmp_path_factory.mktemp("thinks") / "run", Lora(rank=4), objective, kind=KIND)
+
+
+@pytest.fixture
+def dictated(monkeypatch: pytest.MonkeyPatch) -> None:
+    dictate(monkeypatch, ids_of(WHOLE), off=ids_of(ANSWER))
+
+
+@pytest.mark.parametrize(("options", "thoughts"), [(["--thinking"], THOUGHTS), (["--no-thinking"], ""), ([], "")])
+def test_ask_prints_the_answer_and_logs_the_thoughts(
+    command: Command, thinking_run: Path, dictated: None, options: list[str], thoughts: str
+):
+    document = json.loads(command("ask", thinking_run, "2 + 2?", *options, "--json").out)
+    assert (document["answer"], document["thoughts"]) == (ANSWER, thoughts)
+    assert bool(document["thought_tokens"]) == bool(thoughts)
+    done = command("ask", thinking_run, "2 + 2?", *options)
+    assert done.out == f"{ANSWER}\n"
+    assert (THOUGHTS in done.err) == bool(thoughts)
+
+
+def test_chat_shows_the_thoughts_and_keeps_them_in_the_row(
+    thinking_run: Path, dictated: None, capsys: pytest.CaptureFixture[str]
+):
+    model = load(thinking_run, offline=True)
+    model.thinks = True
+    talk = Conversation(model, model.sampling, **ALONE)
+    talk.turn("2 + 2?")
+    assert capsys.readouterr().out == f"{THOUGHTS}\n\n{ANSWER}\n"
+    assert talk.row["messages"][-1] == {"role": "assistant", "reasoning_content": THOUGHTS, "content": ANSWER}
+    talk.turn("and 3 + 3?")  # the template drops the earlier thoughts
+    assert THOUGHTS not in model.template.tokenizer.decode(model.template.prompt(talk.messages[:-1]))
+
+
+@pytest.mark.parametrize("name", ["ask", "chat"])
+def test_thinking_of_a_model_that_cannot_is_refused_in_one_line(command: Command, decoder_run: Path, name: str):
+    done = command(name, decoder_run, *(["hi"] if name == "ask" else []), "--thinking")
+    assert done.code == 2
+    assert "--thinking: the chat template of this model has no thinking mode; leave the switch out" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_labels_have_no_thoughts(command: Command, encoder_run: Path):
+    done = command("ask", encoder_run, "good", "--thinking")
+    assert done.code == 2
+    assert "--thinking: " in done.err

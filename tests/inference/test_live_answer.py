@@ -57,7 +57,7 @@ def spaced() -> Any:
     vocabulary = {"<unk>": 0, "▁": 1, "h": 2, "i": 3, "▁h": 4, "▁hi": 5}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "h"), ("▁h", "i")], unk_token="<unk>"))
     made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    return SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=made))
+    return SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=made), thinks=False)
 
 
 def test_tokens_that_begin_words_have_their_space_and_their_place_through_a_stream(spaced: Any):

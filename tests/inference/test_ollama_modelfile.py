@@ -30,6 +30,12 @@ def test_a_chat_that_rewrites_its_turns_gets_no_template():
     assert "no TEMPLATE" in modelfile(template("qwen3"), gguf="model.gguf")
 
 
+def test_a_thinking_model_that_thinks_by_default_has_a_template_without_an_empty_block():
+    written = modelfile(template("qwen3"), gguf="model.gguf", thinking=True)
+    assert "TEMPLATE" in written
+    assert "<think>" not in written
+
+
 def test_a_chat_that_takes_no_system_turn_gets_no_template():
     assert "no TEMPLATE" in modelfile(template("gemma"), gguf="model.gguf")
 

@@ -61,8 +61,8 @@ def ids_in(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     seen: list[list[int]] = []
     real = Template.prompt
 
-    def prompt(self: Template, messages: Sequence[Message]) -> list[int]:
-        seen.append(real(self, messages))
+    def prompt(self: Template, messages: Sequence[Message], **mode: Any) -> list[int]:
+        seen.append(real(self, messages, **mode))
         return seen[-1]
 
     monkeypatch.setattr(Template, "prompt", prompt)

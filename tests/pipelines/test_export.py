@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from tests import tiny
 from tests.pipelines.conftest import answers, recipe, reviews, tune
@@ -62,6 +63,49 @@ def test_a_model_that_could_think_is_asked_there_without_thoughts_too(tmp_path: 
     run = tune(recipe(tmp_path, answers(), "qwen3", **parts), tmp_path / "run").folder
     found = made(run, kind, tmp_path / "out")
     assert (found.same_prompts, found.same_answers) == (1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def thinker(small_world: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that thinks unless it is asked not to."""
+    place = tmp_path_factory.mktemp("thinker")
+    objective = {"kind": "instruct", "think_by_default": True, "max_thinking_tokens": 16}
+    parts = {"schedule": {"probe": False}, "objective": objective, "ledger": False}
+    return tune(recipe(place, answers(), "qwen3", **parts), place / "run").folder
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
+def test_a_model_that_thinks_by_default_does_so_there_and_can_be_asked_not_to(thinker: Path, tmp_path: Path, kind: str):
+    found = made(thinker, kind, tmp_path / "out")
+    assert (found.same_prompts, found.same_answers) == (1.0, 1.0)
+    if kind != "gguf":
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+        turns = [{"role": "user", "content": "hi"}]
+        prompts = {
+            name: tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **switch)
+            for name, switch in (
+                ("default", {}),
+                ("on", {"enable_thinking": True}),
+                ("off", {"enable_thinking": False}),
+            )
+        }
+        assert prompts["default"] == prompts["on"] == prompts["off"].removesuffix("<think>\n\n</think>\n\n")
+        assert prompts["on"] != prompts["off"]
+
+
+def test_a_model_that_answers_at_once_keeps_its_switch_in_transformers(tmp_path: Path):
+    parts = {"schedule": {"probe": False}, "objective": "instruct", "ledger": False}
+    run = tune(recipe(tmp_path, answers(), "qwen3", **parts), tmp_path / "run").folder
+    made(run, "adapter", tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    turns = [{"role": "user", "content": "hi"}]
+    ends = [
+        tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **switch).endswith(
+            "</think>\n\n"
+        )
+        for switch in ({}, {"enable_thinking": True}, {"enable_thinking": False})
+    ]
+    assert ends == [True, False, True]
 
 
 @pytest.mark.parametrize("odd", ["ends elsewhere", "begins unsaid", "ends by a name of its own"])

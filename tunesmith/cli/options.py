@@ -206,6 +206,23 @@ def add_common_sampling(parser: argparse._ActionsContainer, *, temperature: floa
     parser.add_argument("--seed", type=int, default=0, help="sampling seed (default: %(default)s)")
 
 
+def add_thinking(parser: argparse.ArgumentParser) -> None:
+    """Add `--thinking` and `--no-thinking`; None if neither is given."""
+    text = "think before the answer, or do not; only for models that can (default: as trained)"
+    parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, default=None, help=text)
+
+
+@contextmanager
+def naming_thinking(args: argparse.Namespace) -> Iterator[None]:
+    """Enter a context in which an error about the mode names the option that was given."""
+    try:
+        yield
+    except RecipeError as error:
+        if args.thinking is None or not str(error).startswith("thinking: "):
+            raise
+        raise UsageError(f"--{'' if args.thinking else 'no-'}{error}") from None
+
+
 def with_sampling(default: Sampling, **values: Any) -> Sampling:
     """Return `default` with the given values that are not None. Raises UsageError for an invalid value."""
     from dataclasses import replace

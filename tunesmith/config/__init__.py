@@ -1,6 +1,6 @@
 """The recipe of a run: load, resolve, validate, write and import it. Objectives and techniques meet only here."""
 
-from tunesmith.config.checks import check_gates, check_pair, check_replay, check_technique
+from tunesmith.config.checks import check_gates, check_pair, check_replay, check_technique, check_thinking_gates
 from tunesmith.config.load import load_recipe, make_recipe, save_recipe, with_places
 from tunesmith.config.recipe import (
     ARMS,
@@ -13,6 +13,7 @@ from tunesmith.config.recipe import (
     Data,
     Documents,
     Gates,
+    Ledger,
     Loop,
     Machine,
     Recipe,
@@ -32,6 +33,7 @@ __all__ = [
     "Data",
     "Documents",
     "Gates",
+    "Ledger",
     "Loop",
     "Machine",
     "Recipe",
@@ -42,6 +44,7 @@ __all__ = [
     "check_pair",
     "check_replay",
     "check_technique",
+    "check_thinking_gates",
     "load_recipe",
     "make_recipe",
     "save_recipe",

@@ -110,3 +110,21 @@ def check_gates(recipe: Recipe, family: str) -> None:
             f"gates.max_general_nats: {recipe.model} is an encoder, which has no next-token loss on general text; "
             "nearest that works: gates: {min_delta: 0.0}, or model: smollm2-135m"
         )
+    if gates.thinking and family == "encoder":
+        raise RecipeError(
+            f"gates.{gates.thinking}: {recipe.model} is an encoder, which does not think; remove the gate"
+        )
+
+
+def check_thinking_gates(recipe: Recipe, *, thinks: bool) -> None:
+    """Raise RecipeError for a gate on the thinking ledger of a model that has none.
+
+    Args:
+        recipe: the recipe.
+        thinks: whether the chat template of the model has a thinking mode.
+    """
+    if recipe.gates.thinking and not thinks:
+        raise RecipeError(
+            f"gates.{recipe.gates.thinking}: the chat template of {recipe.model} has no thinking mode; "
+            "remove the gate, or use a model that thinks, such as Qwen3"
+        )

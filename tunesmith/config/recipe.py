@@ -114,6 +114,21 @@ class Gates(_Section):
     min_delta: float | None = Field(
         None, description="minimum gain of the main metric over the base; applies to every task"
     )
+    min_thoughts_finished: float | None = Field(
+        None, ge=0, le=1, description="thinking models: minimum share of thoughts that end within the token limit"
+    )
+    max_thinking_loss: float | None = Field(
+        None, ge=0, description="thinking models: maximum decrease of the score with thinking, against the base"
+    )
+    min_switch_obeyed: float | None = Field(
+        None, ge=0, le=1, description="thinking models: minimum share of answers that follow the switch, on and off"
+    )
+
+    @property
+    def thinking(self) -> str:
+        """The first gate on the thinking ledger that is set; empty if there is none."""
+        names = ("min_thoughts_finished", "max_thinking_loss", "min_switch_obeyed")
+        return next((name for name in names if getattr(self, name) is not None), "")
 
 
 # Share of general rows mixed in for a domain close to general text, and for one far from it
@@ -134,6 +149,25 @@ class Retention(_Section):
 
     questions: int = Field(400, ge=0, le=400, description="multiple-choice questions, of the shipped 400; 0: none")
     texts: int = Field(12, ge=0, le=12, description="windows of general text whose loss is measured; 0: none")
+
+
+class Ledger(_Section):
+    """The thinking ledger of a thinking model: answers with and without thoughts, before and after tuning.
+
+    0 rows or `false`: none.
+    """
+
+    rows: int = Field(32, ge=0, description="held-out rows that base and tuned model answer both ways; 0: no ledger")
+    max_new_tokens: int = Field(
+        0, ge=0, description="longest thoughts and answer together, in tokens; 0: as for the tuned model"
+    )
+
+
+def _kept(value: Any) -> Any:
+    """Expand `ledger: false` to `ledger: {rows: 0}`."""
+    if isinstance(value, bool):
+        return {} if value else {"rows": 0}
+    return value
 
 
 def _measured(value: Any) -> Any:
@@ -235,6 +269,7 @@ class Recipe(_Section):
     replay: Replay = Replay()
     gates: Gates = Gates()
     retention: Annotated[Retention, BeforeValidator(_measured)] = Retention()
+    ledger: Annotated[Ledger, BeforeValidator(_kept)] = Ledger()
     loop: Loop = Loop()
     documents: Annotated[Documents, BeforeValidator(_source)] = Documents()
     arms: Annotated[list[Annotated[str, AfterValidator(_known_arm)]], BeforeValidator(_listed)] = Field(
@@ -268,11 +303,16 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _gate_is_measured(self) -> Self:
-        """Check that general text is measured if a gate limits its loss."""
+        """Check that general text and thinking are measured if a gate limits them."""
         if self.gates.max_general_nats is not None and not self.retention.texts:
             raise ValueError(
                 "gates.max_general_nats: the loss on general text is not measured, as retention.texts is 0; "
                 "set retention.texts=12, or remove the gate"
+            )
+        if self.gates.thinking and not self.ledger.rows:
+            raise ValueError(
+                f"gates.{self.gates.thinking}: thinking is not measured, as ledger.rows is 0; "
+                "set ledger.rows=32, or remove the gate"
             )
         return self
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.metrics.paired_measures import PairedMeasure
+
 
 class ReportPart(BaseModel):
     """A frozen part of a report."""
@@ -76,6 +78,26 @@ class RewardDiagnostics(ReportPart):
     words: tuple[float, float]  # mean words of the answers
     repeated_share: tuple[float, float]  # share of answers with loops
     cut_off_share: tuple[float, float]  # share of answers cut off by the token limit
+
+
+class ThinkingLedger(ReportPart):
+    """Base and tuned model on the same rows, with and without thoughts before the answer."""
+
+    rows: int
+    clusters: int  # groups of rows; as many as rows without groups
+    source: str  # "held-out rows", or "general questions" for a run on documents
+    metric: str  # of the scores; empty if the rows have no reference answers
+    max_new_tokens: int  # limit of thoughts and answer together
+    switch: str  # variable of the chat template; empty: the prompt closes the thoughts itself
+    thinks_by_default: bool  # the mode of training, in which the headline is measured
+    score_on: PairedMeasure | None = None  # with thinking
+    score_off: PairedMeasure | None = None  # without
+    gain: PairedMeasure | None = None  # score with thinking minus score without
+    finished: PairedMeasure  # share of thoughts that end within the limit
+    median_tokens: PairedMeasure  # length of the thoughts, those that were cut off included
+    p95_tokens: PairedMeasure  # their 95th percentile
+    obeyed_on: PairedMeasure  # share of rows with thoughts where the switch is on
+    obeyed_off: PairedMeasure  # share of rows without thoughts where it is off
 
 
 BASE = "base"  # the arm that the headline compares with

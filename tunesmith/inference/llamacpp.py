@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,21 @@ class LlamaCpp:
         positions: context length of each slot, in tokens.
         adapter: a LoRA adapter in GGUF that is added to the file.
         slots: requests that run at the same time.
+        template_values: variables of the chat template for `prompts`, such as the switch of thinking.
 
     Raises:
         ModelError: llama.cpp is not installed.
     """
 
     def __init__(
-        self, file: Path, *, threads: int, positions: int, adapter: Path | None = None, slots: int = CONCURRENT_REQUESTS
+        self,
+        file: Path,
+        *,
+        threads: int,
+        positions: int,
+        adapter: Path | None = None,
+        slots: int = CONCURRENT_REQUESTS,
+        template_values: Mapping[str, Any] | None = None,
     ) -> None:
         try:
             import xllamacpp
@@ -60,6 +68,7 @@ class LlamaCpp:
             params.lora_adapters = [lora]
         key = secrets.token_urlsafe(24)
         params.api_keys = [key]
+        self._template_values = dict(template_values or {})
         self._server: Any = xllamacpp.Server(params)
         self.address = str(self._server.listening_address)
         self.headers = {"authorization": f"Bearer {key}"}
@@ -69,7 +78,8 @@ class LlamaCpp:
         prompts = []
         for messages in chats:
             turns = [{"role": message.role, "content": message.content} for message in messages]
-            text = self._post("apply-template", {"messages": turns})["prompt"]
+            body = {"messages": turns, "chat_template_kwargs": self._template_values}
+            text = self._post("apply-template", body)["prompt"]
             prompts.append(self.ids(text))
         return prompts
 

@@ -17,15 +17,27 @@ from tunesmith.data.tokenization.windows import beginning
 from tunesmith.errors import RecipeError
 from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, pack, split_by_tokens
 from tunesmith.models.families import positions_of, prompt_limit
-from tunesmith.models.generation.generate import AnswerIds, before_stop, generate_within, option_scores, stream
+from tunesmith.models.generation.generate import (
+    AnswerIds,
+    Piece,
+    before_stop,
+    generate_within,
+    option_scores,
+    stream_pieces,
+)
 from tunesmith.models.generation.sampling import Reply, Sampling
+from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Reward
 from tunesmith.objectives.base import SINGLE_TASK
+from tunesmith.objectives.instruct import THOUGHT_TOKENS, Instruct
 from tunesmith.progress import track
 
 R = TypeVar("R")  # result for one text
+
+# The objective of a base model that is used as a chat model; small thinking models think at length on hard questions.
+BASE_CHAT = Instruct(max_thinking_tokens=2048)
 
 
 def listed(texts: str | Iterable[str], what: str) -> list[str]:
@@ -96,6 +108,7 @@ class LocalModel:
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by task of a multitask model
     name: str = ""  # base and technique, for display
     folder: str = ""  # run folder, for display
+    thinks: bool | None = None  # whether it thinks before an answer unless a call says otherwise; None: as trained
 
     def __repr__(self) -> str:
         labels, tasks = self.objective.known_labels, self.objective.task_objectives
@@ -128,33 +141,81 @@ class LocalModel:
             threshold=self.thresholds.get(task),
         )
 
-    def reply(self, messages: Sequence[Message], *, sampling: Sampling | None = None, task: str = "") -> Reply:
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: Sampling | None = None,
+        task: str = "",
+        thinking: bool | None = None,
+    ) -> Reply:
         """Generate the answer to a chat.
 
         Args:
             messages: the chat.
             sampling: sampling options; greedy by default.
             task: task of a multitask model, or empty for a plain chat.
+            thinking: whether the model thinks first; by default as it was trained.
+
+        Raises:
+            RecipeError: the model has no such mode.
         """
-        return (self.at(task) if task else self).replies([messages], sampling=sampling)[0]
+        return (self.at(task) if task else self).replies([messages], sampling=sampling, thinking=thinking)[0]
 
-    def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling | None = None) -> list[Reply]:
-        """Generate the answer to each chat, in order."""
-        sampling = sampling or self.sampling
-        prompts = [self.prompt(messages, answer=sampling.max_new_tokens) for messages in batch]
+    def replies(
+        self, batch: Sequence[Sequence[Message]], *, sampling: Sampling | None = None, thinking: bool | None = None
+    ) -> list[Reply]:
+        """Generate the answer to each chat, in order; the arguments are those of `reply`."""
+        thinking = self.thinking_mode(thinking)
+        sampling = sampling or sampling_of(self.objective, thinking=thinking)
+        prompts = [self.prompt(messages, answer=sampling.max_new_tokens, thinking=thinking) for messages in batch]
         answers = self._generate(prompts, sampling)
-        return [
-            Reply(before_stop(self.template.decode(a.ids), sampling.stop).strip(), len(prompt), len(a.ids), a.finished)
-            for prompt, a in zip(prompts, answers, strict=True)
-        ]
+        splitter = ThoughtSplitter.of(self.template, thinking=thinking)
+        replies = []
+        for prompt, a in zip(prompts, answers, strict=True):
+            whole = before_stop(splitter.decode(a.ids), sampling.stop)
+            thoughts, text = splitter.split(whole)
+            reply = Reply(text.strip(), len(prompt), len(a.ids), a.finished)
+            if thoughts:
+                count, ended = splitter.thought_tokens(a.ids), splitter.ended(whole)
+                reply = replace(reply, thoughts=thoughts.strip(), thought_tokens=count, thoughts_ended=ended)
+            replies.append(reply)
+        return replies
 
-    def stream(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Iterator[str]:
-        """Yield the answer to a chat in chunks of text."""
-        sampling = sampling or self.sampling
-        prompt = self.prompt(messages, answer=sampling.max_new_tokens)
+    def stream(
+        self, messages: Sequence[Message], *, sampling: Sampling | None = None, thinking: bool | None = None
+    ) -> Iterator[str]:
+        """Yield the answer to a chat in chunks of text, without its thoughts."""
+        for piece in self.stream_pieces(messages, sampling=sampling, thinking=thinking):
+            if piece.text:
+                yield piece.text
+
+    def stream_pieces(
+        self, messages: Sequence[Message], *, sampling: Sampling | None = None, thinking: bool | None = None
+    ) -> Iterator[Piece]:
+        """Yield the thoughts and the answer to a chat in chunks; the arguments are those of `reply`."""
+        thinking = self.thinking_mode(thinking)
+        sampling = sampling or sampling_of(self.objective, thinking=thinking)
+        prompt = self.prompt(messages, answer=sampling.max_new_tokens, thinking=thinking)
         if (longest := self.longest(prompt, sampling)) > 0:
             sampling = replace(sampling, max_new_tokens=longest)
-            yield from stream(self._decoder(), prompt, sampling=sampling, template=self.template)
+            splitter = ThoughtSplitter.of(self.template, thinking=thinking)
+            yield from stream_pieces(self._decoder(), prompt, sampling=sampling, splitter=splitter)
+
+    def thinking_mode(self, thinking: bool | None = None) -> bool | None:
+        """Return the mode of a prompt, as `Template.prompt` takes it.
+
+        Args:
+            thinking: the requested mode; None for the default: `thinks` if it is set, else as the model was trained.
+
+        Returns:
+            Whether the model thinks; None for a model that has no such mode.
+
+        Raises:
+            RecipeError: the model cannot think.
+        """
+        default = self.objective.thinks if self.thinks is None else self.thinks
+        return thinking_mode(self.template, thinking, default=default)
 
     def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
         """Return the log-probability of each given answer, in nats."""
@@ -182,28 +243,45 @@ class LocalModel:
         labels = self.classifier.labels
         return dict(zip(labels, self._option_ids(self.about("text"), labels), strict=True))
 
-    def answer(self, text: str, *, sampling: Sampling | None = None) -> Classified | Reply | list[tuple[str, float]]:
+    def answer(
+        self, text: str, *, sampling: Sampling | None = None, thinking: bool | None = None
+    ) -> Classified | Reply | list[tuple[str, float]]:
         """Answer one text as the objective does.
 
         Args:
             text: the text.
             sampling: sampling options of generated answers; greedy by default.
+            thinking: whether the model thinks before a generated answer; by default as it was trained.
 
         Returns:
             Labels, a reply, or for a masked language model the words at the mask token with their probabilities.
+
+        Raises:
+            RecipeError: the model has no such mode.
         """
+        if self.objective.produces in ("labels", "likelihood"):
+            refuse_thinking(self.objective, thinking)
         if self.objective.produces == "labels":
             return self.classify(text)
         if self.objective.produces == "likelihood":
             return self.fill(text) if self.policy.family == "encoder" else self.complete(text, sampling=sampling)
-        return self.reply([self.objective.user_message(text)], sampling=sampling)
+        return self.reply([self.objective.user_message(text)], sampling=sampling, thinking=thinking)
 
     @overload
-    def generate(self, prompts: str, *, sampling: Sampling | None = None, task: str = "") -> str: ...  # type: ignore[overload-overlap]
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: str, *, sampling: Sampling | None = None, task: str = "", thinking: bool | None = None
+    ) -> str: ...
     @overload
-    def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None, task: str = "") -> list[str]: ...
     def generate(
-        self, prompts: str | Sequence[str], *, sampling: Sampling | None = None, task: str = ""
+        self, prompts: Sequence[str], *, sampling: Sampling | None = None, task: str = "", thinking: bool | None = None
+    ) -> list[str]: ...
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        sampling: Sampling | None = None,
+        task: str = "",
+        thinking: bool | None = None,
     ) -> str | list[str]:
         """Generate the answer to each prompt, with the instruction of the recipe.
 
@@ -213,16 +291,21 @@ class LocalModel:
             prompts: a user message or text, or a list of them.
             sampling: sampling options; greedy by default.
             task: task of a multitask model.
+            thinking: whether the model thinks first; by default as it was trained. `replies` returns the thoughts too.
 
         Returns:
             One answer for a string, a list of answers for a list.
+
+        Raises:
+            RecipeError: the model has no such mode.
         """
         model, given = self.at(task), listed(prompts, "generate")
         if model.objective.produces == "likelihood":
+            refuse_thinking(model.objective, thinking)
             return like(prompts, [reply.text for reply in model.complete(given, sampling=sampling)])
         instruction = model.objective.instruction
         chats = [[Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in given]
-        return like(prompts, [reply.text for reply in model.replies(chats, sampling=sampling)])
+        return like(prompts, [reply.text for reply in model.replies(chats, sampling=sampling, thinking=thinking)])
 
     @overload
     def complete(self, texts: str, *, sampling: Sampling | None = None) -> Reply: ...  # type: ignore[overload-overlap]
@@ -363,8 +446,12 @@ class LocalModel:
 
     @property
     def sampling(self) -> Sampling:
-        """Default sampling options: greedy, with the length of the training answers."""
-        return sampling_of(self.objective)
+        """Default sampling options: greedy, with the length of the training answers and thoughts."""
+        return self.sampling_for()
+
+    def sampling_for(self, thinking: bool | None = None) -> Sampling:
+        """Return the default sampling options of a mode, by default of the one the model was trained in."""
+        return sampling_of(self.objective, thinking=self.thinking_mode(thinking))
 
     @property
     def classifier(self) -> Classify:
@@ -402,10 +489,10 @@ class LocalModel:
         longest = [self.longest(prompt, sampling) for prompt in prompts]
         return generate_within(self._decoder(), prompts, longest, sampling=sampling, template=self.template)
 
-    def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:
+    def prompt(self, messages: Sequence[Message], *, answer: int = 0, thinking: bool | None = None) -> list[int]:
         """Encode a chat; its longest message is shortened if it leaves no space for `answer` new tokens."""
-        fitted, _ = self.template.fit(turns(messages), self.prompt_budget(answer))
-        return self.template.prompt(fitted)
+        fitted, _ = self.template.fit(turns(messages), self.prompt_budget(answer), thinking=thinking)
+        return self.template.prompt(fitted, thinking=thinking)
 
     def about(self, text: str, wording: str = "") -> list[Message]:
         """Return the messages that ask for the label of a text, with the given or the default prompt template."""
@@ -438,9 +525,50 @@ class LocalModel:
         return result
 
 
-def sampling_of(objective: AnyObjective) -> Sampling:
-    """Return greedy sampling with the length of the training answers of an objective."""
-    return Sampling(max_new_tokens=objective.max_new_tokens or Sampling().max_new_tokens)
+def sampling_of(objective: AnyObjective, *, thinking: bool | None = False) -> Sampling:
+    """Return greedy sampling with the length of the training answers of an objective.
+
+    Args:
+        objective: the objective of the model.
+        thinking: add the length of the thoughts.
+    """
+    answer = objective.max_new_tokens or Sampling().max_new_tokens
+    return Sampling(max_new_tokens=answer + (objective.thinking_tokens or THOUGHT_TOKENS if thinking else 0))
+
+
+def thinking_mode(template: Template, thinking: bool | None, *, default: bool) -> bool | None:
+    """Return the mode of a prompt, as `Template.prompt` takes it.
+
+    Args:
+        template: the chat template of the model.
+        thinking: the requested mode; None for the default.
+        default: whether the model thinks if nothing is requested.
+
+    Returns:
+        Whether the model thinks; None for a model that has no such mode.
+
+    Raises:
+        RecipeError: the model cannot think.
+    """
+    if not template.thinks:
+        if thinking:
+            raise RecipeError(
+                "thinking: the chat template of this model has no thinking mode; leave the switch out, or use a model "
+                "that thinks, such as Qwen3"
+            )
+        return None
+    return default if thinking is None else thinking
+
+
+def always_thinks(template: Template) -> bool:
+    """Return whether a model that was not tuned thinks by itself: its prompt opens the thoughts, without a switch."""
+    return template.thinks and not template.switch and template.opens(thinking=True)
+
+
+def refuse_thinking(objective: AnyObjective, thinking: bool | None) -> None:
+    """Raise RecipeError if thoughts are requested from a model that generates no answers to chats."""
+    if thinking:
+        raise RecipeError(f"thinking: a model tuned with {objective.kind} does not think; leave the switch out")
 
 
 def _longest_first(rows: Sequence[Tokens]) -> list[int]:

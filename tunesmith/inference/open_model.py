@@ -12,7 +12,7 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import choose_pad
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
 from tunesmith.inference.identify import CONFIG, ModelSource, identify
-from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.local_model import BASE_CHAT, LocalModel, always_thinks
 from tunesmith.inference.saved_model import load
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base, read_tokenizer
@@ -20,7 +20,6 @@ from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.text_part import adapter_tree, share_head
 from tunesmith.models.loading.weight_files import PICKLES, read_json
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Instruct
 
 WEIGHTS = "adapter_model.safetensors"
 # PEFT methods that modify the layers of the base, so that the base network can be called directly.
@@ -82,13 +81,16 @@ def open_model(
     policy.train(False)
     for value in policy.network.parameters():
         value.requires_grad_(False)
-    return LocalModel(policy, Template(loaded.tokenizer), _in_words(objective, found.name), limit)
+    template = Template(loaded.tokenizer)
+    # As a part of an evaluation it thinks as its objective says, by itself as it would without tuning.
+    thinks = always_thinks(template) if objective is None else None
+    return LocalModel(policy, template, _in_words(objective, found.name), limit, thinks=thinks)
 
 
 def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
     """Return the objective in the form for a model without a head."""
     if objective is None:
-        return Instruct()
+        return BASE_CHAT
     if objective.produces == "score":
         raise RecipeError(f"{name}: scores need a head, and this model has none; give a run tuned with reward")
     if objective.label_mode == "multi":

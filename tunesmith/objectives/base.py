@@ -125,6 +125,16 @@ class Objective(BaseModel, ABC):
         return self.reference != "none"
 
     @property
+    def thinks(self) -> bool:
+        """Return whether the model learned to answer after thoughts; then it thinks unless asked not to."""
+        return False
+
+    @property
+    def thinking_tokens(self) -> int:
+        """Return the tokens that suffice for the thoughts of nearly all rows; 0 if the rows have none."""
+        return 0
+
+    @property
     def completion_budget(self) -> int:
         """Return the tokens that are sampled per training row, over all of its completions."""
         return 0

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from tunesmith.models.batch import Batch
     from tunesmith.models.policy import Policy
 
-# Prompt templates that ask the base model for the answer alone; the best one on validation is the score of the base.
 # Treatments of thoughts for which the template must write some.
 RENDERED = ("learn", "mask", "keep")
+# Longest thoughts in tokens, unless those of the rows are longer.
+THOUGHT_TOKENS = 512
+# Prompt templates that ask the base model for the answer alone; the best one on validation is the score of the base.
 PLAIN_WORDINGS = ("", "Reply with the answer only.", "Answer in one short line.")
 
 
@@ -60,7 +62,24 @@ class Instruct(Objective, Learner):
         "rouge_l", description="headline score of the answers"
     )
     max_new_tokens: int = Field(0, ge=0, description="longest answer, in tokens; 0: from the training answers")
-    max_thinking_tokens: int = Field(512, ge=16, description="longest thoughts that the model writes, in tokens")
+    max_thinking_tokens: int = Field(
+        THOUGHT_TOKENS,
+        ge=16,
+        description="longest thoughts that the model writes, in tokens; raised to those of the rows if it is 512",
+    )
+    think_by_default: bool | Literal["auto"] = Field(
+        "auto", description="whether the tuned model thinks unless asked not to; auto: as most of the rows are learned"
+    )
+
+    @property
+    def thinks(self) -> bool:
+        """Return whether the model learned to answer after thoughts; then it thinks unless asked not to."""
+        return self.think_by_default is True
+
+    @property
+    def thinking_tokens(self) -> int:
+        """Return the longest thoughts, in tokens."""
+        return self.max_thinking_tokens
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of prompt, answer or messages, and of system prompt and tools if there are any."""
@@ -110,11 +129,25 @@ class Instruct(Objective, Learner):
             message.calling for chat in examples if isinstance(chat, Chat) for message in chat.messages
         ):
             raise DataError("objective.metric: tool_calls, and no answer of the rows calls a tool; omit metric")
-        if self.max_new_tokens:
-            return self
+        chats = [example for example in examples if isinstance(example, Chat)]
+        thoughts = [turn.thoughts for chat in chats for turn in chat.messages if turn.thoughts]
+        longest, default = self.max_thinking_tokens, self.think_by_default
+        if longest == THOUGHT_TOKENS:  # the default
+            longest = max(longest, completion_budget(thoughts))
+        if default == "auto":
+            default = 2 * sum(self._learned_with_thoughts(chat) for chat in chats) > len(chats)
         return self.model_copy(
-            update={"max_new_tokens": completion_budget([reference(example) for example in examples])}
+            update={
+                "max_new_tokens": self.max_new_tokens or completion_budget(list(map(reference, chats))),
+                "max_thinking_tokens": longest,
+                "think_by_default": default,
+            }
         )
+
+    def _learned_with_thoughts(self, chat: Chat) -> bool:
+        """Return whether the answer of a row is learned after thoughts: its own, or with `keep` those of the model."""
+        mode = self.mode_of(chat)
+        return mode == "keep" or (has_thoughts(chat) and mode != "drop")
 
     def prompt_templates(self, family: str) -> tuple[str, ...]:
         """Return prompts that ask for the answer alone."""
@@ -202,9 +235,14 @@ def completion_budget(answers: Sequence[str]) -> int:
 
     Args:
         answers: answers of the rows; a token is taken to have three ASCII characters or two bytes of other scripts.
+
+    Returns:
+        The number of tokens; 0 without answers.
     """
     import numpy as np
 
+    if not answers:
+        return 0
     tokens = []
     for answer in answers:
         ascii_characters = sum(map(str.isascii, answer))

@@ -26,6 +26,7 @@ from tunesmith.inference.saved_model import load
 from tunesmith.metrics.task_scores import PER_ROW, SCALES, WHOLE, value
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.loading.base_from_run import begins_from
 from tunesmith.models.loading.checkpoint import MANIFEST, write_folder
 from tunesmith.models.loading.locate import AS_THEY_ARE, locate
@@ -58,6 +59,8 @@ COMPARED_ROWS = 64
 STATED_ROWS, STATED_SCORES = 200, 2000
 # Maximum difference of a probability, or of a reward relative to the largest one.
 MAX_DIFFERENCE = {"merged": 1e-4, "merged f16": 0.05, "merged bf16": 0.1}
+# With thoughts before the answers: fewer rows, because each answer takes several times as long.
+THOUGHT_ROWS = 16
 # Tokens of a text that a domain model completes, and tokens of the completion.
 BEGINNING_TOKENS = 48
 MIN_ANSWER_TOKENS = 512  # context that llama.cpp reserves for an answer
@@ -205,7 +208,8 @@ def _compare(
         return {SINGLE_TASK: by_usage(model, rows, usage.function(out))}
     tasks = list(dict.fromkeys(row.task for row in rows))
     positions = manifest.limit + max(MIN_ANSWER_TOKENS, *(model.at(task).sampling.max_new_tokens for task in tasks))
-    opened = cache(_opener(manifest, request, out, positions=positions, offline=offline))
+    thinks = bool(model.thinking_mode())
+    opened = cache(_opener(manifest, request, out, positions=positions, thinks=thinks, offline=offline))
     agreements = {}
     for task in tasks:
         task_rows = rows_of_task(rows, task)[: COMPARED_ROWS // len(tasks)]
@@ -217,10 +221,14 @@ def _compare(
     return agreements
 
 
-def _opener(manifest: ModelManifest, request: ExportRequest, out: Path, *, positions: int, offline: bool) -> Opener:
+def _opener(
+    manifest: ModelManifest, request: ExportRequest, out: Path, *, positions: int, thinks: bool, offline: bool
+) -> Opener:
     """Return a function that loads the export in the program it is written for."""
     if request.kind == "gguf":
-        return lambda: LlamaCpp(out / GGUF, threads=torch.get_num_threads(), positions=positions)
+        values = {"enable_thinking": thinks, "thinking": thinks}  # llama.cpp sets the switch itself otherwise
+        threads = torch.get_num_threads()
+        return lambda: LlamaCpp(out / GGUF, threads=threads, positions=positions, template_values=values)
     if request.kind == "merged":
         return lambda: Plain(out)
     options = manifest.technique.load_options()  # an adapter trained over a 4-bit base is compared over one
@@ -245,6 +253,8 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
         opened: loads the export.
     """
     template = model.template
+    thinking = None if model.objective.produces != "text" else model.thinking_mode()
+    rows = rows[:THOUGHT_ROWS] if thinking else rows
     # Special tokens in the rows are escaped for both programs.
     texts = [template.harmless(row.question) for row in rows]
     chats: list[list[Message]] = []
@@ -258,8 +268,9 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
         else:
             asked = [[Message("user", text)] for text in texts]
             longest = model.sampling.max_new_tokens
-        chats = [template.fit(messages, model.prompt_budget(longest))[0] for messages in asked]
-        prompts = [template.prompt(chat) for chat in chats]
+        budget = model.prompt_budget(longest)
+        chats = [template.fit(messages, budget, thinking=thinking)[0] for messages in asked]
+        prompts = [template.prompt(chat, thinking=thinking) for chat in chats]
         longest = min(model.longest(ids, Sampling(max_new_tokens=longest)) for ids in prompts)
     generated = generate(model.policy, prompts, sampling=Sampling(max_new_tokens=longest), template=template)
     original = [template.decode(answer.ids).strip() for answer in generated]
@@ -269,13 +280,14 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
     metric = model.objective.metric
     gold = [row.reference for row in rows]
     scored = all(gold) and (metric in PER_ROW or metric in WHOLE)
+    split = ThoughtSplitter.of(template, thinking=thinking).split
     return ProgramAgreement(
         metric=metric,
         rows=len(rows),
         same_prompts=_equal_share(exported_prompts, prompts),
         same_answers=_equal_share(exported, original),
-        score_original=value(metric, gold, original) if scored else None,
-        score_export=value(metric, gold, exported) if scored else None,
+        score_original=value(metric, gold, [split(text)[1] for text in original]) if scored else None,
+        score_export=value(metric, gold, [split(text)[1] for text in exported]) if scored else None,
     )
 
 

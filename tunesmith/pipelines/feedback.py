@@ -24,6 +24,7 @@ from tunesmith.display import model_label
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.evaluation.contamination import recipe_file
 from tunesmith.inference.identify import ModelManifest, ModelSource, identify, read_manifest
+from tunesmith.inference.local_model import sampling_of
 from tunesmith.inference.open_model import open_model
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives.instruct import asked, with_wording
@@ -216,15 +217,16 @@ def completion_sources(name: str, against: str, sampling: Sampling, *, offline: 
 
 
 def usual_sampling(name: str, *, offline: bool) -> Sampling:
-    """Return sampling options with the length of a run's training answers.
+    """Return sampling options with the length of a run's training answers and thoughts.
 
     Args:
         name: the model.
         offline: do not access the network.
     """
     manifest = _manifest(identify(name, offline=offline))
-    longest = manifest.objective.max_new_tokens if manifest is not None else 0
-    return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
+    if manifest is None:
+        return Sampling()
+    return sampling_of(manifest.objective, thinking=manifest.objective.thinks)
 
 
 def generate_side(

@@ -88,6 +88,8 @@ def transformers_lines(run: RunData, *, base: str) -> list[str]:
         if path.is_file():  # written if the base's own settings lack the tokens that end a turn
             options += f", eos_token_id={json.loads(path.read_text(encoding='utf-8'))['eos_token_id']}"
     limit = MAX_LABEL_TOKENS if objective.produces == "labels" else objective.max_new_tokens or MAX_ANSWER_TOKENS
+    if run.report.thinking is not None and objective.thinks:
+        limit = run.report.thinking.max_new_tokens
     return [
         *_loading(run, base),
         *_inputs(run),
@@ -144,15 +146,24 @@ def _inputs(run: RunData) -> list[str]:
     objective = run.recipe.objective
     if objective.produces == "likelihood":
         return [f'inputs = tokenizer("{TEXT}", return_tensors="pt")']
-    path = run.folder / "model" / "chat_template.jinja"
-    thinks = path.is_file() and "enable_thinking" in path.read_text(encoding="utf-8")
+    switch = _switch(run)
     prompt = f"{objective.instruction}\n\n{TEXT}" if objective.instruction else TEXT
     if objective.kind == "classify":
         prompt = objective.messages(TEXT)[-1].content
     return [
         f'messages = [{{"role": "user", "content": {clean(prompt)!r}}}]',
         "inputs = tokenizer.apply_chat_template(",
-        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"' + "," * thinks,
-        *(["    enable_thinking=False,"] if thinks else []),
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"' + "," * bool(switch),
+        *([f"    {switch}={objective.thinks},"] if switch else []),
         ")",
     ]
+
+
+def _switch(run: RunData) -> str:
+    """Return the variable by which the saved chat template switches thinking; empty if it has none."""
+    ledger = run.report.thinking
+    if ledger is not None and ledger.switch in ("enable_thinking", "thinking"):
+        return ledger.switch
+    path = run.folder / "model" / "chat_template.jinja"
+    known = path.is_file() and "enable_thinking" in path.read_text(encoding="utf-8")
+    return "enable_thinking" if known else ""

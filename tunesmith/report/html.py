@@ -14,6 +14,7 @@ from tunesmith.display import model_label
 from tunesmith.evaluation.results import Retention
 from tunesmith.metrics.resampling import ALPHA
 from tunesmith.report import formatting, plots
+from tunesmith.report.ledger_lines import ledger_lines, ledger_rows_sentence
 from tunesmith.report.model_card import COMMAND, card
 from tunesmith.report.run_data import (
     LISTED,
@@ -72,6 +73,8 @@ def page(run: RunData) -> str:
             rivals=[rivalry(arm, report.task) for arm in arms if arm.not_beaten],
             others=[arm for arm in [*report.baselines, *report.controls] if arm.metric != metric],
             general_ability=_general_ability(report.retention),
+            ledger=[] if report.thinking is None else ledger_lines(report.thinking),
+            ledger_rows="" if report.thinking is None else ledger_rows_sentence(report.thinking),
             matrix=confusion(run),
             mistakes=confusions(run),
             labels=label_scores(run)[:LISTED],

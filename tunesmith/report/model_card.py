@@ -23,6 +23,7 @@ from tunesmith.report.formatting import (
     signed,
     size,
 )
+from tunesmith.report.ledger_lines import COLUMNS, ledger_lines, ledger_rows_sentence
 from tunesmith.report.run_data import RunData, contenders
 from tunesmith.report.summary import in_short
 from tunesmith.report.verdicts import arm_label, name_of_test, rivalry
@@ -48,7 +49,7 @@ def card(run: RunData) -> str:
         f"({trained}, {share(training.trainable / (training.parameters or 1))}).\n\n"
         f"**{text(report.verdict)}**\n\n" + "\n".join(f"- {text(line)}" for line in in_short(report))
     )
-    sections = (_results, _tasks, _general_ability, _data, _usage, _limits, _reproduce)
+    sections = (_results, _tasks, _general_ability, _thinking, _data, _usage, _limits, _reproduce)
     return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, [title, *(section(run) for section in sections)])) + "\n"
 
 
@@ -187,6 +188,25 @@ def _general_ability(run: RunData) -> str:
         )
     lines += [f"  - {text(name)}: {share(base)} to {share(tuned)}" for name, (base, tuned) in retention.fields.items()]
     return "## General ability\n\n" + "\n".join(lines)
+
+
+def _thinking(run: RunData) -> str:
+    """Return the thinking ledger; empty for a model that does not think."""
+    report = run.report
+    if report.thinking is None:
+        reason = report.thinking_reason
+        return f"## Thinking\n\nNot measured ({text(reason)})." if reason else ""
+    cells = [line.cells for line in ledger_lines(report.thinking)]
+    default = "thinks" if report.thinking.thinks_by_default else "does not think"
+    return "\n\n".join(
+        [
+            "## Thinking",
+            f"{ledger_rows_sentence(report.thinking)} In brackets the 95 % interval of each score.",
+            table(COLUMNS, cells),
+            f"By default this model {default} before an answer; `--thinking`, `--no-thinking` and `thinking=` of "
+            "Tunesmith, `enable_thinking` of an OpenAI client choose.",
+        ]
+    )
 
 
 def _data(run: RunData) -> str:

@@ -17,6 +17,7 @@ from tunesmith.evaluation.results import (
     Retention,
     RewardDiagnostics,
     Style,
+    ThinkingLedger,
 )
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
 from tunesmith.report.formatting import figure, metric_name, p_value, signed
@@ -174,6 +175,8 @@ class Report(Displayed, ReportPart):
     controls: list[ArmScore] = []
     retention: Retention | None = None
     retention_reason: str = ""  # why general ability was not measured
+    thinking: ThinkingLedger | None = None  # of a thinking model
+    thinking_reason: str = ""  # why a thinking model has no ledger
     calibration: Calibration | None = None
     style: Style | None = None
     preference_diagnostics: PreferenceDiagnostics | None = Field(None, alias="judgement")

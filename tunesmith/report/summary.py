@@ -7,6 +7,7 @@ from math import exp
 from tunesmith.evaluation.results import BASE, PreferenceDiagnostics
 from tunesmith.metrics.resampling import ALPHA
 from tunesmith.report.formatting import count, figure, metric_name, share
+from tunesmith.report.ledger_lines import ledger_sentence
 from tunesmith.report.schema import Report
 from tunesmith.report.verdicts import is_not_beaten, rivalry
 
@@ -21,7 +22,7 @@ SIGNIFICANCE = {
 def in_short(report: Report) -> list[str]:
     """Return the summary, one paragraph per list item.
 
-    The items are: gain over the base, baselines and controls, general ability, style, preferences, warnings.
+    The items are: gain over the base, baselines and controls, general ability, thinking, style, preferences, warnings.
     """
     task = report.task
     gain = f"The {metric_name(task.metric)} changes from {figure(task.base)} to {figure(task.tuned)}"
@@ -30,6 +31,8 @@ def in_short(report: Report) -> list[str]:
         gain = f"Of {count(task.n)} test rows the base answers {base} correctly, the tuned model {tuned}"
     significance = SIGNIFICANCE.get(task.verdict, "The difference is negligible.")
     lines = [f"{gain}. {significance}", _baselines(report), _general_ability(report)]
+    if report.thinking is not None:
+        lines.append(f"Thinking, base to tuned: {ledger_sentence(report.thinking)}.")
     style = report.style
     if style is not None and style.auc_tuned is not None and style.auc_base is not None:
         lines.append(

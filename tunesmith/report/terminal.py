@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
+from tunesmith.evaluation.results import ThinkingLedger
 from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.report.formatting import (
     bounds,
@@ -23,6 +24,7 @@ from tunesmith.report.formatting import (
     signed,
     size,
 )
+from tunesmith.report.ledger_lines import ledger_lines, ledger_rows_sentence
 from tunesmith.report.schema import Forecast, MultitaskReport, Report
 from tunesmith.report.tables import FittedTable
 from tunesmith.report.verdicts import arm_label, is_not_beaten, status, trails_single_task
@@ -59,6 +61,8 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
         parts += [_single_tasks(report.multitask), gap]
     if report.baselines or report.controls:
         parts += [_baselines(report), gap]
+    if report.thinking is not None:
+        parts += [_thinking(report.thinking), gap]
 
     speed = report.speed
     cost = (
@@ -95,6 +99,8 @@ def costs(report: Report) -> list[Text]:
                 line += f"; of the answers with a confidence of at least {share(calibration.threshold)},"
                 line += f" at least {share(calibration.target_accuracy)} were correct (validation rows)"
         lines.append(Text(line))
+    if report.thinking_reason:
+        lines.append(Text(f"thinking ledger: not measured ({clean(report.thinking_reason)})", style="dim"))
     return [*lines, *(Text(f"warning: {clean(warning)}", style="yellow") for warning in report.warnings)]
 
 
@@ -124,6 +130,19 @@ def _tasks(tasks: Sequence[TaskScore]) -> FittedTable:
         name = metric_name(task.metric) if task.name == tasks[0].name else f"{task.name}: {metric_name(task.metric)}"
         values = (figure(task.base), figure(task.tuned), signed(task.delta), bounds(task.ci95, sign=True))
         table.add(name, *values, p_value(task.p_value), count(task.n))
+    return table
+
+
+def _thinking(ledger: ThinkingLedger) -> FittedTable:
+    """Return the thinking ledger, base against tuned model."""
+    table = FittedTable(
+        ("thinking", "base>", "tuned>", "difference>", "95 % interval>", "p-value>"),
+        [],
+        drop=("p-value", "95 % interval"),
+    )
+    for line in ledger_lines(ledger):
+        table.add(line.name, line.base, line.tuned, line.delta, line.interval, line.p_value)
+    table.caption = ledger_rows_sentence(ledger)
     return table
 
 

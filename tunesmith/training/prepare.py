@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from tunesmith.config import AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
+from tunesmith.config import (
+    AnyObjective,
+    Recipe,
+    check_gates,
+    check_pair,
+    check_replay,
+    check_technique,
+    check_thinking_gates,
+)
 from tunesmith.data.examples.types import Example
 from tunesmith.data.splits.load import DataFacts, DatasetSplits
 from tunesmith.data.splits.split import Split
@@ -102,6 +110,7 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     recipe = fit_max_length(recipe, base, on_event)
     tasks = {name: _encode_task(task, loaded[name], base, machine) for name, task in recipe.tasks.items()}
     prepared = tasks[SINGLE_TASK] if SINGLE_TASK in tasks else _join_tasks(recipe, tasks)
+    check_thinking_gates(recipe, thinks=prepared.template.thinks)
     on_event(DataLoaded(prepared.facts))
     return prepared
 

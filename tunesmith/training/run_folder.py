@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from tunesmith.config import Loop, Recipe, Retention, with_places
+from tunesmith.config import Ledger, Loop, Recipe, Retention, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.audit.chunks import head
 from tunesmith.data.files import is_there, read_page, sha256_of_file, write_whole, writing
@@ -65,6 +65,12 @@ NEW_KEYS = {
     **dict.fromkeys(("split", "context", "choices", "winner"), ""),
     "unanswerable": UNANSWERABLE,
     "retention": Retention().model_dump(),
+    "ledger": Ledger().model_dump(),
+    **dict.fromkeys(("min_thoughts_finished", "max_thinking_loss", "min_switch_obeyed")),
+    "thoughts": "",
+    "thinking": "auto",
+    "max_thinking_tokens": 512,
+    "think_by_default": "auto",
 }
 
 

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tunesmith.cli.commands.compare import KEY
 from tunesmith.cli.commands.votes import LINES
-from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling_of
+from tunesmith.cli.options import (
+    UsageError,
+    add_common,
+    add_sampling,
+    add_thinking,
+    naming_thinking,
+    sampling_of,
+)
 from tunesmith.cli.signals import Interruption
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.files import quoted
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
     from tunesmith.annotation.thumbs import Thumbs
     from tunesmith.cli.options import Commands
     from tunesmith.inference.local_model import LocalModel
+    from tunesmith.models.generation.generate import Piece
     from tunesmith.models.generation.sampling import Sampling
 
 HELP = (
@@ -56,6 +64,7 @@ def add(commands: Commands) -> None:
     text = "arm of a comparison (default: the recommended one)"
     asking.add_argument("--arm", default="", metavar="NAME", help=text)
     add_sampling(asking, temperature=0.0, top_p=1.0)
+    add_thinking(asking)
     add_common(asking)
     asking.set_defaults(run=ask)
     chatting = commands.add_parser(
@@ -67,6 +76,7 @@ def add(commands: Commands) -> None:
     chatting.add_argument("--task", default="", metavar="NAME", help="task of a multitask run")
     chatting.add_argument("--system", default="", metavar="TEXT", help="system message before the conversation")
     add_sampling(chatting, temperature=0.7, top_p=0.9)
+    add_thinking(chatting)
     add_common(chatting)
     chatting.set_defaults(run=chat)
 
@@ -87,8 +97,9 @@ def ask(args: argparse.Namespace) -> int:
 
     hush()
     model = load(args.folder, offline=args.offline).at(args.task)
-    sampling = sampling_of(args, model.sampling)
-    answer = _answer(model, text, sampling)
+    with naming_thinking(args):
+        sampling = sampling_of(args, model.sampling_for(args.thinking))
+        answer = _answer(model, text, sampling, thinking=args.thinking)
     generates = model.policy.family == "decoder" and model.objective.produces != "labels"
     limit = model.prompt_budget(sampling.max_new_tokens) if generates else model.limit
     if part := _dropped_part(model, text, limit):
@@ -102,9 +113,12 @@ def ask(args: argparse.Namespace) -> int:
     elif "words" in answer:
         show_table(("word", "probability>"), [(word, f"{p:.3f}") for word, p in answer["words"]])
     else:
+        if answer.get("thoughts"):
+            log(f"thoughts ({answer['thought_tokens']} tokens):\n{clean(answer['thoughts'])}\n")
         show(answer["answer"])
         if not answer["finished"] and model.objective.produces != "likelihood":
-            log(f"warning: the answer was cut off after {answer['new_tokens']} tokens; raise --max-new-tokens")
+            part = "thoughts were" if answer.get("thoughts") and not answer["answer"] else "answer was"
+            log(f"warning: the {part} cut off after {answer['new_tokens']} tokens; raise --max-new-tokens")
     return 0
 
 
@@ -116,8 +130,9 @@ def check_run_options(args: argparse.Namespace) -> None:
 
 def check_arm_options(args: argparse.Namespace) -> None:
     """Raise UsageError for an option that a comparison does not have."""
-    if (args.temperature, args.top_p, args.max_new_tokens, args.seed, args.task) != (0.0, 1.0, None, 0, ""):
-        options = "--temperature, --top-p, --max-new-tokens, --seed and --task"
+    given = (args.temperature, args.top_p, args.max_new_tokens, args.seed, args.task, args.thinking)
+    if given != (0.0, 1.0, None, 0, "", None):
+        options = "--temperature, --top-p, --max-new-tokens, --seed, --task and --thinking"
         raise UsageError(f"ask: {args.folder} is a comparison, whose arms have fixed settings; omit {options}")
 
 
@@ -151,17 +166,20 @@ def _ask_comparison(args: argparse.Namespace, text: str) -> int:
     return 0
 
 
-def _answer(model: LocalModel, text: str, sampling: Sampling) -> dict[str, Any]:
+def _answer(model: LocalModel, text: str, sampling: Sampling, *, thinking: bool | None) -> dict[str, Any]:
     """Return the output of the model as entries of the JSON document."""
     from tunesmith.inference.local_model import Classified
 
-    reply = model.answer(text, sampling=sampling)
+    reply = model.answer(text, sampling=sampling, thinking=thinking)
     if isinstance(reply, Classified):
         return {"label": reply.label, "labels": reply.labels, "probabilities": reply.probabilities}
     if isinstance(reply, list):
         return {"words": reply}
     counts = {"prompt_tokens": reply.prompt_tokens, "new_tokens": reply.new_tokens}
-    return {"answer": reply.text, "finished": reply.finished, **counts}
+    answer = {"answer": reply.text, "finished": reply.finished, **counts}
+    if model.template.thinks:
+        answer |= {"thoughts": reply.thoughts, "thought_tokens": reply.thought_tokens}
+    return answer
 
 
 def _dropped_part(model: LocalModel, text: str, limit: int) -> str:
@@ -193,11 +211,15 @@ def chat(args: argparse.Namespace) -> int:
     hush()
     model = load(args.folder, offline=args.offline)
     model = model.at(args.task) if args.task else model
+    with naming_thinking(args):
+        model.thinks = model.thinking_mode(args.thinking)
 
     @cache
     def base() -> LocalModel:
         log("loading the base model")
-        return open_model(manifest.base, limit=manifest.limit, offline=args.offline)
+        opened = open_model(manifest.base, limit=manifest.limit, offline=args.offline)
+        opened.thinks = model.thinks
+        return opened
 
     conversation = Conversation(
         model,
@@ -256,7 +278,7 @@ class Conversation:
     @property
     def row(self) -> dict[str, Any]:
         """The conversation as a row that `tunesmith tune` reads."""
-        return {"messages": [{"role": message.role, "content": message.content} for message in self.messages]}
+        return {"messages": [_row_turn(message) for message in self.messages]}
 
     def turn(self, text: str) -> None:
         """Answer a message and print the answer while it is generated; Ctrl-C ends the answer, not the conversation."""
@@ -264,17 +286,22 @@ class Conversation:
         first = all(message.role != "user" for message in self.messages)
         self.messages.append(self.model.objective.user_message(text) if first else Message("user", text))
         self._fit()
-        pieces: list[str] = []
+        pieces: list[Piece] = []
         try:
-            for piece in self.model.stream(self.messages, sampling=self.sampling):
+            for piece in self.model.stream_pieces(self.messages, sampling=self.sampling):
+                if piece.text and pieces and not any(earlier.text for earlier in pieces):
+                    self._write("\n\n")  # between the thoughts and the answer
                 pieces.append(piece)
-                self._write(piece)
+                self._write(piece.thoughts, dim=True)
+                self._write(piece.text)
         except KeyboardInterrupt as stopped:
             if isinstance(stopped, Interruption) and stopped.exit_code != 128 + signal.SIGINT:
                 raise  # SIGTERM ends the command
             self._write(" ...")
         self._write("\n")
-        self.messages.append(Message("assistant", "".join(pieces).strip()))
+        answer = "".join(piece.text for piece in pieces).strip()
+        thoughts = "".join(piece.thoughts for piece in pieces).strip()
+        self.messages.append(Message("assistant", answer, thoughts=thoughts))
 
     def command(self, line: str) -> str:
         """Run a line that starts with a slash and return the message for the user."""
@@ -357,11 +384,19 @@ class Conversation:
             log(f"warning: the message is shortened: it exceeds the prompt limit of {limit} tokens")
 
     def _tokens(self) -> int:
-        return len(self.model.template.prompt(self.messages))
+        return len(self.model.template.prompt(self.messages, thinking=self.model.thinking_mode()))
 
-    def _write(self, piece: str) -> None:
-        if not self.silent:
-            print(clean(piece), end="", flush=True)
+    def _write(self, piece: str, *, dim: bool = False) -> None:
+        """Print a piece of text; thoughts are dim in a terminal."""
+        if piece and not self.silent:
+            text = clean(piece)
+            print(f"\x1b[2m{text}\x1b[0m" if dim and sys.stdout.isatty() else text, end="", flush=True)
+
+
+def _row_turn(message: Message) -> dict[str, str]:
+    """Return a turn as rows have it, with its thoughts if there are any."""
+    thoughts = {"reasoning_content": message.thoughts} if message.thoughts else {}
+    return {"role": message.role, **thoughts, "content": message.content}
 
 
 def _lines() -> Iterator[str]:

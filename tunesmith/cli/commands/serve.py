@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import DeprecatedOption, UsageError, add_common
+from tunesmith.cli.options import DeprecatedOption, UsageError, add_common, add_thinking
 from tunesmith.cli.page_server import add_address
 from tunesmith.cli.terminal import hush, log, publish, show
 
@@ -61,6 +61,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--token-file", type=Path, default=Path("tunesmith-serve.token"), metavar="FILE", help=text)
     text = "file of ratings (default: thumbs.db in the folder of each run; for a base model, NAME-thumbs.db)"
     parser.add_argument("--store", type=Path, metavar="FILE", help=text)
+    add_thinking(parser)
     add_address(parser, port=PORT)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -109,15 +110,24 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
     with listen(address) as sock:
         token = stored_token(address, args.token_file, option="--token-file")
         engine = STARTS[kind](sources, limits, offline=args.offline)
-        place = url(sock, address)
-        say(engine, place, token)
         thumbs = Thumbs(ratings_file)
-        app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs).app()
         try:
+            _check_thinking(engine, args.thinking)
+            place = url(sock, address)
+            say(engine, place, token)
+            app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs, thinking=args.thinking).app()
             yield OpenServer(app, sock, place, token, POLICY, SHUTDOWN_SECONDS)
         finally:
             engine.close(SHUTDOWN_SECONDS)
             thumbs.close()
+
+
+def _check_thinking(engine: AnsweringEngine, thinking: bool | None) -> None:
+    """Raise UsageError if thinking is requested of models that cannot think."""
+    if not thinking or any(run.template.thinks for run in engine.registry.runs()):
+        return
+    fix = "leave the option out, or serve a model that thinks, such as Qwen3"
+    raise UsageError(f"--thinking: none of the served models can think; {fix}")
 
 
 def _torch(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:

@@ -342,7 +342,7 @@ class Template:
     def _length(self, messages: Sequence[Message], *, thinking: bool | None = None) -> int:
         """Return the number of tokens of a chat, or of a prompt if it does not end with an answer."""
         if messages[-1].role != "assistant":
-            return len(self.prompt(messages, thinking=thinking))
+            return len(self._encode(self._prompt_text(self._ready(messages), thinking=bool(thinking)))[0])
         messages = self._separated(messages)
         thinking = self.thinks and bool(messages[-1].thoughts) and thinking is not False
         return len(self._encode(self._chat_text(self._ready(messages), thinking=thinking))[0])

@@ -27,8 +27,9 @@ from tunesmith.objectives import Classify, Domain
 HEAD = "head.safetensors"
 ROUNDED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
-# Tunesmith trains and runs models without thinking; other programs enable it unless the template disables it.
-NO_THOUGHTS = "{%- set enable_thinking = false %}"
+# Other programs think unless the template says otherwise. The first line fixes the switch, the second sets its default.
+FIXED_SWITCH = "{%- set SWITCH = VALUE %}"
+SWITCH_DEFAULT = "{%- if SWITCH is not defined %}{%- set SWITCH = VALUE %}{%- endif %}"
 
 
 def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
@@ -71,17 +72,28 @@ def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalMode
     if model.policy.adapter is not None:
         with quiet():
             model.policy.network = merge_adapter(model.policy.network, model.policy.adapter)
-    without_thoughts(model)
     if model.policy.family == "decoder":  # the end token of a base model is not the end of a turn
         model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
     return model
 
 
-def without_thoughts(model: LocalModel) -> None:
-    """Disable thinking in the chat template of the tokenizer, for every program."""
-    source = model.template.source
-    if model.template.chats and "enable_thinking" in source:
-        model.template.tokenizer.chat_template = NO_THOUGHTS + source
+def keep_thinking_mode(model: LocalModel, *, fixed: bool = False) -> None:
+    """Write the mode in which the model was trained into the chat template of the tokenizer, for every program.
+
+    A caller of the other program can still switch, unless the model answers with something else than text.
+
+    Args:
+        model: the tuned model.
+        fixed: the program always sets the switch itself, as llama.cpp does, so that a default would have no effect: a
+            model that was trained without thoughts then has no switch.
+    """
+    template = model.template
+    thinks = model.thinking_mode()
+    if thinks is None or template.switch not in ("enable_thinking", "thinking"):
+        return
+    fixed = model.objective.produces != "text" or (fixed and not thinks)
+    line = (FIXED_SWITCH if fixed else SWITCH_DEFAULT).replace("SWITCH", template.switch)
+    template.tokenizer.chat_template = line.replace("VALUE", str(thinks).lower()) + template.source
 
 
 def write_merged(model: LocalModel, folder: Path, out: Path, *, dtype: str = "f32") -> None:
@@ -99,6 +111,7 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, dtype: str = "f3
     Raises:
         ModelError: a weight overflows the dtype.
     """
+    keep_thinking_mode(model)
     usage = usage_of(model)
     network = model.policy.network
     headed = (folder / HEAD).exists()
@@ -152,6 +165,7 @@ def write_file(model: LocalModel, out: Path, *, dtype: str, name: str) -> None:
         dtype: f16, q8_0 or q4_0.
         name: name of the model in the file.
     """
+    keep_thinking_mode(model, fixed=True)
     texts = isinstance(model.objective, Domain)
     if texts:  # it completes texts and was not trained on chats
         model.template.tokenizer.chat_template = None
@@ -164,6 +178,7 @@ def write_file(model: LocalModel, out: Path, *, dtype: str, name: str) -> None:
             instruction=instruction,
             texts=texts,
             context=model.limit + model.sampling.max_new_tokens,
+            thinking=bool(model.thinking_mode()),
         ),
         encoding="utf-8",
     )
@@ -182,7 +197,7 @@ def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:
     for path in folder.iterdir():
         if path.name not in (MANIFEST_FILE, MANIFEST):
             shutil.copy(path, out / path.name)
-    without_thoughts(model)
+    keep_thinking_mode(model)
     model.template.tokenizer.save_pretrained(out)
     if bits := read_manifest(folder).technique.load_options().quantize:
         (out / PACKED).write_text(json.dumps({"quantize": bits}), encoding="utf-8")

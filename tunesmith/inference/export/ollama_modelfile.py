@@ -13,7 +13,15 @@ OWN_CONTEXT = 2048  # default context length of Ollama, in tokens
 SYSTEM, USER, ANSWER = "\ue000", "\ue001", "\ue002"
 
 
-def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bool = False, context: int = 0) -> str:
+def modelfile(
+    template: Template,
+    *,
+    gguf: str,
+    instruction: str = "",
+    texts: bool = False,
+    context: int = 0,
+    thinking: bool = False,
+) -> str:
     """Write a Modelfile.
 
     Args:
@@ -22,6 +30,7 @@ def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bo
         instruction: instruction of the recipe, written as a comment.
         texts: the model completes texts without a chat.
         context: tokens of the longest prompt with its answer.
+        thinking: whether prompts ask for thoughts before the answer.
     """
     # The default repetition penalty of Ollama would change greedy answers.
     lines = [f"FROM ./{gguf}", "PARAMETER temperature 0", "PARAMETER repeat_penalty 1.0"]
@@ -31,12 +40,14 @@ def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bo
     stops = [f'PARAMETER stop "{template.tokenizer.decode([stop])}"' for stop in sorted(template.stop_ids)]
     if texts:
         return "\n".join([*lines, 'TEMPLATE """{{ .Prompt }}"""', *stops, ""])
-    turns = _turns(template)
+    turns = _turns(template, thinking=thinking)
     if turns is None:
         return "\n".join([*lines, "# Chats are not written turn after turn here, so no TEMPLATE can say how.", ""])
     opening, asking, answering, system = turns
     said = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{{{{ end }}}}{asking}{{{{ .Prompt }}}}{answering}"
-    if not system and _rendered(template, "user").startswith(opening):  # present without a system message too
+    if not system and _rendered(template, "user", thinking=thinking).startswith(
+        opening
+    ):  # present without a system message too
         said = f"{opening}{{{{ .System }}}}{asking}{{{{ .Prompt }}}}{answering}"
     lines.append(f'TEMPLATE """{said}{{{{ .Response }}}}"""')
     if system:
@@ -44,14 +55,15 @@ def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bo
     return "\n".join([*lines, *stops, ""])
 
 
-def _turns(template: Template) -> tuple[str, str, str, str] | None:
+def _turns(template: Template, *, thinking: bool) -> tuple[str, str, str, str] | None:
     """Return the fixed texts of a chat; None if a chat is not a chain of these.
 
     They are the text before a system message, between it and a user message, between a user and an assistant message,
     and the default system message.
     """
     try:
-        whole, alone = _rendered(template, "system", "user", "assistant", "user"), _rendered(template, "user")
+        whole = _rendered(template, "system", "user", "assistant", "user", thinking=thinking)
+        alone = _rendered(template, "user", thinking=thinking)
     except TemplateError:  # the template rejects system messages
         return None
     opening, _, rest = whole.partition(SYSTEM)
@@ -65,9 +77,10 @@ def _turns(template: Template) -> tuple[str, str, str, str] | None:
     return opening, asking, answering, system if alone.startswith(opening) else ""
 
 
-def _rendered(template: Template, *roles: str) -> str:
+def _rendered(template: Template, *roles: str, thinking: bool) -> str:
     """Render a chat of these roles, up to the beginning of an answer."""
     said = {"system": SYSTEM, "user": USER, "assistant": ANSWER}
     turns = [{"role": role, "content": said[role]} for role in roles]
     how: dict[str, Any] = {"chat_template": template.source, "tokenize": False, "add_generation_prompt": True}
-    return str(template.tokenizer.apply_chat_template(turns, enable_thinking=False, **how))
+    how[template.switch or "enable_thinking"] = thinking
+    return str(template.tokenizer.apply_chat_template(turns, **how))

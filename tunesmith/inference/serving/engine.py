@@ -23,6 +23,7 @@ from tunesmith.inference.serving.registry import ModelRegistry, ServedModel, Sha
 from tunesmith.inference.serving.request import AskError, GenerationRequest, places_left
 from tunesmith.inference.serving.text_batches import Kind, Texts, read_on, together
 from tunesmith.models.generation.json_grammar import Grammar
+from tunesmith.models.generation.thoughts import ThoughtSplitter
 
 
 @dataclass(slots=True, eq=False)
@@ -252,6 +253,8 @@ class Engine:
             run, ids, sampling, ticket.on_chunk, follower, ask.best, ask.in_pieces, ask.text is not None
         )
         row.shortened = shortened
+        if ask.text is None:
+            row.splitter = ThoughtSplitter.of(run.template, thinking=ask.thinking)
         ticket.row = row
         return row
 

@@ -13,6 +13,7 @@ from tunesmith.inference.serving.registry import ServedModel
 from tunesmith.models.generation.generate import before_stop, chance_of, choose, decided
 from tunesmith.models.generation.json_grammar import Follower, GrammarError
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.generation.thoughts import ThoughtSplitter
 
 # End of a completion: end token or stop string, token limit, timeout, cancelled, invalid request, internal error.
 End = Literal["", "stop", "length", "late", "gone", "wrong", "broken"]
@@ -38,6 +39,8 @@ class CompletionChunk:
     new_tokens: int = 0
     why: str = ""  # reason of a failure
     shortened: bool = False  # the prompt exceeded the limit of the model and was shortened
+    thoughts: str = ""  # what the model thinks before its answer
+    thought_tokens: int = 0  # of `new_tokens`, those before the answer
 
 
 ChunkHandler = Callable[[CompletionChunk], None]
@@ -56,9 +59,11 @@ class ActiveRequest:
     in_pieces: bool = False  # report chunks while the completion grows
     keep_whitespace: bool = False  # keep whitespace around the completion
     shortened: bool = False
+    splitter: ThoughtSplitter | None = None  # None: the completion of a text, in which nothing is a thought
     ids: list[int] = field(default_factory=list)
     last: Tensor = field(default_factory=lambda: torch.empty(0))  # [D], state of the last token
     sent: str = ""  # text reported so far
+    sent_thoughts: str = ""  # thoughts reported so far
     scored: list[ScoredToken] = field(default_factory=list)  # not reported yet
 
     @property
@@ -93,7 +98,7 @@ class ActiveRequest:
             self._end("wrong", str(error))
             return True
         if self.in_pieces or self.sampling.stop:
-            text = template.decode(self.ids)
+            text = self._decode(self.ids)
             done = done or any(stop in text for stop in self.sampling.stop)
             if self.in_pieces and not done:
                 self._tell(text)
@@ -111,29 +116,46 @@ class ActiveRequest:
         if text.endswith("\ufffd"):
             return
         whole = decided(text, self.sampling.stop)
-        final = self._bare(whole)
+        thoughts, final = ("", whole) if self.splitter is None else self.splitter.ready(whole)
+        thoughts, final = thoughts.strip(), self._bare(final)
         scored = self._scored_within(text, len(whole))
-        if len(final) > len(self.sent) or scored:
-            self.on_chunk(CompletionChunk(final[len(self.sent) :], tuple(scored)))
+        if len(final) > len(self.sent) or len(thoughts) > len(self.sent_thoughts) or scored:
+            new_thoughts = thoughts[len(self.sent_thoughts) :]
+            self.on_chunk(CompletionChunk(final[len(self.sent) :], tuple(scored), thoughts=new_thoughts))
             self.sent = max(self.sent, final, key=len)
+            self.sent_thoughts = max(self.sent_thoughts, thoughts, key=len)
             self.scored = self.scored[len(scored) :]
 
     def _end(self, end: End, why: str = "") -> None:
-        text = self.run.model.template.decode(self.ids)
+        text = self._decode(self.ids)
         whole = before_stop(text, self.sampling.stop)
-        rest = self._bare(whole)[len(self.sent) :]
-        scored = tuple(self._scored_within(text, len(whole)))
-        self.on_chunk(CompletionChunk(rest, scored, end, len(self.prompt), len(self.ids), why, self.shortened))
+        thoughts, final = ("", whole) if self.splitter is None else self.splitter.split(whole)
+        self.on_chunk(
+            CompletionChunk(
+                self._bare(final)[len(self.sent) :],
+                tuple(self._scored_within(text, len(whole))),
+                end,
+                len(self.prompt),
+                len(self.ids),
+                why,
+                self.shortened,
+                thoughts.strip()[len(self.sent_thoughts) :],
+                0 if self.splitter is None else self.splitter.thought_tokens(self.ids),
+            )
+        )
 
     def _scored_within(self, text: str, length: int) -> list[ScoredToken]:
         """Return the scores of tokens that begin within `length` characters, without those of a stop string."""
         dropped = 0
         while dropped < len(self.scored) and length < len(text):
-            before = self.run.model.template.decode(self.ids[: len(self.ids) - dropped - 1])
+            before = self._decode(self.ids[: len(self.ids) - dropped - 1])
             if len(before.rstrip("\ufffd")) < length:  # stripped, because a partial character is not yet a character
                 break
             dropped += 1
         return self.scored[: len(self.scored) - dropped]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.run.model.template.decode(ids) if self.splitter is None else self.splitter.decode(ids)
 
     def _bare(self, text: str) -> str:
         return text if self.keep_whitespace else text.strip()

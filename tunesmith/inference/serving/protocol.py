@@ -71,6 +71,14 @@ class Model(Protocol):
         """Default sampling options."""
         ...
 
+    def sampling_for(self, thinking: bool | None) -> Sampling:
+        """Return the default sampling options of a mode."""
+        ...
+
+    def thinking_mode(self, thinking: bool | None) -> bool | None:
+        """Return the mode of a prompt for a requested one; raise RecipeError if the model does not have it."""
+        ...
+
     @property
     def template(self) -> Template:
         """The tokenizer and chat template."""

@@ -17,7 +17,7 @@ from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import ModelError
 from tunesmith.inference.identify import ModelManifest, ModelSource, find_model, identify, read_manifest
-from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.local_model import BASE_CHAT, LocalModel, always_thinks
 from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.inference.serving.request import UnknownModel
 from tunesmith.models.attention.shared_prefix import Past
@@ -31,7 +31,7 @@ from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Instruct, Multitask
+from tunesmith.objectives import Multitask
 from tunesmith.techniques import Full
 
 # Greatest prompt length in tokens of a base model whose configuration has no limit.
@@ -74,6 +74,14 @@ class ServedModel:
     def sampling(self) -> Sampling:
         """Default sampling options."""
         return self.model.sampling
+
+    def sampling_for(self, thinking: bool | None) -> Sampling:
+        """Return the default sampling options of a mode."""
+        return self.model.sampling_for(thinking)
+
+    def thinking_mode(self, thinking: bool | None) -> bool | None:
+        """Return the mode of a prompt for a requested one; raise RecipeError if the model does not have it."""
+        return self.model.thinking_mode(thinking)
 
     @property
     def template(self) -> Template:
@@ -266,4 +274,5 @@ def _plain(base: Base, limit: int) -> LocalModel:
     network: Any = share_parameters(base.network)
     policy = Policy.over(network, family=base.family)
     policy.train(False)
-    return LocalModel(policy, Template(base.tokenizer), Instruct(), limit)
+    template = Template(base.tokenizer)
+    return LocalModel(policy, template, BASE_CHAT, limit, thinks=always_thinks(template))

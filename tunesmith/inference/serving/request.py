@@ -38,6 +38,8 @@ class GenerationRequest:
     schema: Mapping[str, Any] | None = None  # JSON schema of the completion
     best: int = -1  # alternatives reported per token; -1: no log-probabilities
     in_pieces: bool = False  # stream the completion
+    thinking: bool | None = None  # mode of the prompt, as in `Template.prompt`
+    effort: str = ""  # for templates that take one
 
     def check(self, model: LocalModel, *, most: int) -> None:
         """Raise AskError if the model cannot generate text or the request is too large."""
@@ -59,6 +61,9 @@ class GenerationRequest:
         characters += len(self.text or "")
         if characters > max(MOST_CHARACTERS, 32 * limit):
             raise AskError(f"messages: {characters} characters exceed the limit of {limit} tokens; send less")
+        if self.schema is not None and self.thinking:
+            fix = "send enable_thinking false, or leave response_format out"
+            raise AskError(f"response_format: a schema would bind the thoughts as well; {fix}")
         if (longest := self.sampling.max_new_tokens) > most:
             raise AskError(f"max_tokens: expected at most {most}, got {longest}; lower it")
 
@@ -76,8 +81,9 @@ class GenerationRequest:
             AskError: the prompt is empty or cannot be shortened to the limit.
         """
         if self.text is None:
-            fitted, shortened = template.fit(self.messages, limit)
-            ids = template.prompt(fitted)
+            fitted, shortened = template.fit(self.messages, limit, thinking=self.thinking)
+            effort = self.effort if template.switch == "reasoning_effort" else ""
+            ids = template.prompt(fitted, thinking=self.thinking, effort=effort)
             if len(ids) > limit and not self.messages[0].tools:  # assistant messages are never shortened
                 raise AskError(f"messages: expected at most {limit} tokens, got {len(ids)}; send fewer messages")
             return ids, shortened

@@ -24,6 +24,7 @@ from tunesmith.models.attention.shared_prefix import SharedPrefixAttention
 from tunesmith.models.batch import TOKENS_PER_PASS, pack, split_by_tokens
 from tunesmith.models.families import counts_places, slides
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.policy import Policy
 from tunesmith.progress import measuring, track
 
@@ -208,35 +209,56 @@ def groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int 
         yield from split_by_tokens(list(members), lengths, CACHED_TOKENS)
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of a completion: of its answer, of the thoughts before it, or of both."""
+
+    text: str
+    thoughts: str = ""
+
+
 def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: Template) -> Iterator[str]:
+    """Generate one completion and yield the text of its answer while it is decoded, as `stream_pieces` does."""
+    return (
+        p.text for p in stream_pieces(policy, prompt, sampling=sampling, splitter=ThoughtSplitter(template)) if p.text
+    )
+
+
+def stream_pieces(
+    policy: Policy, prompt: list[int], *, sampling: Sampling, splitter: ThoughtSplitter
+) -> Iterator[Piece]:
     """Generate one completion and yield its text while it is decoded.
 
-    Text that may become a stop string, and white space that may be the last of the completion, is held back until that
-    is decided.
+    Text that may become a stop string or a mark of thoughts, and white space that may be the last of the completion, is
+    held back until that is decided.
 
     Args:
         policy: a decoder.
         prompt: token ids.
         sampling: decoding settings.
-        template: decodes the ids and supplies the stop tokens.
+        splitter: decodes the ids and splits off the thoughts; its template supplies the stop tokens.
 
     Yields:
-        Pieces of whole characters. Joined, they equal the text up to the first stop string, stripped.
+        Pieces of whole characters. Joined, they equal the text up to the first stop string, each part stripped.
     """
+    template = splitter.template
     ids: list[int] = []
-    sent = ""
+    sent = Piece("")
     for _, token, _ in _steps(policy, [prompt], sampling=sampling, template=template):
         if token in template.stop_ids:
             break
         ids.append(token)
-        text = template.decode(ids)
+        text = splitter.decode(ids)
         if text.endswith("\ufffd"):  # the last character is incomplete: a token may hold a part of its bytes
             continue
-        ready = before_stop(decided(text, sampling.stop), sampling.stop).strip()
-        if len(ready) > len(sent):
-            yield ready[len(sent) :]
+        thoughts, answer = splitter.ready(before_stop(decided(text, sampling.stop), sampling.stop))
+        ready = Piece(answer.strip(), thoughts.strip())
+        if len(ready.text) > len(sent.text) or len(ready.thoughts) > len(sent.thoughts):
+            yield Piece(ready.text[len(sent.text) :], ready.thoughts[len(sent.thoughts) :])
             sent = ready
-    if rest := before_stop(template.decode(ids), sampling.stop).strip()[len(sent) :]:
+    thoughts, answer = splitter.split(before_stop(splitter.decode(ids), sampling.stop))
+    rest = Piece(answer.strip()[len(sent.text) :], thoughts.strip()[len(sent.thoughts) :])
+    if rest.text or rest.thoughts:
         yield rest
 
 

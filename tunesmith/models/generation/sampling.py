@@ -44,6 +44,9 @@ class Reply:
     prompt_tokens: int
     new_tokens: int
     finished: bool  # ended by itself, not by the token limit
+    thoughts: str = ""  # what the model thought before the answer
+    thought_tokens: int = 0  # of `new_tokens`, those of the thoughts
+    thoughts_ended: bool = True  # false if they were cut off, so that there is no answer
 
     def __str__(self) -> str:
         return self.text

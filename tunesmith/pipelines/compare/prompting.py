@@ -54,8 +54,10 @@ def ask_model(
             prompt_tokens=[len(model.prompt(messages)) for messages in batch],
             seconds=time.perf_counter() - began,
         )
-    sampling = Sampling(max_new_tokens=objective.max_new_tokens or LABEL_TOKENS)
-    replies = model.replies(batch, sampling=sampling)
+    longest = objective.max_new_tokens or LABEL_TOKENS
+    if isinstance(model, LocalModel) and model.thinking_mode():
+        longest += model.objective.thinking_tokens
+    replies = model.replies(batch, sampling=Sampling(max_new_tokens=longest))
     return BatchAnswers(
         given=[label_in(reply.text, options) if options else reply.text for reply in replies],
         finished=[reply.finished for reply in replies],
@@ -126,9 +128,11 @@ def fit_messages(model: LocalModel, most: int, make: Callable[[int], list[Messag
         most: available extras, such as passages or examples.
         make: returns the messages with this number of extras.
     """
-    budget = model.prompt_budget(model.objective.max_new_tokens or LABEL_TOKENS)
+    thinking = model.thinking_mode()
+    thoughts = model.objective.thinking_tokens if thinking else 0
+    budget = model.prompt_budget((model.objective.max_new_tokens or LABEL_TOKENS) + thoughts)
     for count in range(most, 0, -1):
         messages = make(count)
-        if len(model.template.prompt(messages)) <= budget:
+        if len(model.template.prompt(messages, thinking=thinking)) <= budget:
             return count, messages
     return 0, make(0)

@@ -54,6 +54,8 @@ SPREADS: Mapping[str, Spread] = {
     "validation": COMPUTING,
     "general ability after": COMPUTING,
     "test scoring": GENERATING,
+    "thinking before": GENERATING,
+    "thinking after": GENERATING,
 }
 # Standard deviation of the mean between a kind of run and the next narrower kind.
 NARROWER = (0.0, 0.3, 0.2, 0.15)

@@ -10,6 +10,9 @@ from tunesmith.data.examples.types import Example, LabelledText, Text
 from tunesmith.evaluation.diagnostics import general_ability_file
 from tunesmith.evaluation.predict import CHOICE_ROWS
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
+from tunesmith.evaluation.thinking import ledger_limit, ledger_task, no_ledger
+from tunesmith.inference.local_model import sampling_of
+from tunesmith.models.generation.generate import ROWS as ROWS_AT_ONCE
 from tunesmith.models.mlm_head import own_head
 from tunesmith.objectives import Classify
 from tunesmith.pipelines.plan.cost_model import NUMBER, reading_seconds, step_seconds, trainable, writing_seconds
@@ -119,6 +122,7 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
         "baselines": PhaseWork(seconds=sum(map(_baseline_seconds, tasks))),
         "base scoring": sum((_base_scored(task, computed) for task in tasks), scored),
         "general ability before": PhaseWork() if known else general,
+        "thinking before": _ledger(prepared),
         "controls": PhaseWork(trainings=1.0) + scored + validation if recipe.controls else PhaseWork(),
         "reference log-probabilities": PhaseWork(read=sum(_referenced(task, computed) for task in tasks)),
         "overfit check": PhaseWork(
@@ -129,6 +133,7 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
         "validation": validation,
         "general ability after": general,
         "test scoring": sum((_calibrated(task, computed) for task in tasks), scored),
+        "thinking after": _ledger(prepared),
         "diagnostics": PhaseWork(seconds=0.05),
         "report": PhaseWork(seconds=3.0),
     }
@@ -195,9 +200,23 @@ def _base_scored(task: TrainingContext, computed: float) -> PhaseWork:
         rows += _size(task.test)
     written: tuple[tuple[float, float], ...] = ()
     if templates and objective.produces == "text":
-        written = ((float(len(templates) * objective.max_new_tokens), choice_rows / 2),)
+        thinking = task.template.thinks and objective.thinks
+        longest = sampling_of(objective, thinking=thinking).max_new_tokens
+        written = ((float(len(templates) * longest), choice_rows / 2),)
     read = _row_tokens(task, computed) * (rows + probed)
     return PhaseWork(read=read, written=written, seconds=PROBE_SECONDS * probed)
+
+
+def _ledger(prepared: TrainingContext) -> PhaseWork:
+    """Return the answers of one model for the thinking ledger, in both positions of the switch."""
+    if no_ledger(prepared):
+        return PhaseWork()
+    task = ledger_task(prepared)
+    asked = prepared.recipe.ledger.rows
+    rows = asked if task.recipe.objective.produces == "likelihood" else min(asked, len(task.test))
+    batches = -(-rows // ROWS_AT_ONCE)
+    steps = [float(batches * ledger_limit(prepared, thinking=thinking)) for thinking in (True, False)]
+    return PhaseWork(written=tuple((count, rows / batches / 2) for count in steps))
 
 
 def _head_initialized(task: TrainingContext, computed: float) -> PhaseWork:

@@ -143,9 +143,10 @@ def _generation(task: TrainingContext, policy: Policy) -> Iterator[Written]:
     if objective.produces == "text":
         pairs = [e.prompt for e in task.test if isinstance(e, Pair | UnpairedPreference)]
         prompts = list(dict.fromkeys(pairs))[:WRITTEN] or [objective.prompt_messages(example) for example in task.test]
-    longest = sampling_of(objective).max_new_tokens
     model = LocalModel(policy, task.template, objective, task.recipe.data.max_tokens)
-    encoded = [model.prompt(messages, answer=longest) for messages in prompts]
+    thinking = model.thinking_mode()
+    longest = sampling_of(objective, thinking=thinking).max_new_tokens
+    encoded = [model.prompt(messages, answer=longest, thinking=thinking) for messages in prompts]
     for group in groups(policy, encoded, ROWS):
         rows = [encoded[i] for i in group]
         prompt = max(map(len, rows))

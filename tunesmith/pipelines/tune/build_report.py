@@ -11,10 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunesmith.config import Gates
 from tunesmith.evaluation.diagnostics import not_measured
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, Diagnostics, EvalSet, Evaluator, evaluator_for
-from tunesmith.evaluation.results import Retention
+from tunesmith.evaluation.results import Retention, ThinkingLedger
 from tunesmith.evaluation.retention import GeneralAbility
+from tunesmith.evaluation.thinking import ThinkingAnswers, no_ledger
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
@@ -49,6 +51,7 @@ class BaselineSnapshot(BaseModel):
 
     predictions: dict[str, Any] = Field(alias="said")  # in the shape of the run's evaluator
     general: GeneralAbility | None
+    thinking: ThinkingAnswers | None = None  # of a thinking model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ class RunResults:
     controls: Mapping[str, Any] = field(default_factory=dict)  # predictions of the control runs
     diagnostics: Diagnostics = Diagnostics()
     retention: Retention | None = None
+    ledger: ThinkingLedger | None = None
     prediction: CostPrediction | None = None
     clock: RunClock | None = None
     resumed: bool = False
@@ -101,6 +105,8 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         controls=controls,
         retention=run.retention,
         retention_reason=not_measured(prepared),
+        thinking=run.ledger,
+        thinking_reason=no_ledger(prepared) if prepared.template.thinks else "",
         calibration=diagnostics.calibration,
         style=diagnostics.style,
         preference_diagnostics=diagnostics.preference_diagnostics,
@@ -177,7 +183,7 @@ def broken_gates(run: RunResults, headlines: Sequence[TaskScore]) -> list[str]:
         headlines: the headline of each task.
     """
     gates, rise = run.prepared.recipe.gates, run.general_rise
-    broken = []
+    broken = [] if run.ledger is None else broken_thinking_gates(gates, run.ledger)
     if gates.max_general_nats is not None and run.retention and rise > gates.max_general_nats:
         broken.append(
             f"max_general_nats: general-text loss rose by {rise:.3f} nats/token, at most {gates.max_general_nats} is "
@@ -191,6 +197,35 @@ def broken_gates(run: RunResults, headlines: Sequence[TaskScore]) -> list[str]:
             place = f"{task.name}: " if len(headlines) > 1 else ""
             change = f"{task.metric} changed by {task.delta:+.3f}, expected {sign * gates.min_delta:+}"
             broken.append(f"min_delta: {place}{change}")
+    return broken
+
+
+def broken_thinking_gates(gates: Gates, ledger: ThinkingLedger) -> list[str]:
+    """Return a sentence on each gate on the thinking ledger that the tuned model violates.
+
+    Args:
+        gates: the gates of the recipe.
+        ledger: the ledger of the run.
+    """
+    broken = []
+    if (least := gates.min_thoughts_finished) is not None:
+        finished = ledger.finished.tuned
+        if finished is None:
+            broken.append(f"min_thoughts_finished: the tuned model wrote no thoughts in {ledger.rows} rows")
+        elif finished < least:
+            limit = f"{ledger.max_new_tokens} tokens, expected at least {least:.0%}"
+            broken.append(f"min_thoughts_finished: {finished:.0%} of the thoughts ended within {limit}")
+    if (most := gates.max_thinking_loss) is not None:
+        if ledger.score_on is None or ledger.score_on.delta is None:
+            broken.append("max_thinking_loss: the rows have no reference answers to score; remove the gate")
+        elif ledger.score_on.delta < -most:
+            change = f"{ledger.metric} with thinking changed by {ledger.score_on.delta:+.3f}"
+            broken.append(f"max_thinking_loss: {change}, at most {-most:+.3g} is allowed")
+    if (least := gates.min_switch_obeyed) is not None:
+        for position, obeyed in (("on", ledger.obeyed_on.tuned), ("off", ledger.obeyed_off.tuned)):
+            if obeyed is not None and obeyed < least:
+                share = f"{obeyed:.0%} of the answers followed the switch when it was {position}"
+                broken.append(f"min_switch_obeyed: {share}, expected at least {least:.0%}")
     return broken
 
 

@@ -16,7 +16,9 @@ from tunesmith.report.schema import Forecast, ForecastPhase
 from tunesmith.training.prepare import TrainingContext
 
 # Phases that a resumed run does again; it finds the results of the others in its folder.
-REPEATED = frozenset({"loading", "general ability after", "test scoring", "diagnostics", "saving", "report"})
+REPEATED = frozenset(
+    {"loading", "general ability after", "thinking after", "test scoring", "diagnostics", "saving", "report"}
+)
 # Phases whose work is proportional to the steps that are taken, so that they end together.
 STEPPED = ("training", "validation", "checkpoints")
 # Seconds between two updates of the forecast (each is a line in a log), and the shortest remaining time to report.

@@ -27,6 +27,7 @@ from tunesmith.evaluation.diagnostics import (
 )
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, MultitaskEvaluator, evaluator_for
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
+from tunesmith.evaluation.thinking import ThinkingAnswers, answer_both_ways, no_ledger, thinking_ledger
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.identify import ModelManifest
 from tunesmith.inference.local_model import LocalModel
@@ -198,6 +199,11 @@ def _results(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: Run
             window, extent = general_window(prepared), prepared.recipe.retention
             after = measure(trained.policy, prepared.template, window=window, extent=extent)
             general = retention(snapshot.general, after)
+    ledger = None
+    if snapshot.thinking is not None:
+        with phase("thinking after"):
+            after_tuning = _think(prepared, model, on_event)
+        ledger = thinking_ledger(prepared, base=snapshot.thinking, tuned=after_tuning)
     base_predictions = TypeAdapter(evaluator.shape).validate_python(snapshot.predictions)
     with phase("diagnostics"):
         diagnostics = evaluator.diagnose(prepared, model, base=base_predictions, tuned=tuned)
@@ -211,6 +217,7 @@ def _results(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: Run
         controls=controls,
         diagnostics=diagnostics,
         retention=general,
+        ledger=ledger,
         prediction=prediction,
     )
 
@@ -294,11 +301,24 @@ def _evaluate_base(
         clock(StageStarted("general ability of the base model"))
     with phase("general ability before"):
         general = base_general_ability(prepared, policy)
+    thinking = None
+    if not no_ledger(prepared):
+        with phase("thinking before"):
+            policy.head = None  # of an evaluator's probe
+            thinking = _think(prepared, _local_model(prepared, policy), clock)
     snapshot = BaselineSnapshot(
-        predictions=TypeAdapter(evaluator.shape).dump_python(predictions, mode="json"), general=general
+        predictions=TypeAdapter(evaluator.shape).dump_python(predictions, mode="json"),
+        general=general,
+        thinking=thinking,
     )
     write_whole(path, snapshot.model_dump_json())
     return snapshot
+
+
+def _think(prepared: TrainingContext, model: LocalModel, on_event: EventHandler) -> ThinkingAnswers:
+    """Answer the rows of the thinking ledger with and without thoughts."""
+    on_event(StageStarted(f"thinking ledger: {prepared.recipe.ledger.rows} rows with and without thoughts"))
+    return answer_both_ways(prepared, model.at(next(iter(prepared.tasks))))
 
 
 def _run_controls(

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from tunesmith.annotation.thumbs import Thumbs
 from tunesmith.annotation.vote_store import Unwritten
-from tunesmith.errors import TunesmithError, key_of
+from tunesmith.errors import RecipeError, TunesmithError, key_of
 from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
 from tunesmith.inference.serving.protocol import AnsweringEngine, Busy, Model
 from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
@@ -71,13 +71,23 @@ class Api:
         splits: names that distribute requests over several models.
         metrics: counters of requests and tokens.
         thumbs: store of ratings sent to /feedback.
+        thinking: whether models that can think do so unless a request says otherwise; None: as each was trained.
     """
 
-    def __init__(self, engine: AnsweringEngine, *, splits: Splits, metrics: Metrics, thumbs: Thumbs) -> None:
+    def __init__(
+        self,
+        engine: AnsweringEngine,
+        *,
+        splits: Splits,
+        metrics: Metrics,
+        thumbs: Thumbs,
+        thinking: bool | None = None,
+    ) -> None:
         self._engine = engine
         self._splits = splits
         self._metrics = metrics
         self._thumbs = thumbs
+        self._thinking = thinking
 
     def app(self) -> Any:
         """Create the ASGI app, without FastAPI's documentation pages, which load scripts from a CDN."""
@@ -135,8 +145,10 @@ class Api:
         from fastapi.responses import StreamingResponse
 
         run = self._run(body.model, body.user)
-        longest = min(run.sampling.max_new_tokens, self._engine.limits.new_tokens)
-        ask = body.ask(run.name, replace(run.sampling, max_new_tokens=longest))
+        thinking = self._thinking_mode(run, body)
+        sampling = run.sampling_for(thinking)
+        longest = min(sampling.max_new_tokens, self._engine.limits.new_tokens)
+        ask = body.ask(run.name, replace(sampling, max_new_tokens=longest), thinking=thinking)
         stream = CompletionStream(request, lambda last: self._metrics.count_tokens(run.name, last))
         stream.ticket = self._engine.ask(ask, stream.on_chunk)
         builder = ChatCompletionBuilder(run.name, run.template, chat=ask.text is None)
@@ -145,15 +157,16 @@ class Api:
             first = await anext(aiter(stream), None)
             chunks = _stream(first, stream, builder, ask, usage_too=body.stream_options.include_usage)
             return StreamingResponse(chunks, media_type="text/event-stream")
-        text = ""
+        text = thoughts = ""
         scored: list[ScoredToken] = []
         last = CompletionChunk(end="stop")
         async for piece in stream:
             text += piece.text
+            thoughts += piece.thoughts
             scored += piece.scored
             last = piece
         text, calls = split_calls(text, ask.messages)
-        return _json(builder.whole(text, scored, last, calls))
+        return _json(builder.whole(text, scored, replace(last, thoughts=thoughts), calls))
 
     async def _embeddings(self, request: Any) -> Any:
         body = TextsRequest.model_validate_json(await request.body())
@@ -201,13 +214,13 @@ class Api:
         return _json({"kept": True})
 
     async def _models(self, request: Any) -> Any:
-        data = [_card(run) for run in self._engine.registry.runs()]
+        data = [self._card(run) for run in self._engine.registry.runs()]
         data += [{**_named(name), "split": dict(shares)} for name, shares in self._splits.shares.items()]
         return _json({"object": "list", "data": data})
 
     async def _model(self, request: Any) -> Any:
         name = request.path_params["name"]
-        return _json(_named(name) if name in self._splits.shares else _card(self._engine.registry.get(name)))
+        return _json(_named(name) if name in self._splits.shares else self._card(self._engine.registry.get(name)))
 
     async def _health(self, request: Any) -> Any:
         engine = self._engine
@@ -222,7 +235,7 @@ class Api:
 
     async def _load(self, request: Any) -> Any:
         body = ModelName.model_validate_json(await request.body())
-        return _json(_card(await asyncio.to_thread(self._engine.registry.load, body.model)))
+        return _json(self._card(await asyncio.to_thread(self._engine.registry.load, body.model)))
 
     async def _unload(self, request: Any) -> Any:
         body = ModelName.model_validate_json(await request.body())
@@ -231,7 +244,34 @@ class Api:
 
     async def _roll_back(self, request: Any) -> Any:
         body = ModelName.model_validate_json(await request.body())
-        return _json(_card(await asyncio.to_thread(self._engine.registry.roll_back, body.model)))
+        return _json(self._card(await asyncio.to_thread(self._engine.registry.roll_back, body.model)))
+
+    def _thinking_mode(self, run: Model, body: ChatCompletionRequest | CompletionRequest) -> bool | None:
+        """Return the mode of the prompt; raise AskError if the model does not have it, naming the key that was sent."""
+        if isinstance(body, CompletionRequest):
+            return None
+        requested = body.thinking
+        if requested is None and run.template.thinks:
+            schema = body.response_format is not None and body.response_format.type != "text"
+            requested = False if schema else self._thinking  # a schema holds from the first token
+        try:
+            return run.thinking_mode(requested)
+        except RecipeError as error:
+            key = next(iter(body.thinking_switches))
+            raise AskError(f"{key}:{str(error).partition(':')[2]}") from None
+
+    def _card(self, run: Model) -> dict[str, Any]:
+        """Return a model as `/v1/models` lists it."""
+        objective = run.objective
+        about: dict[str, Any] = {"version": run.version, "objective": objective.kind, "limit": run.limit}
+        if objective.kind == "classify":
+            about["labels"] = list(objective.labels)
+        if objective.instruction:
+            about["instruction"] = objective.instruction
+        if run.template.thinks:
+            default = run.thinking_mode(self._thinking)
+            about["thinking"] = {"default": bool(default), "switch": run.template.switch}
+        return {**_named(run.name), **about}
 
 
 async def _stream(
@@ -266,17 +306,6 @@ async def _stream(
         yield f"data: {json.dumps(_status_and_body(error)[1])}\n\n"
     finally:
         stream.release()
-
-
-def _card(run: Model) -> dict[str, Any]:
-    """Return a model as `/v1/models` lists it."""
-    objective = run.objective
-    about: dict[str, Any] = {"version": run.version, "objective": objective.kind, "limit": run.limit}
-    if objective.kind == "classify":
-        about["labels"] = list(objective.labels)
-    if objective.instruction:
-        about["instruction"] = objective.instruction
-    return {**_named(run.name), **about}
 
 
 def _named(name: str) -> dict[str, Any]:

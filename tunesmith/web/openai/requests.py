@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tunesmith.data.tokenization.messages import Message, check_order
 from tunesmith.data.tokenization.tool_calls import read_calls, read_tools
@@ -47,6 +47,9 @@ class ChatTurn(_Sent):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    # Thoughts of an earlier answer, under the names of vLLM. The chat template decides whether the model sees them.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     @field_validator("content", mode="before")
     @classmethod
@@ -73,7 +76,8 @@ class ChatTurn(_Sent):
         """
         role = "system" if self.role == "developer" else self.role
         calls = [_with_arguments(call) for call in self.tool_calls or []]
-        return Message(role, self.text, read_calls({"tool_calls": calls}, "messages: a turn"), tools)
+        thoughts = (self.reasoning_content or self.reasoning or "") if role == "assistant" else ""
+        return Message(role, self.text, read_calls({"tool_calls": calls}, "messages: a turn"), tools, thoughts=thoughts)
 
 
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +119,20 @@ class ResponseFormat(_Sent):
                 raise AskError("response_format: json_schema is missing; send the schema")
             return self.json_schema.schema_
         return ANYTHING if self.type == "json_object" else None
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+NO_THOUGHTS = ("none", "minimal")
+
+
+class TemplateSettings(_Sent):
+    """Variables of the chat template, as vLLM takes them; only the switch of thinking is supported."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None  # the name of DeepSeek's templates
+    reasoning_effort: Effort | None = None
 
 
 class SamplingFields(_Sent):
@@ -173,14 +191,56 @@ class ChatCompletionRequest(SamplingFields):
     tools: list[dict[str, Any]] = Field([], max_length=TOOLS)
     tool_choice: Literal["auto", "none"] = "auto"
     functions: Annotated[list[Any], Field(max_length=0)] = []  # deprecated predecessor of tools
+    # The switch of thinking: as Qwen's API, vLLM and OpenAI name it.
+    enable_thinking: bool | None = None
+    chat_template_kwargs: TemplateSettings = TemplateSettings()
+    reasoning_effort: Effort | None = None
+
+    @property
+    def thinking_switches(self) -> dict[str, bool]:
+        """Return whether thoughts are requested, by each key that was sent."""
+        settings = self.chat_template_kwargs
+        effort, inner_effort = self.reasoning_effort, settings.reasoning_effort
+        switches = {
+            "enable_thinking": self.enable_thinking,
+            "chat_template_kwargs": settings.thinking if settings.enable_thinking is None else settings.enable_thinking,
+            "reasoning_effort": None if effort is None else effort not in NO_THOUGHTS,
+        }
+        if switches["chat_template_kwargs"] is None and inner_effort is not None:
+            switches["chat_template_kwargs"] = inner_effort not in NO_THOUGHTS
+        return {key: value for key, value in switches.items() if value is not None}
+
+    @property
+    def effort(self) -> str:
+        """Return the effort for templates that take one: low, medium or high; empty for their default."""
+        effort = self.reasoning_effort or self.chat_template_kwargs.reasoning_effort or ""
+        return "high" if effort == "xhigh" else "" if effort in NO_THOUGHTS else effort
+
+    @property
+    def thinking(self) -> bool | None:
+        """Return whether thoughts are requested; None if the request does not say.
+
+        Raises:
+            AskError: two keys contradict each other.
+        """
+        switches = self.thinking_switches
+        if len(set(switches.values())) > 1:
+            *others, last = switches
+            raise AskError(f"{last}: contradicts {' and '.join(others)}; send one of them")
+        return next(iter(switches.values()), None)
 
     @property
     def longest(self) -> int | None:
         """Return the maximum number of new tokens, by either name."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def ask(self, name: str, default: Sampling) -> GenerationRequest:
+    def ask(self, name: str, default: Sampling, *, thinking: bool | None = None) -> GenerationRequest:
         """Convert the body to a request to the model `name`, with `default` sampling options.
+
+        Args:
+            name: the model.
+            default: its sampling options.
+            thinking: mode of the prompt.
 
         Raises:
             AskError: the request is invalid.
@@ -196,6 +256,8 @@ class ChatCompletionRequest(SamplingFields):
             schema=self.response_format.schema_ if self.response_format else None,
             best=self.top_logprobs if self.logprobs else -1,
             in_pieces=self.stream,
+            thinking=thinking,
+            effort=self.effort if thinking else "",
         )
 
 
@@ -217,7 +279,9 @@ class CompletionRequest(SamplingFields):
             return prompt[0]
         raise ValueError("expected one text, not several or token ids; send each text in its own request")
 
-    def ask(self, name: str, default: Sampling) -> GenerationRequest:
+    thinking: ClassVar[None] = None  # a text is continued without a chat template
+
+    def ask(self, name: str, default: Sampling, *, thinking: bool | None = None) -> GenerationRequest:
         """Convert the body to a request to the model `name`, with `default` sampling options."""
         best = -1 if self.logprobs is None else self.logprobs
         return GenerationRequest(

@@ -49,16 +49,18 @@ class ChatCompletionBuilder:
         Args:
             text: the answer without tool calls.
             scored: its tokens with log-probabilities, if requested.
-            last: the final piece, with end reason and token counts.
+            last: the final piece, with end reason and token counts, and with all thoughts.
             calls: tool calls of the answer.
         """
         choice: dict[str, Any] = {"index": 0, "finish_reason": _finish_reason(last.end, calls)}
         if self._chat:
-            choice["message"] = {"role": "assistant", "content": text or (None if calls else ""), **_calls(calls)}
+            thoughts = {"reasoning_content": last.thoughts} if last.thoughts else {}
+            content = text or (None if calls else "")
+            choice["message"] = {"role": "assistant", **thoughts, "content": content, **_calls(calls)}
         else:
             choice["text"] = text
         choice["logprobs"] = self._scores(scored)
-        return {**self._head("chat.completion"), "choices": [choice], "usage": usage(last)}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": self._usage(last)}
 
     def part(self, piece: CompletionChunk, *, first: bool = False, calls: Sequence[Call] = ()) -> dict[str, Any]:
         """Return the body of one chunk of a stream.
@@ -72,6 +74,7 @@ class ChatCompletionBuilder:
         choice: dict[str, Any] = {"index": 0, "finish_reason": end, "logprobs": self._scores(piece.scored)}
         if self._chat:
             delta = {"role": "assistant"} if first else {}
+            delta |= {"reasoning_content": piece.thoughts} if piece.thoughts else {}
             choice["delta"] = {**delta, **({"content": piece.text} if piece.text or first else {}), **_calls(calls)}
         else:
             choice["text"] = piece.text
@@ -79,7 +82,14 @@ class ChatCompletionBuilder:
 
     def counted(self, last: CompletionChunk) -> dict[str, Any]:
         """Return the final chunk of a stream, with token counts."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(last)}
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage(last)}
+
+    def _usage(self, last: CompletionChunk) -> dict[str, Any]:
+        """Return token counts; those of thoughts only for a model that may have some."""
+        counts = usage(last)
+        if self._chat and self._template.thinks:
+            counts["completion_tokens_details"] = {"reasoning_tokens": last.thought_tokens}
+        return counts
 
     def _head(self, kind: str) -> dict[str, Any]:
         kind = kind if self._chat else "text_completion"

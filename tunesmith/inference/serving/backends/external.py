@@ -17,13 +17,14 @@ from typing import Any, Protocol
 from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import TunesmithError
-from tunesmith.inference.local_model import sampling_of
+from tunesmith.inference.local_model import sampling_of, thinking_mode
 from tunesmith.inference.serving.live_answer import ChunkHandler, CompletionChunk, ScoredToken
 from tunesmith.inference.serving.protocol import Busy, Counts, Limits
 from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
 from tunesmith.inference.serving.text_batches import Kind
 from tunesmith.models.families import prompt_limit
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.generation.thoughts import ThoughtSplitter
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,21 @@ class ExternalModel:
     limit: int  # greatest prompt length, in tokens
     positions: int  # of prompt and completion together
     version: int = 1
+    thinks: bool | None = None  # whether it thinks unless a request says otherwise; None: as trained
 
     @property
     def sampling(self) -> Sampling:
-        """Default sampling options: greedy, with the length of the training answers."""
-        return sampling_of(self.objective)
+        """Default sampling options: greedy, with the length of the training answers and thoughts."""
+        return self.sampling_for()
+
+    def sampling_for(self, thinking: bool | None = None) -> Sampling:
+        """Return the default sampling options of a mode."""
+        return sampling_of(self.objective, thinking=self.thinking_mode(thinking))
+
+    def thinking_mode(self, thinking: bool | None = None) -> bool | None:
+        """Return the mode of a prompt for a requested one; raise RecipeError if the model does not have it."""
+        default = self.objective.thinks if self.thinks is None else self.thinks
+        return thinking_mode(self.template, thinking, default=default)
 
 
 class Program(Protocol):
@@ -176,7 +187,9 @@ class ExternalEngine:
         if free < 1:
             raise AskError(f"messages: {len(ids)} tokens fill the context of the model; send fewer")
         sampling = replace(request.sampling, max_new_tokens=min(request.sampling.max_new_tokens, free))
-        text = final = sent = ""
+        splitter = ThoughtSplitter.of(model.template, thinking=request.thinking) if request.text is None else None
+        text = ""
+        final, sent = CompletionChunk(), CompletionChunk()
         scored = list[ScoredToken]()
         last = CompletionChunk()
         async with aclosing(self._program.draw(model, ids, replace(request, sampling=sampling))) as pieces:
@@ -184,16 +197,47 @@ class ExternalEngine:
                 text += last.text
                 scored += last.scored
                 self.counts.steps += 1
-                final = text if request.text is not None else text.strip()
+                final = _parts(text, splitter, ended=bool(last.end))
                 if last.end:
                     break
-                if request.in_pieces and len(final) > len(sent):
-                    on_chunk(CompletionChunk(final[len(sent) :], tuple(scored)))
+                if request.in_pieces and (new := _since(sent, final)):
+                    on_chunk(replace(new, scored=tuple(scored)))
                     sent = final
                     scored = []
         if not last.end:
             raise RuntimeError(f"{self._program.title} ended a completion without a reason")
         self.counts.tokens += last.new_tokens
+        rest = _since(sent, final) or CompletionChunk()
         on_chunk(
-            replace(last, text=final[len(sent) :], scored=tuple(scored), prompt_tokens=len(ids), shortened=shortened)
+            replace(
+                last,
+                text=rest.text,
+                thoughts=rest.thoughts,
+                thought_tokens=_thought_tokens(text, last.new_tokens, splitter),
+                scored=tuple(scored),
+                prompt_tokens=len(ids),
+                shortened=shortened,
+            )
         )
+
+
+def _parts(text: str, splitter: ThoughtSplitter | None, *, ended: bool) -> CompletionChunk:
+    """Return the thoughts and the answer in a text that may still grow."""
+    if splitter is None:
+        return CompletionChunk(text)
+    thoughts, answer = splitter.split(text) if ended else splitter.ready(text)
+    return CompletionChunk(answer.strip(), thoughts=thoughts.strip())
+
+
+def _since(sent: CompletionChunk, final: CompletionChunk) -> CompletionChunk | None:
+    """Return what has been added to the thoughts and the answer; None if nothing was."""
+    text, thoughts = final.text[len(sent.text) :], final.thoughts[len(sent.thoughts) :]
+    return CompletionChunk(text, thoughts=thoughts) if text or thoughts else None
+
+
+def _thought_tokens(text: str, new_tokens: int, splitter: ThoughtSplitter | None) -> int:
+    """Return how many of the new tokens come before the answer; the program reports text, so it is encoded again."""
+    if splitter is None or not splitter.template.thinks:
+        return 0
+    ids = splitter.template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return min(new_tokens, splitter.thought_tokens(ids))

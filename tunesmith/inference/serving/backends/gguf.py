@@ -25,6 +25,7 @@ from tunesmith.inference.serving.live_answer import CompletionChunk, End, Scored
 from tunesmith.inference.serving.request import AskError, GenerationRequest
 from tunesmith.models.generation.generate import before_stop
 from tunesmith.models.generation.json_grammar import Grammar
+from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.loading.gguf_reader import read_words
 from tunesmith.models.loading.load import read_tokenizer
 from tunesmith.objectives import Instruct
@@ -181,7 +182,8 @@ def _whole(response: Mapping[str, Any], model: ExternalModel, request: Generatio
     """Convert a whole response, decoded again from ids: llama.cpp drops an incomplete character at the end."""
     piece = _piece(response, model, request.best)
     ids = [token for token in response["tokens"] if token not in model.template.stop_ids]
-    return replace(piece, text=before_stop(model.template.decode(ids), request.sampling.stop))
+    text = model.template.decode(ids) if request.text is not None else ThoughtSplitter(model.template).decode(ids)
+    return replace(piece, text=before_stop(text, request.sampling.stop))
 
 
 def _refused(status: int, body: bytes, request: GenerationRequest) -> Exception:

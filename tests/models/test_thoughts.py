@@ -1,0 +1,69 @@
+"""Thoughts of a completion apart from its answer, whatever tokens their marks are cut into."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bases import template
+from tests.thinking import ANSWER, KIND, THOUGHTS, UNFINISHED, WHOLE, ids_of
+from tunesmith.models.generation.thoughts import ThoughtSplitter
+
+SPLITTER = ThoughtSplitter(template(KIND))
+
+
+def test_thoughts_and_answer_are_apart():
+    assert SPLITTER.split(WHOLE) == (THOUGHTS, ANSWER)
+    assert SPLITTER.split(ANSWER) == ("", ANSWER)
+    assert SPLITTER.split(UNFINISHED) == (THOUGHTS, "")
+
+
+def test_a_prompt_that_opens_the_thoughts_is_continued_within_them():
+    opened = ThoughtSplitter(template(KIND), open=True)
+    assert opened.split(WHOLE.removeprefix("<think>\n")) == (THOUGHTS, ANSWER)
+    assert opened.split(THOUGHTS) == (THOUGHTS, "")
+    assert not opened.ended("")
+    assert SPLITTER.ended("")
+
+
+@pytest.mark.parametrize("open_", [False, True])
+def test_what_is_ready_only_grows_wherever_the_text_is_cut(open_: bool):
+    splitter = ThoughtSplitter(template(KIND), open=open_)
+    text = WHOLE.removeprefix("<think>\n") if open_ else WHOLE
+    sent = ["", ""]
+    for end in range(1, len(text) + 1):
+        for part, ready in enumerate(splitter.ready(text[:end])):
+            ready = ready.strip()
+            assert ready.startswith(sent[part]) or len(ready) <= len(sent[part]), (text[:end], ready)
+            sent[part] = max(sent[part], ready, key=len)
+    assert sent == [THOUGHTS, ANSWER]
+
+
+@pytest.mark.parametrize("cut", range(len("</think>")))
+def test_the_beginning_of_a_mark_is_held_back(cut: int):
+    assert SPLITTER.ready(f"<think>\n{THOUGHTS}\n{'</think>'[:cut]}") == (THOUGHTS, "")
+
+
+def test_a_less_than_sign_in_an_answer_is_not_held_back_for_long():
+    assert SPLITTER.ready("a < b")[1] == "a < b"
+    assert SPLITTER.ready("a <b")[1].strip() == "a"
+    assert SPLITTER.ready("a <b>c")[1] == "a <b>c"
+
+
+def test_tokens_of_thoughts_are_counted_with_their_marks():
+    ids = ids_of(WHOLE, end=False)
+    count = SPLITTER.thought_tokens(ids)
+    head = SPLITTER.decode(ids[:count])
+    assert head.endswith("</think>")
+    assert THOUGHTS in head
+    assert SPLITTER.thought_tokens(ids_of(ANSWER, end=False)) == 0
+    unfinished = ids_of(UNFINISHED, end=False)
+    assert SPLITTER.thought_tokens(unfinished) == len(unfinished)
+    assert SPLITTER.thought_tokens([]) == 0
+
+
+def test_a_model_without_thoughts_has_answers_alone():
+    plain = ThoughtSplitter.of(template("llama"), thinking=None)
+    assert plain.split(WHOLE) == ("", WHOLE)
+    assert plain.ready("a <") == ("", "a <")
+    assert plain.thought_tokens([5, 6]) == 0
+    assert plain.ended("<think>")
