@@ -541,8 +541,12 @@ class Template:
         full = self._render(turns)
         lead, content, end = full.removeprefix(prefix).partition("zq")
         form = self.thought_format
-        if not full.startswith(prefix) and form is not None and form.opened and "zq" in full:
-            lead, end = form.between, full.rpartition("zq")[2]
+        # A history without the empty block of the prompt: what the template writes before both is the same.
+        header = "" if form is None else self._render(prompt, answer=True, thinking=True)
+        header = header.rpartition(form.opening)[0] if form is not None and form.opened else header
+        if form is not None and not full.startswith(prefix) and full.startswith(header) and "zq" in full:
+            lead = form.between if prefix.rstrip().endswith(form.opening) else ""
+            end = full.rpartition("zq")[2]
             self._composes = True
         elif not full.startswith(prefix) or not content or (lead.strip() and form is None):
             raise TemplateError("chat template: the answer does not follow its prompt; use a template that appends")

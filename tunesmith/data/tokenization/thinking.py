@@ -185,7 +185,14 @@ def find_format(render: Render, source: str) -> ThoughtFormat | None:
         if thoughts and answer and chat.startswith(prompt) and (changed or field != INLINE):
             opening = begin.strip() or (marks.opened if opens else "")
             return ThoughtFormat(switch, field, begin, between, opening)
-    return _composed(switch, prompt, render(ask, True, off), marks) if changed or switch or opens else None
+    if not (changed or switch or opens):
+        return None
+    return _composed(switch, _generation_prompt(render, ask, on), _generation_prompt(render, ask, off), marks)
+
+
+def _generation_prompt(render: Render, ask: Sequence[Mapping[str, Any]], variables: Mapping[str, object]) -> str:
+    """Return the text that opens an answer; what comes before it may depend on the switch, too."""
+    return render(ask, True, variables).removeprefix(render(ask, False, variables))
 
 
 def _differs(render: Render, ask: Sequence[Mapping[str, Any]], name: Switch) -> bool:
@@ -199,8 +206,8 @@ def _composed(switch: Switch, prompt: str, without: str, marks: Marks) -> Though
 
     Args:
         switch: variable that switches thoughts.
-        prompt: prompt with thinking on.
-        without: prompt with thinking off.
+        prompt: generation prompt with thinking on.
+        without: generation prompt with thinking off.
         marks: marks that occur in the template.
     """
     begin, between = marks.begin, marks.between
