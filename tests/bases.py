@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.tiny import ENCODERS, tiny_decoder, tiny_encoder
+from tests.tiny import DECODERS, ENCODERS, MIXTURES, tiny_decoder, tiny_encoder
+from tests.tiny_families import FAMILIES
 from tunesmith.data.examples.types import Chat, LabelledText, Pair
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
@@ -46,8 +47,10 @@ ANSWERS = ("Paris.", "negative, they do not like it", "Yes", "A fox is quick")
 @cache
 def folder(kind: str) -> Path:
     """The folder of a tiny model, made once; no test may write into it."""
-    make = tiny_encoder if kind in ENCODERS else tiny_decoder
-    return make(Path(_ROOT.name) / kind, kind)
+    place = Path(_ROOT.name) / kind
+    if kind in ENCODERS:
+        return tiny_encoder(place, kind)
+    return tiny_decoder(place, kind) if kind in DECODERS or kind in MIXTURES else FAMILIES[kind].write(place)
 
 
 @cache

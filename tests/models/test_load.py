@@ -56,7 +56,7 @@ def test_every_encoder_loads_without_a_head(kind: str, tmp_path: Path) -> None:
 
 SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
 OTHERS = {
-    "mamba": transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, state_size=4),
+    "xlstm": transformers.xLSTMConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_heads=4),
     "openai-gpt": transformers.OpenAIGPTConfig(vocab_size=300, n_embd=32, n_layer=1, n_head=4),
     "lfm2": transformers.Lfm2Config(**SMALL, intermediate_size=32, num_key_value_heads=2, layer_types=["conv"]),
 }

@@ -9,8 +9,8 @@ from tests.bases import OPENING, base, documents, farthest, gradients, policy, s
 from tests.tiny import DECODERS, HIDDEN
 from tunesmith.data.tokenization.chat_template import Encoded, Tokens
 from tunesmith.errors import RecipeError
+from tunesmith.models.attention.network_cache import generates
 from tunesmith.models.attention.packed import Segment, lay_out
-from tunesmith.models.attention.soft_prompt import takes_past
 from tunesmith.models.batch import collate, pack
 from tunesmith.models.generation.generate import generate, option_scores
 from tunesmith.models.generation.sampling import Sampling
@@ -129,8 +129,8 @@ def test_more_tokens_than_a_sliding_window_sees_are_refused(kind: str):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_a_decoder_with_keys_and_values_takes_them_from_outside(kind: str):
-    assert takes_past(base(kind).network)
+def test_a_decoder_with_keys_and_values_continues_from_them(kind: str):
+    assert generates(base(kind).network)
 
 
 def test_an_encoder_pools_its_rows_own_tokens_only():

@@ -33,6 +33,14 @@ def counts_places(config: Any) -> bool:
     return config.model_type in COUNTS_COLUMNS or slides(config)
 
 
+def scales_by_column(config: Any) -> bool:
+    """Return whether attention scores depend on the column of a token in the batch, far beyond any short row.
+
+    Llama 4 does so from column 8,192 on, padding included, so rows shorter than that cannot show it.
+    """
+    return bool(getattr(config, "attn_temperature_tuning", False))
+
+
 def positions_of(config: Mapping[str, Any]) -> int:
     """Return the context length in tokens; 0 if the network itself sets no limit.
 

@@ -145,7 +145,7 @@ class LanguageHead:
     """A decoder's output layer: states in, logits or losses out."""
 
     layer: nn.Module
-    scale: float = 1.0  # factor of the logits (Cohere, Granite)
+    scale: float = 1.0  # factor of the logits (Cohere, Granite, Falcon-H1)
     softcap: float = 0.0  # c in c tanh(logits / c) (Gemma 2); 0 for none
 
     @classmethod
@@ -156,7 +156,8 @@ class LanguageHead:
             ModelError: if the model changes its logits in a way not implemented here.
         """
         config = network.config.to_dict()
-        scale = float(config.get("logit_scale") or 1.0) / float(config.get("logits_scaling") or 1.0)
+        scale = float(config.get("logit_scale") or config.get("lm_head_multiplier") or 1.0)
+        scale /= float(config.get("logits_scaling") or 1.0)
         softcap = float(config.get("final_logit_softcapping") or 0.0)
         head = cls(network.get_output_embeddings(), scale, softcap)
         probe = torch.arange(1, 6, device=network.device)[None]

@@ -13,11 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from tunesmith.models.attention import packed as attention
+from tunesmith.models.attention.network_cache import (
+    RowRules,
+    caches_keys_only,
+    expose_decoder,
+    new_cache,
+    read_prefix,
+    select_rows,
+)
 from tunesmith.models.attention.shared_prefix import Past
 from tunesmith.models.attention.soft_prompt import Virtual
 from tunesmith.models.batch import Batch
+from tunesmith.models.families import scales_by_column
 from tunesmith.models.kernels import skinny_linear as thin
 from tunesmith.models.lm_head import LanguageHead
 from tunesmith.models.mixtures import RouterLoss
@@ -43,6 +53,7 @@ class Policy:
     start: Policy | None = None  # a separate copy of the base model, if the technique keeps one
     adapter: Any = None  # PEFT's wrapper, which writes the adapter files
     packs: bool = True  # packed attention works in this network; otherwise rows run padded
+    rules: RowRules = RowRules()  # what rows of a decoder may do together where they are not packed
     autocast_dtype: torch.dtype | None = None  # autocast dtype of matrix products; parameters keep their own dtype
     virtual: Virtual | None = None  # tokens in front of every row; no states are returned for them
     router_loss: RouterLoss | None = None  # in training: records what balances the routers of a mixture of experts
@@ -63,9 +74,14 @@ class Policy:
             ModelError: if a decoder changes its logits in an unknown way.
         """
         thin.install(network)
-        language_head = LanguageHead.of(network) if family == "decoder" else None
-        packs = attention.install(network, causal=family == "decoder")
-        return cls(network, family, language_head, reference, packs=packs)
+        if family != "decoder":
+            return cls(network, family, None, reference, packs=attention.install(network, causal=False))
+        expose_decoder(network)
+        language_head = LanguageHead.of(network)
+        # Only attention can keep packed rows apart: a convolution or a recurrent state goes on from row to row.
+        separable = caches_keys_only(network) and not scales_by_column(network.config)
+        packs = separable and attention.install(network, causal=True)
+        return cls(network, family, language_head, reference, packs=packs, rules=RowRules.of(network, packs=packs))
 
     @property
     def device(self) -> torch.device:
@@ -112,35 +128,60 @@ class Policy:
             return attention.run(self.network, batch.ids, batch.positions, batch.layout, past=self._past())
         real = batch.row_index >= 0
         ids = batch.ids[batch.row_index.clamp(min=0)]
-        padding = self.network.config.pad_token_id
-        if padding is not None and padding >= 0:  # some networks read the ids at padded positions, masked or not
-            ids = ids.masked_fill(~real, padding)
-        inputs = {"input_ids": ids, "attention_mask": real.long()}
-        if self.virtual is not None:
-            inputs = self.virtual.before(self.network, ids, real)
-        out = self.network.base_model(**inputs).last_hidden_state[:, -ids.shape[1] :]
+        if self.rules.pads_right:
+            out = self._padded(ids, real)
+        else:
+            rows = [self._padded(row[own][None], own[own][None])[0] for row, own in zip(ids, real, strict=True)]
+            out = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         # A shared token is computed once per row that has it, with the same result: take any of them.
         source = torch.empty_like(batch.ids)
         source[batch.row_index[real]] = torch.arange(real.numel(), device=real.device).view_as(real)[real]
         states: Tensor = out.flatten(0, 1).index_select(0, source)
         return states
 
+    def _padded(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Compute the states [B, L, D] of rows of ids [B, L], padded on the right where `real` is False."""
+        padding = self.network.config.pad_token_id
+        if padding is not None and padding >= 0:  # some networks read the ids at padded positions, masked or not
+            ids = ids.masked_fill(~real, padding)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": real.long()}
+        if self.virtual is not None:
+            inputs = self.virtual.before(self.network, ids, real)
+        if self.family == "decoder" and "cache" not in inputs:  # nothing follows these rows
+            inputs["use_cache"] = False
+        states: Tensor = self.network.base_model(**inputs).last_hidden_state[:, -ids.shape[1] :]
+        return states
+
     def _past(self) -> Past:
         return () if self.virtual is None else self.virtual.past(self.network)
 
-    def prefill(self, prefix: Tensor, *, rows: int) -> DynamicCache:
-        """Compute keys and values of the virtual tokens and of a prefix that all rows share.
+    def prefill(self, prefix: Tensor, *, rows: int) -> Cache | None:
+        """Run the virtual tokens and a prefix that all rows share, and return the cache with a copy for each row.
 
         Args:
             prefix: ids of the shared prefix, [P] int64; may be empty.
             rows: number of copies in the cache, one per row.
+
+        Returns:
+            The cache; None if it is empty and the network makes its own in the first pass.
         """
-        past = self._past()
-        cache = DynamicCache(past) if past else DynamicCache(config=self.network.config)
+        virtual = self.virtual
+        if virtual is not None and virtual.is_past:
+            cache: Cache | None = DynamicCache(virtual.past(self.network))
+        else:
+            cache = new_cache(self.network)
+            if virtual is not None:
+                cache = read_prefix(self.network, cache, 0, inputs_embeds=virtual.embeddings(self.network.dtype))
         if len(prefix):
-            self.network.base_model(input_ids=prefix[None], cache=cache, use_cache=True)
-        cache.batch_repeat_interleave(rows)
+            cache = read_prefix(self.network, cache, self.virtual_tokens, input_ids=prefix[None])
+        if cache is not None and self.virtual_tokens + len(prefix):
+            select_rows(cache, torch.zeros(rows, dtype=torch.int64, device=self.device))
         return cache
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Number of virtual tokens in front of every row."""
+        return 0 if self.virtual is None else self.virtual.size
 
     @contextmanager
     def without_virtual(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Profile of a network: its matrix products, and the memory that a training pass keeps.
 
-Letters: I and O inner and outer width, G key heads, W head width.
+Letters: I and O inner and outer width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.data.tokenization.chat_template import Tokens
-from tunesmith.models.attention.soft_prompt import key_sizes
+from tunesmith.models.attention.network_cache import cached_values
 from tunesmith.models.batch import pack
 from tunesmith.models.loading.quantization import count_parameters
 from tunesmith.models.policy import Policy
@@ -27,6 +27,8 @@ from tunesmith.progress import track
 
 # Row lengths in tokens at which memory is measured: three points determine terms per pass, token and pair of tokens.
 LENGTHS = (4, 12, 20)
+# Tokens that a recurrent layer may compute at once; it computes whole blocks, however short the row is.
+BLOCKS = (16, 32, 64, 128, 256)
 COPY_BYTES, COPIES = 32_000_000, 5
 
 
@@ -37,6 +39,16 @@ class ActivationMemory:
     token: float  # for each token
     once: float  # for the whole pass
     pair: float = 0.0  # for each pair of query and key, where attention has dropout
+    block: int = 1  # tokens of each row are rounded up to a multiple of this
+
+    def stored(self, tokens: float, rows: int) -> float:
+        """Return the number of tokens whose activations are stored.
+
+        Args:
+            tokens: padded tokens of some rows.
+            rows: the number of rows.
+        """
+        return rows * math.ceil(tokens / rows / self.block) * self.block if self.block > 1 and rows else tokens
 
 
 UNKNOWN = ActivationMemory(math.nan, math.nan)
@@ -54,11 +66,12 @@ class NetworkSize:
     words: int  # size of the vocabulary that a decoder predicts, or an encoder at masked positions
     parameters: int
     linear: tuple[tuple[str, int, int], ...]  # name, I and O of the layers that LoRA adapts by default
-    named: tuple[tuple[str, int, int], ...]  # the same of embeddings and output layer, adapted only on request
+    named: tuple[tuple[str, int, int], ...]  # the same of layers adapted only on request: embeddings, output layer
     matmul_parameters: int  # weights that each token is multiplied with: those of `linear`, once per use in a pass
     past: int  # values of one token's keys and values in all layers
     moving: ActivationMemory  # if weights are trained, or adapters that need the layers' inputs
     frozen: ActivationMemory  # if only virtual tokens or scaling factors are trained
+    state: int = 0  # values of a row's states in all layers that do not grow with its tokens
 
     @property
     def matrices(self) -> int:
@@ -80,8 +93,10 @@ def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> Ne
     network = policy.network
     config = network.config
     causal = policy.family == "decoder"
+    layers = list(linear_layers(network))
+    bypassed = bypassed_layers(network)
     # An encoder has as many keys as queries, and many encoders do not return them.
-    keys = key_sizes(network) if causal else [(1, config.hidden_size)] * config.num_hidden_layers
+    past, state = cached_values(network) if causal else (2 * config.hidden_size * config.num_hidden_layers, 0)
     return NetworkSize(
         kind=config.model_type,
         causal=causal,
@@ -90,10 +105,11 @@ def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> Ne
         embedded=network.get_input_embeddings().embedding_dim,
         words=config.vocab_size,
         parameters=count_parameters(network.parameters()),
-        linear=tuple(linear_layers(network)),
-        named=tuple(named_layers(network)),
+        linear=tuple(layer for layer in layers if layer[0] not in bypassed),
+        named=(*named_layers(network), *(layer for layer in layers if layer[0] in bypassed)),
         matmul_parameters=matmul_parameters(policy),
-        past=2 * sum(heads * width for heads, width in keys),
+        past=past,
+        state=state,
         moving=_activation_memory(policy, weights=True) if True in modes else UNKNOWN,
         frozen=_activation_memory(policy, weights=False) if False in modes else UNKNOWN,
     )
@@ -136,6 +152,20 @@ def linear_layers(network: Any) -> Iterator[tuple[str, int, int]]:
             yield name, *module.weight.shape
 
 
+def bypassed_layers(network: Any) -> set[str]:
+    """Return the names of linear layers in which an adapter could be bypassed: the last layers of state space mixers.
+
+    Fused kernels multiply by the weight of such a layer instead of calling it, and PEFT refuses an adapter there.
+
+    Args:
+        network: a transformers model.
+    """
+    # A state space has a decay A and a skip connection D; a linear attention has no D, and calls its layers.
+    mixers = [name for name, module in network.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
+    last = {f"{name}.out_proj" for name in mixers}
+    return {name for name, _, _ in linear_layers(network) if name in last}
+
+
 def named_layers(network: Any) -> Iterator[tuple[str, int, int]]:
     """Yield name, I and O of every embedding and of the output layer."""
     last = network.get_output_embeddings()
@@ -148,10 +178,23 @@ def named_layers(network: Any) -> Iterator[tuple[str, int, int]]:
 
 def _activation_memory(policy: Policy, *, weights: bool) -> ActivationMemory:
     """Fit a parabola through the activations of rows of three lengths."""
-    tracked = track(LENGTHS, "measuring activations", unit="lengths")
+    block = 1 if policy.rules.keys_only else _block(policy, weights=weights)
+    lengths = LENGTHS if block == 1 else (block, 2 * block, 3 * block)
+    tracked = track(lengths, "measuring activations", unit="lengths")
     sizes = [_kept_bytes(policy, length, weights=weights) for length in tracked]
-    pair, token, once = np.linalg.solve(np.vander(LENGTHS), sizes)
-    return ActivationMemory(float(token), max(0.0, float(once)), float(pair))
+    pair, token, once = np.linalg.solve(np.vander(lengths), sizes)
+    return ActivationMemory(float(token), max(0.0, float(once)), float(pair), block)
+
+
+def _block(policy: Policy, *, weights: bool) -> int:
+    """Return the tokens that a recurrent layer computes at once: memory jumps where another block begins."""
+    first, second = (_kept_bytes(policy, length, weights=weights) for length in LENGTHS[:2])
+    step = (second - first) / (LENGTHS[1] - LENGTHS[0])
+    for block in BLOCKS:
+        full, more = (_kept_bytes(policy, length, weights=weights) for length in (block, block + 1))
+        if more - full > 2 * step:
+            return block
+    return 1
 
 
 def _kept_bytes(policy: Policy, length: int, *, weights: bool) -> int:
@@ -166,7 +209,7 @@ def _kept_bytes(policy: Policy, length: int, *, weights: bool) -> int:
             saved[address] = value
         return value
 
-    row = Tokens(list(range(1, length + 1)), [False] * length)
+    row = Tokens([1 + i % LENGTHS[-1] for i in range(length)], [False] * length)
     with _training(policy, weights=weights), torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
         policy.states(pack([row]).to(policy.device))
         return sum(value.untyped_storage().nbytes() for value in saved.values())

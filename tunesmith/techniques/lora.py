@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,8 +127,7 @@ class Lora(Adapter):
         config = LoraConfig(
             **{"r": self.rank, "lora_alpha": alpha, **targets},
             lora_dropout=self.dropout,
-            # Set only if there is a pooler: otherwise PEFT warns everyone who loads the adapter.
-            exclude_modules=r".*pooler.*" if any("pooler" in name for name, _ in base.named_modules()) else None,
+            exclude_modules=_excluded(base, self.targets if mixture is None else ()),
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
@@ -146,3 +146,18 @@ class Lora(Adapter):
 
         fuse(base)
         return super()._policy(base, wrapped, family)
+
+
+def _excluded(base: Any, targets: object) -> str | None:
+    """Return a pattern of the layers that are left out; None, which PEFT does not warn of, if there are none.
+
+    These are an encoder's unused pooler, and for all-linear the layers whose adapter could be bypassed.
+    """
+    from tunesmith.models.profile import bypassed_layers
+
+    names = bypassed_layers(base) if targets == "all-linear" else set()
+    # Without the number of the layer: large models have many, and the pattern is stored with the adapter.
+    patterns = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in names})
+    if any("pooler" in name for name, _ in base.named_modules()):
+        patterns.append(".*pooler.*")
+    return "|".join(patterns) or None

@@ -37,16 +37,21 @@ class Prefix(soft.Soft):
         return self.tokens
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """Return why an encoder cannot take a KV cache, or a decoder's keys differ in size between layers."""
+        """Return why a prefix cannot be given to an encoder, or why a decoder's layers cannot all take one."""
+        from tunesmith.models.attention.network_cache import caches_keys_only
         from tunesmith.models.attention.soft_prompt import even_keys
 
-        if family == "encoder" and "cache" not in inspect.signature(base.base_model.forward).parameters:
-            return f"a {base.config.model_type} takes no keys and values as input; nearest that works: prompt"
-        if family == "decoder" and not even_keys(base):
-            return (
-                f"a {base.config.model_type} has keys of several sizes, PEFT supports one; nearest that works: prompt"
-            )
-        return super().refusal(base, family=family)
+        kind = base.config.model_type
+        if family == "encoder":
+            if "cache" in inspect.signature(base.base_model.forward).parameters:
+                return ""
+            return f"a {kind} takes no keys and values as input; nearest that works: prompt"
+        nearest = "lora" if super().refusal(base, family=family) else "prompt"
+        if not caches_keys_only(base):
+            return f"a {kind} has layers with other states than keys and values; nearest that works: {nearest}"
+        if not even_keys(base):
+            return f"a {kind} has keys of several sizes, PEFT supports one; nearest that works: {nearest}"
+        return ""
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Put virtual keys and values into every layer of an otherwise unchanged base."""

@@ -24,6 +24,17 @@ TASKS = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 class Soft(Adapter):
     """A technique with virtual tokens."""
 
+    def refusal(self, base: Any, *, family: str) -> str:
+        """Return why a decoder does not read virtual tokens as PEFT writes them; empty if it does."""
+        from tunesmith.models.attention.soft_prompt import takes_embeddings
+
+        if family == "decoder" and not takes_embeddings(base):
+            return (
+                f"a {base.config.model_type} changes the embeddings of words outside their layer, "
+                "so PEFT cannot put virtual tokens in front of them; nearest that works: lora"
+            )
+        return super().refusal(base, family=family)
+
     def _with_virtual_tokens(self, base: Any, config: Any, *, family: str, start: torch.Tensor | None = None) -> Policy:
         """Return a policy with the virtual tokens of a PEFT configuration, initialized to `start` [V, ...] if given."""
         import torch
@@ -50,7 +61,8 @@ class Soft(Adapter):
         policy = Policy.over(base, family=family)
         policy.adapter = wrapped
         policy.weights = False
-        policy.virtual = Virtual(wrapped, wrapped.active_peft_config.num_virtual_tokens, family == "decoder")
+        as_keys = family == "decoder" and policy.rules.keys_only
+        policy.virtual = Virtual(wrapped, wrapped.active_peft_config.num_virtual_tokens, as_keys)
         policy.reference = policy.without_virtual
         if policy.virtual.is_past:
             with torch.no_grad():
@@ -68,7 +80,7 @@ def sizes(base: Any) -> dict[str, Any]:
     config = base.config
     return {
         "token_dim": base.get_input_embeddings().embedding_dim,
-        "num_attention_heads": config.num_attention_heads,
+        "num_attention_heads": getattr(config, "num_attention_heads", 1),  # a pure state space network has none
         "num_layers": config.num_hidden_layers,
     }
 

@@ -5,7 +5,7 @@ Shapes: B active rows, T tokens of the longest prompt, D hidden width, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ from tunesmith.inference.serving.live_answer import ActiveRequest, End
 from tunesmith.inference.serving.prefix_cache import WORTH, PrefixCache, alike
 from tunesmith.inference.serving.registry import ServedModel, SharedBase
 from tunesmith.models.batch import split_by_tokens
+from tunesmith.models.generation.row_caches import RowCaches
 from tunesmith.models.generation.slot_kv_cache import SlotKVCache
 from tunesmith.models.kernels.multi_lora import MultiLora
 
@@ -27,14 +28,20 @@ WIDER = 2
 
 
 class ContinuousBatch:
-    """The active rows over one base. Row i uses slot i of the KV cache, so a step runs over the first slots alone."""
+    """The active rows over one base. Row i uses slot i of the KV cache, so a step runs over the first slots alone.
+
+    A base whose states do not fit into slots has a cache for each row, and its rows run one after another.
+    """
 
     def __init__(self, shared_base: SharedBase, prefix_cache: PrefixCache) -> None:
         self.shared_base = shared_base
         self.rows = list[ActiveRequest]()
         self.tokens_reused = 0
         self._prefix_cache = prefix_cache
-        self._kv_cache = SlotKVCache(shared_base.base.network.config)
+        # Both have the same interface, but rows and states of one do not fit the other.
+        self._kv_cache: Any = RowCaches(continues=shared_base.continues)
+        if shared_base.slots:
+            self._kv_cache = SlotKVCache(shared_base.base.network.config)
         self._mixed: MultiLora | None = None
         self._inside: dict[int, ServedModel] = {}
         self._made_for: dict[int, ServedModel] = {}
@@ -71,21 +78,19 @@ class ContinuousBatch:
         """Generate one token for every row, remove finished rows, and return the number of tokens."""
         if not self.rows:
             return 0
-        network = self._network()
-        logits = self._logits(network)
-        tokens = [row.draw(logits[i]) for i, row in enumerate(self.rows)]
+        tokens = [0] * len(self.rows)
+        for network, indices in self._passes():
+            for i, logits in zip(indices, self._logits(network, [self.rows[i] for i in indices]), strict=True):
+                tokens[i] = self.rows[i].draw(logits)
         active = [not row.take(token) for row, token in zip(self.rows, tokens, strict=True)]
         if not all(active):
             tokens = self._leave(active, tokens)
-        if self.rows:
-            network = self._network()
-            starts = [row.columns - 1 for row in self.rows]
-            states = self._kv_cache.feed(
-                network, [[token] for token in tokens], slots=range(len(tokens)), starts=starts
-            )
-            for row, own in zip(self.rows, states, strict=True):
-                row.last = own[-1]
-        else:
+        for network, indices in self._passes():
+            starts = [self.rows[i].columns - 1 for i in indices]
+            states = self._kv_cache.feed(network, [[tokens[i]] for i in indices], slots=indices, starts=starts)
+            for i, own in zip(indices, states, strict=True):
+                self.rows[i].last = own[-1]
+        if not self.rows:
             self._kv_cache.clear()
         return len(active)
 
@@ -154,6 +159,21 @@ class ContinuousBatch:
         states = self._kv_cache.feed(run.model.policy.network, rest, slots=slots, starts=starts)
         return [own[-1] for own in states]
 
+    def _passes(self) -> Iterator[tuple[Any, Sequence[int]]]:
+        """Yield each network that has to run, and the rows that run in it: one for all of them where they fit slots."""
+        if not self.rows:
+            return
+        if self.shared_base.slots:
+            yield self._network(), range(len(self.rows))
+            return
+        for _, own in groupby(self._by_run(), key=lambda i: self.rows[i].run.number):
+            indices = list(own)
+            yield self.rows[indices[0]].run.model.policy.network, indices
+
+    def _by_run(self) -> list[int]:
+        """Return the indices of the rows, those of a run next to each other."""
+        return sorted(range(len(self.rows)), key=lambda i: self.rows[i].run.number)
+
     def _network(self) -> Any:
         """Return the network of the only active run, or a combined network of several runs."""
         runs = {row.run.number: row.run for row in self.rows}
@@ -166,14 +186,13 @@ class ContinuousBatch:
             inside = {number: run.model.policy.network for number, run in self._inside.items()}
             self._mixed = None  # frees its memory before the next one is built
             self._mixed = MultiLora(self.shared_base.base.network, inside)
-        order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].run.number)
-        groups = groupby(order, key=lambda i: self.rows[i].run.number)
+        groups = groupby(self._by_run(), key=lambda i: self.rows[i].run.number)
         return self._mixed.by([(number, torch.tensor(list(own))) for number, own in groups])
 
-    def _logits(self, network: Any) -> Tensor:
-        """Return the next-token logits [B, V]."""
-        words = self.rows[0].run.model.policy.words
-        return words.over(network).logits(torch.stack([row.last for row in self.rows])).float()
+    def _logits(self, network: Any, rows: Sequence[ActiveRequest]) -> Tensor:
+        """Return the next-token logits [B, V] of rows in a network."""
+        words = rows[0].run.model.policy.words
+        return words.over(network).logits(torch.stack([row.last for row in rows])).float()
 
 
 def _fitting(lengths: Sequence[int], tokens: int, *, packs: bool) -> int:

@@ -20,6 +20,7 @@ from tunesmith.inference.identify import ModelManifest, ModelSource, find_model,
 from tunesmith.inference.local_model import BASE_CHAT, LocalModel, always_thinks
 from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.inference.serving.request import UnknownModel
+from tunesmith.models.attention.network_cache import RowState
 from tunesmith.models.attention.shared_prefix import Past
 from tunesmith.models.families import positions_of
 from tunesmith.models.generation.sampling import Sampling
@@ -46,6 +47,8 @@ class SharedBase:
 
     base: Base
     runs: dict[int, ServedModel] = field(default_factory=dict)
+    slots: bool = True  # rows share a slot cache and run together; otherwise each has a cache of the network's own kind
+    continues: bool = True  # several tokens at once may follow those of a row
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +60,7 @@ class ServedModel:
     number: int  # unique id of this load
     model: LocalModel
     shared_base: SharedBase
-    past: Past = ()  # keys and values of virtual tokens
+    past: Past | RowState = ()  # keys and values of virtual tokens, or the state after them
     tasks: tuple[ServedModel, ...] = ()  # of a multitask model, with the same number
 
     @property
@@ -91,7 +94,7 @@ class ServedModel:
     @property
     def virtual(self) -> int:
         """Number of virtual tokens."""
-        return self.past[0][0].shape[2] if self.past else 0
+        return self.model.policy.virtual_tokens
 
 
 class ModelRegistry:
@@ -213,12 +216,12 @@ class ModelRegistry:
         run = ServedModel(name, version, next(self._numbers), model, shared_base)
         if model.policy.family != "decoder":
             return _with_tasks(run)
-        if not fits(model.policy.network):
-            kind = model.policy.network.config.model_type
-            raise ModelError(f"{name}: the state of a {kind} is more than keys and values; use `tunesmith ask`")
-        if model.policy.virtual is not None:
+        policy = model.policy
+        shared_base.slots = fits(policy.network)
+        shared_base.continues = policy.rules.continues
+        if policy.virtual is not None:
             with torch.inference_mode():
-                run.past = model.policy.virtual.past(model.policy.network)
+                run.past = policy.virtual.past(policy.network) if shared_base.slots else _state_of_virtual(policy)
         return _with_tasks(run)
 
     def _ground(self, manifest: ModelManifest) -> SharedBase:
@@ -259,6 +262,13 @@ class ModelRegistry:
         if run is not None:
             self._name_base(run)
         self.changed()
+
+
+def _state_of_virtual(policy: Policy) -> RowState:
+    """Return the state of a network after its virtual tokens."""
+    cache = policy.prefill(torch.empty(0, dtype=torch.int64, device=policy.device), rows=1)
+    assert cache is not None, "virtual tokens have run"
+    return RowState(cache)
 
 
 def _with_tasks(run: ServedModel) -> ServedModel:

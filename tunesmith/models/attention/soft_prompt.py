@@ -1,7 +1,8 @@
 """Virtual tokens: trained vectors in front of every row (soft prompts and prefixes).
 
-The network sees them as a prefix that all rows share: as keys and values in every layer, computed once per batch. Only
-in an encoder with a soft prompt do the virtual tokens attend to the row, so there they are part of each row.
+The network sees them as a prefix that all rows share: as keys and values in every layer, computed once per batch. They
+are part of each row only where keys and values do not represent them: in an encoder with a soft prompt, whose virtual
+tokens attend to the row, and in a decoder that keeps other states.
 
 Letters: V virtual tokens, B rows, T tokens of the longest row, G key heads, W head width, D hidden width.
 """
@@ -25,7 +26,7 @@ class Virtual:
 
     wrapped: Any  # PEFT's model around the network
     size: int  # V
-    causal: bool  # in a decoder, virtual tokens do not attend to the row
+    as_keys: bool  # a decoder that caches keys and values only: virtual tokens do not attend to the row
 
     @property
     def module(self) -> nn.Module:
@@ -36,7 +37,7 @@ class Virtual:
     @property
     def is_past(self) -> bool:
         """True if keys and values alone represent them."""
-        return self.causal or self._prefix
+        return self.as_keys or self._prefix
 
     @property
     def _prefix(self) -> bool:
@@ -45,10 +46,14 @@ class Virtual:
     def past(self, network: Any) -> Past:
         """Compute keys and values [1, G, V, W] of the V tokens in every layer, with gradient."""
         # PEFT returns a cache for prefix tuning, and embeddings [1, V, D] for the other techniques.
-        prompt = self.wrapped.get_prompt(1)
         if self._prefix:
-            return [(layer.keys, layer.values) for layer in prompt.layers]
-        return keys_of(network, inputs_embeds=prompt.to(network.dtype))
+            return [(layer.keys, layer.values) for layer in self.wrapped.get_prompt(1).layers]
+        return keys_of(network, inputs_embeds=self.embeddings(network.dtype))
+
+    def embeddings(self, dtype: torch.dtype) -> Tensor:
+        """Compute the embeddings [1, V, D] of the V tokens of a soft prompt, with gradient."""
+        soft: Tensor = self.wrapped.get_prompt(1).to(dtype)
+        return soft
 
     def before(self, network: Any, ids: Tensor, real: Tensor) -> dict[str, Any]:
         """Return the network's inputs for padded rows [B, T] with V tokens in front of each; `real` masks padding."""
@@ -58,7 +63,7 @@ class Virtual:
             cache.batch_repeat_interleave(len(ids))
             return {"input_ids": ids, "attention_mask": mask, "cache": cache}
         words = network.get_input_embeddings()(ids)
-        soft = self.wrapped.get_prompt(1).to(words.dtype).expand(len(ids), -1, -1)
+        soft = self.embeddings(words.dtype).expand(len(ids), -1, -1)
         return {"inputs_embeds": torch.cat([soft, words], dim=1), "attention_mask": mask}
 
 
@@ -93,10 +98,27 @@ def even_keys(network: Any) -> bool:
     """Return whether every layer has keys and values of its own, all of one size.
 
     Args:
-        network: a transformers model.
+        network: a transformers model that caches keys and values only.
     """
     past = _one_token(network)
     return len(past) == network.config.num_hidden_layers and len({half.shape for pair in past for half in pair}) == 1
+
+
+@torch.no_grad()
+def takes_embeddings(network: Any) -> bool:
+    """Return whether a network computes from its word embeddings what it computes from the ids; measured.
+
+    Some scale embeddings outside the embedding layer, and only those of ids. PEFT gives a network the embeddings of
+    virtual tokens and words together, so in such a network the words would be of another size.
+    """
+    ids = torch.arange(1, 7, device=network.device)[None]
+    expected = network.base_model(input_ids=ids, use_cache=False).last_hidden_state.float()
+    try:
+        embeddings = network.get_input_embeddings()(ids)
+        found = network.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state.float()
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return bool((found - expected).norm() <= state_tolerance(network) * expected.norm())
 
 
 def _one_token(network: Any) -> Past:
@@ -112,16 +134,3 @@ def flat(past: Past) -> Tensor:
     """
     each = torch.stack([half[0] for pair in past for half in pair])  # [2 * layers, G, V, W]
     return each.permute(2, 0, 1, 3).flatten(1)
-
-
-@torch.no_grad()
-def takes_past(network: Any) -> bool:
-    """Return whether a decoder continues from a KV cache exactly as from the tokens themselves; measured."""
-    ids = torch.arange(1, 9, device=network.device)[None]
-    try:
-        cache = DynamicCache(keys_of(network, input_ids=ids[:, :4]))
-        cached = network.base_model(input_ids=ids[:, 4:], cache=cache, use_cache=True).last_hidden_state.float()
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):  # a state without keys and values
-        return False
-    expected = network.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, 4:].float()
-    return bool((cached - expected).norm() <= state_tolerance(network) * expected.norm())

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from tunesmith.data.tokenization.chat_template import Template, Tokens
+from tunesmith.models.attention.network_cache import forward_cached, new_cache, select_rows
 from tunesmith.models.attention.packed import NO_MASK
 from tunesmith.models.attention.shared_prefix import SharedPrefixAttention
 from tunesmith.models.batch import TOKENS_PER_PASS, pack, split_by_tokens
-from tunesmith.models.families import counts_places, slides
+from tunesmith.models.families import slides
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.policy import Policy
@@ -40,7 +41,7 @@ SAMPLED_ROWS = 64
 class _DecodingState:
     """The unfinished rows: their cache, which of its columns are tokens, and the last state of each row."""
 
-    cache: DynamicCache
+    cache: Cache | None  # None before the first pass of a network that makes its own
     mask: Tensor  # [B, S] int64, 0 on padding
     last: Tensor  # [B, D]
     # The prompts, if several completions attend to one copy of each; the cache then holds only what follows them.
@@ -48,22 +49,23 @@ class _DecodingState:
 
     def spread(self, copies: int, policy: Policy) -> None:
         """Repeat each row `copies` times, adjacent; prompts are copied only where packed attention does not work."""
+        assert self.cache is not None, "the prompts have run"
         if policy.packs and not slides(policy.network.config):
             layers: list[Any] = self.cache.layers
             self.shared = SharedPrefixAttention.of(
                 [(layer.keys, layer.values) for layer in layers], self.mask, copies=copies
             )
-            self.cache = DynamicCache(config=policy.network.config)
+            self.cache = new_cache(policy.network)
         else:
-            self.cache.batch_repeat_interleave(copies)
+            select_rows(self.cache, torch.arange(len(self.mask), device=self.mask.device).repeat_interleave(copies))
         self.mask = self.mask.repeat_interleave(copies, dim=0)
         self.last = self.last.repeat_interleave(copies, dim=0)
 
     def keep(self, rows: list[int]) -> None:
         """Drop all other rows."""
         chosen = torch.tensor(rows, device=self.mask.device)
-        if self.cache.get_seq_length():  # after `spread` it is empty until the first token
-            self.cache.batch_select_indices(chosen)
+        if self.cache is not None:
+            select_rows(self.cache, chosen)
         if self.shared is not None:
             self.shared = self.shared.keep(chosen)
         self.mask = self.mask[chosen]
@@ -71,16 +73,18 @@ class _DecodingState:
 
     def feed(self, policy: Policy, ids: Tensor, real: Tensor) -> Tensor:
         """Append ids [B, T], with `real` False on padding, and return their states [B, T, D]."""
+        if ids.shape[1] > 1 and self.mask.shape[1] and not policy.rules.continues:
+            columns = zip(ids.split(1, dim=1), real.split(1, dim=1), strict=True)
+            return torch.cat([self.feed(policy, *column) for column in columns], dim=1)
         length = self.mask.sum(dim=1, keepdim=True)
         self.mask = torch.cat([self.mask, real.long()], dim=1)
         positions = (length + real.long().cumsum(dim=1) - 1).clamp(min=0)
         options: dict[str, Any] = {"attention_mask": self.mask}
         if self.shared is not None:
             options = {"attention_mask": NO_MASK.to(ids.device), "layout": self.shared}
-        out = policy.network.base_model(
-            input_ids=ids, position_ids=positions, cache=self.cache, use_cache=True, **options
+        states, self.cache = forward_cached(
+            policy.network, self.cache, input_ids=ids, position_ids=positions, **options
         )
-        states: Tensor = out.last_hidden_state
         return states
 
 
@@ -201,9 +205,9 @@ def groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int 
         Indices of the prompts of one group.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    # Families that count cache columns cannot have padding between virtual tokens and a row's own (see `_prefill`):
-    # there, only prompts of equal length form a group.
-    even = policy.virtual is not None and counts_places(policy.network.config)
+    # Where padding would change a row, only prompts of equal length form a group. With virtual tokens in front, padding
+    # is inside a row (see `_prefill`).
+    even = not (policy.rules.pads_left if policy.virtual is None else policy.rules.pads_inside)
     lengths = [max(CACHED_TOKENS // size, len(prompt) * copies) for prompt in prompts]
     for _, members in groupby(order, key=lambda i: len(prompts[i]) if even else 0):
         yield from split_by_tokens(list(members), lengths, CACHED_TOKENS)
@@ -310,9 +314,9 @@ def _steps(
 
 def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _DecodingState:
     """Run the prompts, their shared prefix once, padded on the left so that all end in the same column."""
-    # Padding between the shared ids and a row's own would shift positions where a family counts cache columns.
-    uneven = counts_places(policy.network.config) and len(set(map(len, prompts))) > 1
-    shared = 0 if uneven else common(prompts)
+    # Rows of unequal length share a prefix only where padding may follow it.
+    uneven = not policy.rules.pads_inside and len(set(map(len, prompts))) > 1
+    shared = common(prompts) if policy.rules.continues and not uneven else 0
     width = max(map(len, prompts)) - shared
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
     real = torch.zeros(len(prompts), width, dtype=torch.bool)
@@ -321,7 +325,7 @@ def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _DecodingState:
         real[row, width - len(prompt) + shared :] = True
     device = policy.device
     cache = policy.prefill(torch.tensor(prompts[0][:shared], dtype=torch.int64, device=device), rows=len(prompts))
-    mask = torch.ones(len(prompts), cache.get_seq_length(), dtype=torch.int64, device=device)
+    mask = torch.ones(len(prompts), policy.virtual_tokens + shared, dtype=torch.int64, device=device)
     state = _DecodingState(cache, mask, torch.empty(0))
     state.last = state.feed(policy, ids.to(device), real.to(device))[:, -1]
     return state
@@ -393,11 +397,14 @@ def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequenc
     Returns:
         Log-probabilities [B, O] in nats, summed over the tokens of an option.
     """
-    shared = common(prompts)
-    # The shared prefix runs once, but attention gathers its keys for every prompt: hence the limit per pass.
+    # Where rows are packed, the shared prefix runs once, but attention gathers its keys for every prompt: hence the
+    # limit per pass. Elsewhere it runs for every option.
+    shared = common(prompts) if policy.packs else 0
     least = TOKENS_PER_PASS // SCORED_PROMPTS
+    repeats = 1 if policy.packs else len(options[0])
     lengths = [
-        max(least, len(prompt) - shared + sum(map(len, own))) for prompt, own in zip(prompts, options, strict=True)
+        max(least, (len(prompt) - shared) * repeats + sum(map(len, own)))
+        for prompt, own in zip(prompts, options, strict=True)
     ]
     order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
     scores = torch.zeros(len(prompts), len(options[0]))

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tunesmith.models.attention.packed import NAME, NO_MASK, TOLERANCE, RaggedAttention
 from tunesmith.models.attention.shared_prefix import Past
+from tunesmith.models.families import scales_by_column
 
 COLUMN_STEP = 64  # columns are added in multiples of this
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -219,7 +220,8 @@ def fits(network: Any) -> bool:
     Args:
         network: a transformers model.
     """
-    if network.config.model_type == "gpt_neo":  # it counts every row's window from the longest row of the batch
+    # The first counts every row's window from the longest row of the batch.
+    if network.config.model_type == "gpt_neo" or scales_by_column(network.config):
         return False
     cache = SlotKVCache(network.config)
     if not set(cache.kinds) <= {FULL, SLIDING}:

@@ -20,7 +20,7 @@ from transformers import (
 
 from tunesmith.data.tokenization.tokenizer import choose_pad, homeless
 from tunesmith.errors import ModelError, TunesmithError, briefly
-from tunesmith.models.attention.soft_prompt import takes_past
+from tunesmith.models.attention.network_cache import expose_decoder, generates
 from tunesmith.models.families import family_of
 from tunesmith.models.loading import base_from_run as run_base
 from tunesmith.models.loading import quantization as four_bit
@@ -86,7 +86,8 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
             embedding.padding_idx = None
         network.eval()
         if base.family == "decoder":
-            if not takes_past(network):
+            expose_decoder(network)
+            if not generates(network):
                 raise ModelError(
                     f"{name}: {network.config.model_type} does not support a KV cache, which generation requires; "
                     "choose a decoder of the Llama, Qwen, Gemma or GPT-2 kind"

@@ -227,11 +227,12 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace
         fixed += NUMBER * size.parameters * work.copies
     activations = _activations(technique, size, pace)
     tokens = _tokens(technique, size, (work.widest, work.widest_padded), (1, work.widest_rows))
+    stored = activations.stored(tokens, work.widest_rows)
     logits = HEAD_COPIES * NUMBER * HEAD_ROWS * size.words if work.learned else 0
     # Shared and padded keys and values are copied for each row (models/attention/packed.py); in an encoder the
     # queries too, and all of them in float32.
     width = (2 if pace.mixed else NUMBER) if size.causal else 1.5 * NUMBER
-    passing = activations.token * tokens + width * size.past * max(0, work.widest_padded - work.widest)
+    passing = activations.token * stored + width * size.past * max(0, work.widest_padded - work.widest)
     pairs = PAIRS_OVER_KEPT * activations.pair * work.widest_attended
     training = fixed + activations.once + (1.0 if work.widest_first else PASS_OVER_KEPT) * passing + pairs + logits
     return max(training, before + work.baseline_bytes, *(held + written_bytes(group, size) for group in work.written))
@@ -243,7 +244,8 @@ def written_bytes(group: Written, size: NetworkSize) -> float:
     states = NUMBER * (INNER * max(max(inner, outer) for _, inner, outer in size.linear) + OUTER * size.hidden)
     # The cache of a layer exists twice while a token is appended to it.
     grown = (group.prompt + group.answer) * cache * (1 + 1 / size.layers)
-    return group.rows * (max(group.prompt * cache + group.fed * states, grown) + NUMBER * size.words)
+    growing = max(group.prompt * cache + group.fed * states, grown)
+    return group.rows * (growing + NUMBER * (size.state + size.words))
 
 
 def _activations(technique: Technique, size: NetworkSize, pace: MachinePace) -> ActivationMemory:
@@ -267,14 +269,14 @@ def _activations(technique: Technique, size: NetworkSize, pace: MachinePace) -> 
 def _tokens(technique: Technique, size: NetworkSize, tokens: tuple[int, int], batches: tuple[int, int]) -> int:
     """Return the tokens of `batches` (passes, rows), given `tokens` (packed, padded), with virtual tokens.
 
-    In a decoder virtual tokens run once per pass. In an encoder they attend to the row, so they run in every
-    padded row. A prefix consists of keys and values, which need no forward pass.
+    In a decoder that caches keys and values only, virtual tokens run once per pass. Elsewhere they run in every padded
+    row: in an encoder they attend to the row. A prefix consists of keys and values, which need no forward pass.
     """
     packed, padded = tokens
     passes, rows = batches
     if isinstance(technique, Prompt | PTuning):
         virtual = technique.virtual_tokens()
-        return packed + passes * virtual if size.causal else padded + rows * virtual
+        return packed + passes * virtual if size.causal and not size.state else padded + rows * virtual
     return packed
 
 
@@ -292,7 +294,7 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
     activations = _activations(technique, size, pace)
     operations = tokens * (4 + 2 * full) * size.matmul_parameters + work.attended * PAIR * size.hidden * size.layers
     operations += work.read * 2 * size.matmul_parameters
-    moved = (tokens * KEPT_MOVED + work.read * READ_MOVED) * activations.token
+    moved = (activations.stored(tokens, work.rows) * KEPT_MOVED + work.read * READ_MOVED) * activations.token
     moved += work.attended * KEPT_MOVED * activations.pair
     moved += work.steps * STEP_BYTES * trainable(technique, size, work)
     if isinstance(technique, Lora):

@@ -1,0 +1,253 @@
+"""The cache that a network itself makes, and what its rows may do together.
+
+A cache of keys and values has one column per token, so rows in it can be padded, copied and shortened. Other networks
+keep states that stand for everything before: a convolution its last inputs, a linear attention or state space layer one
+matrix. Such a state changes with every token, padding included. Which rows may run together is therefore measured.
+
+Letters: B rows, T tokens of a pass, S columns of the cache, D hidden width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+from tunesmith.models.families import counts_places, scales_by_column
+
+# Largest relative distance between states that should be equal: float32, and half precision with its rounding.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 0.02
+# What a library raises when a network has no cache, or one that cannot be used in the way that is tried.
+UNUSABLE = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError)
+# Ids of the measurements: a shared prefix, two rows of unequal length after it, and the id that follows each row.
+PREFIX, ROWS, NEXT = (1, 2, 3, 4), ((5, 6, 7, 8, 9, 10, 11), (12, 13, 14, 15)), (3, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class RowRules:
+    """What rows of one network may do together, measured when the network is wrapped."""
+
+    keys_only: bool = True  # the cache holds keys and values of tokens, and nothing else
+    pads_right: bool = True  # without a cache, rows of unequal length may be padded to the longest
+    pads_left: bool = True  # with a cache, they may be padded on the left
+    pads_inside: bool = True  # padding may be between a cached prefix and the rest of a row
+    continues: bool = True  # several tokens at once may follow cached ones; otherwise they follow one by one
+
+    @classmethod
+    def of(cls, network: Any, *, packs: bool) -> RowRules:
+        """Measure the rules of a decoder.
+
+        Args:
+            network: a transformers model with a language model head.
+            packs: packed attention works in it, so padding does not change what its rows attend to.
+        """
+        inside = not (counts_places(network.config) or scales_by_column(network.config))
+        if packs:
+            return cls(pads_inside=inside)
+        keys_only = caches_keys_only(network)
+        return cls(
+            keys_only=keys_only,
+            pads_right=_agrees(_padded_right, network),
+            pads_left=not scales_by_column(network.config) and _agrees(_padded_left, network),
+            # Any other state changes by padding, even if by little in a network with small weights.
+            pads_inside=inside and keys_only and _agrees(_padded_left, network, PREFIX),
+            continues=_agrees(_padded_left, network, PREFIX, even=True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """The whole cache of one row. It cannot be shortened: it stands for all tokens that were read."""
+
+    cache: Cache
+
+    @classmethod
+    def of(cls, cache: Cache) -> RowState:
+        """Return a copy of the cache of one row as its state."""
+        return cls(copy.deepcopy(cache))
+
+    def fresh(self) -> Cache:
+        """Return a copy of the cache, to go on from."""
+        return copy.deepcopy(self.cache)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the state."""
+        return sum(part.numel() * part.element_size() for part in tensors_of(self.cache))
+
+
+def expose_decoder(network: Any) -> None:
+    """Let `network.base_model` be the decoder below the output layer, also where its class names another attribute.
+
+    Args:
+        network: a transformers model with a language model head; changed in place.
+    """
+    inner = [name for name, module in network.named_children() if isinstance(module, PreTrainedModel)]
+    if network.base_model is network and inner:
+        network.base_model_prefix = inner[0]
+
+
+def new_cache(network: Any) -> Cache | None:
+    """Return an empty cache as transformers' `generate` makes it; None if the network makes its own in its first pass.
+
+    Args:
+        network: a transformers model with a language model head.
+    """
+    if not network._supports_default_dynamic_cache():
+        return None
+    return DynamicCache(config=network.config)
+
+
+def forward_cached(network: Any, cache: Cache | None, **inputs: Any) -> tuple[Tensor, Cache]:
+    """Run a network over new tokens and return their states [B, T, D] and the cache, which now contains them.
+
+    Args:
+        network: a transformers model with a language model head.
+        cache: the tokens before; None lets the network make a cache.
+        inputs: `input_ids` or `inputs_embeds`, `position_ids`, and other arguments of the network.
+    """
+    out = network.base_model(**inputs, cache=cache, use_cache=True)
+    made: Cache | None = getattr(out, "cache", None)
+    if made is None:  # the network has changed the given cache and does not return it
+        made = cache
+    if made is None:
+        raise ValueError("the network makes no cache")
+    return out.last_hidden_state, made
+
+
+def read_prefix(network: Any, cache: Cache | None, start: int, **inputs: Tensor) -> Cache:
+    """Run tokens of one row, and return the cache.
+
+    Args:
+        network: a transformers model with a language model head.
+        cache: the tokens before.
+        start: number of the tokens before.
+        inputs: `input_ids` [1, T] or `inputs_embeds` [1, T, D].
+    """
+    (given,) = inputs.values()
+    positions = torch.arange(start, start + given.shape[1], device=given.device)[None]
+    return forward_cached(network, cache, position_ids=positions, **inputs)[1]
+
+
+def select_rows(cache: Cache, index: Tensor) -> None:
+    """Replace the rows of a cache by those of this index [B'] int64, which may drop, repeat or reorder them."""
+    # Only `reorder_cache` reaches states without columns; a cache class of one family overrides only the other.
+    if type(cache).batch_select_indices is Cache.batch_select_indices:
+        cache.reorder_cache(index)  # type: ignore[arg-type]  # annotated as a LongTensor
+    else:
+        cache.batch_select_indices(index)
+
+
+def tensors_of(value: object) -> Iterator[Tensor]:
+    """Yield every state tensor of a cache; single numbers, such as the size of a window, are none."""
+    if isinstance(value, Tensor):
+        if value.dim():
+            yield value
+        return
+    if isinstance(value, dict):
+        value = list(value.values())
+    elif isinstance(value, Cache | CacheLayerMixin | LinearAttentionCacheLayerMixin):
+        value = list(vars(value).values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_of(part)
+
+
+@torch.no_grad()
+def caches_keys_only(network: Any) -> bool:
+    """Return whether a decoder's cache holds keys and values, and nothing else; measured on one token."""
+    try:
+        cache = read_prefix(network, new_cache(network), 0, input_ids=_ids(network, PREFIX[:1]))
+    except UNUSABLE:
+        return False
+    layers: list[Any] = cache.layers
+    keys = {id(part) for layer in layers for part in (getattr(layer, "keys", None), getattr(layer, "values", None))}
+    return all(id(part) in keys for part in tensors_of(cache))
+
+
+@torch.no_grad()
+def cached_values(network: Any) -> tuple[int, int]:
+    """Return the number of values that the cache gains with each token, and of those it has per row in any case.
+
+    Args:
+        network: a transformers model with a language model head.
+    """
+    sizes = []
+    for tokens in (2, 3):
+        cache = read_prefix(network, new_cache(network), 0, input_ids=_ids(network, PREFIX[:tokens]))
+        sizes.append(sum(part.numel() for part in tensors_of(cache)))
+    growth = sizes[1] - sizes[0]
+    return growth, sizes[0] - 2 * growth
+
+
+def generates(network: Any) -> bool:
+    """Return whether a decoder continues from its own cache exactly as from the tokens themselves; measured.
+
+    Two rows of equal length change places before their last token.
+    """
+    return _agrees(_padded_left, network, even=True)
+
+
+@torch.no_grad()
+def _agrees(measure: Any, network: Any, *given: Any, **options: Any) -> bool:
+    """Return whether the states of rows that run together are those of each row alone."""
+    try:
+        pairs: Sequence[tuple[Tensor, Tensor]] = measure(network, *given, **options)
+    except UNUSABLE:
+        return False
+    tolerance = TOLERANCE if network.dtype == torch.float32 else HALF_TOLERANCE
+    return all((found - alone).norm() <= tolerance * alone.norm() for found, alone in pairs)
+
+
+def _padded_right(network: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return the states of two rows padded on the right, and of each alone."""
+    width = max(map(len, ROWS))
+    ids = torch.cat([_ids(network, (*row, *[0] * (width - len(row)))) for row in ROWS])
+    real = torch.cat([_ids(network, (*[1] * len(row), *[0] * (width - len(row)))) for row in ROWS])
+    out = network.base_model(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state.float()
+    return [(out[i, : len(row)], _alone(network, row)) for i, row in enumerate(ROWS)]
+
+
+def _padded_left(network: Any, prefix: Sequence[int] = (), *, even: bool = False) -> list[tuple[Tensor, Tensor]]:
+    """Return the last two states of two rows that run together after a prefix, and of each alone."""
+    rows = [row[: len(ROWS[1])] for row in ROWS] if even else ROWS
+    width = max(map(len, rows))
+    cache = new_cache(network)
+    if prefix:
+        cache = read_prefix(network, cache, 0, input_ids=_ids(network, prefix))
+        select_rows(cache, torch.zeros(2, dtype=torch.int64, device=network.device))
+    ids = torch.cat([_ids(network, (*[0] * (width - len(row)), *row)) for row in rows])
+    real = torch.cat([_ids(network, (*[1] * len(prefix), *[0] * (width - len(row)), *[1] * len(row))) for row in rows])
+    positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+    states, cache = forward_cached(
+        network, cache, input_ids=ids, attention_mask=real, position_ids=positions[:, -width:]
+    )
+    swapped = torch.tensor([1, 0], device=network.device)
+    select_rows(cache, swapped)
+    after, _ = forward_cached(
+        network,
+        cache,
+        input_ids=_ids(network, NEXT[::-1]).T,
+        attention_mask=torch.cat([real[swapped], real.new_ones(2, 1)], dim=1),
+        position_ids=positions[swapped, -1:] + 1,
+    )
+    found = torch.stack([states[:, -1], after[swapped, -1]], dim=1).float()
+    alone = [_alone(network, (*prefix, *row, last))[-2:] for row, last in zip(rows, NEXT, strict=True)]
+    return list(zip(found, alone, strict=True))
+
+
+def _alone(network: Any, row: Sequence[int]) -> Tensor:
+    """Return the states [T, D] of a row alone, without a cache."""
+    states: Tensor = network.base_model(input_ids=_ids(network, row), use_cache=False).last_hidden_state[0].float()
+    return states
+
+
+def _ids(network: Any, ids: Sequence[int]) -> Tensor:
+    """Return ids as a tensor [1, T] on the network's device."""
+    return torch.tensor([list(ids)], device=network.device)
