@@ -78,7 +78,7 @@ class Policy:
             return cls(network, family, None, reference, packs=attention.install(network, causal=False))
         expose_decoder(network)
         language_head = LanguageHead.of(network)
-        # Only attention can keep packed rows apart: a convolution or a recurrent state goes on from row to row.
+        # Only attention can keep packed rows apart: a convolution or a recurrent state continues from row to row.
         separable = caches_keys_only(network) and not scales_by_column(network.config)
         packs = separable and attention.install(network, causal=True)
         return cls(network, family, language_head, reference, packs=packs, rules=RowRules.of(network, packs=packs))

@@ -31,7 +31,7 @@ PREFIX, ROWS, NEXT = (1, 2, 3, 4), ((5, 6, 7, 8, 9, 10, 11), (12, 13, 14, 15)), 
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
-    """What rows of one network may do together, measured when the network is wrapped."""
+    """Rules for rows that run together in one network, measured when it is wrapped."""
 
     keys_only: bool = True  # the cache holds keys and values of tokens, and nothing else
     pads_right: bool = True  # without a cache, rows of unequal length may be padded to the longest
@@ -73,7 +73,7 @@ class RowState:
         return cls(copy.deepcopy(cache))
 
     def fresh(self) -> Cache:
-        """Return a copy of the cache, to go on from."""
+        """Return a copy of the cache, to be continued."""
         return copy.deepcopy(self.cache)
 
     @property
@@ -145,7 +145,7 @@ def select_rows(cache: Cache, index: Tensor) -> None:
 
 
 def tensors_of(value: object) -> Iterator[Tensor]:
-    """Yield every state tensor of a cache; single numbers, such as the size of a window, are none."""
+    """Yield every state tensor of a cache; a scalar, such as the size of a window, is none."""
     if isinstance(value, Tensor):
         if value.dim():
             yield value
