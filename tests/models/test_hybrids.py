@@ -209,12 +209,11 @@ def test_what_rows_may_do_together_is_measured(kind: str):
     assert not fits(network)
     keys_only = kind == "llama4_text"
     assert caches_keys_only(network) == keys_only
-    # Llama 4 scales queries by their column, from a column on that no short row reaches. Mamba, the first, applies no
-    # mask to its cache, and reads several tokens at once only at the beginning.
-    even = kind in ("llama4_text", "mamba")
-    wanted = RowRules(keys_only=keys_only, pads_left=not even, pads_inside=False, continues=kind != "mamba")
+    # Llama 4 scales queries by their column, from a column on that no short row reaches. The first Mamba reads several
+    # tokens at once only at the beginning of a row.
+    wanted = RowRules(keys_only=keys_only, pads_left=not keys_only, pads_inside=False, continues=kind != "mamba")
     assert RowRules.of(network, packs=False) == wanted
-    assert len(list(groups(policy(kind), prompts(), 64))) == (3 if even else 1)
+    assert len(list(groups(policy(kind), prompts(), 64))) == (3 if keys_only else 1)
 
 
 def test_small_weights_do_not_hide_that_a_state_goes_on_from_row_to_row():

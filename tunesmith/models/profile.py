@@ -152,18 +152,35 @@ def linear_layers(network: Any) -> Iterator[tuple[str, int, int]]:
             yield name, *module.weight.shape
 
 
+@torch.no_grad()
 def bypassed_layers(network: Any) -> set[str]:
-    """Return the names of linear layers in which an adapter could be bypassed: the last layers of state space mixers.
+    """Return the names of linear layers of state space mixers in which an adapter would be bypassed.
 
-    Fused kernels multiply by the weight of such a layer instead of calling it, and PEFT refuses an adapter there.
+    Such a mixer multiplies by the weight of some layers instead of calling them; which ones, a training pass shows. Its
+    last layer always counts: fused kernels do the same with it, and PEFT refuses an adapter there.
 
     Args:
         network: a transformers model.
     """
     # A state space has a decay A and a skip connection D; a linear attention has no D, and calls its layers.
-    mixers = [name for name, module in network.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
-    last = {f"{name}.out_proj" for name in mixers}
-    return {name for name, _, _ in linear_layers(network) if name in last}
+    mixers = {name for name, module in network.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")}
+    inside = {name for name, _, _ in linear_layers(network) if name.rpartition(".")[0] in mixers}
+    if not inside:
+        return set()
+    called = set[str]()
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name)) for name in inside
+    ]
+    mode = network.training
+    network.train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network.base_model(input_ids=torch.ones(1, 4, dtype=torch.int64, device=network.device), use_cache=False)
+    finally:
+        network.train(mode)
+        for hook in hooks:
+            hook.remove()
+    return {name for name in inside if name not in called or name.endswith(".out_proj")}
 
 
 def named_layers(network: Any) -> Iterator[tuple[str, int, int]]:

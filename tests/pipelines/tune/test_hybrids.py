@@ -44,12 +44,14 @@ def test_answers_are_learned_and_an_interrupted_run_ends_in_the_same_weights(kin
 
 @pytest.mark.parametrize("technique", ["full", "prompt"])
 @pytest.mark.parametrize("kind", ["nemotron_h", "llama4_text"])
-def test_labels_are_learned_by_a_head_and_by_virtual_tokens(kind: str, technique: str, tmp_path: Path):
-    objective = {"kind": "classify", "output": "linear" if technique == "full" else "words"}
-    schedule = {"epochs": 4, "learning_rate": 0.01 if technique == "full" else 0.1, "patience": 99}
+def test_labels_are_scored_by_a_head_and_as_words_after_virtual_tokens(kind: str, technique: str, tmp_path: Path):
+    full = technique == "full"
+    objective = {"kind": "classify", "output": "linear" if full else "words"}
+    # Virtual tokens alone cannot teach a random network.
+    schedule = {"epochs": 4, "learning_rate": 0.01, "patience": 99, "probe": full}
     made = recipe(tmp_path, reviews(), kind, technique=technique, objective=objective, schedule=schedule)
     run = tune(made, tmp_path / "run")
-    assert run.report.training.best_validation_loss < run.report.training.probe_first
+    assert not full or run.report.training.best_validation_loss < run.report.training.probe_first
     model = load(run.folder)
     texts = ["good 3", "awful, and more words than the other text has"]
     together = [found.probabilities for found in model.classify(texts)]

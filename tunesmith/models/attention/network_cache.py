@@ -110,15 +110,27 @@ def forward_cached(network: Any, cache: Cache | None, **inputs: Any) -> tuple[Te
     Args:
         network: a transformers model with a language model head.
         cache: the tokens before; None lets the network make a cache.
-        inputs: `input_ids` or `inputs_embeds`, `position_ids`, and other arguments of the network.
+        inputs: `input_ids` or `inputs_embeds`, `position_ids`, and other arguments of the network. An
+            `attention_mask` covers the tokens before as well.
+
+    Raises:
+        ValueError: if the network makes no cache, or reads the mask in another way.
     """
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.ndim == 2 and cache is not None and not has_columns(cache):
+        inputs["attention_mask"] = mask[:, -inputs["position_ids"].shape[1] :]
     out = network.base_model(**inputs, cache=cache, use_cache=True)
     made: Cache | None = getattr(out, "cache", None)
     if made is None:  # the network has changed the given cache and does not return it
         made = cache
-    if made is None:
-        raise ValueError("the network makes no cache")
+    if made is None or out.last_hidden_state.shape[1] != inputs["position_ids"].shape[1]:
+        raise ValueError("the network makes no cache, or multiplies its states by the whole mask")
     return out.last_hidden_state, made
+
+
+def has_columns(cache: Cache) -> bool:
+    """Return whether a cache has a column for each of its tokens; masks of other caches cover only new tokens."""
+    return any(getattr(layer, "keys", None) is not None for layer in cache.layers)
 
 
 def read_prefix(network: Any, cache: Cache | None, start: int, **inputs: Tensor) -> Cache:
