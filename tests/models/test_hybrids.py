@@ -35,9 +35,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:Futu
 
 # Linear attention, state spaces beside and between attention, convolutions, chunks of attention, and no attention.
 HYBRIDS = ("qwen3_next", "falcon_h1", "nemotron_h", "granitemoehybrid", "lfm2", "llama4_text", "mamba2", "mamba")
+TEXT_PARTS = (*HYBRIDS, "qwen3_5")  # its adapters have the names of the whole checkpoint, images included
 SHARED = list(range(50, 80))  # more than a chunk of attention or of a scan
-# Llama 4's router is a linear layer with two outputs.
-LORA_OF = {"llama4_text": Lora(rank=4, targets=("q_proj", "v_proj"))}
 GREEDY = Sampling(max_new_tokens=6)
 
 
@@ -67,7 +66,7 @@ def own_loss(network: Any, row: Tokens) -> Tensor:
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("kind", TEXT_PARTS)
 def test_losses_and_gradients_are_those_of_transformers_own_forward(kind: str, share: bool):
     made = policy(kind, Full())
     network = base(kind).network
@@ -87,7 +86,7 @@ def test_losses_and_gradients_are_those_of_transformers_own_forward(kind: str, s
     assert sum(value.norm() > 0 for value in own.values()) > len(own) * 0.8
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("kind", TEXT_PARTS)
 def test_answers_in_a_batch_are_those_alone_and_those_of_transformers(kind: str):
     made = policy(kind)
     scrambled(made.network)
@@ -105,7 +104,7 @@ def test_answers_in_a_batch_are_those_alone_and_those_of_transformers(kind: str)
     assert any(answer.ids for answer in together)
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("kind", TEXT_PARTS)
 def test_several_answers_to_a_prompt_are_those_of_the_prompt_alone(kind: str):
     made = policy(kind)
     warm = Sampling(max_new_tokens=5, temperature=1.0, seed=3)
@@ -118,7 +117,7 @@ def test_several_answers_to_a_prompt_are_those_of_the_prompt_alone(kind: str):
     assert len({tuple(answer.ids) for answers in found for answer in answers}) > 5
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("kind", TEXT_PARTS)
 def test_options_are_scored_as_rows_alone(kind: str):
     made = policy(kind)
     options = [[[10], [11, 12]]] * 3
@@ -132,7 +131,7 @@ def test_options_are_scored_as_rows_alone(kind: str):
 
 @pytest.mark.parametrize("kind", HYBRIDS)
 def test_an_adapter_and_full_weights_come_back_the_same_and_peft_reads_the_adapter(kind: str, tmp_path: Path):
-    for technique in (LORA_OF.get(kind, LORA), Full()):
+    for technique in (LORA, Full()):
         made = policy(kind, technique, lively=0.1)
         place = tmp_path / technique.kind
         place.mkdir()
@@ -150,9 +149,9 @@ def test_an_adapter_and_full_weights_come_back_the_same_and_peft_reads_the_adapt
                 assert torch.allclose(peft(input_ids=ids[:, :-1]).logits[0], wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("kind", TEXT_PARTS)
 def test_every_update_of_lora_gets_a_gradient(kind: str):
-    made = policy(kind, LORA_OF.get(kind, LORA), lively=0.1)
+    made = policy(kind, LORA, lively=0.1)
     made.sum_nll(pack(rows())).backward()
     moved = gradients(made)
     assert {name.split(".")[-4] for name in moved} >= {"q_proj", "v_proj"} or kind.startswith("mamba")
@@ -202,7 +201,7 @@ def test_what_cannot_take_virtual_tokens_says_what_works():
         policy("falcon_h1", Lora(targets="out_proj"))
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("kind", TEXT_PARTS)
 def test_what_rows_may_do_together_is_measured(kind: str):
     network = base(kind).network
     assert generates(network)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.models.mixtures import Mixture
+from tunesmith.models.profile import bypassed_layers
 from tunesmith.techniques.peft_base import reaches
 
 ALL_LINEAR = "all-linear"
@@ -46,7 +47,8 @@ def mixture_targets(
     stacked = set(mixture.experts)
     if targets == ALL_LINEAR:
         output = base.get_output_embeddings()
-        layers = {name for name in layers if modules[name] is not output and name not in routers}
+        left_out = {*routers, *bypassed_layers(base)}
+        layers = {name for name in layers if modules[name] is not output and name not in left_out}
         stacked = stacked if experts else set()
         routers = routers if router else set()
     else:
