@@ -42,7 +42,7 @@ def test_rows_of_several_runs_are_answered_as_if_each_were_alone(kind: str, tmp_
         for (name, question), text in said.items():
             assert text == alone[name].reply([Message("user", question)], sampling=GREEDY).text, name
         assert later == alone["prompt"].reply([Message("user", longer)], sampling=GREEDY).text
-        assert len(set(said.values())) > 4
+        assert len(set(said.values())) > 2
     finally:
         engine.close(10)
     assert bugs == []
