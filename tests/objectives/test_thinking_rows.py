@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.bases import folder, policy, template
+from tunesmith.config.scaffold import draft
+from tunesmith.data.audit.row_view import view
 from tunesmith.data.examples.types import Chat, Pair
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.formats import detect
@@ -229,3 +233,28 @@ def test_weights_of_one_are_the_loss_without_weights():
     same = Instruct().loss(collate([Encoded((Tokens(ids, learn, [0.0, 1.0, 1.0, 1.0]),), "r")]), made)
     assert float(plain.total.detach()) == pytest.approx(float(same.total.detach()), rel=1e-6)
     assert (plain.units, same.units) == (3, 3.0)
+
+
+# ------------------------------------------------------------------ init and audit
+
+
+def test_init_counts_the_rows_with_thoughts(tmp_path: Path):
+    file = tmp_path / "sums.jsonl"
+    lines = [{"prompt": f"{i}+1?", "completion": str(i + 1), "reasoning": f"{i} and one"} for i in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    made = draft(str(file))
+    objective = made.recipe.objective
+    assert isinstance(objective, Instruct)
+    assert (objective.thoughts, objective.thinking) == ("reasoning", "auto")
+    assert "40 of 40 rows have thoughts" in made.reasons["objective.thinking"]
+
+
+def test_audit_finds_no_contradiction_in_two_ways_of_thinking_and_lists_thoughts_without_an_end():
+    columns = {"prompt": "prompt", "answer": "completion"}
+    views = [view(row, columns) for row in rows(*({"prompt": "q", "completion": f"<think>{i}</think>4"} for i in "ab"))]
+    assert views[0] == views[1]
+    (broken,) = rows({"prompt": "q", "completion": "<think>endless"})
+    assert view(broken, columns).problem == "unreadable"
+    assert "thoughts that do not end" in view(broken, columns).why
+    (chat,) = rows({"messages": [ASK, {"role": "assistant", "content": "<think>x</think>4"}]})
+    assert view(chat, {"messages": "messages"}).answer == "4"

@@ -28,7 +28,7 @@ from tunesmith.data.schema.split_names import DEFAULT_SPLIT
 from tunesmith.data.splits.split_column import split_column
 from tunesmith.errors import DataError, RowError, UnsettledError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
-from tunesmith.objectives.instruct import reference
+from tunesmith.objectives.instruct import has_thoughts, reference
 from tunesmith.techniques import Full
 
 # Column names, alone or followed by `_id`, whose values group rows.
@@ -173,6 +173,12 @@ def draft_recipe(seen: Inspection, pick: ModelPick) -> AnnotatedRecipe:
     raw["objective"] |= instruction
     if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:
         raw["objective"]["metric"] = _metric(bound, examples, reasons)
+    if isinstance(bound, Instruct) and (count := sum(isinstance(e, Chat) and has_thoughts(e) for e in examples)):
+        raw["objective"]["thinking"] = bound.thinking
+        reasons["objective.thinking"] = (
+            f"{count} of {len(examples)} rows have thoughts; auto: learned if the chat template of the model has "
+            "thoughts, else dropped; mask: only the answers behind them are learned"
+        )
     raw |= _training(pick.model, learned_rows(examples, raw["data"]["max_tokens"]), reasons)
     raw |= _general_rows(seen.recipe, family, reasons)
     if pick.model == ENCODER and isinstance(bound, Classify):

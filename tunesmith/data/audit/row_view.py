@@ -14,7 +14,7 @@ from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_an
 from tunesmith.data.schema.cells import cell, has_column, label_cell
 from tunesmith.data.schema.values import label_items
 from tunesmith.data.schema.winner import side as better_side
-from tunesmith.data.tokenization.messages import ROLES, joined, turns_in
+from tunesmith.data.tokenization.messages import ROLES, Message, joined, separated, turns_in
 from tunesmith.data.tokenization.tool_calls import as_words, read_calls
 from tunesmith.errors import DataError
 
@@ -112,7 +112,7 @@ def _pair(row: Row, columns: Mapping[str, str]) -> View:
         return _checked(row, columns, View(question, as_word(given) or ""))
     if is_answer_list(given, columns["answer"]):
         given = next(iter(accepted_answers(row, columns["answer"])), UNANSWERABLE)
-    answer = _text(given)
+    answer = _without_thoughts(_text(given))
     if isinstance(given, int | float):
         return View(question, "", (), "unreadable", f"the answer is {given!r}, not text")
     if not _text(cell(row, columns["prompt"])).strip():
@@ -178,6 +178,11 @@ def _thumbed(row: Row, columns: Mapping[str, str]) -> View:
     return View(question, "good" if thumb.good else "bad")
 
 
+def _without_thoughts(answer: str) -> str:
+    """Return an answer without the block of thoughts in front of it, which may differ between equal answers."""
+    return separated(Message("assistant", answer)).content
+
+
 def _answered(question: str, answer: str) -> View | None:
     """Return the finding for an answer without content; None if it has content."""
     if not answer.strip():
@@ -230,8 +235,10 @@ def _turns(value: object) -> list[Mapping[str, Any]]:
 
 
 def _said(turn: Mapping[str, Any]) -> str:
-    """Return the content and calls of a turn, so that answers with different calls differ."""
+    """Return the content and calls of a turn, so that answers with different calls differ, without its thoughts."""
     content = joined(turn.get("content", turn.get("value")))
+    if isinstance(content, str) and ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower()) == "assistant":
+        content = _without_thoughts(content)
     try:
         calls = as_words(read_calls(turn, ""))
     except DataError:  # the parser reports the error

@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.tokenization.messages import Message, separated
 from tunesmith.data.tokenization.thinking import Switch, ThoughtFormat, find_format
 from tunesmith.data.tokenization.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
+from tunesmith.data.tokenization.tokens import Encoded, Tokens
 from tunesmith.data.tokenization.tool_calls import Call, as_words, calls_in
 from tunesmith.errors import TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Encoded", "Template", "Tokens"]
 
 OFFER = (
     "You may call these tools:\n<tools>\n{tools}\n</tools>\n"
@@ -62,81 +65,12 @@ OURS = ("tools", "thoughts", "weight")
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """Token ids and their loss mask.
-
-    Attributes:
-        ids: token ids, [T].
-        learn: whether each id is a target of the loss, [T].
-        weights: factor of the loss of each id, [T]; empty: 1 for all.
-    """
-
-    ids: list[int]
-    learn: list[bool]
-    weights: list[float] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, prompt: Sequence[int], answer: Sequence[int] = ()) -> Tokens:
-        """Join a prompt and its answer; only the answer is learned.
-
-        Args:
-            prompt: ids of the prompt.
-            answer: ids of the answer.
-        """
-        return cls([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
-
-    @property
-    def learned(self) -> int:
-        """Number of learned tokens."""
-        return sum(self.learn)
-
-    def cut(self, limit: int) -> Tokens:
-        """Return the first `limit` tokens."""
-        return Tokens(self.ids[:limit], self.learn[:limit], self.weights[:limit])
-
-
-@dataclass(frozen=True, slots=True)
 class _Span:
     """A range of characters that is learned, with the weight of its loss."""
 
     start: int
     end: int
     weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One example as token sequences: one for most objectives, two for a pair, one per window of a document.
-
-    Attributes:
-        sequences: token sequences with their loss masks.
-        where: location of the row.
-        label: targets of a classification head, one per class, or the score of a reward model.
-        shortened: whether text was cut to fit the token limit.
-        words: for masked language models, the word index of each id, [T]; -1: no word.
-        hidden: for masked language models, (index, original id) of each masked token.
-        reference: summed log-probability of the learned tokens of each sequence under the reference model, nats.
-        asks: whether completions are sampled from this prompt during training.
-    """
-
-    sequences: tuple[Tokens, ...]
-    where: str
-    label: tuple[float, ...] = ()
-    shortened: bool = False
-    words: tuple[int, ...] = ()
-    hidden: tuple[tuple[int, int], ...] = ()
-    reference: tuple[float, ...] = ()
-    asks: bool = False  # if true, the row is used although it has no learned tokens
-
-    @property
-    def length(self) -> int:
-        """Number of tokens of the longest sequence."""
-        return max(len(tokens.ids) for tokens in self.sequences)
-
-    @property
-    def size(self) -> int:
-        """Number of tokens of all sequences when padded to the longest."""
-        return self.length * len(self.sequences)
 
 
 class Template:

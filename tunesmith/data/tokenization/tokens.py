@@ -1,0 +1,75 @@
+"""Encoded examples: token ids with their loss mask, and the row they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids and their loss mask.
+
+    Attributes:
+        ids: token ids, [T].
+        learn: whether each id is a target of the loss, [T].
+        weights: factor of the loss of each id, [T]; empty: 1 for all.
+    """
+
+    ids: list[int]
+    learn: list[bool]
+    weights: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], answer: Sequence[int] = ()) -> Tokens:
+        """Join a prompt and its answer; only the answer is learned.
+
+        Args:
+            prompt: ids of the prompt.
+            answer: ids of the answer.
+        """
+        return cls([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
+
+    @property
+    def learned(self) -> int:
+        """Number of learned tokens."""
+        return sum(self.learn)
+
+    def cut(self, limit: int) -> Tokens:
+        """Return the first `limit` tokens."""
+        return Tokens(self.ids[:limit], self.learn[:limit], self.weights[:limit])
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example as token sequences: one for most objectives, two for a pair, one per window of a document.
+
+    Attributes:
+        sequences: token sequences with their loss masks.
+        where: location of the row.
+        label: targets of a classification head, one per class, or the score of a reward model.
+        shortened: whether text was cut to fit the token limit.
+        words: for masked language models, the word index of each id, [T]; -1: no word.
+        hidden: for masked language models, (index, original id) of each masked token.
+        reference: summed log-probability of the learned tokens of each sequence under the reference model, nats.
+        asks: whether completions are sampled from this prompt during training.
+    """
+
+    sequences: tuple[Tokens, ...]
+    where: str
+    label: tuple[float, ...] = ()
+    shortened: bool = False
+    words: tuple[int, ...] = ()
+    hidden: tuple[tuple[int, int], ...] = ()
+    reference: tuple[float, ...] = ()
+    asks: bool = False  # if true, the row is used although it has no learned tokens
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of the longest sequence."""
+        return max(len(tokens.ids) for tokens in self.sequences)
+
+    @property
+    def size(self) -> int:
+        """Number of tokens of all sequences when padded to the longest."""
+        return self.length * len(self.sequences)
