@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.bases import template
+from tests.data.test_thinking import FAMILIES, templates
 from tests.thinking import ANSWER, KIND, THOUGHTS, UNFINISHED, WHOLE, ids_of
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 
@@ -67,3 +68,34 @@ def test_a_model_without_thoughts_has_answers_alone():
     assert plain.ready("a <") == ("", "a <")
     assert plain.thought_tokens([5, 6]) == 0
     assert plain.ended("<think>")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_streams_its_thoughts_and_its_answer_and_no_mark(name: str):
+    family = FAMILIES[name]
+    form = templates(name)[0]
+    splitter = ThoughtSplitter.of(form, thinking=True)
+    text = family.thoughts + "Four, of course."
+    sent = ["", ""]
+    for end in range(1, len(text) + 1):
+        for part, ready in enumerate(splitter.ready(text[:end])):
+            ready = ready.strip()
+            assert ready.startswith(sent[part]) or len(ready) <= len(sent[part]), (text[:end], ready)
+            sent[part] = max(sent[part], ready, key=len)
+    thoughts, answer = splitter.split(text)
+    assert (thoughts, answer) == ("two and two", "Four, of course.")
+    assert thoughts == sent[0]
+    assert answer.startswith(sent[1])  # the rest is sent at the end
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_counts_the_tokens_of_its_thoughts(name: str):
+    form = templates(name)[0]
+    splitter = ThoughtSplitter.of(form, thinking=True)
+    ids = form.tokenizer(FAMILIES[name].thoughts + "Four.", add_special_tokens=False)["input_ids"]
+    count = splitter.thought_tokens(ids)
+    assert 0 < count < len(ids)
+    assert "two and two" in splitter.decode(ids[:count])
+    assert splitter.split(splitter.decode(ids)) == ("two and two", "Four.")
+    assert splitter.ended(splitter.decode(ids[:count]))
+    assert not splitter.ended(splitter.decode(ids[: count - 1]))

@@ -35,6 +35,7 @@ class AnswerSet:
     finished: list[bool] = field(default_factory=list)
     probabilities: list[dict[str, float]] = field(default_factory=list)
     wording: str | None = None  # prompt template that was chosen for a base model; empty: the instruction
+    thoughts: list[str] = field(default_factory=list)  # before each answer; empty if no answer has any
 
 
 def reference_answers(examples: Sequence[Example]) -> list[str]:
@@ -79,7 +80,10 @@ def answer(model: LocalModel, examples: Sequence[Example]) -> AnswerSet:
         return AnswerSet(answers, "", seconds, probabilities=[one.probabilities for one in labelled])
     replies = model.replies([asked(example, model.wording) for example in examples])
     finished = [reply.finished for reply in replies]
-    return AnswerSet([reply.text for reply in replies], "", time.perf_counter() - start, finished)
+    thoughts = [reply.thoughts for reply in replies]
+    answers = [reply.text for reply in replies]
+    seconds = time.perf_counter() - start
+    return AnswerSet(answers, "", seconds, finished, thoughts=thoughts if any(thoughts) else [])
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ class Prediction(BaseModel):
     probabilities: dict[str, float] = {}  # label -> probability stated by the tuned model
     score_base: float | None = None
     score_tuned: float | None = None
+    thoughts: dict[str, str] = {}  # before the answers of base and tuned model, if they think
     counts: dict[str, dict[str, float]] = {}  # of a document: sums behind the scores of base and tuned model
 
     @property

@@ -21,6 +21,7 @@ from tunesmith.pipelines.tune.build_report import broken_thinking_gates
 from tunesmith.pipelines.tune.tune import Run
 from tunesmith.report.html import write_reports
 from tunesmith.report.ledger_lines import ledger_lines
+from tunesmith.report.predictions import read_predictions
 from tunesmith.report.terminal import render
 from tunesmith.training.prepare import TrainingContext, prepare
 
@@ -177,5 +178,11 @@ def test_true_and_false_are_short_forms(tmp_path: Path, value: Any, section: Led
     assert thinking_recipe(tmp_path, ledger=value).ledger == section
 
 
-def test_thoughts_are_in_no_score(run: Run):
-    assert THOUGHTS not in (run.folder / "predictions.jsonl").read_text(encoding="utf-8")
+def test_thoughts_are_kept_apart_from_the_answers_and_are_in_the_examples(run: Run):
+    write_reports(run.folder)
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    for row in read_predictions(run.folder):
+        assert row.tuned == ""  # the thoughts never ended
+        assert row.thoughts["tuned"].startswith(THOUGHTS)
+    assert "characters of thoughts" in page
+    assert THOUGHTS in page

@@ -125,6 +125,9 @@ class AnswerEvaluator:
             record |= {name: one.answers.given[i] for name, one in predictions.items()}
             if isinstance(every := references[i], tuple):
                 record["accepted"] = list(every)
+            thoughts = {name: one.answers.thoughts[i] for name, one in predictions.items() if one.answers.thoughts}
+            if thoughts:
+                record["thoughts"] = thoughts
             if probabilities:
                 record["probabilities"] = {label: round(p, 5) for label, p in probabilities[i].items()}
             records.append(record)

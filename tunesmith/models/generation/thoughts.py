@@ -9,8 +9,9 @@ from typing import Self
 
 from tunesmith.data.tokenization.chat_template import Template
 
-# The end of a text that may become a mark of thoughts, such as `</thi`.
-UNDECIDED = re.compile(r"[<\[][^<>\[\]\s]{0,24}$")
+# The end of a text that may become a mark of thoughts, such as `</thi`, or marks with words between them, as harmony's
+# `<|channel|>final<|message|>`.
+UNDECIDED = re.compile(r"(?:<\|?[a-z_]+\|?>[a-z]{0,24})*(?:[<\[][^<>\[\]\s]{0,24})?$")
 # Appended to a text to see whether it would belong to the thoughts or to the answer.
 PROBE = "zq"
 
