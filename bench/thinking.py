@@ -1,14 +1,15 @@
-"""Thinking on the real decoder: `python -m bench.thinking` prints the score with thinking on and off after each run.
+"""Thinking on the real decoder: `python -m bench.thinking` prints the thinking ledger of each run.
 
 smollm2-135m knows no thoughts, so it gets a chat template with a switch (`TEMPLATE`) and rows with thoughts. The rows
-compare four countries by a figure of the World Factbook (`examples/factbook*.jsonl`, public domain): the prompt names
+compare countries by a figure of the World Factbook (`examples/factbook*.jsonl`, public domain): the prompt names
 the figures, the answer is the country with the largest one. The thoughts are derived from the figures by a fixed
 template (`thoughts`), which keeps the largest so far. No model wrote or corrected them. Training rows are about the 16
 countries of `factbook.jsonl`, test rows about the 8 of `factbook.test.jsonl`.
 
-1. `base`: the decoder with the template.
-2. `learn`: tuned on rows with thoughts, `objective.thinking: learn`.
-3. `drop` and `keep`: the merged model of `learn`, tuned on other rows with the answer alone.
+1. `learn`: the decoder with the template, tuned on rows with thoughts, `objective.thinking: learn`.
+2. `drop` and `keep`: the merged model of `learn`, tuned on other rows with the answer alone.
+
+The ledger of each run has its start as `base`, on all test rows.
 """
 
 from __future__ import annotations
@@ -19,18 +20,13 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from tunesmith.config import Recipe
-from tunesmith.data.tokenization.messages import Message
+from tunesmith.evaluation.results import ThinkingLedger
 from tunesmith.events import Event, Note, StageStarted
-from tunesmith.inference.open_model import open_model
-from tunesmith.metrics.resampling import wilson
-from tunesmith.models.generation.generate import generate
-from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.pipelines.tune.tune import tune_recipe
+from tunesmith.report.ledger_lines import COLUMNS, ledger_lines
 from tunesmith.training.callbacks import Callbacks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -81,14 +77,14 @@ def thoughts(values: Sequence[tuple[str, str]]) -> str:
     return " ".join([*steps, f"The largest is {most}, of {best}."])
 
 
-def comparisons(file: str, count: int, *, seed: str, thinking: bool) -> list[dict[str, str]]:
-    """Return rows that ask which of four countries has the largest figure; no set of four occurs twice."""
+def comparisons(file: str, count: int, *, seed: str, thinking: bool, countries: int) -> list[dict[str, str]]:
+    """Return rows that ask which of some countries has the largest figure; no set of countries occurs twice."""
     rng = random.Random(seed)
     known = figures(file)
     rows: dict[str, dict[str, str]] = {}
     while len(rows) < count:
         name = rng.choice(list(FIGURES))
-        values = rng.sample(sorted(known[name].items()), 4)
+        values = rng.sample(sorted(known[name].items()), countries)
         if len({number(value) for _, value in values}) < len(values):
             continue
         what, unit = FIGURES[name]
@@ -101,33 +97,6 @@ def comparisons(file: str, count: int, *, seed: str, thinking: bool) -> list[dic
             row["reasoning_content"] = thoughts(values)
         rows[" ".join([name, *sorted(country for country, _ in values)])] = row
     return list(rows.values())
-
-
-def measure(model: str | Path, rows: Sequence[dict[str, str]]) -> dict[str, object]:
-    """Return exact matches with thinking on and off, and how thoughts end, over test rows."""
-    opened = open_model(str(model), offline=True)
-    template, policy = opened.template, opened.policy
-    policy.autocast_dtype = torch.bfloat16  # as fast as training; the same for all models of the table
-    result: dict[str, object] = {}
-    for mode, thinking in (("on", True), ("off", False)):
-        prompts = [template.prompt([Message("user", row["prompt"])], thinking=thinking) for row in rows]
-        sampling = Sampling(max_new_tokens=LONGEST_ANSWER + LONGEST_THOUGHTS * thinking)
-        answers = generate(policy, prompts, sampling=sampling, template=template)
-        opens = template.opens(thinking=thinking)
-        split = [template.split_thoughts(template.decode_thinking(answer.ids), open=opens) for answer in answers]
-        right = sum(text == row["answer"] for (_, text), row in zip(split, rows, strict=True))
-        thought = [(own, text) for own, text in split if own]
-        result[mode] = {
-            "right": right,
-            "n": len(rows),
-            "ci95": wilson(right / len(rows), len(rows)),
-            "thinks": len(thought),
-            "thoughts_end": sum(bool(text) for _, text in thought),
-            "thought_tokens": round(
-                sum(len(template.tokenizer(own)["input_ids"]) for own, _ in thought) / max(1, len(thought)), 1
-            ),
-        }
-    return result
 
 
 def thinking_base(folder: Path) -> Path:
@@ -146,12 +115,14 @@ def report(event: Event) -> None:
         print(f"  {event}", flush=True)
 
 
-def tune(name: str, model: Path, rows: Path, out: Path, *, thinking: str, epochs: int) -> Path:
-    """Tune a model and return its run folder; a finished run is not repeated."""
+def tune(
+    name: str, model: Path, rows: Path, out: Path, *, thinking: str, epochs: int, test: Path, threads: int
+) -> tuple[Path, ThinkingLedger]:
+    """Tune a model and print its ledger; a finished run is not repeated."""
     recipe = Recipe.model_validate(
         {
             "model": str(model),
-            "data": {"train": str(rows), "validation": 0.05, "test": 0.05, "max_tokens": 384},
+            "data": {"train": str(rows), "validation": 0.05, "test": str(test), "max_tokens": 384},
             "objective": {
                 "kind": "instruct",
                 "metric": "exact_match",
@@ -161,39 +132,50 @@ def tune(name: str, model: Path, rows: Path, out: Path, *, thinking: str, epochs
             },
             "technique": {"kind": "lora", "rank": 16},
             "schedule": {"epochs": epochs},
-            "retention": {"texts": 4},
+            "retention": {"questions": 0, "texts": 4},
+            "ledger": {"rows": len(test.read_text(encoding="utf-8").splitlines())},
+            "machine": {"threads": threads},
         }
     )
-    return tune_recipe(recipe, out=out / name, callbacks=Callbacks(on_event=report), offline=True).folder
+    run = tune_recipe(recipe, out=out / name, callbacks=Callbacks(on_event=report), offline=True)
+    ledger = run.report.thinking
+    assert ledger is not None
+    print(f"\n{name}, {ledger.rows} rows, {run.report.training.steps} steps, {run.report.speed.total_seconds:.0f} s")
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    for line in ledger_lines(ledger):
+        print("| " + " | ".join(line.cells) + " |", flush=True)
+    return run.folder, ledger
 
 
 def main() -> None:
-    """Run all steps and print the table."""
+    """Run all steps and print the ledgers."""
     parser = argparse.ArgumentParser(prog="python -m bench.thinking", description=__doc__)
-    parser.add_argument("--rows", type=int, default=160, help="training rows of each run")
-    parser.add_argument("--test", type=int, default=40, help="test rows")
+    parser.add_argument("--rows", type=int, default=400, help="training rows of each run")
+    parser.add_argument("--test", type=int, default=100, help="test rows")
+    parser.add_argument("--countries", type=int, default=4, help="countries that a row compares")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument("--modes", nargs="*", default=["drop", "keep"], help="runs over that of learn")
     parser.add_argument("--out", type=Path, default=Path("runs/thinking"))
     asked = parser.parse_args()
     out: Path = asked.out
     out.mkdir(parents=True, exist_ok=True)
     files = {}
-    for name, seed, thinking in (("with_thoughts", "learn", True), ("answers", "keep", False)):
-        rows = comparisons("factbook.jsonl", asked.rows, seed=seed, thinking=thinking)
+    for name, file, count, thinking in (
+        ("with_thoughts", "factbook.jsonl", asked.rows, True),
+        ("answers", "factbook.jsonl", asked.rows, False),
+        ("test", "factbook.test.jsonl", asked.test, False),
+    ):
+        rows = comparisons(file, count, seed=name, thinking=thinking, countries=asked.countries)
         files[name] = out / f"{name}.jsonl"
         files[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    test = comparisons("factbook.test.jsonl", asked.test, seed="test", thinking=False)
-    base = thinking_base(out / "base")
-    table = {"base": measure(base, test)}
-    print("base", table["base"], flush=True)
-    learn = tune("learn", base, files["with_thoughts"], out, thinking="learn", epochs=asked.epochs)
-    table["learn"] = measure(learn, test)
-    print("learn", table["learn"], flush=True)
-    for mode in ("drop", "keep"):
-        run = tune(mode, learn, files["answers"], out, thinking=mode, epochs=asked.epochs)
-        table[mode] = measure(run, test)
-        print(mode, table[mode], flush=True)
-    (out / "thinking.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    same = {"out": out, "epochs": asked.epochs, "test": files["test"], "threads": asked.threads}
+    learn, ledger = tune("learn", thinking_base(out / "base"), files["with_thoughts"], thinking="learn", **same)
+    ledgers = {"learn": ledger}
+    for mode in asked.modes:
+        _, ledgers[mode] = tune(mode, learn, files["answers"], thinking=mode, **same)
+    page = {name: ledger.model_dump() for name, ledger in ledgers.items()}
+    (out / "thinking.json").write_text(json.dumps(page, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_the_beginning_of_a_mark_is_held_back(cut: int):
 def test_a_less_than_sign_in_an_answer_is_not_held_back_for_long():
     assert SPLITTER.ready("a < b")[1] == "a < b"
     assert SPLITTER.ready("a <b")[1].strip() == "a"
-    assert SPLITTER.ready("a <b>c")[1] == "a <b>c"
+    assert SPLITTER.ready("a <b>c d")[1] == "a <b>c d"
 
 
 def test_tokens_of_thoughts_are_counted_with_their_marks():
