@@ -247,11 +247,10 @@ def test_an_earlier_run_is_only_deleted_for_rows_that_can_be_used(place: Path):
 
 
 def test_labels_given_as_a_list_may_contain_commas():
-    from tunesmith.api_data import _label_args
-    from tunesmith.cli.commands.label import request_of
+    from tunesmith.pipelines.requests import listed
 
-    assert request_of(_label_args("rows.jsonl", labels=["yes, surely", "no"])).labels == ("yes, surely", "no")
-    assert request_of(_label_args("rows.jsonl", labels="yes, no")).labels == ("yes", "no")
+    assert listed(["yes, surely", "no"]) == ("yes, surely", "no")
+    assert listed("yes, no") == ("yes", "no")
 
 
 def test_a_labelling_page_answers_in_the_background_until_it_is_closed(place: Path):

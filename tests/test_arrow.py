@@ -34,6 +34,8 @@ POSITION = {package: position for position, packages in enumerate(ARROW) for pac
 # deprecated import paths.
 UNRESTRICTED = {"__init__", "__main__", "model"}
 
+# What every pipeline may use.
+COMMON = {"requests"}
 # Pipelines that may use another pipeline, after `tunesmith.pipelines.`.
 PIPELINE_EDGES = {
     ("tune", "plan"),
@@ -214,7 +216,7 @@ def test_a_pipeline_uses_only_the_pipelines_it_may():
             continue
         for target in targets:
             other = target.split(".")
-            if other[1] != "pipelines" or len(other) < 3 or other[2] == parts[2]:
+            if other[1] != "pipelines" or len(other) < 3 or other[2] in {parts[2], *COMMON}:
                 continue
             if (parts[2], other[2]) not in PIPELINE_EDGES:
                 messages.append(f"{module} imports {target}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,21 +55,15 @@ def audit(
     Raises:
         TunesmithError: the rows cannot be read, or an output would overwrite an input.
     """
-    from tunesmith.cli.commands.audit import request_of
     from tunesmith.data.cpu_count import cores
     from tunesmith.data.files import write_whole
     from tunesmith.pipelines.audit import audit_rows, page
+    from tunesmith.pipelines.requests import AuditRequest
 
-    args = Namespace(
-        source=str(source),
-        against=str(against),
-        model=model,
-        changes=changes_of({}, settings),
-        fix=_path(fix),
-        html=_path(html),
-        out=None,
-    )
-    done = audit_rows(request_of(args), workers=cores(), offline=offline, log=messages(progress))
+    pages = tuple(path for path in (_path(html),) if path is not None)
+    changes = tuple(changes_of({}, settings))
+    request = AuditRequest(str(source), str(against), model, changes, _path(fix), pages)
+    done = audit_rows(request, workers=cores(), offline=offline, log=messages(progress))
     if html is not None:
         write_whole(Path(html), page(done.audit))
     return done
@@ -128,26 +120,23 @@ def collect(
     Raises:
         TunesmithError: wrong input, or no rows.
     """
-    from tunesmith.cli.commands.collect import request_of
+    from tunesmith.models.generation.sampling import Sampling
     from tunesmith.pipelines.collect import collect as collect_rows
+    from tunesmith.pipelines.requests import WRITER_KEYS, CollectRequest, Writer, key_from_environment, sampling_with
 
-    given = [sources] if isinstance(sources, str | Path) else list(sources)
-    args = Namespace(
-        sources=[str(source) for source in given],
+    sampling_with(Sampling(), temperature=temperature, max_new_tokens=max_new_tokens)
+    key = key_from_environment(*WRITER_KEYS)
+    request = CollectRequest(
+        sources=(str(sources),) if isinstance(sources, str | Path) else tuple(map(str, sources)),
         shape=as_,
+        out=Path(out),
         size=size,
-        write=words(write),
-        writer=writer,
-        writer_name=writer_name,
-        examples=str(examples),
+        templates=tuple(words(write)),
+        writer=Writer(writer, writer_name, key, temperature, max_new_tokens, seed) if writer else None,
+        seeds=str(examples),
         per_passage=per_passage,
         passages=passages,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        out=Path(out),
     )
-    request = request_of(args)
     with reporting(progress, callback) as callbacks:
         return collect_rows(request, on_event=callbacks.on_event, offline=offline)
 
@@ -202,15 +191,26 @@ def label(
     Raises:
         TunesmithError: the rows cannot be read, or the address is not available.
     """
-    from tunesmith.cli.commands.label import page_of, request_of
+    from tunesmith.annotation.assignment import Overlap
+    from tunesmith.annotation.label_rows import Columns
+    from tunesmith.cli.commands.label import page_of
     from tunesmith.cli.page_server import opened
+    from tunesmith.pipelines.requests import LabelRequest, listed
+    from tunesmith.web.server import Address
 
-    args = _label_args(data, labels=labels, text=text, label=label, show=show, import_=import_, store=store)
-    place = {"features": features, "seed": seed, "overlap": overlap, "raters": raters, "offline": offline}
-    vars(args).update(place, host=host, port=port)
-    request = request_of(args)
-    page = replace(page_of(request, args, log=messages(progress)), say=_silent)
-    return Served(opened(page, args, request.kept_in), f"labels of {data}")
+    request = LabelRequest(
+        source=str(data),
+        columns=Columns(text, label, listed(show)),
+        labels=listed(labels),
+        brought=str(import_),
+        store=_path(store),
+        overlap=Overlap(overlap, raters),
+        features=features,
+        seed=seed,
+        offline=offline,
+    )
+    page = page_of(request, say=_silent, log=messages(progress))
+    return Served(opened(page, Address(host, port), request.kept_in), f"labels of {data}")
 
 
 @python_words
@@ -239,28 +239,12 @@ def export_labels(
     Raises:
         TunesmithError: there are no labels yet, or the file cannot be written.
     """
-    from tunesmith.cli.commands.label import request_of
+    from tunesmith.annotation.label_rows import Columns
     from tunesmith.pipelines.label import export_labels as write_labels
+    from tunesmith.pipelines.requests import LabelRequest
 
-    args = _label_args(data, text=text, label=label, store=store, export=Path(export))
-    return write_labels(request_of(args), Path(export), log=messages(progress))
-
-
-def _label_args(data: str | Path, **given: Any) -> Namespace:
-    """Return the arguments of `tunesmith label`, with its defaults for those that are not given."""
-    usual: dict[str, Any] = {
-        "labels": (),
-        "text": "",
-        "label": "",
-        "show": (),
-        "import_": "",
-        "store": None,
-        "export": None,
-    }
-    usual |= {"features": "tfidf", "seed": 0, "overlap": 0.0, "raters": 2, "offline": False}
-    values = usual | given
-    values |= {"brought": str(values.pop("import_")), "store": _path(values["store"])}
-    return Namespace(data=str(data), json=False, out=None, **values)
+    request = LabelRequest(str(data), Columns(text, label), store=_path(store))
+    return write_labels(request, Path(export), log=messages(progress))
 
 
 @python_words
@@ -320,35 +304,33 @@ def feedback(
     Raises:
         TunesmithError: wrong input, or a model that cannot be loaded.
     """
-    from tunesmith.cli.commands.feedback import page_of, request_of
+    from tunesmith.annotation.assignment import Overlap
+    from tunesmith.cli.commands.feedback import page_of
     from tunesmith.cli.page_server import opened
-    from tunesmith.web.server import need_libraries
+    from tunesmith.pipelines.feedback import usual_sampling
+    from tunesmith.pipelines.requests import FeedbackRequest, sampling_with
+    from tunesmith.web.server import Address, need_libraries
 
     need_libraries()  # fail before answers are generated
-    args = Namespace(
-        model=str(model),
-        against=str(against),
+    given = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    name = str(model).rstrip("/") or str(model)
+    request = FeedbackRequest(
+        model=name,
+        against=str(against).rstrip("/"),
         prompts=str(prompts),
         column=column,
         rows=rows,
         as_written=as_written,
-        max_tokens=max_tokens,
+        limit=max_tokens,
         thumbs=thumbs,
         gold=str(gold),
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        overlap=overlap,
-        raters=raters,
         store=_path(store),
-        host=host,
-        port=port,
+        overlap=Overlap(overlap, raters),
+        sampling=sampling_with(usual_sampling(name, offline=offline), **given),
         offline=offline,
     )
-    request = request_of(args)
-    page = replace(page_of(request, args, log=messages(progress)), say=_silent)
-    return Served(opened(page, args, request.kept_in), f"feedback on {Path(args.model).name}")
+    page = page_of(request, say=_silent, log=messages(progress))
+    return Served(opened(page, Address(host, port), request.kept_in), f"feedback on {Path(name).name}")
 
 
 @python_words

@@ -88,21 +88,14 @@ def evaluate(
     Raises:
         TunesmithError: wrong input, or a model that cannot be loaded.
     """
-    from tunesmith.cli.commands.evaluate import request_of, write_answers
+    from tunesmith.cli.commands.evaluate import write_answers
     from tunesmith.pipelines.evaluate import evaluate as evaluate_rows
+    from tunesmith.pipelines.requests import EvaluateRequest
 
-    args = Namespace(
-        model=str(model),
-        file="",
-        data=str(data),
-        against=str(against),
-        objective=objective,
-        base=str(base),
-        rows=rows,
-        changes=changes_of({}, settings),
-        task=task,
+    changes = tuple(changes_of({}, settings))
+    request = EvaluateRequest(
+        str(model), str(data), str(against), objective, str(base), rows=rows, changes=changes, task=task
     )
-    request = request_of(args)
     with reporting(progress, callback) as callbacks:
         done = evaluate_rows(request, on_event=callbacks.on_event, offline=offline)
     if answers is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -350,11 +349,10 @@ def learning_curve(
     Raises:
         TunesmithError: wrong input, or a model that cannot be loaded.
     """
-    from tunesmith.cli.commands.learning_curve import request_of
     from tunesmith.pipelines.learning_curve.learning_curve import measure_learning_curve
+    from tunesmith.pipelines.requests import LearningCurveOptions
 
-    wanted = [rows] if isinstance(rows, int) else list(rows)
-    options = request_of(Namespace(rows=wanted, target=target, minutes=minutes))
+    options = LearningCurveOptions((rows,) if isinstance(rows, int) else tuple(rows), target, minutes)
     named: dict[str, Any] = {
         "model": model,
         "objective": objective,
@@ -420,13 +418,13 @@ def compare(
     Raises:
         TunesmithError: wrong input, or a model that cannot be loaded.
     """
-    from tunesmith.cli.commands.compare import request_of
     from tunesmith.data.files import write_whole
     from tunesmith.pipelines.compare.compare import HTML
     from tunesmith.pipelines.compare.compare import compare as compare_arms
     from tunesmith.pipelines.compare.report import page
+    from tunesmith.pipelines.requests import SERVER_KEY, CompareOptions, key_from_environment
 
-    options = request_of(Namespace(budget=budget, price_per_hour=price_per_hour))
+    options = CompareOptions(budget, price_per_hour, key_from_environment(SERVER_KEY))
     named: dict[str, Any] = {
         "model": model,
         "objective": objective,

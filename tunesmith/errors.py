@@ -4,6 +4,7 @@ TunesmithError            exit 2: invalid input
 ├── DataError             invalid row, file or column
 │   ├── RowError          rows that cannot be parsed
 │   └── UnsettledError    rows of a known format that fit several objectives
+├── OptionError           option or parameter with an invalid value
 ├── RecipeError           unknown key, invalid value or unsupported combination
 ├── TemplateError         chat template that cannot be masked, or differs from that of the run
 ├── ModelError            model not found, unreadable or not trusted
@@ -51,6 +52,10 @@ class TunesmithError(Exception):
     """Base class of all errors caused by user input; the text is `place: problem; fix`."""
 
     exit_code = 2
+
+
+class OptionError(TunesmithError):
+    """An option of a command, or a parameter of a function, has an invalid value."""
 
 
 class DataError(TunesmithError):

@@ -153,6 +153,20 @@ def _append_as(lab: Lab, output: str, printed: Printed, setting: str, before: tu
     lab.results[-1] = lab.results[-1]._replace(printed=printed)
 
 
+FOLDER = Printed("data/readers/document_folder.py", "--set 'objective={kind: classify, text: text, label: folder}")
+
+
+@covers(tuple(FOLDER))
+def subfolders(lab: Lab) -> None:
+    """From documents in subfolders to a classifier of the subfolders."""
+    for name in ("bills", "letters"):
+        (lab.folder / "mail" / name).mkdir(parents=True)
+        for number in range(20):
+            (lab.folder / "mail" / name / f"{number}.txt").write_text(f"{name} of number {number}", encoding="utf-8")
+    common = ("tune", "mail", "--model", lab.bert, "--dry-run")
+    _append_as(lab, lab.run(*common), FOLDER, "--set {}", common)
+
+
 @covers(
     ("data/audit/chunks.py", "tunesmith collect {} --as domain --out rows.jsonl"),
     ("data/readers/read.py", "tunesmith collect {} --as domain --out {}"),

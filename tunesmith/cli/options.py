@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tunesmith.cli.terminal import log
-from tunesmith.errors import RecipeError, TunesmithError, suggestion
+from tunesmith.errors import OptionError, suggestion
 
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
@@ -27,8 +27,8 @@ ROW_FILES = "rows as jsonl, json, csv, xlsx, txt, parquet, ..."
 COMMAND_ALIASES = ("need",)
 
 
-class UsageError(TunesmithError):
-    """An option or argument of a command is invalid."""
+class UsageError(OptionError):
+    """The arguments of a command cannot be parsed, or do not fit each other."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -178,12 +178,6 @@ def recipe_of(args: argparse.Namespace, *more: str, check: Callable[[Recipe], No
     return resolved.recipe
 
 
-def listed(words: str | Sequence[str]) -> tuple[str, ...]:
-    """Split a comma-separated list; empty items are dropped. The items of a sequence may contain commas."""
-    items = words.split(",") if isinstance(words, str) else words
-    return tuple(word.strip() for word in items if word.strip())
-
-
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
     """Add `--top-p` and the options of `add_common_sampling`, with these defaults; read by `sampling_of`."""
     add_common_sampling(parser, temperature=temperature)
@@ -223,20 +217,11 @@ def naming_thinking(args: argparse.Namespace) -> Iterator[None]:
         raise UsageError(f"--{'' if args.thinking else 'no-'}{error}") from None
 
 
-def with_sampling(default: Sampling, **values: Any) -> Sampling:
-    """Return `default` with the given values that are not None. Raises UsageError for an invalid value."""
-    from dataclasses import replace
-
-    try:
-        return replace(default, **{key: value for key, value in values.items() if value is not None})
-    except RecipeError as error:
-        key, colon, problem = str(error).partition(":")
-        raise UsageError(f"--{key.replace('_', '-')}{colon}{problem}") from None
-
-
 def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
-    """Return the sampling options of `add_sampling` over those of a model. Raises UsageError for an invalid value."""
-    return with_sampling(
+    """Return the sampling options of `add_sampling` over those of a model. Raises OptionError for an invalid value."""
+    from tunesmith.pipelines.requests import sampling_with
+
+    return sampling_with(
         default,
         temperature=args.temperature,
         top_p=args.top_p,

@@ -13,7 +13,7 @@ from tunesmith.cli.terminal import log
 
 if TYPE_CHECKING:
     from tunesmith.annotation.vote_store import VoteStore
-    from tunesmith.web.server import OpenServer
+    from tunesmith.web.server import Address, OpenServer
 
 PORT = 8377
 
@@ -56,18 +56,17 @@ def add_address(parser: argparse.ArgumentParser, *, port: int) -> None:
 
 
 @contextmanager
-def opened(page: Page[W], args: argparse.Namespace, kept_in: Path) -> Iterator[OpenServer]:
+def opened(page: Page[W], address: Address, kept_in: Path) -> Iterator[OpenServer]:
     """Load a page and listen; the store is closed and named at the end.
 
     Args:
         page: the page.
-        args: arguments of `add_place`.
+        address: where it listens.
         kept_in: the store; the access token is written next to it.
     """
-    from tunesmith.web.server import Address, OpenServer, listen, need_libraries, stored_token, url
+    from tunesmith.web.server import OpenServer, listen, need_libraries, stored_token, url
 
     need_libraries()
-    address = Address(args.host, args.port)
     with listen(address) as sock:
         work = page.make()
         token = stored_token(address, kept_in.with_suffix(".token"))
@@ -81,9 +80,9 @@ def opened(page: Page[W], args: argparse.Namespace, kept_in: Path) -> Iterator[O
 
 
 def stay(page: Page[W], args: argparse.Namespace, kept_in: Path) -> int:
-    """Serve a page until SIGINT or SIGTERM; arguments as of `opened`."""
-    from tunesmith.web.server import serve
+    """Serve a page at the address of `add_address` until SIGINT or SIGTERM."""
+    from tunesmith.web.server import Address, serve
 
-    with opened(page, args, kept_in) as made:
+    with opened(page, Address(args.host, args.port), kept_in) as made:
         serve(made.app, made.sock, token=made.token)
     return 0

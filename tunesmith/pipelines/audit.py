@@ -26,6 +26,7 @@ from tunesmith.data.schema.formats import Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import DataError, UnsettledError
+from tunesmith.pipelines.requests import AuditRequest
 from tunesmith.report.html import environment
 
 if TYPE_CHECKING:
@@ -48,18 +49,6 @@ DEFAULT_MAX_TOKENS = 2048  # of a row, if neither the recipe nor the model has a
 # CSS classes of the page, by verdict and by severity.
 VERDICT_CLASSES = {"blocked": "bad", "look": "unsure", "clean": "good"}
 SEVERITY_CLASSES = {"blocking": "bad", "warning": "warn", "note": ""}
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRequest:
-    """The options of `tunesmith audit`."""
-
-    source: str  # file, Hub data set or recipe
-    against: str = ""  # test rows; empty for those of the recipe
-    model: str = ""  # optional model that counts tokens and checks labels
-    changes: tuple[str, ...] = ()  # recipe settings, `key=value`
-    fix: Path | None = None  # file for a cleaned copy
-    pages: tuple[Path, ...] = ()  # files that the caller writes the findings to
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -6,7 +6,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -25,7 +24,7 @@ from tunesmith.data.documents.synthetic_rows import (
     requests,
     written_rows,
 )
-from tunesmith.data.documents.to_rows import SHAPES, SIZE, DocumentPart, Made, once
+from tunesmith.data.documents.to_rows import SHAPES, DocumentPart, Made, once
 from tunesmith.data.documents.worker_pool import convert_all
 from tunesmith.data.examples.parsers import chats, texts
 from tunesmith.data.readers.read import read_rows
@@ -36,7 +35,8 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import EventHandler, StageStarted
-from tunesmith.inference.openai_client import Endpoint, ask_endpoint, check
+from tunesmith.inference.openai_client import ask_endpoint, check
+from tunesmith.pipelines.requests import CollectRequest, Writer
 from tunesmith.progress import track
 
 BATCH_SIZE = 8  # prompts that a local model answers at once
@@ -44,48 +44,6 @@ MAX_PROMPT_TOKENS = 2048  # of a local model
 PACE = 5.0  # seconds between two progress events
 # A small model loses track of longer passages.
 MAX_PASSAGE_CHARS = 1_200
-
-
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """The model that generates rows: a local model by name, or a server by URL."""
-
-    name: str
-    model: str = ""  # name of the model on the server
-    key: str = field(default="", repr=False)  # bearer token of the server
-    temperature: float = 0.7
-    max_tokens: int = 512  # of one answer
-    seed: int = 0
-
-    @property
-    def remote(self) -> bool:
-        """Return whether the model is on a server."""
-        return self.name.startswith(("http://", "https://"))
-
-    @property
-    def identity(self) -> str:
-        """Return everything that the answers depend on, as a cache key; the bearer token is not part of it."""
-        return json.dumps([self.name, self.model, self.temperature, self.max_tokens, self.seed])
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Return the server of a remote model."""
-        return Endpoint(self.name, self.model, self.key, self.temperature, self.max_tokens, self.seed)
-
-
-@dataclass(frozen=True, slots=True)
-class CollectRequest:
-    """The options of `tunesmith collect`."""
-
-    sources: tuple[str, ...]  # files and folders
-    shape: str  # a key of SHAPES
-    out: Path
-    size: int = SIZE  # characters of a passage
-    templates: tuple[str, ...] = ()  # names of prompts for generated rows
-    writer: Writer | None = None
-    seeds: str = ""  # file of example rows
-    per_passage: int = 3  # generated rows
-    passages: int = 0  # passages sampled per template, 0 for all
 
 
 class Collected(Displayed, BaseModel):

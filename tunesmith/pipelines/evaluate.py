@@ -41,6 +41,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
+from tunesmith.pipelines.requests import EvaluateRequest
 from tunesmith.report.formatting import bounds, figure, p_value, signed
 from tunesmith.training.mlm_head import open_base
 from tunesmith.training.read import read_data
@@ -49,20 +50,6 @@ from tunesmith.training.run_folder import task_dir
 # The value of `against` that names the base model of the run.
 OWN_BASE = "base"
 SHOWN_LABELS = 10  # unknown labels in an error message
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateRequest:
-    """The options of `tunesmith evaluate`."""
-
-    model: str
-    data: str
-    against: str = ""  # another model, or OWN_BASE
-    objective: str = ""  # kind; empty: that of the run, or the one that fits the rows
-    base: str = ""  # replaces the base of an adapter
-    rows: int = 0  # rows to sample, 0 for all
-    changes: tuple[str, ...] = ()  # recipe settings, `key=value`
-    task: str = ""  # task of a multitask run
 
 
 @dataclass(frozen=True, slots=True)

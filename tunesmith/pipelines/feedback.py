@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tunesmith.annotation.assignment import NO_OVERLAP, Overlap
 from tunesmith.annotation.items import ANSWER, AnswerSide, Item, prompt_key, read_items, sample
 from tunesmith.annotation.pair_judging import WHAT, PairSession
 from tunesmith.annotation.vote_rows import read_votes
@@ -29,6 +28,7 @@ from tunesmith.inference.open_model import open_model
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives.instruct import asked, with_wording
 from tunesmith.pipelines.evaluate import OWN_BASE, chosen_wording
+from tunesmith.pipelines.requests import FeedbackRequest
 from tunesmith.training.read import read_data
 from tunesmith.training.run_folder import identity_of
 
@@ -37,36 +37,6 @@ BATCH_SIZE = 32
 MAX_PROMPT_TOKENS = 512  # of a model that is not a run
 
 Messages = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FeedbackRequest:
-    """The options of `tunesmith feedback`."""
-
-    model: str
-    against: str = ""  # another model, or OWN_BASE; empty: two samples of the model
-    prompts: str = ""  # file of prompts; empty: the test rows of the run
-    column: str = ""  # column with the prompt
-    rows: int = 100  # prompts to sample, 0 for all
-    as_written: bool = False  # do not add the instruction of the run to the prompts
-    limit: int = 0  # tokens of a prompt, 0 for the limit of training
-    thumbs: bool = False  # show single answers instead of pairs
-    gold: str = ""  # file of control items
-    store: Path | None = None  # None: in the run folder
-    overlap: Overlap = NO_OVERLAP
-    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
-    offline: bool = False
-    # The option or recipe key of each setting, for messages.
-    warmer: str = "--temperature"
-    longer: str = "--max-new-tokens"
-
-    @property
-    def kept_in(self) -> Path:
-        """Return the path of the store of votes."""
-        if self.store is not None:
-            return self.store
-        path = Path(self.model)
-        return path / "feedback.db" if path.is_dir() else Path(f"{path.name}.feedback.db")
 
 
 def open_panel(request: FeedbackRequest, *, log: Callable[[str], None]) -> PairSession:

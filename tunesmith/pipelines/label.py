@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.annotation.active_learning import LabelQueue
-from tunesmith.annotation.assignment import NO_OVERLAP, Overlap
-from tunesmith.annotation.label_features import TFIDF, make_vectors
+from tunesmith.annotation.label_features import make_vectors
 from tunesmith.annotation.label_rows import (
-    Columns,
     LabelExport,
     RowsFile,
     brought_labels,
@@ -26,29 +23,7 @@ from tunesmith.annotation.vote_state import VoteState
 from tunesmith.annotation.vote_store import VoteStore
 from tunesmith.data.files import quoted
 from tunesmith.errors import Refused
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRequest:
-    """The options of `tunesmith label`."""
-
-    source: str  # file or Hub data set
-    columns: Columns = Columns()
-    labels: tuple[str, ...] = ()  # labels offered initially
-    brought: str = ""  # file with labels of the same texts
-    store: Path | None = None  # None: next to the data
-    overlap: Overlap = NO_OVERLAP
-    features: str = TFIDF  # features of active learning: tfidf or an encoder
-    seed: int = 0
-    offline: bool = False
-
-    @property
-    def kept_in(self) -> Path:
-        """Return the path of the store of votes."""
-        if self.store is not None:
-            return self.store
-        path = Path(self.source)
-        return path.with_suffix(".labels.db") if path.exists() else Path(f"{path.name.partition(':')[0]}.labels.db")
+from tunesmith.pipelines.requests import LabelRequest
 
 
 def open_labelling(request: LabelRequest, *, log: Callable[[str], None]) -> LabelSession:
@@ -80,6 +55,7 @@ def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], Non
         DataError: rows, labels or store are invalid.
         Refused: no row has a label.
     """
+    request.check_export(path)
     rows, store = _open_store(request, log)
     votes = VoteState(store.since())
     store.close()

@@ -12,7 +12,7 @@ from tunesmith.data.files import write_whole
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.pipelines.audit import AuditRequest, Done
+    from tunesmith.pipelines.audit import Done
 
 SAMPLES_SHOWN = 3
 
@@ -48,10 +48,12 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.data.cpu_count import cores
     from tunesmith.events import StageStarted
     from tunesmith.pipelines.audit import audit_rows, next_command, page
+    from tunesmith.pipelines.requests import AuditRequest
 
     if args.model:
         hush()
-    request = request_of(args)
+    pages = tuple(path for path in (args.html, args.out) if path is not None)
+    request = AuditRequest(args.source, args.against, args.model, tuple(args.changes), args.fix, pages)
     with reported() as on_event:
         done = audit_rows(request, workers=cores(), offline=args.offline, log=lambda text: on_event(StageStarted(text)))
     if args.html is not None:
@@ -67,14 +69,6 @@ def run(args: argparse.Namespace) -> int:
         log(f"error: {args.source}: {', '.join(f.kind for f in done.audit.blocking)}; {fix}")
         return 1
     return 0
-
-
-def request_of(args: argparse.Namespace) -> AuditRequest:
-    """Return the request of `audit`."""
-    from tunesmith.pipelines.audit import AuditRequest
-
-    pages = tuple(path for path in (args.html, args.out) if path is not None)
-    return AuditRequest(args.source, args.against, args.model, tuple(args.changes), args.fix, pages)
 
 
 def _show(done: Done) -> None:

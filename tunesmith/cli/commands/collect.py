@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common, add_common_sampling, add_schema, with_sampling
+from tunesmith.cli.options import add_common, add_common_sampling, add_schema
 from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import emit, hush, log, show
 from tunesmith.data.documents.to_rows import SHAPES
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.pipelines.collect import Collected, CollectRequest
+    from tunesmith.pipelines.collect import Collected
+    from tunesmith.pipelines.requests import CollectRequest
 
-# Environment variables with the API key; they are read here because other packages do not read the environment.
-KEYS = ("TUNESMITH_API_KEY", "OPENAI_API_KEY")
 MAX_NAMED_FILES = 10
 
 
@@ -79,20 +77,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def request_of(args: argparse.Namespace) -> CollectRequest:
-    """Return the checked request of `collect`. Raises UsageError for an invalid option."""
+    """Return the request of `collect`."""
     from tunesmith.models.generation.sampling import Sampling
-    from tunesmith.pipelines.collect import CollectRequest, Writer
+    from tunesmith.pipelines.requests import WRITER_KEYS, CollectRequest, Writer, key_from_environment, sampling_with
 
-    if args.size < 200:
-        raise UsageError(f"--size: expected at least 200 characters, got {args.size}; use 1800")
-    if not 1 <= args.per_passage <= 5:
-        raise UsageError(f"--per-passage: expected 1 to 5, got {args.per_passage}; more rows repeat each other")
-    if args.passages < 0:
-        raise UsageError(f"--passages: expected an integer >= 0, got {args.passages}; use 0 for all passages")
-    with_sampling(Sampling(), temperature=args.temperature, max_new_tokens=args.max_new_tokens)
+    sampling_with(Sampling(), temperature=args.temperature, max_new_tokens=args.max_new_tokens)
     writer = None
     if args.writer:
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+        key = key_from_environment(*WRITER_KEYS)
         writer = Writer(args.writer, args.writer_name, key, args.temperature, args.max_new_tokens, args.seed)
     return CollectRequest(
         sources=tuple(args.sources),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import emit, hush, show, show_table
 from tunesmith.data.files import quoted, write_whole
@@ -16,7 +15,6 @@ from tunesmith.report.formatting import bounds, duration, figure, p_value, price
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.config import Recipe
-    from tunesmith.pipelines.compare.compare import CompareOptions
     from tunesmith.pipelines.compare.report import ArmPage, Comparison
 
 KEY = "TUNESMITH_API_KEY"
@@ -42,16 +40,16 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume the comparison and print it."""
+    from tunesmith.pipelines.requests import SERVER_KEY, CompareOptions, key_from_environment
     from tunesmith.training.read import read_data
 
-    _check_options(args)
+    options = CompareOptions(args.budget, args.price_per_hour, key_from_environment(SERVER_KEY))
     recipe = recipe_of(args, check=_check_models)
     if not recipe.parts:
         read_data(recipe, offline=args.offline)  # only to report wrong rows before torch is imported
     from tunesmith.pipelines.compare.compare import HTML, compare
     from tunesmith.pipelines.compare.report import page
 
-    options = request_of(args)
     hush()
     with work() as callbacks:
         comparison = compare(recipe, options, callbacks=callbacks, out=args.out, offline=args.offline)
@@ -63,14 +61,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def request_of(args: argparse.Namespace) -> CompareOptions:
-    """Return the checked options of `compare` that are not in the recipe. Raises UsageError for an invalid one."""
-    from tunesmith.pipelines.compare.compare import CompareOptions
-
-    _check_options(args)
-    return CompareOptions(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
-
-
 def _check_models(recipe: Recipe) -> None:
     """Raise ModelError if there cannot be such a model."""
     from tunesmith.models.loading.locate import local_family
@@ -78,12 +68,6 @@ def _check_models(recipe: Recipe) -> None:
     for name in (recipe.model, recipe.compare.model):
         if name:
             local_family(name)
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    for name, value in (("--budget", args.budget), ("--price-per-hour", args.price_per_hour)):
-        if not 0 <= value < float("inf"):
-            raise UsageError(f"{name}: expected a number >= 0, got {value}; omit the option for none")
 
 
 def _show(comparison: Comparison) -> None:

@@ -17,7 +17,8 @@ from tunesmith.report.formatting import bounds, figure, p_value
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.pipelines.evaluate import Compared, EvaluateRequest, ScoredAlone
+    from tunesmith.pipelines.evaluate import Compared, ScoredAlone
+    from tunesmith.pipelines.requests import EvaluateRequest
 
 
 def add(commands: Commands) -> None:
@@ -49,10 +50,10 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the model and print the result."""
-    _check(args)
+    request = _request(args)
+    _check(request, offline=args.offline)
     from tunesmith.pipelines.evaluate import Compared, evaluate  # after the checks, because it imports torch
 
-    request = request_of(args)
     hush()
     with reported() as on_event:
         done = evaluate(request, on_event=on_event, offline=args.offline)
@@ -69,23 +70,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Check options, models and file. Raises TunesmithError."""
+def _check(request: EvaluateRequest, *, offline: bool) -> None:
+    """Raise TunesmithError if there is no such model or file."""
     from tunesmith.data.readers.read import read_rows
     from tunesmith.inference.identify import identify
 
-    _check_options(args)
-    for name in (args.model, "" if args.against == "base" else args.against):
+    for name in (request.model, "" if request.against == "base" else request.against):
         if name and not name.startswith(("http://", "https://")):
-            identify(name, offline=args.offline)
-    read_rows(args.file or args.data, offline=args.offline)
+            identify(name, offline=offline)
+    read_rows(request.data, offline=offline)
 
 
-def request_of(args: argparse.Namespace) -> EvaluateRequest:
-    """Return the checked request of `evaluate`. Raises UsageError for an invalid option."""
-    from tunesmith.pipelines.evaluate import EvaluateRequest
+def _request(args: argparse.Namespace) -> EvaluateRequest:
+    """Return the request of `evaluate`. Raises UsageError without exactly one file."""
+    from tunesmith.pipelines.requests import EvaluateRequest
 
-    _check_options(args)
+    if bool(args.file) == bool(args.data):
+        problem = f"FILE {args.file} and --data {args.data}: two files of rows" if args.file else "no file of rows"
+        fix = f"give one of them, as in `tunesmith evaluate {quoted(args.model)} {quoted(args.file or 'FILE')}`"
+        raise UsageError(f"{problem}; {fix}")
     return EvaluateRequest(
         args.model,
         args.file or args.data,
@@ -96,15 +99,6 @@ def request_of(args: argparse.Namespace) -> EvaluateRequest:
         changes=tuple(args.changes),
         task=args.task,
     )
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    if bool(args.file) == bool(args.data):
-        problem = f"FILE {args.file} and --data {args.data}: two files of rows" if args.file else "no file of rows"
-        fix = f"give one of them, as in `tunesmith evaluate {quoted(args.model)} {quoted(args.file or 'FILE')}`"
-        raise UsageError(f"{problem}; {fix}")
-    if args.rows < 0:
-        raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all rows")
 
 
 def write_answers(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling_of
+from tunesmith.cli.options import add_common, add_sampling, sampling_of
 from tunesmith.cli.page_server import Page, add_place, stay
 from tunesmith.cli.terminal import hush, log, publish, show
 from tunesmith.data.files import quoted
@@ -15,7 +15,7 @@ from tunesmith.data.files import quoted
 if TYPE_CHECKING:
     from tunesmith.annotation.pair_judging import PairSession
     from tunesmith.cli.options import Commands
-    from tunesmith.pipelines.feedback import FeedbackRequest
+    from tunesmith.pipelines.requests import FeedbackRequest
 
 
 def add(commands: Commands) -> None:
@@ -54,37 +54,45 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.web.server import need_libraries
 
     need_libraries()  # fail before answers are generated
-    _check_options(args)
-    for name in (args.model, "" if args.against == "base" else args.against):
+    request = _request(args)
+    for name in (request.model, "" if request.against == "base" else request.against):
         if name:
-            identify(name.rstrip("/") or name, offline=args.offline)
-    request = request_of(args)
+            identify(name, offline=args.offline)
+    from tunesmith.pipelines.feedback import usual_sampling  # after the checks, because it imports torch
+
+    usual = usual_sampling(request.model, offline=args.offline)
+    request = replace(request, sampling=sampling_of(args, usual))
     hush()
-    return stay(page_of(request, args), args, request.kept_in)
+    page = page_of(request, say=lambda work, url: _show_address(work, url, args))
+    return stay(page, args, request.kept_in)
 
 
 def page_of(
-    request: FeedbackRequest, args: argparse.Namespace, *, log: Callable[[str], None] = log
+    request: FeedbackRequest, *, say: Callable[[PairSession, str], None], log: Callable[[str], None] = log
 ) -> Page[PairSession]:
-    """Return the page of a request; `log` receives messages while it is loaded."""
+    """Return the page of a request.
+
+    Args:
+        request: the models and prompts.
+        say: receives the session and the URL when the page opens.
+        log: receives messages while it is loaded.
+    """
     from tunesmith.pipelines.feedback import open_panel
     from tunesmith.web.pages.feedback import feedback_app
 
     return Page(
         make=lambda: open_panel(request, log=log),
         app=feedback_app,
-        say=lambda work, url: _show_address(work, url, args),
+        say=say,
         bye=f"`tunesmith votes summary {quoted(request.kept_in)}` summarises them",
     )
 
 
-def request_of(args: argparse.Namespace) -> FeedbackRequest:
-    """Return the checked request of `feedback`. Raises UsageError for an invalid option."""
+def _request(args: argparse.Namespace) -> FeedbackRequest:
     from tunesmith.annotation.assignment import Overlap
-    from tunesmith.pipelines.feedback import FeedbackRequest, usual_sampling
+    from tunesmith.pipelines.requests import FeedbackRequest
 
-    _check_options(args)
-    request = FeedbackRequest(
+    return FeedbackRequest(
         model=args.model.rstrip("/") or args.model,
         against=args.against.rstrip("/"),
         prompts=args.prompts,
@@ -98,14 +106,6 @@ def request_of(args: argparse.Namespace) -> FeedbackRequest:
         overlap=Overlap(args.overlap, args.raters),
         offline=args.offline,
     )
-    return replace(request, sampling=sampling_of(args, usual_sampling(request.model, offline=args.offline)))
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    if args.rows < 0:
-        raise UsageError(f"--rows: expected an integer >= 0, got {args.rows}; use 0 for all prompts")
-    if args.max_tokens < 0:
-        raise UsageError(f"--max-tokens: expected an integer >= 0, got {args.max_tokens}; use 0 for the training limit")
 
 
 def _show_address(work: PairSession, url: str, args: argparse.Namespace) -> None:

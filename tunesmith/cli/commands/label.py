@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import ROW_FILES, UsageError, add_common, listed
+from tunesmith.cli.options import ROW_FILES, add_common
 from tunesmith.cli.page_server import Page, add_place, stay
 from tunesmith.cli.terminal import log, publish, show
 from tunesmith.data.files import quoted
@@ -15,7 +15,7 @@ from tunesmith.data.files import quoted
 if TYPE_CHECKING:
     from tunesmith.annotation.labelling import LabelSession
     from tunesmith.cli.options import Commands
-    from tunesmith.pipelines.label import LabelRequest
+    from tunesmith.pipelines.requests import LabelRequest
 
 
 def add(commands: Commands) -> None:
@@ -49,42 +49,45 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page, or export the labels under `--export`."""
     from tunesmith.pipelines.label import export_labels
 
-    request = request_of(args)
+    request = _request(args)
     if args.export is not None:
         done = export_labels(request, args.export, log=log)
         if not publish({"file": args.export, "rows": done.rows, "tied": done.tied}, args):
             show(f"{done.rows} labelled rows written to {args.export}")
             show(f"next:\n  tunesmith tune {quoted(args.export)} --dry-run")
         return 0
-    page = page_of(request, args)
+    page = page_of(request, say=lambda work, url: _show_address(work, url, args))
     return stay(page, args, request.kept_in)
 
 
-def page_of(request: LabelRequest, args: argparse.Namespace, *, log: Callable[[str], None] = log) -> Page[LabelSession]:
-    """Return the labelling page of a request; `log` receives messages while it is loaded."""
+def page_of(
+    request: LabelRequest, *, say: Callable[[LabelSession, str], None], log: Callable[[str], None] = log
+) -> Page[LabelSession]:
+    """Return the labelling page of a request.
+
+    Args:
+        request: the rows and how they are labelled.
+        say: receives the session and the URL when the page opens.
+        log: receives messages while it is loaded.
+    """
     from tunesmith.pipelines.label import open_labelling
     from tunesmith.web.pages.label import label_app
 
-    data = f"{quoted(args.data)}{request.columns.options()}"
-    export = quoted(_export_name(args.data))
+    data = f"{quoted(request.source)}{request.columns.options()}"
+    export = quoted(_export_name(request.source))
     return Page(
         make=lambda: open_labelling(request, log=log),
         app=label_app,
-        say=lambda work, url: _show_address(work, url, args),
+        say=say,
         bye=f"`tunesmith label {data} --export {export}` writes the labelled rows",
     )
 
 
-def request_of(args: argparse.Namespace) -> LabelRequest:
-    """Return the checked request of `label`. Raises UsageError for an invalid option."""
+def _request(args: argparse.Namespace) -> LabelRequest:
     from tunesmith.annotation.assignment import Overlap
     from tunesmith.annotation.label_rows import Columns
-    from tunesmith.pipelines.label import LabelRequest
+    from tunesmith.pipelines.requests import LabelRequest, listed
 
-    if args.export is not None and args.export.resolve() == Path(args.data).resolve():
-        raise UsageError(f"--export: {args.export} is the data file itself; name another file")
-    if args.export is not None and args.export.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise UsageError(f"--export: expected a file name ending in .jsonl, got {args.export}; rename it")
     return LabelRequest(
         source=args.data,
         columns=Columns(args.text, args.label, listed(args.show)),

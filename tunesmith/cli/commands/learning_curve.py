@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import COMMAND_ALIASES, UsageError, add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.options import COMMAND_ALIASES, add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import reported, work
 from tunesmith.cli.terminal import emit, hush, log, show, show_table
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions
     from tunesmith.pipelines.learning_curve.report import LearningCurveReport
 
 
@@ -39,9 +38,10 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure or resume the curve and print it; return 1 if nothing can be predicted."""
+    from tunesmith.pipelines.requests import LearningCurveOptions
     from tunesmith.training.read import check_rows, check_settings
 
-    _check_options(args)
+    options = LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
     if args.command in COMMAND_ALIASES:
         log(f"warning: `{args.command}` is deprecated; use `learning-curve`")
     recipe = recipe_of(args, check=check_settings)
@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
         check_rows(recipe, on_event=on_event, offline=args.offline)
     from tunesmith.pipelines.learning_curve.learning_curve import measure_learning_curve
 
-    options = request_of(args)
     hush()
     with work() as callbacks:
         folder, report = measure_learning_curve(
@@ -61,22 +60,6 @@ def run(args: argparse.Namespace) -> int:
         _show(report)
         show(f"written: {folder}/need.html and {folder}/need.json")
     return 1 if report.faults else 0
-
-
-def request_of(args: argparse.Namespace) -> LearningCurveOptions:
-    """Return the checked options of `learning-curve` that are not in the recipe. Raises UsageError."""
-    from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions
-
-    _check_options(args)
-    return LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    for rows in args.rows:
-        if rows < 1:
-            raise UsageError(f"--rows: expected an integer >= 1, got {rows}; use a larger number")
-    if args.minutes is not None and not args.minutes > 0:
-        raise UsageError(f"--minutes: expected a number > 0, got {args.minutes}; omit the option for no limit")
 
 
 def _show(report: LearningCurveReport) -> None:

@@ -8,7 +8,6 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from tunesmith.pipelines.compare.selection import (
     comparable_objective,
     has_origins,
 )
+from tunesmith.pipelines.requests import CompareOptions
 from tunesmith.retrieval.chunks import ROWS
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.read import audited, read_data
@@ -49,15 +49,6 @@ KEYS_WITHOUT_EFFECT: Any = {"arms": True, "machine": True, "style": True, "compa
 # Keys of the recipe that have an older name in identity.json, so that a comparison keeps its folder.
 IDENTITY_KEYS = {"model": "asks", "changed_facts": "facts"}
 PACE_ROWS = 8  # rows that are timed before a budget is divided
-
-
-@dataclass(frozen=True, slots=True)
-class CompareOptions:
-    """Options of a comparison that are not in the recipe."""
-
-    minutes: float = 0.0  # time budget, 0: no limit
-    price_per_hour: float = 0.0  # of this machine
-    key: str = ""  # of a server
 
 
 def compare(

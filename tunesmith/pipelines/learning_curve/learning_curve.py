@@ -33,6 +33,7 @@ from tunesmith.pipelines.learning_curve.fit_curve import (
     sizes_of,
 )
 from tunesmith.pipelines.learning_curve.report import LearningCurveReport, Size, Target, page, sentence
+from tunesmith.pipelines.requests import LearningCurveOptions
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.prepare import TrainingContext, prepare
 from tunesmith.training.run_folder import exclusive_lock, open_run
@@ -44,15 +45,6 @@ MOST_EPOCHS = 5.0
 # Highest possible scores where they are not 1; losses with their sign inverted. A reward is unbounded.
 BEST = {"chrf": 100.0, "perplexity": -1.0, "reward": math.inf}
 POINTS = 40  # of the plotted curve
-
-
-@dataclass(frozen=True, slots=True)
-class LearningCurveOptions:
-    """The requested predictions, and the time for them."""
-
-    rows: tuple[int, ...] = ()  # numbers of training rows; empty: twice and four times the available ones
-    target: float | None = None  # score whose rows are wanted
-    minutes: float | None = None  # time budget; None: no limit
 
 
 @dataclass(frozen=True, slots=True)
