@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command, write_rows
-from tunesmith.pipelines.feedback import FeedbackRequest, open_panel, usual_sampling
+from tunesmith.pipelines.feedback import open_panel, usual_sampling
+from tunesmith.pipelines.requests import FeedbackRequest
 
 PAIRS: list[dict[str, object]] = [
     {

@@ -22,7 +22,8 @@ from tunesmith.errors import DataError, Refused, TunesmithError
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.pipelines import feedback
 from tunesmith.pipelines import feedback as ahead
-from tunesmith.pipelines.feedback import FeedbackRequest, open_panel
+from tunesmith.pipelines.feedback import open_panel
+from tunesmith.pipelines.requests import FeedbackRequest
 from tunesmith.pipelines.rlhf.judge import require_votes
 
 ANA, BO = Who("Ana", "tab-aaaa"), Who("Bo", "tab-bbbb")

@@ -16,7 +16,8 @@ from tunesmith.annotation.vote_store import Who
 from tunesmith.data.examples.parsers import labelled
 from tunesmith.data.readers.read import read_rows
 from tunesmith.errors import DataError, Refused
-from tunesmith.pipelines.label import LabelRequest, export_labels, open_labelling
+from tunesmith.pipelines.label import export_labels, open_labelling
+from tunesmith.pipelines.requests import LabelRequest
 
 ANA, BO = Who("Ana", "tab-a"), Who("Bo", "tab-b")
 

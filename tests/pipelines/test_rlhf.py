@@ -20,7 +20,8 @@ from tunesmith.annotation.vote_store import Who
 from tunesmith.config import Gates, Recipe, Replay
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.models.generation.sampling import Sampling
-from tunesmith.pipelines.feedback import FeedbackRequest, open_panel
+from tunesmith.pipelines.feedback import open_panel
+from tunesmith.pipelines.requests import FeedbackRequest
 from tunesmith.pipelines.rlhf import loop as walk
 from tunesmith.pipelines.rlhf.judge import Replies, win_rate_over_base
 from tunesmith.pipelines.rlhf.learn import enough, train_round, votes_so_far, write_rows

@@ -10,7 +10,8 @@ from tunesmith.annotation.items import ANSWER, prompt_key
 from tunesmith.annotation.pair_judging import WHAT
 from tunesmith.annotation.vote_store import Entry, VoteStore
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.pipelines.feedback import FeedbackRequest, completion_sources
+from tunesmith.pipelines.feedback import completion_sources
+from tunesmith.pipelines.requests import FeedbackRequest
 
 
 def write_prompts(path: Path, count: int) -> Path:

@@ -15,7 +15,7 @@ from bench.rater import Rater, judge
 from tests.web.conftest import SCRIPT, Serve
 from tests.web.judged import give_answers, write_prompts
 from tests.web.test_label_page import PHONE, WIDEST
-from tunesmith.pipelines.feedback import FeedbackRequest
+from tunesmith.pipelines.requests import FeedbackRequest
 
 pytestmark = pytest.mark.browser
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.web.conftest import SCRIPT, Ask, asking
 from tunesmith.annotation.labelling import LabelSession
-from tunesmith.pipelines.label import LabelRequest, open_labelling
+from tunesmith.pipelines.label import open_labelling
+from tunesmith.pipelines.requests import LabelRequest
 from tunesmith.web.pages.label import label_app
 
 ANA = {"rater": "Ana", "tab": "tab-aaaa"}

@@ -27,13 +27,14 @@ from tunesmith.pipelines.compare import run_arm as answering
 from tunesmith.pipelines.compare.arms import remote
 from tunesmith.pipelines.compare.ask import ArmQuestion, ask_arm
 from tunesmith.pipelines.compare.beliefs import BELIEFS
-from tunesmith.pipelines.compare.compare import CompareOptions, _document_digests, compare, reopened
+from tunesmith.pipelines.compare.compare import _document_digests, compare, reopened
 from tunesmith.pipelines.compare.context import CHOICES, ComparisonContext, file_name
 from tunesmith.pipelines.compare.prompting import within
 from tunesmith.pipelines.compare.report import Comparison
 from tunesmith.pipelines.compare.report import page as html
 from tunesmith.pipelines.compare.run_arm import TUNED_ARMS
 from tunesmith.pipelines.compare.selection import chosen_arms
+from tunesmith.pipelines.requests import CompareOptions
 from tunesmith.retrieval.chunks import Chunk
 from tunesmith.retrieval.index import Hit
 from tunesmith.retrieval.prompts import FORMS, with_passages

@@ -12,8 +12,9 @@ from tests.pipelines.conftest import recipe, reviews
 from tests.pipelines.tune.test_multitask import mixed
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.pipelines.learning_curve import learning_curve as story
-from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions, epochs_at, measure_learning_curve
+from tunesmith.pipelines.learning_curve.learning_curve import epochs_at, measure_learning_curve
 from tunesmith.pipelines.learning_curve.report import LearningCurveReport, sentence
+from tunesmith.pipelines.requests import LearningCurveOptions
 from tunesmith.training.callbacks import Callbacks, Interrupted
 
 pytestmark = pytest.mark.usefixtures("small_world")

@@ -21,7 +21,8 @@ from tunesmith.config.scaffold import draft
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.inference.saved_model import load
 from tunesmith.models.loading.checkpoint import write_folder
-from tunesmith.pipelines.evaluate import Compared, EvaluateRequest, evaluate
+from tunesmith.pipelines.evaluate import Compared, evaluate
+from tunesmith.pipelines.requests import EvaluateRequest
 from tunesmith.pipelines.tune.preview import preview
 from tunesmith.report.html import write_reports
 from tunesmith.report.run_diff import diff_runs

@@ -18,7 +18,8 @@ from tunesmith.evaluation.evaluators.preferences import WRITTEN, find_warnings
 from tunesmith.evaluation.results import PreferenceDiagnostics
 from tunesmith.inference.saved_model import load
 from tunesmith.models.policy import Policy
-from tunesmith.pipelines.evaluate import EvaluateRequest, evaluate
+from tunesmith.pipelines.evaluate import evaluate
+from tunesmith.pipelines.requests import EvaluateRequest
 from tunesmith.report.schema import read_report
 from tunesmith.training.prepare import prepare
 from tunesmith.training.reference_logprobs import chosen_logprob_warning, precompute_reference_logprobs

@@ -20,9 +20,10 @@ from tunesmith.errors import RecipeError
 from tunesmith.evaluation.predict import subsample
 from tunesmith.events import StageStarted
 from tunesmith.objectives import Domain
-from tunesmith.pipelines.collect import Writer, ask_writer, counted
+from tunesmith.pipelines.collect import ask_writer, counted
 from tunesmith.pipelines.compare.answers import ArmAnswers
 from tunesmith.pipelines.compare.context import ComparisonContext
+from tunesmith.pipelines.requests import Writer
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.retrieval.chunks import Chunk
 from tunesmith.retrieval.index import Hit

@@ -16,7 +16,7 @@ from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.win_rate import WinRate, win_rate
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Instruct
-from tunesmith.pipelines.feedback import FeedbackRequest
+from tunesmith.pipelines.requests import FeedbackRequest
 
 # The browser tab that a vote names, for votes of a rule.
 TAB = "rule"

@@ -16,7 +16,8 @@ from tunesmith.events import Note, StageStarted
 from tunesmith.inference.identify import identify
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.device import choose_machine
-from tunesmith.pipelines.feedback import CompletionSource, FeedbackRequest, open_panel
+from tunesmith.pipelines.feedback import CompletionSource, open_panel
+from tunesmith.pipelines.requests import FeedbackRequest
 from tunesmith.pipelines.rlhf.judge import (
     Replies,
     as_rows,
