@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tunesmith.cli.terminal import log
-from tunesmith.errors import OptionError, suggestion
+from tunesmith.errors import OptionError, RecipeError, suggestion
 
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
