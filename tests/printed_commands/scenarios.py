@@ -164,7 +164,7 @@ def subfolders(lab: Lab) -> None:
         for number in range(20):
             (lab.folder / "mail" / name / f"{number}.txt").write_text(f"{name} of number {number}", encoding="utf-8")
     common = ("tune", "mail", "--model", lab.bert, "--dry-run")
-    _append_as(lab, lab.run(*common), FOLDER, "--set {}", common)
+    _append_as(lab, lab.run(*common), FOLDER, "--set 'objective={}'", common)
 
 
 @covers(
