@@ -5,22 +5,32 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.bases import template
 from tunesmith.config import load_recipe
+from tunesmith.data.audit.row_view import view
 from tunesmith.data.examples.prompts import Completion, RLPrompt
+from tunesmith.data.examples.types import Chat
+from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.tool_calls import calls_in
+from tunesmith.metrics.scores import call_outcome
+from tunesmith.objectives import Instruct
+from tunesmith.objectives.instruct import asked, reference
 from tunesmith.training.rewards import scorer
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, SHIPPED = ROOT / "examples", ROOT / "tunesmith" / "shipped_data"
 FACTS = ["id", "country", "question", "answer", "evidence", "doc_id"]
+CALLS = ["id", "kind", "package", "messages", "tools"]
 RECIPES = sorted(EXAMPLES.glob("*.yaml"))
 
 
-def rows(path: Path) -> list[dict[str, str]]:
+def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -35,6 +45,8 @@ def rows(path: Path) -> list[dict[str, str]]:
         (EXAMPLES / "factbook.jsonl", FACTS, 264),
         (EXAMPLES / "factbook.test.jsonl", FACTS, 142),
         (EXAMPLES / "pairs.jsonl", ["id", "prompt", "chosen", "rejected", "p_chosen", "group"], 1334),
+        (EXAMPLES / "tools.jsonl", CALLS, 280),
+        (EXAMPLES / "tools.test.jsonl", CALLS, 120),
         (EXAMPLES / "mail.jsonl", ["id", "subject", "text", "label", "thread"], 2394),
     ],
 )
@@ -64,6 +76,32 @@ def test_each_question_of_the_factbook_names_a_document_that_says_the_answer():
             assert " ".join(row["evidence"].split()) in pages[row["doc_id"]]
     both = [{row["country"] for row in rows(EXAMPLES / name)} for name in ("factbook.jsonl", "factbook.test.jsonl")]
     assert not both[0] & both[1]
+
+
+def test_no_call_of_the_examples_is_lost_in_words_and_none_breaks_its_schema():
+    form, columns = template("llama"), {"messages": "messages", "tools": "tools"}
+    for name in ("tools.jsonl", "tools.test.jsonl"):
+        read = [Row(f"{name}:{i}", row) for i, row in enumerate(rows(EXAMPLES / name), 1)]
+        assert {kind for row in read for kind in view(row, columns).calls} == set()
+        chats = Instruct(messages="messages", metric="tool_calls").examples(read, group="package")
+        for row, chat in zip(read, chats, strict=True):
+            assert isinstance(chat, Chat)
+            prompt = form.prompt(asked(chat))
+            whole = form.chat(chat.messages[: chat.reference_index + 1 or None])
+            completion = form.decode(
+                [i for i, learn in zip(whole.ids, whole.learn, strict=True) if learn][-len(whole.ids) + len(prompt) :]
+            )
+            assert call_outcome(reference(chat), completion) == "exact"
+            due = not str(row.fields["kind"]).startswith("no call")
+            assert bool(calls_in(completion)) == due
+
+
+def test_packages_and_wordings_of_the_tool_calls_are_in_one_half_only():
+    train, test = (rows(EXAMPLES / name) for name in ("tools.jsonl", "tools.test.jsonl"))
+    assert not {row["package"] for row in train} & {row["package"] for row in test} - {""}
+    greetings = {"no call: no function"}
+    said = [{row["messages"][0]["content"] for row in half if row["kind"] not in greetings} for half in (train, test)]
+    assert not said[0] & said[1]
 
 
 def test_most_people_agree_which_sentence_of_a_pair_is_better_news_and_length_does_not_tell():

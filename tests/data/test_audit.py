@@ -698,3 +698,86 @@ def test_lines_of_a_log_that_are_alike_are_noted_and_stop_no_run_on_texts() -> N
     found = gate(Split([*read[:140]], [], [*read[140:]], 0, ()))
     assert found.problems == ()
     assert "60 of 60 held-out rows" in found.notes[0]
+
+
+def called(name: str, arguments: Fields, *, answers: str = "c1") -> list[Fields]:
+    """A chat that calls a function and has a result."""
+    call = {"id": "c1", "function": {"name": name, "arguments": json.dumps(arguments)}}
+    return [
+        {"role": "user", "content": f"How is the weather in {arguments}?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": answers, "content": "good"},
+        {"role": "assistant", "content": f"It is good: {arguments}"},
+    ]
+
+
+WEATHER = {
+    "name": "weather",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": ["integer", "null"]},
+            "unit": {"enum": ["c", "f"]},
+            "at": {"type": "array", "items": {"type": "object", "required": ["lat"]}},
+            "when": {"anyOf": [{"type": "integer"}, {"const": "now"}]},
+        },
+        "required": ["city"],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "note"),
+    [
+        ({"city": "Rome", "days": 2, "unit": "c", "at": [{"lat": 1.5}], "when": "now"}, ""),
+        ({"city": "Rome", "days": 2.0, "when": 3}, ""),
+        ({"days": 2}, "weather: city is missing"),
+        ({"city": 5}, "weather: city must be string"),
+        ({"city": "Rome", "days": True}, "weather: days must be integer or null"),
+        ({"city": "Rome", "days": 2.5}, "weather: days must be integer or null"),
+        ({"city": "Rome", "unit": "K"}, "weather: unit must be one of c, f"),
+        ({"city": "Rome", "at": [{"lat": 1}, {}]}, "weather: at[1].lat is missing"),
+        ({"city": "Rome", "when": "then"}, "weather: when must be integer"),
+        ({"city": "Rome", "town": "Rome"}, "weather has no parameter town"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_schema_are_found_with_their_name(
+    arguments: Fields, note: str, tmp_path: Path
+) -> None:
+    rows: list[Fields] = [{"messages": called("weather", arguments), "tools": json.dumps([WEATHER])}]
+    ask = AuditSource(write(tmp_path / "train.jsonl", rows), {"messages": "messages", "tools": "tools"})
+    found = {f.kind: f.samples[0].note for f in audit(ask, Tools())[0].findings}
+    assert found.get("tool_arguments", "") == note
+    assert not {"tool_not_offered", "tool_ids"} & set(found)
+
+
+def test_calls_of_other_functions_and_ids_that_do_not_match_are_found(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": WEATHER}]
+    marked = '<tool_call>{"name": "traffic", "arguments": {}}</tool_call>'
+    chats: list[list[Fields]] = [
+        called("weather", {"city": "Rome"}),
+        called("traffic", {"city": "Oslo"}),
+        [{"role": "user", "content": "How full are the roads?"}, {"role": "assistant", "content": marked}],
+        called("weather", {"city": "Lima"}, answers="c2"),
+        [*called("weather", {"city": "Bern"})[:2], {"role": "assistant", "content": "I do not wait for it."}],
+    ]
+    rows: list[Fields] = [{"messages": turns, "tools": tools} for turns in chats]
+    columns = {"messages": "messages", "tools": "tools"}
+    found = audit(AuditSource(write(tmp_path / "train.jsonl", rows), columns), Tools())[0]
+    assert lines(found, "tool_not_offered") == [2, 3]
+    assert lines(found, "tool_ids") == [4]
+    pairs: list[Fields] = [
+        {
+            "query": "Rain in Rome?",
+            "tools": json.dumps([WEATHER]),
+            "answers": json.dumps([{"name": name, "arguments": {}}]),
+        }
+        for name in ("weather", "traffic")
+    ]
+    (tmp_path / "pairs").mkdir()
+    source = AuditSource(
+        write(tmp_path / "pairs" / "train.jsonl", pairs), {"prompt": "query", "answer": "answers", "tools": "tools"}
+    )
+    found = audit(source, Tools())[0]
+    assert (lines(found, "tool_arguments"), lines(found, "tool_not_offered")) == ([1], [2])

@@ -181,3 +181,29 @@ def test_chrf_and_bleu_with_several_references_are_those_of_sacrebleu():
     assert metrics.corpus_bleu(ACCEPTED, TRIES) == pytest.approx(bleu)
     assert metrics.corpus_bleu_pair(ACCEPTED, TRIES, TRIES)(np.arange(3))[0] == pytest.approx(bleu)
     assert metrics.corpus_bleu(["a b c d e"], ["a b c d e"]) == pytest.approx(100)
+
+
+ONE, TWO = (f'<tool_call>{{"name": "{name}", "arguments": {{"a": 1}}}}</tool_call>' for name in "fg")
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "outcome"),
+    [
+        (ONE, f"Wait. {ONE}", "exact"),
+        ("Hello.", "Hi!", "exact"),
+        (ONE, ONE[:-14], "unparsed"),
+        ("Hello.", ONE[:-14], "unparsed"),
+        (ONE + TWO, f"{ONE}<tool_call>", "unparsed"),
+        (ONE, "It is 1.", "missing"),
+        ("Hello.", ONE, "not due"),
+        (ONE + TWO, ONE, "number"),
+        (ONE, ONE + ONE, "number"),
+        (ONE, TWO, "name"),
+        (ONE + TWO, TWO + ONE, "name"),
+        (ONE, ONE.replace("1", '"1"'), "arguments"),
+        ('{"name": ', '{"name": ', "exact"),  # an answer about JSON, which the reference gives too
+    ],
+)
+def test_what_became_of_a_call_has_one_name_and_only_exact_scores(reference: str, answer: str, outcome: str):
+    assert metrics.call_outcome(reference, answer) == outcome
+    assert metrics.tool_calls([reference], [answer]).tolist() == [float(outcome == "exact")]

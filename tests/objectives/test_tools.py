@@ -12,7 +12,7 @@ import torch
 from tests.bases import policy, template
 from tunesmith.data.examples.types import Chat
 from tunesmith.data.readers.row import Row
-from tunesmith.data.tokenization.chat_template import TOOL_PROBE, Template
+from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.data.tokenization.tool_calls import Call
 from tunesmith.errors import DataError
@@ -155,13 +155,13 @@ def test_a_template_without_tools_gets_them_in_words():
     assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call><|im_end|>' in text
 
 
-def test_a_template_that_writes_calls_in_no_json_gets_them_in_words_so_that_a_perfect_call_scores():
-    form, by_calls = knowing(XML), chat(metric="tool_calls")
-    assert XML != KNOWS_TOOLS
-    assert "<function=zq" in form._learned([form._clean(message) for message in TOOL_PROBE])[0]
+def test_a_call_that_the_template_writes_as_xml_scores_as_the_json_of_the_row():
+    tool = {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}
+    form, by_calls = knowing(XML), chat(metric="tool_calls", tools=[tool])
     (made,) = Instruct().encode(by_calls, form, limit=512).sequences
-    told = form.tokenizer.decode([i for i, learn in zip(made.ids, made.learn, strict=True) if learn])
-    assert tool_calls([reference(by_calls)], [told]).tolist() == [1]
+    told = form.decode([i for i, learn in zip(made.ids, made.learn, strict=True) if learn])
+    assert "<function=weather><parameter=city>Paris</parameter>" in told
+    assert tool_calls([reference(by_calls)], [form.in_json(told, by_calls.messages)]).tolist() == [1]
 
 
 def test_a_chat_without_tools_is_written_as_ever():

@@ -136,6 +136,22 @@ def test_calls_of_tools_are_scored_where_the_run_finds_calls_too(form: str, tmp_
     assert preview(recipe, offline=True).problems == ()
 
 
+@pytest.mark.parametrize(("calling", "metric"), [(3, "tool_calls"), (0, "rouge_l")])
+def test_rows_that_offer_tools_are_scored_by_calls_if_any_calls(calling: int, metric: str, tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"How is town {i}?"},
+                call if i < calling else {"role": "assistant", "content": "I do not know."},
+            ],
+            "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+        }
+        for i in range(30)
+    ]
+    assert draft(str(write_rows(tmp_path / "r.jsonl", lines))).recipe.objective.metric == metric
+
+
 def test_two_languages_are_a_translation(tmp_path: Path) -> None:
     pairs = [{"en": f"Paragraph {n}", "fr": f"Paragraphe {n}"} for n in range(40)]
     objective = draft(str(write_rows(tmp_path / "rows.jsonl", pairs))).recipe.objective

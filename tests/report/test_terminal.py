@@ -3,6 +3,10 @@ import io
 from rich.console import Console
 
 from tests.report.conftest import MakeRun, everything
+from tunesmith.evaluation.diagnostics import tool_call_counts
+from tunesmith.report.html import page
+from tunesmith.report.model_card import card
+from tunesmith.report.run_data import read_run_data
 from tunesmith.report.schema import read_report
 from tunesmith.report.terminal import render
 
@@ -46,3 +50,25 @@ def test_text_from_files_is_neither_markup_nor_a_command_to_the_terminal(make_ru
 
 def test_eighty_columns_are_enough(make_run: MakeRun):
     assert max(map(len, printed(make_run(**everything()), width=80).splitlines())) <= 80
+
+
+def test_every_page_says_what_became_of_the_calls(make_run: MakeRun):
+    call, other = (f'{{"name": "{name}", "arguments": {{}}}}' for name in "fg")
+    counts = tool_call_counts(
+        [call, call, "Hi.", "Hi."], base=["No.", '{"name": ', call, "Hi."], tuned=[call, other, "Hi.", "Hi."]
+    )
+    assert {name: pair for name, pair in counts.outcomes.items() if any(pair)} == {
+        "exact": (1, 3),
+        "unparsed": (1, 0),
+        "missing": (1, 0),
+        "not due": (1, 0),
+        "name": (0, 1),
+    }
+    run = make_run(tool_calls=counts)
+    says = "exact 0 → 1 of 2 rows with a due call; rightly none 1 → 2 of 2; not parsed 1 → 0; no call 1 → 0"
+    counted = counts.sentence(4)
+    assert counted == f"{says}; call not due 1 → 0; wrong function 0 → 1"
+    data = read_run_data(run)
+    for text in (printed(run, width=300), page(data), card(data)):
+        assert says.split(" of ")[0] in text
+    assert "Tool calls" not in page(read_run_data(make_run()))

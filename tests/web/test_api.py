@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from tests.bases import labelled
+from tests.bases import labelled, template
 from tests.served import HEAD, LABELS, WRITES, Served, save_run, served
 from tests.web.conftest import await_here
 from tunesmith.annotation.import_export import export_votes, read_events
@@ -455,7 +455,7 @@ def test_a_call_without_arguments_is_one_of_a_tool_that_takes_nothing():
 def test_what_is_said_before_a_call_is_told_without_the_mark_that_opens_it(before: str, told: str):
     call = '{"name": "look", "arguments": {"word": "fox"}}'
     asked = [Message("user", "Look up fox.", tools=json.dumps([TOOL]))]
-    assert split_calls(f"{before}{call}</tool_call>", asked) == (told, [json.loads(call)])
+    assert split_calls(f"{before}{call}</tool_call>", asked, template("llama")) == (told, [json.loads(call)])
 
 
 def test_parts_of_a_text_stand_on_lines_of_their_own_as_in_rows():

@@ -335,8 +335,11 @@ def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons
     words = float(np.median([len(answer.split()) for answer in answers]))
     foreign = sum(any(c.isalpha() and not c.isascii() for c in a) for a in answers) / len(answers)
     chats = [example for example in examples if isinstance(example, Chat)]
-    if sum(any(turn.calling for turn in chat.messages) for chat in chats) > 0.5 * len(examples):
-        metric, reason = "tool_calls", "most rows call a tool: name and arguments are compared"
+    calling = sum(any(turn.calling for turn in chat.messages) for chat in chats)
+    offered = sum(bool(chat.messages[0].tools) for chat in chats)
+    if calling > 0.5 * len(examples) or (calling and offered > 0.5 * len(examples)):
+        what = f"{calling} of {len(examples)} rows call a tool"
+        metric, reason = "tool_calls", f"{what}: name and arguments are compared; without a due call none is right"
     elif words <= 3 and len(set(answers)) < 0.5 * len(answers):
         metric, reason = "exact_match", "most answers are a few words that recur"
     elif foreign > 0.5:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,15 @@ from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, Unp
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.text.domain_terms import general_text
 from tunesmith.data.tokenization.tokenizer import frame
+from tunesmith.data.tokenization.tool_calls import calls_in
 from tunesmith.data.user_cache import cache_dir
 from tunesmith.evaluation.predict import AnswersByArm, AnswerSet, question, reference_answers
-from tunesmith.evaluation.results import Calibration, Retention, Style
+from tunesmith.evaluation.results import Calibration, Retention, Style, ToolCallCounts
 from tunesmith.evaluation.retention import WINDOW, GeneralAbility, by_field, flips, items, measure, spread
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics import calibration, style
 from tunesmith.metrics.baselines import linear_probe, majority, tfidf_classifier
+from tunesmith.metrics.scores import CallOutcome, call_outcome
 from tunesmith.models.families import positions_of
 from tunesmith.models.policy import Policy
 from tunesmith.training.prepare import TrainingContext
@@ -309,3 +312,23 @@ def style_report(
         rules={rule.name: triple([rate[rule.name] for rate in rates]) for rule in rules},
         habits={name: triple([float(side[name]) for side in habits]) for name in habits[0]},
     )
+
+
+def tool_call_counts(references: Sequence[str], *, base: Sequence[str], tuned: Sequence[str]) -> ToolCallCounts:
+    """Count what became of the tool calls of both models.
+
+    Args:
+        references: reference answers with their calls.
+        base: answers of the base model.
+        tuned: answers of the tuned model.
+    """
+    sides = [[call_outcome(r, a) for r, a in zip(references, given, strict=True)] for given in (base, tuned)]
+    due = [bool(calls_in(text)) for text in references]
+
+    def pair(outcome: str, rows: Sequence[bool]) -> tuple[int, int]:
+        before, after = (sum(seen == outcome and row for seen, row in zip(side, rows, strict=True)) for side in sides)
+        return before, after
+
+    every = [True] * len(references)
+    outcomes = {outcome: pair(outcome, every) for outcome in get_args(CallOutcome)}
+    return ToolCallCounts(due=sum(due), exact=pair("exact", due), outcomes=outcomes)

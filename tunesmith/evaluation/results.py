@@ -61,6 +61,38 @@ class Style(ReportPart):
     habits: dict[str, tuple[float, float, float]] = {}
 
 
+# Names of the outcomes of `call_outcome` in reports.
+CALL_ERRORS = {
+    "unparsed": "not parsed",
+    "missing": "no call",
+    "not due": "call not due",
+    "number": "wrong number of calls",
+    "name": "wrong function",
+    "arguments": "wrong arguments",
+}
+
+
+class ToolCallCounts(ReportPart):
+    """What became of the tool calls of the test rows."""
+
+    due: int  # rows whose reference calls a tool
+    exact: tuple[int, int]  # rows with a due call that were answered with exactly these calls
+    outcomes: dict[str, tuple[int, int]]  # rows by `call_outcome`; they add up to all rows
+
+    def sentence(self, rows: int) -> str:
+        """Return the counts of base and tuned model as text; outcomes that neither had are left out.
+
+        Args:
+            rows: number of test rows.
+        """
+        quiet = tuple(whole - due for whole, due in zip(self.outcomes["exact"], self.exact, strict=True))
+        parts = [f"exact {self.exact[0]} → {self.exact[1]} of {self.due} rows with a due call"]
+        if rows > self.due:
+            parts.append(f"rightly none {quiet[0]} → {quiet[1]} of {rows - self.due}")
+        wrong = [(name, pair) for name, pair in self.outcomes.items() if name != "exact" and any(pair)]
+        return "; ".join(parts + [f"{CALL_ERRORS[name]} {pair[0]} → {pair[1]}" for name, pair in wrong])
+
+
 class PreferenceDiagnostics(ReportPart):
     """Side effects of preference tuning; None where a value was not measured."""
 

@@ -172,10 +172,10 @@ class LocalModel:
         answers = self._generate(prompts, sampling)
         splitter = ThoughtSplitter.of(self.template, thinking=thinking)
         replies = []
-        for prompt, a in zip(prompts, answers, strict=True):
+        for messages, prompt, a in zip(batch, prompts, answers, strict=True):
             whole = before_stop(splitter.decode(a.ids), sampling.stop)
             thoughts, text = splitter.split(whole)
-            reply = Reply(text.strip(), len(prompt), len(a.ids), a.finished)
+            reply = Reply(self.template.in_json(text.strip(), messages), len(prompt), len(a.ids), a.finished)
             if thoughts:
                 count, ended = splitter.thought_tokens(a.ids), splitter.ended(whole)
                 reply = replace(reply, thoughts=thoughts.strip(), thought_tokens=count, thoughts_ended=ended)

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from rapidfuzz.distance import LCSseq
 
 from tunesmith.data.examples.types import Reference
 from tunesmith.data.text.words import spaced, words_of
-from tunesmith.data.tokenization.tool_calls import calls_in
+from tunesmith.data.tokenization.tool_calls import attempts_call, calls_in
 from tunesmith.errors import DataError
 
 FloatArray = NDArray[np.float64]
@@ -94,11 +94,43 @@ def exact_match(references: Sequence[str], answers: Sequence[str]) -> FloatArray
 
 
 def tool_calls(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
-    """Return 1 for each answer with the same tool calls in the same order, arguments equal as JSON values; [N]."""
+    """Return 1 for each answer with the same tool calls in the same order, arguments equal as JSON values; [N].
+
+    Without a call in the reference, an answer is right if it neither calls a tool nor tries to.
+    """
     _same_length(references, answers)
-    return np.array(
-        [float(_typed(calls_in(r)) == _typed(calls_in(a))) for r, a in zip(references, answers, strict=True)]
-    )
+    return np.array([float(call_outcome(r, a) == "exact") for r, a in zip(references, answers, strict=True)])
+
+
+# What became of the calls of an answer. Each answer has the first that applies.
+CallOutcome = Literal["exact", "unparsed", "missing", "not due", "number", "name", "arguments"]
+
+
+def call_outcome(reference: str, answer: str) -> CallOutcome:
+    """Compare the tool calls of an answer with those of its reference.
+
+    Args:
+        reference: text of the reference answer, with its calls.
+        answer: text of the completion.
+
+    Returns:
+        `exact`: the same calls, or rightly none. `unparsed`: a call was begun that cannot be parsed. `missing`: no
+        call where one was due. `not due`: a call where none was. `number`: more or fewer calls. `name`: another
+        function, or another order. `arguments`: the right functions with other arguments.
+    """
+    due, given = calls_in(reference), calls_in(answer)
+    attempted = attempts_call(answer)
+    if _typed(due) == _typed(given) and not (attempted and answer != reference):
+        return "exact"
+    if attempted:
+        return "unparsed"
+    if not given:
+        return "missing"
+    if not due:
+        return "not due"
+    if len(due) != len(given):
+        return "number"
+    return "name" if [call["name"] for call in due] != [call["name"] for call in given] else "arguments"
 
 
 def _typed(value: Any) -> Any:

@@ -131,6 +131,8 @@ def _results(run: RunData) -> str:
     ]
     if (tests := sum(arm.gain is not None for arm in arms)) > 1:
         parts.append(f"Adjusted: by Holm's method for the {tests} tests of this table.")
+    if report.tool_calls is not None:
+        parts.append(f"Tool calls of the test rows, base → tuned: {report.tool_calls.sentence(main.n)}.")
     for arm in arms:
         if arm.not_beaten:
             sentence = rivalry(arm, main)

@@ -18,6 +18,7 @@ from tunesmith.evaluation.results import (
     RewardDiagnostics,
     Style,
     ThinkingLedger,
+    ToolCallCounts,
 )
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
 from tunesmith.report.formatting import figure, metric_name, p_value, signed
@@ -181,6 +182,7 @@ class Report(Displayed, ReportPart):
     style: Style | None = None
     preference_diagnostics: PreferenceDiagnostics | None = Field(None, alias="judgement")
     reward_diagnostics: RewardDiagnostics | None = Field(None, alias="pursuit")
+    tool_calls: ToolCallCounts | None = None
     warnings: tuple[str, ...] = Field((), alias="alarms")
     multitask: MultitaskReport | None = Field(None, alias="together")
     training: Training

@@ -11,7 +11,7 @@ from tunesmith.report.ledger_lines import ledger_sentence
 from tunesmith.report.schema import Report
 from tunesmith.report.verdicts import is_not_beaten, rivalry
 
-COUNTED = ("accuracy", "exact_match")  # metrics whose mean is a share of rows
+COUNTED = ("accuracy", "exact_match", "tool_calls")  # metrics whose mean is a share of rows
 SIGNIFICANCE = {
     "better": "The difference is significant.",
     "worse": "The difference is significant.",

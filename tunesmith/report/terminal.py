@@ -101,6 +101,8 @@ def costs(report: Report) -> list[Text]:
         lines.append(Text(line))
     if report.thinking_reason:
         lines.append(Text(f"thinking ledger: not measured ({clean(report.thinking_reason)})", style="dim"))
+    if (calls := report.tool_calls) is not None:
+        lines.append(Text(f"tool calls, base → tuned: {calls.sentence(report.task.n)}"))
     return [*lines, *(Text(f"warning: {clean(warning)}", style="yellow") for warning in report.warnings)]
 
 

@@ -82,6 +82,15 @@ CHECKS: Mapping[str, Check] = {
     "label_imbalance": Check(
         "note", None, "one label has ten times as many rows as another", "report macro F1, add rows"
     ),
+    "tool_not_offered": Check(
+        "warning", None, "a call of a function that the row does not offer", "offer it in tools, or drop these rows"
+    ),
+    "tool_arguments": Check(
+        "warning", None, "arguments that do not fit the schema of the function", "correct the arguments or the schema"
+    ),
+    "tool_ids": Check(
+        "warning", None, "a result whose id is none of a call, or a call without result", "correct the ids"
+    ),
     "template_tokens": Check(
         "warning", None, "tokens of a chat format inside a text", "remove them; training breaks them up with a space"
     ),

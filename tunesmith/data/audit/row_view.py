@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tunesmith.data.audit.checks.tool_checks import tool_findings
 from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, text_of
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
 from tunesmith.data.readers.row import Row, as_word
@@ -54,6 +55,7 @@ class View:
         labels: the labels, if the answer is one.
         problem: kind of the finding; empty for a valid row.
         why: reason of the finding.
+        calls: findings about tool calls, kind -> note.
     """
 
     question: str
@@ -61,6 +63,7 @@ class View:
     labels: tuple[str, ...] = ()
     problem: str = ""
     why: str = ""
+    calls: Mapping[str, str] = field(default_factory=dict)
 
 
 def view(row: Row, columns: Mapping[str, str]) -> View:
@@ -117,7 +120,11 @@ def _pair(row: Row, columns: Mapping[str, str]) -> View:
         return View(question, "", (), "unreadable", f"the answer is {given!r}, not text")
     if not _text(cell(row, columns["prompt"])).strip():
         return View(question, answer, (), "empty", "blank prompt")
-    return _answered(question, answer) or _checked(row, columns, View(question, answer))
+    seen = _answered(question, answer) or _checked(row, columns, View(question, answer))
+    if "tools" not in columns:
+        return seen
+    called = {"from": "function_call", "value": given}
+    return replace(seen, calls=tool_findings([called], cell(row, columns["tools"])))
 
 
 def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
@@ -134,7 +141,8 @@ def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
     seen = _checked(row, columns, View(question, answer), fault="wrong_roles")
     if seen.problem:
         return seen
-    return _answered(question, answer) or seen
+    calls = tool_findings(turns, cell(row, columns.get("tools", "")))
+    return replace(_answered(question, answer) or seen, calls=calls)
 
 
 def _preferred(row: Row, columns: Mapping[str, str]) -> View:

@@ -92,6 +92,8 @@ class _ChunkScan:
             self.marks.setdefault(seen.problem, {})[row] = seen.why
         if seen.problem == "unreadable":
             return
+        for kind, note in seen.calls.items():
+            self.marks.setdefault(kind, {})[row] = note
         for kind, check in TEXT_CHECKS:
             if note := check(text):
                 self.marks.setdefault(kind, {})[row] = note

@@ -13,11 +13,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data.tokenization.call_formats import (
+    TOOL_CALL,
+    TOOL_OFFER,
+    TOOL_WORDS,
+    CallFormat,
+    find_call_format,
+    in_words,
+)
 from tunesmith.data.tokenization.messages import Message, separated
 from tunesmith.data.tokenization.thinking import Switch, ThoughtFormat, find_format
 from tunesmith.data.tokenization.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
-from tunesmith.data.tokenization.tool_calls import Call, as_words, calls_in
+from tunesmith.data.tokenization.tool_calls import Call
 from tunesmith.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -25,41 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Template", "Tokens"]
 
-OFFER = (
-    "You may call these tools:\n<tools>\n{tools}\n</tools>\n"
-    'Call one with its name and arguments as JSON: <tool_call>\n{{"name": ..., "arguments": {{...}}}}\n</tool_call>'
-)
-RESULT = "<tool_response>\n{content}\n</tool_response>"
-
-
-def in_words(messages: Sequence[Message]) -> list[Message]:
-    """Render tools, calls and results into the contents of the messages; results become user turns."""
-    rendered: list[Message] = []
-    for message in messages:
-        content = message.content
-        if message.tools:
-            offer = OFFER.format(tools="\n".join(json.dumps(t, ensure_ascii=False) for t in json.loads(message.tools)))
-            content = f"{content}\n\n{offer}" if message.role == "system" else f"{offer}\n\n{content}"
-        if message.calls:
-            content = "\n".join(filter(None, [content, as_words(message.calls)]))
-        if message.role == "tool":
-            result = RESULT.format(content=content)
-            if rendered and rendered[-1].role == "user":  # several results in one turn
-                rendered[-1] = replace(rendered[-1], content=f"{rendered[-1].content}\n{result}")
-                continue
-            message, content = replace(message, role="user"), result
-        rendered.append(replace(message, content=content, calls=(), tools=""))
-    return rendered
-
-
-# A probe chat with every part of tool use; each part contains a word that can be found in the rendered text.
-TOOL_PROBE = (
-    Message("user", "q", tools=json.dumps([{"type": "function", "function": {"name": "zqtool", "parameters": {}}}])),
-    Message("assistant", "", (Call("zqcall", json.dumps({"zqkey": 1})),)),
-    Message("tool", "zqresult"),
-    Message("assistant", "zq"),
-)
-TOOL_WORDS = ("zqtool", "zqresult")
 # Keys of a message that are not for the template.
 OURS = ("tools", "thoughts", "weight")
 
@@ -298,20 +271,67 @@ class Template:
         return [separated(message) for message in messages] if self.thinks else list(messages)
 
     def _ready(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Return messages for the template; tools become text if it does not support them as JSON."""
+        """Return messages for the template; tools become text if it cannot write calls that are parsed."""
         tools = any(message.tools or message.calls for message in messages)
-        return [self._clean(m) for m in (in_words(messages) if tools and not self._takes_tools else messages)]
+        if tools and self.call_format is None:
+            messages = in_words(messages, self._in_strings)
+        elif tools:
+            messages = [self._with_calls(message, self.call_format) for message in messages]
+        return [self._clean(message) for message in messages]
+
+    def _with_calls(self, message: Message, found: CallFormat) -> Message:
+        """Return a message whose calls the template can render."""
+        calls = tuple(map(found.harmless, message.calls))
+        if len(calls) <= 1 or self._takes_several:
+            return replace(message, calls=calls)
+        texts = [message.content]
+        for call in calls:
+            chat = (Message("user", "q", tools=TOOL_OFFER), Message("assistant", "", (call,)))
+            full, (span,) = self._learned([self._clean(turn) for turn in chat], thinking=False)
+            texts.append(full[span.start : span.end].removesuffix(self._end).strip())
+        return replace(message, content="\n".join(filter(None, texts)), calls=())
 
     @cached_property
-    def _takes_tools(self) -> bool:
-        """True if the template renders tools and results, and calls in a form that `calls_in` can parse."""
+    def call_format(self) -> CallFormat | None:
+        """The format in which the template writes calls; None if tools, calls and results are written as text."""
+        return self._format_of(TOOL_CALL)
+
+    @cached_property
+    def _takes_several(self) -> bool:
+        """True if the template renders several calls in one turn; they are rendered one by one otherwise."""
+        return self._format_of(TOOL_CALL, Call("zqtool", '{"zqkey": 0}')) is not None
+
+    def _format_of(self, *calls: Call) -> CallFormat | None:
+        """Return the format in which the template writes a turn with these calls, in a chat with two questions.
+
+        Some templates offer the tools only before the last question, and the turns before it cannot be learned then.
+        """
+        last = Message("assistant", "", calls)
+        results = [Message("tool", "zqresult")] * len(calls)
+        context = [Message("user", "q", tools=TOOL_OFFER), last, *results, Message("assistant", "zq")]
+        if self.thinks:  # each of its turns is learned in a sequence of its own, so earlier ones may be rewritten
+            context = [replace(message, weight=0.0) for message in context]
+        context.append(Message("user", "q"))
         try:
-            full, spans = self._learned([self._clean(message) for message in TOOL_PROBE], thinking=False)
+            full, spans = self._learned([self._clean(message) for message in (*context, last)], thinking=False)
         except TemplateError:
-            return False
-        # Some templates write calls as XML, which can be neither scored nor served.
-        called = calls_in(full[spans[0].start : spans[0].end]) == [call.plain() for call in TOOL_PROBE[1].calls]
-        return called and all(word in full for word in TOOL_WORDS)
+            return None
+        if not all(word in full for word in TOOL_WORDS):
+            return None
+        # Decoded like a completion: the marks of some formats are special tokens, which are lost.
+        written = self.decode(self._encode(full[spans[-1].start : spans[-1].end])[0])
+        return find_call_format(written, calls, TOOL_OFFER)
+
+    def in_json(self, text: str, messages: Sequence[Message]) -> str:
+        """Return a completion with its tool calls as JSON, in whatever format the template writes them.
+
+        Args:
+            text: the completion.
+            messages: the prompt; its first message offers the tools.
+        """
+        if not (messages and messages[0].tools) or self.call_format is None:
+            return text
+        return self.call_format.in_json(text, messages[0].tools)
 
     def _learned(
         self, clean: Sequence[Mapping[str, Any]], *, thinking: bool, learn_thoughts: bool = True
@@ -407,6 +427,12 @@ class Template:
         if self._special is None:
             return text
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+    def _in_strings(self, text: str) -> str:
+        """Return JSON with the first letter of each special token escaped, so that it is parsed unchanged."""
+        if self._special is None:
+            return text
+        return self._special.sub(lambda match: f"\\u{ord(match[0][0]):04x}{match[0][1:]}", text)
 
     def _render(
         self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False, thinking: bool = False, effort: str = ""

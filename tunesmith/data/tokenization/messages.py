@@ -131,8 +131,10 @@ def turn_of(item: object, where: str) -> Message:
             f"{where} ({role}): tool call in a turn of another role than assistant; move it to an assistant turn"
         )
     content = "" if speaker == "function_call" else joined(item.get("content", item.get("value")))
-    if content is None and role == "assistant":
+    if content is None and role in ("assistant", "tool"):  # a function may return nothing
         content = ""
+    if role == "tool" and isinstance(content, dict | list | int | float):  # the result as JSON, not as its text
+        content = json.dumps(content, ensure_ascii=False, default=str)
     if not isinstance(content, str) or (role == "user" and not content.strip()):
         raise DataError(f"{where} ({role}): expected text, got {short(content)}; write the content as text")
     whole("".join(f"{call.name}{call.arguments}" for call in calls), where)

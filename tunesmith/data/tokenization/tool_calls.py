@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from tunesmith.errors import DataError
 
 # Keys under which templates and models write the arguments of a call.
 ARGUMENTS = ("arguments", "parameters")
 MARKED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+# The beginnings of calls in the formats of `call_formats`; found beside no parsed call, one was attempted and failed.
+ATTEMPT = re.compile(
+    r"""<tool_call>(?!\s*</tool_call>)|<function=|<arg_key>|\{\s*['"]name['"]\s*:|['"](?:arguments|parameters)['"]\s*:"""
+)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+# Python reads NaN and Infinity, which no other program does, and NaN does not equal itself.
+STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +37,20 @@ class Call:
     def plain(self) -> dict[str, Any]:
         """Return the call as a JSON object."""
         return {"name": self.name, "arguments": json.loads(self.arguments)}
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCall:
+    """A call in a text, from the character index `start` to `end`."""
+
+    start: int
+    end: int
+    name: str
+    arguments: dict[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the call as a JSON object."""
+        return {"name": self.name, "arguments": self.arguments}
 
 
 def read_calls(turn: Mapping[str, Any], where: str) -> tuple[Call, ...]:
@@ -74,31 +100,45 @@ def read_tools(value: object, where: str) -> str:
     return json.dumps(list(listed), ensure_ascii=False)
 
 
-def as_words(calls: Sequence[Call]) -> str:
-    """Render calls as text, each as JSON between `<tool_call>` tags (the format of Hermes and Qwen)."""
-    return "\n".join(f"<tool_call>\n{json.dumps(c.plain(), ensure_ascii=False)}\n</tool_call>" for c in calls)
+def as_words(calls: Sequence[Call], escape: Callable[[str], str] = str) -> str:
+    """Render calls as text, each as JSON between `<tool_call>` tags (the format of Hermes and Qwen).
+
+    Args:
+        calls: the calls.
+        escape: applied to the JSON of each call.
+    """
+    texts = [escape(json.dumps(call.plain(), ensure_ascii=False)) for call in calls]
+    return "\n".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)
 
 
 def calls_in(text: str) -> list[dict[str, Any]]:
     """Return all calls in a completion, in order: JSON objects with a name and arguments, whatever surrounds them."""
-    return [call for _, call in placed_calls(text)]
+    return [call.plain() for call in placed_calls(text)]
 
 
-def placed_calls(text: str) -> list[tuple[int, dict[str, Any]]]:
-    """Return all calls in a completion with the character index at which each object starts."""
-    calls: list[tuple[int, dict[str, Any]]] = []
-    decoder = json.JSONDecoder()
+def placed_calls(text: str) -> list[PlacedCall]:
+    """Return all calls in a completion that are written as JSON, with their places."""
+    calls: list[PlacedCall] = []
     start = 0
     while (start := text.find("{", start)) >= 0:
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, end = STRICT_JSON.raw_decode(text, start)
         except (ValueError, RecursionError):
             start += 1
             continue
         if (call := _as_call(value)) is not None:
-            calls.append((start, call))
+            calls.append(PlacedCall(start, end, call["name"], call["arguments"]))
         start = end if call is not None else start + 1
     return calls
+
+
+def attempts_call(text: str) -> bool:
+    """Return whether a completion contains the beginning of a call that cannot be parsed."""
+    rest, start = [], 0
+    for call in placed_calls(text):
+        rest.append(text[start : call.start])
+        start = call.end
+    return ATTEMPT.search("".join([*rest, text[start:]])) is not None
 
 
 def calls_alone(text: str, *, bare: bool) -> tuple[Call, ...]:
@@ -124,9 +164,18 @@ def _as_call(value: Any) -> dict[str, Any] | None:
     """Return a call in normalized form; None if the object is not a call."""
     arguments = next((value[key] for key in ARGUMENTS if key in value), None)
     arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
-    if not isinstance(value.get("name"), str) or not isinstance(arguments, dict):
+    if not isinstance(value.get("name"), str) or not isinstance(arguments, dict) or not _is_json(arguments):
         return None
     return {"name": value["name"], "arguments": arguments}
+
+
+def _is_json(value: object) -> bool:
+    """Return whether a value can be written as JSON; NaN, dates and bytes cannot."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
 
 
 def _as_object(call: Mapping[str, Any]) -> Call:
@@ -150,6 +199,6 @@ def _call(item: object, where: str) -> Call:
 def _parsed(text: object) -> Any:
     """Parse JSON; return the text itself if it is invalid."""
     try:
-        return json.loads(str(text))
+        return STRICT_JSON.decode(str(text))
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         return text

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tunesmith.evaluation.diagnostics import SHUFFLED, baselines, frozen_head_control, reliability, style_report
+from tunesmith.evaluation.diagnostics import (
+    SHUFFLED,
+    baselines,
+    frozen_head_control,
+    reliability,
+    style_report,
+    tool_call_counts,
+)
 from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet
 from tunesmith.evaluation.predict import (
     AnswersByArm,
@@ -136,10 +143,15 @@ class AnswerEvaluator:
     def diagnose(
         self, prepared: TrainingContext, model: LocalModel, *, base: AnswerPredictions, tuned: AnswerPredictions
     ) -> Diagnostics:
-        """Measure the calibration of labels, or the style of written answers."""
+        """Measure the calibration of labels, or the style of written answers, and count the outcomes of tool calls."""
+        calls = None
+        if self._objective.metric == "tool_calls":
+            references = reference_answers(self._examples)
+            calls = tool_call_counts(references, base=base.answers.given, tuned=tuned.answers.given)
         return Diagnostics(
             reliability(prepared, model, tuned.answers),
             style_report(prepared, self._examples, base=base.answers, tuned=tuned.answers),
+            tool_calls=calls,
         )
 
     def _metrics(self) -> tuple[str, ...]:

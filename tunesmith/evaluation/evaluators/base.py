@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from tunesmith.data.examples.types import Example
-from tunesmith.evaluation.results import Calibration, PreferenceDiagnostics, RewardDiagnostics, Style
+from tunesmith.evaluation.results import Calibration, PreferenceDiagnostics, RewardDiagnostics, Style, ToolCallCounts
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore
 from tunesmith.models.policy import Policy
@@ -68,6 +68,7 @@ class Diagnostics:
     style: Style | None = None
     preference_diagnostics: PreferenceDiagnostics | None = None
     reward_diagnostics: RewardDiagnostics | None = None
+    tool_calls: ToolCallCounts | None = None
     warnings: tuple[str, ...] = ()
 
 

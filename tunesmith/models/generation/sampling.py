@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+from tunesmith.data.tokenization.tool_calls import calls_in
 from tunesmith.errors import RecipeError
 
 
@@ -47,6 +49,11 @@ class Reply:
     thoughts: str = ""  # what the model thought before the answer
     thought_tokens: int = 0  # of `new_tokens`, those of the thoughts
     thoughts_ended: bool = True  # false if they were cut off, so that there is no answer
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """Return the tool calls in the text, in order: `{"name": ..., "arguments": {...}}`."""
+        return calls_in(self.text)
 
     def __str__(self) -> str:
         return self.text

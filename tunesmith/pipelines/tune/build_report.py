@@ -111,6 +111,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         style=diagnostics.style,
         preference_diagnostics=diagnostics.preference_diagnostics,
         reward_diagnostics=diagnostics.reward_diagnostics,
+        tool_calls=diagnostics.tool_calls,
         warnings=(*diagnostics.warnings, *lost_too_much(recipe, run.general_rise)),
         multitask=multitask,
         training=_training(run.trained),

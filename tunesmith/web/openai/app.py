@@ -20,7 +20,7 @@ from tunesmith.annotation.vote_store import Unwritten
 from tunesmith.errors import RecipeError, TunesmithError, key_of
 from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
 from tunesmith.inference.serving.protocol import AnsweringEngine, Busy, Model
-from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
+from tunesmith.inference.serving.request import AskError, UnknownModel
 from tunesmith.inference.serving.traffic_split import Splits
 from tunesmith.web.openai.metrics import Metrics
 from tunesmith.web.openai.requests import (
@@ -30,7 +30,7 @@ from tunesmith.web.openai.requests import (
     RatingRequest,
     TextsRequest,
 )
-from tunesmith.web.openai.responses import Call, ChatCompletionBuilder, split_calls, wrong
+from tunesmith.web.openai.responses import CallSplitter, ChatCompletionBuilder, split_calls, wrong
 from tunesmith.web.openai.stream import CompletionStream, InternalError, Late
 from tunesmith.web.security import Refusal, RequestPolicy
 
@@ -155,7 +155,8 @@ class Api:
         if ask.in_pieces:
             # Awaited before the response starts, so that an invalid request still gets its own status.
             first = await anext(aiter(stream), None)
-            chunks = _stream(first, stream, builder, ask, usage_too=body.stream_options.include_usage)
+            splitter = CallSplitter(ask.messages, run.template)
+            chunks = _stream(first, stream, builder, splitter, usage_too=body.stream_options.include_usage)
             return StreamingResponse(chunks, media_type="text/event-stream")
         text = thoughts = ""
         scored: list[ScoredToken] = []
@@ -165,7 +166,7 @@ class Api:
             thoughts += piece.thoughts
             scored += piece.scored
             last = piece
-        text, calls = split_calls(text, ask.messages)
+        text, calls = split_calls(text, ask.messages, run.template)
         return _json(builder.whole(text, scored, replace(last, thoughts=thoughts), calls))
 
     async def _embeddings(self, request: Any) -> Any:
@@ -278,26 +279,23 @@ async def _stream(
     first: CompletionChunk | None,
     stream: CompletionStream,
     builder: ChatCompletionBuilder,
-    request: GenerationRequest,
+    splitter: CallSplitter,
     *,
     usage_too: bool,
 ) -> AsyncIterator[str]:
     """Yield server-sent events: a chunk per piece, token counts if requested, and [DONE].
 
-    With tools, the whole answer is one chunk, because tool calls can only be parsed when it is complete.
+    With tools, text is held back while it may become a call, and each call is one chunk.
     """
     piece = first
-    buffer = ""
     started = False
     try:
         while piece is not None:
-            calls: Sequence[Call] = ()
-            if request.messages and request.messages[0].tools:
-                buffer += piece.text
-                text, calls = split_calls(buffer, request.messages) if piece.end else ("", ())
-                piece = replace(piece, text=text)
-            yield f"data: {json.dumps(builder.part(piece, first=not started, calls=calls))}\n\n"
-            started = True
+            text, calls = splitter.take(piece.text, final=bool(piece.end))
+            piece = replace(piece, text=text)
+            if text or calls or piece.scored or piece.end or not started:
+                yield f"data: {json.dumps(builder.part(piece, first=not started, calls=calls))}\n\n"
+                started = True
             if piece.end and usage_too:
                 yield f"data: {json.dumps(builder.counted(piece))}\n\n"
             piece = await anext(aiter(stream), None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.data.tokenization.tool_calls import placed_calls
+from tunesmith.data.tokenization.tool_calls import PlacedCall, placed_calls
 from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
 
 # Token of a single byte in tokenizers with byte fallback.
@@ -21,6 +21,8 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE = "▁"
 # What models write before the first tool call: a special tag, a code fence, an opening bracket.
 OPENING = re.compile(r"(?:<[^<>\s/][^<>\s]{0,40}>)?\s{0,4}(?:```\w{0,20})?\s{0,4}(?:\[[A-Z_]{1,40}\])?\s{0,4}\[?$")
+# Where a call or what is written before it may begin; everything before is text.
+MARK = re.compile(r"[{\[<]|```|`{1,2}$")
 ENDS = {"stop": "stop", "length": "length"}
 Call = Mapping[str, Any]
 
@@ -38,6 +40,7 @@ class ChatCompletionBuilder:
         self.model, self._template, self._chat = model, template, chat
         self._tokens = 0  # scored tokens so far
         self._letters = 0  # characters of scored tokens so far
+        self._called = 0  # tool calls so far
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
 
@@ -52,11 +55,11 @@ class ChatCompletionBuilder:
             last: the final piece, with end reason and token counts, and with all thoughts.
             calls: tool calls of the answer.
         """
-        choice: dict[str, Any] = {"index": 0, "finish_reason": _finish_reason(last.end, calls)}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": _finish_reason(last.end, len(calls))}
         if self._chat:
             thoughts = {"reasoning_content": last.thoughts} if last.thoughts else {}
             content = text or (None if calls else "")
-            choice["message"] = {"role": "assistant", **thoughts, "content": content, **_calls(calls)}
+            choice["message"] = {"role": "assistant", **thoughts, "content": content, **self._calls(calls)}
         else:
             choice["text"] = text
         choice["logprobs"] = self._scores(scored)
@@ -68,14 +71,15 @@ class ChatCompletionBuilder:
         Args:
             piece: new text and scored tokens.
             first: whether it is the first chunk, which carries the role.
-            calls: tool calls of the answer.
+            calls: tool calls that are complete with this chunk.
         """
-        end = _finish_reason(piece.end, calls)
+        called = self._calls(calls)
+        end = _finish_reason(piece.end, self._called)
         choice: dict[str, Any] = {"index": 0, "finish_reason": end, "logprobs": self._scores(piece.scored)}
         if self._chat:
             delta = {"role": "assistant"} if first else {}
             delta |= {"reasoning_content": piece.thoughts} if piece.thoughts else {}
-            choice["delta"] = {**delta, **({"content": piece.text} if piece.text or first else {}), **_calls(calls)}
+            choice["delta"] = {**delta, **({"content": piece.text} if piece.text or first else {}), **called}
         else:
             choice["text"] = piece.text
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
@@ -90,6 +94,20 @@ class ChatCompletionBuilder:
         if self._chat and self._template.thinks:
             counts["completion_tokens_details"] = {"reasoning_tokens": last.thought_tokens}
         return counts
+
+    def _calls(self, calls: Sequence[Call]) -> dict[str, Any]:
+        """Return the key `tool_calls`, numbered on from the calls before; nothing without calls."""
+        first, self._called = self._called, self._called + len(calls)
+        bodies = [
+            {
+                "index": index,
+                "id": f"call_{secrets.token_hex(12)}",
+                "type": "function",
+                "function": {"name": call["name"], "arguments": _arguments(call)},
+            }
+            for index, call in enumerate(calls, first)
+        ]
+        return {"tool_calls": bodies} if bodies else {}
 
     def _head(self, kind: str) -> dict[str, Any]:
         kind = kind if self._chat else "text_completion"
@@ -150,25 +168,91 @@ def _byte_of_letter() -> dict[str, int]:
     return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
-def _finish_reason(end: str, calls: Sequence[Call]) -> str | None:
+def _finish_reason(end: str, calls: int) -> str | None:
     """Return OpenAI's finish_reason; a truncated answer keeps "length", as calls may be missing."""
     return "tool_calls" if calls and end != "length" else ENDS.get(end)
 
 
-def split_calls(text: str, messages: Sequence[Message]) -> tuple[str, list[Call]]:
+def split_calls(text: str, messages: Sequence[Message], template: Template) -> tuple[str, list[Call]]:
     """Split an answer into the text before the first tool call and the calls of known tools.
 
     Args:
         text: the complete answer.
         messages: the prompt; its first message lists the tools.
+        template: the chat template, which knows the format of its calls.
     """
+    text = template.in_json(text, messages)
+    calls = _offered(text, messages)
+    return _text_before(text, calls), [call.plain() for call in calls]
+
+
+def _offered(text: str, messages: Sequence[Message]) -> list[PlacedCall]:
+    """Return the calls of a text whose function is offered."""
     if not messages or not messages[0].tools:
-        return text, []
+        return []
     names = [tool.get("function", tool).get("name") for tool in json.loads(messages[0].tools)]
-    calls = [(start, call) for start, call in placed_calls(text) if call["name"] in names]
-    if not calls:
-        return text, []
-    return OPENING.sub("", text[: calls[0][0]].rstrip()).strip(), [call for _, call in calls]
+    return [call for call in placed_calls(text) if call.name in names]
+
+
+def _text_before(text: str, calls: Sequence[PlacedCall]) -> str:
+    """Return the text before the first call, without what models write to open it; the whole text without calls."""
+    return OPENING.sub("", text[: calls[0].start].rstrip()).strip() if calls else text
+
+
+class CallSplitter:
+    """Splits a growing answer into text and tool calls. In the end both are those of `split_calls`.
+
+    Text is passed on up to the first character with which a call may begin. A call is passed on when it is complete
+    and nothing before it is open, in which it could turn out to be an argument.
+
+    Args:
+        messages: the prompt; its first message lists the tools.
+        template: the chat template.
+    """
+
+    def __init__(self, messages: Sequence[Message], template: Template) -> None:
+        self._messages, self._template = messages, template
+        self._answer = ""
+        self._sent = ""  # text passed on
+        self._calls = 0  # calls passed on
+
+    def take(self, text: str, *, final: bool) -> tuple[str, list[Call]]:
+        """Add a piece of the answer; return the text and the calls that are certain now and were not before.
+
+        Args:
+            text: the piece.
+            final: whether the answer ends with it.
+        """
+        if not (self._messages and self._messages[0].tools):
+            return text, []
+        self._answer += text
+        mark = MARK.search(self._answer)
+        content = self._answer[: mark.start() if mark else None].rstrip()
+        calls: list[Call] = []
+        if self._template.call_format is not None and not self._template.call_format.marked:
+            content = ""  # the name of a function may be text as well
+        if final:
+            content, calls = split_calls(self._answer, self._messages, self._template)
+        elif mark and ("}" in text or ">" in text):  # no call ends with another character
+            answer = self._template.in_json(self._answer, self._messages)
+            if certain := _certain(answer, self._messages):
+                content, calls = _text_before(answer, certain), [call.plain() for call in certain]
+        new_text, new_calls = content[len(self._sent) :], calls[self._calls :]
+        self._sent += new_text
+        self._calls += len(new_calls)
+        return new_text, new_calls
+
+
+def _certain(text: str, messages: Sequence[Message]) -> list[PlacedCall]:
+    """Return the calls of an unfinished answer before which every brace is closed."""
+    certain: list[PlacedCall] = []
+    end = 0
+    for call in _offered(text, messages):
+        if "{" in text[end : call.start]:
+            break
+        certain.append(call)
+        end = call.end
+    return certain
 
 
 def usage(last: CompletionChunk) -> dict[str, Any]:
@@ -190,16 +274,7 @@ def wrong(text: str, *, kind: str = "invalid_request_error", code: str | None = 
     return {"error": {"message": text, "type": kind, "param": param if param.isidentifier() else None, "code": code}}
 
 
-def _calls(calls: Sequence[Call]) -> dict[str, Any]:
-    if not calls:
-        return {}
-    bodies = [
-        {
-            "index": index,
-            "id": f"call_{secrets.token_hex(12)}",
-            "type": "function",
-            "function": {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)},
-        }
-        for index, call in enumerate(calls)
-    ]
-    return {"tool_calls": bodies}
+def _arguments(call: Call) -> str:
+    """Return the arguments as JSON; half a surrogate pair, which a model may write as an escape, stays escaped."""
+    text = json.dumps(call["arguments"], ensure_ascii=False)
+    return text if text.encode(errors="replace").decode() == text else json.dumps(call["arguments"])
