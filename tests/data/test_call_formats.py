@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -264,6 +265,20 @@ def test_a_number_that_is_no_json_is_no_argument(value: str):
 )
 def test_a_call_that_cannot_be_parsed_is_noticed(text: str, attempted: bool):
     assert attempts_call(text) == attempted
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "glm", "deepseek", "hermes"])
+def test_a_long_answer_that_ends_inside_a_call_is_read_at_once(name: str):
+    chat = row_of([{"name": "look", "arguments": {}}])
+    unfinished = {
+        "qwen3-coder": "<function=look>" + "<parameter=text>a</parameter>" * 400,
+        "glm": "<tool_call>look" + "<arg_key>text</arg_key><arg_value>a</arg_value>" * 400,
+        "deepseek": "functionlook\n```json\n{" * 400,
+        "hermes": '{"name": "look", "arguments": {"text": ' * 400,
+    }[name]
+    start = time.process_time()
+    assert split_calls(unfinished, chat.messages, FORMATS[name]) == (unfinished, [])
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(("result", "content"), [({"a": [1]}, '{"a": [1]}'), ([1, 2], "[1, 2]"), (None, ""), (3, "3")])

@@ -21,10 +21,11 @@ Parameters = Mapping[str, Mapping[str, Mapping[str, Any]]]
 _FUNCTION = re.compile(r"<function=([^<>\n]+)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^<>\n]+)>(.*?)</parameter>", re.DOTALL)
 # <tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>: GLM-4.5 and later.
-_KEYED = re.compile(r"<tool_call>\s*([^<>\s{]+)\s*((?:<arg_key>.*?</arg_value>\s*)*)</tool_call>", re.DOTALL)
+_KEYED = re.compile(r"<tool_call>\s*([^<>\s{]+)\s*((?:<arg_key>.*?)?)</tool_call>", re.DOTALL)
 _PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
-# What may stand around a call and belongs to it.
-_AROUND = re.compile(r"(?:<tool_call>\s*)?$"), re.compile(r"\s*</tool_call>")
+# The tags that may stand around a call belong to it.
+_TAG_BEFORE = re.compile(r"(?:<tool_call>\s*)?$")
+_TAG_BEHIND = re.compile(r"\s*</tool_call>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +182,8 @@ def find_call_format(learned: str, calls: Sequence[Call], tools: str) -> CallFor
 
 def _placed(text: str, match: re.Match[str], name: str, arguments: dict[str, Any]) -> PlacedCall:
     """Return a call, with the `<tool_call>` tags around it as its part."""
-    before = _AROUND[0].search(text, 0, match.start())
-    behind = _AROUND[1].match(text, match.end())
+    before = _TAG_BEFORE.search(text, 0, match.start())
+    behind = _TAG_BEHIND.match(text, match.end())
     start = before.start() if before else match.start()
     return PlacedCall(start, behind.end() if behind else match.end(), name, arguments)
 
