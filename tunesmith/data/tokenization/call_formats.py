@@ -23,6 +23,21 @@ _PARAMETER = re.compile(r"<parameter=([^<>\n]+)>(.*?)</parameter>", re.DOTALL)
 # <tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>: GLM-4.5 and later.
 _KEYED = re.compile(r"<tool_call>\s*([^<>\s{]+)\s*((?:<arg_key>.*?)?)</tool_call>", re.DOTALL)
 _PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+OFFER = (
+    "You may call these tools:\n<tools>\n{tools}\n</tools>\n"
+    'Call one with its name and arguments as JSON: <tool_call>\n{{"name": ..., "arguments": {{...}}}}\n</tool_call>'
+)
+RESULT = "<tool_response>\n{content}\n</tool_response>"
+# The tools of a probe chat, a call and a result. Each part contains a word that can be found in the rendered text.
+_PROBED = {"zqkey": {"type": "integer"}, "zqtext": {"type": "string"}, "zqlist": {"type": "array"}}
+_PROBED_TOOL = {
+    "name": "zqtool",
+    "description": "zqoffer",
+    "parameters": {"type": "object", "properties": _PROBED},
+}
+TOOL_OFFER = json.dumps([{"type": "function", "function": _PROBED_TOOL}])
+TOOL_CALL = Call("zqtool", '{"zqkey": 1, "zqtext": "2", "zqlist": [{"b": true}]}')
+TOOL_WORDS = ("zqoffer", "zqresult")
 # The tags that may stand around a call belong to it.
 _TAG_BEFORE = re.compile(r"(?:<tool_call>\s*)?$")
 _TAG_BEHIND = re.compile(r"\s*</tool_call>")

@@ -273,10 +273,10 @@ class Template:
     def _ready(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Return messages for the template; tools become text if it cannot write calls that are parsed."""
         tools = any(message.tools or message.calls for message in messages)
-        if tools and self.call_format is None:
-            messages = in_words(messages, self._in_strings)
+        if tools and (found := self.call_format) is not None:
+            messages = [self._with_calls(message, found) for message in messages]
         elif tools:
-            messages = [self._with_calls(message, self.call_format) for message in messages]
+            messages = in_words(messages, self._in_strings)
         return [self._clean(message) for message in messages]
 
     def _with_calls(self, message: Message, found: CallFormat) -> Message:
