@@ -71,4 +71,4 @@ def test_every_page_says_what_became_of_the_calls(make_run: MakeRun):
     data = read_run_data(run)
     for text in (printed(run, width=300), page(data), card(data)):
         assert says.split(" of ")[0] in text
-    assert "Tool calls" not in page(read_run_data(make_run()))
+    assert "Tool calls" not in page(read_run_data(make_run("without")))
