@@ -293,7 +293,7 @@ async def _stream(
         while piece is not None:
             text, calls = splitter.take(piece.text, final=bool(piece.end))
             piece = replace(piece, text=text)
-            if text or calls or piece.scored or piece.end or not started:
+            if text or calls or piece.thoughts or piece.scored or piece.end or not started:
                 yield f"data: {json.dumps(builder.part(piece, first=not started, calls=calls))}\n\n"
                 started = True
             if piece.end and usage_too:
