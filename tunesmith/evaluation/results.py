@@ -73,7 +73,7 @@ CALL_ERRORS = {
 
 
 class ToolCallCounts(ReportPart):
-    """What became of the tool calls of the test rows."""
+    """The outcomes of the tool calls of the test rows."""
 
     due: int  # rows whose reference calls a tool
     exact: tuple[int, int]  # rows with a due call that were answered with exactly these calls

@@ -102,7 +102,7 @@ def tool_calls(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
     return np.array([float(call_outcome(r, a) == "exact") for r, a in zip(references, answers, strict=True)])
 
 
-# What became of the calls of an answer. Each answer has the first that applies.
+# Outcomes of the calls of an answer. Each answer has the first that applies.
 CallOutcome = Literal["exact", "unparsed", "missing", "not due", "number", "name", "arguments"]
 
 
@@ -114,7 +114,7 @@ def call_outcome(reference: str, answer: str) -> CallOutcome:
         answer: text of the completion.
 
     Returns:
-        `exact`: the same calls, or rightly none. `unparsed`: a call was begun that cannot be parsed. `missing`: no
+        `exact`: the same calls, or rightly none. `unparsed`: a call was started that cannot be parsed. `missing`: no
         call where one was due. `not due`: a call where none was. `number`: more or fewer calls. `name`: another
         function, or another order. `arguments`: the right functions with other arguments.
     """

@@ -38,14 +38,14 @@ _PROBED_TOOL = {
 TOOL_OFFER = json.dumps([{"type": "function", "function": _PROBED_TOOL}])
 TOOL_CALL = Call("zqtool", '{"zqkey": 1, "zqtext": "2", "zqlist": [{"b": true}]}')
 TOOL_WORDS = ("zqoffer", "zqresult")
-# The tags that may stand around a call belong to it.
+# Tags around a call belong to it.
 _TAG_BEFORE = re.compile(r"(?:<tool_call>\s*)?$")
 _TAG_BEHIND = re.compile(r"\s*</tool_call>")
 
 
 @dataclass(frozen=True, slots=True)
 class CallFormat:
-    """How the calls of a template are found in a completion.
+    """The format in which a template writes calls.
 
     Attributes:
         parse: returns the calls in a text, given the parameters of the offered functions.
@@ -224,5 +224,5 @@ def _typed(value: str, schema: Mapping[str, Any]) -> Any:
         read = constant[value] if value in constant else STRICT_JSON.decode(value)
     except (ValueError, RecursionError):
         return value
-    # Without a type, or with several, a number may be a text; the other types are no text.
+    # With several types, a number stays text; only objects, lists and null are certain.
     return value if "string" in kinds and not isinstance(read, dict | list) and read is not None else read

@@ -13,7 +13,7 @@ from tunesmith.errors import DataError
 # Keys under which templates and models write the arguments of a call.
 ARGUMENTS = ("arguments", "parameters")
 MARKED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
-# The beginnings of calls in the formats of `call_formats`; found beside no parsed call, one was attempted and failed.
+# Starts of calls in the formats of `call_formats`. Outside of a parsed call, one was attempted and failed.
 ATTEMPT = re.compile(
     r"""<tool_call>(?!\s*</tool_call>)|<function=|<arg_key>|\{\s*['"]name['"]\s*:|['"](?:arguments|parameters)['"]\s*:"""
 )

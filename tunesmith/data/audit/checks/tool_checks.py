@@ -112,7 +112,7 @@ def _misfit_inside(value: Any, schema: Mapping[str, Any], place: str) -> str:
 
 
 def _is(value: Any, kind: object) -> bool:
-    """Return whether a value has a JSON type. True is no number, and 2.0 is an integer; unknown types fit."""
+    """Return whether a value has a JSON type. 2.0 is an integer, True is not; unknown types fit."""
     if kind == "integer":
         return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
     expected = TYPES.get(str(kind))
