@@ -52,13 +52,11 @@ def one_core() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Timings of test runs do not reach the user's history, which would spoil later forecasts."""
+    """Timings and certificates of test runs do not reach the user's cache, which would spoil later runs."""
     cache = tmp_path_factory.mktemp("history")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "tunesmith.pipelines.plan.history.cache_dir",
-            lambda: Path(os.environ.get("TUNESMITH_CACHE", cache)),
-        )
+        for module in ("pipelines.plan.history", "models.certificate"):
+            patch.setattr(f"tunesmith.{module}.cache_dir", lambda: Path(os.environ.get("TUNESMITH_CACHE", cache)))
         yield
 
 

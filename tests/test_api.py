@@ -51,7 +51,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     },
     "rlhf": {"rlhf": {"dry_run"}, "plan_rlhf": {"dry_run"}},
     "runs": {"runs": {"task"}, "diff_runs": set()},
-    "models": {"list_models": set()},
+    "models": {"list_models": {"words"}, "check_model": {"fetch"}},
     "doctor": {"doctor": set()},
 }
 # A conversation needs a terminal; in Python, `load(run).reply(messages)` answers.
@@ -60,7 +60,7 @@ WITHOUT_FUNCTION = {"chat", "need"}
 RECIPE_KEYS = {"data", "schedule", "gates", "replay", "seed", "documents", "arms", "loop"}
 PYTHON_ONLY = {"progress", "callback", "more"}
 # Positional arguments that have one name on the command line and several parameters in Python.
-RENAMED = {"runs": {"words": {"folder"}}, "diff_runs": {"words": {"a", "b"}}}
+RENAMED = {"runs": {"words": {"folder"}}, "diff_runs": {"words": {"a", "b"}}, "check_model": {"words": {"model"}}}
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

@@ -39,6 +39,7 @@ COMMON = {"requests"}
 # Pipelines that may use another pipeline, after `tunesmith.pipelines.`.
 PIPELINE_EDGES = {
     ("tune", "plan"),
+    ("tune", "certify"),
     ("demo", "tune"),
     ("compare", "tune"),
     ("compare", "collect"),

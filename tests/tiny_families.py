@@ -35,6 +35,7 @@ from tests.tiny import (
     frame,
     tokenizer,
 )
+from tunesmith.models.loading.suppress_output import quiet
 
 # Ids above the tokenizer's, for the tokens of images and sound.
 IMAGE, VIDEO, VISION_START, VISION_END, AUDIO = range(WORDS + 4, WORDS + 9)
@@ -70,7 +71,8 @@ class TinyFamily:
                     value.normal_(0, MATRICES)
                 else:
                     value.add_(torch.randn_like(value) * VECTORS)
-        network.save_pretrained(folder)
+        with quiet():
+            network.save_pretrained(folder)
         words.save_pretrained(folder)
         self.after(folder)
         return folder
@@ -285,6 +287,15 @@ def _gemma4() -> Made:
     return transformers.Gemma4Config(text_config=text, vision_config=vision, **tokens), _gemma_words(GEMMA3)
 
 
+# Positions that are stretched from 32 to 512.
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+MINISTRAL = {
+    "model_type": "ministral3",
+    "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+}
 GRANITE = {
     "embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3,
 }  # fmt: skip
@@ -305,9 +316,9 @@ FAMILIES: dict[str, TinyFamily] = {
     "llama4": TinyFamily("Llama 4", _llama4, BIG_VISION),
     "llama4_text": TinyFamily("Llama 4, text part alone", _decoder("Llama4TextConfig", LLAMA4_TEXT)),
     "mistral": TinyFamily("Mistral", _decoder("MistralConfig", HEADS, sliding_window=None)),
-    "mistral_window": TinyFamily("Mistral with a window", _decoder("MistralConfig", HEADS, sliding_window=16)),
+    "mistral_window": TinyFamily("Mistral with a window", _decoder("MistralConfig", HEADS, sliding_window=48)),
     "mistral3": TinyFamily("Mistral Small 3", _mistral3({"model_type": "mistral", "sliding_window": None}), BIG_VISION),
-    "ministral3": TinyFamily("Ministral 3", _mistral3({"model_type": "ministral3"}), BIG_VISION),
+    "ministral3": TinyFamily("Ministral 3", _mistral3(MINISTRAL), BIG_VISION),
     "mixtral": TinyFamily("Mixtral", _decoder("MixtralConfig", HEADS, LOCAL_EXPERTS)),
     "qwen2": TinyFamily("Qwen2, Qwen2.5", _decoder("Qwen2Config", SIZES)),
     "qwen2_moe": TinyFamily(
@@ -344,7 +355,7 @@ FAMILIES: dict[str, TinyFamily] = {
     "smollm3": TinyFamily("SmolLM3", _decoder("SmolLM3Config", SIZES, no_rope_layers=[1, 0])),
     "olmo2": TinyFamily("OLMo 2", _decoder("Olmo2Config", SIZES)),
     "olmo3": TinyFamily("OLMo 3", _decoder("Olmo3Config", SIZES, WINDOWS)),
-    "gpt_oss": TinyFamily("gpt-oss", _decoder("GptOssConfig", HEADS, LOCAL_EXPERTS, WINDOWS)),
+    "gpt_oss": TinyFamily("gpt-oss", _decoder("GptOssConfig", HEADS, LOCAL_EXPERTS, WINDOWS, rope_parameters=YARN)),
     "phi3": TinyFamily("Phi-3, Phi-4-mini", _decoder("Phi3Config", SIZES)),
     "glm4": TinyFamily("GLM-4", _decoder("Glm4Config", HEADS)),
     "deepseek_v3": TinyFamily("DeepSeek-V3, R1", _decoder("DeepseekV3Config", SIZES, LATENT)),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.api import Listing, Served
 from tunesmith.api_data import audit, collect, export_labels, feedback, label, votes_export, votes_import, votes_summary
-from tunesmith.api_models import ask, diff_runs, doctor, evaluate, export, list_models, load, runs, serve
+from tunesmith.api_models import ask, check_model, diff_runs, doctor, evaluate, export, list_models, load, runs, serve
 from tunesmith.api_training import compare, demo, init, learning_curve, plan, plan_rlhf, preview, rlhf, tune
 from tunesmith.errors import (
     CheckpointError,
@@ -51,6 +51,7 @@ __all__ = [
     "__version__",
     "ask",
     "audit",
+    "check_model",
     "collect",
     "compare",
     "demo",

@@ -13,6 +13,7 @@ from tunesmith.api import Listing, Served, changes_of, python_words, reporting, 
 if TYPE_CHECKING:
     from tunesmith.events import EventHandler
     from tunesmith.inference.local_model import Classified, LocalModel
+    from tunesmith.models.certificate import Certificate
     from tunesmith.models.generation.sampling import Reply
     from tunesmith.pipelines.compare.ask import ArmReply
     from tunesmith.pipelines.evaluate import Compared, ScoredAlone
@@ -347,6 +348,34 @@ def list_models(*, fetch: bool = False, offline: bool = False) -> Listing:
 
     found = list_bundled(fetch_all=fetch, offline=offline)
     return Listing("Models", found, ("alias", "about", "in_cache", "licence", "hub_id"))
+
+
+@python_words
+def check_model(
+    model: str | Path, *, offline: bool = False, progress: bool = True, callback: EventHandler | None = None
+) -> Certificate:
+    """Measure on a model what training, generation and exports rely on, as `tunesmith models check` does.
+
+    >>> import tunesmith
+    >>> tunesmith.check_model("smollm2-135m").failed  # doctest: +SKIP
+    ()
+
+    Args:
+        model: alias, Hub id, folder, run folder or GGUF file.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+
+    Returns:
+        The certificate, with every claim in `.checks`.
+
+    Raises:
+        ModelError: it cannot be loaded; the message says why, and what to choose instead.
+    """
+    from tunesmith.pipelines.certify.certify import check_model as measure
+
+    with reporting(progress, callback) as callbacks:
+        return measure(str(model), on_event=callbacks.on_event, offline=offline)
 
 
 @python_words

@@ -115,3 +115,46 @@ def test_a_recipe_that_somebody_edited_does_not_hide_the_runs(
     (tmp_path / "run" / "recipe.yaml").write_text(text)
     (line,) = json.loads(command("runs", tmp_path / "run", "--json").out)["runs"]
     assert line["report"]["what"].split(", ")[1] == "lora"
+
+
+def test_a_model_is_checked_and_its_certificate_printed(
+    command: Command, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    done = command("models", "check", tiny_llama)
+    assert done.code == 0
+    assert done.out.startswith(f"{tiny_llama}: llama, decoder, ")
+    assert "rows that run together = each row alone" in done.out
+    assert "checks the loss" not in done.out
+    (kept,) = (tmp_path / "certificates").glob("*.json")
+    certificate = json.loads(command("models", "check", tiny_llama, "--json").out)["certificate"]
+    assert kept.stem == certificate["digest"]
+    assert {check["outcome"] for check in certificate["checks"]} <= {"passed", "not measured"}
+
+
+def test_a_claim_that_fails_exits_with_one(
+    command: Command, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    monkeypatch.setattr("tunesmith.pipelines.certify.certify.difference", lambda found, expected: 1.0)
+    done = command("models", "check", tiny_bert)
+    assert done.code == 1
+    assert "failed" in done.out
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(command: Command, tiny_bert: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "brandnew"}))
+    done = command("models", "check", folder)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1].startswith(f"error: {folder}: transformers ")
+    assert "does not support the model type 'brandnew'; upgrade it" in done.err
+
+
+@pytest.mark.parametrize("words", [("check",), ("chek", "m"), ("check", "a", "b")])
+def test_other_words_after_models_are_refused(command: Command, words: tuple[str, ...]):
+    done = command("models", *words)
+    assert done.code == 2
+    assert "expected `check MODEL`" in done.err

@@ -21,6 +21,7 @@ from tunesmith.evaluation.results import (
     ToolCallCounts,
 )
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
+from tunesmith.models.certificate import Certificate
 from tunesmith.report.formatting import figure, metric_name, p_value, signed
 
 
@@ -190,6 +191,7 @@ class Report(Displayed, ReportPart):
     memory: Memory
     forecast: Forecast | None = None
     data: DataReport
+    certificate: Certificate | None = None  # what was measured on the base model; None in reports of earlier versions
     environment: dict[str, str]
     exports: list[Export] = []
     broken_gates: list[str] = []

@@ -77,6 +77,9 @@ def test_label_words_are_learned_and_the_run_folder_is_whole(tmp_path: Path, mon
     assert report.training.steps == 100 == 20 * -(-33 // 8)
     assert report.training.probe_last < 0.67 * report.training.probe_first
     assert report.retention is not None
+    assert report.certificate is not None
+    assert {check.outcome for check in report.certificate.checks} == {"passed"}
+    assert "10 of 10 claims hold" in (run.folder / "report.html").read_text()
     assert {event.kind for event in events} >= {"stage", "machine", "data", "probe", "step"}
     saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
     assert (saved["objective"]["labels"], saved["objective"]["output"]) == (["negative", "positive"], "words")

@@ -1,20 +1,22 @@
-"""`tunesmith runs` and `tunesmith models`: list runs or compare two, and list or download the bundled models."""
+"""`tunesmith runs` and `tunesmith models`: list or compare runs; list, download or check models."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import UsageError, add_common
-from tunesmith.cli.terminal import log, publish, show, show_table
+from tunesmith.cli.options import UsageError, add_common, add_schema
+from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.errors import CheckpointError
-from tunesmith.report.formatting import figure, p_value, size
+from tunesmith.report.formatting import count, duration, figure, p_value, size
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
+    from tunesmith.models.certificate import Certificate
 
 COLUMNS = ("run", "task", "metric", "base>", "tuned>", "p-value>", "when", "state")
 
@@ -34,10 +36,14 @@ def add(commands: Commands) -> None:
     runs.set_defaults(run=run_runs)
     models = commands.add_parser(
         "models",
-        help="list the bundled models, or download them",
-        description="List the models that have an alias, with their size and licence.",
+        help="list the bundled models, download them, or check any model",
+        description="List the models that have an alias, with their size and licence. `models check MODEL` measures on "
+        "that very network what training, scoring, generation and exports rely on, and exits with 1 if a claim fails.",
     )
+    text = "`check` and an alias, Hub id, folder, run folder or GGUF file"
+    models.add_argument("words", nargs="*", metavar="check MODEL", help=text)
     models.add_argument("--fetch", action="store_true", help="download them to the cache")
+    add_schema(models, __name__)
     add_common(models)
     models.set_defaults(run=run_models)
 
@@ -134,7 +140,9 @@ def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def run_models(args: argparse.Namespace) -> int:
-    """List the bundled models; download them first under `--fetch`."""
+    """List the bundled models, after downloading them under `--fetch`; or check one."""
+    if args.words:
+        return _check(args)
     models = list_models(fetch_all=args.fetch, offline=args.offline)
     if publish({"models": models}, args):
         return 0
@@ -146,6 +154,38 @@ def run_models(args: argparse.Namespace) -> int:
     if not all(entry["in_cache"] for entry in models):
         show("missing models are downloaded on first use, or by `tunesmith models --fetch`")
     return 0
+
+
+def schema() -> str:
+    """Return the JSON schema of a certificate."""
+    from tunesmith.models.certificate import Certificate
+
+    return json.dumps(Certificate.model_json_schema(), indent=1)
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Measure the certificate of a model; exit with 1 if a claim fails."""
+    if args.words[0] != "check" or len(args.words) != 2:
+        raise UsageError(f"models: expected `check MODEL`, got {' '.join(args.words)!r}; see `tunesmith models --help`")
+    from tunesmith.cli.progress import reported
+    from tunesmith.pipelines.certify.certify import check_model
+
+    hush()
+    with reported() as on_event:
+        certificate = check_model(args.words[1], on_event=on_event, offline=args.offline)
+    if not publish({"certificate": certificate.model_dump(mode="json")}, args):
+        show_certificate(certificate)
+    return 1 if certificate.failed else 0
+
+
+def show_certificate(certificate: Certificate) -> None:
+    """Print the claims with what was measured, and the techniques that this network refuses."""
+    show(f"{certificate.model}: {certificate.kind}, {certificate.family}, {count(certificate.parameters)} parameters")
+    rows = [(check.claim, check.outcome, check.figure, check.note) for check in certificate.checks]
+    show_table(("claim", "outcome", "difference>", "note"), rows)
+    for kind, reason in certificate.refused_techniques.items():
+        show(f"technique {kind}: {reason}")
+    show(f"{certificate.summary()} ({duration(certificate.seconds)})")
 
 
 def list_models(*, fetch_all: bool, offline: bool) -> list[dict[str, Any]]:

@@ -39,12 +39,14 @@ class _FusedUpdate(torch.autograd.Function):
         with torch.autocast(flat.device.type, enabled=False):  # everything already has the weight's dtype
             low = flat @ a.T  # [N, R]
             bias = None if bias is None else bias.to(weight.dtype)
-            out = F.linear(flat, weight, bias).addmm_(low, b.T, alpha=scale)
+            # No view of another tensor: Gemma 3n changes outputs in place, which autograd allows of none.
+            out = F.linear(flat.view(x.shape), weight, bias)
+            out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(flat, low, a, b, weight)
         ctx.scale = scale
         ctx.shape = x.shape
         ctx.dtype = x.dtype
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, Tensor, Tensor]:

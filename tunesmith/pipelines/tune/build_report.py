@@ -20,6 +20,7 @@ from tunesmith.evaluation.thinking import ThinkingAnswers, no_ledger
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
+from tunesmith.models.certificate import Certificate
 from tunesmith.models.loading.device import ChosenMachine, peak_bytes
 from tunesmith.models.loading.quantization import count_parameters, resident_bytes
 from tunesmith.models.profile import matmul_parameters
@@ -69,6 +70,7 @@ class RunResults:
     retention: Retention | None = None
     ledger: ThinkingLedger | None = None
     prediction: CostPrediction | None = None
+    certificate: Certificate | None = None  # of the base model
     clock: RunClock | None = None
     resumed: bool = False
 
@@ -112,7 +114,11 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         preference_diagnostics=diagnostics.preference_diagnostics,
         reward_diagnostics=diagnostics.reward_diagnostics,
         tool_calls=diagnostics.tool_calls,
-        warnings=(*diagnostics.warnings, *lost_too_much(recipe, run.general_rise)),
+        warnings=(
+            *(run.certificate.warnings if run.certificate else ()),
+            *diagnostics.warnings,
+            *lost_too_much(recipe, run.general_rise),
+        ),
         multitask=multitask,
         training=_training(run.trained),
         speed=_speed(run, seconds),
@@ -131,6 +137,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
             sha256=facts.sha256,
             notes=(*facts.notes, *run.trained.notes),
         ),
+        certificate=run.certificate,
         environment=environment(prepared.machine),
         broken_gates=broken,
         verdict=multitask_verdict(multitask, sentence) if multitask else sentence,

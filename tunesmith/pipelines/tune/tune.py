@@ -37,6 +37,7 @@ from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.policy import Policy
 from tunesmith.phases import phase, timing
+from tunesmith.pipelines.certify.certify import certificate_of
 from tunesmith.pipelines.plan.predict_run import predict_run, prediction_line
 from tunesmith.pipelines.plan.report import CostPrediction
 from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report
@@ -166,6 +167,8 @@ def _results(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: Run
     prepared = prepared.map_tasks(
         lambda name, task: with_own_thoughts(task, task_dir(folder.path, name), on_event=on_event)
     )
+    with phase("model check"):
+        certificate = certificate_of(base, on_event=on_event)
     prediction = _predict(prepared, folder.path, clock)
     if TEXTS in clock.names:
         clock.start(TEXTS)
@@ -219,6 +222,7 @@ def _results(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: Run
         retention=general,
         ledger=ledger,
         prediction=prediction,
+        certificate=certificate,
     )
 
 

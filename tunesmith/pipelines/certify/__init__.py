@@ -1,0 +1,1 @@
+"""`tunesmith models check`: the certificate of one network, which `tune` measures where it is missing."""

@@ -1,0 +1,151 @@
+"""An adapter in a copy of a network: where its gradients arrive, and its logits from PEFT and from merged weights.
+
+Letters: T tokens of a row, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor
+
+from tunesmith.data.tokenization.chat_template import Tokens
+from tunesmith.errors import briefly
+from tunesmith.models.batch import pack
+from tunesmith.models.certificate import Measured
+from tunesmith.models.loading.load import Base
+from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.measurements import difference
+from tunesmith.models.policy import Policy
+from tunesmith.techniques import Lora
+
+# Small adapter of the checks, and the standard deviation of its B, which starts at zero.
+ADAPTER, SCALE = Lora(rank=2), 0.05
+# Largest relative difference of logits that are the same sums in another order.
+SAME_LOGITS = {torch.float32: 1e-4}
+HALF_PRECISION = 0.02
+# An adapter that changes the logits by less than this would prove nothing.
+LEAST_EFFECT = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A copy of a network with a small random adapter, which is also saved in a folder."""
+
+    base: Base  # the network without the adapter
+    policy: Policy  # the copy
+    folder: Path
+    row: list[int]  # token ids that all outputs are computed for
+    before: Tensor  # outputs of the base
+    expected: Tensor  # outputs of the policy
+
+    @classmethod
+    def of(cls, base: Base, policy: Policy, row: list[int], folder: Path) -> Adapted:
+        """Adapt a copy of a base and save the adapter; seeds the random generator.
+
+        Args:
+            base: the base model.
+            policy: the base as a policy.
+            row: token ids to compare outputs on.
+            folder: an existing folder for the adapter.
+
+        Raises:
+            AssertionError: the adapter has no effect, so that nothing could be compared.
+        """
+        torch.manual_seed(0)
+        adapted = ADAPTER.adapt(copy.deepcopy(base.network), family=base.family, keep_reference=False)
+        with torch.no_grad():
+            for name, value in adapted.trainable():
+                if "lora_B" in name or "lora_embedding_B" in name:
+                    value.normal_(0, SCALE)
+        adapted.train(False)
+        ADAPTER.save(adapted, folder)
+        before, expected = _outputs(policy, row), _outputs(adapted, row)
+        assert difference([expected], [before]) > LEAST_EFFECT, "the adapter changes nothing"
+        return cls(base, adapted, folder, row, before, expected)
+
+    def gradients(self, rows: Sequence[Tokens]) -> Measured:
+        """Run one backward pass over some rows and look at every parameter.
+
+        Args:
+            rows: token ids, and for a decoder which of them are learned.
+        """
+        batch = pack(rows).to(self.policy.device)
+        decoder = self.base.family == "decoder"
+        loss = self.policy.sum_nll(batch) if decoder else self.policy.pooled(batch).square().sum()
+        loss.backward()
+        trained = dict(self.policy.trainable())
+        grads = {name: value.grad for name, value in trained.items()}
+        found = {
+            "no gradient reaches": [name for name, grad in grads.items() if grad is None or not bool(grad.any())],
+            "no finite gradient reaches": [
+                name for name, grad in grads.items() if grad is not None and not bool(grad.isfinite().all())
+            ],
+            "a gradient also reaches": [
+                name
+                for name, value in self.policy.network.named_parameters()
+                if name not in trained and (value.requires_grad or value.grad is not None)
+            ],
+        }
+        for value in trained.values():
+            value.grad = None
+        for problem, names in found.items():
+            if names:
+                note = f"{problem} {len(names)} of {len(trained)} parameters, {names[0]} among them"
+                return Measured(outcome="failed", note=note)
+        return Measured(outcome="passed", note=f"{len(trained)} parameters of LoRA")
+
+    def merged(self) -> Measured:
+        """Merge the adapter into the copy and compare; the adapter is gone afterwards."""
+        with quiet():  # of a multimodal checkpoint, PEFT returns the whole without its towers, which cannot run
+            self.policy.adapter.merge_and_unload()
+        return self._compared(self.policy.network)
+
+    def peft(self) -> Measured:
+        """Open the saved adapter in PEFT over the checkpoint as transformers loads it, and compare."""
+        with quiet():
+            try:
+                plain, how = self._plain()
+            except ImportError as error:  # a tower of the checkpoint needs a library
+                return Measured(
+                    outcome="not measured", note=f"transformers cannot open it: {briefly(error).partition('.')[0]}"
+                )
+            return self._compared(PeftModel.from_pretrained(plain, str(self.folder)).eval(), note=how)
+
+    def _plain(self) -> tuple[Any, str]:
+        """Return the checkpoint in the class that its config.json names, and how it was opened."""
+        base = self.base
+        if base.folder is None:  # a GGUF file, or a run merged in memory
+            network = copy.deepcopy(base.network)
+            network.set_attn_implementation("sdpa")
+            return network, "over the weights in memory"
+        config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+        # An encoder is tuned without the head that its checkpoint may have.
+        name = config["architectures"][0] if base.family == "decoder" else "AutoModel"
+        kind: Any = getattr(transformers, name)
+        options: dict[str, Any] = {"dtype": base.network.dtype, "use_safetensors": True, "local_files_only": True}
+        return kind.from_pretrained(base.folder, **options).to(base.network.device).eval(), f"over {name}"
+
+    @torch.no_grad()
+    def _compared(self, network: Any, note: str = "") -> Measured:
+        """Compare the outputs of transformers or PEFT with those of the policy."""
+        with quiet():
+            out = network(input_ids=torch.tensor([self.row], device=self.policy.device))
+        found = out.logits if self.base.family == "decoder" else out.last_hidden_state
+        bound = SAME_LOGITS.get(self.base.network.dtype, HALF_PRECISION)
+        return Measured(difference([found[0].float()], [self.expected]), bound, note)
+
+
+@torch.no_grad()
+def _outputs(policy: Policy, row: list[int]) -> Tensor:
+    """Return logits [T, V] of a decoder or states [T, D] of an encoder for a row."""
+    states = policy.states(pack([Tokens.of(row)]).to(policy.device))
+    return (policy.words.logits(states) if policy.family == "decoder" else states).float()
