@@ -68,7 +68,7 @@ class Check(BaseModel):
     @property
     def figure(self) -> str:
         """The difference for a table."""
-        return "" if self.difference is None else f"{self.difference:.0e}"
+        return "" if self.difference is None else f"{self.difference:.0e}" if self.difference else "0"
 
     @property
     def reason(self) -> str:
