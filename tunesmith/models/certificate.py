@@ -62,7 +62,7 @@ class Check(BaseModel):
 
     @property
     def claim(self) -> str:
-        """What is claimed, as a sentence."""
+        """The claim as a sentence."""
         return CLAIMS.get(self.name, self.name)
 
     @property
@@ -109,7 +109,7 @@ class Measured:
 
 
 class Certificate(Displayed, BaseModel):
-    """What holds of one network. Kept by `digest`, and part of every report."""
+    """The claims about one network with their outcomes. Kept by `digest`, and part of every report."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -126,7 +126,7 @@ class Certificate(Displayed, BaseModel):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What does not hold, for the warnings of a report."""
+        """The failed claims as warnings of a report."""
         return tuple(f"the base model fails a check ({check.claim}): {check.reason}" for check in self.failed)
 
     @property
@@ -150,7 +150,7 @@ class Certificate(Displayed, BaseModel):
 
 
 def digest_of(base: Base) -> str:
-    """Return 16 hex digits that are equal for networks of which the same is true.
+    """Return 16 hex digits that are equal for networks with equal results.
 
     Covers the configuration, the chat template, the dtypes, the device and the versions of the libraries, but not the
     weights: what holds of a network holds of every checkpoint of its shape.

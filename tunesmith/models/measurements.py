@@ -83,7 +83,7 @@ class ScriptedHead:
     """
 
     head: LanguageHead
-    script: list[int]  # what every row says; starts again once a stop token was said
+    script: list[int]  # the tokens of every row; starts again after a stop token
     stops: frozenset[int]
     seen: list[Tensor] = field(default_factory=list)  # states [B, D] of every step
     _step: int = 0

@@ -262,7 +262,7 @@ class Subject:
         said = {self.template.decode(answer.ids).strip() for answer in answers}
         if said == {REPLY} and all(answer.end for answer in answers):
             return Measured(outcome="passed", note=f"at {end.strip() or repr(end)}")
-        return Measured(outcome="failed", note=f"an answer that ends with {end!r} went on: {sorted(said)[0]!r}")
+        return Measured(outcome="failed", note=f"an answer did not stop at {end!r}: {sorted(said)[0]!r}")
 
     def _learned(self) -> Measured:
         turns = [Message(role, text) for role, text in TURNS]
