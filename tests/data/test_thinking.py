@@ -6,6 +6,7 @@ installed, the same is checked on the templates that the families ship.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.bases import template as tiny_template
 from tests.tiny import CHATML_TOKENS, tokenizer
 from tunesmith.data.tokenization.chat_template import Template, Tokens
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.tool_calls import Call
 from tunesmith.errors import TemplateError
 
 HERE = Path(__file__).parent / "templates"
@@ -258,6 +260,29 @@ def test_no_text_of_a_row_can_end_the_thoughts_or_the_turn(name: str):
         assert shown.count(marks.closing) == text(made, plain.ids).count(marks.closing)
         assert tokens.ids.count(made.end_ids[-1]) == plain.ids.count(made.end_ids[-1])
         assert learned(made, tokens).endswith(family.answer.replace("Four.", ""))
+
+
+TOOLS = json.dumps([{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}])
+CALLED = (
+    Message("user", "2+2?", tools=TOOLS),
+    Message("assistant", "", (Call("add", '{"a": 2}'),), thoughts="use add"),
+    Message("tool", "4"),
+    Message("assistant", "Four.", thoughts="it said 4"),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_call_behind_thoughts_is_learned_and_so_is_the_answer_behind_its_result(name: str):
+    family = FAMILIES[name]
+    for made in templates(name):
+        called, answered = made.rows(CALLED)
+        assert learned(made, called).startswith(family.thoughts.replace("two and two", "use add").rstrip())
+        assert "add" in learned(made, called).partition("use add")[2]
+        assert learned(made, answered) == family.thoughts.replace("two and two", "it said 4") + family.answer
+        masked = made.rows(CALLED, learn_thoughts=False)[0]
+        assert "use add" not in learned(made, masked)
+        assert learned(made, called).endswith(learned(made, masked))
+        assert "use add" not in "".join(text(made, row.ids) for row in made.rows(CALLED, thinking=False))
 
 
 def test_the_effort_of_harmony_is_written_into_the_prompt():

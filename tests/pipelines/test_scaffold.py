@@ -344,6 +344,13 @@ def test_llama_factorys_lead_and_answer_loss_are_carried_over(alpaca: Path) -> N
     assert found == {"loss": "simpo", "gamma": 0.5, "nll": 0.2}
 
 
+@pytest.mark.parametrize(("given", "thinking"), [({"enable_thinking": False}, "drop"), ({}, "auto")])
+def test_llama_factorys_switch_of_thoughts_is_carried_over(alpaca: Path, given: dict[str, bool], thinking: str) -> None:
+    made = convert(write(alpaca.parent / "f.yaml", FACTORY | {"stage": "sft", "dataset": "train.jsonl"} | given))
+    assert made.recipe.objective.model_dump()["thinking"] == thinking
+    assert "enable_thinking" not in made.dropped
+
+
 def test_llama_factorys_ppo_stays_ppo_and_its_reward_model_is_named_with_what_to_give(alpaca: Path) -> None:
     rest = {"stage": "ppo", "dataset": "train.jsonl", "reward_model": "saves/rm", "gradient_accumulation_steps": 8}
     raw = {key: value for key, value in FACTORY.items() if key != "per_device_train_batch_size"}

@@ -38,7 +38,7 @@ TOP_P = 0.95
 ROWS_PER_CALL = 32
 # Score from which an answer counts as the one of the row; 1, the same answer, for the other metrics.
 RIGHT = {"rouge_l": 0.5, "chrf": 50.0}
-HINT = "(For checking: the expected answer is {answer!r}. Work out why, without mentioning this remark.)"
+HINT = '(For checking: the expected answer is "{answer}". Work out why, without mentioning this remark.)'
 # Thoughts that mention the hint would teach the tuned model to refer to something that its prompts do not contain.
 GIVEN_AWAY = ("expected answer", "remark", "for checking")
 

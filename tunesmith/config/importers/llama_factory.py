@@ -45,6 +45,9 @@ def factory(work: Conversion) -> None:
     """Convert the keys that only LLaMA-Factory has."""
     stage = str(work.take("stage") or "sft")
     work.put("objective", "kind", STAGES.get(stage, stage), f"stage: {stage}")
+    if stage == "sft" and (think := work.take("enable_thinking")) is not None:
+        # Without it, LLaMA-Factory removes the thoughts of rows; with it, they are learned.
+        work.put("objective", "thinking", "auto" if think else "drop", f"enable_thinking: {think}")
     if stage == "ppo":
         work.put("objective", "algorithm", "ppo", "stage: ppo")
         work.dropped["reward"] = UNNAMED
