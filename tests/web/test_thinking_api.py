@@ -10,9 +10,11 @@ import httpx
 import openai
 import pytest
 
+import tunesmith
 from tests.bases import template
 from tests.served import Served, save_run, served, served_outside
 from tests.thinking import ANSWER, KIND, THOUGHTS, UNFINISHED, WHOLE, dictate, ids_of
+from tunesmith.cli.options import UsageError
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.inference.saved_model import load
 from tunesmith.inference.serving.backends.external import ExternalModel
@@ -174,6 +176,15 @@ def test_thoughts_of_an_earlier_answer_are_read(server: Served):
     turns = [*ASKED, {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHTS}, *ASKED]
     body = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "thinks", "messages": turns}).json()
     assert body["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_the_server_may_think_by_default_and_refuses_to_where_no_model_can(runs: Path, tmp_path: Path):
+    token = {"token_file": tmp_path / "token", "port": 0, "offline": True}
+    with tunesmith.serve(runs / "quiet", thinking=True, **token) as found:
+        listed = httpx.get(f"{found.url}v1/models").json()["data"]
+    assert {model["id"]: model["thinking"]["default"] for model in listed}["quiet"] is True
+    with pytest.raises(UsageError, match="--thinking: none of the served models can think; leave the option out"):
+        tunesmith.serve(runs / "plain", thinking=True, **token)
 
 
 class Outside:

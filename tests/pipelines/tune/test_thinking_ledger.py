@@ -17,7 +17,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.evaluation.results import ThinkingLedger
 from tunesmith.evaluation.thinking import ModeAnswers, ThinkingAnswers, thinking_ledger
 from tunesmith.events import ignore
-from tunesmith.pipelines.tune.build_report import broken_thinking_gates
+from tunesmith.pipelines.tune.build_report import broken_thinking_gates, thinking_warnings
 from tunesmith.pipelines.tune.tune import Run
 from tunesmith.report.html import write_reports
 from tunesmith.report.ledger_lines import ledger_lines
@@ -152,6 +152,20 @@ def test_a_score_with_thinking_that_falls_breaks_its_gate(prepared: TrainingCont
     (text,) = broken_thinking_gates(Gates(max_thinking_loss=0.1), fallen)
     assert text.startswith("max_thinking_loss: rouge_l with thinking changed by -")
     assert broken_thinking_gates(Gates(max_thinking_loss=1.0), fallen) == []
+
+
+def test_the_report_warns_of_thoughts_that_help_no_one(run: Run, ledger: ThinkingLedger, prepared: TrainingContext):
+    assert run.report.warnings == (
+        f"0% of the thoughts of the tuned model end within {run.report.thinking.max_new_tokens} tokens; raise "
+        "objective.max_thinking_tokens, or give rows with shorter thoughts",
+    )
+    assert thinking_warnings(ledger) == []
+    silent = thinking_ledger(prepared, base=THINKING, tuned=SILENT)
+    (text,) = thinking_warnings(silent)
+    assert text.startswith("with thinking on, 100% of the answers of the tuned model have no thoughts; add rows")
+    restless = replace(THINKING, off=mode(ALL, ALL))
+    (text,) = thinking_warnings(thinking_ledger(prepared, base=SILENT, tuned=restless))
+    assert text.startswith("with thinking off, 100% of the answers of the tuned model have thoughts; add rows without")
 
 
 def test_no_thoughts_at_all_break_the_gate_on_their_end(prepared: TrainingContext):

@@ -44,6 +44,10 @@ from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.replay import lost_too_much
 from tunesmith.training.train import TrainResult, best_step
 
+# Shares of the thinking ledger below which the report warns.
+FEW_FINISHED = 0.5
+MOSTLY_OBEYED = 0.8
+
 
 class BaselineSnapshot(BaseModel):
     """The results of the base model before training, `before.json` of a run folder."""
@@ -118,6 +122,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
             *(run.certificate.warnings if run.certificate else ()),
             *diagnostics.warnings,
             *lost_too_much(recipe, run.general_rise),
+            *([] if run.ledger is None else thinking_warnings(run.ledger)),
         ),
         multitask=multitask,
         training=_training(run.trained),
@@ -235,6 +240,32 @@ def broken_thinking_gates(gates: Gates, ledger: ThinkingLedger) -> list[str]:
                 share = f"{obeyed:.0%} of the answers followed the switch when it was {position}"
                 broken.append(f"min_switch_obeyed: {share}, expected at least {least:.0%}")
     return broken
+
+
+def thinking_warnings(ledger: ThinkingLedger) -> list[str]:
+    """Return what makes the thinking of the tuned model useless or surprising, with the fix.
+
+    Args:
+        ledger: the ledger of the run.
+    """
+    warnings = []
+    finished, off = ledger.finished.tuned, ledger.obeyed_off.tuned
+    if finished is not None and finished < FEW_FINISHED:
+        warnings.append(
+            f"{finished:.0%} of the thoughts of the tuned model end within {ledger.max_new_tokens} tokens; raise "
+            "objective.max_thinking_tokens, or give rows with shorter thoughts"
+        )
+    if off is not None and off < MOSTLY_OBEYED:
+        warnings.append(
+            f"with thinking off, {1 - off:.0%} of the answers of the tuned model have thoughts; add rows without "
+            "thoughts, or set objective.thinking to keep"
+        )
+    if ledger.thinks_by_default and ledger.obeyed_on.tuned is not None and ledger.obeyed_on.tuned < MOSTLY_OBEYED:
+        warnings.append(
+            f"with thinking on, {1 - ledger.obeyed_on.tuned:.0%} of the answers of the tuned model have no thoughts; "
+            "add rows with thoughts, or set objective.thinking to keep"
+        )
+    return warnings
 
 
 def verdict(

@@ -20,6 +20,7 @@ from tunesmith.inference.export.formats import GGUF
 from tunesmith.inference.export.gguf_writer import TELLING
 from tunesmith.inference.identify import MANIFEST_FILE, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
+from tunesmith.inference.local_model import sampling_of
 from tunesmith.inference.serving.backends.external import ExternalModel
 from tunesmith.inference.serving.live_answer import CompletionChunk, End, ScoredToken
 from tunesmith.inference.serving.request import AskError, GenerationRequest
@@ -144,9 +145,10 @@ def _known(name: str, file: Path) -> ExternalModel:
     most = trained or POSITIONS
     run = file.absolute().parent / ".." / ".." / "model"
     if file.absolute().parent.name in EXPORTS and (run / MANIFEST_FILE).exists():
-        about = read_manifest(run)
-        positions = min(most, max(POSITIONS, about.limit + max(MIN_ANSWER_TOKENS, about.objective.max_new_tokens)))
-        return ExternalModel(name, Template(read_tokenizer(run, where=name)), about.objective, about.limit, positions)
+        about, template = read_manifest(run), Template(read_tokenizer(run, where=name))
+        longest = sampling_of(about.objective, thinking=template.thinks).max_new_tokens
+        positions = min(most, max(POSITIONS, about.limit + max(MIN_ANSWER_TOKENS, longest)))
+        return ExternalModel(name, template, about.objective, about.limit, positions)
     positions = min(most, POSITIONS)
     return ExternalModel(name, Template(words), Instruct(), positions // 2, positions)
 
