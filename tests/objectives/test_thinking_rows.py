@@ -20,7 +20,9 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
 from tunesmith.models.batch import collate
 from tunesmith.objectives import Instruct, Preference
+from tunesmith.pipelines.compare.tuned_arms import as_row
 from tunesmith.training.fit import accumulate_gradients
+from tunesmith.training.read import Reader
 
 ASK = {"role": "user", "content": "2+2?"}
 END = "<|im_end|>"
@@ -76,6 +78,31 @@ def test_a_column_of_thoughts_may_be_named_and_may_be_blank():
     keys = {"prompt": "q", "answer": "a", "thoughts": "why"}
     assert read({"q": "2+2?", "a": "4", "why": "sum"}, **keys).messages[1].thoughts == "sum"
     assert read({"q": "2+2?", "a": "4", "why": ""}, **keys).messages[1].thoughts == ""
+
+
+def test_thoughts_beside_named_columns_are_read_and_may_be_missing_in_other_files():
+    named = Instruct(prompt="q", answer="a")
+    assert named.columns(rows({"q": "2+2?", "a": "4", "reasoning": "sum"}))["thoughts"] == "reasoning"
+    assert "thoughts" not in named.columns(rows({"q": "2+2?", "a": "4", "reasoning": ["sum"]}))
+    with_column = Instruct(prompt="q", answer="a", thoughts="why")
+    assert with_column.columns(rows({"q": "2+2?", "a": "4"})) == {"prompt": "q", "answer": "a"}
+    with pytest.raises(DataError, match="^objective.thoughts: no training row has text in 'why'; name another column"):
+        with_column.template_notes([PLAIN], template("qwen3"))
+
+
+def test_a_test_file_without_thoughts_is_read_by_the_columns_of_the_training_file():
+    read_rows = Reader(Instruct(), "")
+    first = read_rows(rows({"prompt": "2+2?", "completion": "4", "reasoning": "sum"}))
+    (second,) = read_rows(rows({"prompt": "3+3?", "completion": "6"}))
+    assert isinstance(first[0], Chat)
+    assert isinstance(second, Chat)
+    assert (first[0].messages[1].thoughts, second.messages[1]) == ("sum", Message("assistant", "6"))
+
+
+def test_a_chat_written_as_a_row_is_read_back_with_thoughts_and_weights():
+    turns = (*THINKING.messages, Message("user", "more"), Message("assistant", "5", thoughts="hm", weight=0.5))
+    chat = Chat("t.jsonl:1", turns, thinking="mask")
+    assert read(as_row(chat)) == chat
 
 
 @pytest.mark.parametrize("mode", ["auto", "learn", "mask", "drop", "keep"])

@@ -11,7 +11,21 @@ from typing import Any
 from tunesmith.data.files import quoted
 from tunesmith.data.schema.guess import Guess
 
-ROLE_KEYS = ("text", "label", "prompt", "answer", "messages", "chosen", "rejected", "winner", "context", "choices")
+ROLE_KEYS = (
+    *(
+        "text",
+        "label",
+        "prompt",
+        "answer",
+        "messages",
+        "chosen",
+        "rejected",
+        "winner",
+        "context",
+        "choices",
+        "thoughts",
+    ),
+)
 
 
 def clean_name(source: str) -> Path:

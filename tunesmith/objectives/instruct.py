@@ -13,10 +13,11 @@ from tunesmith.data.examples.types import Chat, Example, Reference
 from tunesmith.data.readers.row import Row, columns_of, file_of, missing_column, refuse
 from tunesmith.data.schema.accepted import UNANSWERABLE
 from tunesmith.data.schema.columns import beside
-from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
+from tunesmith.data.schema.formats import SYSTEMS, THOUGHTS, TOOLS, detect
+from tunesmith.data.schema.values import may_be_text
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
-from tunesmith.data.tokenization.thinking import Mode
+from tunesmith.data.tokenization.thinking import MODES, Mode
 from tunesmith.errors import DataError
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 
@@ -87,14 +88,13 @@ class Instruct(Objective, Learner):
             refuse([missing_column(rows, self.tools)])
         optional = beside(rows, {self.messages, self.prompt, self.answer}, system=SYSTEMS, tools=TOOLS)
         optional |= {"tools": self.tools} if self.tools else {}
-        parts = {"context": self.context, "choices": self.choices, "thoughts": self.thoughts}
-        parts = {} if self.messages else parts
+        parts = {"context": self.context, "choices": self.choices} if not self.messages else {}
         optional |= {role: column for role, column in parts.items() if column}
         if self.messages:
             return {"messages": self.messages, **optional}
         named = {role: column for role, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
         if len(named) == 2:
-            return {**named, **optional}
+            return {**named, **optional, **self._thoughts_column(rows)}
         detected = detect(rows).columns
         if named and not {"prompt", "answer"} <= set(detected):
             raise DataError(
@@ -102,7 +102,16 @@ class Instruct(Objective, Learner):
                 "detected; name objective.prompt and objective.answer"
             )
         chosen = {"tools": self.tools} if self.tools else {}
+        if self.thoughts and "answer" in detected:
+            chosen |= self._thoughts_column(rows)
         return {**optional, **detected, **named, **chosen, **{part: parts[part] for part in parts if parts[part]}}
+
+    def _thoughts_column(self, rows: Sequence[Row]) -> dict[str, str]:
+        """Return the column of thoughts, named or found by its name; rows to evaluate on may have none."""
+        if self.thoughts:
+            return beside(rows, {self.prompt, self.answer}, thoughts=[self.thoughts])
+        unusable = {name for row in rows for name in THOUGHTS if not _may_be_thoughts(row.fields.get(name))}
+        return beside(rows, {self.prompt, self.answer, *unusable}, thoughts=THOUGHTS)
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Parse rows into chats that end with an answer; turns after it are neither learned nor evaluated."""
@@ -164,6 +173,8 @@ class Instruct(Objective, Learner):
     def template_notes(self, examples: Sequence[Example], template: Template) -> list[str]:
         """Return how the thoughts of the rows are treated; raise DataError if the template cannot write them."""
         chats = [example for example in examples if isinstance(example, Chat)]
+        if self.thoughts and not any(map(has_thoughts, chats)):
+            raise DataError(f"objective.thoughts: no training row has text in {self.thoughts!r}; name another column")
         having = [chat for chat in chats if has_thoughts(chat)]
         modes = [self.mode_of(chat) for chat in chats]
         asking = next((chat for chat, mode in zip(chats, modes, strict=True) if mode in RENDERED), None)
@@ -223,6 +234,11 @@ class Instruct(Objective, Learner):
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Compute the negative log-likelihood of the learned tokens times their weights, summed, in nats."""
         return Loss(policy.sum_nll(batch), self.units(batch))
+
+
+def _may_be_thoughts(value: object) -> bool:
+    """Return whether a value is text or blank; the name of a treatment is a setting of its row."""
+    return may_be_text(value) and value not in MODES
 
 
 def has_thoughts(chat: Chat) -> bool:

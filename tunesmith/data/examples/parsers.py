@@ -114,7 +114,7 @@ def chats(
             fix = f"use objective: classify for rows with labels, or {fix}"
         got = ", ".join(f"{column} ({part})" for part, column in columns.items())
         raise DataError(f"{file_of(rows)}: expected columns of a chat, or of a prompt and an answer, got {got}; {fix}")
-    need(rows, *(column for part, column in columns.items() if part != "tools"), group)
+    need(rows, *(column for part, column in columns.items() if part not in ("tools", "thoughts")), group)
 
     choices = columns.get("choices", "")
     several = not dialogue and not choices and lists_answers(rows, columns["answer"])

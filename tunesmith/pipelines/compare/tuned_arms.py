@@ -114,7 +114,7 @@ def run_raft(context: ComparisonContext) -> TunedArm:
     validation = [
         row_of(example, hits[:PASSAGES]) for example, hits in zip(held_out, retrieval.hits(held_out), strict=True)
     ]
-    columns = {"prompt": "", "answer": "", "messages": "messages", "instruction": ""}
+    columns = {"prompt": "", "answer": "", "messages": "messages", "instruction": "", "thoughts": ""}
     data = {
         "train": _write_rows(context, "raft.train", rows),
         "validation": _write_rows(context, "raft.validation", validation),
@@ -125,13 +125,20 @@ def run_raft(context: ComparisonContext) -> TunedArm:
 
 
 def as_row(chat: Chat) -> dict[str, Any]:
-    """Return a chat as a row of messages, with its tools and calls."""
+    """Return a chat as a row of messages, with its tools, calls, thoughts and weights."""
     turns = []
     for turn in chat.messages:
-        calls = [call.plain() for call in turn.calls]
-        turns.append({"role": turn.role, "content": turn.content, **({"tool_calls": calls} if calls else {})})
+        fields: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if turn.calls:
+            fields["tool_calls"] = [call.plain() for call in turn.calls]
+        if turn.thoughts:
+            fields["reasoning_content"] = turn.thoughts
+        if turn.weight != 1:
+            fields["weight"] = turn.weight
+        turns.append(fields)
     tools = chat.messages[0].tools
-    return {"messages": turns, **({"tools": tools} if tools else {})}
+    mode = {"thinking": chat.thinking} if chat.thinking else {}
+    return {"messages": turns, **({"tools": tools} if tools else {}), **mode}
 
 
 def passages_of(hits: Sequence[Hit], correct: Sequence[Chunk], rng: random.Random) -> list[Hit]:
