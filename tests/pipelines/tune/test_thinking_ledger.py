@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.pipelines.conftest import answers, recipe, tune
+from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tests.thinking import KIND, THOUGHTS, UNFINISHED, dictate, ids_of
 from tunesmith.config import Gates, Ledger, Recipe
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.results import ThinkingLedger
-from tunesmith.evaluation.thinking import ModeAnswers, ThinkingAnswers, thinking_ledger
+from tunesmith.evaluation.thinking import (
+    GENERAL_QUESTIONS,
+    OWN_ROWS,
+    ModeAnswers,
+    ThinkingAnswers,
+    ledger_rows,
+    no_ledger,
+    thinking_ledger,
+)
 from tunesmith.events import ignore
 from tunesmith.pipelines.tune.build_report import broken_thinking_gates, thinking_warnings
 from tunesmith.pipelines.tune.tune import Run
@@ -155,9 +163,10 @@ def test_a_score_with_thinking_that_falls_breaks_its_gate(prepared: TrainingCont
 
 
 def test_the_report_warns_of_thoughts_that_help_no_one(run: Run, ledger: ThinkingLedger, prepared: TrainingContext):
-    assert run.report.warnings == (
+    # The checks of the family do not pass before, as the completions are dictated.
+    assert run.report.warnings[-1] == (
         f"0% of the thoughts of the tuned model end within {run.report.thinking.max_new_tokens} tokens; raise "
-        "objective.max_thinking_tokens, or give rows with shorter thoughts",
+        "objective.max_thinking_tokens, or give rows with shorter thoughts"
     )
     assert thinking_warnings(ledger) == []
     silent = thinking_ledger(prepared, base=THINKING, tuned=SILENT)
@@ -166,6 +175,51 @@ def test_the_report_warns_of_thoughts_that_help_no_one(run: Run, ledger: Thinkin
     restless = replace(THINKING, off=mode(ALL, ALL))
     (text,) = thinking_warnings(thinking_ledger(prepared, base=SILENT, tuned=restless))
     assert text.startswith("with thinking off, 100% of the answers of the tuned model have thoughts; add rows without")
+
+
+PAIRS = [{"prompt": f"number {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)]
+TEXTS = [{"text": f"Pump {i} is older than the house. It has {i + 3} seals, all of them tight."} for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "metric", "source"),
+    [
+        ("classify", reviews(40), "exact_match", OWN_ROWS),
+        ("preference", PAIRS, "", OWN_ROWS),
+        ("domain", TEXTS, "contains", GENERAL_QUESTIONS),
+    ],
+)
+def test_every_objective_that_can_be_asked_has_rows_for_the_ledger(
+    small_world: pytest.MonkeyPatch,
+    tmp_path: Path,
+    objective: str,
+    rows: list[dict[str, Any]],
+    metric: str,
+    source: str,
+):
+    made = prepare(recipe(tmp_path, rows, KIND, objective=objective, ledger={"rows": 4}), on_event=ignore, offline=True)
+    found = ledger_rows(made)
+    assert (found.metric, found.source, len(found.prompts)) == (metric, source, 4)
+    assert len(found.references) == (4 if metric else 0)
+    assert all(prompt[-1].role == "user" for prompt in found.prompts)
+    if metric == "":
+        ledger = thinking_ledger(made, base=four(SILENT), tuned=four(THINKING))
+        assert (ledger.score_on, ledger.score_off, ledger.gain) == (None, None, None)
+        assert broken_thinking_gates(Gates(max_thinking_loss=0.1), ledger) == [
+            "max_thinking_loss: the rows have no reference answers to score; remove the gate"
+        ]
+        assert len(ledger_lines(ledger)) == 5
+
+
+def four(answers: ThinkingAnswers) -> ThinkingAnswers:
+    """The answers to the first four rows."""
+    on, off = (ModeAnswers(*(values[:4] for values in astuple(one))) for one in (answers.on, answers.off))
+    return ThinkingAnswers(on, off)
+
+
+def test_a_reward_model_has_no_ledger(small_world: pytest.MonkeyPatch, tmp_path: Path):
+    made = prepare(recipe(tmp_path, PAIRS, KIND, objective="reward"), on_event=ignore, offline=True)
+    assert no_ledger(made) == "a reward model generates no answers"
 
 
 def test_no_thoughts_at_all_break_the_gate_on_their_end(prepared: TrainingContext):
