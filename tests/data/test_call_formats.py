@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bases import template
+from tests.tiny import tokenizer
 from tunesmith.data.examples.types import Chat
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.chat_template import Template
@@ -115,10 +120,10 @@ AWKWARD: list[dict[str, Any]] = [
 
 
 def made(name: str) -> Template:
-    tokenizer = copy.deepcopy(template("llama").tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
-    tokenizer.chat_template = TEMPLATES[name][0]
-    return Template(tokenizer)
+    found = copy.deepcopy(template("llama").tokenizer)
+    found.add_special_tokens({"additional_special_tokens": MARKS})
+    found.chat_template = TEMPLATES[name][0]
+    return Template(found)
 
 
 FORMATS = {name: made(name) for name in TEMPLATES}
@@ -288,3 +293,40 @@ def test_a_result_that_is_no_text_is_read_as_json(result: Any, content: str):
     (chat,) = Instruct(messages="m").examples([Row("t.jsonl:1", {"m": turns})], group="")
     assert isinstance(chat, Chat)
     assert chat.messages[2] == Message("tool", content)
+
+
+TRL = find_spec("trl")
+SHIPPED = sorted((Path(TRL.origin).parent / "chat_templates").glob("*.jinja")) if TRL and TRL.origin else []
+# Templates for images, and one that ends a turn in the middle of a chat otherwise than at its end.
+NOT_CHATS = ("idefics3", "llava_next", "smolvlm", "phi3", "phi3_5")
+NATIVE = ("llama3_1", "llama3_2", "nemotron", "qwen2_5", "qwen3")
+SPECIAL = re.compile(
+    r"<\|[A-Za-z_]+\|>|<\|[a-z_]+>|<[a-z_]+\|>|<｜[^｜\n]+｜>|</?(?:start|end)_of_\w+>|</?s>|\[/?[A-Z_]{3,}\]|\[gMASK\]|<sop>"
+)
+
+
+@pytest.mark.skipif(not SHIPPED, reason="TRL has the templates of the families")
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SHIPPED if not path.stem.endswith("_training") and path.stem not in NOT_CHATS],
+    ids=lambda path: path.stem,
+)
+def test_no_row_is_lost_in_the_templates_that_the_families_ship(path: Path):
+    source = path.read_text(encoding="utf-8")
+    end = "<｜end▁of▁sentence｜>" if "<｜" in source else "<|endoftext|>"
+    special = tuple(dict.fromkeys([end, "<bos>", *SPECIAL.findall(source)]))
+    form = Template(
+        tokenizer(special, chat=source, eos_token=end, **({"bos_token": "<bos>"} if "bos_token" in source else {}))
+    )
+    assert (form.call_format is not None) == (path.stem.startswith(NATIVE) and path.stem != "qwen2_5_vl")
+    for arguments in AWKWARD[1::2]:
+        calls = [{"name": "look_up", "arguments": arguments}, {"name": "look", "arguments": {"count": 1}}]
+        chat = row_of(calls, second=True)
+        assert all(tokens.learned for tokens in form.rows(chat.messages))
+        *context, called = chat.messages[: chat.reference_index + 1 or None]
+        prompt = form.prompt(context)
+        history = [replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in context]
+        (*_, tokens) = form.rows([*history, called])
+        assert tokens.ids[: len(prompt)] == prompt
+        text = form.in_json(form.decode(tokens.ids[len(prompt) :]).strip(), chat.messages)
+        assert calls_in(text) == broken_up(form, calls)
