@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.pipelines.conftest import answers, recipe, reviews, tune
-from tests.tiny_families import FAMILIES
+from tests.tiny import DECODERS, WORDS
+from tests.tiny_families import FAMILIES, SIGLIP, TinyFamily
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.events import ignore
 from tunesmith.inference.open_model import open_model
@@ -87,6 +89,15 @@ def test_an_adapter_export_is_opened_over_the_whole_checkpoint(gemma: Path, lora
 def test_a_gguf_export_is_refused_with_the_reason(lora: Path, tmp_path: Path):
     with pytest.raises(ModelError, match="not for gemma3_text; nearest that works: --format merged"):
         export(lora, ExportRequest.of("gguf"), out=tmp_path / "out", on_event=ignore, offline=True)
+
+
+def test_a_gguf_export_is_that_of_the_text_parts_family(tmp_path: Path):
+    text, words = DECODERS["llama"]()
+    config = transformers.LlavaConfig(text_config=text, vision_config=SIGLIP, image_token_index=WORDS - 1)
+    llava = TinyFamily("LLaVA", lambda: (config, words), "AutoModelForImageTextToText")
+    run = run_of(llava.write(tmp_path / "base"), tmp_path / "run")
+    exported(run, "gguf", tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_the_code_of_the_model_card_opens_the_whole_checkpoint(gemma: Path, lora: Path):

@@ -177,7 +177,8 @@ def _tokens_per_entry(batch: Batch, size: int) -> Tensor:
 
 def _declared_routers(network: Any) -> list[tuple[str, nn.Module, int]]:
     """Return name, module and place of the logits in the output of the routers that a family declares."""
-    declared = (getattr(network.base_model, "_can_record_outputs", None) or {}).get(LOGITS)
+    records = (getattr(module, "_can_record_outputs", None) or {} for module in network.modules())
+    declared = next((found for outputs in records if (found := outputs.get(LOGITS)) is not None), None)
     recorders = declared if isinstance(declared, list) else [declared] if declared is not None else []
     found = []
     for recorder in recorders:

@@ -71,8 +71,10 @@ class Lora(Adapter):
 
         Experts that share one parameter allow neither DoRA nor dropout.
         """
+        from tunesmith.models.loading.text_part import adapter_tree
         from tunesmith.models.mixtures import find_mixture
 
+        base = adapter_tree(base)
         mixture = find_mixture(base)
         if self.router and mixture is None:
             return "technique.router: this network has no router; leave it out"
@@ -115,15 +117,18 @@ class Lora(Adapter):
         """Put updates into the base network; with the adapter disabled, the base computes exactly as before."""
         from peft import LoraConfig
 
+        from tunesmith.models.loading.text_part import adapter_tree
         from tunesmith.models.mixtures import find_mixture
+
+        tree = adapter_tree(base)
 
         # With rslora 8, whatever the rank: at rank 16 that gives the same scale, 2.
         alpha = self.alpha or (8 if self.rslora else 2 * self.rank)
         targets: dict[str, Any] = {
             "target_modules": self.targets if isinstance(self.targets, str) else list(self.targets)
         }
-        if (mixture := find_mixture(base)) is not None:
-            targets = self._mixture_options(base, mixture, alpha)
+        if (mixture := find_mixture(tree)) is not None:
+            targets = self._mixture_options(tree, mixture, alpha)
         config = LoraConfig(
             **{"r": self.rank, "lora_alpha": alpha, **targets},
             lora_dropout=self.dropout,

@@ -84,8 +84,9 @@ def put_inside(base: Any, config: Any, *, targets: object, fix: str) -> Any:
         except ValueError as error:  # no layer of these names, or one of a type that PEFT cannot adapt
             raise RecipeError(f"technique.targets: {targets!r}: {briefly(error)}; {fix}") from error
     share_head(base)
-    if part_of(base) is not None:  # over the whole checkpoint, names alone would reach its other towers too
-        wrapped.peft_config["default"].target_modules = pattern_of(wrapped.base_model.targeted_module_names, names)
+    layers = wrapped.base_model.targeted_module_names
+    if layers and part_of(base) is not None:  # over the whole checkpoint, names alone would reach its other towers too
+        wrapped.peft_config["default"].target_modules = pattern_of(layers, names)
     return wrapped
 
 
