@@ -37,12 +37,11 @@ from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions, local_family
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.models.loading.text_part import _without_missing_packages, part_of, save_network
+from tunesmith.models.loading.text_part import part_of, save_network, without_missing_packages
 from tunesmith.models.policy import Policy
 from tunesmith.techniques import Full, Ia3, Lora, Prompt
 
-# Llama 4 and Qwen3.5 have caches of their own (tests/models/test_hybrid_caches.py).
-KINDS = ["gemma3", "gemma3n", "gemma4", "mistral3", "ministral3", "qwen2_5_vl", "qwen3_vl"]
+KINDS = ["gemma3", "gemma3n", "gemma4", "mistral3", "ministral3", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llama4"]
 ROWS = [list(range(3, 33)), list(range(50, 70)), [*range(3, 20), 99, 98, 97]]
 IDS = torch.tensor([[5, 17, 40, 3, 88, 120, 9]])
 
@@ -75,8 +74,17 @@ def in_shards(folder: Path) -> Path:
 
 def whole(folder: Path) -> Any:
     """The checkpoint in transformers' own class."""
-    with quiet(), _without_missing_packages():  # Gemma 3n's images need timm, text does not
+    with quiet(), without_missing_packages():  # Gemma 3n's images need timm, text does not
         return AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def of_whole(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [T, V] of the whole model."""
+    inner = getattr(model, "get_base_model", lambda: model)()
+    if type(inner).__name__ == "Llama4ForConditionalGeneration":  # in transformers 5.24, it fails to make its output
+        model = inner.language_model
+    logits: torch.Tensor = model(input_ids=ids).logits[0]
+    return logits
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -122,12 +130,14 @@ def test_loss_and_gradients_are_those_of_the_whole_model(folder: Path):
     loss.backward()
     expected = 0.0
     for row in ROWS:
-        out = reference(input_ids=torch.tensor([row])).logits[0, :-1]
+        out = of_whole(reference, torch.tensor([row]))[:-1]
         nats = torch.nn.functional.cross_entropy(out, torch.tensor(row[1:]), reduction="sum")
         nats.backward()
         expected += nats.item()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    gradients = {name: value.grad for name, value in reference.named_parameters() if value.grad is not None}
+    gradients = {
+        name: value.grad for name, value in reference.named_parameters() if value.grad is not None and value.grad.any()
+    }
     part = part_of(base.network)
     assert part is not None
     ours = {name: value.grad for name, value in part.tree.named_parameters()}
@@ -183,10 +193,19 @@ def test_weights_of_one_file_are_not_read_unless_they_are_text(tmp_path: Path, m
     assert sorted(read) == sorted(tuple(stored[name].shape) for name in part.names)
 
 
+def test_peft_finds_an_adapter_over_the_whole_checkpoint(folder: Path, tmp_path: Path):
+    check_over_the_whole(folder, Lora(rank=4), tmp_path)
+
+
 @pytest.mark.parametrize(
-    "technique", [Lora(rank=4), Lora(rank=4, targets=("q_proj",), dora=True), Ia3(targets=("k_proj", "v_proj"))]
+    "technique", [Lora(rank=4, targets=("q_proj",), dora=True), Ia3(targets=("k_proj", "v_proj")), Lora(rslora=True)]
 )
-def test_peft_finds_an_adapter_over_the_whole_checkpoint(folder: Path, technique: Any, tmp_path: Path):
+def test_peft_finds_other_kinds_of_adapters(gemma: Path, technique: Any, tmp_path: Path):
+    check_over_the_whole(gemma, technique, tmp_path)
+
+
+def check_over_the_whole(folder: Path, technique: Any, tmp_path: Path) -> None:
+    """An adapter acts, PEFT finds it over the whole checkpoint and in no other tower, and it is restored."""
     base = load_base(str(folder))
     before = logits(Policy.over(base.network, family="decoder"))
     policy = adapted(base, technique)
@@ -194,8 +213,7 @@ def test_peft_finds_an_adapter_over_the_whole_checkpoint(folder: Path, technique
     assert not torch.allclose(before, expected, atol=1e-3)
     technique.save(policy, tmp_path)
     reference = opened_in_peft(folder, tmp_path)
-    assert torch.allclose(reference(input_ids=IDS).logits[0, :-1], expected, atol=1e-4)
-    # No adapter is put into the other towers, which have layers of the same names.
+    assert torch.allclose(of_whole(reference, IDS)[:-1], expected, atol=1e-4)
     names = {name for name, _ in reference.named_parameters() if "lora_" in name or "ia3_" in name}
     assert names
     assert all("language_model" in name for name in names)
@@ -216,7 +234,7 @@ def test_updates_of_experts_are_found_over_the_whole_checkpoint(tmp_path: Path):
     technique.save(policy, tmp_path / "adapter")
     with quiet():  # of ranks that are a pattern, PEFT 0.21 warns although it uses them
         reference = PeftModel.from_pretrained(whole(folder), tmp_path / "adapter").eval()
-    assert torch.allclose(reference(input_ids=IDS).logits[0, :-1], logits(policy), atol=1e-4)
+    assert torch.allclose(of_whole(reference, IDS)[:-1], logits(policy), atol=1e-4)
     again = technique.restore(load_base(str(folder)).network, tmp_path / "adapter", family="decoder")
     again.train(False)
     assert torch.allclose(logits(again), logits(policy), atol=1e-5)
@@ -229,7 +247,7 @@ def test_an_adapter_of_the_output_layer_acts_and_is_found(gemma: Path, tmp_path:
     technique.save(policy, tmp_path / "adapter")
     reference = opened_in_peft(folder, tmp_path / "adapter")
     assert any("lm_head.lora_A" in name for name, _ in reference.named_parameters())
-    assert torch.allclose(reference(input_ids=IDS).logits[0, :-1], logits(policy), atol=1e-4)
+    assert torch.allclose(of_whole(reference, IDS)[:-1], logits(policy), atol=1e-4)
 
 
 @pytest.mark.parametrize("targets", [r".*language_model.*\.(q_proj|down_proj)", ["q_proj", "fc1"]])
@@ -238,10 +256,12 @@ def test_an_adapter_that_peft_trained_over_the_whole_is_opened(gemma: Path, targ
         reference = get_peft_model(whole(gemma), LoraConfig(target_modules=targets, init_lora_weights=False))
     reference.save_pretrained(tmp_path)
     model = open_model(tmp_path, base=str(gemma))
-    assert torch.allclose(logits(model.policy), reference(input_ids=IDS).logits[0, :-1], atol=1e-4)
+    assert torch.allclose(logits(model.policy), of_whole(reference, IDS)[:-1], atol=1e-4)
 
 
 def test_greedy_answers_are_those_of_the_whole_model(folder: Path):
+    if folder.name == "llama4":
+        pytest.skip("transformers 5.24 cannot generate from text with it")
     base = load_base(str(folder))
     policy = Policy.over(base.network, family="decoder")
     policy.train(False)
@@ -257,19 +277,22 @@ def test_greedy_answers_are_those_of_the_whole_model(folder: Path):
         assert [id for id in out[0, len(prompt) :].tolist() if id not in template.stop_ids] == list(answer.ids)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_merged_checkpoint_is_whole_and_its_other_towers_are_bit_equal(
-    folder: Path, dtype: torch.dtype, tmp_path: Path
-):
+def test_a_merged_checkpoint_is_whole_and_its_other_towers_are_bit_equal(folder: Path, tmp_path: Path):
     base = load_base(str(folder))
     policy = adapted(base, Lora(rank=4))
     expected = logits(policy)
     with quiet():
         policy.adapter.merge_and_unload()
+    save_network(base.network, tmp_path)
+    assert torch.allclose(of_whole(whole(tmp_path), IDS)[:-1], expected, atol=1e-4)
+    check_other_towers(base, folder, tmp_path, torch.float32)
+
+
+def check_other_towers(base: Base, folder: Path, out: Path, dtype: torch.dtype) -> None:
+    """Text is of a dtype, and everything else is the checkpoint's."""
     part = part_of(base.network)
     assert part is not None
-    save_network(base.network.to(dtype), tmp_path)
-    old, new = weights_of(folder), weights_of(tmp_path)
+    old, new = weights_of(folder), weights_of(out)
     assert {*old} == {*new}
     for name, value in old.items():
         if name in part.names:
@@ -277,9 +300,13 @@ def test_a_merged_checkpoint_is_whole_and_its_other_towers_are_bit_equal(
         else:
             assert new[name].dtype == value.dtype
             assert torch.equal(new[name].view(torch.uint8), value.view(torch.uint8)), name
-    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    if dtype == torch.float32:
-        assert torch.allclose(whole(tmp_path)(input_ids=IDS).logits[0, :-1], expected, atol=1e-4)
+    assert json.loads((out / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_the_text_part_is_written_in_half_precision_and_no_other_tower(gemma: Path, tmp_path: Path):
+    base = load_base(str(gemma))
+    save_network(base.network.to(torch.bfloat16), tmp_path)
+    check_other_towers(base, gemma, tmp_path, torch.bfloat16)
 
 
 def test_shards_and_processor_files_are_kept(gemma: Path, tmp_path: Path):
@@ -305,7 +332,7 @@ def test_full_tuning_is_saved_as_the_whole_checkpoint(folder: Path, tmp_path: Pa
     with policy.reference():
         assert torch.allclose(logits(policy), before, atol=1e-5)
     Full().save(policy, tmp_path)
-    assert torch.allclose(whole(tmp_path)(input_ids=IDS).logits[0, :-1], expected, atol=1e-4)
+    assert torch.allclose(of_whole(whole(tmp_path), IDS)[:-1], expected, atol=1e-4)
     again = Full().restore(load_base(str(folder)).network, tmp_path, family="decoder")
     assert torch.allclose(logits(again), expected, atol=1e-5)
 
@@ -313,7 +340,7 @@ def test_full_tuning_is_saved_as_the_whole_checkpoint(folder: Path, tmp_path: Pa
 def test_a_soft_prompt_is_restored(folder: Path, tmp_path: Path):
     technique = Prompt(tokens=4, init="random")
     base = load_base(str(folder))
-    if folder.name == "gemma4" or technique.refusal(base.network, family="decoder"):
+    if technique.refusal(base.network, family="decoder"):
         pytest.skip("this network looks its words up again for every layer")
     policy = adapted(base, technique)
     technique.save(policy, tmp_path)

@@ -74,8 +74,7 @@ class Lora(Adapter):
         from tunesmith.models.loading.text_part import adapter_tree
         from tunesmith.models.mixtures import find_mixture
 
-        base = adapter_tree(base)
-        mixture = find_mixture(base)
+        mixture = find_mixture(adapter_tree(base))
         if self.router and mixture is None:
             return "technique.router: this network has no router; leave it out"
         if self.targets != "all-linear":
@@ -120,15 +119,13 @@ class Lora(Adapter):
         from tunesmith.models.loading.text_part import adapter_tree
         from tunesmith.models.mixtures import find_mixture
 
-        tree = adapter_tree(base)
-
         # With rslora 8, whatever the rank: at rank 16 that gives the same scale, 2.
         alpha = self.alpha or (8 if self.rslora else 2 * self.rank)
         targets: dict[str, Any] = {
             "target_modules": self.targets if isinstance(self.targets, str) else list(self.targets)
         }
-        if (mixture := find_mixture(tree)) is not None:
-            targets = self._mixture_options(tree, mixture, alpha)
+        if (mixture := find_mixture(adapter_tree(base))) is not None:
+            targets = self._mixture_options(base, mixture, alpha)
         config = LoraConfig(
             **{"r": self.rank, "lora_alpha": alpha, **targets},
             lora_dropout=self.dropout,
@@ -158,9 +155,10 @@ def _excluded(base: Any, targets: object) -> str | None:
 
     These are an encoder's unused pooler, and for all-linear the layers whose adapter could be bypassed.
     """
+    from tunesmith.models.loading.text_part import names_in_tree
     from tunesmith.models.profile import bypassed_layers
 
-    names = bypassed_layers(base) if targets == "all-linear" else set()
+    names = names_in_tree(base, bypassed_layers(base)) if targets == "all-linear" else set()
     # Without the number of the layer: large models have many, and the pattern is stored with the adapter.
     patterns = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in names})
     if any("pooler" in name for name, _ in base.named_modules()):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith.models.loading.text_part import adapter_tree, names_in_tree
 from tunesmith.models.mixtures import Mixture
 from tunesmith.models.profile import bypassed_layers
 from tunesmith.techniques.peft_base import reaches
@@ -36,18 +37,19 @@ def mixture_targets(
 
     Args:
         base: the network without an adapter.
-        mixture: its experts and routers.
+        mixture: the experts and routers of its adapter tree.
         targets: as in the recipe: `all-linear`, names of layers, or a pattern of full names.
         experts: `all-linear` includes the experts.
         router: `all-linear` includes the routers.
     """
-    modules = dict(base.named_modules())
+    tree = adapter_tree(base)
+    modules = dict(tree.named_modules())
     layers = {name for name, module in modules.items() if isinstance(module, (nn.Linear, Conv1D))}
     routers = {name.rpartition(".")[0] for name in mixture.routers}
     stacked = set(mixture.experts)
     if targets == ALL_LINEAR:
-        output = base.get_output_embeddings()
-        left_out = {*routers, *bypassed_layers(base)}
+        output = tree.get_output_embeddings()
+        left_out = {*routers, *names_in_tree(base, bypassed_layers(base))}
         layers = {name for name in layers if modules[name] is not output and name not in left_out}
         stacked = stacked if experts else set()
         routers = routers if router else set()
@@ -57,11 +59,11 @@ def mixture_targets(
         routers = {name for name in routers if reaches(name, targets) or reaches(f"{name}.weight", targets)}
     linear_routers = {name for name in routers if isinstance(modules[name], nn.Linear)}
     layers |= linear_routers
-    renamed = {name for name in layers if name.rpartition(".")[2] in _rewritten(base, layers)}
+    renamed = {name for name in layers if name.rpartition(".")[2] in _rewritten(tree, layers)}
     own = {name for name in mixture.routers if _owner(name) in routers - linear_routers}
     parameters = {*stacked, *own, *(f"{name}.weight" for name in renamed)}
     # Of layers and parameters together, so that the name of the one is not the end of another's.
-    names = [*modules, *(name for name, _ in base.named_parameters())]
+    names = [*modules, *(name for name, _ in tree.named_parameters())]
     return Targets(
         modules=_suffixes(layers - renamed, names),
         parameters=_suffixes(parameters, names),

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import ModelError, briefly
 from tunesmith.models.loading import quantization as four_bit
 from tunesmith.models.loading.load import in_memory
 from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.models.loading.text_part import generative_class
+from tunesmith.models.loading.text_part import decoder_of, generative_class, without_missing_packages
 from tunesmith.progress import track
 
 
@@ -32,6 +31,7 @@ class Plain:
         # Under an adapter the generation_config of the base remains in effect.
         self._how: dict[str, Any] = {} if adapter is None else {"repetition_penalty": 1.0}
         self._virtual = adapter is not None and self._network.active_peft_config.is_prompt_learning
+        self._network = _reading_text(self._network, where=str(folder))
         if adapter is not None and (adapter / "generation_config.json").exists():
             self._how["eos_token_id"] = GenerationConfig.from_pretrained(adapter).eos_token_id
         ends = self._how.get("eos_token_id", self._network.generation_config.eos_token_id)
@@ -81,15 +81,22 @@ def _opened(kind: Any, folder: Path, adapter: Path | None, arguments: dict[str, 
     """Load the network of a folder, with the adapter if there is one."""
     from peft import PeftModel
 
-    try:
+    with without_missing_packages():
         network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **arguments)
-    except ImportError as error:  # towers of some multimodal checkpoints need a package of their own, such as timm
-        raise ModelError(
-            f"{folder}: the whole checkpoint was not opened for the comparison ({briefly(error)}); install the package"
-        ) from error
     if "quantization_config" in arguments:
         four_bit.normalize_quantized(network)  # otherwise some CPUs use a coarser arithmetic, unrelated to the adapter
     return network if adapter is None else PeftModel.from_pretrained(network, str(adapter))
+
+
+@torch.inference_mode()
+def _reading_text(network: Any, *, where: str) -> Any:
+    """Return the network, or its text decoder: Llama 4's class in transformers 5.24 fails on text without images."""
+    try:
+        with quiet():
+            network(input_ids=torch.zeros(1, 1, dtype=torch.long))
+    except AttributeError:
+        return decoder_of(getattr(network, "get_base_model", lambda: network)(), where=where)
+    return network
 
 
 @torch.inference_mode()
@@ -108,15 +115,17 @@ def pooled_states(
     Returns:
         States [B, D].
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForMultimodalLM
 
+    kind: Any = AutoModel
     # The adapter of a decoder names the layers of the class that generates, and PEFT applies it to that class only.
-    kind = generative_class(folder) if family == "decoder" and adapter is not None else AutoModel
+    if family == "decoder" and (adapter is not None or generative_class(folder) is AutoModelForMultimodalLM):
+        kind = generative_class(folder)
     with quiet():
         network = _opened(kind, folder, adapter, in_memory(options, family))
-    network.eval()
+    network = _reading_text(network.eval(), where=str(folder))
     outputs: list[Tensor] = []
-    inner = (network if adapter is None else network.get_base_model()).base_model
+    inner = getattr(network, "get_base_model", lambda: network)().base_model
     inner.register_forward_hook(lambda _, __, out: outputs.append(out.last_hidden_state))
     found = []
     for ids in track(rows, "reading in transformers", unit="rows"):

@@ -108,14 +108,16 @@ def even_keys(network: Any) -> bool:
 def takes_embeddings(network: Any) -> bool:
     """Return whether a network computes from its word embeddings what it computes from the ids; measured.
 
-    Some scale embeddings outside the embedding layer, and only those of ids. PEFT gives a network the embeddings of
-    virtual tokens and words together, so in such a network the words would be of another size.
+    Some scale embeddings outside the embedding layer, and only those of ids, or look words up again in every layer.
+    PEFT gives a network the embeddings of virtual tokens and words together, so there it would compute something else.
     """
     ids = torch.arange(1, 7, device=network.device)[None]
     expected = network.base_model(input_ids=ids, use_cache=False).last_hidden_state.float()
     try:
         embeddings = network.get_input_embeddings()(ids)
         found = network.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state.float()
+        virtual = torch.cat([embeddings.mean(dim=1, keepdim=True), embeddings], dim=1)
+        network.base_model(inputs_embeds=virtual, use_cache=False)  # Gemma 4 accepts embeddings of words alone
     except (TypeError, ValueError, RuntimeError):
         return False
     return bool((found - expected).norm() <= state_tolerance(network) * expected.norm())

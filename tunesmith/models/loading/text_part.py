@@ -96,6 +96,12 @@ def adapter_tree(network: Any) -> Any:
     return network if part is None else part.tree
 
 
+def names_in_tree(network: Any, names: Iterable[str]) -> set[str]:
+    """Return the names that modules of a network have in its adapter tree."""
+    titles = {id(module): name for name, module in adapter_tree(network).named_modules()}
+    return {titles[id(network.get_submodule(name))] for name in names}
+
+
 def share_head(network: Any) -> None:
     """Give a decoder the output layer of its tree, in which PEFT may just have put or removed an adapter."""
     if (part := part_of(network)) is not None and (head := _output_layer(part.tree)) is not _output_layer(network):
@@ -145,7 +151,7 @@ def load_text_part(folder: Path, *, where: str, arguments: Mapping[str, Any]) ->
     tree.__class__ = whole_class
     if (folder / "generation_config.json").is_file():
         tree.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    decoder = _decoder(tree, where=where)
+    decoder = decoder_of(tree, where=where)
     decoder.name_or_path = tree.name_or_path = str(folder)
     setattr(
         decoder, ATTRIBUTE, TextPart(folder, tree, frozenset(names), tuple(sorted({files[name] for name in names})))
@@ -177,7 +183,7 @@ def _text_only(whole_class: Any, *, where: str) -> Any:
     """Return a subclass that removes every tower but the text decoder from itself, before any weight is read."""
 
     def init(self: Any, config: Any, *inputs: Any, **options: Any) -> None:
-        with _without_missing_packages():
+        with without_missing_packages():
             whole_class.__init__(self, config, *inputs, **options)
         _drop_other_towers(self, where=where)
 
@@ -186,7 +192,7 @@ def _text_only(whole_class: Any, *, where: str) -> Any:
 
 
 @contextmanager
-def _without_missing_packages() -> Iterator[None]:
+def without_missing_packages() -> Iterator[None]:
     """Enter a context in which `AutoModel` makes an empty module of a tower whose package is not installed.
 
     Text needs none of them: Gemma 3n's images need timm.
@@ -240,8 +246,16 @@ def _output_layer(network: Any) -> Any:
     return next((layer for model in models if (layer := model.get_output_embeddings()) is not None), None)
 
 
-def _decoder(tree: Any, *, where: str) -> Any:
-    """Return the causal language model that consists of a tree's text decoder and output layer."""
+def decoder_of(tree: Any, *, where: str) -> Any:
+    """Return the causal language model that consists of the text decoder and the output layer of a checkpoint.
+
+    Args:
+        tree: the checkpoint in transformers' class, with its other towers or without; it shares its layers.
+        where: its name, for messages.
+
+    Raises:
+        ModelError: if it has no text decoder with an output layer.
+    """
     _, text = _find_text(tree, where=where)
     head = _output_layer(tree)
     if text.get_output_embeddings() is head:  # Llama 4 holds a whole causal language model
