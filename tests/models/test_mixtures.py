@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.lora.layer import ParamWrapper
 
 from tests.bases import base, farthest, gradients, policy
 from tests.tiny import MIXTURES
 from tunesmith.data.tokenization.chat_template import Encoded, Tokens
 from tunesmith.models.batch import collate
+from tunesmith.models.kernels.experts_lora import FusedParameter
+from tunesmith.models.kernels.fused_lora import FusedLora
 from tunesmith.models.mixtures import RouterLoss, find_mixture
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct
@@ -46,6 +52,18 @@ def padded(examples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
+@contextmanager
+def by_peft(network: Any) -> Iterator[None]:
+    """A context in which PEFT's own layers compute, as it wrote them."""
+    plain = {FusedParameter: ParamWrapper, FusedLora: PeftLinear}
+    changed = [(module, type(module)) for module in network.modules() if type(module) in plain]
+    for module, kind in changed:
+        module.__class__ = plain[kind]
+    yield
+    for module, kind in changed:
+        module.__class__ = kind
+
+
 def lively(made: Policy) -> Policy:
     """With large routers, so that experts are chosen unevenly."""
     made.router_loss = RouterLoss.of(made.network)
@@ -76,8 +94,9 @@ def test_loss_and_gradients_with_the_router_loss_are_those_of_transformers(kind:
     assert made.router_loss is not None
     assert made.packs == (kind != "gpt_oss")  # its attention has sinks, which packed attention does not support
     batch = collate(rows(), whole=True)
-    theirs = made.network(**padded(rows()), output_router_logits=True)
-    theirs.loss.backward()
+    with by_peft(made.network):
+        theirs = made.network(**padded(rows()), output_router_logits=True)
+        theirs.loss.backward()
     wanted = gradients(made)
     assert theirs.aux_loss.item() * 0.5 > 0.01 * theirs.loss.item()
     loss, metrics = accumulate_gradients(made, Instruct(), [batch])
@@ -91,8 +110,9 @@ def test_without_a_trained_router_the_loss_is_the_plain_one(kind: str):
     made = policy(kind, Lora(rank=4), lively=0.05)
     assert RouterLoss.of(made.network) is None
     assert not any(part in name for name, _ in made.trainable() for part in (".gate.", ".router."))
-    theirs = made.network(**padded(rows()), output_router_logits=False)
-    theirs.loss.backward()
+    with by_peft(made.network):
+        theirs = made.network(**padded(rows()), output_router_logits=False)
+        theirs.loss.backward()
     wanted = gradients(made)
     loss, metrics = accumulate_gradients(made, Instruct(), [collate(rows())])
     assert loss == pytest.approx(theirs.loss.item(), rel=1e-5)
@@ -118,3 +138,14 @@ def test_the_router_loss_of_several_micro_batches_is_their_mean_by_learned_token
     both, _ = accumulate_gradients(made, Instruct(), [collate(part, whole=True) for part in parts])
     units = [sum(row.sequences[0].learned for row in part) for part in parts]
     assert both == pytest.approx(sum(a * b for a, b in zip(each, units, strict=True)) / sum(units), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_the_update_of_experts_makes_no_copy_of_their_weights(kind: str, monkeypatch: pytest.MonkeyPatch):
+    made = policy(kind, Lora(rank=4), lively=0.05)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad(), by_peft(made.network):
+        wanted = made.network(input_ids=ids).logits
+    monkeypatch.setattr("torch.nn.utils.parametrize.register_parametrization", None)  # how PEFT adds them
+    with torch.no_grad():
+        assert torch.allclose(made.network(input_ids=ids).logits, wanted, atol=1e-5)

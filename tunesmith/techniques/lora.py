@@ -144,9 +144,11 @@ class Lora(Adapter):
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
         """Return the policy of any adapter, with plain updates on the fused path."""
+        from tunesmith.models.kernels.experts_lora import fuse_experts
         from tunesmith.models.kernels.fused_lora import fuse
 
         fuse(base)
+        fuse_experts(base)
         return super()._policy(base, wrapped, family)
 
 
