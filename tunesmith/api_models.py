@@ -118,7 +118,7 @@ def ask(
     thinking: bool | None = None,
     offline: bool = False,
     progress: bool = False,
-) -> Classified | Reply | list[tuple[str, float]] | ArmReply:
+) -> Classified | Reply | list[tuple[str, float]] | float | ArmReply:
     """Answer one text with a tuned model, or with an arm of a comparison; `load` a model for several texts.
 
     >>> import tunesmith
@@ -139,7 +139,7 @@ def ask(
         progress: show progress of a comparison that has to build an arm.
 
     Returns:
-        Labels with probabilities, a reply, words at the mask token, or the answer of an arm.
+        Labels with probabilities, a number, a reply, words at the mask token, or the answer of an arm.
 
     Raises:
         TunesmithError: the folder is not a run or a comparison, or a setting is invalid.

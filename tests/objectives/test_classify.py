@@ -266,7 +266,9 @@ def test_labels_of_a_recipe_are_words_and_none_stands_twice():
 
 def test_many_labels_that_are_all_fractions_are_scores():
     scores = rows(*[f"{i / 10}" for i in range(30)])
-    with pytest.raises(DataError, match=r"30 labels, all decimal fractions such as 0\.1, look like scores"):
+    with pytest.raises(
+        DataError, match=r"30 labels, all decimal fractions such as 0\.1, look like a quantity to predict"
+    ):
         Classify().bind(scores, "decoder")
     assert len(Classify(labels=tuple(f"{i / 10}" for i in range(30))).bind(scores, "decoder").labels) == 30
     assert len(Classify().bind(rows("1.0", "1.5", "2.0"), "decoder").labels) == 3

@@ -25,7 +25,7 @@ from tunesmith.inference.saved_model import load
 from tunesmith.inference.serving.protocol import Limits
 from tunesmith.inference.serving.request import GenerationRequest
 from tunesmith.models.generation.sampling import Sampling
-from tunesmith.objectives import Classify, Multitask
+from tunesmith.objectives import Classify, Multitask, Regress
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Ia3, Lora
 from tunesmith.web.openai.app import FOLDERS
@@ -329,6 +329,22 @@ def test_each_task_of_a_run_that_learned_several_is_a_model_of_its_own(tmp_path:
         assert "is not a classifier" in httpx.post(f"{server.url}/classify", json={"model": "three", "input": "a"}).text
         assert server.bugs == []
     assert folder_of("three/lines", {"one": [tmp_path], "three": [run]}) == run
+
+
+def test_numbers_come_in_the_unit_of_the_rows(tmp_path: Path):
+    run = save_run(tmp_path / "stars", Lora(rank=4), Regress(mean=3.0, scale=1.5), kind="bert")
+    with served({"stars": [run]}) as server:
+        body = {"model": "stars", "input": list(QUESTIONS)}
+        found = httpx.post(f"{server.url}/predict", json=body).json()["data"]
+        assert [one["number"] for one in found] == pytest.approx(load(run).predict(QUESTIONS), abs=1e-4)
+        assert "is not a classifier" in httpx.post(f"{server.url}/classify", json=body).text
+        assert server.bugs == []
+
+
+def test_a_model_without_numbers_says_so(server: Served):
+    refused = httpx.post(f"{server.url}/predict", json={"model": "mood", "input": "hi"})
+    assert refused.status_code == 400
+    assert "mood predicts no values; use another route, or a run tuned with regress" in refused.text
 
 
 def test_with_a_token_every_route_asks_for_it(runs: Path):

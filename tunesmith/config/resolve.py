@@ -37,6 +37,7 @@ FOR_ENCODER: Mapping[str, Any] = {"technique": {"kind": "full"}, "compare": {"mo
 COLUMN_KEYS = {
     "text",
     "label",
+    "target",
     "prompt",
     "answer",
     "messages",
@@ -158,7 +159,7 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Resolved
         raw["data"]["group"] = column
         notes.append(f"rows with the same {column!r} stay in one split (--set data.group= for no groups)")
     recipe, translated = make_recipe(raw, place=source, changes=changes)
-    if recipe.objective.produces == "labels" and "model" not in named:
+    if recipe.objective.produces in ("labels", "number") and "model" not in named:
         pick = pick_by_rule(recipe.objective, named)
         raw |= {"model": pick.model, **(FOR_ENCODER if pick.model == ENCODER else {})}
         if any(name.partition(".")[0] == "technique" for name in named):

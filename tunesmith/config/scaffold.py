@@ -18,7 +18,7 @@ from tunesmith.config.commands import audit_fix, collect_passages, columns_set
 from tunesmith.config.model_choice import DECODER, ENCODER, ModelPick, pick_by_rule
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.config.resolve import BATCH_ROWS, BYTES_A_TOKEN, default_epochs, learned_rows, size_of
-from tunesmith.data.examples.types import Chat, Example, LabelledText, Text
+from tunesmith.data.examples.types import Chat, Example, LabelledText, RatedText, Text
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import read_file
 from tunesmith.data.readers.row import Row, as_word, columns_of, keep
@@ -274,6 +274,9 @@ def _data(
     test = max(1, round(share * len(examples)))
     points = 98 / math.sqrt(test)
     description = f"{test} held-out rows: the 95 % interval of an accuracy is about ±{points:.0f} points"
+    if isinstance(examples[0], RatedText):
+        # Of Fisher's transformation, at a correlation of 0, where it is widest.
+        description = f"{test} held-out rows: the 95 % interval of a correlation is at most ±{points / 50:.2f}"
     if isinstance(examples[0], Text):
         description = f"{test} held-out documents; near-duplicates of them are removed from training"
     reasons["data.validation"] = "used to select the best checkpoint"

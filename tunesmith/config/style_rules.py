@@ -15,6 +15,7 @@ from tunesmith.objectives import Instruct
 # Outputs of objectives without free-text answers.
 NO_STYLE = {
     "classify": "labels",
+    "regress": "numbers",
     "domain": "texts without prompts",
     "preference": "pairs of answers",
     "reward": "scores",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tunesmith.config import Retention as Extent
 from tunesmith.config.style_rules import columns
-from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, UnpairedPreference
+from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, RatedText, UnpairedPreference
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.text.domain_terms import general_text
 from tunesmith.data.tokenization.tokenizer import frame
@@ -111,6 +111,8 @@ def _shuffled(examples: Sequence[Example], rng: random.Random) -> list[Example]:
     for example, other in zip(examples, (examples[i] for i in order), strict=True):
         if isinstance(example, LabelledText) and isinstance(other, LabelledText):
             shuffled.append(replace(example, labels=other.labels))
+        elif isinstance(example, RatedText) and isinstance(other, RatedText):
+            shuffled.append(replace(example, number=other.number))
         elif isinstance(example, UnpairedPreference) and isinstance(other, UnpairedPreference):
             shuffled.append(replace(example, good=other.good))
         elif isinstance(example, Pair):

@@ -29,7 +29,7 @@ from tunesmith.models.generation.sampling import Reply, Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify, Reward
+from tunesmith.objectives import Classify, Regress, Reward
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.instruct import THOUGHT_TOKENS, Instruct
 from tunesmith.progress import track
@@ -245,7 +245,7 @@ class LocalModel:
 
     def answer(
         self, text: str, *, sampling: Sampling | None = None, thinking: bool | None = None
-    ) -> Classified | Reply | list[tuple[str, float]]:
+    ) -> Classified | Reply | list[tuple[str, float]] | float:
         """Answer one text as the objective does.
 
         Args:
@@ -254,15 +254,18 @@ class LocalModel:
             thinking: whether the model thinks before a generated answer; by default as it was trained.
 
         Returns:
-            Labels, a reply, or for a masked language model the words at the mask token with their probabilities.
+            Labels, a number, a reply, or for a masked language model the words at the mask token with their
+            probabilities.
 
         Raises:
             RecipeError: the model has no such mode.
         """
-        if self.objective.produces in ("labels", "likelihood"):
+        if self.objective.produces in ("labels", "number", "likelihood"):
             refuse_thinking(self.objective, thinking)
         if self.objective.produces == "labels":
             return self.classify(text)
+        if self.objective.produces == "number":
+            return self.predict(text)
         if self.objective.produces == "likelihood":
             return self.fill(text) if self.policy.family == "encoder" else self.complete(text, sampling=sampling)
         return self.reply([self.objective.user_message(text)], sampling=sampling, thinking=thinking)
@@ -395,6 +398,27 @@ class LocalModel:
         rows = [dict(zip(objective.labels, row, strict=True)) for row in probabilities.tolist()]
         return like(texts, [Classified((max(row, key=row.__getitem__),), row) for row in rows])
 
+    @overload
+    def predict(self, texts: str, *, task: str = "") -> float: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, texts: Sequence[str], *, task: str = "") -> list[float]: ...
+    def predict(self, texts: str | Sequence[str], *, task: str = "") -> float | list[float]:
+        """Predict the number of texts, in the unit of the training rows.
+
+        Args:
+            texts: a text, or a list of texts.
+            task: task of a multitask model.
+
+        Returns:
+            One number for a string, a list for a list.
+
+        Raises:
+            RecipeError: the model was not tuned with the regress objective.
+        """
+        model, given = self.at(task), listed(texts, "predict")
+        rows = [Encoded((model.regressor.question(text, model.template, limit=model.limit)[0],), "") for text in given]
+        return like(texts, [number for (number,) in _values(model, rows)] if rows else [])
+
     def reward(self, prompt: str | Sequence[Message], answer: str) -> float:
         """Return the reward of an answer; raise RecipeError if this is not a reward model."""
         return self.rewards([(prompt, answer)])[0]
@@ -462,7 +486,18 @@ class LocalModel:
             )
         return self.objective
 
+    @property
+    def regressor(self) -> Regress:
+        """The objective of a model that predicts values; RecipeError for any other model."""
+        if not isinstance(self.objective, Regress):
+            raise RecipeError(
+                f"predict: this model was tuned with {self.objective.kind} and predicts no values; tune with regress"
+            )
+        return self.objective
+
     def _decoder(self) -> Policy:
+        if self.objective.produces == "number":
+            raise RecipeError("generate: this model predicts a value; use model.predict")
         if self.objective.produces == "score":
             fix = "score answers with model.reward, or pairs with `tunesmith evaluate RUN --data PAIRS`"
             raise RecipeError(f"generate: a reward model cannot generate; {fix}")
@@ -506,6 +541,8 @@ class LocalModel:
         """Encode a text as the objective does, without learned tokens."""
         if self.objective.produces == "labels":
             return self.classifier.question(text, self.template, limit=self.limit)[0]
+        if self.objective.produces == "number":
+            return self.regressor.question(text, self.template, limit=self.limit)[0]
         if self.objective.produces == "likelihood":
             return Tokens.of(self.template.document(self.template.harmless(text), limit=self.limit).ids)
         return Tokens.of(self.prompt([Message("user", text)]))

@@ -93,6 +93,10 @@ def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
         return BASE_CHAT
     if objective.produces == "score":
         raise RecipeError(f"{name}: scores need a head, and this model has none; give a run tuned with reward")
+    if objective.produces == "number":
+        raise RecipeError(
+            f"{name}: predicted values need a head, and this model has none; give a run tuned with regress"
+        )
     if objective.label_mode == "multi":
         raise RecipeError(
             f"{name}: rows with several labels need a head, and this model has none; "

@@ -37,7 +37,7 @@ DRAWS = 2_000
 ROUNDS = 8  # fixed-point iterations for the required sample size
 SMALL_SHARE = 0.02  # differences below 2 % of the scale are negligible
 # Losses and functions of them; of every other metric, higher is better.
-_LOSSES = frozenset({"perplexity", "nats_per_token", "bits_per_byte", "masked_loss"})
+_LOSSES = frozenset({"perplexity", "nats_per_token", "bits_per_byte", "masked_loss", "mae"})
 
 
 def lower_is_better(metric: str) -> bool:
@@ -151,11 +151,12 @@ def corpus_compare(
     groups: Sequence[str] | None = None,
     seed: int = 0,
     resamples: int = 10_000,
+    scale: float = 0.0,
 ) -> PairedComparison:
     """Compare a corpus-level score (such as macro-F1) of base and tuned by a paired bootstrap over clusters.
 
     The p-value is the share of resamples beyond 0, expanded like the interval, and no smaller than that of an exact
-    test in which all changed clusters have the same sign. The scale is 1 if no observed score exceeds 1, else 100.
+    test in which all changed clusters have the same sign.
 
     Args:
         statistic: maps row indices (repeats allowed) to the scores of base and tuned on these rows.
@@ -163,6 +164,7 @@ def corpus_compare(
         groups: group of each row, [N]; None treats rows as independent.
         seed: of the resampling.
         resamples: R.
+        scale: the value of a perfect score; 0: 1 if no observed score exceeds 1, else 100.
 
     Raises:
         DataError: there are no rows.
@@ -176,12 +178,13 @@ def corpus_compare(
     pairs = np.array([statistic(rows) for rows in row_sets])  # [R, 2]
     resampled = pairs[:, 1] - pairs[:, 0]
     changed = int((clusters.sums(np.asarray(moved, dtype=np.float64)) > 0).sum())
-    scale = 1.0 if max(abs(base), abs(tuned), float(np.abs(pairs).max())) <= 1 else 100.0
+    scale = scale or (1.0 if max(abs(base), abs(tuned), float(np.abs(pairs).max())) <= 1 else 100.0)
+    most = scale if pairs.min() >= 0 else math.inf  # correlations and R squared may be negative
     comparison = PairedComparison(
         base=base,
         tuned=tuned,
         delta=tuned - base,
-        ci95=difference_bounds(resampled, clusters.count, scale, most=scale),
+        ci95=difference_bounds(resampled, clusters.count, scale, most=most),
         p_value=1.0 if changed < 2 else max(bootstrap_p(resampled, clusters.count), 2.0 ** (1 - changed)),
         n=n,
         clusters=clusters.count,

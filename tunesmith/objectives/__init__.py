@@ -12,10 +12,22 @@ from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.multitask import Multitask
 from tunesmith.objectives.preference import Preference
+from tunesmith.objectives.regress import Regress
 from tunesmith.objectives.reward_model import Reward
 from tunesmith.objectives.rl import Rl
 
-AnyObjective = Classify | Domain | Instruct | Preference | Reward | Rl | Multitask
+AnyObjective = Classify | Domain | Instruct | Preference | Regress | Reward | Rl | Multitask
 OBJECTIVES: tuple[type[AnyObjective], ...] = get_args(AnyObjective)
 
-__all__ = ["OBJECTIVES", "AnyObjective", "Classify", "Domain", "Instruct", "Multitask", "Preference", "Reward", "Rl"]
+__all__ = [
+    "OBJECTIVES",
+    "AnyObjective",
+    "Classify",
+    "Domain",
+    "Instruct",
+    "Multitask",
+    "Preference",
+    "Regress",
+    "Reward",
+    "Rl",
+]

@@ -66,7 +66,7 @@ class Learner(ABC):
         """Compute the summed loss of a prepared batch; deterministic given its tensors."""
 
 
-Produces = Literal["labels", "text", "score", "likelihood"]
+Produces = Literal["labels", "number", "text", "score", "likelihood"]
 # The name of the only task of a run that has no others.
 SINGLE_TASK = ""
 
@@ -81,7 +81,7 @@ class Objective(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
-    # What the tuned model returns for an input: labels, an answer, a score of an answer, or a likelihood of a text.
+    # What the tuned model returns for an input: labels, a number, an answer, a score of an answer, or a likelihood.
     produces: ClassVar[Produces]
     # Whether training samples completions from the policy instead of learning from those of the rows.
     samples_completions: ClassVar[bool] = False

@@ -44,6 +44,24 @@ LEAST_RATE_SCALE = 0.3
 FULL_RATE_STEPS = 24
 
 
+def head_rate_scale(family: str, *, plain_weights: bool, adapter: bool, steps: int) -> float:
+    """Return the fraction of the technique's learning rate at which a decoder learns labels.
+
+    At the full learning rate, classifiers are no more accurate, some runs diverge, and more general ability is
+    lost. LoRA over unquantized weights is the exception: runs of up to 24 steps need the full rate, longer runs
+    proportionally less (rate x steps is constant, floor 0.3). Measured in docs/explanation/defaults.md.
+
+    Args:
+        family: as in `Objective.learning_rate_scale`.
+        plain_weights: as there.
+        adapter: as there.
+        steps: as there.
+    """
+    if family == "encoder" or not plain_weights:
+        return 1.0
+    return min(1.0, max(LEAST_RATE_SCALE, FULL_RATE_STEPS / steps)) if adapter else LEAST_RATE_SCALE
+
+
 class Classify(Objective, Learner):
     """Raise the probability of the right label.
 
@@ -110,8 +128,8 @@ class Classify(Objective, Learner):
             raise DataError(f"{file}: only one label ({only!r}) in {len(rows)} rows; classify needs two or more")
         if not self.labels and len(labels) > MAX_DECIMAL_LABELS and all(map(DECIMAL.fullmatch, labels)):
             raise DataError(
-                f"{file}: {len(labels)} labels, all decimal fractions such as {labels[1]}, look like scores; "
-                "group them into classes, or list all of them in objective.labels"
+                f"{file}: {len(labels)} labels, all decimal fractions such as {labels[1]}, look like a quantity to "
+                "predict; use objective: regress, or list all of them in objective.labels"
             )
         for row in rows:
             if unknown := set(row.labels) - set(labels):
@@ -147,15 +165,8 @@ class Classify(Objective, Learner):
         return self.output != "words"
 
     def learning_rate_scale(self, family: str, *, plain_weights: bool, adapter: bool, steps: int) -> float:
-        """Return the fraction of the technique's learning rate at which a decoder learns labels.
-
-        At the full learning rate, classifiers are no more accurate, some runs diverge, and more general ability is
-        lost. LoRA over unquantized weights is the exception: runs of up to 24 steps need the full rate, longer runs
-        proportionally less (rate x steps is constant, floor 0.3). Measured in docs/explanation/defaults.md.
-        """
-        if family == "encoder" or not plain_weights:
-            return 1.0
-        return min(1.0, max(LEAST_RATE_SCALE, FULL_RATE_STEPS / steps)) if adapter else LEAST_RATE_SCALE
+        """Return the fraction of the technique's learning rate at which a decoder learns labels."""
+        return head_rate_scale(family, plain_weights=plain_weights, adapter=adapter, steps=steps)
 
     @property
     def probe_metric(self) -> str:

@@ -18,6 +18,7 @@ from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.preference import Preference
+from tunesmith.objectives.regress import Regress
 from tunesmith.objectives.reward_model import Reward
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _short_for(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
-AnyPart = Classify | Domain | Instruct | Preference | Reward
+AnyPart = Classify | Domain | Instruct | Preference | Regress | Reward
 PartObjective = Annotated[Annotated[AnyPart, Discriminator("kind")], _short_for("kind")]
 
 

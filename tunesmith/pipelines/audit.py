@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # Settings of an objective that name columns, by objective.
 COLUMN_KEYS = {
     "classify": ("text", "label"),
+    "regress": ("text", "target"),
     "instruct": ("prompt", "answer", "messages", "context", "choices", "thoughts"),
     "domain": ("text",),
     "preference": ("chosen", "rejected", "prompt", "answer", "label", "winner"),
@@ -42,7 +43,7 @@ COLUMN_KEYS = {
     "rl": ("prompt", "answer", "messages"),
 }
 # Roles whose columns may be missing in test rows.
-OPTIONAL_ROLES = ("label", "answer", "system", "context", "input", "history", "tools", "thoughts")
+OPTIONAL_ROLES = ("label", "target", "answer", "system", "context", "input", "history", "tools", "thoughts")
 GUESSED_FROM = 100_000  # rows, at most, whose values a guess looks at
 EMBEDDED_TOKENS = 256  # of a text, for embeddings
 DEFAULT_MAX_TOKENS = 2048  # of a row, if neither the recipe nor the model has a limit

@@ -29,6 +29,7 @@ from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.contamination import find_seen_rows, recipe_file, recipe_of
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.evaluators.answers import AnswerPredictions
+from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.predict import BaseModelPrompter
 from tunesmith.events import EventHandler, StageStarted
@@ -320,6 +321,11 @@ def _base_of_run(evaluator: Evaluator[Any], source: ModelSource, task: ScoringTa
         scores = evaluator.probe(LocalModel(policy, template, objective, manifest.limit), train)
         task.notes.append(f"base: {scores.how}")
         return scores
+    if isinstance(evaluator, NumberEvaluator):
+        policy.train(False)
+        train = _training_rows(source, task, offline=offline)
+        task.notes.append("base: ridge regression on the frozen model")
+        return evaluator.probe(LocalModel(policy, template, objective, manifest.limit), train)
     prompter = BaseModelPrompter(base, policy, template, objective, manifest.limit)
     if base.family == "encoder" or objective.label_mode == "multi":
         answers = prompter.answer(

@@ -23,6 +23,7 @@ from tunesmith.inference.identify import MANIFEST_FILE, ModelManifest, find_mode
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load
+from tunesmith.metrics.numbers import spearman
 from tunesmith.metrics.task_scores import PER_ROW, SCALES, WHOLE, value
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
@@ -61,6 +62,8 @@ STATED_ROWS, STATED_SCORES = 200, 2000
 MAX_DIFFERENCE = {"merged": 1e-4, "merged f16": 0.05, "merged bf16": 0.1}
 # With thoughts before the answers: fewer rows, because each answer takes several times as long.
 THOUGHT_ROWS = 16
+# Values are equal up to this share of the deviation of the training rows; rank correlations, where near ties may swap.
+MAX_NUMBER_DIFFERENCE, MAX_RANK_CHANGE = 0.01, 0.001
 # Tokens of a text that a domain model completes, and tokens of the completion.
 BEGINNING_TOKENS = 48
 MIN_ANSWER_TOKENS = 512  # context that llama.cpp reserves for an answer
@@ -126,8 +129,9 @@ class ProgramAgreement:
     same_answers: float  # share of equal answers or states
     score_original: float | None = None  # None if the rows have no reference answers
     score_export: float | None = None
-    compared: str = "answers"  # answers, states, labels, words or preferences
-    max_difference: float | None = None  # of a probability, or of a reward relative to the largest one
+    compared: str = "answers"  # answers, states, labels, values, words or preferences
+    # Of a probability, of a reward relative to the largest one, or of a number relative to the deviation of the rows.
+    max_difference: float | None = None
 
 
 def export(
@@ -314,13 +318,15 @@ def by_usage(model: LocalModel, rows: Sequence[Prediction], function: Callable[[
     Args:
         model: the original.
         rows: test rows of the run.
-        function: the function of the README: classify, reward or fill.
+        function: the function of the README: classify, predict, reward or fill.
 
     Returns:
-        The share of equal labels, preferences or words, and the largest difference of what is stated for them.
+        The share of equal labels, values, preferences or words, and the largest difference of what is stated for them.
     """
     if model.objective.produces == "score":
         return _by_rewards(model, rows, function)
+    if model.objective.produces == "number":
+        return _by_numbers(model, rows, function)
     if model.objective.produces == "likelihood":
         return _by_words(model, rows, function)
     objective = model.classifier
@@ -357,6 +363,9 @@ def _read_text(model: LocalModel, text: str) -> str:
     text = model.template.harmless(text)
     if not model.template.chats:
         return text
+    if model.objective.produces == "number":
+        (message,) = model.template.fit([model.objective.user_message(text)], model.limit)[0]
+        return message.content[len(model.objective.user_message("").content) :]
     before = model.classifier.messages("")[0].content
     longest = 0 if model.policy.head is not None else max(map(len, model.label_tokens().values()))
     (message,) = model.template.fit(model.about(text), model.prompt_budget(longest))[0]
@@ -386,6 +395,26 @@ def _by_rewards(model: LocalModel, rows: Sequence[Prediction], function: Callabl
         same_answers=_equal_share(preferred[1], preferred[0]),
         compared="preferences",
         max_difference=max(abs(a - b) for a, b in zip(original, exported, strict=True)) / largest,
+    )
+
+
+def _by_numbers(model: LocalModel, rows: Sequence[Prediction], function: Callable[[Any], Any]) -> ProgramAgreement:
+    """Compare the numbers of each text; the differences are relative to the deviation of the training rows."""
+    objective = model.regressor
+    rows = rows[:STATED_ROWS]
+    texts = [_read_text(model, row.question) for row in rows]
+    original, exported = model.predict(texts), [float(one) for one in function(texts)]
+    differences = [abs(a - b) / objective.scale for a, b in zip(original, exported, strict=True)]
+    gold = [float(row.gold) for row in rows]
+    return ProgramAgreement(
+        metric=objective.metric,
+        rows=len(rows),
+        same_prompts=1.0,
+        same_answers=sum(difference <= MAX_NUMBER_DIFFERENCE for difference in differences) / len(rows),
+        score_original=spearman(gold, original),
+        score_export=spearman(gold, exported),
+        compared="values",
+        max_difference=max(differences),
     )
 
 
@@ -443,13 +472,15 @@ def find_problems(agreements: Mapping[str, ProgramAgreement], form: str) -> tupl
             )
         allowed_difference = MAX_DIFFERENCE.get(form, 0.0)
         if part.max_difference is not None and not part.max_difference <= allowed_difference:
-            kind = "reward" if part.compared == "preferences" else "probability"
+            kind = {"preferences": "reward", "values": "value"}.get(part.compared, "probability")
             problems.append(
                 f"{prefix}a {kind} differs by {part.max_difference:.1e}, expected at most {allowed_difference:.0e}"
             )
         if part.score_original is not None and part.score_export is not None:
             change = abs(part.score_export - part.score_original)
             allowed = max(max_change, 1 / part.rows if max_change else 0)
+            if part.compared == "values":
+                allowed = max(allowed, MAX_RANK_CHANGE)
             if change / SCALES.get(part.metric, 1.0) > allowed + 1e-9:
                 problems.append(f"{prefix}{part.metric} changes by {change:.3f}")
     return tuple(problems)

@@ -49,6 +49,8 @@ def python_lines(run: RunData) -> list[str]:
             lines += [f'result = model.classify(["{TEXT}"])[0]', "print(result.label, result.probabilities)"]
         elif objective.produces == "labels":
             lines.append(f'print({model}.classify(["{TEXT}"])[0])')
+        elif objective.produces == "number":
+            lines.append(f'print({model}.predict("{TEXT}"))')
         elif objective.produces == "likelihood" and run.report.family == "encoder":
             words = "# the most likely words at the mask token"
             lines.append(f'print({model}.fill(["{TEXT} {mask_of(run.folder)}"])[0])  {words}')
@@ -77,7 +79,7 @@ def transformers_lines(run: RunData, *, base: str) -> list[str]:
         No lines if the answers would differ, or if they need a head of Tunesmith.
     """
     objective = run.recipe.objective
-    headed = run.recipe.parts or objective.produces == "score" or objective.has_label_head
+    headed = run.recipe.parts or objective.produces in ("number", "score") or objective.has_label_head
     # With virtual tokens, `generate` of PEFT 0.21 gives other tokens than PEFT's own forward pass.
     if run.report.family != "decoder" or headed or run.recipe.technique.virtual_tokens():
         return []

@@ -31,7 +31,7 @@ from tunesmith.report.verdicts import arm_label, name_of_test, rivalry
 COMMAND = "tunesmith tune RUN/recipe.yaml --out again"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Pipeline tags of the Hub by objective; all others depend on the model family.
-PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
+PIPELINES = {"classify": "text-classification", "regress": "text-classification", "reward": "text-classification"}
 
 
 def card(run: RunData) -> str:
@@ -83,7 +83,7 @@ def front_matter(run: RunData) -> dict[str, Any]:
 def _has_head(run: RunData) -> bool:
     objective = run.recipe.objective
     masked = objective.produces == "likelihood" and run.report.family == "encoder"
-    return bool(run.recipe.parts) or objective.produces == "score" or objective.has_label_head or masked
+    return bool(run.recipe.parts) or objective.produces in ("number", "score") or objective.has_label_head or masked
 
 
 def hub_id(model: str) -> str:
@@ -233,9 +233,11 @@ def _usage(run: RunData) -> str:
     if lines:
         parts += ["Without Tunesmith:", fence("\n".join(lines), "python")]
     objective = run.recipe.objective
-    exports = objective.produces in ("labels", "score") or _has_head(run)
+    exports = objective.produces in ("labels", "number", "score") or _has_head(run)
     if exports and not run.recipe.parts and not run.recipe.technique.virtual_tokens():
-        stated = {"labels": "labels and probabilities", "score": "rewards"}.get(objective.produces, "words")
+        stated = {"labels": "labels and probabilities", "number": "numbers", "score": "rewards"}.get(
+            objective.produces, "words"
+        )
         parts += [
             f"For the same {stated} in transformers alone, export the model. The folder that this writes has a "
             "README.md with code, which the export executes and compares with this model:",

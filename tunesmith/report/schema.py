@@ -142,8 +142,9 @@ class Export(Displayed, ReportPart):
     rows: int
     same_prompts: float  # share of prompts with identical tokens
     same_answers: float  # share of equal outputs, see `compared`
-    compared: str = "answers"  # greedy answers, states, labels, words of a mask, or preferences between completions
-    max_difference: float | None = None  # of a probability, or of a reward relative to the largest one
+    compared: str = "answers"  # answers, states, labels, values, words of a mask, or preferences
+    # Of a probability, of a reward relative to the largest one, or of a number relative to the deviation of the rows.
+    max_difference: float | None = None
     score_original: float | None = None
     score_export: float | None = None
     seconds: float
@@ -159,7 +160,7 @@ class Export(Displayed, ReportPart):
         text = f"checked in {self.checked}: {self.compared} equal on {equal} of {self.rows} rows"
         if self.max_difference is None:
             return text
-        kind = "relative reward" if self.compared == "preferences" else "probability"
+        kind = {"preferences": "relative reward", "values": "relative"}.get(self.compared, "probability")
         return f"{text}, largest {kind} difference {self.max_difference:.1e}"
 
 

@@ -1,4 +1,4 @@
-"""Initialize classification heads from a linear probe. Letters: N rows, D hidden width, K labels."""
+"""Initialize heads for labels and numbers from a linear probe. Letters: N rows, D hidden width, K labels."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.metrics.baselines import fit_linear
+from tunesmith.metrics.ridge import fit_ridge
 from tunesmith.models.batch import collate, split_by_tokens
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Regress
 from tunesmith.progress import track
 from tunesmith.training.batches import tokens_of
 from tunesmith.training.prepare import TrainingContext
@@ -23,7 +24,7 @@ MOST_ROWS = 2000
 
 
 def init_heads_from_probe(prepared: TrainingContext, policy: Policy, on_event: EventHandler) -> None:
-    """Set the weights of every classification head to a linear probe of the network before any step.
+    """Set the weights of every head for labels or values to a linear probe of the network before any step.
 
     A head of zeros distorts the network until it has learned what a probe knows (Kumar et al. 2022, arXiv
     2202.10054); with few rows an encoder then scores below its own probe.
@@ -35,13 +36,15 @@ def init_heads_from_probe(prepared: TrainingContext, policy: Policy, on_event: E
     """
     for name, task in prepared.tasks.items():
         objective = task.recipe.objective
-        if not isinstance(objective, Classify) or not objective.has_label_head:
+        if not (isinstance(objective, Regress) or (isinstance(objective, Classify) and objective.has_label_head)):
             continue
         view = prepared.recipe.objective.task_policy(policy, name)
         assert view.head is not None
         on_event(StageStarted("initializing the head from a linear probe"))
         states, targets = _states_and_targets(task, view)
-        if objective.multi:
+        if isinstance(objective, Regress):
+            weight, bias = _number_probe(states, targets, objective)
+        elif objective.multi:
             weight, bias = _multi_label_probe(states, targets)
         else:
             weight, bias = _single_label_probe(states, targets, objective)
@@ -63,6 +66,14 @@ def _states_and_targets(task: TrainingContext, policy: Policy) -> tuple[NDArray[
         batch = collate([rows[i] for i in indices]).to(policy.device)
         states[indices] = policy.pooled(batch).float().cpu().numpy()
     return states, np.array([row.label for row in rows], dtype=np.float32)
+
+
+def _number_probe(
+    states: NDArray[np.float32], targets: NDArray[np.float32], objective: Regress
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weight [1, D] and bias [1] that predict standardised values."""
+    fit = fit_ridge(states, (targets[:, 0] - objective.mean) / objective.scale)
+    return fit.weight[None], np.array([fit.bias])
 
 
 def _single_label_probe(

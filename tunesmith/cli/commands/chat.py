@@ -53,7 +53,8 @@ def add(commands: Commands) -> None:
     asking = commands.add_parser(
         "ask",
         help="answer one text with a tuned model, or with the recommended arm of a comparison",
-        description="A run tuned with `classify` answers with a label and its probabilities. A run tuned with `domain` "
+        description="A run tuned with `classify` answers with a label and its probabilities, one tuned with `regress` "
+        "with a number. A run tuned with `domain` "
         "continues the text; an encoder predicts the word at its mask token. Any other run answers with text. A "
         "comparison answers with its recommended arm, which searches the documents in their current state if it uses "
         "retrieval.",
@@ -100,7 +101,7 @@ def ask(args: argparse.Namespace) -> int:
     with naming_thinking(args):
         sampling = sampling_of(args, model.sampling_for(args.thinking))
         answer = _answer(model, text, sampling, thinking=args.thinking)
-    generates = model.policy.family == "decoder" and model.objective.produces != "labels"
+    generates = model.policy.family == "decoder" and model.objective.produces not in ("labels", "number")
     limit = model.prompt_budget(sampling.max_new_tokens) if generates else model.limit
     if part := _dropped_part(model, text, limit):
         log(f"warning: the {part} of the text was dropped: it exceeds the prompt limit of {limit} tokens")
@@ -110,6 +111,8 @@ def ask(args: argparse.Namespace) -> int:
         show(answer["label"])
         likely_first = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
         show_table(("label", "probability>"), [(label, f"{p:.3f}") for label, p in likely_first])
+    elif "number" in answer:
+        show(f"{answer['number']:.6g}")
     elif "words" in answer:
         show_table(("word", "probability>"), [(word, f"{p:.3f}") for word, p in answer["words"]])
     else:
@@ -173,6 +176,8 @@ def _answer(model: LocalModel, text: str, sampling: Sampling, *, thinking: bool 
     reply = model.answer(text, sampling=sampling, thinking=thinking)
     if isinstance(reply, Classified):
         return {"label": reply.label, "labels": reply.labels, "probabilities": reply.probabilities}
+    if isinstance(reply, float):
+        return {"number": reply}
     if isinstance(reply, list):
         return {"words": reply}
     counts = {"prompt_tokens": reply.prompt_tokens, "new_tokens": reply.new_tokens}

@@ -93,7 +93,7 @@ def show_next(run: Run) -> None:
     folder = shlex.quote(str(run.folder))
     show("next:")
     show(f"  {ask_line(run.report, run.folder, place=folder, text='...')}")
-    if run.report.family == "decoder" and run.report.objective not in ("classify", "multitask", "reward"):
+    if run.report.family == "decoder" and run.report.objective not in ("classify", "regress", "multitask", "reward"):
         show(f"  tunesmith chat {folder}")
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, Text, UnpairedPreference
+from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, RatedText, Text, UnpairedPreference
 from tunesmith.data.readers.row import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, lists_answers
 from tunesmith.data.schema.cells import PLUS, cell, has_column, label_cell
 from tunesmith.data.schema.choices import FROM_ZERO, Positions, choices_of, named_choice, positions_in
-from tunesmith.data.schema.values import is_array, is_nothing, label_items, label_separator, listed
+from tunesmith.data.schema.values import is_array, is_nothing, label_items, label_separator, listed, number_of
 from tunesmith.data.text.words import folded
 from tunesmith.data.tokenization.messages import (  # re-exported: part of the public path `tunesmith.data.examples`
     Message,
@@ -78,6 +78,30 @@ def labelled(
     def parse(row: Row) -> LabelledText:
         labels = _labels(row, label, separator)
         return LabelledText(row.where, text_of(row, text), labels, group_of(row, group), multi)
+
+    return parsed(rows, parse)
+
+
+def rated(rows: Sequence[Row], *, text: str, target: str, group: str = "") -> list[RatedText]:
+    """Parse one RatedText per row.
+
+    Args:
+        rows: rows of one file.
+        text: column with the text.
+        target: column with the number.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
+    """
+    need(rows, text, target, group)
+
+    def parse(row: Row) -> RatedText:
+        number = number_of(cell(row, target))
+        if number is None:
+            raise row_error(row, target, "must be a finite number, with a point before decimals")
+        return RatedText(row.where, text_of(row, text), number, group_of(row, group))
 
     return parsed(rows, parse)
 
@@ -180,6 +204,8 @@ def fingerprint(example: Example) -> str:
     """Return the whole content, normalized for letter case and spacing: equal for exact duplicates."""
     if isinstance(example, LabelledText):
         return "\x1e".join([folded(example.text), *sorted(map(folded, example.labels))])
+    if isinstance(example, RatedText):
+        return "\x1e".join([folded(example.text), repr(example.number)])
     if isinstance(example, Pair):
         return "\x1e".join([_turns_plain(example.prompt), folded(example.chosen), folded(example.rejected)])
     if isinstance(example, UnpairedPreference):

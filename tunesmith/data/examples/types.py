@@ -31,6 +31,16 @@ class LabelledText:
 
 
 @dataclass(frozen=True, slots=True)
+class RatedText:
+    """A text with a number to predict."""
+
+    where: str
+    text: str
+    number: float
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation.
 
@@ -95,4 +105,4 @@ class UnpairedPreference:
     cut: bool = False
 
 
-Example = Text | LabelledText | Chat | Pair | UnpairedPreference
+Example = Text | LabelledText | RatedText | Chat | Pair | UnpairedPreference

@@ -11,7 +11,7 @@ from tunesmith.data.schema.values import is_nothing
 from tunesmith.data.schema.winner import side
 
 # Roles without which a row cannot be used; the others, such as `system` and `input`, may be blank in any row.
-NEEDED = ("text", "label", "prompt", "answer", "messages", "conversations", "chosen", "rejected")
+NEEDED = ("text", "label", "target", "prompt", "answer", "messages", "conversations", "chosen", "rejected")
 LISTED = 3  # locations in a note
 
 

@@ -10,7 +10,7 @@ from statistics import median
 from tunesmith.data.readers.row import Row, as_word, columns_of
 from tunesmith.data.schema.cells import PLUS
 from tunesmith.data.schema.split_names import DEFAULT_SPLIT, split_parts
-from tunesmith.data.schema.values import LONGEST_LABEL, is_thumb
+from tunesmith.data.schema.values import LONGEST_LABEL, is_nothing, is_scale, is_thumb
 from tunesmith.data.text.words import unspaced
 
 LOOKED_AT = 200  # rows
@@ -45,6 +45,7 @@ class Column:
         words: median number of words per value.
         text: whether at least 90 % of the rows have a value and not all values are integers or dates.
         few: whether the column can be a label: few distinct short values that are not dates or times.
+        scale: whether the values are on a numeric scale: many, with fractions.
     """
 
     def __init__(self, name: str, rows: Sequence[Row]) -> None:
@@ -65,7 +66,9 @@ class Column:
         dates = all(DATE.fullmatch(value) for value in values)
         self.text = full and not all(value.isdigit() or DATE.fullmatch(value) for value in values)
         short = max(map(len, values), default=0) <= LONGEST_LABEL
-        self.few = (
+        held = [cell for cell in cells if not is_nothing(cell) and cell != ""]
+        self.scale = len(held) >= ENOUGH * len(rows) and is_scale(held)
+        self.few = not self.scale and (
             full and short and not dates and 2 <= self.values <= min(MOST_LABELS, max(2, len(rows) // ROWS_A_LABEL))
         )
 

@@ -21,7 +21,9 @@ from tunesmith.data.schema.values import (
     is_answer,
     is_dialogue,
     is_label,
+    is_number,
     is_open,
+    is_scale,
     is_text,
     is_thumb,
     label_items,
@@ -89,8 +91,12 @@ TEXTS = ("text", "sentence", "review", "content", "body", "comment", "message", 
 TWIN_ENDS = ("_text", "_name", "_str", "_names")
 LABELS = ("label", "labels", "category", "class", "sentiment", "stance", "target", "intent", "topic", "tags")
 
+# Names of quantities. A column with such a name may be a scale of integers, one named like a label may not.
+QUANTITIES = ("score", "rating", "target", "value", "grade", "points", "price", "mean", "amount")
+
 EXPLICIT = (
     "{kind: classify, text: COLUMN, label: COLUMN}",
+    "{kind: regress, text: COLUMN, target: COLUMN}",
     "{kind: instruct, prompt: COLUMN, answer: COLUMN}",
     "{kind: preference, prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}",
     "{kind: domain, text: COLUMN}",
@@ -113,6 +119,7 @@ PARTS = {
     "margin": "preference margin",
     "text": "input text",
     "label": "target",
+    "target": "number to predict",
 }
 
 
@@ -460,6 +467,23 @@ def _compared(sample: _Sample) -> Format | None:
     return Format("compared", "preference", {**asked, "chosen": first, "rejected": second, "winner": winner})
 
 
+def _text_number(sample: _Sample) -> Format | None:
+    """Detect a text, or two that are read together, with a number on a scale."""
+    names = [name for name in (*QUANTITIES, *LABELS) if name in sample.names]
+    scales = (
+        sample.names[name]
+        for name in names
+        if sample.share(sample.names[name], is_number) >= ENOUGH
+        and is_scale([*sample.values(sample.names[name])], counted=name in QUANTITIES)
+    )
+    target = next(scales, None)
+    pair = read_together(columns_held(sample.rows))
+    text = PLUS.join(pair) if pair and target not in pair else sample.column(TEXTS, is_text)
+    return (
+        None if target is None or text is None else Format("text_number", "regress", {"text": text, "target": target})
+    )
+
+
 def _text_pair(sample: _Sample) -> Format | None:
     """Detect two texts with a label about their relation."""
     pair = read_together(columns_held(sample.rows))
@@ -505,6 +529,7 @@ DETECTORS: tuple[Callable[[_Sample], Format | None], ...] = (
     _alpaca,
     _prompt_completion,
     _translation,
+    _text_number,
     _text_label,
     _text_pair,
     _text,

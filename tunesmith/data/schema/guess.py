@@ -25,6 +25,7 @@ LABEL_WORDS = (
 # Names of the columns of a glossary: a term is too short for a prompt under any other name.
 TERM_WORDS = ("term", "word", "concept", "acronym", "abbreviation", "headword", "phrase")
 MEANING_WORDS = ("meaning", "definition", "explanation", "gloss", "description", "translation")
+QUANTITY_WORDS = ("value", "grade", "points", "price", "mean", "amount", "target", "average", "number")
 BETTER = ("chosen", "better", "good", "preferred", "accepted", "winner")
 WORSE = ("rejected", "worse", "bad", "dispreferred", "loser")
 LONGEST_TEXT = 100  # median words; longer texts are documents
@@ -69,7 +70,7 @@ class Guess:
 def guess(rows: Sequence[Row]) -> Guess | None:
     """Guess an objective from column names and values.
 
-    Prompts and answers are recognized by their names; else a text and a label with few distinct values.
+    Prompts and answers are recognized by their names; else a text and a label with few distinct values, or a number.
 
     Args:
         rows: rows of one file.
@@ -101,6 +102,8 @@ def _guess(rows: Sequence[Row]) -> Guess | None:
     long = [column for column in texts if column is not label and column.words >= FEWEST_WORDS]
     varied = [column for column in long if not column.few] or long
     text = named(varied, TEXT_WORDS) or max(varied, key=lambda column: column.words, default=None)
+    if text is not None and label is None and (target := _target(columns)):
+        return Guess("regress", {"text": text.name, "target": target.name})
     if label is None or text is None:
         return None
     others = tuple(column.name for column in labels if column not in (label, text) and _in_words(column))
@@ -142,6 +145,13 @@ def alternatives(rows: Sequence[Row]) -> str:
         pair = Guess("instruct", {"prompt": names[0], "answer": names[1]})
         return f"if {names[1]} answers {names[0]}, use {pair.change()}"
     return f"to learn the texts, use {Guess('domain', {'text': names[0]}).change()}" if names else ""
+
+
+def _target(columns: Sequence[Column]) -> Column | None:
+    """Return the column of a number to predict: the one named like a label or a quantity, or the only scale."""
+    scales = [column for column in columns if column.scale and not column.called & NOTED]
+    only = scales[0] if len(scales) == 1 else None
+    return named(scales, (*LABEL_WORDS, *QUANTITY_WORDS)) or only
 
 
 def _pair(columns: Sequence[Column]) -> dict[str, str]:

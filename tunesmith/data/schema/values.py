@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 from tunesmith.data.readers.row import PLURALS, Row, as_word
@@ -16,6 +17,10 @@ from tunesmith.errors import DataError
 
 _ITEM = r"""(?:'[^',]*'|"[^",]*"|[-\d.]+)"""
 ARRAY = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]")
+NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+# Share of the values of a scale that are numeric, and the distinct ones up to which they may be codes of labels.
+MOST_NUMBERS = 0.9
+MOST_CODES, FEWEST_CODES = 20, 5
 LONGEST_LABEL = 60  # characters
 SEPARATORS = (";", "|", ",")  # between several labels of one text
 MOST_DISTINCT = 0.5
@@ -95,6 +100,43 @@ def listed(value: object) -> list[Any]:
 def is_array(value: object) -> bool:
     """Return whether the value is a numpy array written as text, without commas."""
     return isinstance(value, str) and ARRAY.fullmatch(value.strip()) is not None
+
+
+def number_of(value: object) -> float | None:
+    """Return a finite number, also one written as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+        return None
+    if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def is_number(value: object) -> bool:
+    """Return whether the value is a finite number, also one written as text."""
+    return number_of(value) is not None
+
+
+def is_scale(values: Sequence[object], *, counted: bool = False) -> bool:
+    """Return whether values are on a numeric scale rather than the codes of labels.
+
+    Codes are integers, and few. So are stars, which may be learned as labels. Fractions of JSON cannot be labels.
+
+    Args:
+        values: values of one column.
+        counted: integers may be a scale, too, as the column has the name of a quantity.
+    """
+    numbers = [number for number in map(number_of, values) if number is not None]
+    distinct = set(numbers)
+    fractions = any(number != int(number) for number in distinct)
+    no_labels = any(
+        isinstance(value, float) and value != int(value) for value in values if number_of(value) is not None
+    )
+    return (
+        len(numbers) >= MOST_NUMBERS * max(1, len(values))
+        and (fractions or counted)
+        and len(distinct) > (FEWEST_CODES if no_labels else min(MOST_CODES, max(FEWEST_CODES, len(numbers) // 2)))
+    )
 
 
 def label_items(value: object) -> list[Any]:

@@ -5,6 +5,7 @@ from typing import Any
 from tunesmith.evaluation.evaluators.answers import AnswerEvaluator
 from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, Evaluator, Predictions
 from tunesmith.evaluation.evaluators.multitask import SINGLE_TASK_MODEL, MultitaskEvaluator
+from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
 from tunesmith.evaluation.evaluators.perplexity import PerplexityEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.evaluators.rewards import RewardEvaluator
@@ -12,6 +13,7 @@ from tunesmith.evaluation.evaluators.rewards import RewardEvaluator
 # By what the objective's models produce, except for objectives with an evaluator of their own.
 EVALUATORS: dict[str, type[Evaluator[Any]]] = {
     "labels": AnswerEvaluator,
+    "number": NumberEvaluator,
     "text": AnswerEvaluator,
     "likelihood": PerplexityEvaluator,
     "score": PreferenceEvaluator,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Regress
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -104,6 +104,8 @@ def linear_head(model: LocalModel) -> LinearHead | None:
         return None
     weight, bias = head.weight.detach().float().cpu(), head.bias.detach().float().cpu()
     objective = model.objective
+    if isinstance(objective, Regress):  # the unit of the rows is folded in
+        return LinearHead(weight * objective.scale, bias * objective.scale + objective.mean, ("number",), "regression")
     if not isinstance(objective, Classify):
         return LinearHead(weight, bias, ("reward",), "regression")
     if objective.multi:

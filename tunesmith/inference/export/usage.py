@@ -10,6 +10,7 @@ from typing import Any
 
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.text_part import part_of
+from tunesmith.objectives import Regress
 
 README = "README.md"
 SETTINGS = "tunesmith"  # key of config.json
@@ -80,6 +81,28 @@ def reward(pairs):
     texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
     return [row["score"] for row in scorer(texts, add_special_tokens=False)]"""
 
+PREDICT_TEXT = """\
+from transformers import pipeline
+
+predictor = pipeline("text-classification", model="{folder}", truncation=True)
+
+
+def predict(texts):
+    return [row["score"] for row in predictor(texts)]"""
+
+PREDICT_CHAT = """\
+from transformers import AutoTokenizer, pipeline
+
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+predictor = pipeline("text-classification", model="{folder}", tokenizer=tokenizer)
+instruction = predictor.model.config.tunesmith["before_text"]
+
+
+def predict(texts):
+    chats = [[{{"role": "user", "content": instruction + text}}] for text in texts]
+    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    return [row["score"] for row in predictor(prompts, add_special_tokens=False)]"""
+
 FILL = """\
 from transformers import pipeline
 
@@ -120,6 +143,14 @@ def reward(pairs):
         <IDS>
         answers.append(float(logits(ids)[0]))
     return answers"""
+PREDICT_IDS = """
+
+def predict(texts):
+    answers = []
+    for text in texts:
+        <IDS>
+        answers.append(float(logits(ids)[0]) * settings["scale"] + settings["mean"])
+    return answers"""
 TEXT_IDS = 'ids = tokenizer(text, truncation=True)["input_ids"]'
 CHAT_IDS = """chat = [{{"role": "user", "content": settings["before_text"] + text}}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]"""
@@ -131,8 +162,9 @@ PAIR_CHAT_IDS = """chat = [{{"role": "user", "content": prompt}}, {{"role": "ass
 def _own_head(kind: str) -> str:
     """Return the code for a head next to the weights, for one of the forms below."""
     task, read = kind.split(maxsplit=1)
-    body = CLASSIFY_IDS if task == "classify" else REWARD_IDS
+    body = {"classify": CLASSIFY_IDS, "predict": PREDICT_IDS, "reward": REWARD_IDS}[task]
     ids = {
+        "predict text": TEXT_IDS, "predict chat": CHAT_IDS,
         "classify text": TEXT_IDS, "classify chat": CHAT_IDS, "reward text": PAIR_IDS, "reward chat": PAIR_CHAT_IDS,
     }[f"{task} {read.split()[0]}"]  # fmt: skip
     scores = "logits(ids).sigmoid()" if "several" in kind else '(logits(ids) / settings["temperature"]).softmax(dim=0)'
@@ -144,6 +176,12 @@ CODE = {
     "classify text": (CLASSIFY_TEXT, 'print(classify(["your text"]))'),
     "classify chat": (CLASSIFY_CHAT, 'print(classify(["your text"]))'),
     "classify words": (CLASSIFY_WORDS, 'print(classify(["your text"]))'),
+    "predict text": (PREDICT_TEXT, 'print(predict(["your text"]))'),
+    "predict chat": (PREDICT_CHAT, 'print(predict(["your text"]))'),
+    **{
+        f"predict {read} own head": (_own_head(f"predict {read} own head"), 'print(predict(["your text"]))')
+        for read in ("text", "chat")
+    },
     "reward text": (REWARD_TEXT, 'print(reward([("your prompt", "an answer")]))'),
     "reward chat": (REWARD_CHAT, 'print(reward([("your prompt", "an answer")]))'),
     **{
@@ -190,7 +228,7 @@ class Usage:
         return f"{self.code(folder)}\n\n{CODE[self.form][1]}"
 
     def function(self, folder: Path) -> Callable[[Any], Any]:
-        """Execute the code and return the function that it defines: classify, reward or fill."""
+        """Execute the code and return the function that it defines: classify, predict, reward or fill."""
         namespace: dict[str, Any] = {}
         exec(compile(self.code(folder.as_posix()), README, "exec"), namespace)
         function: Callable[[Any], Any] = namespace[self.form.split()[0]]
@@ -208,6 +246,11 @@ def usage_of(model: LocalModel) -> Usage | None:
         settings["confidence_threshold"] = model.threshold
     if objective.produces == "score":
         return Usage("reward chat" if chats else "reward text", settings)
+    if isinstance(objective, Regress):
+        settings |= {"mean": objective.mean, "scale": objective.scale}
+        if not chats:
+            return Usage("predict text", settings)
+        return Usage("predict chat", {**settings, "before_text": objective.user_message("").content})
     if objective.produces == "likelihood" and not chats:
         return Usage("fill", settings)
     if objective.produces != "labels" or len(objective.task_objectives) > 1:
@@ -263,14 +306,16 @@ def readme(usage: Usage, *, name: str, class_name: str, multi: bool) -> str:
         notes.append(f"Validation rows suggest to accept a label above {usage.settings['confidence_threshold']:.3f}.")
     if usage.form in ("reward text", "reward chat"):
         notes.append("The score is the reward; no sigmoid is applied (`problem_type` is `regression`).")
-    if usage.form in ("classify text", "reward text", "classify chat", "reward chat"):
+    if usage.form in ("predict text", "predict chat"):
+        notes.append("The score is the number, in the unit of the training rows (`problem_type` is `regression`).")
+    if usage.form in ("classify text", "predict text", "reward text", "classify chat", "predict chat", "reward chat"):
         notes.append(
             "The classifier includes layers that pool the states and compute the logits. "
             "To train further, start from the base model, not from this folder."
         )
     cut = (
         "Longer texts are truncated there, as in Tunesmith."
-        if usage.form.startswith(("classify text", "fill"))
+        if usage.form.startswith(("classify text", "predict text", "fill"))
         else "Tunesmith shortens longer prompts; this code does not, so shorten them first."
     )
     notes.append(f"The model was tuned with at most {limit} tokens. {cut}")

@@ -84,7 +84,7 @@ class Engine:
 
         Args:
             name: the model.
-            kind: labels or states.
+            kind: labels, values or states.
             texts: the texts.
         """
         job = Texts(self.registry.get(name), kind, texts, time.monotonic() + self.limits.seconds)

@@ -159,7 +159,7 @@ class AnsweringEngine(Protocol):
 
         Args:
             name: the model.
-            kind: labels or states.
+            kind: labels, values or states.
             texts: the texts.
         """
         ...

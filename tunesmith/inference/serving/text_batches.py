@@ -1,4 +1,4 @@
-"""Classification and embedding of texts in slices, interleaved with generation."""
+"""Classification, regression and embedding of texts in slices, interleaved with generation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.serving.registry import ServedModel
 
-Kind = Literal["labels", "states"]
+Kind = Literal["labels", "values", "states"]
 TEXTS = 64  # texts per slice
 
 
@@ -66,11 +66,7 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
         if tokens is not None:
             parts = parts[: max(1, _fitting(model, [text for _, text in parts], tokens))]
         texts = [text for _, text in parts]
-        if kind == "labels":
-            results: Sequence[Any] = model.classify(texts)
-        else:  # the state of each text and its number of tokens
-            states = model.embed(texts).tolist()
-            results = list(zip(states, [len(model.tokens(text).ids) for text in texts], strict=True))
+        results = _results(model, kind, texts)
     except Exception as error:
         for job in jobs:
             if job.future.set_running_or_notify_cancel():
@@ -84,6 +80,16 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
         if not job.left and job.future.set_running_or_notify_cancel():
             job.future.set_result(job.found)
     return [job for job in jobs if job.left]
+
+
+def _results(model: LocalModel, kind: Kind, texts: Sequence[str]) -> Sequence[Any]:
+    """Return the labels or the number of each text, or its state and its number of tokens."""
+    if kind == "labels":
+        return model.classify(texts)
+    if kind == "values":
+        return model.predict(texts)
+    states = model.embed(texts).tolist()
+    return list(zip(states, [len(model.tokens(text).ids) for text in texts], strict=True))
 
 
 def _fitting(model: LocalModel, texts: Sequence[str], tokens: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.config import SELF, AnyTechnique, Retention
-from tunesmith.data.examples.types import Example, LabelledText, Text
+from tunesmith.data.examples.types import Example, LabelledText, RatedText, Text
 from tunesmith.evaluation.diagnostics import general_ability_file
 from tunesmith.evaluation.predict import CHOICE_ROWS
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
@@ -193,7 +193,7 @@ def _base_scored(task: TrainingContext, computed: float) -> PhaseWork:
     choice_rows = min(len(split.validation or split.train), choice)
     train, rows = _size(split.train), float(len(templates) * choice_rows)
     probed = 0
-    if objective.produces in ("labels", "score") and not templates:
+    if objective.produces in ("labels", "number", "score") and not templates:
         probed = train
     elif objective.label_mode and task.recipe.controls:
         probed = train
@@ -220,9 +220,10 @@ def _ledger(prepared: TrainingContext) -> PhaseWork:
 
 
 def _head_initialized(task: TrainingContext, computed: float) -> PhaseWork:
-    """Return the probe of the network that a head for labels starts from."""
+    """Return the probe of the network that a head for labels or values starts from."""
     objective = task.recipe.objective
-    rows = min(len(task.train), MOST_ROWS) if isinstance(objective, Classify) and objective.has_label_head else 0
+    probed = objective.produces == "number" or (isinstance(objective, Classify) and objective.has_label_head)
+    rows = min(len(task.train), MOST_ROWS) if probed else 0
     return PhaseWork(read=_row_tokens(task, computed) * rows, seconds=PROBE_SECONDS * rows)
 
 
@@ -251,11 +252,12 @@ def _validation_tokens(task: TrainingContext, profile: RunProfile) -> int:
 
 
 def _baseline_seconds(task: TrainingContext) -> float:
-    """Return the seconds of TF-IDF, which is fitted if rows have one label."""
-    if task.recipe.objective.label_mode != "single":
+    """Return the seconds of TF-IDF, which is fitted if rows have one label or a number."""
+    objective = task.recipe.objective
+    if objective.label_mode != "single" and objective.produces != "number":
         return 0.0
     split = task.loaded.split
-    characters = sum(len(row.text) for row in (*split.train, *task.test) if isinstance(row, LabelledText))
+    characters = sum(len(row.text) for row in (*split.train, *task.test) if isinstance(row, LabelledText | RatedText))
     return 0.3 + TFIDF_SECONDS * characters * max(1.0, len(task.recipe.objective.known_labels) / 4)
 
 

@@ -85,7 +85,7 @@ def rough_seconds(run: RoughRun, pace: Mapping[str, float]) -> dict[str, float]:
     scoring = run.test * read + writing * -(-run.test // 32)
     seconds = {
         "loading": 2.0 + 4 * size.parameters / 500e6,
-        "baselines": 0.3 + 3e-6 * run.train * run.characters if run.objective == "classify" else 0.0,
+        "baselines": 0.3 + 3e-6 * run.train * run.characters if run.objective in ("classify", "regress") else 0.0,
         "base scoring": (prompts + probe) * read + writing * PROMPTS * (prompts > 0) + scoring,
         "general ability before": GENERAL_TOKENS * _read_seconds(size, pace) if decoder else 0.0,
         "reference log-probabilities": (run.train + run.validation) * read if run.objective in REFERENCE else 0.0,

@@ -139,6 +139,8 @@ def _row_preview(row: Encoded, task: TrainingContext, masking: Masking | None) -
         for piece in pieces_of(tokens, task.template)
     )
     label = ", ".join(name for name, yes in zip(objective.known_labels, row.label, strict=False) if yes)
+    if objective.produces == "number":
+        label = f"{row.label[0]:g}"
     return RowPreview(row.where, pieces, row.length, label)
 
 

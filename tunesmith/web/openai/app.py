@@ -1,4 +1,4 @@
-"""OpenAI-compatible server as an ASGI app, with `/classify`, `/feedback`, health, metrics and administration."""
+"""OpenAI-compatible server as an ASGI app, with `/classify`, `/predict`, `/feedback`, health and administration."""
 
 from __future__ import annotations
 
@@ -99,6 +99,7 @@ class Api:
             ("POST", "/v1/completions", self._text),
             ("POST", "/v1/embeddings", self._embeddings),
             ("POST", "/classify", self._classify),
+            ("POST", "/predict", self._predict),
             ("POST", "/feedback", self._thumb),
             ("GET", "/v1/models", self._models),
             ("GET", "/v1/models/{name:path}", self._model),
@@ -195,6 +196,15 @@ class Api:
         results = await self._read(run, "labels", body.texts)
         data = [{"index": i, "label": result.label, "labels": result.labels, "probabilities": result.probabilities}
                 for i, result in enumerate(results)]  # fmt: skip
+        return _json({"object": "list", "model": run.name, "data": data})
+
+    async def _predict(self, request: Any) -> Any:
+        body = TextsRequest.model_validate_json(await request.body())
+        run = self._run(body.model, body.user)
+        if run.objective.produces != "number":
+            raise AskError(f"model: {run.name} predicts no values; use another route, or a run tuned with regress")
+        numbers = await self._read(run, "values", body.texts)
+        data = [{"index": i, "number": number} for i, number in enumerate(numbers)]
         return _json({"object": "list", "model": run.name, "data": data})
 
     async def _read(self, run: Model, kind: Any, texts: Sequence[str]) -> Any:

@@ -290,7 +290,7 @@ class CompletionRequest(SamplingFields):
 
 
 class TextsRequest(_Sent):
-    """POST /v1/embeddings and /classify."""
+    """POST /v1/embeddings, /classify and /predict."""
 
     model: Name
     input: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(max_length=2**20)

@@ -151,7 +151,7 @@ class ExternalEngine:
     def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
         """Raise AskError: external programs only generate text."""
         model = self.registry.get(name)
-        output = {"labels": "scores no labels", "states": "gives no embeddings"}[kind]
+        output = {"labels": "scores no labels", "values": "predicts no values", "states": "gives no embeddings"}[kind]
         fix = "serve the run itself with --engine torch"
         raise AskError(f"model: {model.name} is served by {self._program.title}, which {output} here; {fix}")
 

@@ -1,0 +1,138 @@
+"""Evaluation by predicted values, compared with those of the rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tunesmith.data.examples.types import Example, RatedText
+from tunesmith.evaluation.diagnostics import SHUFFLED
+from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet
+from tunesmith.evaluation.results import BASE
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.metrics.numbers import METRICS, arms, compare, score
+from tunesmith.metrics.resampling import groups_of
+from tunesmith.metrics.ridge import fit_ridge, tfidf_ridge
+from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, as_task
+from tunesmith.models.policy import Policy
+from tunesmith.objectives import Regress
+from tunesmith.phases import phase
+from tunesmith.training.prepare import TrainingContext
+
+DETAILS = {BASE: "ridge regression on the frozen model", SHUFFLED: "same recipe, shuffled values"}
+MEAN, TFIDF = "mean of the training rows", "TF-IDF + ridge regression"
+
+
+@dataclass(frozen=True, slots=True)
+class NumberPredictions:
+    """The values that a model predicts, and for the base model also those of the baselines."""
+
+    given: list[float]
+    seconds: float
+    ways: dict[str, list[float]] = field(default_factory=dict)
+
+
+class NumberEvaluator:
+    """Evaluates `regress` by Spearman's correlation, the mean absolute error and R squared."""
+
+    shape: ClassVar[type[Any]] = NumberPredictions
+
+    def __init__(self, eval_set: EvalSet[Regress]) -> None:
+        self._objective = eval_set.objective
+        self._examples = [example for example in eval_set.examples if isinstance(example, RatedText)]
+        self._gold = np.array([example.number for example in self._examples])
+        self._limit = eval_set.limit
+
+    def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> NumberPredictions:
+        """Predict by ridge regression on the states of the base model, and by the baselines."""
+        train, seed = prepared.loaded.split.train, prepared.recipe.seed
+        policy.train(False)
+        found = self.probe(LocalModel(policy, prepared.template, self._objective, self._limit), train, seed=seed)
+        texts, numbers = _texts_and_numbers(train)
+        tests = [example.text for example in self._examples]
+        with phase("baselines"):
+            found.ways[MEAN] = [float(np.mean(numbers))] * len(tests)
+            found.ways[TFIDF] = tfidf_ridge(texts, numbers, tests, seed=seed).tolist()
+        return found
+
+    def probe(self, model: LocalModel, train: Sequence[Example], *, seed: int = 0) -> NumberPredictions:
+        """Predict by ridge regression on the states of a model that is not tuned.
+
+        Args:
+            model: the base model.
+            train: training rows of the run.
+            seed: assigns rows to the folds of the cross-validation.
+        """
+        texts, numbers = _texts_and_numbers(train)
+        fitted = fit_ridge(model.embed(texts).numpy(), numbers, seed=seed)
+        start = time.perf_counter()  # as for other models, fitting is not counted
+        given = fitted.predict(model.embed([example.text for example in self._examples]).numpy()).tolist()
+        return NumberPredictions(given, time.perf_counter() - start)
+
+    def predict(self, model: LocalModel) -> NumberPredictions:
+        """Predict the values with a model."""
+        start = time.perf_counter()
+        given = model.predict([example.text for example in self._examples])
+        return NumberPredictions(given, time.perf_counter() - start)
+
+    def compare(self, base: NumberPredictions, tuned: NumberPredictions, *, name: str) -> list[TaskScore]:
+        """Compare base and tuned model by all metrics, Spearman's correlation first."""
+        clusters = groups_of(self._examples)
+        return [
+            as_task(compare(metric, self._gold, base.given, tuned.given, groups=clusters), name=name, metric=metric)
+            for metric in METRICS
+        ]
+
+    def score(self, predictions: NumberPredictions, *, name: str) -> list[Score]:
+        """Score one model by all metrics."""
+        clusters = groups_of(self._examples)
+        return [score(metric, self._gold, predictions.given, name=name, groups=clusters) for metric in METRICS]
+
+    def compare_arms(
+        self,
+        task: TaskScore,
+        *,
+        base: NumberPredictions,
+        tuned: NumberPredictions,
+        controls: Mapping[str, NumberPredictions],
+    ) -> tuple[list[ArmScore], list[ArmScore]]:
+        """Compare the tuned model with base model, baselines and controls."""
+        ways = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
+        scores = [
+            arm.model_copy(update={"detail": DETAILS.get(arm.name, "")})
+            for arm in arms(task.metric, self._gold, ways, tuned.given, groups=groups_of(self._examples))
+        ]
+        return [arm for arm in scores if arm.name not in controls], [arm for arm in scores if arm.name in controls]
+
+    def to_rows(self, predictions: Mapping[str, NumberPredictions]) -> list[dict[str, Any]]:
+        """Return each row with its number, and the number and the negative absolute error of each model."""
+        records = []
+        for i, example in enumerate(self._examples):
+            record: dict[str, Any] = {"where": example.where, "group": example.group}
+            record |= {"question": example.text, "gold": as_text(example.number)}
+            record |= {name: as_text(one.given[i]) for name, one in predictions.items()}
+            errors = {f"score_{name}": -abs(one.given[i] - example.number) for name, one in predictions.items()}
+            records.append(record | errors)
+        return records
+
+    def diagnose(
+        self, prepared: TrainingContext, model: LocalModel, *, base: NumberPredictions, tuned: NumberPredictions
+    ) -> Diagnostics:
+        """Return empty diagnostics: there are no labels to calibrate and no answers with a style."""
+        return Diagnostics()
+
+
+def _texts_and_numbers(examples: Sequence[Example]) -> tuple[list[str], list[float]]:
+    """Return the texts of rows, and their values."""
+    rows = [example for example in examples if isinstance(example, RatedText)]
+    return [row.text for row in rows], [row.number for row in rows]
+
+
+def as_text(number: float) -> str:
+    """Return a number as `predictions.jsonl` stores it: with all digits that `float` reads back."""
+    return repr(int(number)) if number == int(number) else repr(number)
