@@ -12,7 +12,8 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.evaluation.predict import accepted_answers, subsample
 from tunesmith.evaluation.results import ThinkingLedger
 from tunesmith.evaluation.retention import items, spread
-from tunesmith.inference.local_model import LocalModel, sampling_of
+from tunesmith.inference.defaults import sampling_of
+from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.paired_measures import PairedMeasure, paired_gain, paired_mean, paired_statistic
 from tunesmith.metrics.resampling import Clusters, groups_of
 from tunesmith.metrics.task_scores import PER_ROW, SCALES

@@ -11,8 +11,9 @@ from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import choose_pad
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
+from tunesmith.inference.defaults import BASE_CHAT, always_thinks
 from tunesmith.inference.identify import CONFIG, ModelSource, identify
-from tunesmith.inference.local_model import BASE_CHAT, LocalModel, always_thinks
+from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base, read_tokenizer

@@ -22,8 +22,8 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.display import model_label
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.evaluation.contamination import recipe_file
+from tunesmith.inference.defaults import sampling_of
 from tunesmith.inference.identify import ModelManifest, ModelSource, identify, read_manifest
-from tunesmith.inference.local_model import sampling_of
 from tunesmith.inference.open_model import open_model
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives.instruct import asked, with_wording

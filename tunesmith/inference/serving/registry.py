@@ -16,8 +16,9 @@ import torch
 from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import ModelError
+from tunesmith.inference.defaults import BASE_CHAT, always_thinks
 from tunesmith.inference.identify import ModelManifest, ModelSource, find_model, identify, read_manifest
-from tunesmith.inference.local_model import BASE_CHAT, LocalModel, always_thinks
+from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.inference.serving.request import UnknownModel
 from tunesmith.models.attention.network_cache import RowState

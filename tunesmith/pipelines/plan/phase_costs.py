@@ -11,7 +11,7 @@ from tunesmith.evaluation.diagnostics import general_ability_file
 from tunesmith.evaluation.predict import CHOICE_ROWS
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
 from tunesmith.evaluation.thinking import ledger_limit, ledger_task, no_ledger
-from tunesmith.inference.local_model import sampling_of
+from tunesmith.inference.defaults import sampling_of
 from tunesmith.models.generation.generate import ROWS as ROWS_AT_ONCE
 from tunesmith.models.mlm_head import own_head
 from tunesmith.objectives import Classify

@@ -9,7 +9,8 @@ from typing import Self
 from tunesmith.data.examples.types import LabelledText, Pair, RatedText, UnpairedPreference
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.evaluation.evaluators.preferences import WRITTEN
-from tunesmith.inference.local_model import LocalModel, sampling_of
+from tunesmith.inference.defaults import sampling_of
+from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.batch import Batch
 from tunesmith.models.generation.generate import ROWS, common, groups
 from tunesmith.models.mlm_head import MaskedHead

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import TunesmithError
-from tunesmith.inference.local_model import sampling_of, thinking_mode
+from tunesmith.inference.defaults import sampling_of, thinking_mode
 from tunesmith.inference.serving.live_answer import ChunkHandler, CompletionChunk, ScoredToken
 from tunesmith.inference.serving.protocol import Busy, Counts, Limits
 from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel

@@ -16,11 +16,11 @@ from tunesmith.data.files import quoted
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError
+from tunesmith.inference.defaults import sampling_of
 from tunesmith.inference.export.formats import GGUF
 from tunesmith.inference.export.gguf_writer import TELLING
 from tunesmith.inference.identify import MANIFEST_FILE, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
-from tunesmith.inference.local_model import sampling_of
 from tunesmith.inference.serving.backends.external import ExternalModel
 from tunesmith.inference.serving.live_answer import CompletionChunk, End, ScoredToken
 from tunesmith.inference.serving.request import AskError, GenerationRequest

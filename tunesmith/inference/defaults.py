@@ -1,0 +1,58 @@
+"""What a model does unless a call says otherwise: whether it thinks, and how long its answers are. Needs no torch."""
+
+from __future__ import annotations
+
+from tunesmith.config import AnyObjective
+from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.errors import RecipeError
+from tunesmith.models.generation.sampling import Sampling
+from tunesmith.objectives.instruct import THOUGHT_TOKENS, Instruct
+
+# The objective of a base model that is used as a chat model; small thinking models think at length on hard questions.
+BASE_CHAT = Instruct(max_thinking_tokens=2048)
+
+
+def sampling_of(objective: AnyObjective, *, thinking: bool | None = False) -> Sampling:
+    """Return greedy sampling with the length of the training answers of an objective.
+
+    Args:
+        objective: the objective of the model.
+        thinking: add the length of the thoughts.
+    """
+    answer = objective.max_new_tokens or Sampling().max_new_tokens
+    return Sampling(max_new_tokens=answer + (objective.thinking_tokens or THOUGHT_TOKENS if thinking else 0))
+
+
+def thinking_mode(template: Template, thinking: bool | None, *, default: bool) -> bool | None:
+    """Return the mode of a prompt, as `Template.prompt` takes it.
+
+    Args:
+        template: the chat template of the model.
+        thinking: the requested mode; None for the default.
+        default: whether the model thinks if nothing is requested.
+
+    Returns:
+        Whether the model thinks; None for a model that has no such mode.
+
+    Raises:
+        RecipeError: the model cannot think.
+    """
+    if not template.thinks:
+        if thinking:
+            raise RecipeError(
+                "thinking: the chat template of this model has no thinking mode; leave the switch out, or use a model "
+                "that thinks, such as Qwen3"
+            )
+        return None
+    return default if thinking is None else thinking
+
+
+def always_thinks(template: Template) -> bool:
+    """Return whether a model that was not tuned thinks by itself: its prompt opens the thoughts, without a switch."""
+    return template.thinks and not template.switch and template.opens(thinking=True)
+
+
+def refuse_thinking(objective: AnyObjective, thinking: bool | None) -> None:
+    """Raise RecipeError if thoughts are requested from a model that generates no answers to chats."""
+    if thinking:
+        raise RecipeError(f"thinking: a model tuned with {objective.kind} does not think; leave the switch out")
