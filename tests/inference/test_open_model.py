@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny import tiny_decoder
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError, ModelError, RecipeError
+from tunesmith.inference.defaults import BASE_CHAT
 from tunesmith.inference.identify import ModelManifest, identify
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
@@ -69,7 +70,7 @@ def test_a_base_is_asked_in_the_words_of_the_labels(tiny_llama: Path) -> None:
 
 def test_a_base_without_an_objective_chats(tiny_llama: Path) -> None:
     model = open_model(tiny_llama)
-    assert model.objective == Instruct()
+    assert model.objective == BASE_CHAT
     assert len(model.generate(["What is the capital of France?"])) == 1
 
 
