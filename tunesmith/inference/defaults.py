@@ -1,4 +1,4 @@
-"""What a model does unless a call says otherwise: whether it thinks, and how long its answers are. Needs no torch."""
+"""Defaults of answers: whether a model thinks first, and the greatest number of tokens. Imports no torch."""
 
 from __future__ import annotations
 
