@@ -62,8 +62,9 @@ def no_ledger(prepared: TrainingContext) -> str:
     """Return why a run has no thinking ledger; empty if it has one."""
     if not prepared.template.thinks:
         return "the model has no thinking mode"
-    if ledger_task(prepared).recipe.objective.produces == "score":
-        return "a reward model generates no answers"
+    produced = ledger_task(prepared).recipe.objective.produces
+    if produced in ("score", "number"):
+        return f"the model gives a {produced}, not an answer"
     return "" if prepared.recipe.ledger.rows else "ledger: false"
 
 

@@ -217,9 +217,15 @@ def four(answers: ThinkingAnswers) -> ThinkingAnswers:
     return ThinkingAnswers(on, off)
 
 
-def test_a_reward_model_has_no_ledger(small_world: pytest.MonkeyPatch, tmp_path: Path):
-    made = prepare(recipe(tmp_path, PAIRS, KIND, objective="reward"), on_event=ignore, offline=True)
-    assert no_ledger(made) == "a reward model generates no answers"
+NUMBERS = [{"text": f"pump {i}", "value": i / 10} for i in range(40)]
+
+
+@pytest.mark.parametrize(("objective", "rows", "given"), [("reward", PAIRS, "score"), ("regress", NUMBERS, "number")])
+def test_a_model_that_gives_no_answer_has_no_ledger(
+    small_world: pytest.MonkeyPatch, tmp_path: Path, objective: str, rows: list[dict[str, Any]], given: str
+):
+    made = prepare(recipe(tmp_path, rows, KIND, objective=objective), on_event=ignore, offline=True)
+    assert no_ledger(made) == f"the model gives a {given}, not an answer"
 
 
 def test_no_thoughts_at_all_break_the_gate_on_their_end(prepared: TrainingContext):
