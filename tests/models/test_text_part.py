@@ -34,6 +34,7 @@ from tunesmith.models.batch import pack
 from tunesmith.models.families import family_of
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.kernels.multi_lora import share_parameters
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions, local_family
 from tunesmith.models.loading.suppress_output import quiet
@@ -350,6 +351,24 @@ def test_a_soft_prompt_is_restored(folder: Path, tmp_path: Path):
     # PEFT over the whole checkpoint finds the same tokens.
     reference = opened_in_peft(folder, tmp_path)
     assert torch.equal(reference.get_prompt(1), policy.adapter.get_prompt(1))
+
+
+def test_adapters_of_several_runs_share_one_base(gemma: Path, tmp_path: Path):
+    technique = Lora(rank=4)
+    policy = adapted(load_base(str(gemma)), technique)
+    technique.save(policy, tmp_path)
+    base = load_base(str(gemma))
+    plain = Policy.over(base.network, family="decoder")
+    before = logits(plain)
+    for _ in range(2):
+        copy = share_parameters(base.network)
+        again = technique.restore(copy, tmp_path, family="decoder")
+        again.train(False)
+        assert torch.allclose(logits(again), logits(policy), atol=1e-5)
+    assert torch.equal(logits(plain), before)
+    assert {value.data_ptr() for value in base.network.parameters()} <= {
+        value.data_ptr() for value in copy.parameters()
+    }
 
 
 def test_four_bits_hold_the_text_part_alone(gemma: Path, tmp_path: Path):
