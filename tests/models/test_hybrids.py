@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from tests.bases import LORA, base, farthest, gradients, policy, scrambled, template
+from tests.bases import LORA, base, farthest, folder, gradients, policy, scrambled, template
 from tunesmith.data.tokenization.chat_template import Tokens
-from tunesmith.errors import RecipeError
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.models.attention.network_cache import (
     RowRules,
     cached_values,
@@ -26,6 +26,8 @@ from tunesmith.models.batch import pack
 from tunesmith.models.generation.generate import generate, groups, option_scores, sample, stream
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.slot_kv_cache import fits
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.policy import Policy
 from tunesmith.models.profile import measure_size
@@ -120,7 +122,7 @@ def test_several_answers_to_a_prompt_are_those_of_the_prompt_alone(kind: str):
 @pytest.mark.parametrize("kind", TEXT_PARTS)
 def test_options_are_scored_as_rows_alone(kind: str):
     made = policy(kind)
-    options = [[[10], [11, 12]]] * 3
+    options = [[[10], [11, 12], [13, 14, 15, 16]]] * 3
     found = option_scores(made, prompts(), options)
     with torch.no_grad():
         for prompt, scores in zip(prompts(), found, strict=True):
@@ -223,6 +225,13 @@ def test_small_weights_do_not_hide_that_a_state_goes_on_from_row_to_row():
     made = Policy.over(network, family="decoder")
     assert not made.packs
     assert not made.rules.pads_inside
+
+
+def test_four_bits_are_refused_where_a_weight_is_used_without_its_layer():
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(ModelError, match="mamba cannot be used in 4 bits; leave `quantize` out"):
+        load_base(str(folder("mamba")), options=LoadOptions(quantize="nf4"))
+    assert policy("lfm2", Lora(rank=4, quantize="nf4")).states(pack(rows())).isfinite().all()
 
 
 def test_rows_that_cannot_be_padded_run_alone():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ pytestmark = [
     pytest.mark.usefixtures("small_world"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
 ]
+LORA = {"kind": "lora", "rank": 4}
 INSTRUCT = {"kind": "instruct", "max_new_tokens": 6, "metric": "exact_match"}
 
 
@@ -25,10 +27,10 @@ def weights(out: Path) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 
-@pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1", "lfm2"])
-def test_answers_are_learned_and_an_interrupted_run_ends_in_the_same_weights(kind: str, tmp_path: Path):
+@pytest.mark.parametrize(("kind", "technique"), [("qwen3_next", LORA), ("falcon_h1", LORA), ("lfm2", "full")])
+def test_answers_are_learned_and_an_interrupted_run_ends_in_the_same_weights(kind: str, technique: Any, tmp_path: Path):
     schedule = {"epochs": 8, "learning_rate": 0.01, "patience": 99}
-    made = recipe(tmp_path, answers(24), kind, objective=INSTRUCT, schedule=schedule)
+    made = recipe(tmp_path, answers(24), kind, technique=technique, objective=INSTRUCT, schedule=schedule)
     whole = tune(made, tmp_path / "whole")
     left = list(range(4))
     with pytest.raises(Interrupted):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
 from tunesmith.data.tokenization.chat_template import Template, Tokens
@@ -397,14 +398,13 @@ def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequenc
     Returns:
         Log-probabilities [B, O] in nats, summed over the tokens of an option.
     """
-    # Where rows are packed, the shared prefix runs once, but attention gathers its keys for every prompt: hence the
-    # limit per pass. Elsewhere it runs for every option.
-    shared = common(prompts) if policy.packs else 0
+    if not policy.packs:
+        return _cached_option_scores(policy, prompts, options)
+    shared = common(prompts)
+    # The shared prefix runs once, but attention gathers its keys for every prompt: hence the limit per pass.
     least = TOKENS_PER_PASS // SCORED_PROMPTS
-    repeats = 1 if policy.packs else len(options[0])
     lengths = [
-        max(least, (len(prompt) - shared) * repeats + sum(map(len, own)))
-        for prompt, own in zip(prompts, options, strict=True)
+        max(least, len(prompt) - shared + sum(map(len, own))) for prompt, own in zip(prompts, options, strict=True)
     ]
     order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
     scores = torch.zeros(len(prompts), len(options[0]))
@@ -413,4 +413,29 @@ def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequenc
         rows = [Tokens.of(prompts[i], option) for i in group for option in options[i]]
         logprobs = policy.logprobs(pack(rows).to(policy.device))
         scores[group] = logprobs.float().cpu().view(len(group), -1)
+    return scores
+
+
+def _cached_option_scores(
+    policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
+) -> Tensor:
+    """Compute `option_scores` where rows are not packed: a prompt runs once, and its options continue copies of it."""
+    copies = len(options[0])
+    scores = torch.zeros(len(prompts), copies)
+    divided = groups(policy, prompts, max(1, ROWS // copies), copies=copies)
+    for group in track(divided, "scoring options", unit="rows", size=len):
+        rows = [torch.tensor(option, device=policy.device) for i in group for option in options[i]]
+        targets = pad_sequence(rows, batch_first=True, padding_value=-1)  # [B, T]
+        real = targets >= 0
+        with policy.autocast():
+            state = _prefill(policy, [prompts[i] for i in group])
+            state.spread(copies, policy)
+            states = state.last[:, None]
+            if targets.shape[1] > 1:  # the last id of an option is only a target; padding after its end changes nothing
+                fed = targets[:, :-1].clamp(min=0)
+                states = torch.cat([states, state.feed(policy, fed, real[:, 1:])], dim=1)
+        logprobs = policy.words.logprobs(states[real].to(policy.network.dtype), targets[real])
+        summed = torch.zeros(len(rows), device=policy.device)
+        summed.index_add_(0, real.nonzero()[:, 0], logprobs.float())
+        scores[group] = summed.cpu().view(len(group), copies)
     return scores

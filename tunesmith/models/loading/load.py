@@ -88,10 +88,12 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
         if base.family == "decoder":
             expose_decoder(network)
             if not generates(network):
-                raise ModelError(
-                    f"{name}: {network.config.model_type} does not support a KV cache, which generation requires; "
-                    "choose a decoder of the Llama, Qwen, Gemma or GPT-2 kind"
-                )
+                kind = network.config.model_type
+                reason = f"{kind} does not support a KV cache, which generation requires"
+                fix = "choose a decoder of the Llama, Qwen, Gemma or GPT-2 kind"
+                if options.quantize:  # a layer whose weight is used without calling the layer cannot be in 4 bits
+                    reason, fix = f"{kind} cannot be used in 4 bits", "leave `quantize` out"
+                raise ModelError(f"{name}: {reason}; {fix}")
             # Penalties and temperatures in generation_config would change the answers of every saved copy, but not
             # the measured ones.
             ids = network.generation_config
