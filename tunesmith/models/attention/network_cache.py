@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -55,6 +56,13 @@ class RowRules:
         inside = not (counts_places(network.config) or scales_by_column(network.config))
         if packs:
             return cls(pads_inside=inside)
+        if network not in _MEASURED:  # each measurement reads all weights, and a network is wrapped several times
+            _MEASURED[network] = cls._measured(network, inside=inside)
+        return _MEASURED[network]
+
+    @classmethod
+    def _measured(cls, network: Any, *, inside: bool) -> RowRules:
+        """Measure the rules where rows are not packed; without `inside`, padding inside a row is ruled out already."""
         keys_only = caches_keys_only(network)
         half = network.dtype != torch.float32
         noise = NOISE * _distance(_padded_left, network, even=True)
@@ -67,6 +75,9 @@ class RowRules:
             pads_inside=inside and keys_only and _distance(_padded_left, network, PREFIX) <= limit,
             continues=_distance(_padded_left, network, PREFIX, even=True) <= limit,
         )
+
+
+_MEASURED: WeakKeyDictionary[Any, RowRules] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +220,13 @@ def cached_values(network: Any) -> tuple[int, int]:
 def generates(network: Any) -> bool:
     """Return whether a decoder continues from its own cache exactly as from the tokens themselves; measured.
 
-    Two rows of equal length change places before their last token.
+    Two rows of equal length change places before their last token. Where the cache holds keys and values only, several
+    tokens at once also have to continue it.
     """
     limit = TOLERANCE if network.dtype == torch.float32 else HALF_TOLERANCE
-    return _distance(_padded_left, network, even=True) <= limit
+    if _distance(_padded_left, network, even=True) > limit:
+        return False
+    return not caches_keys_only(network) or _distance(_padded_left, network, PREFIX, even=True) <= limit
 
 
 @torch.no_grad()
