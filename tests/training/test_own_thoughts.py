@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,19 @@ def test_thoughts_are_kept_where_they_alone_lead_to_the_answer_and_both_position
         f"({len(solved) - hinted} sampled, {hinted} with the answer as a hint)"
     )
     assert made.facts.learned_tokens > prepared.facts.learned_tokens
+
+
+def test_a_task_of_several_brings_its_further_rows_and_its_note_into_the_run(tmp_path: Path):
+    single = recipe(tmp_path)
+    task = {"data": single.data.model_dump(), "objective": single.objective.model_dump()}
+    raw = {"model": single.model, "objective": {"kind": "multitask", "tasks": {"sums": task, "more": task}}}
+    whole = prepare(Recipe.model_validate(raw), on_event=lambda event: None, offline=True)
+    row, rows = whole.train[0], len(whole.train)
+    made = whole.map_tasks(
+        lambda name, task: replace(task, train=[*task.train, row]).noted("a note") if name == "more" else task
+    )
+    assert (len(made.train), made.train[-1]) == (rows + 1, row)
+    assert made.facts.notes == (*whole.facts.notes, "more: a note")
 
 
 def test_a_resumed_run_uses_the_same_thoughts_and_asks_only_for_what_is_missing(

@@ -30,7 +30,7 @@ from tunesmith.metrics.baselines import linear_probe, majority, tfidf_classifier
 from tunesmith.metrics.scores import CallOutcome, call_outcome
 from tunesmith.models.families import positions_of
 from tunesmith.models.policy import Policy
-from tunesmith.training.prepare import TrainingContext
+from tunesmith.training.prepare import TrainingContext, encode_all
 
 # Accuracy that the confidence threshold is set for, on validation rows.
 TARGET_ACCURACY = 0.95
@@ -93,7 +93,7 @@ def shuffled_labels(prepared: TrainingContext) -> TrainingContext:
     recipe = prepared.recipe
     recipe = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"probe": False})})
     train, validation = (
-        [recipe.objective.encode(e, prepared.template, limit=recipe.data.max_tokens) for e in rows]
+        encode_all(recipe.objective, rows, prepared.template, limit=recipe.data.max_tokens)
         for rows in (split.train, split.validation)
     )
     loaded = replace(prepared.loaded, split=split)
@@ -138,7 +138,10 @@ def _shuffled_turns(chats: Sequence[Chat], order: Sequence[int]) -> list[Example
         for target, source in zip((i for i, own in enumerate(positions) if own), sources, strict=True):
             for number, at in enumerate(positions[target]):
                 turn = chats[source].messages[positions[source][number % len(positions[source])]]
-                messages[target][at] = replace(messages[target][at], content=turn.content, calls=turn.calls)
+                # Thoughts move with their answer: in their own row they would give the right one away.
+                messages[target][at] = replace(
+                    messages[target][at], content=turn.content, calls=turn.calls, thoughts=turn.thoughts
+                )
     return [replace(chat, messages=tuple(own)) for chat, own in zip(chats, messages, strict=True)]
 
 

@@ -100,7 +100,7 @@ class _Thinker:
         pairs = [(i, thoughts) for i, texts in enumerate(candidates) for thoughts in texts]
         if not pairs:
             return [""] * len(chats)
-        prompts = [self.template.prompt(asked(chats[i]), thinking=True, thoughts=thoughts) for i, thoughts in pairs]
+        prompts = [self._prompt(asked(chats[i]), thoughts) for i, thoughts in pairs]
         sampling = Sampling(max_new_tokens=self.objective.max_new_tokens)
         answers = generate(self.policy, prompts, sampling=sampling, template=self.template)
         leading = [""] * len(chats)
@@ -109,10 +109,11 @@ class _Thinker:
                 leading[i] = thoughts
         return leading
 
-    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+    def _prompt(self, messages: Sequence[Message], thoughts: str = "") -> list[int]:
+        """Encode a prompt, shortened so that thoughts and answer fit behind it, with finished thoughts if given."""
         budget = self.limit - self.objective.max_thinking_tokens - self.objective.max_new_tokens
         fitted, _ = self.template.fit(messages, max(budget, self.limit // 2), thinking=True)
-        return self.template.prompt(fitted, thinking=True)
+        return self.template.prompt(fitted, thinking=True, thoughts=thoughts)
 
     def _is_right(self, chat: Chat, answer: str) -> bool:
         metric = self.objective.metric

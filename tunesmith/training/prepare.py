@@ -63,9 +63,27 @@ class TrainingContext:
         return self.subtasks or {SINGLE_TASK: self}
 
     def map_tasks(self, change: Callable[[str, TrainingContext], TrainingContext]) -> TrainingContext:
-        """Return the context with `change(name, task)` in place of every task."""
+        """Return the context with `change(name, task)` in place of every task.
+
+        The rows of several tasks are joined again, because their number decides the number of steps.
+        """
         changed = {name: change(name, task) for name, task in self.tasks.items()}
-        return changed[SINGLE_TASK] if SINGLE_TASK in changed else replace(self, subtasks=changed)
+        if SINGLE_TASK in changed:
+            return changed[SINGLE_TASK]
+        known = {name: task.facts.notes for name, task in self.tasks.items()}
+        added = [f"{name}: {n}" for name, task in changed.items() for n in task.facts.notes if n not in known[name]]
+        facts = replace(
+            self.facts,
+            learned_tokens=sum(task.facts.learned_tokens for task in changed.values()),
+            notes=(*self.facts.notes, *added),
+        )
+        return replace(
+            self,
+            train=[row for task in changed.values() for row in task.train],
+            validation=[row for task in changed.values() for row in task.validation],
+            facts=facts,
+            subtasks=changed,
+        )
 
     @property
     def test(self) -> list[Example]:
@@ -169,7 +187,7 @@ def check_max_length(recipe: Recipe, template: Template) -> None:
 def encode_all(
     objective: AnyObjective, examples: Sequence[Example], template: Template, *, limit: int
 ) -> list[Encoded]:
-    """Encode examples, each as one row or, for a document, one row per window.
+    """Encode examples, each as one row; a document as one row per window, a chat with thoughts as one per answer.
 
     Args:
         objective: the objective that encodes them.

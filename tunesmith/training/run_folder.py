@@ -71,6 +71,7 @@ NEW_KEYS = {
     "thinking": "auto",
     "max_thinking_tokens": 512,
     "think_by_default": "auto",
+    **{"experts": True, "expert_rank": 0, "router": False},
 }
 
 

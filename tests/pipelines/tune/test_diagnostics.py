@@ -49,6 +49,17 @@ def test_shuffled_chats_hold_no_call_and_no_answer_of_their_own():
     assert [one.messages[2] for one in dealt] == [own.messages[2] for own in chats]
 
 
+def test_thoughts_move_with_their_answer():
+    turns = [
+        (Message("user", f"q{number}"), Message("assistant", f"a{number}", thoughts=f"so a{number}"))
+        for number in range(8)
+    ]
+    chats = [Chat(f"rows:{number}", turn) for number, turn in enumerate(turns)]
+    answers = [chat.messages[-1] for chat in _shuffled(chats, random.Random(3))]
+    assert all(answer.thoughts == f"so {answer.content}" for answer in answers)
+    assert [answer.content for answer in answers] != [chat.messages[-1].content for chat in chats]
+
+
 def test_every_answer_of_a_chat_with_many_turns_is_shuffled():
     chats = [
         Chat(f"rows:{n}", tuple(Message(("user", "assistant")[i % 2], f"{n}.{i}") for i in range(6))) for n in range(6)

@@ -184,7 +184,7 @@ class Template:
             TemplateError: thinking is asked for, and the template knows none.
         """
         clean = self._ready(self._separated(messages))
-        text = self._prompt_text(clean, thinking=bool(thinking), effort=effort)
+        text = self.prompt_text(clean, thinking=bool(thinking), effort=effort)
         if thoughts:
             form = self._thinking_format()
             text += form.begin + self._clean_thoughts(thoughts) + form.between
@@ -249,7 +249,7 @@ class Template:
     def _length(self, messages: Sequence[Message], *, thinking: bool | None = None) -> int:
         """Return the number of tokens of a chat, or of a prompt if it does not end with an answer."""
         if messages[-1].role != "assistant":
-            return len(self._encode(self._prompt_text(self._ready(messages), thinking=bool(thinking)))[0])
+            return len(self._encode(self.prompt_text(self._ready(messages), thinking=bool(thinking)))[0])
         messages = self._separated(messages)
         thinking = self.thinks and bool(messages[-1].thoughts) and thinking is not False
         return len(self._encode(self._chat_text(self._ready(messages), thinking=thinking))[0])
@@ -340,7 +340,7 @@ class Template:
         full = self._chat_text(clean, thinking=thinking)
         last = len(clean) - 1
         if thinking:
-            start = len(self._prompt_text(clean[:last], thinking=True))
+            start = len(self.prompt_text(clean[:last], thinking=True))
             end = len(full) if "tool_calls" in clean[last] else start + len(self._body(clean[last], thinking=True))
             start += 0 if learn_thoughts else len(self._thoughts_text(clean[last]))
             return full, [_Span(start, end, clean[last]["weight"])]
@@ -360,7 +360,7 @@ class Template:
         full = self._render(clean, thinking=thinking)
         if last["role"] != "assistant" or (not thinking and not self._composes):
             return full
-        before = self._prompt_text(clean[:-1], thinking=thinking)
+        before = self.prompt_text(clean[:-1], thinking=thinking)
         if "tool_calls" in last:
             begin = before + self._thoughts_text(last).rstrip() if thinking else before
             if full.startswith(begin) and full.rstrip().endswith(self._end):
@@ -380,11 +380,20 @@ class Template:
         form = self._thinking_format()
         return form.begin + str(message["thoughts"]) + form.between
 
-    def _prompt_text(self, clean: Sequence[Mapping[str, Any]], *, thinking: bool, effort: str = "") -> str:
-        """Return the rendered messages and the generation prompt."""
+    def prompt_text(self, turns: Sequence[Mapping[str, Any]], *, thinking: bool, effort: str = "") -> str:
+        """Return the rendered turns and the generation prompt, up to where the answer or its thoughts begin.
+
+        Args:
+            turns: role and content of each turn, in which nothing is broken up.
+            thinking: whether the model thinks first.
+            effort: as in `prompt`.
+
+        Raises:
+            TemplateError: the template rejects the turns, or knows no thoughts.
+        """
         if thinking:
             self._thinking_format()
-        text = self._render(clean, answer=True, thinking=thinking, effort=effort)
+        text = self._render(turns, answer=True, thinking=thinking, effort=effort)
         return text if thinking else text + self._tail
 
     def _thinking_format(self) -> ThoughtFormat:
@@ -472,9 +481,9 @@ class Template:
         # The format of calls is up to the template, so only the end of such a turn can be located.
         upto = self._render(clean[: turn + 1]).rstrip() if "tool_calls" in clean[turn] else ""
         body = self._lead + clean[turn]["content"] + self._end
-        prompts = [self._prompt_text(clean[:turn], thinking=False)]
+        prompts = [self.prompt_text(clean[:turn], thinking=False)]
         if self.thinks:  # the history is written without the empty block of a prompt
-            prompts.append(self._prompt_text(clean[:turn], thinking=True))
+            prompts.append(self.prompt_text(clean[:turn], thinking=True))
         for prefix in prompts:
             start = len(prefix)
             if not full.startswith(prefix):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jinja2 import TemplateError
-
 from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.errors import TemplateError
 
 OWN_CONTEXT = 2048  # default context length of Ollama, in tokens
 # Placeholders for message contents, from the private use area.
@@ -45,9 +42,8 @@ def modelfile(
         return "\n".join([*lines, "# Chats are not written turn after turn here, so no TEMPLATE can say how.", ""])
     opening, asking, answering, system = turns
     said = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{{{{ end }}}}{asking}{{{{ .Prompt }}}}{answering}"
-    if not system and _rendered(template, "user", thinking=thinking).startswith(
-        opening
-    ):  # present without a system message too
+    alone = _rendered(template, "user", thinking=thinking)
+    if not system and alone.startswith(opening):  # present without a system message too
         said = f"{opening}{{{{ .System }}}}{asking}{{{{ .Prompt }}}}{answering}"
     lines.append(f'TEMPLATE """{said}{{{{ .Response }}}}"""')
     if system:
@@ -79,8 +75,5 @@ def _turns(template: Template, *, thinking: bool) -> tuple[str, str, str, str] |
 
 def _rendered(template: Template, *roles: str, thinking: bool) -> str:
     """Render a chat of these roles, up to the beginning of an answer."""
-    said = {"system": SYSTEM, "user": USER, "assistant": ANSWER}
-    turns = [{"role": role, "content": said[role]} for role in roles]
-    how: dict[str, Any] = {"chat_template": template.source, "tokenize": False, "add_generation_prompt": True}
-    how[template.switch or "enable_thinking"] = thinking
-    return str(template.tokenizer.apply_chat_template(turns, **how))
+    contents = {"system": SYSTEM, "user": USER, "assistant": ANSWER}
+    return template.prompt_text([{"role": role, "content": contents[role]} for role in roles], thinking=thinking)
