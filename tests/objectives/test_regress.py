@@ -113,7 +113,7 @@ def test_a_number_is_read_from_json_and_from_text_and_anything_else_is_said():
     columns = {"text": "text", "target": "y"}
     read = Regress().examples(rows(text=["a", "b", "c"], y=[1, "-2.5", " 3e1 "]), group="", columns=columns)
     assert [example.number for example in read] == [1.0, -2.5, 30.0]
-    for value in ("3,5", "1_000", "nan", True, "three", None):
+    for value in ("3,5", "1_000", "nan", True, "three", None, 10**400):
         with pytest.raises(RowError, match=r"rows.jsonl:2: column 'y' must be a finite number, with a point before"):
             Regress().examples(rows(text=["a", "b"], y=[1, value]), group="", columns=columns)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.bases import folder
-from tunesmith.config import Recipe
+from tunesmith.config import Recipe, make_recipe
 from tunesmith.errors import DataError
 from tunesmith.events import Event
 from tunesmith.models.generation.generate import AnswerIds
@@ -117,10 +117,11 @@ def test_thoughts_are_kept_where_they_alone_lead_to_the_answer_and_both_position
 
 
 def test_a_task_of_several_brings_its_further_rows_and_its_note_into_the_run(tmp_path: Path):
-    single = recipe(tmp_path)
-    task = {"data": single.data.model_dump(), "objective": single.objective.model_dump()}
-    raw = {"model": single.model, "objective": {"kind": "multitask", "tasks": {"sums": task, "more": task}}}
-    whole = prepare(Recipe.model_validate(raw), on_event=lambda event: None, offline=True)
+    recipe(tmp_path)
+    data = {"train": str(tmp_path / "sums.jsonl"), "validation": 4, "test": 4}
+    parts = {name: {"objective": {"kind": "instruct"}, "data": data} for name in ("sums", "more")}
+    raw = {"model": str(folder("qwen3")), "data": {"max_tokens": 96}, "objective": {"kind": "multitask", "tasks": parts}}
+    whole = prepare(make_recipe(raw, place="test")[0], on_event=lambda event: None, offline=True)
     row, rows = whole.train[0], len(whole.train)
     made = whole.map_tasks(
         lambda name, task: replace(task, train=[*task.train, row]).noted("a note") if name == "more" else task

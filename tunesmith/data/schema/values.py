@@ -108,7 +108,10 @@ def number_of(value: object) -> float | None:
         return None
     if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
         return None
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return None
     return number if math.isfinite(number) else None
 
 
