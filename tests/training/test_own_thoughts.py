@@ -120,7 +120,11 @@ def test_a_task_of_several_brings_its_further_rows_and_its_note_into_the_run(tmp
     recipe(tmp_path)
     data = {"train": str(tmp_path / "sums.jsonl"), "validation": 4, "test": 4}
     parts = {name: {"objective": {"kind": "instruct"}, "data": data} for name in ("sums", "more")}
-    raw = {"model": str(folder("qwen3")), "data": {"max_tokens": 96}, "objective": {"kind": "multitask", "tasks": parts}}
+    raw = {
+        "model": str(folder("qwen3")),
+        "data": {"max_tokens": 96},
+        "objective": {"kind": "multitask", "tasks": parts},
+    }
     whole = prepare(make_recipe(raw, place="test")[0], on_event=lambda event: None, offline=True)
     row, rows = whole.train[0], len(whole.train)
     made = whole.map_tasks(

@@ -71,7 +71,9 @@ NEW_KEYS = {
     "thinking": "auto",
     "max_thinking_tokens": 512,
     "think_by_default": "auto",
-    **{"experts": True, "expert_rank": 0, "router": False},
+    "experts": True,
+    "expert_rank": 0,
+    "router": False,
 }
 
 
