@@ -62,7 +62,7 @@ Every cell is a run on a tiny random checkpoint of the family with transformers 
 - **full**, **prompt**: training steps of full fine-tuning and of prompt tuning lower the loss
 - **merge**, **PEFT**: merged weights, and the saved adapter opened in PEFT, give the logits of the tuned model
 - **GGUF**: llama.cpp gives the same answers from the exported file
-- **rows**: whether the rows of a batch run packed, without padding
+- **rows**: how the rows of a batch run: packed without padding, padded, or one by one
 - **difference**: the largest relative difference of states or logits in all of these comparisons
 
 """

@@ -84,7 +84,7 @@ class Tried:
         """What the table says about the checkpoint besides the cells."""
         try:
             checks = [check.difference for check in self.certificate.checks if check.difference is not None]
-            rows = "packed" if self.certificate.packs else "padded"
+            rows = self.certificate.rows
         except TunesmithError:
             return {"kind": self.kind, "rows": "", "difference": ""}
         return {"kind": self.kind, "rows": rows, "difference": f"{max(checks):.0e}"}
