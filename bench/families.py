@@ -33,9 +33,9 @@ COLUMNS = {
 INTRODUCTION = """\
 # Models
 
-Tunesmith reads whatever transformers knows as a text decoder or a text encoder, and then measures the network itself:
-what packs, shares a prefix or continues from a cache is decided by comparing states, not by a list of names. So a
-family that is not in this table may well work. Ask:
+Tunesmith reads whatever transformers knows as a text decoder, a checkpoint with a text decoder beside its other towers,
+or a text encoder. Then it measures the network itself: what packs, shares a prefix or continues from a cache is decided
+by comparing states, not by a list of names. So a family that is not in this table may well work. Ask:
 
 ```sh
 tunesmith models check MODEL
