@@ -33,7 +33,7 @@ COLUMNS = {
 INTRODUCTION = """\
 # Models
 
-Tunesmith reads whatever transformers knows as a text decoder, a checkpoint with a text decoder beside its other towers,
+Tunesmith reads whatever transformers knows as a text decoder, a checkpoint that has a text decoder among its towers,
 or a text encoder. Then it measures the network itself: what packs, shares a prefix or continues from a cache is decided
 by comparing states, not by a list of names. So a family that is not in this table may well work. Ask:
 

@@ -140,7 +140,7 @@ class Subject:
 
     @property
     def how(self) -> str:
-        """How the rows of a batch run."""
+        """The way in which the rows of a batch run."""
         if self.policy.packs:
             return "packed"
         padded = self.base.family == "encoder" or self.policy.rules.pads_right
