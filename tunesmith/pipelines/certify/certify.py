@@ -254,7 +254,7 @@ class Subject:
     def _prefix(self) -> Measured:
         rows = difference(states_together(self.policy, self.rows, share=True), self.alone)
         errors = [self._generation_error(self.prompts, copies=copies) for copies in (1, 2)]
-        return Measured(max(rows, *errors), self.bound)
+        return Measured(float(torch.tensor([rows, *errors]).max()), self.bound)  # unlike Python's `max`, keeps NaN
 
     def _generation_error(self, prompts: Sequence[list[int]], *, copies: int = 1) -> float:
         """Return the largest difference between states of generation and those of a forward pass."""
