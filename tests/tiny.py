@@ -286,6 +286,14 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("OlmoeConfig", EXPERTS),
     "granitemoe": ("GraniteMoeConfig", LOCAL_EXPERTS),
     "gpt_oss": ("GptOssConfig", {**LOCAL_EXPERTS, "layer_types": ["sliding_attention", "full_attention"]}),
+    # One expert per token, which is computed over all tokens for all experts, and a router that is a linear layer.
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
+            "intermediate_size_mlp": 48, "use_qk_norm": False, "attention_chunk_size": 64,
+        },
+    ),
     "deepseek_v3": (
         "DeepseekV3Config",
         {

@@ -27,7 +27,7 @@ QUESTIONS = ("hi", "What is the capital of France?", "Tell me of the fox and the
 CHATS = [[Message("user", question)] for question in QUESTIONS]
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss", "llama4"])
 def test_adapters_over_one_mixture_answer_in_one_batch_as_if_alone(kind: str, tmp_path: Path):
     for seed, (name, technique) in enumerate(TECHNIQUES.items()):
         save_run(tmp_path / name, technique, Instruct(max_new_tokens=LONGEST), kind=kind, seed=seed, lively=0.2)

@@ -51,8 +51,9 @@ def test_every_linear_layer_and_all_experts_are_adapted_and_no_router(kind: str)
     assert adapted(made) == linear | experts
     per_expert = [value for name, value in made.trainable() if ".experts." in name and ".lora_A." in name]
     assert len(per_expert) == 2 * len(experts)
-    assert all(len(value) == 4 * 2 for value in per_expert)  # 4 experts of rank 4 / 2 experts per token
-    assert any(part in name for name in linear for part in SHARED) == (kind in ("qwen2_moe", "deepseek_v3"))
+    rank = 4 if kind == "llama4" else 4 // 2  # divided by the experts per token
+    assert all(len(value) == 4 * rank for value in per_expert)
+    assert any(part in name for name in linear for part in SHARED) == (kind in ("qwen2_moe", "deepseek_v3", "llama4"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -57,7 +57,8 @@ def mixture_targets(
         layers = {name for name in modules if name not in routers and reaches(name, targets)} - _owners(stacked)
         stacked = {name for name in stacked if any(reaches(part, targets) for part in (name, _owner(name)))}
         routers = {name for name in routers if reaches(name, targets) or reaches(f"{name}.weight", targets)}
-    linear_routers = {name for name in routers if isinstance(modules[name], nn.Linear)}
+    # A router that computes more than a product, such as Llama 4's, is adapted through its weight.
+    linear_routers = {name for name in routers if type(modules[name]) is nn.Linear}
     layers |= linear_routers
     renamed = {name for name in layers if name.rpartition(".")[2] in _rewritten(tree, layers)}
     own = {name for name in mixture.routers if _owner(name) in routers - linear_routers}

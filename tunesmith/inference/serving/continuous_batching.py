@@ -187,7 +187,8 @@ class ContinuousBatch:
             self._mixed = None  # frees its memory before the next one is built
             self._mixed = MultiLora(self.shared_base.base.network, inside)
         groups = groupby(self._by_run(), key=lambda i: self.rows[i].run.number)
-        return self._mixed.by([(number, torch.tensor(list(own))) for number, own in groups])
+        rows = [(number, torch.tensor(list(own))) for number, own in groups]
+        return self._mixed.by(rows, count=len(self.rows))
 
     def _logits(self, network: Any, rows: Sequence[ActiveRequest]) -> Tensor:
         """Return the next-token logits [B, V] of rows in a network."""

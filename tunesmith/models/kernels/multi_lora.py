@@ -61,6 +61,7 @@ class _MixedLayer(nn.Module):
             out += F.linear(F.linear(x, a) * scales.view(len(x), *[1] * (x.dim() - 2), -1), b)
         for key, rows in self._route.rows:
             if key in self._others:
+                rows = self._route.everywhere(rows, x)
                 own = self._others[key](x[rows], *(arg[rows] for arg in args))
                 for part, own_part in zip(out, own, strict=True) if isinstance(out, tuple) else ((out, own),):
                     part[rows] = own_part
@@ -95,12 +96,24 @@ class _Route:
 
     def __init__(self) -> None:
         self.rows: Sequence[tuple[int, Rows]] = ()
+        self._count = 0
         self._scales: dict[tuple[tuple[int, int, float], ...], Tensor] = {}
 
-    def set(self, rows: Sequence[tuple[int, Rows]]) -> None:
-        """Send these rows through these adapters from now on."""
+    def set(self, rows: Sequence[tuple[int, Rows]], count: int) -> None:
+        """Send these rows through these adapters from now on.
+
+        Args:
+            rows: the rows of each adapter.
+            count: rows of the pass, B; 0 if no layer gets all of them several times over.
+        """
         self.rows = rows
+        self._count = count
         self._scales = {}
+
+    def everywhere(self, rows: Rows, x: Tensor) -> Rows:
+        """Return where rows are in the input of a layer, which for some experts is all B rows once per expert."""
+        times = len(x) // self._count if self._count else 1
+        return rows if times == 1 else torch.cat([rows + copy * self._count for copy in range(times)])
 
     def scales(self, parts: tuple[tuple[int, int, float], ...], x: Tensor) -> Tensor:
         """Return [B, S]: the adapter's scale on a row's own ranks, 0 on all others; computed once per pass."""
@@ -133,9 +146,14 @@ class MultiLora:
                 parent, _, leaf = name.rpartition(".")
                 setattr(self.network.get_submodule(parent), leaf, _MixedLayer(module, changed, self._route))
 
-    def by(self, rows: Sequence[tuple[int, Rows]]) -> Any:
-        """Return the network with these rows sent to these adapters, and all other rows to the base."""
-        self._route.set(rows)
+    def by(self, rows: Sequence[tuple[int, Rows]], *, count: int = 0) -> Any:
+        """Return the network with these rows sent to these adapters, and all other rows to the base.
+
+        Args:
+            rows: the rows of each adapter.
+            count: rows of the pass; needed for experts that are computed over all rows once per expert.
+        """
+        self._route.set(rows, count)
         return self.network
 
     def take_apart(self) -> None:
