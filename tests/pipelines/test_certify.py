@@ -229,6 +229,9 @@ def test_a_run_stops_measuring_in_time_and_copies_no_big_network(cache: Path, mo
     monkeypatch.setattr(certify, "SECONDS", -1.0)
     checks = {check.name: check for check in certificate_of(base("qwen3"), on_event=lambda event: None).checks}
     assert {check.outcome for name, check in checks.items() if name != "loads"} == {"not measured"}
+    monkeypatch.setattr(certify, "SECONDS", 30.0)  # the next run has time
+    checks = {check.name: check for check in certificate_of(base("qwen3"), on_event=lambda event: None).checks}
+    assert checks["packed"].outcome == "passed"
 
 
 def test_another_configuration_or_template_is_another_model():

@@ -55,6 +55,7 @@ from tunesmith.techniques import TECHNIQUES
 # What `tune` may spend on a network that it has not met: seconds, and bytes of weights that are copied.
 SECONDS, COPIED_BYTES = 30.0, 2 * 1024**3
 CHECK_COMMAND = "`tunesmith models check` measures it"
+LATE = f"a run spends {SECONDS:.0f} s at most; {CHECK_COMMAND}"
 # Claims about text that is generated.
 DECODER_ONLY = ("loss", "cache", "prefix", "stop", "learned", "gguf")
 NEEDS_ADAPTER = ("gradients", "peft", "merged")
@@ -115,7 +116,9 @@ def certificate_of(base: Base, *, on_event: EventHandler) -> Certificate:
         return kept
     on_event(StageStarted(f"checking {base.name}, a model that is new here"))
     certificate = Subject(base, deadline=time.perf_counter() + SECONDS).certificate(missing, known=known)
-    keep_certificate(certificate)
+    # What time was too short for is left to the next run.
+    in_time = tuple(check for check in certificate.checks if check.note != LATE)
+    keep_certificate(certificate.model_copy(update={"checks": in_time}))
     return certificate
 
 
@@ -221,7 +224,7 @@ class Subject:
         if self.deadline is None:
             return None
         if time.perf_counter() > self.deadline:
-            return Measured(outcome="not measured", note=f"a run spends {SECONDS:.0f} s at most; {CHECK_COMMAND}")
+            return Measured(outcome="not measured", note=LATE)
         if name in NEEDS_ADAPTER and resident_bytes(self.network) > COPIED_BYTES:
             limit = f"a run copies {COPIED_BYTES // 1024**3} GiB of weights at most"
             return Measured(outcome="not measured", note=f"{limit}; {CHECK_COMMAND}")
