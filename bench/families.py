@@ -33,9 +33,9 @@ COLUMNS = {
 INTRODUCTION = """\
 # Models
 
-Tunesmith reads whatever transformers knows as a text decoder or a text encoder, and then measures the network itself:
-what packs, shares a prefix or continues from a cache is decided by comparing states, not by a list of names. So a
-family that is not in this table may well work. Ask:
+Tunesmith reads whatever transformers knows as a text decoder, a checkpoint that has a text decoder among its towers,
+or a text encoder. Then it measures the network itself: what packs, shares a prefix or continues from a cache is decided
+by comparing states, not by a list of names. So a family that is not in this table may well work. Ask:
 
 ```sh
 tunesmith models check MODEL
@@ -62,7 +62,7 @@ Every cell is a run on a tiny random checkpoint of the family with transformers 
 - **full**, **prompt**: training steps of full fine-tuning and of prompt tuning lower the loss
 - **merge**, **PEFT**: merged weights, and the saved adapter opened in PEFT, give the logits of the tuned model
 - **GGUF**: llama.cpp gives the same answers from the exported file
-- **rows**: whether the rows of a batch run packed, without padding
+- **rows**: how the rows of a batch run: packed without padding, padded, or one by one
 - **difference**: the largest relative difference of states or logits in all of these comparisons
 
 """

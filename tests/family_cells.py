@@ -69,7 +69,9 @@ class Tried:
             outcome = f"fails: {briefly(error).partition('. ')[0]}"
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         kinds = {self.kind, config.get("text_config", {}).get("model_type", self.kind)}
-        return re.sub(rf"not for ({'|'.join(kinds)})\b|^({'|'.join(kinds)})\b", _this_family, outcome)
+        return re.sub(rf"(not for |: a |^)({'|'.join(kinds)})\b", r"\1this family", outcome).replace(
+            ": a this", ": this"
+        )
 
     def claims(self, *names: str) -> str:
         """The reason why claims of the certificate are refused; empty if all of them hold."""
@@ -84,7 +86,7 @@ class Tried:
         """What the table says about the checkpoint besides the cells."""
         try:
             checks = [check.difference for check in self.certificate.checks if check.difference is not None]
-            rows = "packed" if self.certificate.packs else "padded"
+            rows = self.certificate.rows
         except TunesmithError:
             return {"kind": self.kind, "rows": "", "difference": ""}
         return {"kind": self.kind, "rows": rows, "difference": f"{max(checks):.0e}"}
@@ -112,10 +114,6 @@ class Tried:
         assert len(still) < len(before), "nothing moved"
         policy.train(False)
         return policy
-
-
-def _this_family(match: re.Match[str]) -> str:
-    return "not for this family" if match[0].startswith("not for") else "this family"
 
 
 def load(tried: Tried) -> str:

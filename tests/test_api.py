@@ -353,5 +353,7 @@ def test_plans_and_comparisons_fit_a_few_lines(place: Path):
     assert "tf-idf" in compared._repr_html_()
     assert (place / "compared" / "report.html").is_file()
     assert ts.ask("compared", "phone 3 is bad", offline=True).arm == "tf-idf"
-    with pytest.raises(ts.TunesmithError, match=r"omit temperature=, top_p=, max_new_tokens=, seed= and task="):
+    with pytest.raises(
+        ts.TunesmithError, match=r"omit temperature=, top_p=, max_new_tokens=, seed=, task= and thinking="
+    ):
         ts.ask("compared", "phone 3 is bad", temperature=0.5)

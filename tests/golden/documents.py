@@ -8,7 +8,7 @@ from typing import Any
 # Values under these keys change from run to run or from machine to machine: each leaf becomes its type's name.
 VARIES = re.compile(
     r"seconds|_seconds$|^seconds_|^p50$|^p95$|_per_second|^bytes$|_bytes$|^memory$|^speed$|^environment$|^created$|^url$"
-    r"|^when$|^latency$|^cost$|^predicted_|^forecast$|^mfu_|^finding$|^in_cache$"
+    r"|^when$|^latency$|^cost$|^predicted_|^forecast$|^mfu_|^finding$|^in_cache$|^difference$|^digest$"
 )
 # Prose: sentences for people, which may be worded anew. Compared by presence alone, lists by their length too.
 PROSE = frozenset(

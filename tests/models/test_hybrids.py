@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.bases import LORA, base, farthest, folder, gradients, policy, scrambled, template
 from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.models.attention import network_cache
 from tunesmith.models.attention.network_cache import (
     RowRules,
     cached_values,
@@ -23,12 +24,14 @@ from tunesmith.models.attention.network_cache import (
     tensors_of,
 )
 from tunesmith.models.batch import pack
+from tunesmith.models.certificate import Measured
 from tunesmith.models.generation.generate import generate, groups, option_scores, sample, stream
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.slot_kv_cache import fits
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.measurements import difference
 from tunesmith.models.policy import Policy
 from tunesmith.models.profile import measure_size
 from tunesmith.techniques import Full, Lora, Prefix, Prompt, PTuning
@@ -258,3 +261,14 @@ def test_memory_is_measured_in_the_blocks_that_a_scan_computes(kind: str, block:
     assert size.moving.block == block
     assert size.moving.stored(3 * 70, 3) == 3 * (70 if block == 1 else -(-70 // block) * block)
     assert size.state > 0
+
+
+def test_rows_whose_states_are_not_numbers_may_not_run_together():
+    one = torch.ones(2, 4)
+
+    def measure(network: Any) -> list[tuple[Tensor, Tensor]]:
+        return [(one, one), (one * torch.nan, one)]
+
+    distance = network_cache._distance(measure, policy("mamba").network)
+    assert not distance <= 1.0
+    assert Measured(difference([one, one * torch.nan], [one, one]), bound=1.0).check("packed").outcome == "failed"

@@ -43,7 +43,7 @@ def test_every_claim_holds_of_a_sound_decoder(cache: Path, tiny_llama: Path):
     assert [check.name for check in certificate.checks] == list(CLAIMS)
     assert {check.outcome for check in certificate.checks} == {"passed"}
     assert all(check.difference < 1e-5 for check in certificate.checks if check.difference is not None)
-    assert certificate.packs
+    assert certificate.rows == "packed"
     assert read_certificate(certificate.digest) == certificate
     assert certificate.summary() == "11 of 11 claims hold"
     assert "11 of 11 claims hold" in repr(certificate)
@@ -260,7 +260,7 @@ def test_without_a_writable_cache_a_run_measures_again(tmp_path: Path, monkeypat
 def test_a_failed_claim_is_a_warning_with_its_measurement():
     check = Measured(difference=0.25, bound=1e-3).check("packed")
     certificate = Certificate(
-        model="m", family="decoder", kind="llama", digest="0", parameters=1, packs=True, checks=(LOADS, check)
+        model="m", family="decoder", kind="llama", digest="0", parameters=1, rows="packed", checks=(LOADS, check)
     )
     assert certificate.warnings == (
         "the base model fails a check (rows that run together = each row alone): relative difference 2e-01",

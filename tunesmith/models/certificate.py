@@ -118,7 +118,7 @@ class Certificate(Displayed, BaseModel):
     kind: str  # transformers' model_type
     digest: str  # of the configuration, the chat template and the versions of the libraries
     parameters: int
-    packs: bool  # rows run packed; otherwise padded or one by one
+    rows: str  # how the rows of a batch run: packed, padded or one by one
     checks: tuple[Check, ...] = ()
     refused_techniques: dict[str, str] = {}  # technique -> why this network cannot be tuned with it
     environment: dict[str, str] = {}  # versions of the libraries

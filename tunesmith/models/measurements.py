@@ -69,9 +69,12 @@ def loss_of_transformers(network: Any, rows: Sequence[Tokens]) -> float:
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest distance between two lists of tensors, relative to the norm of the expected one."""
+    """Return the largest distance between two lists of tensors, relative to the norm of the expected one.
+
+    NaN if any distance is, as `torch.max` does and Python's `max` does not.
+    """
     pairs = zip(found, expected, strict=True)
-    return max(float((one - other).norm() / other.norm().clamp(min=1e-9)) for one, other in pairs)
+    return float(torch.stack([(one - other).norm() / other.norm().clamp(min=1e-9) for one, other in pairs]).max())
 
 
 @dataclass(slots=True)

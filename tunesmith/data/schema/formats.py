@@ -33,7 +33,7 @@ from tunesmith.data.schema.values import (
 )
 from tunesmith.data.schema.winner import side
 from tunesmith.data.text.language import language_of_name, language_of_texts
-from tunesmith.data.tokenization.thinking import MODES
+from tunesmith.data.tokenization.thinking import FIELDS, MODES
 from tunesmith.errors import DataError, UnsettledError
 
 # From FEW values on, a column whose values are mostly distinct (above CLASSES) holds names or sentences, not labels.
@@ -46,7 +46,7 @@ SYSTEMS = ("system", "system_prompt")
 INPUTS = ("input", "context", "passage")
 TOOLS = ("tools", "functions")
 ASKED = ("prompt", "question", "instruction", "query", "input")
-THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts")
+THOUGHTS = (*FIELDS, "thoughts")
 THUMBS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto_tag", "desirable", "liked")
 ANSWERS = ("output", "response", "completion", "answer")
 PAIRS = (

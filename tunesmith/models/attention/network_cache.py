@@ -224,19 +224,24 @@ def generates(network: Any) -> bool:
     tokens at once also have to continue it.
     """
     limit = TOLERANCE if network.dtype == torch.float32 else HALF_TOLERANCE
-    if _distance(_padded_left, network, even=True) > limit:
-        return False
-    return not caches_keys_only(network) or _distance(_padded_left, network, PREFIX, even=True) <= limit
+    changes_places = _distance(_padded_left, network, even=True) <= limit  # false for NaN
+    return changes_places and (
+        not caches_keys_only(network) or _distance(_padded_left, network, PREFIX, even=True) <= limit
+    )
 
 
 @torch.no_grad()
 def _distance(measure: Any, network: Any, *given: Any, **options: Any) -> float:
-    """Return the largest relative distance between states of rows together and alone; infinite if they fail."""
+    """Return the largest relative distance between states of rows together and alone; infinite if they fail.
+
+    NaN if any state is, which no limit allows.
+    """
     try:
         pairs: Sequence[tuple[Tensor, Tensor]] = measure(network, *given, **options)
     except UNUSABLE:
         return math.inf
-    return max(float((found - alone).norm() / alone.norm()) for found, alone in pairs)
+    # By torch, because Python's `max` passes over NaN, which a row of padding alone may give.
+    return float(torch.stack([(found - alone).norm() / alone.norm() for found, alone in pairs]).max())
 
 
 def _padded_right(network: Any) -> list[tuple[Tensor, Tensor]]:

@@ -6,16 +6,15 @@ Letters: T tokens of a row, D hidden width, V vocabulary.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import PeftModel
 from torch import Tensor
+from transformers import AutoModel
 
 from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.errors import briefly
@@ -23,6 +22,7 @@ from tunesmith.models.batch import pack
 from tunesmith.models.certificate import Measured
 from tunesmith.models.loading.load import Base
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.loading.text_part import generative_class
 from tunesmith.models.measurements import difference
 from tunesmith.models.policy import Policy
 from tunesmith.techniques import Lora
@@ -113,35 +113,40 @@ class Adapted:
         """Open the saved adapter in PEFT over the checkpoint as transformers loads it, and compare."""
         with quiet():
             try:
-                plain, how = self._plain()
-            except ImportError as error:  # a tower of the checkpoint needs a library
-                return Measured(
-                    outcome="not measured", note=f"transformers cannot open it: {briefly(error).partition('.')[0]}"
-                )
-            return self._compared(PeftModel.from_pretrained(plain, str(self.folder)).eval(), note=how)
+                plain = self._plain()
+                self._run(plain)
+            except Exception as error:  # a tower needs a library, or the class cannot run on text alone
+                reason = briefly(error).partition(". ")[0]
+                return Measured(outcome="not measured", note=f"transformers itself cannot run it: {reason}")
+            opened = PeftModel.from_pretrained(plain, str(self.folder)).eval()
+        return self._compared(opened, note=f"over {type(plain).__name__}")
 
-    def _plain(self) -> tuple[Any, str]:
-        """Return the checkpoint in the class that its config.json names, and how it was opened."""
+    def _plain(self) -> Any:
+        """Return the checkpoint in transformers' own class."""
         base = self.base
         if base.folder is None:  # a GGUF file, or a run merged in memory
             network = copy.deepcopy(base.network)
             network.set_attn_implementation("sdpa")
-            return network, "over the weights in memory"
-        config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+            return network
         # An encoder is tuned without the head that its checkpoint may have.
-        name = config["architectures"][0] if base.family == "decoder" else "AutoModel"
-        kind: Any = getattr(transformers, name)
-        options: dict[str, Any] = {"dtype": base.network.dtype, "use_safetensors": True, "local_files_only": True}
-        return kind.from_pretrained(base.folder, **options).to(base.network.device).eval(), f"over {name}"
+        kind: Any = generative_class(base.folder) if base.family == "decoder" else AutoModel
+        network = kind.from_pretrained(
+            base.folder, dtype=base.network.dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+        return network.to(base.network.device).eval()
 
     @torch.no_grad()
-    def _compared(self, network: Any, note: str = "") -> Measured:
-        """Compare the outputs of transformers or PEFT with those of the policy."""
+    def _run(self, network: Any) -> Tensor:
+        """Return logits or states of transformers or PEFT."""
         with quiet():
             out = network(input_ids=torch.tensor([self.row], device=self.policy.device))
-        found = out.logits if self.base.family == "decoder" else out.last_hidden_state
+        found: Tensor = out.logits if self.base.family == "decoder" else out.last_hidden_state
+        return found[0].float()
+
+    def _compared(self, network: Any, note: str = "") -> Measured:
+        """Compare the outputs of transformers or PEFT with those of the policy."""
         bound = SAME_LOGITS.get(self.base.network.dtype, HALF_PRECISION)
-        return Measured(difference([found[0].float()], [self.expected]), bound, note)
+        return Measured(difference([self._run(network)], [self.expected]), bound, note)
 
 
 @torch.no_grad()

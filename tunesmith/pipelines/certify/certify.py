@@ -141,6 +141,14 @@ class Subject:
         """The base as objectives see it."""
         return Policy.over(self.network, family=self.base.family)
 
+    @property
+    def how(self) -> str:
+        """The way in which the rows of a batch run."""
+        if self.policy.packs:
+            return "packed"
+        padded = self.base.family == "encoder" or self.policy.rules.pads_right
+        return "padded" if padded else "one by one"
+
     @cached_property
     def template(self) -> Template:
         """The tokenizer with its chat format. Raises TemplateError."""
@@ -199,7 +207,7 @@ class Subject:
             kind=self.network.config.model_type,
             digest=digest_of(self.base),
             parameters=count_parameters(self.network.parameters()),
-            packs=self.policy.packs,
+            rows=self.how,
             checks=tuple(checks[name] for name in CLAIMS if name in checks),
             refused_techniques={kind: reason for kind, reason in refused.items() if reason},
             environment=versions(),
@@ -241,8 +249,7 @@ class Subject:
 
     def _packed(self) -> Measured:
         found = states_together(self.policy, self.rows, share=False)
-        how = "packed" if self.policy.packs else "not packed: attention cannot keep the rows of a pack apart here"
-        return Measured(difference(found, self.alone), self.bound, how)
+        return Measured(difference(found, self.alone), self.bound, self.how)
 
     def _cache(self) -> Measured:
         return Measured(self._generation_error(self.prompts[:1]), self.bound)
@@ -250,7 +257,7 @@ class Subject:
     def _prefix(self) -> Measured:
         rows = difference(states_together(self.policy, self.rows, share=True), self.alone)
         errors = [self._generation_error(self.prompts, copies=copies) for copies in (1, 2)]
-        return Measured(max(rows, *errors), self.bound)
+        return Measured(float(torch.tensor([rows, *errors]).max()), self.bound)  # unlike Python's `max`, keeps NaN
 
     def _generation_error(self, prompts: Sequence[list[int]], *, copies: int = 1) -> float:
         """Return the largest difference between states of generation and those of a forward pass."""

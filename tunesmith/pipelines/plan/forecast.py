@@ -183,7 +183,12 @@ def correct(
         timed_now: the last timings are of steps that were timed in this process.
     """
     done = done or {}
-    phases = []
+    # Phases without a formula that are over, such as the check of a model that is new here.
+    phases = [
+        PhaseForecast(name=name, formula=0.0, seconds=actual, low=actual, high=actual)
+        for name, actual in done.items()
+        if name not in formula
+    ]
     corrections = []
     for name, seconds in formula.items():
         if name in done:
