@@ -455,7 +455,7 @@ def ask(url: str, name: str, row: Mapping[str, Any], *, stream: bool) -> Answere
     request = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=600) as answer:
+    with urllib.request.urlopen(request, timeout=3600) as answer:
         if not stream:
             return Answered.of(json.load(answer)["choices"][0]["message"])
         events = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: ")]
@@ -465,47 +465,70 @@ def ask(url: str, name: str, row: Mapping[str, Any], *, stream: bool) -> Answere
     return Answered.of({"content": "".join(delta.get("content") or "" for delta in deltas), "tool_calls": calls})
 
 
-def same(run: Path, *, clients: int = 8) -> dict[str, int]:
+def same(run: Path, *, clients: int = 16) -> dict[str, int]:
     """Ask a server over a run for all test rows, and count the rows on which it agrees with Python and the report.
 
     Args:
         run: a run folder of `examples/tools.yaml`.
-        clients: requests at a time.
+        clients: requests at a time; each row is asked for twice, as one body and as a stream.
     """
     import tunesmith
     from bench.serve.clients import free_port, started
     from tunesmith.data.readers.row import Row
+    from tunesmith.data.tokenization.tool_calls import calls_in
     from tunesmith.objectives.instruct import Instruct, asked
 
     rows = [json.loads(line) for line in (EXAMPLES / "tools.test.jsonl").read_text(encoding="utf-8").splitlines()]
     reported = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [_offered(calls_in(line["tuned"]), row) for line, row in zip(reported, rows, strict=True)]
+    command = [sys.executable, "-m", "tunesmith", "serve", str(run), "--port", str(port := free_port()), "--offline"]
+    command += ["--seconds", "3600"]  # a busy machine is no error
+    with started(command, port, "/health") as url, ThreadPoolExecutor(clients) as pool:
+        asks = [(row, stream) for row in rows for stream in (False, True)]
+        answers = []
+        for answer in pool.map(lambda one: ask(url, run.name, one[0], stream=one[1]), asks):
+            answers.append(answer)
+            if len(answers) % 20 == 0:
+                equal = sum(a.calls == b for a, b in zip(answers[::2], told, strict=False))
+                print(
+                    f"{len(answers)} of {len(asks)} answers; {equal} of {len(answers) // 2} rows as reported",
+                    flush=True,
+                )
+    whole, streamed = answers[::2], answers[1::2]
+    counts = {
+        "rows": len(rows),
+        "streamed tool_calls equal to the body's": sum(
+            a.calls == b.calls for a, b in zip(whole, streamed, strict=True)
+        ),
+        "streamed text equal to the body's": sum(a.text == b.text for a, b in zip(whole, streamed, strict=True)),
+        "server's tool_calls equal to those of predictions.jsonl": sum(
+            a.calls == b for a, b in zip(whole, told, strict=True)
+        ),
+    }
+    for name, count in counts.items():
+        print(f"{name}: {count}", flush=True)
     chats = Instruct(messages="messages", metric="tool_calls").examples(
         [Row(f"tools.test.jsonl:{i}", row) for i, row in enumerate(rows, 1)], group=""
     )
-    replies = tunesmith.load(run).replies([asked(chat) for chat in chats])
-    command = [sys.executable, "-m", "tunesmith", "serve", str(run), "--port", str(port := free_port()), "--offline"]
-    with started(command, port, "/health") as url, ThreadPoolExecutor(clients) as pool:
-        whole, streamed = (
-            list(pool.map(lambda row, stream=stream: ask(url, run.name, row, stream=stream), rows))
-            for stream in (False, True)
-        )
-    python = []
-    for row, reply in zip(rows, replies, strict=True):
-        offered = {tool["function"]["name"] for tool in row["tools"]}
-        python.append(tuple((c["name"], c["arguments"]) for c in reply.calls if c["name"] in offered))
-    counts = {
-        "rows": len(rows),
+    replies = tunesmith.load(run, threads=None).replies([asked(chat) for chat in chats])
+    python = [_offered(reply.calls, row) for reply, row in zip(replies, rows, strict=True)]
+    counts |= {
         "rows with calls in Python": sum(map(bool, python)),
         "Python's text equal to predictions.jsonl": sum(
-            reply.text == told["tuned"] for reply, told in zip(replies, reported, strict=True)
+            reply.text == line["tuned"] for reply, line in zip(replies, reported, strict=True)
         ),
         "server's tool_calls equal to Python's": sum(a.calls == b for a, b in zip(whole, python, strict=True)),
         "streamed tool_calls equal to Python's": sum(a.calls == b for a, b in zip(streamed, python, strict=True)),
-        "streamed text equal to the body's": sum(a.text == b.text for a, b in zip(whole, streamed, strict=True)),
     }
-    for name, count in counts.items():
-        print(f"{name}: {count}")
+    for name, count in list(counts.items())[4:]:
+        print(f"{name}: {count}", flush=True)
     return counts
+
+
+def _offered(calls: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return the calls of functions that the row offers, as the server does."""
+    names = {tool["function"]["name"] for tool in row["tools"]}
+    return tuple((call["name"], call["arguments"]) for call in calls if call["name"] in names)
 
 
 def main() -> None:
