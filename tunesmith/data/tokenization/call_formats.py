@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.data.tokenization.tool_calls import STRICT_JSON, Call, PlacedCall, as_words, placed_calls
+from tunesmith.data.tokenization.tool_calls import STRICT_JSON, Call, PlacedCall, as_words, placed_calls, schemas_of
 
 # Parameter name -> JSON schema, by name of the offered function.
 Parameters = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -114,12 +114,10 @@ def parameters_of(tools: str) -> Parameters:
         tools: the tools as JSON text.
     """
     found: dict[str, Mapping[str, Mapping[str, Any]]] = {}
-    for tool in json.loads(tools) if tools else ():
-        function = tool.get("function", tool)
-        schema = function.get("parameters", function.get("input_schema"))
-        properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    for name, schema in schemas_of(tools).items():
+        properties = schema.get("properties")
         named = properties if isinstance(properties, Mapping) else {}
-        found[function["name"]] = {key: value for key, value in named.items() if isinstance(value, Mapping)}
+        found[name] = {key: value for key, value in named.items() if isinstance(value, Mapping)}
     return found
 
 

@@ -100,6 +100,17 @@ def read_tools(value: object, where: str) -> str:
     return json.dumps(list(listed), ensure_ascii=False)
 
 
+def schemas_of(tools: str) -> dict[str, Mapping[str, Any]]:
+    """Return the JSON schema of the parameters of each tool, by name; empty for a tool that lists none.
+
+    Args:
+        tools: the tools as JSON text, as `read_tools` returns it.
+    """
+    functions = [tool.get("function", tool) for tool in (json.loads(tools) if tools else ())]
+    schemas = {each["name"]: each.get("parameters", each.get("input_schema")) for each in functions}
+    return {name: schema if isinstance(schema, Mapping) else {} for name, schema in schemas.items()}
+
+
 def as_words(calls: Sequence[Call], escape: Callable[[str], str] = str) -> str:
     """Render calls as text, each as JSON between `<tool_call>` tags (the format of Hermes and Qwen).
 

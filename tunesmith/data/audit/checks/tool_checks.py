@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.tokenization.messages import ROLES
-from tunesmith.data.tokenization.tool_calls import Call, calls_alone, read_calls, read_tools
+from tunesmith.data.tokenization.tool_calls import Call, calls_alone, read_calls, read_tools, schemas_of
 from tunesmith.errors import DataError
 
 TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -28,7 +28,7 @@ def tool_findings(turns: Sequence[Mapping[str, Any]], tools: object) -> dict[str
         tools: the cell with the offered tools; without any, functions and arguments are not checked.
     """
     try:
-        offered = dict(_schemas(read_tools(tools, "")))
+        offered = schemas_of(read_tools(tools, ""))
         calls = [call for turn in turns for call in _calls(turn)]
     except DataError:  # the parser reports the error
         return {}
@@ -42,14 +42,6 @@ def tool_findings(turns: Sequence[Mapping[str, Any]], tools: object) -> dict[str
         except RecursionError:  # hundreds of nested brackets
             found["tool_arguments"] = "arguments nested too deeply to check"
     return {kind: note for kind, note in found.items() if note}
-
-
-def _schemas(tools: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Yield name and parameter schema of each tool."""
-    for tool in json.loads(tools) if tools else ():
-        function = tool.get("function", tool)
-        schema = function.get("parameters", function.get("input_schema"))
-        yield function["name"], schema if isinstance(schema, Mapping) else {}
 
 
 def _calls(turn: Mapping[str, Any]) -> Sequence[Call]:
