@@ -140,6 +140,13 @@ def test_the_router_loss_of_several_micro_batches_is_their_mean_by_learned_token
     assert both == pytest.approx(sum(a * b for a, b in zip(each, units, strict=True)) / sum(units), rel=1e-6)
 
 
+def test_a_loss_outside_of_a_training_step_records_no_routers():
+    made = lively(policy("mixtral", TECHNIQUES["lora"], lively=0.05))
+    assert made.router_loss is not None
+    Instruct().loss(collate(rows()), made)
+    assert float(made.router_loss.value()) == 0.0
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "deepseek_v3"])
 def test_the_update_of_experts_makes_no_copy_of_their_weights(kind: str, monkeypatch: pytest.MonkeyPatch):
     made = policy(kind, Lora(rank=4), lively=0.05)

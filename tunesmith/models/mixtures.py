@@ -96,7 +96,8 @@ class RouterLoss:
         self._function = function
         self._per_token = per_token
         self._routers = routers
-        self._recorded = list[tuple[Tensor, int]]()  # the loss of each forward pass, and its tokens
+        # The loss of each forward pass since `begin`, and its tokens; None outside of a training pass.
+        self._recorded: list[tuple[Tensor, int]] | None = None
 
     @classmethod
     def of(cls, network: Any) -> RouterLoss | None:
@@ -125,8 +126,11 @@ class RouterLoss:
 
     @contextmanager
     def record(self, batch: Batch) -> Iterator[None]:
-        """Enter a context in which the network runs over a batch once, and keep the loss of its routers."""
-        if not torch.is_grad_enabled():
+        """Enter a context in which the network runs over a batch once, and keep the loss of its routers.
+
+        Nothing is kept before `begin` and after `value`, such as of gradients that are only compared.
+        """
+        if self._recorded is None or not torch.is_grad_enabled():
             yield
             return
         logits: list[list[Tensor]] = [[] for _ in self._routers]
@@ -149,13 +153,14 @@ class RouterLoss:
         self._recorded.append((value, int(weights.sum())))
 
     def begin(self) -> None:
-        """Forget what was recorded."""
+        """Start to record."""
         self._recorded = []
 
     def value(self) -> Tensor:
-        """Return the weighted loss of what was recorded since `begin`, a scalar per unit of the main loss."""
-        tokens = sum(count for _, count in self._recorded)
-        total = sum((value * count for value, count in self._recorded), torch.zeros(()))
+        """Return the weighted loss of what was recorded since `begin`, a scalar per unit of the main loss, and end."""
+        recorded, self._recorded = self._recorded or [], None
+        tokens = sum(count for _, count in recorded)
+        total = sum((value * count for value, count in recorded), torch.zeros(()))
         return self.coefficient * total / max(1, tokens)
 
 
