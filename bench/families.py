@@ -47,8 +47,8 @@ MODEL is an alias, a Hub id, a folder, a run or a GGUF file. The command measure
 
 It prints one table (`--json` for one document) and exits with 1 if a claim fails. The certificate is kept in the cache
 by a digest of the configuration, the chat template and the versions of the libraries. `tunesmith tune` measures what
-is missing before it trains, spends at most 30 seconds on it, copies at most 2 GiB of weights, and puts the result into
-the report; a claim that fails is a warning there.
+is missing before it trains, and puts the result into the report; a claim that fails is a warning there. After 30
+seconds it starts no further measurement and leaves the rest to the next run, and it copies at most 2 GiB of weights.
 
 ## Families
 
