@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from tests import tiny
+from tests.data.test_thinking import FAMILIES, templates
 from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tests.pipelines.tune.test_domain import on_texts
 from tunesmith.data.tokenization.messages import Message
@@ -21,9 +24,12 @@ from tunesmith.inference.identify import identify, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
-from tunesmith.pipelines.export import ExportRequest, ProgramAgreement, export, find_problems
+from tunesmith.models.generation.generate import AnswerIds
+from tunesmith.models.generation.sampling import Sampling
+from tunesmith.objectives import Instruct
+from tunesmith.pipelines.export import ExportRequest, ProgramAgreement, by_answers, export, find_problems
 from tunesmith.report.code_snippets import transformers_lines
-from tunesmith.report.predictions import read_predictions
+from tunesmith.report.predictions import Prediction, read_predictions
 from tunesmith.report.run_data import read_run_data
 from tunesmith.report.schema import Export, read_report
 
@@ -106,6 +112,31 @@ def test_a_model_that_answers_at_once_keeps_its_switch_in_transformers(tmp_path:
         for switch in ({}, {"enable_thinking": True}, {"enable_thinking": False})
     ]
     assert ends == [True, False, True]
+
+
+@pytest.mark.parametrize(("kind", "score"), [("gemma4", None), ("smollm3", 1.0)])
+def test_answers_are_scored_only_where_thoughts_can_be_separated_in_plain_text(
+    monkeypatch: pytest.MonkeyPatch, kind: str, score: float | None
+):
+    form = templates(kind)[0]
+    ids = form.tokenizer(FAMILIES[kind].thoughts + "Four.", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("tunesmith.pipelines.export.generate", lambda *_, **__: [AnswerIds(ids, True)])
+    model: Any = SimpleNamespace(
+        template=form,
+        objective=Instruct(metric="exact_match", think_by_default=True),
+        policy=None,
+        sampling=Sampling(max_new_tokens=8),
+        thinking_mode=lambda: True,
+        prompt_budget=lambda answer: 200,
+        longest=lambda prompt, sampling: 8,
+    )
+    program: Any = SimpleNamespace(
+        prompts=lambda chats: [form.prompt(chats[0], thinking=True)],
+        answers=lambda prompts, longest: [form.decode(ids).strip()],
+    )
+    row = Prediction(where="rows:1", question="2+2?", gold="Four.", base="", tuned="")
+    found = by_answers(model, [row], lambda: program)
+    assert (found.same_answers, found.score_original, found.score_export) == (1.0, score, score)
 
 
 @pytest.mark.parametrize("odd", ["ends elsewhere", "begins unsaid", "ends by a name of its own"])

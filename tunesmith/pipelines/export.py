@@ -284,14 +284,16 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
     metric = model.objective.metric
     gold = [row.reference for row in rows]
     scored = all(gold) and (metric in PER_ROW or metric in WHOLE)
-    split = ThoughtSplitter.of(template, thinking=thinking).split
+    splitter = ThoughtSplitter.of(template, thinking=thinking)
+    # Programs return text without special tokens. Where these mark the thoughts (Gemma 4, gpt-oss), it has no answers.
+    scored = scored and all(splitter.decode(answer.ids) == template.decode(answer.ids) for answer in generated)
     return ProgramAgreement(
         metric=metric,
         rows=len(rows),
         same_prompts=_equal_share(exported_prompts, prompts),
         same_answers=_equal_share(exported, original),
-        score_original=value(metric, gold, [split(text)[1] for text in original]) if scored else None,
-        score_export=value(metric, gold, [split(text)[1] for text in exported]) if scored else None,
+        score_original=value(metric, gold, [splitter.split(text)[1] for text in original]) if scored else None,
+        score_export=value(metric, gold, [splitter.split(text)[1] for text in exported]) if scored else None,
     )
 
 
