@@ -48,6 +48,17 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near!r}?" if near else ""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out.
+
+    Args:
+        error: any exception. torch has its own type for a GPU; on a CPU only the text of a RuntimeError shows it.
+    """
+    words = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    ran_out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, not imported here
+    return ran_out or any(word in str(error) for word in words)
+
+
 class TunesmithError(Exception):
     """Base class of all errors caused by user input; the text is `place: problem; fix`."""
 

@@ -352,3 +352,18 @@ def test_weights_and_excluded_turns_are_those_of_their_tokens():
     assert set(weights) == {0.5, 1.0}
     assert [weight > 0 for weight in tokens.weights] == tokens.learn
     assert made.chat([ASK, FOUR]).weights == []
+
+
+@pytest.mark.parametrize(
+    ("thinking", "fix"), [(True, "set thinking: drop"), (False, "leave out the rows with tool calls")]
+)
+def test_a_call_that_cannot_be_written_is_refused_with_the_fix_of_its_mode(
+    thinking: bool, fix: str, monkeypatch: pytest.MonkeyPatch
+):
+    (made, *_) = templates("gpt_oss")
+    monkeypatch.setattr(made, "_composes", True)
+    monkeypatch.setattr(type(made), "_render", lambda *_, **__: "another text")
+    call = {"role": "assistant", "content": "", "thoughts": "hm", "tool_calls": []}
+    with pytest.raises(TemplateError, match=fix) as error:
+        made._chat_text([{"role": "user", "content": "q"}, call], thinking=thinking)
+    assert ("thinking: drop" in str(error.value)) is thinking

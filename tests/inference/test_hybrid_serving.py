@@ -13,6 +13,7 @@ from tests.inference.test_engine import GREEDY, QUESTIONS, Answer, asked
 from tests.served import engine_over, save_run
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.inference.saved_model import load
+from tunesmith.inference.serving import registry
 from tunesmith.inference.serving.prefix_cache import PrefixCache
 from tunesmith.models.attention.network_cache import RowState, new_cache, read_prefix
 from tunesmith.models.generation.row_caches import RowCaches
@@ -87,3 +88,17 @@ def test_a_state_that_is_taken_does_not_change_with_the_row(states: list[RowStat
     (found,) = again.feed(network, [[12, 13]], slots=[1], starts=[12])
     assert torch.allclose(found, whole[12:], atol=1e-5)
     rows.clear()
+
+
+def test_a_base_is_measured_once_and_a_later_load_changes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for number, name in enumerate(("one", "two")):
+        save_run(tmp_path / name, Lora(rank=2), kind="llama", seed=number)
+    models = registry.ModelRegistry({name: [tmp_path / name] for name in ("one", "two")}, device="cpu")
+    shared = models.load("one").shared_base
+    assert (shared.slots, shared.continues) == (True, True)
+    monkeypatch.setattr(registry, "fits", lambda network: False)  # as while a batch holds the memory
+    assert models.load("two").shared_base is shared
+    assert models.load("one").shared_base is shared
+    assert shared.slots

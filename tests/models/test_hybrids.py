@@ -272,3 +272,28 @@ def test_rows_whose_states_are_not_numbers_may_not_run_together():
     distance = network_cache._distance(measure, policy("mamba").network)
     assert not distance <= 1.0
     assert Measured(difference([one, one * torch.nan], [one, one]), bound=1.0).check("packed").outcome == "failed"
+
+
+@pytest.mark.parametrize("measure", [RowRules.of, fits, caches_keys_only], ids=["rules", "slots", "keys"])
+def test_running_out_of_memory_is_not_taken_for_what_a_network_can(measure: Any, monkeypatch: pytest.MonkeyPatch):
+    network = base("lfm2" if measure is not fits else "llama").network
+    options = {"packs": False} if measure == RowRules.of else {}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(network.base_model), "forward", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            measure(network, **options)
+    assert network not in network_cache._MEASURED
+    measure(network, **options)
+
+
+def test_a_network_that_ignores_its_cache_has_none():
+    network = base("llama").network
+    forward = network.base_model.forward
+    network.base_model.forward = lambda cache=None, use_cache=None, **given: forward(use_cache=False, **given)
+    with pytest.raises(ValueError, match="makes or fills no cache"):
+        read_prefix(network, new_cache(network), 0, input_ids=torch.arange(4)[None])
+    assert not generates(network)

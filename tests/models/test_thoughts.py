@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from tests.bases import template
 from tests.data.test_thinking import FAMILIES, templates
-from tests.thinking import ANSWER, KIND, THOUGHTS, UNFINISHED, WHOLE, ids_of
+from tests.thinking import ANSWER, KIND, THOUGHTS, UNFINISHED, WHOLE, dictate, ids_of
+from tunesmith.inference.serving.live_answer import ActiveRequest, CompletionChunk
+from tunesmith.models.generation.generate import Piece, stream_pieces
+from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 
 SPLITTER = ThoughtSplitter(template(KIND))
@@ -99,3 +105,29 @@ def test_every_family_counts_the_tokens_of_its_thoughts(name: str):
     assert splitter.split(splitter.decode(ids)) == ("two and two", "Four.")
     assert splitter.ended(splitter.decode(ids[:count]))
     assert not splitter.ended(splitter.decode(ids[: count - 1]))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("stray\n</think>\n\nanswer", "stray\n\n\nanswer"),
+        ("one</think>two</think>", "onetwo"),
+        ("</think>\n\nanswer", "answer"),
+        (WHOLE, ANSWER),
+    ],
+)
+def test_a_block_that_nothing_opened_stays_in_the_answer_streamed_and_whole(
+    text: str, answer: str, monkeypatch: pytest.MonkeyPatch
+):
+    assert SPLITTER.split(text) == (THOUGHTS if text == WHOLE else "", answer)
+    ids = ids_of(text)
+    dictate(monkeypatch, ids)
+    streamed = stream_pieces(Any, [5], sampling=Sampling(max_new_tokens=99), splitter=SPLITTER)  # type: ignore[arg-type]
+    told: list[CompletionChunk] = []
+    run: Any = SimpleNamespace(model=SimpleNamespace(template=template(KIND)), virtual=0)
+    served = ActiveRequest(run, [5], Sampling(max_new_tokens=99), told.append, in_pieces=True, splitter=SPLITTER)
+    assert [served.take(token) for token in ids].index(True) == len(ids) - 1
+    pieces: list[list[Piece] | list[CompletionChunk]] = [list(streamed), told]
+    for found in pieces:
+        assert "".join(piece.text for piece in found) == answer
+        assert "".join(piece.thoughts for piece in found) == SPLITTER.split(text)[0]

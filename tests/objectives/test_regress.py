@@ -17,6 +17,7 @@ from tunesmith.data.examples.types import RatedText
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.formats import detect
 from tunesmith.errors import DataError, RecipeError, RowError
+from tunesmith.evaluation.evaluators.numbers import as_text
 from tunesmith.inference.export.formats import merged, write_merged
 from tunesmith.inference.export.usage import read_usage
 from tunesmith.inference.identify import read_manifest
@@ -144,3 +145,11 @@ def test_whole_numbers_named_like_labels_are_codes_and_named_like_quantities_are
     codes = [i % 77 for i in range(200)]
     assert detect(rows(text=texts, label=codes)).objective == "classify"
     assert detect(rows(text=texts, score=codes)).columns == {"text": "text", "target": "score"}
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(3.0, "3"), (2.5, "2.5"), (float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")],
+)
+def test_a_prediction_is_stored_with_all_its_digits_even_if_it_is_not_finite(number: float, text: str):
+    assert as_text(number) == text

@@ -181,6 +181,12 @@ def test_thoughts_that_do_not_fit_are_not_learned_without_their_end():
     long = Chat("r", (Message("user", "2+2?"), Message("assistant", "4", thoughts="two and two " * 40)))
     (row,) = encode(long, limit=60)
     assert (len(row.sequences[0].ids), row.sequences[0].learned, row.shortened) == (60, 0, True)
+    form, encoded = template("qwen3"), [row, *encode(PLAIN, limit=60)]
+    assert Instruct().encoded_notes([long, PLAIN], encoded, form, limit=60) == [
+        "1 of 2 rows are not learned: their thoughts do not fit into 60 tokens; raise data.max_tokens"
+    ]
+    assert Instruct().encoded_notes([PLAIN], encoded[1:], form, limit=60) == []
+    assert Instruct().encoded_notes([long, PLAIN], encode(long, limit=900), form, limit=900) == []
 
 
 def test_a_model_without_thoughts_drops_them_with_a_note():

@@ -70,6 +70,18 @@ def test_answering_first_changes_neither_the_loss_nor_a_gradient(kind: str):
     assert all(value.norm() > 0 for value in found[0][1].values())
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_layers_that_the_checkpoint_puts_below_another_name_begin_from_their_error():
+    made = policy("nemotron_h", QLORA)  # `backbone.layers` in the files, `model.layers` in the network
+    made.train()
+    made.sum_nll(collate(encoded("nemotron_h"))).backward()
+    moved = gradients(made)
+    # The experts are not in four bits: they have no error to begin from.
+    assert {name for name, value in moved.items() if not value.norm() > 0} == {
+        name for name in moved if ".experts." in name and "lora_A" in name
+    }
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_saved_adapter_opens_in_peft_and_here_with_the_same_logits(kind: str, tmp_path: Path):
     made = policy(kind, QLORA, lively=0.05)

@@ -12,9 +12,8 @@ import torch
 
 from tests.bases import LORA, Hooks, encoded, farthest, fit, policy
 from tests.objectives.test_online_rl import practice, prompts
-from tunesmith.errors import Refused
+from tunesmith.errors import Refused, out_of_memory
 from tunesmith.models.batch import Batch, collate
-from tunesmith.models.loading.device import out_of_memory
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct
 from tunesmith.objectives.base import Learner, Loss

@@ -200,6 +200,19 @@ class Objective(BaseModel, ABC):
         """Return the objective with everything that depends on the encoded training rows, such as label shares."""
         return self
 
+    def encoded_notes(
+        self, examples: Sequence[Example], rows: Sequence[Encoded], template: Template, *, limit: int
+    ) -> list[str]:
+        """Return notes on rows that encoding has left without a learned token.
+
+        Args:
+            examples: the training rows.
+            rows: the rows as `encode_all` returns them.
+            template: tokenizer and chat template.
+            limit: longest row, in tokens.
+        """
+        return []
+
     def fixed_tokens(self, template: Template) -> int:
         """Return the tokens of a row that are the same in every row, such as the question about a text."""
         return 0

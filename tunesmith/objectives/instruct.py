@@ -196,6 +196,25 @@ class Instruct(Objective, Learner):
         others = f", {masked} of them masked" * bool(masked) + f", {len(dropped)} of them dropped" * bool(dropped)
         return [f"{count} are trained with thinking on{others}{rest}"]
 
+    def encoded_notes(
+        self, examples: Sequence[Example], rows: Sequence[Encoded], template: Template, *, limit: int
+    ) -> list[str]:
+        """Return how many rows are not learned because their thoughts do not fit."""
+        having = {
+            example.where
+            for example in examples
+            if isinstance(example, Chat) and has_thoughts(example) and self.mode_of(example) != "drop"
+        }
+        if not template.thinks or not having:
+            return []
+        lost = [
+            row
+            for row in rows
+            if row.where in having and row.shortened and not any(t.learned for t in row.sequences)
+        ]
+        fix = f"their thoughts do not fit into {limit} tokens; raise data.max_tokens"
+        return [f"{len(lost)} of {len(rows)} rows are not learned: {fix}"] if lost else []
+
     def mode_of(self, chat: Chat) -> str:
         """Return the treatment of the thoughts of a row: its own, or that of the recipe."""
         return chat.thinking or self.thinking

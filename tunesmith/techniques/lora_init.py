@@ -83,12 +83,25 @@ def _quantization_errors(network: Any, updates: Updates) -> Iterator[tuple[str, 
     for file in weight_files(Path(network.name_or_path), where=network.name_or_path):
         with safe_open(file, framework="pt") as tensors:
             keys = set(tensors.keys())
+            by_block: dict[str, list[str]] = {}  # a checkpoint may put the same blocks below another name
+            for key in keys:
+                by_block.setdefault(_from_block(key), []).append(key)
             for name, layer in updates.items():
                 names = {f"{name}.weight", f"{prefix}{name}.weight", f"{name.removeprefix(prefix)}.weight"}
-                for key in names & keys:
+                # Another tower may have a layer of that name: what is near the 4-bit weight is the layer's own.
+                for key in sorted({*(names & keys), *by_block.get(_from_block(f"{name}.weight"), ())}):
                     packed = dequantize_module_weight(layer.base_layer).float()
+                    if sorted(tensors.get_slice(key).get_shape()) != sorted(packed.shape):
+                        continue
                     stored = tensors.get_tensor(key).to(packed)
                     for full in (stored, stored.T):  # GPT-2 stores transposed weights
                         if full.shape == packed.shape and (full - packed).norm() < MAX_RELATIVE_ERROR * packed.norm():
                             yield name, full - packed
                             break
+
+
+def _from_block(name: str) -> str:
+    """Return the end of a name from its block on, as `layers.0.mlp.up_proj`; the whole name outside of the blocks."""
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdecimal()), 1)
+    return ".".join(parts[max(number - 1, 0) :])

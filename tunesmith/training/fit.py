@@ -11,10 +11,10 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from tunesmith.errors import Refused, RewardError
+from tunesmith.errors import Refused, RewardError, out_of_memory
 from tunesmith.events import Resumed, StepFinished, Validated
 from tunesmith.models.batch import Batch, StepMetrics, halve, mean_metrics
-from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
+from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner, Loss
 from tunesmith.phases import phase

@@ -217,6 +217,7 @@ def _encode_task(recipe: Recipe, loaded: DatasetSplits, base: Base, machine: Cho
     limit = recipe.data.max_tokens
     train = encode_all(recipe.objective, split.train, template, limit=limit)
     validation = encode_all(recipe.objective, split.validation, template, limit=limit)
+    notes += recipe.objective.encoded_notes(split.train, train, template, limit=limit)
     recipe = recipe.model_copy(update={"objective": recipe.objective.bind_encoded(train)})
     facts = DataFacts(
         rows=loaded.rows,

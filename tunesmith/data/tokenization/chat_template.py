@@ -367,6 +367,9 @@ class Template:
                 return full.rstrip()
             raise TemplateError(
                 "chat template: writes no tool call behind thoughts; set thinking: drop for rows with tool calls"
+                if thinking
+                else "chat template: writes a tool call otherwise than behind its generation prompt; "
+                "leave out the rows with tool calls"
             )
         text = before + self._body(last, thinking=thinking)
         return full if full.startswith(text) else text

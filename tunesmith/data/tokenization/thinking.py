@@ -133,7 +133,8 @@ class ThoughtFormat:
             tail: the text that the template writes before an answer without thoughts.
 
         Returns:
-            Thoughts and answer. Unfinished thoughts have an empty answer; a text without a block is an answer.
+            Thoughts and answer. Unfinished thoughts have an empty answer. A text that opens no block is an answer,
+            without the marks that would end one: what was streamed as an answer cannot become thoughts later.
         """
         body = text.lstrip()
         if self.opening and body.startswith(self.opening):
@@ -141,16 +142,20 @@ class ThoughtFormat:
         # In harmony a block only ends a channel, and what opens the answer is the end of `between`.
         direct = tail.strip()
         last = direct if direct and self.closing.endswith(direct) else self.closing
-        thoughts, found, answer = body.partition(last)
-        if not found:
-            return (self._bare(body, last), "") if open else ("", body.strip())
+        thoughts, _, answer = body.partition(last)
+        if not open:
+            return "", "".join(self._unmarked(body, last)).strip()
         return self._bare(thoughts, last), answer.strip()
 
     def _bare(self, thoughts: str, last: str) -> str:
         """Return thoughts without marks; blocks that follow one another are separated by a line end."""
-        marks = filter(None, (self.closing, self.closing.removesuffix(last), self.opening))
-        parts = re.split("|".join(map(re.escape, marks)), thoughts)
+        parts = self._unmarked(thoughts, last, self.opening)
         return "\n".join(filter(None, (part.strip() for part in parts)))
+
+    def _unmarked(self, text: str, last: str, *more: str) -> list[str]:
+        """Return the parts of a text between the marks that end a block, and more marks."""
+        marks = filter(None, (self.closing, self.closing.removesuffix(last), last, *more))
+        return re.split("|".join(map(re.escape, marks)), text)
 
 
 def find_format(render: Render, source: str) -> ThoughtFormat | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,4 +136,4 @@ def _texts_and_numbers(examples: Sequence[Example]) -> tuple[list[str], list[flo
 
 def as_text(number: float) -> str:
     """Return a number as `predictions.jsonl` stores it: with all digits that `float` reads back."""
-    return repr(int(number)) if number == int(number) else repr(number)
+    return repr(int(number)) if math.isfinite(number) and number == int(number) else repr(number)

@@ -51,6 +51,15 @@ class SharedBase:
     slots: bool = True  # rows share a slot cache and run together; otherwise each has a cache of the network's own kind
     continues: bool = True  # several tokens at once may follow those of a row
 
+    @classmethod
+    def of(cls, base: Base) -> SharedBase:
+        """Measure once what the rows of a base may do together; a load while they run changes nothing of it."""
+        if base.family != "decoder":
+            return cls(base)
+        policy = Policy.over(share_parameters(base.network), family=base.family)
+        policy.train(False)
+        return cls(base, slots=fits(policy.network), continues=policy.rules.continues)
+
 
 @dataclass(slots=True, eq=False)
 class ServedModel:
@@ -182,7 +191,7 @@ class ModelRegistry:
             # Full tuning changes all weights, so nothing is shared and the base is not needed.
             base = read_base(about, device=self._device, offline=self._offline)
             model = load_over_base(base, folder, about)
-            ground = SharedBase(replace(base, network=model.policy.network))
+            ground = SharedBase.of(replace(base, network=model.policy.network))
         else:
             ground = self._ground(about)
             model = load_over_base(replace(ground.base, network=share_parameters(ground.base.network)), folder, about)
@@ -201,7 +210,7 @@ class ModelRegistry:
         if key not in self._grounds:
             base.network.requires_grad_(False)
             thin.install(base.network)
-            self._grounds = {**self._grounds, key: SharedBase(base)}
+            self._grounds = {**self._grounds, key: SharedBase.of(base)}
         ground = self._grounds[key]
         limit = positions_of(ground.base.network.config.to_dict()) or BASE_LIMIT
         return self._run(name, version, _plain(ground.base, limit), ground)
@@ -218,8 +227,6 @@ class ModelRegistry:
         if model.policy.family != "decoder":
             return _with_tasks(run)
         policy = model.policy
-        shared_base.slots = fits(policy.network)
-        shared_base.continues = policy.rules.continues
         if policy.virtual is not None:
             with torch.inference_mode():
                 run.past = policy.virtual.past(policy.network) if shared_base.slots else _state_of_virtual(policy)
@@ -232,7 +239,10 @@ class ModelRegistry:
             base = read_base(manifest, device=self._device, offline=self._offline)
             base.network.requires_grad_(False)
             thin.install(base.network)  # as in each run over it, so that shared layers are computed once for all
-            self._grounds = {**self._grounds, key: SharedBase(base)}  # replaced, because other threads iterate over it
+            self._grounds = {
+                **self._grounds,
+                key: SharedBase.of(base),
+            }  # replaced, because other threads iterate over it
         return self._grounds[key]
 
     def _name_base(self, run: ServedModel) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
+from tunesmith.errors import out_of_memory
 from tunesmith.models.families import counts_places, scales_by_column
 
 # Largest relative distance between states that should be equal: float32, and half precision with its rounding. A rule
@@ -133,17 +134,18 @@ def forward_cached(network: Any, cache: Cache | None, **inputs: Any) -> tuple[Te
             `attention_mask` covers the tokens before as well.
 
     Raises:
-        ValueError: if the network makes no cache, or reads the mask in another way.
+        ValueError: if the network makes no cache, ignores the given one, or reads the mask in another way.
     """
     mask = inputs.get("attention_mask")
     if mask is not None and mask.ndim == 2 and cache is not None and not has_columns(cache):
         inputs["attention_mask"] = mask[:, -inputs["position_ids"].shape[1] :]
     out = network.base_model(**inputs, cache=cache, use_cache=True)
     made: Cache | None = getattr(out, "cache", None)
-    if made is None:  # the network has changed the given cache and does not return it
+    # A network that changes the given cache need not return it. One that is still empty was ignored.
+    if made is None and cache is not None and any(part.numel() for part in tensors_of(cache)):
         made = cache
     if made is None or out.last_hidden_state.shape[1] != inputs["position_ids"].shape[1]:
-        raise ValueError("the network makes no cache, or multiplies its states by the whole mask")
+        raise ValueError("the network makes or fills no cache, or multiplies its states by the whole mask")
     return out.last_hidden_state, made
 
 
@@ -195,7 +197,9 @@ def caches_keys_only(network: Any) -> bool:
     """Return whether a decoder's cache holds keys and values, and nothing else; measured on one token."""
     try:
         cache = read_prefix(network, new_cache(network), 0, input_ids=_ids(network, PREFIX[:1]))
-    except UNUSABLE:
+    except UNUSABLE as error:
+        if out_of_memory(error):  # no property of the network
+            raise
         return False
     layers: list[Any] = cache.layers
     keys = {id(part) for layer in layers for part in (getattr(layer, "keys", None), getattr(layer, "values", None))}
@@ -238,7 +242,9 @@ def _distance(measure: Any, network: Any, *given: Any, **options: Any) -> float:
     """
     try:
         pairs: Sequence[tuple[Tensor, Tensor]] = measure(network, *given, **options)
-    except UNUSABLE:
+    except UNUSABLE as error:
+        if out_of_memory(error):
+            raise
         return math.inf
     # By torch, because Python's `max` passes over NaN, which a row of padding alone may give.
     return float(torch.stack([(found - alone).norm() / alone.norm() for found, alone in pairs]).max())

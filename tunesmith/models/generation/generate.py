@@ -260,7 +260,7 @@ def stream_pieces(
         ready = Piece(answer.strip(), thoughts.strip())
         if len(ready.text) > len(sent.text) or len(ready.thoughts) > len(sent.thoughts):
             yield Piece(ready.text[len(sent.text) :], ready.thoughts[len(sent.thoughts) :])
-            sent = ready
+            sent = Piece(max(sent.text, ready.text, key=len), max(sent.thoughts, ready.thoughts, key=len))
     thoughts, answer = splitter.split(before_stop(splitter.decode(ids), sampling.stop))
     rest = Piece(answer.strip()[len(sent.text) :], thoughts.strip()[len(sent.thoughts) :])
     if rest.text or rest.thoughts:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from tunesmith.errors import out_of_memory
 from tunesmith.models.attention.packed import NAME, NO_MASK, TOLERANCE, RaggedAttention
 from tunesmith.models.attention.shared_prefix import Past
 from tunesmith.models.families import scales_by_column
@@ -231,7 +232,9 @@ def fits(network: Any) -> bool:
         first = cache.feed(network, [row[:3] for row in rows], slots=range(2), starts=(0, 0))
         # The second row continues from its third token, and further than the first row, as one that joined later.
         last = cache.feed(network, [rows[0][3:5], rows[1][2:]], slots=range(2), starts=(3, 2))
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):  # a state without keys
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:  # a state without keys
+        if out_of_memory(error):
+            raise
         return False
     for row, start, head, tail in zip(rows, (3, 2), first, last, strict=True):
         ids = torch.tensor([row], device=network.device)

@@ -153,16 +153,6 @@ def _seconds(left: torch.Tensor, right: torch.Tensor, clock: Callable[[], float]
     return max(clock() - start, 1e-9)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out.
-
-    Args:
-        error: any exception. torch has its own type for a GPU; on a CPU only the text of a RuntimeError shows it.
-    """
-    words = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
 def peak_bytes() -> int:
     """Return the largest resident size of this process so far, in bytes; Linux counts in KiB, macOS in bytes."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

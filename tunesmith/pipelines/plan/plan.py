@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config import AnyTechnique, Recipe
-from tunesmith.errors import RecipeError, Refused
+from tunesmith.errors import RecipeError, Refused, out_of_memory
 from tunesmith.events import EventHandler, Note, StageStarted
-from tunesmith.models.loading.device import out_of_memory
 from tunesmith.models.loading.locate import not_in_4_bits
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.pipelines.plan.candidates import Job, choose_model
