@@ -208,9 +208,7 @@ class Instruct(Objective, Learner):
         if not template.thinks or not having:
             return []
         lost = [
-            row
-            for row in rows
-            if row.where in having and row.shortened and not any(t.learned for t in row.sequences)
+            row for row in rows if row.where in having and row.shortened and not any(t.learned for t in row.sequences)
         ]
         fix = f"their thoughts do not fit into {limit} tokens; raise data.max_tokens"
         return [f"{len(lost)} of {len(rows)} rows are not learned: {fix}"] if lost else []
