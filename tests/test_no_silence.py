@@ -61,7 +61,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     monkeypatch.setattr(LogisticRegression, "fit", slow_fit)
     for module in (
         "models.generation.generate",
-        "inference.local_model",
+        "inference.scoring",
         "evaluation.perplexity",
         "models.sentence_embeddings",
     ):

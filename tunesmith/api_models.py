@@ -12,7 +12,8 @@ from tunesmith.api import Listing, Served, changes_of, python_words, reporting, 
 
 if TYPE_CHECKING:
     from tunesmith.events import EventHandler
-    from tunesmith.inference.local_model import Classified, LocalModel
+    from tunesmith.inference.local_model import LocalModel
+    from tunesmith.inference.scoring import Classified
     from tunesmith.models.certificate import Certificate
     from tunesmith.models.generation.sampling import Reply
     from tunesmith.pipelines.compare.ask import ArmReply

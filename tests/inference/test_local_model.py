@@ -13,8 +13,9 @@ from tests.bases import LORA, labelled, policy, scrambled, template
 from tests.tiny import DECODERS
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import RecipeError
-from tunesmith.inference import local_model as local
-from tunesmith.inference.local_model import Classified, LocalModel
+from tunesmith.inference import scoring
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.scoring import Classified
 from tunesmith.models.generation.generate import option_scores
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Classify, Domain, Instruct, Multitask
@@ -97,7 +98,7 @@ def test_a_heads_labels_do_not_depend_on_company_or_order(
     together = made.label_logits(TEXTS)
     assert together.shape == (4, 3)
     assert torch.allclose(together, alone, atol=1e-3)
-    monkeypatch.setattr(local, "TOKENS_PER_PASS", 100)
+    monkeypatch.setattr(scoring, "TOKENS_PER_PASS", 100)
     assert torch.allclose(made.label_logits(TEXTS), alone, atol=1e-3)
     assert made.classify([]) == []
 

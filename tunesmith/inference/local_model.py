@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from tunesmith.config import AnyObjective
-from tunesmith.data.examples.types import Example, Pair
+from tunesmith.data.examples.types import Example
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.data.tokenization.windows import beginning
 from tunesmith.errors import RecipeError
 from tunesmith.inference.defaults import refuse_thinking, sampling_of, thinking_mode
-from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, pack, split_by_tokens
+from tunesmith.inference.scoring import Classified, classified, masked_words, option_ids, row_scores, text_outputs
 from tunesmith.models.families import positions_of, prompt_limit
 from tunesmith.models.generation.generate import (
     AnswerIds,
@@ -32,7 +32,6 @@ from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Regress, Reward
 from tunesmith.objectives.base import SINGLE_TASK
-from tunesmith.progress import track
 
 R = TypeVar("R")  # result for one text
 
@@ -62,27 +61,6 @@ def turns(messages: Sequence[Message]) -> Sequence[Message]:
 def like(texts: str | Iterable[str], results: list[R]) -> R | list[R]:
     """Return the only result for a single text, or all results for a list of texts."""
     return results[0] if isinstance(texts, str) else results
-
-
-@dataclass(frozen=True, slots=True)
-class Classified:
-    """The labels of one text and the probability of each label."""
-
-    labels: tuple[str, ...]
-    probabilities: dict[str, float]
-
-    @property
-    def label(self) -> str:
-        """The label, or all labels joined by commas."""
-        return ", ".join(self.labels)
-
-    @property
-    def confidence(self) -> float:
-        """The probability of the likeliest label."""
-        return max(self.probabilities.values())
-
-    def __repr__(self) -> str:
-        return f"Classified({self.label!r}, {self.confidence:.3f})"
 
 
 @dataclass(slots=True, repr=False)
@@ -223,22 +201,14 @@ class LocalModel:
         answers = listed(answers, "scores")
         if not (batch and answers):
             raise RecipeError("scores: no answers or no prompt; give at least one of each")
-        ids = self._option_ids(turns(batch[0]), answers)
+        ids = option_ids(self.template, turns(batch[0]), answers)
         prompts = [self.prompt(messages, answer=max(map(len, ids))) for messages in batch]
         return option_scores(self._decoder(), prompts, [ids] * len(prompts))
-
-    def _option_ids(self, chat: Sequence[Message], answers: Sequence[str]) -> list[list[int]]:
-        """Return the token ids by which each answer to a chat is scored."""
-        ids = [self.template.answer(chat, text) for text in answers]
-        # If one option is a prefix of another, only the end token distinguishes them.
-        prefixed = any(a is not b and b[: len(a)] == a for a in ids for b in ids)
-        ends = self.template.end_ids if prefixed else []
-        return [[*option, *ends] for option in ids]
 
     def label_tokens(self) -> dict[str, list[int]]:
         """Return the token ids by which a decoder without a head scores each label."""
         labels = self.classifier.labels
-        return dict(zip(labels, self._option_ids(self.about("text"), labels), strict=True))
+        return dict(zip(labels, option_ids(self.template, self.about("text"), labels), strict=True))
 
     def answer(
         self, text: str, *, sampling: Sampling | None = None, thinking: bool | None = None
@@ -328,7 +298,6 @@ class LocalModel:
     def fill(self, texts: str, *, options: int = 5, task: str = "") -> list[tuple[str, float]]: ...  # type: ignore[overload-overlap]
     @overload
     def fill(self, texts: Sequence[str], *, options: int = 5, task: str = "") -> list[list[tuple[str, float]]]: ...
-    @torch.inference_mode()
     def fill(
         self, texts: str | Sequence[str], *, options: int = 5, task: str = ""
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
@@ -357,13 +326,7 @@ class LocalModel:
                 beyond = self.template.tokenizer.mask_token_id in self.template.document(text).ids
                 fix = f"it is beyond the limit of {self.limit} tokens; shorten the text" if beyond else ""
                 raise RecipeError(f"fill: no {mask} in the text; {fix or f'write {mask} in place of a word'}")
-            index = ids.index(self.template.tokenizer.mask_token_id)
-            batch = pack([Tokens.of(ids)]).to(self.policy.device)
-            logits = self.policy.head(self.policy.states(batch)[batch.row_index[0, index]]).float()
-            logits[self.template.tokenizer.all_special_ids] = -torch.inf  # these are not words
-            best = logits.softmax(dim=0).topk(options)
-            words = [self.template.decode([i]).strip() for i in best.indices.tolist()]
-            predictions.append(list(zip(words, best.values.tolist(), strict=True)))
+            predictions.append(masked_words(self.policy, self.template, ids, options=options))
         return like(texts, predictions)
 
     @overload
@@ -387,13 +350,8 @@ class LocalModel:
         objective, given = model.classifier, listed(texts, "classify")
         if not given:
             return []
-        logits = model.label_logits(given).double()  # at a small temperature, small probabilities underflow in float32
-        if objective.multi:
-            rows = [dict(zip(objective.labels, row, strict=True)) for row in logits.sigmoid().tolist()]
-            return like(texts, [Classified(tuple(label for label, p in row.items() if p >= 0.5), row) for row in rows])
-        probabilities = (logits / model.temperature).softmax(dim=1)
-        rows = [dict(zip(objective.labels, row, strict=True)) for row in probabilities.tolist()]
-        return like(texts, [Classified((max(row, key=row.__getitem__),), row) for row in rows])
+        logits = model.label_logits(given)
+        return like(texts, classified(logits, objective.labels, multi=objective.multi, temperature=model.temperature))
 
     @overload
     def predict(self, texts: str, *, task: str = "") -> float: ...  # type: ignore[overload-overlap]
@@ -414,7 +372,7 @@ class LocalModel:
         """
         model, given = self.at(task), listed(texts, "predict")
         rows = [Encoded((model.regressor.question(text, model.template, limit=model.limit)[0],), "") for text in given]
-        return like(texts, [number for (number,) in _values(model, rows)] if rows else [])
+        return like(texts, [number for (number,) in row_scores(model.policy, model.objective, rows)] if rows else [])
 
     def reward(self, prompt: str | Sequence[Message], answer: str) -> float:
         """Return the reward of an answer; raise RecipeError if this is not a reward model."""
@@ -437,16 +395,16 @@ class LocalModel:
                 chat = instructed(chat, objective.instruction)
             (tokens,), _ = objective.read(chat, [answer], self.template, limit=self.limit)
             rows.append(Encoded((tokens,), ""))
-        return [value for (value,) in _values(self, rows)]
+        return [value for (value,) in row_scores(self.policy, objective, rows)]
 
     @torch.no_grad()
     def label_logits(self, texts: Sequence[str]) -> Tensor:
         """Return the logits [B, K] of a head, or log-probabilities of the label words, before calibration."""
-        if self.policy.head is None:
+        head = self.policy.head
+        if head is None:
             return self.options([self.about(text) for text in texts], self.classifier.labels)
         rows = [self.classifier.question(text, self.template, limit=self.limit)[0] for text in texts]
-        parts = [self.policy.head(self.policy.pooled(batch)).float() for batch in self._batches(rows)]
-        return self._in_order(parts, rows)
+        return text_outputs(self.policy, rows, lambda batch: head(self.policy.pooled(batch)))
 
     @torch.no_grad()
     def embed(self, texts: str | Sequence[str], *, task: str = "") -> Tensor:
@@ -462,7 +420,7 @@ class LocalModel:
         if not rows:
             return torch.empty(0, self.policy.hidden)
         refuse_empty([row.ids for row in rows], "embed")
-        states = self._in_order([self.policy.pooled(batch).float() for batch in self._batches(rows)], rows)
+        states = text_outputs(self.policy, rows, self.policy.pooled)
         return states[0] if isinstance(texts, str) else states
 
     @property
@@ -534,6 +492,10 @@ class LocalModel:
             return objective.messages(text)
         return self.template.fit_text(text, lambda part: objective.messages(part, wording), self.limit)
 
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode examples as the objective does."""
+        return [self.objective.encode(example, self.template, limit=self.limit) for example in examples]
+
     def tokens(self, text: str) -> Tokens:
         """Encode a text as the objective does, without learned tokens."""
         if self.objective.produces == "labels":
@@ -543,90 +505,3 @@ class LocalModel:
         if self.objective.produces == "likelihood":
             return Tokens.of(self.template.document(self.template.harmless(text), limit=self.limit).ids)
         return Tokens.of(self.prompt([Message("user", text)]))
-
-    def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
-        """Yield batches of rows of similar length, longest first."""
-        divided = split_by_tokens(_longest_first(rows), [len(row.ids) for row in rows], TOKENS_PER_PASS)
-        for chosen in track(divided, "reading", unit="rows", size=len):
-            tokens = [rows[i] for i in chosen]
-            yield pack(tokens, share=self.policy.family == "decoder").to(self.policy.device)
-
-    def _in_order(self, parts: Sequence[Tensor], rows: Sequence[Tokens]) -> Tensor:
-        """Restore the original order of the results of `_batches`."""
-        joined = torch.cat(list(parts)).cpu()
-        result = torch.empty_like(joined)
-        result[_longest_first(rows)] = joined
-        return result
-
-
-def _longest_first(rows: Sequence[Tokens]) -> list[int]:
-    return sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerScore:
-    """The score of an answer."""
-
-    value: float  # reward, or summed log-probability in nats
-    ids: int  # tokens of the answer
-
-    @property
-    def per_id(self) -> float:
-        """The score per token."""
-        return self.value / max(1, self.ids)
-
-
-def score_answers(model: LocalModel, examples: Sequence[Example]) -> list[tuple[AnswerScore, ...]]:
-    """Score the answers of each example.
-
-    Args:
-        model: a reward or preference model.
-        examples: rows with one or two answers.
-
-    Returns:
-        One or two scores per row.
-    """
-    rows = [model.objective.encode(example, model.template, limit=model.limit) for example in examples]
-    counts = [[max(1, tokens.learned) for tokens in row.sequences] for row in rows]
-    return [
-        tuple(AnswerScore(value, ids) for value, ids in zip(values, known, strict=True))
-        for values, known in zip(_values(model, rows), counts, strict=True)
-    ]
-
-
-@torch.inference_mode()
-def pair_states(model: LocalModel, pairs: Sequence[Pair]) -> torch.Tensor:
-    """Compute the pooled states of both answers of each pair, the input of the reward head.
-
-    Args:
-        model: a reward model.
-        pairs: N preference pairs.
-
-    Returns:
-        States [N, 2, D], chosen first.
-    """
-    rows = [model.objective.encode(pair, model.template, limit=model.limit) for pair in pairs]
-    states = torch.empty(len(rows), 2, model.policy.hidden)
-    for indices, batch in _batches(model, rows):
-        states[indices] = model.policy.pooled(batch).float().cpu().view(len(indices), 2, -1)
-    return states
-
-
-@torch.inference_mode()
-def _values(model: LocalModel, rows: Sequence[Encoded]) -> list[list[float]]:
-    """Return the score of each sequence of each row."""
-    scores: list[list[float]] = [[] for _ in rows]
-    for indices, batch in _batches(model, rows):
-        values = model.objective.scores(batch, model.policy)
-        for index, row_scores in zip(indices, values.float().cpu().view(len(indices), -1).tolist(), strict=True):
-            scores[index] = row_scores
-    return scores
-
-
-def _batches(model: LocalModel, rows: Sequence[Encoded]) -> Iterator[tuple[list[int], Batch]]:
-    """Yield indices of rows and their batch, longest first."""
-    sizes = [row.size for row in rows]
-    order = sorted(range(len(rows)), key=lambda row: -sizes[row])
-    for indices in track(split_by_tokens(order, sizes, TOKENS_PER_PASS), "scoring", unit="rows", size=len):
-        batch = collate([rows[i] for i in indices], share=model.policy.family == "decoder")
-        yield indices, batch.to(model.policy.device)

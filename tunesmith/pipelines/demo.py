@@ -9,8 +9,8 @@ from pathlib import Path
 from tunesmith.config import Data, Machine, Recipe, Schedule
 from tunesmith.display import Display, Displayed
 from tunesmith.events import StageStarted
-from tunesmith.inference.local_model import Classified
 from tunesmith.inference.saved_model import load
+from tunesmith.inference.scoring import Classified
 from tunesmith.objectives import Classify
 from tunesmith.pipelines.tune.tune import Run, tune_recipe
 from tunesmith.techniques import Full, Lora

@@ -171,7 +171,7 @@ def _ask_comparison(args: argparse.Namespace, text: str) -> int:
 
 def _answer(model: LocalModel, text: str, sampling: Sampling, *, thinking: bool | None) -> dict[str, Any]:
     """Return the output of the model as entries of the JSON document."""
-    from tunesmith.inference.local_model import Classified
+    from tunesmith.inference.scoring import Classified
 
     reply = model.answer(text, sampling=sampling, thinking=thinking)
     if isinstance(reply, Classified):

@@ -16,7 +16,8 @@ from tunesmith.errors import DataError
 from tunesmith.evaluation.diagnostics import SHUFFLED
 from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet
 from tunesmith.evaluation.results import BASE, Calibration, PreferenceDiagnostics
-from tunesmith.inference.local_model import AnswerScore, LocalModel, pair_states, score_answers
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.scoring import AnswerScore, pair_states, score_answers
 from tunesmith.metrics import calibration
 from tunesmith.metrics.preference_metrics import auc_pair, difference_probe, length_bias, wins
 from tunesmith.metrics.resampling import groups_of
@@ -90,9 +91,11 @@ class PreferenceEvaluator:
             train: training pairs.
         """
         train_pairs, test_pairs = ([e for e in part if isinstance(e, Pair)] for part in (train, self._examples))
-        direction = difference_probe(pair_states(model, train_pairs).numpy(), groups=groups_of(train_pairs))
+        direction = difference_probe(
+            pair_states(model.policy, model.encode(train_pairs)).numpy(), groups=groups_of(train_pairs)
+        )
         start = time.perf_counter()  # as for other models, fitting is not counted
-        values = pair_states(model, test_pairs).numpy().astype(np.float64) @ direction
+        values = pair_states(model.policy, model.encode(test_pairs)).numpy().astype(np.float64) @ direction
         scores: list[tuple[AnswerScore, ...]] = [
             (AnswerScore(float(chosen), 1), AnswerScore(float(rejected), 1)) for chosen, rejected in values
         ]
@@ -101,7 +104,7 @@ class PreferenceEvaluator:
     def predict(self, model: LocalModel) -> PairScores:
         """Score the answers of each row with a model."""
         start = time.perf_counter()
-        scores = score_answers(model, self._examples)
+        scores = score_answers(model.policy, model.objective, model.encode(self._examples))
         seconds = time.perf_counter() - start
         if self._objective.produces == "score":
             return PairScores(scores, seconds)

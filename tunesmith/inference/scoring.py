@@ -1,0 +1,193 @@
+"""Scores of rows: by the head of a network, or by the likelihood of their answers.
+
+Rows run in batches of similar length, the longest first; results are in the order of the rows. Letters: N rows, K
+labels, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, pack, split_by_tokens
+from tunesmith.models.policy import Policy
+from tunesmith.objectives.base import Objective
+from tunesmith.progress import track
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The labels of one text and the probability of each label."""
+
+    labels: tuple[str, ...]
+    probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The label, or all labels joined by commas."""
+        return ", ".join(self.labels)
+
+    @property
+    def confidence(self) -> float:
+        """The probability of the likeliest label."""
+        return max(self.probabilities.values())
+
+    def __repr__(self) -> str:
+        return f"Classified({self.label!r}, {self.confidence:.3f})"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerScore:
+    """The score of an answer."""
+
+    value: float  # reward, or summed log-probability in nats
+    ids: int  # tokens of the answer
+
+    @property
+    def per_id(self) -> float:
+        """The score per token."""
+        return self.value / max(1, self.ids)
+
+
+def score_answers(policy: Policy, objective: Objective, rows: Sequence[Encoded]) -> list[tuple[AnswerScore, ...]]:
+    """Score the answers of each row.
+
+    Args:
+        policy: the network of a reward or preference model.
+        objective: its objective.
+        rows: encoded examples with one or two answers.
+
+    Returns:
+        One or two scores per row.
+    """
+    counts = [[max(1, tokens.learned) for tokens in row.sequences] for row in rows]
+    return [
+        tuple(AnswerScore(value, ids) for value, ids in zip(values, known, strict=True))
+        for values, known in zip(row_scores(policy, objective, rows), counts, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def pair_states(policy: Policy, pairs: Sequence[Encoded]) -> Tensor:
+    """Compute the pooled states of both answers of each pair, the input of the reward head.
+
+    Args:
+        policy: the network of a reward model.
+        pairs: N encoded preference pairs.
+
+    Returns:
+        States [N, 2, D], chosen first.
+    """
+    states = torch.empty(len(pairs), 2, policy.hidden)
+    for indices, batch in _batches(policy, pairs, "scoring"):
+        states[indices] = policy.pooled(batch).float().cpu().view(len(indices), 2, -1)
+    return states
+
+
+@torch.inference_mode()
+def row_scores(policy: Policy, objective: Objective, rows: Sequence[Encoded]) -> list[list[float]]:
+    """Return the score of each sequence of each row: a log-probability in nats, a reward or a number.
+
+    Args:
+        policy: the network.
+        objective: computes the scores.
+        rows: encoded examples.
+    """
+    scores: list[list[float]] = [[] for _ in rows]
+    for indices, batch in _batches(policy, rows, "scoring"):
+        values = objective.scores(batch, policy)
+        for index, found in zip(indices, values.float().cpu().view(len(indices), -1).tolist(), strict=True):
+            scores[index] = found
+    return scores
+
+
+@torch.no_grad()
+def text_outputs(policy: Policy, texts: Sequence[Tokens], compute: Callable[[Batch], Tensor]) -> Tensor:
+    """Compute an output of each text.
+
+    Args:
+        policy: the network.
+        texts: N encoded texts, at least one.
+        compute: returns the outputs of one batch, such as pooled states [B, D] or logits [B, K].
+
+    Returns:
+        Outputs [N, ...] in float32, on the CPU.
+    """
+    order: list[int] = []
+    parts = []
+    for indices, batch in _batches(policy, [Encoded((tokens,), "") for tokens in texts], "reading"):
+        order += indices
+        parts.append(compute(batch).float())
+    joined = torch.cat(parts).cpu()
+    outputs = torch.empty_like(joined)
+    outputs[order] = joined
+    return outputs
+
+
+@torch.inference_mode()
+def masked_words(policy: Policy, template: Template, ids: list[int], *, options: int) -> list[tuple[str, float]]:
+    """Predict the word at the first mask token of a text.
+
+    Args:
+        policy: an encoder with a masked-LM head.
+        template: its tokenizer.
+        ids: token ids of the text.
+        options: number of words.
+
+    Returns:
+        Words and probabilities, the likeliest first.
+    """
+    assert policy.head is not None
+    index = ids.index(template.tokenizer.mask_token_id)
+    batch = pack([Tokens.of(ids)]).to(policy.device)
+    logits = policy.head(policy.states(batch)[batch.row_index[0, index]]).float()
+    logits[template.tokenizer.all_special_ids] = -torch.inf  # these are not words
+    best = logits.softmax(dim=0).topk(options)
+    words = [template.decode([i]).strip() for i in best.indices.tolist()]
+    return list(zip(words, best.values.tolist(), strict=True))
+
+
+def classified(logits: Tensor, labels: Sequence[str], *, multi: bool, temperature: float) -> list[Classified]:
+    """Return the labels of each row of logits and the probabilities of all.
+
+    Args:
+        logits: logits or log-probabilities [N, K].
+        labels: the K labels.
+        multi: a row has every label of probability 0.5 or more, not the likeliest one.
+        temperature: calibrates the probabilities of a single label.
+    """
+    logits = logits.double()  # at a small temperature, small probabilities underflow in float32
+    probabilities = logits.sigmoid() if multi else (logits / temperature).softmax(dim=1)
+    rows = [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]
+    if multi:
+        return [Classified(tuple(label for label, p in row.items() if p >= 0.5), row) for row in rows]
+    return [Classified((max(row, key=row.__getitem__),), row) for row in rows]
+
+
+def option_ids(template: Template, chat: Sequence[Message], answers: Sequence[str]) -> list[list[int]]:
+    """Return the token ids by which each of several answers to a chat is scored.
+
+    Args:
+        template: the chat template.
+        chat: the chat.
+        answers: the answers among which one is chosen.
+    """
+    ids = [template.answer(chat, text) for text in answers]
+    # If one option is a prefix of another, only the end token distinguishes them.
+    prefixed = any(a is not b and b[: len(a)] == a for a in ids for b in ids)
+    ends = template.end_ids if prefixed else []
+    return [[*option, *ends] for option in ids]
+
+
+def _batches(policy: Policy, rows: Sequence[Encoded], title: str) -> Iterator[tuple[list[int], Batch]]:
+    """Yield indices of rows and their batch, longest first; show the progress under a title."""
+    sizes = [row.size for row in rows]
+    order = sorted(range(len(rows)), key=lambda row: -sizes[row])
+    for indices in track(split_by_tokens(order, sizes, TOKENS_PER_PASS), title, unit="rows", size=len):
+        batch = collate([rows[i] for i in indices], share=policy.family == "decoder")
+        yield indices, batch.to(policy.device)
