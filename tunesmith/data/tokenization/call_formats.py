@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.messages import RESULT, Message
 from tunesmith.data.tokenization.tool_calls import STRICT_JSON, Call, PlacedCall, as_words, placed_calls, schemas_of
+from tunesmith.errors import TemplateError
 
 # Parameter name -> JSON schema, by name of the offered function.
 Parameters = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -27,17 +28,19 @@ OFFER = (
     "You may call these tools:\n<tools>\n{tools}\n</tools>\n"
     'Call one with its name and arguments as JSON: <tool_call>\n{{"name": ..., "arguments": {{...}}}}\n</tool_call>'
 )
-RESULT = "<tool_response>\n{content}\n</tool_response>"
-# The tools of a probe chat, a call and a result. Each part contains a word that can be found in the rendered text.
+# The tools of a probe chat, its calls, and the words by which an offer and a result are found in the rendered text.
 _PROBED = {"zqkey": {"type": "integer"}, "zqtext": {"type": "string"}, "zqlist": {"type": "array"}}
 _PROBED_TOOL = {
     "name": "zqtool",
     "description": "zqoffer",
     "parameters": {"type": "object", "properties": _PROBED},
 }
-TOOL_OFFER = json.dumps([{"type": "function", "function": _PROBED_TOOL}])
-TOOL_CALL = Call("zqtool", '{"zqkey": 1, "zqtext": "2", "zqlist": [{"b": true}]}')
-TOOL_WORDS = ("zqoffer", "zqresult")
+_TOOL_OFFER = json.dumps([{"type": "function", "function": _PROBED_TOOL}])
+_PROBED_CALLS = (
+    Call("zqtool", '{"zqkey": 1, "zqtext": "2", "zqlist": [{"b": true}]}'),
+    Call("zqtool", '{"zqkey": 0}'),
+)
+_TOOL_WORDS = ("zqoffer", "zqresult")
 # Tags around a call belong to it.
 _TAG_BEFORE = re.compile(r"(?:<tool_call>\s*)?$")
 _TAG_BEHIND = re.compile(r"\s*</tool_call>")
@@ -98,7 +101,7 @@ def in_words(messages: Sequence[Message], escape: Callable[[str], str] = str) ->
         if message.calls:
             content = "\n".join(filter(None, [content, as_words(message.calls, escape)]))
         if message.role == "tool":
-            result = RESULT.format(content=content)
+            result = f"{RESULT[0]}\n{content}\n{RESULT[1]}"
             if rendered and rendered[-1].role == "user":  # several results in one turn
                 rendered[-1] = replace(rendered[-1], content=f"{rendered[-1].content}\n{result}")
                 continue
@@ -168,6 +171,46 @@ def separated_calls(lead: str, between: str) -> Callable[[str, Parameters], list
         return calls
 
     return parse
+
+
+def calls_as_content(message: Message, write: Callable[[Sequence[Message]], str]) -> Message:
+    """Return a message with its calls as a part of its content, each as the template writes a single call.
+
+    Args:
+        message: an assistant turn with calls.
+        write: renders a chat and returns its last turn without its end.
+    """
+    offer = Message("user", "q", tools=_TOOL_OFFER)
+    written = [write([offer, Message("assistant", "", (call,))]) for call in message.calls]
+    return replace(message, content="\n".join(filter(None, [message.content, *written])), calls=())
+
+
+def format_of_template(
+    write: Callable[[Sequence[Message]], tuple[str, str]], *, last_only: bool, several: bool = False
+) -> CallFormat | None:
+    """Return the format in which a template writes a turn with calls, in a chat with two questions.
+
+    Some templates offer the tools only before the last question, and the turns before it cannot be learned then.
+
+    Args:
+        write: renders a chat; returns it, and its last turn decoded like a completion.
+        last_only: learn the last turn only, so that the template may rewrite earlier ones.
+        several: two calls in one turn.
+
+    Returns:
+        The format; None if the template renders no such turn, or its calls cannot be parsed back.
+    """
+    calls = _PROBED_CALLS[: 2 if several else 1]
+    last = Message("assistant", "", calls)
+    results = [Message("tool", _TOOL_WORDS[1])] * len(calls)
+    context = [Message("user", "q", tools=_TOOL_OFFER), last, *results, Message("assistant", "zq")]
+    if last_only:
+        context = [replace(message, weight=0.0) for message in context]
+    try:
+        chat, learned = write([*context, Message("user", "q"), last])
+    except TemplateError:
+        return None
+    return find_call_format(learned, calls, _TOOL_OFFER) if all(word in chat for word in _TOOL_WORDS) else None
 
 
 def find_call_format(learned: str, calls: Sequence[Call], tools: str) -> CallFormat | None:

@@ -13,19 +13,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.tokenization.call_formats import (
-    TOOL_CALL,
-    TOOL_OFFER,
-    TOOL_WORDS,
-    CallFormat,
-    find_call_format,
-    in_words,
-)
+from tunesmith.data.tokenization.call_formats import CallFormat, calls_as_content, format_of_template, in_words
 from tunesmith.data.tokenization.messages import Message, separated
 from tunesmith.data.tokenization.thinking import Switch, ThoughtFormat, find_format
 from tunesmith.data.tokenization.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
-from tunesmith.data.tokenization.tool_calls import Call
 from tunesmith.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -281,46 +273,31 @@ class Template:
 
     def _with_calls(self, message: Message, found: CallFormat) -> Message:
         """Return a message whose calls the template can render."""
-        calls = tuple(map(found.harmless, message.calls))
-        if len(calls) <= 1 or self._takes_several:
-            return replace(message, calls=calls)
-        texts = [message.content]
-        for call in calls:
-            chat = (Message("user", "q", tools=TOOL_OFFER), Message("assistant", "", (call,)))
-            full, (span,) = self._learned([self._clean(turn) for turn in chat], thinking=False)
-            texts.append(full[span.start : span.end].removesuffix(self._end).strip())
-        return replace(message, content="\n".join(filter(None, texts)), calls=())
+        message = replace(message, calls=tuple(map(found.harmless, message.calls)))
+        if len(message.calls) <= 1 or self._takes_several:
+            return message
+        return calls_as_content(message, lambda chat: self._last_turn(chat)[1].removesuffix(self._end).strip())
 
     @cached_property
     def call_format(self) -> CallFormat | None:
         """The format in which the template writes calls; None if tools, calls and results are written as text."""
-        return self._format_of(TOOL_CALL)
+        # Where a template knows thoughts, each turn is learned in a sequence of its own.
+        return format_of_template(self._last_turn_decoded, last_only=self.thinks)
 
     @cached_property
     def _takes_several(self) -> bool:
         """True if the template renders several calls in one turn; they are rendered one by one otherwise."""
-        return self._format_of(TOOL_CALL, Call("zqtool", '{"zqkey": 0}')) is not None
+        return format_of_template(self._last_turn_decoded, last_only=self.thinks, several=True) is not None
 
-    def _format_of(self, *calls: Call) -> CallFormat | None:
-        """Return the format in which the template writes a turn with these calls, in a chat with two questions.
+    def _last_turn(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """Return a rendered chat without thoughts, and the text of its last turn with its end."""
+        full, spans = self._learned([self._clean(message) for message in messages], thinking=False)
+        return full, full[spans[-1].start : spans[-1].end]
 
-        Some templates offer the tools only before the last question, and the turns before it cannot be learned then.
-        """
-        last = Message("assistant", "", calls)
-        results = [Message("tool", "zqresult")] * len(calls)
-        context = [Message("user", "q", tools=TOOL_OFFER), last, *results, Message("assistant", "zq")]
-        if self.thinks:  # each of its turns is learned in a sequence of its own, so earlier ones may be rewritten
-            context = [replace(message, weight=0.0) for message in context]
-        context.append(Message("user", "q"))
-        try:
-            full, spans = self._learned([self._clean(message) for message in (*context, last)], thinking=False)
-        except TemplateError:
-            return None
-        if not all(word in full for word in TOOL_WORDS):
-            return None
-        # Decoded like a completion: the marks of some formats are special tokens, which are lost.
-        written = self.decode(self._encode(full[spans[-1].start : spans[-1].end])[0])
-        return find_call_format(written, calls, TOOL_OFFER)
+    def _last_turn_decoded(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """Return the same, decoded like a completion: marks of calls that are special tokens are lost."""
+        full, last = self._last_turn(messages)
+        return full, self.decode(self._encode(last)[0])
 
     def in_json(self, text: str, messages: Sequence[Message]) -> str:
         """Return a completion with its tool calls as JSON, in whatever format the template writes them.

@@ -39,6 +39,7 @@ FOLLOWING = {
 }
 # Keys by which rows exclude an answer from the loss or weight it, and the words of such a key.
 LEARNED, WORDS = ("weight", "train", "training", "loss"), {"true": 1.0, "false": 0.0, "none": 1.0, "": 1.0}
+# Tags around the result of a tool.
 RESULT = "<tool_response>", "</tool_response>"
 # A list of turns in a table cell, as JSON or as a Python literal.
 LIST_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:.*\}\s*\]\s*""", re.DOTALL)
