@@ -14,8 +14,9 @@ from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.models.batch import Batch
 from tunesmith.models.generation import generate as room
-from tunesmith.models.generation.generate import AnswerIds, before_stop, generate, option_scores, sample, stream
+from tunesmith.models.generation.generate import AnswerIds, before_stop, generate, option_scores, sample, stream_pieces
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.policy import Policy
 
 NEW = 12
@@ -162,7 +163,8 @@ def test_the_pieces_of_an_answer_join_to_the_whole(
     made, form = policy("llama"), template("llama")
     ids = form.tokenizer(text, add_special_tokens=False)["input_ids"]
     forced(made, monkeypatch, [[*ids, 2]])
-    found = list(stream(made, [1, 5], sampling=Sampling(max_new_tokens=40, stop=stops), template=form))
+    wish = Sampling(max_new_tokens=40, stop=stops)
+    found = [piece.text for piece in stream_pieces(made, [1, 5], sampling=wish, splitter=ThoughtSplitter(form))]
     assert "".join(found) == before_stop(text, stops).strip()
     assert pieces is None or found == pieces
     assert "\ufffd" not in "".join(found)
@@ -173,7 +175,8 @@ def test_an_answer_that_is_cut_inside_a_character_ends_with_its_mark_in_pieces_t
     made, form = policy("llama"), template("llama")
     ids = form.tokenizer("a😀", add_special_tokens=False)["input_ids"]
     forced(made, monkeypatch, [ids])
-    found = list(stream(made, [1, 5], sampling=Sampling(max_new_tokens=len(ids) - 1), template=form))
+    wish = Sampling(max_new_tokens=len(ids) - 1)
+    found = [piece.text for piece in stream_pieces(made, [1, 5], sampling=wish, splitter=ThoughtSplitter(form))]
     assert "".join(found) == form.decode(ids[:-1]).strip() == "a\ufffd"
 
 

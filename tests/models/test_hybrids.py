@@ -25,9 +25,10 @@ from tunesmith.models.attention.network_cache import (
 )
 from tunesmith.models.batch import pack
 from tunesmith.models.certificate import Measured
-from tunesmith.models.generation.generate import generate, groups, option_scores, sample, stream
+from tunesmith.models.generation.generate import generate, groups, option_scores, sample, stream_pieces
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.slot_kv_cache import fits
+from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
@@ -117,8 +118,8 @@ def test_several_answers_to_a_prompt_are_those_of_the_prompt_alone(kind: str):
     for prompt, answers in zip(prompts(), found, strict=True):
         assert generate(made, [prompt], sampling=warm, template=template(kind)) == answers[:1]
         assert sample(made, [prompt], count=3, sampling=warm, template=template(kind)) == [answers]
-        text = "".join(stream(made, prompt, sampling=warm, template=template(kind)))
-        assert text == template(kind).decode(answers[0].ids).strip()
+        pieces = stream_pieces(made, prompt, sampling=warm, splitter=ThoughtSplitter(template(kind)))
+        assert "".join(piece.text for piece in pieces) == template(kind).decode(answers[0].ids).strip()
     assert len({tuple(answer.ids) for answers in found for answer in answers}) > 5
 
 

@@ -22,12 +22,13 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from tunesmith.errors import out_of_memory
+from tunesmith.models.attention.packed import state_tolerance
 from tunesmith.models.families import counts_places, scales_by_column
 
-# Largest relative distance between states that should be equal: float32, and half precision with its rounding. A rule
-# allows less, `NOISE` times the distance of rows of equal length, but the minimum in any case. In bfloat16, rounding
+# Largest relative distance between states that should be equal, in float32. A rule allows less: `NOISE` times the
+# distance of rows of equal length, but at least the minimum of float32 or of half precision. In bfloat16, rounding
 # costs up to 1 %, and a state that is lost 2 % (Falcon-Mamba) to 40 % (Jamba) of tiny random networks.
-TOLERANCE, HALF_TOLERANCE = 1e-4, 0.02
+TOLERANCE = 1e-4
 MINIMUM, HALF_MINIMUM = 1e-5, 0.004
 NOISE = 3
 # What a library raises when a network has no cache, or one that cannot be used in the way that is tried.
@@ -65,9 +66,9 @@ class RowRules:
     def _measured(cls, network: Any, *, inside: bool) -> RowRules:
         """Measure the rules where rows are not packed; without `inside`, padding inside a row is ruled out already."""
         keys_only = caches_keys_only(network)
-        half = network.dtype != torch.float32
+        minimum = MINIMUM if network.dtype == torch.float32 else HALF_MINIMUM
         noise = NOISE * _distance(_padded_left, network, even=True)
-        limit = min(HALF_TOLERANCE if half else TOLERANCE, max(HALF_MINIMUM if half else MINIMUM, noise))
+        limit = min(state_tolerance(network, float32=TOLERANCE), max(minimum, noise))
         return cls(
             keys_only=keys_only,
             pads_right=_distance(_padded_right, network) <= limit,
@@ -227,7 +228,7 @@ def generates(network: Any) -> bool:
     Two rows of equal length change places before their last token. Where the cache holds keys and values only, several
     tokens at once also have to continue it.
     """
-    limit = TOLERANCE if network.dtype == torch.float32 else HALF_TOLERANCE
+    limit = state_tolerance(network, float32=TOLERANCE)
     changes_places = _distance(_padded_left, network, even=True) <= limit  # false for NaN
     return changes_places and (
         not caches_keys_only(network) or _distance(_padded_left, network, PREFIX, even=True) <= limit

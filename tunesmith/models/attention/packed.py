@@ -308,9 +308,14 @@ def install(network: Any, *, causal: bool) -> bool:
     return False
 
 
-def state_tolerance(network: Any) -> float:
-    """Return the largest relative distance between states that should be equal, in the network's own dtype."""
-    return TOLERANCE if network.dtype == torch.float32 else HALF_TOLERANCE
+def state_tolerance(network: Any, *, float32: float = TOLERANCE) -> float:
+    """Return the largest relative distance between states or logits that should be equal, in the network's own dtype.
+
+    Args:
+        network: a transformers model.
+        float32: the distance in float32, which depends on what is compared; in half precision, rounding decides.
+    """
+    return float32 if network.dtype == torch.float32 else HALF_TOLERANCE
 
 
 @torch.no_grad()

@@ -222,13 +222,6 @@ class Piece:
     thoughts: str = ""
 
 
-def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: Template) -> Iterator[str]:
-    """Generate one completion and yield the text of its answer while it is decoded, as `stream_pieces` does."""
-    return (
-        p.text for p in stream_pieces(policy, prompt, sampling=sampling, splitter=ThoughtSplitter(template)) if p.text
-    )
-
-
 def stream_pieces(
     policy: Policy, prompt: list[int], *, sampling: Sampling, splitter: ThoughtSplitter
 ) -> Iterator[Piece]:

@@ -18,6 +18,7 @@ from transformers import AutoModel
 
 from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.errors import briefly
+from tunesmith.models.attention.packed import state_tolerance
 from tunesmith.models.batch import pack
 from tunesmith.models.certificate import Measured
 from tunesmith.models.loading.load import Base
@@ -29,9 +30,8 @@ from tunesmith.techniques import Lora
 
 # Small adapter of the checks, and the standard deviation of its B, which starts at zero.
 ADAPTER, SCALE = Lora(rank=2), 0.05
-# Largest relative difference of logits that are the same sums in another order.
-SAME_LOGITS = {torch.float32: 1e-4}
-HALF_PRECISION = 0.02
+# Largest relative difference of logits that are the same sums in another order, in float32.
+SAME_LOGITS = 1e-4
 # An adapter that changes the logits by less than this would prove nothing.
 LEAST_EFFECT = 1e-3
 
@@ -145,7 +145,7 @@ class Adapted:
 
     def _compared(self, network: Any, note: str = "") -> Measured:
         """Compare the outputs of transformers or PEFT with those of the policy."""
-        bound = SAME_LOGITS.get(self.base.network.dtype, HALF_PRECISION)
+        bound = state_tolerance(self.base.network, float32=SAME_LOGITS)
         return Measured(difference([self._run(network)], [self.expected]), bound, note)
 
 
