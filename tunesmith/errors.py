@@ -42,6 +42,16 @@ def nearest_name(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     return by_lower[near[0]] if near else ""
 
 
+def first_names(names: Sequence[str], count: int) -> str:
+    """Return the first names joined by commas, for a message; `, ...` stands for the others.
+
+    Args:
+        names: all names.
+        count: greatest number of names.
+    """
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return `did you mean 'NAME'?` with the nearest name; empty if none resembles the word."""
     near = nearest_name(word, known)

@@ -58,11 +58,11 @@ def factory(work: Conversion) -> None:
             work.put("objective", TUNED[name], work.take(name), name)
     first, held = (_first(work, name) for name in ("dataset", "eval_dataset"))
     if first and "train" not in work.ours["data"]:
-        file, columns = _listed(work, first)
+        file, columns = _in_dataset_info(work, first)
         work.put("data", "train", file, f"dataset: {first}")
         work.ours["objective"] |= _named(work, columns, stage)
     if held:
-        work.put("data", "validation", _listed(work, held)[0], f"eval_dataset: {held}")
+        work.put("data", "validation", _in_dataset_info(work, held)[0], f"eval_dataset: {held}")
     work.put("technique", "kind", work.take("finetuning_type") or "lora", "finetuning_type")
     if (bits := work.take("quantization_bit")) is not None:
         if number(bits) == 4:
@@ -79,7 +79,7 @@ def _first(work: Conversion, name: str) -> str:
     return listed[0] if listed else ""
 
 
-def _listed(work: Conversion, name: str) -> tuple[str, Mapping[str, str]]:
+def _in_dataset_info(work: Conversion, name: str) -> tuple[str, Mapping[str, str]]:
     """Return the file of a data set named in dataset_info.json, and its column names."""
     folder = str(work.raw.get("dataset_dir", "data"))
     for place in (work.folder / folder, Path(folder), work.folder):

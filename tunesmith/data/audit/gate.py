@@ -26,6 +26,7 @@ from tunesmith.data.splits.split import Split
 from tunesmith.data.text.minhash import WORD_BITS, signatures, slots
 from tunesmith.data.text.overlap import QuotationRule, held, leaked
 from tunesmith.data.text.words import words_of
+from tunesmith.errors import first_names
 
 NAMED = 5  # locations listed in a message; more are only counted
 # Near-duplicates of held-out rows. Real datasets split by row have up to 10 % (bench/AUDIT.md), which is a note; the
@@ -77,11 +78,7 @@ def _finding(kind: str, locations: Sequence[str], rows: int) -> str:
     check = CHECKS[kind]
     if check.blocks_from is None or not locations or len(locations) <= check.blocks_from * rows:
         return ""
-    return f"{kind}: {len(locations)} of {rows} training rows ({_listed(locations)}): {check.about}"
-
-
-def _listed(locations: Sequence[str]) -> str:
-    return ", ".join(locations[:NAMED]) + (", ..." if len(locations) > NAMED else "")
+    return f"{kind}: {len(locations)} of {rows} training rows ({first_names(locations, NAMED)}): {check.about}"
 
 
 def _contradicting(train: Sequence[Example]) -> list[str]:
@@ -115,6 +112,6 @@ def _near_copies(train: Sequence[Example], test: Sequence[Example]) -> tuple[flo
     pairs = cross_pairs(test_signatures, train_signatures, lambda i, j: information.alike(counted[1](i), counted[0](j)))
     copied = {int(i): int(j) for i, j in pairs}
     copied.update({other: row for row, other in leaked(word_slots[0], held(word_slots[1], QuotationRule())).items()})
-    listed = _listed([f"{test[i].where} like {train[j].where}" for i, j in sorted(copied.items())])
-    finding = f"leak: {len(copied)} of {len(test)} held-out rows have a near-duplicate in the training rows ({listed})"
+    copies = first_names([f"{test[i].where} like {train[j].where}" for i, j in sorted(copied.items())], NAMED)
+    finding = f"leak: {len(copied)} of {len(test)} held-out rows have a near-duplicate in the training rows ({copies})"
     return len(copied) / len(test), f"{finding}; set data.group to the column with their source"

@@ -16,7 +16,7 @@ from tunesmith.data.audit.chunks import RowChunk, parsed
 from tunesmith.data.audit.options import AuditSource
 from tunesmith.data.audit.row_table import CUT, Digest
 from tunesmith.data.audit.row_view import LETTERS, View, view
-from tunesmith.data.readers.row import Row, has_listed, listed
+from tunesmith.data.readers.row import Row, allowed_values, has_allowed
 from tunesmith.data.text.language import language
 from tunesmith.data.text.minhash import digest, signatures, slots
 from tunesmith.data.text.overlap import HeldOutRuns, leaked
@@ -46,11 +46,11 @@ def digest_of(plan: ScanPlan, chunk: RowChunk) -> Digest:
 def scan(plan: ScanPlan, chunk: RowChunk) -> tuple[Digest, list[NDArray[np.uint32]]]:
     """Return the digest of a chunk and the word slots of each prompt."""
     result = _ChunkScan()
-    allowed = listed(plan.ask.where)
+    allowed = allowed_values(plan.ask.where)
     for line, raw in zip(chunk.lines, chunk.rows, strict=True):
         fields = parsed(raw)
         if not isinstance(fields, str):
-            if not has_listed(fields, allowed):
+            if not has_allowed(fields, allowed):
                 continue
             seen = view(Row(f"{plan.name}:{line}", fields), plan.ask.columns)
         else:

@@ -9,6 +9,7 @@ from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.schema.cells import cell
 from tunesmith.data.schema.values import is_nothing
 from tunesmith.data.schema.winner import side
+from tunesmith.errors import first_names
 
 # Roles without which a row cannot be used; the others, such as `system` and `input`, may be blank in any row.
 NEEDED = ("text", "label", "target", "prompt", "answer", "messages", "conversations", "chosen", "rejected")
@@ -39,7 +40,7 @@ def usable(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], 
     if not kept:
         return list(rows), []
     notes = [
-        f"{file_of(rows)}: {len(places)} of {len(rows)} rows skipped, {reason} ({_listed(places)})"
+        f"{file_of(rows)}: {len(places)} of {len(rows)} rows skipped, {reason} ({first_names(places, LISTED)})"
         for reason, places in skipped.items()
     ]
     return kept, notes
@@ -63,7 +64,3 @@ def _reason(row: Row, needed: Sequence[str], columns: Mapping[str, str]) -> str:
 def _blank(value: object) -> bool:
     """Return whether a cell is missing or only spaces. An empty list is a value: a row may have no labels."""
     return value != [] and (is_nothing(value) or (isinstance(value, str) and not value.strip()))
-
-
-def _listed(places: Sequence[str]) -> str:
-    return ", ".join(places[:LISTED]) + (", ..." if len(places) > LISTED else "")

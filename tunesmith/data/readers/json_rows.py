@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith.data.files import read_json
 from tunesmith.data.readers.row import TURN_KEYS, Row, numbered, objects, reason
 from tunesmith.data.readers.text_file import TextFile
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, first_names
 
 DEPTH = 4  # of a list of rows in a document
 LISTED = 8  # lists of rows, or keys, in a message
@@ -78,7 +78,7 @@ def _single_row(text: str, value: Mapping[str, Any], name: str, fix: str) -> lis
         return numbered(value[USUAL], name)
     if _first_line_is_object(text) and USUAL not in value:
         return _rows_of_lines(text, name)
-    keys = ", ".join(map(repr, list(value)[:LISTED])) + (", ..." if len(value) > LISTED else "")
+    keys = first_names(list(map(repr, value)), LISTED)
     raise DataError(f"{name}: expected rows, got one JSON object with the keys {keys}; {fix}")
 
 

@@ -17,7 +17,7 @@ from tunesmith.data.readers.json_rows import json_document, json_lines
 from tunesmith.data.readers.row import Row
 from tunesmith.data.readers.text_file import PACKED, FileSource, TextFile, locate, open_text
 from tunesmith.data.readers.text_lines import log_rows, text_rows
-from tunesmith.errors import DataError, nearest_name
+from tunesmith.errors import DataError, first_names, nearest_name
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
 LINES = (".jsonl", ".ndjson")
@@ -190,4 +190,4 @@ def _row_files(folder: Path, *, whole: bool = False) -> str:
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [entry for entry in entries if entry.suffix.lower() in (*READERS, *PACKED)]
     names = [str(file) if whole else file.name for file in files]
-    return ", ".join(names[:LISTED]) + ", ..." * (len(names) > LISTED)
+    return first_names(names, LISTED)

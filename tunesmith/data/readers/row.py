@@ -16,7 +16,7 @@ from tunesmith.errors import DataError, suggestion
 
 T = TypeVar("T")
 # Column -> its allowed values, in the form of `_comparable`.
-Listed = Mapping[str, frozenset[tuple[str, str]]]
+Allowed = Mapping[str, frozenset[tuple[str, str]]]
 # Errors that one message lists; further ones are counted.
 SHOWN_FAULTS = 20
 ABSENT = object()  # no value, not even None
@@ -153,8 +153,8 @@ def keep(rows: Sequence[Row], where: Mapping[str, Sequence[object]]) -> list[Row
     for column, values in where.items():
         if not any(column in row.fields for row in rows):
             raise DataError(missing_column(rows, column))
-        allowed = listed({column: values})
-        matching = [row for row in selected if has_listed(row.fields, allowed)]
+        allowed = allowed_values({column: values})
+        matching = [row for row in selected if has_allowed(row.fields, allowed)]
         if not matching:
             counts = Counter(repr(row.fields.get(column)) for row in selected).most_common(10)
             present = ", ".join(f"{value} ({count})" for value, count in counts)
@@ -164,13 +164,13 @@ def keep(rows: Sequence[Row], where: Mapping[str, Sequence[object]]) -> list[Row
     return selected
 
 
-def listed(where: Mapping[str, Sequence[object]]) -> Listed:
+def allowed_values(where: Mapping[str, Sequence[object]]) -> Allowed:
     """Return the allowed values of `where` in the form in which they are compared."""
     lists = {column: [values] if isinstance(values, str) else values for column, values in where.items()}
     return {column: frozenset(map(_comparable, values)) for column, values in lists.items()}
 
 
-def has_listed(fields: Mapping[str, object], allowed: Listed) -> bool:
+def has_allowed(fields: Mapping[str, object], allowed: Allowed) -> bool:
     """Return whether a row has an allowed value in every column."""
     return all(_comparable(fields.get(column)) in values for column, values in allowed.items())
 

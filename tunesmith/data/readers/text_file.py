@@ -16,7 +16,7 @@ from tunesmith.data.documents.encoding import LOST, decode
 from tunesmith.data.documents.formats.zip_xml import open_zip, read_part
 from tunesmith.data.files import is_there
 from tunesmith.data.readers.row import unreadable
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, first_names
 
 PACKED = (".gz", ".zip")
 MOST_UNPACKED = 4 * 2**30  # bytes of a gzip file, unpacked
@@ -85,9 +85,8 @@ def _only_member(path: Path) -> str:
     """Return the only file of a zip archive; raise DataError that lists them if there are several."""
     names = _members(path)
     if len(names) != 1:
-        listed = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
         fix = f"name one, such as '{path}#{names[0]}'" if names else "give an archive with one file of rows"
-        raise DataError(f"{path}: expected one file in the archive, got {len(names)} ({listed}); {fix}")
+        raise DataError(f"{path}: expected one file in the archive, got {len(names)} ({first_names(names, 5)}); {fix}")
     return names[0]
 
 
