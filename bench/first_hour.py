@@ -159,12 +159,13 @@ def cwe(raw: Path, path: Path) -> None:
 
 
 def rules(raw: Path, path: Path) -> None:
-    """Write the rules of ruff as it prints them, of the five linters with the most rules."""
+    """Write 200 rules of ruff as it prints them, of the five linters with the most rules."""
     ruff = Path(sys.executable).with_name("ruff")
     printed = subprocess.run([ruff, "rule", "--all", "--output-format", "json"], capture_output=True, check=True)
     listed = json.loads(printed.stdout)
     names = sorted({rule["linter"] for rule in listed}, key=lambda name: -sum(r["linter"] == name for r in listed))[:5]
-    path.write_text(json.dumps([rule for rule in listed if rule["linter"] in names], indent=1), encoding="utf-8")
+    chosen = _shuffled(rule for rule in listed if rule["linter"] in names)[:200]
+    path.write_text(json.dumps(chosen, indent=1), encoding="utf-8")
 
 
 def pip_log(raw: Path, path: Path) -> None:
@@ -172,7 +173,7 @@ def pip_log(raw: Path, path: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "-q", "--log", str(path)]
     subprocess.run([*command, "jupyterlab"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lines = re.sub(r"https?://\S+", "URL", path.read_text(encoding="utf-8")).splitlines()
-    path.write_text("\n".join(lines[:600]) + "\n", encoding="utf-8")
+    path.write_text("\n".join(lines[:300]) + "\n", encoding="utf-8")
 
 
 def devil(raw: Path, path: Path) -> None:
