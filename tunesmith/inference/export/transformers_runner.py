@@ -14,7 +14,7 @@ from tunesmith.models.loading import quantization as four_bit
 from tunesmith.models.loading.load import in_memory
 from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.models.loading.text_part import decoder_of, generative_class, without_missing_packages
+from tunesmith.models.loading.text_part import generative_class, reading_text, without_missing_packages
 from tunesmith.progress import track
 
 
@@ -31,7 +31,7 @@ class Plain:
         # Under an adapter the generation_config of the base remains in effect.
         self._how: dict[str, Any] = {} if adapter is None else {"repetition_penalty": 1.0}
         self._virtual = adapter is not None and self._network.active_peft_config.is_prompt_learning
-        self._network = _reading_text(self._network, where=str(folder))
+        self._network = reading_text(self._network, where=str(folder))
         if adapter is not None and (adapter / "generation_config.json").exists():
             self._how["eos_token_id"] = GenerationConfig.from_pretrained(adapter).eos_token_id
         ends = self._how.get("eos_token_id", self._network.generation_config.eos_token_id)
@@ -89,17 +89,6 @@ def _opened(kind: Any, folder: Path, adapter: Path | None, arguments: dict[str, 
 
 
 @torch.inference_mode()
-def _reading_text(network: Any, *, where: str) -> Any:
-    """Return the network, or its text decoder: Llama 4's class in transformers 5.24 fails on text without images."""
-    try:
-        with quiet():
-            network(input_ids=torch.zeros(1, 1, dtype=torch.long))
-    except AttributeError:
-        return decoder_of(getattr(network, "get_base_model", lambda: network)(), where=where)
-    return network
-
-
-@torch.inference_mode()
 def pooled_states(
     folder: Path, rows: Sequence[list[int]], *, adapter: Path | None, family: str, options: LoadOptions = AS_THEY_ARE
 ) -> Tensor:
@@ -123,7 +112,7 @@ def pooled_states(
         kind = generative_class(folder)
     with quiet():
         network = _opened(kind, folder, adapter, in_memory(options, family))
-    network = _reading_text(network.eval(), where=str(folder))
+    network = reading_text(network.eval(), where=str(folder))
     outputs: list[Tensor] = []
     inner = getattr(network, "get_base_model", lambda: network)().base_model
     inner.register_forward_hook(lambda _, __, out: outputs.append(out.last_hidden_state))

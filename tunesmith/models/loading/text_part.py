@@ -40,6 +40,7 @@ from transformers.models.auto.modeling_auto import (
 
 from tunesmith.errors import ModelError
 from tunesmith.models.loading.checkpoint import save_tensors
+from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.weight_files import INDEX, open_safetensors, read_json, weight_map
 
 # Files of a processor, which turns images and sound into inputs; a written checkpoint gets a copy of each.
@@ -244,6 +245,22 @@ def _output_layer(network: Any) -> Any:
     """Return the output layer of a model, or of the model directly inside that has one; None if there is none."""
     models = (module for module in network.modules() if isinstance(module, PreTrainedModel))
     return next((layer for model in models if (layer := model.get_output_embeddings()) is not None), None)
+
+
+@torch.inference_mode()
+def reading_text(network: Any, *, where: str) -> Any:
+    """Return the network, or its text decoder: Llama 4's class in transformers 5.24 fails on text without images.
+
+    Args:
+        network: a network in transformers' class, possibly with an adapter of PEFT; the decoder shares its layers.
+        where: its name, for messages.
+    """
+    try:
+        with quiet():
+            network(input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device))
+    except AttributeError:
+        return decoder_of(getattr(network, "get_base_model", lambda: network)(), where=where)
+    return network
 
 
 def decoder_of(tree: Any, *, where: str) -> Any:

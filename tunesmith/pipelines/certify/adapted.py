@@ -23,7 +23,7 @@ from tunesmith.models.batch import pack
 from tunesmith.models.certificate import Measured
 from tunesmith.models.loading.load import Base
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.models.loading.text_part import generative_class
+from tunesmith.models.loading.text_part import generative_class, reading_text, without_missing_packages
 from tunesmith.models.measurements import difference
 from tunesmith.models.policy import Policy
 from tunesmith.techniques import Lora
@@ -114,11 +114,11 @@ class Adapted:
         with quiet():
             try:
                 plain = self._plain()
-                self._run(plain)
+                self._run(self._reading(plain))
             except Exception as error:  # a tower needs a library, or the class cannot run on text alone
                 reason = briefly(error).partition(". ")[0]
                 return Measured(outcome="not measured", note=f"transformers itself cannot run it: {reason}")
-            opened = PeftModel.from_pretrained(plain, str(self.folder)).eval()
+            opened = self._reading(PeftModel.from_pretrained(plain, str(self.folder)).eval())
         return self._compared(opened, note=f"over {type(plain).__name__}")
 
     def _plain(self) -> Any:
@@ -130,10 +130,16 @@ class Adapted:
             return network
         # An encoder is tuned without the head that its checkpoint may have.
         kind: Any = generative_class(base.folder) if base.family == "decoder" else AutoModel
-        network = kind.from_pretrained(
-            base.folder, dtype=base.network.dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
+        with without_missing_packages():
+            network = kind.from_pretrained(
+                base.folder, dtype=base.network.dtype, use_safetensors=True, local_files_only=True,
+                trust_remote_code=False,
+            )  # fmt: skip
         return network.to(base.network.device).eval()
+
+    def _reading(self, network: Any) -> Any:
+        """Return a network of transformers or PEFT, or its text decoder if only that runs on text."""
+        return reading_text(network, where=self.base.name) if self.base.family == "decoder" else network
 
     @torch.no_grad()
     def _run(self, network: Any) -> Tensor:
