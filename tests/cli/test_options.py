@@ -7,6 +7,7 @@ import pytest
 
 from tunesmith.cli.main import parser as command_line
 from tunesmith.cli.options import Parser, UsageError, add_changes, add_common, changes_of, sampling_of
+from tunesmith.errors import OptionError
 from tunesmith.models.generation.sampling import Sampling
 
 
@@ -50,7 +51,7 @@ def test_the_models_own_token_limit_stands_unless_one_is_given():
     ],
 )
 def test_a_setting_out_of_range_is_named(given: dict[str, Any], place: str):
-    with pytest.raises(UsageError, match=place):
+    with pytest.raises(OptionError, match=place):
         sampling_of(sampling(**given), Sampling())
 
 

@@ -50,6 +50,7 @@ from tunesmith.models.measurements import (
 )
 from tunesmith.models.policy import Policy
 from tunesmith.pipelines.certify.adapted import Adapted
+from tunesmith.progress import track
 from tunesmith.techniques import TECHNIQUES
 
 # What `tune` may spend on a network that it has not met: seconds, and bytes of weights that are copied.
@@ -196,9 +197,9 @@ class Subject:
         wanted = {*names}
         cuda = [self.network.device] if self.network.device.type == "cuda" else []
         with torch.random.fork_rng(cuda), _as_it_was(self.network), quiet():
-            for name, claim in CLAIMS.items():
-                if name in wanted and name not in checks:
-                    on_event(StageStarted(claim))
+            for name in track([name for name in CLAIMS if name in wanted], "checking the model", unit="claims"):
+                if name not in checks:  # the claims of adapters are measured together
+                    on_event(StageStarted(CLAIMS[name]))
                     checks |= self._measure(name)
             refused = {part().kind: part().refusal(self.network, family=self.base.family) for part in TECHNIQUES}
         return Certificate(
