@@ -268,3 +268,11 @@ def test_a_thumb_without_a_part_that_other_rows_have_is_read_as_a_run_reads_it()
     columns = {"system": "system", "prompt": "prompt", "input": "input", **THUMB}
     seen = view(Row("t.jsonl:1", {"prompt": "why?", "completion": "so", "label": True}), columns)
     assert (seen.problem, seen.answer) == ("", "good")
+
+
+def test_a_target_that_is_no_number_is_found_and_a_blank_one_is_a_row_to_skip() -> None:
+    columns = {"text": "essay", "target": "score"}
+    problems = [
+        view(Row("a.csv:2", {"essay": "a text", "score": score}), columns).problem for score in ("3.5", "n/a", "")
+    ]
+    assert problems == ["", "unreadable", "nothing_to_learn"]

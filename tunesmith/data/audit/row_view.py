@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunesmith.data.audit.checks.tool_checks import tool_findings
-from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, text_of
+from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, rated, text_of
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
 from tunesmith.data.schema.cells import cell, has_column, label_cell
-from tunesmith.data.schema.values import label_items
+from tunesmith.data.schema.values import is_nothing, label_items
 from tunesmith.data.schema.winner import side as better_side
 from tunesmith.data.tokenization.messages import ROLES, Message, joined, separated, turns_in
 from tunesmith.data.tokenization.tool_calls import as_words, read_calls
@@ -70,6 +70,8 @@ def view(row: Row, columns: Mapping[str, str]) -> View:
     """Return the view of a row, given role -> column of its format."""
     if "label" in columns and "text" in columns:
         return _labelled(row, columns)
+    if "target" in columns and "text" in columns:
+        return _rated(row, columns)
     if "chosen" in columns:
         return _preferred(row, columns)
     if "label" in columns:
@@ -87,6 +89,16 @@ def _plain(row: Row, column: str) -> View:
         return View(text, "", (), "empty", "blank")
     why = _parse_error(row, lambda: text_of(row, column))
     return View(text, "", (), "unreadable", why) if why else View(text, "")
+
+
+def _rated(row: Row, columns: Mapping[str, str]) -> View:
+    seen = _plain(row, columns["text"])
+    if seen.problem:
+        return seen
+    if is_nothing(target := cell(row, columns["target"])) or (isinstance(target, str) and not target.strip()):
+        return View(seen.question, "", (), "nothing_to_learn", "no number")
+    why = _parse_error(row, lambda: rated([row], text=columns["text"], target=columns["target"]))
+    return View(seen.question, "", (), "unreadable", why) if why else seen
 
 
 def _labelled(row: Row, columns: Mapping[str, str]) -> View:
