@@ -91,3 +91,16 @@ def test_test_rows_do_not_choose_the_model_and_what_would_stop_the_run_is_said(
     assert "by cross-validation on 80 rows" in done.err
     assert "warning: `tunesmith tune` will stop:" in done.err
     assert "secret: 1 of " in done.err
+
+
+def test_columns_of_unknown_names_are_guessed_for_the_objective_that_is_asked_for(
+    command: Command, tmp_path: Path
+) -> None:
+    rows = [{"Nachricht": f"eine Nachricht an uns {i}", "Team": ("Technik", "Rechnung")[i % 2]} for i in range(40)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number, asked in enumerate((("--objective", "classify"), ("--set", "objective=classify"))):
+        done = command("init", data, "--out", tmp_path / f"{number}.yaml", "--quick", "--json", *asked)
+        assert done.code == 0, done.err
+        objective = json.loads(done.out)["recipe"]["objective"]
+        assert (objective["kind"], objective["text"], objective["label"]) == ("classify", "Nachricht", "Team")

@@ -17,7 +17,7 @@ from tunesmith.config.annotated_yaml import AnnotatedRecipe
 from tunesmith.config.commands import audit_fix, collect_passages, columns_set
 from tunesmith.config.model_choice import DECODER, ENCODER, ModelPick, pick_by_rule
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
-from tunesmith.config.resolve import BATCH_ROWS, BYTES_A_TOKEN, default_epochs, learned_rows, size_of
+from tunesmith.config.resolve import BATCH_ROWS, BYTES_A_TOKEN, as_changes, default_epochs, learned_rows, size_of
 from tunesmith.data.examples.types import Chat, Example, LabelledText, RatedText, Text
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import read_file
@@ -124,7 +124,8 @@ def inspect_rows(data: str, *, changes: Sequence[str] = (), offline: bool = Fals
     recipe, _ = make_recipe(raw, place=f"init {data}", changes=changes)
     if detected is None and (fits := _guess_for(rows, recipe.objective.kind)):
         detected, raw["objective"] = fits, _objective(fits, reasons)
-        changes = [change for change in changes if change != f"objective={fits.objective}"]
+        kinds = {f"objective={fits.objective}", *as_changes({"objective": fits.objective})}  # --set and --objective
+        changes = [change for change in changes if change not in kinds]
         recipe, _ = make_recipe(raw, place=f"init {data}", changes=changes)
     kept = keep(rows, recipe.data.where)
     kept, skipped = usable(kept, recipe.objective.columns(kept))
