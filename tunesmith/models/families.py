@@ -97,9 +97,7 @@ def _unsupported_reason(kind: str, writer: str, config: Mapping[str, Any]) -> st
     """Return why a network is neither a decoder nor an encoder, and what to choose instead."""
     if kind in CONFIG_MAPPING:
         if writer or kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
-            return (
-                f"{kind} reads images or sound in the same layers as text; choose a model with a text part of its own"
-            )
+            return f"{kind} reads images or sound in the same layers as text; choose a model with a separate text part"
         return f"{kind} is neither a text decoder nor a text encoder; choose a model of the Llama or BERT kind"
     if config.get("auto_map"):
         return (

@@ -99,9 +99,7 @@ def _guess(rows: Sequence[Row]) -> Guess | None:
     if flags := _flags(candidates, texts):
         return flags
     label = named(labels, LABEL_WORDS) or min(candidates, key=lambda column: column.values, default=None)
-    long = [column for column in texts if column is not label and column.words >= FEWEST_WORDS]
-    varied = [column for column in long if not column.few] or long
-    text = named(varied, TEXT_WORDS) or max(varied, key=lambda column: column.words, default=None)
+    text = _longest_text([column for column in texts if column is not label])
     if text is not None and label is None and (target := _target(columns)):
         return Guess("regress", {"text": text.name, "target": target.name})
     if label is None or text is None:
@@ -112,13 +110,19 @@ def _guess(rows: Sequence[Row]) -> Guess | None:
 
 def _flags(candidates: Sequence[Column], texts: Sequence[Column]) -> Guess | None:
     """Return a guess of several labels, one column of 0 and 1 each, where no other column can be a label."""
-    long = [column for column in texts if not column.few and column.words >= FEWEST_WORDS]
-    text = named(long, TEXT_WORDS) or max(long, key=lambda column: column.words, default=None)
+    text = _longest_text([column for column in texts if not column.few])
     if text is None or len(candidates) < FEWEST_FLAGS or named(candidates, LABEL_WORDS):
         return None
     if not all(is_flag(value) for column in candidates for value in column.distinct):
         return None
     return Guess("classify", {"text": text.name, "label": PLUS.join(column.name for column in candidates)})
+
+
+def _longest_text(texts: Sequence[Column]) -> Column | None:
+    """Return the text column, by its name or else the longest; columns of few values only if there is no other."""
+    long = [column for column in texts if column.words >= FEWEST_WORDS]
+    varied = [column for column in long if not column.few] or long
+    return named(varied, TEXT_WORDS) or max(varied, key=lambda column: column.words, default=None)
 
 
 def _in_words(column: Column) -> bool:

@@ -134,7 +134,7 @@ class Template:
     ) -> list[Tokens]:
         """Encode a chat so that every learned turn reads like a generated one: as one sequence, or one per turn.
 
-        A turn with thoughts needs a sequence of its own, which ends with it: as a part of the history it would be
+        A turn with thoughts needs a separate sequence that ends with it: as a part of the history it would be
         written without them, and the model would learn to answer without thinking where thinking is on.
 
         Args:
@@ -281,7 +281,7 @@ class Template:
     @cached_property
     def call_format(self) -> CallFormat | None:
         """The format in which the template writes calls; None if tools, calls and results are written as text."""
-        # Where a template knows thoughts, each turn is learned in a sequence of its own.
+        # Where a template knows thoughts, each turn is learned in a separate sequence.
         return format_of_template(self._last_turn_decoded, last_only=self.thinks)
 
     @cached_property

@@ -61,7 +61,7 @@ class TextPart:
 
 
 def text_config(config: Mapping[str, Any]) -> PreTrainedConfig | None:
-    """Return the configuration of the text decoder in a multimodal checkpoint; None if it has none of its own.
+    """Return the configuration of the text decoder in a multimodal checkpoint; None if it has none.
 
     Args:
         config: contents of config.json.
@@ -86,7 +86,7 @@ def generative_class(folder: Path) -> Any:
 
 
 def part_of(network: Any) -> TextPart | None:
-    """Return the checkpoint that a decoder is the text part of; None if it is a whole model of its own."""
+    """Return the checkpoint that a decoder is the text part of; None if it is a complete model."""
     part: TextPart | None = getattr(network, ATTRIBUTE, None)
     return part
 
