@@ -6,15 +6,15 @@ N rows, K distinct values.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.metrics.resampling import Clusters, percentiles
 from tunesmith.metrics.scores import RowStatistic
-from tunesmith.metrics.significance import DRAWS, PairedComparison, compare_paired, corpus_compare, holm, interval
-from tunesmith.metrics.task_scores import ArmScore, Difference, Score
+from tunesmith.metrics.significance import DRAWS, PairedComparison, compare_paired, corpus_compare, interval
+from tunesmith.metrics.task_scores import ArmScore, Score, arm_scores
 
 FloatArray = NDArray[np.float64]
 # The headline metric, and those reported with it. Only the first judges the order alone, whatever the unit.
@@ -155,15 +155,8 @@ def arms(
         groups: group of each row, or None.
     """
     comparisons = {name: compare(metric, gold, given, tuned, groups=groups) for name, given in ways.items()}
-    adjusted = holm({name: comparison.p_value for name, comparison in comparisons.items()})
-    return [
-        ArmScore(
-            **score(metric, gold, given, name=name, groups=groups).model_dump(),
-            gain=Difference(**asdict(comparisons[name])),
-            p_adjusted=adjusted[name],
-        )
-        for name, given in ways.items()
-    ]
+    scores = {name: score(metric, gold, given, name=name, groups=groups) for name, given in ways.items()}
+    return arm_scores(scores, comparisons)
 
 
 def _statistic(metric: str, gold: ArrayLike, base: ArrayLike, tuned: ArrayLike) -> RowStatistic:

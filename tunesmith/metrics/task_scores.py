@@ -217,14 +217,21 @@ def arms(
         groups: group of each row, or None.
     """
     comparisons = {name: _compared(metric, gold, given, tuned, groups=groups) for name, given in ways.items()}
+    scores = {name: score(metric, gold, given, name=name, groups=groups) for name, given in ways.items()}
+    return arm_scores(scores, comparisons)
+
+
+def arm_scores(scores: Mapping[str, Score], comparisons: Mapping[str, PairedComparison]) -> list[ArmScore]:
+    """Join the scores of arms with their comparisons; p-values are adjusted for the whole family (Holm).
+
+    Args:
+        scores: score of each arm by name.
+        comparisons: each arm compared with the tuned model.
+    """
     adjusted = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [
-        ArmScore(
-            **score(metric, gold, given, name=name, groups=groups).model_dump(),
-            gain=Difference(**asdict(comparisons[name])),
-            p_adjusted=adjusted[name],
-        )
-        for name, given in ways.items()
+        ArmScore(**own.model_dump(), gain=Difference(**asdict(comparisons[name])), p_adjusted=adjusted[name])
+        for name, own in scores.items()
     ]
 
 

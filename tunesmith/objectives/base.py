@@ -326,3 +326,13 @@ class Objective(BaseModel, ABC):
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a new output layer [B, D] -> outputs for this network; None if the network's own is used."""
         return None
+
+
+def zero_head(policy: Policy, *, outputs: int) -> nn.Module:
+    """Return a linear layer [B, D] -> [B, outputs] of zeros, so that the first loss is that of guessing."""
+    from torch import nn
+
+    layer = nn.Linear(policy.hidden, outputs, device=policy.device)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

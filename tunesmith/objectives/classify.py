@@ -19,7 +19,7 @@ from tunesmith.data.schema.formats import detect
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.objectives.base import Learner, Loss, Objective, Produces
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces, zero_head
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -245,12 +245,7 @@ class Classify(Objective, Learner):
         """Return a zero-initialized layer [B, D] -> [B, K]; `training.head_init` initializes it from a probe."""
         if self.output == "words":
             return None
-        from torch import nn
-
-        layer = nn.Linear(policy.hidden, len(self.labels), device=policy.device)
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        return layer
+        return zero_head(policy, outputs=len(self.labels))
 
     def make_learner(self) -> Learner:
         """Return the objective itself."""

@@ -18,7 +18,7 @@ from tunesmith.data.schema.formats import detect
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.objectives.base import Learner, Loss, Objective, Produces
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces, zero_head
 from tunesmith.objectives.classify import head_rate_scale
 
 if TYPE_CHECKING:
@@ -120,12 +120,7 @@ class Regress(Objective, Learner):
 
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a zero-initialized layer [B, D] -> [B, 1]; `training.head_init` initializes it from a probe."""
-        from torch import nn
-
-        layer = nn.Linear(policy.hidden, 1, device=policy.device)
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        return layer
+        return zero_head(policy, outputs=1)
 
     def make_learner(self) -> Learner:
         """Return the objective itself."""

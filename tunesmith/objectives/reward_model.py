@@ -16,7 +16,7 @@ from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.errors import DataError
-from tunesmith.objectives.base import Learner, Loss, Objective, Produces
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces, zero_head
 from tunesmith.objectives.pair_encoding import check_thoughts, encode_completions, preference_columns
 
 if TYPE_CHECKING:
@@ -103,12 +103,7 @@ class Reward(Objective, Learner):
 
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a layer [B, D] -> [B, 1], initialized to zero so that the first loss is that of guessing."""
-        from torch import nn
-
-        layer = nn.Linear(policy.hidden, 1, device=policy.device)
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        return layer
+        return zero_head(policy, outputs=1)
 
     def make_learner(self) -> Learner:
         """Return the objective itself."""
