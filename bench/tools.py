@@ -510,7 +510,7 @@ def same(run: Path, *, clients: int = 16) -> dict[str, int]:
     chats = Instruct(messages="messages", metric="tool_calls").examples(
         [Row(f"tools.test.jsonl:{i}", row) for i, row in enumerate(rows, 1)], group=""
     )
-    replies = tunesmith.load(run, threads=None).replies([asked(chat) for chat in chats])
+    replies = tunesmith.load(run).replies([asked(chat) for chat in chats])
     python = [_offered(reply.calls, row) for reply, row in zip(replies, rows, strict=True)]
     counts |= {
         "rows with calls in Python": sum(map(bool, python)),

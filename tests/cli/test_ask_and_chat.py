@@ -77,7 +77,7 @@ def test_out_keeps_the_document_beside_what_is_shown(command: Command, encoder_r
     assert json.loads((tmp_path / "answer.json").read_text())["label"] == done.out.splitlines()[0]
 
 
-def test_an_empty_text_and_a_missing_run_are_one_line_each(command: Command, encoder_run: Path, tmp_path: Path):
+def test_an_empty_text_a_missing_run_and_a_base_model_are_one_line_each(command: Command, encoder_run: Path, tmp_path: Path):
     assert command("ask", encoder_run, " ") == (
         2,
         "",
@@ -86,6 +86,9 @@ def test_an_empty_text_and_a_missing_run_are_one_line_each(command: Command, enc
     done = command("ask", tmp_path / "none", "x")
     assert done.code == 2
     assert done.err.endswith("none: no such folder; `tunesmith runs` lists what is here\n")
+    done = command("ask", "smollm2-135m", "x")
+    assert done.code == 2
+    assert "a base model, not a run; tune it first with `tunesmith tune ROWS --model smollm2-135m`" in done.err
 
 
 def test_a_run_of_another_base_is_refused(command: Command, decoder_run: Path, tmp_path: Path, tiny_bert: Path):

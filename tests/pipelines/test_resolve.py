@@ -50,6 +50,22 @@ def test_rows_alone_become_the_default_recipe_and_what_was_found_is_told(reviews
     )  # who sets one sets all
 
 
+def test_chats_that_call_tools_are_compared_by_their_calls_and_are_not_cut():
+    asked = resolve_recipe("examples/tools.jsonl")
+    assert asked.recipe.objective.metric == "tool_calls"
+    assert asked.recipe.data.max_tokens == 704
+    assert "metric: tool_calls: 166 of 200 rows call a tool" in " ".join(asked.notes)
+    named = resolve_recipe("examples/tools.jsonl", changes=["objective.metric=rouge_l", "data.max_tokens=256"])
+    assert (named.recipe.objective.metric, named.recipe.data.max_tokens) == ("rouge_l", 256)
+
+
+def test_a_key_of_another_kind_names_that_kind(reviews: Path):
+    with pytest.raises(RecipeError, match="'technique.rank', it belongs to technique lora; known keys: kind"):
+        resolve_recipe(reviews, changes=["technique=full", "lora_r=8"])
+    with pytest.raises(RecipeError, match="'objective.thinking', it belongs to objective instruct; known keys"):
+        resolve_recipe(reviews, changes=["objective.thinking=learn"])
+
+
 def test_a_named_model_a_recipe_file_and_decoder_settings_keep_the_decoder_with_lora(reviews: Path):
     file = reviews.with_name("r.yaml")
     file.write_text("data: {train: reviews.jsonl}\nobjective: classify\n")

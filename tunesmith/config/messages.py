@@ -142,8 +142,16 @@ def _unknown_key(path: Sequence[str], dotted: str) -> str:
     if "tasks" in path and path[-2] == "data" and path[-1] in Data.model_fields:
         hint = f"data.{path[-1]} applies to all tasks"
     else:
-        hint = suggestion(path[-1], known)
+        hint = suggestion(path[-1], known) or _of_other_kinds(path)
     return f"unknown key {dotted!r}{', ' * bool(hint)}{hint}; known keys: {', '.join(known)}"
+
+
+def _of_other_kinds(path: Sequence[str]) -> str:
+    """Return which kinds of a section have a key that this one does not have; empty if none has."""
+    section = path[-2] if len(path) > 1 else ""
+    section = next((name for name, parts in KINDS.items() if PARTS.get(section) in parts), section)
+    kinds = [kind for kind, part in PARTS.items() if part in KINDS.get(section, ()) and path[-1] in part.model_fields]
+    return f"it belongs to {section} {' or '.join(kinds)}" if kinds else ""
 
 
 def _add(path: Sequence[str]) -> str:

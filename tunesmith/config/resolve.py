@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tunesmith.config import Recipe, load_recipe, make_recipe
 from tunesmith.config.aliases import ALIASES, changed_keys
 from tunesmith.config.model_choice import DECODER, ENCODER, pick_by_rule
@@ -17,8 +19,10 @@ from tunesmith.data.examples.types import Chat, Example, Text
 from tunesmith.data.files import is_recipe
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, as_word, keep
+from tunesmith.data.schema.columns import LOOKED_AT
 from tunesmith.data.schema.formats import detect
-from tunesmith.objectives import Domain
+from tunesmith.errors import RowError
+from tunesmith.objectives import Domain, Instruct
 from tunesmith.objectives.domain import text_column
 
 # Common names of group columns; the first one present is used.
@@ -31,6 +35,11 @@ BATCH_ROWS = 16
 MAX_EPOCHS = 5
 # About one token of European text, and one letter of Chinese.
 BYTES_A_TOKEN = 3
+BYTES_PER_LISTED_TOKEN = 2  # of label lists, which take more tokens than running text
+# Limits of the length of rows, in tokens.
+CHAT_TOKENS = 48  # of the chat template and a short instruction
+ROUND_TO = 64
+LARGEST_LIMIT = 2_048
 # Sections of the small encoder: all parameters are trained, and `compare` prompts the decoder.
 FOR_ENCODER: Mapping[str, Any] = {"technique": {"kind": "full"}, "compare": {"model": DECODER}}
 # Keys of objectives that name columns; if none is set, columns are detected.
@@ -155,6 +164,8 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Resolved
     if not named & {"objective", "objective.kind"}:
         detected = detect(rows)
         raw["objective"] = {"kind": detected.objective, **detected.settings}
+        if detected.objective == Instruct().kind:
+            notes += _fit_chats(raw, rows, named)
     if "data.group" not in named and (column := _group_column(rows)):
         raw["data"]["group"] = column
         notes.append(f"rows with the same {column!r} stay in one split (--set data.group= for no groups)")
@@ -172,6 +183,56 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Resolved
         notes.append(f"epochs: {epochs}, about {steps} steps (change with --set schedule.epochs=N)")
     mapping = [] if _names_columns(recipe) else [_explained(recipe, rows)]
     return ResolvedRecipe(recipe, (*translated, *mapping, *notes))
+
+
+def _fit_chats(raw: dict[str, Any], rows: Sequence[Row], named: set[str]) -> list[str]:
+    """Set the metric and the length limit that the first rows need, in place, and return a note on each.
+
+    Rows that cannot be read are reported when all of them are.
+    """
+    notes: list[str] = []
+    try:
+        examples = Instruct().examples(rows[:LOOKED_AT], group="")
+    except RowError:
+        return notes
+    if "objective.metric" not in named and (why := why_tool_calls(examples)):
+        raw["objective"]["metric"] = "tool_calls"
+        notes.append(f"metric: tool_calls: {why}")
+    typical = typical_tokens(examples, instruction="")
+    limit = limit_for(typical)
+    if not named & {"data", "data.max_tokens"} and limit > Recipe.model_fields["data"].default.max_tokens:
+        raw["data"]["max_tokens"] = limit
+        notes.append(f"max_tokens: {limit}: 99 % of the rows have at most about {typical:.0f} tokens")
+    return notes
+
+
+def typical_tokens(examples: Sequence[Example], *, instruction: str) -> float:
+    """Estimate how many tokens 99 % of the rows have at most, without the chat template.
+
+    Args:
+        examples: the rows.
+        instruction: put before every row.
+    """
+    typical = float(np.percentile([size_of(example) for example in examples], 99)) / BYTES_A_TOKEN
+    # CHAT_TOKENS covers a short instruction; a long list of labels needs more.
+    return typical + max(0.0, len(instruction.encode()) / BYTES_PER_LISTED_TOKEN - CHAT_TOKENS)
+
+
+def limit_for(typical: float) -> int:
+    """Return the least limit in multiples of ROUND_TO for rows of `typical` tokens and the chat template."""
+    needed = ROUND_TO * math.ceil((typical + CHAT_TOKENS) / ROUND_TO)
+    return min(LARGEST_LIMIT, max(2 * ROUND_TO, needed))
+
+
+def why_tool_calls(examples: Sequence[Example]) -> str:
+    """Return why answers are compared as tool calls, in a few words; empty if they are not."""
+    chats = [example for example in examples if isinstance(example, Chat)]
+    calling = sum(any(turn.calling for turn in chat.messages) for chat in chats)
+    offered = sum(bool(chat.messages[0].tools) for chat in chats)
+    if calling > 0.5 * len(examples) or (calling and offered > 0.5 * len(examples)):
+        what = f"{calling} of {len(examples)} rows call a tool"
+        return f"{what}: name and arguments are compared; without a due call none is right"
+    return ""
 
 
 def _group_column(rows: Sequence[Row]) -> str:

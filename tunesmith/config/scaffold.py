@@ -17,7 +17,15 @@ from tunesmith.config.annotated_yaml import AnnotatedRecipe
 from tunesmith.config.commands import audit_fix, collect_passages, columns_set
 from tunesmith.config.model_choice import DECODER, ENCODER, ModelPick, pick_by_rule
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
-from tunesmith.config.resolve import BATCH_ROWS, BYTES_A_TOKEN, as_changes, default_epochs, learned_rows, size_of
+from tunesmith.config.resolve import (
+    BATCH_ROWS,
+    as_changes,
+    default_epochs,
+    learned_rows,
+    limit_for,
+    typical_tokens,
+    why_tool_calls,
+)
 from tunesmith.data.examples.types import Chat, Example, LabelledText, RatedText, Text
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import read_file
@@ -45,10 +53,6 @@ MAX_BLANK_SHARE = 0.1
 RANKS = ((1_000, 8), (50_000, 16))
 MAX_TEST_ROWS = 2_000
 MIN_ROWS = 10
-CHAT_TOKENS = 48  # of the chat template and a short instruction
-ROUND_TO = 64
-DEFAULT_MAX_TOKENS = 2_048
-BYTES_PER_LISTED_TOKEN = 2  # of label lists, which take more tokens than running text
 BY_USER = "set on the command line"
 ENCODER_LIMIT, TEXT_WINDOW = 256, 512
 
@@ -289,18 +293,14 @@ def _data(
     else:
         description += "; if rows share a source, name its column as `group`"
     reasons["data.test"] = description
-    sizes = [size_of(example) for example in examples]
-    typical = float(np.percentile(sizes, 99)) / BYTES_A_TOKEN
-    # CHAT_TOKENS covers a short instruction; a long list of labels needs more.
-    typical += max(0.0, len(instruction.encode()) / BYTES_PER_LISTED_TOKEN - CHAT_TOKENS)
-    needed = ROUND_TO * math.ceil((typical + CHAT_TOKENS) / ROUND_TO)
-    limit = ENCODER_LIMIT if model == ENCODER else DEFAULT_MAX_TOKENS
-    section["max_tokens"] = min(limit, max(2 * ROUND_TO, needed))
+    typical = typical_tokens(examples, instruction=instruction)
+    limit = limit_for(typical)
+    section["max_tokens"] = min(limit, ENCODER_LIMIT) if model == ENCODER else limit
     reasons["data.max_tokens"] = (
         f"99 % of the rows have at most about {typical:.0f} tokens plus the chat template; longer ones are shortened"
     )
     if isinstance(examples[0], Text):
-        section["max_tokens"] = min(limit, max(2 * ROUND_TO, needed), TEXT_WINDOW)
+        section["max_tokens"] = min(section["max_tokens"], TEXT_WINDOW)
         reasons["data.max_tokens"] = "documents are split into windows of this many tokens; no text is dropped"
     return section
 
@@ -338,12 +338,8 @@ def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons
     answers = [reference(example) for example in examples]
     words = float(np.median([len(answer.split()) for answer in answers]))
     foreign = sum(any(c.isalpha() and not c.isascii() for c in a) for a in answers) / len(answers)
-    chats = [example for example in examples if isinstance(example, Chat)]
-    calling = sum(any(turn.calling for turn in chat.messages) for chat in chats)
-    offered = sum(bool(chat.messages[0].tools) for chat in chats)
-    if calling > 0.5 * len(examples) or (calling and offered > 0.5 * len(examples)):
-        what = f"{calling} of {len(examples)} rows call a tool"
-        metric, reason = "tool_calls", f"{what}: name and arguments are compared; without a due call none is right"
+    if calls := why_tool_calls(examples):
+        metric, reason = "tool_calls", calls
     elif words <= 3 and len(set(answers)) < 0.5 * len(answers):
         metric, reason = "exact_match", "most answers are a few words that recur"
     elif foreign > 0.5:

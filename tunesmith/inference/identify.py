@@ -12,6 +12,7 @@ from tunesmith.config import AnyObjective, AnyTechnique
 from tunesmith.data.files import read_page
 from tunesmith.errors import CheckpointError
 from tunesmith.models.loading.base_from_run import base_place
+from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.weight_files import INDEX, SINGLE, read_json
 
@@ -60,6 +61,11 @@ def find_model(run: str | Path) -> Path:
     for folder in (run / "model", run):
         if (folder / MANIFEST_FILE).exists():
             return folder
+    if str(run) in BUNDLED_MODELS or (run / "config.json").exists():
+        raise CheckpointError(
+            f"{run}: a base model, not a run; tune it first with `tunesmith tune ROWS --model {run}`, "
+            f"or serve it as it is with `tunesmith serve {run}`"
+        )
     if not run.exists():
         raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
     raise CheckpointError(f"{run}: no finished model in it; finish it with `tunesmith tune`")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging as python_logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# On its first import (PEFT imports it for LoRA), bitsandbytes asks for a kernel from the Hub, which is not used here:
+# see `quantization.normalize_quantized`.
+python_logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(python_logging.ERROR)
 
 
 @contextmanager
