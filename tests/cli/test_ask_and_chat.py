@@ -77,7 +77,9 @@ def test_out_keeps_the_document_beside_what_is_shown(command: Command, encoder_r
     assert json.loads((tmp_path / "answer.json").read_text())["label"] == done.out.splitlines()[0]
 
 
-def test_an_empty_text_a_missing_run_and_a_base_model_are_one_line_each(command: Command, encoder_run: Path, tmp_path: Path):
+def test_an_empty_text_a_missing_run_and_a_base_model_are_one_line_each(
+    command: Command, encoder_run: Path, tmp_path: Path
+):
     assert command("ask", encoder_run, " ") == (
         2,
         "",

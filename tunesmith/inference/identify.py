@@ -64,7 +64,7 @@ def find_model(run: str | Path) -> Path:
     if str(run) in BUNDLED_MODELS or (run / "config.json").exists():
         raise CheckpointError(
             f"{run}: a base model, not a run; tune it first with `tunesmith tune ROWS --model {run}`, "
-            f"or serve it as it is with `tunesmith serve {run}`"
+            f"or answer with it untrained: `tunesmith serve {run}`"
         )
     if not run.exists():
         raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
