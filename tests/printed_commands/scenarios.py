@@ -250,6 +250,8 @@ def recipes(lab: Lab) -> None:
     (CHAT, "tunesmith votes export {} rows.jsonl"),
     (VOTES, "tunesmith tune {} --objective preference{}"),
     (VOTES, "tunesmith votes {} {} rows.jsonl"),
+    ("inference/identify.py", "tunesmith tune ROWS --model {}"),
+    ("inference/identify.py", "tunesmith serve {}"),
 )
 def a_decoder(lab: Lab) -> None:
     """A run of a decoder: asked, chatted with, exported, served, evaluated, and its ratings exported."""
@@ -270,6 +272,9 @@ def a_decoder(lab: Lab) -> None:
     lab.paste(gone, "cli/commands/serve.py", "tunesmith export RUN --format gguf", RUN=out)
     rows = lab.folder / "decoder.jsonl"
     lab.paste(lab.run("evaluate", out, rows, "--data", rows), "cli/commands/evaluate.py", "tunesmith evaluate {} {}")
+    base = lab.run("ask", lab.llama, "hello")
+    lab.paste(base, "inference/identify.py", "tunesmith tune ROWS --model {}", ROWS=f"{rows} --dry-run")
+    lab.paste(base, "inference/identify.py", "tunesmith serve {}")
     diff = lab.run("runs", "diff", out)
     lab.paste(diff, "cli/commands/runs.py", "tunesmith runs diff A B", A=out, B=lab.folder / "again")
     _ratings(lab, out)
