@@ -35,6 +35,8 @@ def row_score_name(metric: str) -> str:
     """Return the name of the score that is stored with each row of a run with this headline metric."""
     if metric == "thumbs_auc":
         return "log-probability per token (negated for answers rated bad)"
+    if metric in ("spearman", "mae", "r2"):
+        return "absolute error"  # stored negated, as higher is better
     return "log-probability per token" if metric in ("perplexity", "masked_loss") else metric_name(metric)
 
 

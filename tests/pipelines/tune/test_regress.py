@@ -13,6 +13,7 @@ from tunesmith.events import ignore
 from tunesmith.inference.saved_model import load
 from tunesmith.pipelines.evaluate import EvaluateRequest, evaluate
 from tunesmith.pipelines.export import ExportRequest, export
+from tunesmith.report.formatting import figure
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
 
@@ -57,6 +58,11 @@ def test_a_number_is_learned_measured_and_exported(kind: str, technique: str, tm
     assert 100 < saved["mean"] < 220
     assert saved["scale"] > 10
     write_reports(run.folder)
+    page = (run.folder / "report.html").read_text()
+    worst = min(rows, key=lambda row: row.score_base or 0.0)
+    assert worst.score_base
+    assert f"{figure(float(worst.base))} <span" in page  # not with all digits of a float
+    assert f"absolute error {figure(-worst.score_base)}" in page
     card = (run.folder / "README.md").read_text()
     assert "print(model.predict(" in card
     assert "Spearman correlation" in card
