@@ -152,6 +152,7 @@ class Hooks:
     stop: Callable[[], bool] = lambda: False
     resumed: Callable[[int], None] = lambda step: None
     smaller: Callable[[int], bool] = lambda step: False
+    recompute: Callable[[int], bool] = lambda step: False
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -172,6 +173,9 @@ def fit(
 
         def halve(self, step: int) -> int:
             return int(hooks.smaller(step))
+
+        def recompute(self, step: int) -> bool:
+            return hooks.recompute(step)
 
     return Trainer(
         policy,

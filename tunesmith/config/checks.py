@@ -27,6 +27,8 @@ def check_model(recipe: Recipe) -> None:
     """
     if recipe.technique.load_options().quantize and (reason := no_bitsandbytes()):
         raise RecipeError(f"technique.{reason}")
+    if recipe.schedule.optimizer == "adamw-8bit" and (reason := no_bitsandbytes("optimizer: adamw-8bit")):
+        raise RecipeError(f"schedule.{reason}")
     if family := local_family(recipe.model):
         check_pair(recipe, family)
         check_gates(recipe, family)

@@ -49,11 +49,19 @@ class Schedule(_Section):
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="tokens per forward pass; auto: 4096"
     )
+    recompute: bool | Literal["auto"] = Field(
+        "auto",
+        description="compute activations inside of layers again in the backward pass: less memory, about a third more "
+        "time, the same result; auto: once memory has run out",
+    )
     warmup: float = Field(
         0.06,
         ge=0,
         lt=1,
         description="fraction of the steps with rising learning rate, followed by cosine decay to a tenth",
+    )
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw", description="adamw-8bit: its two values per trained parameter in one byte each, by bitsandbytes"
     )
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
     clip: float = Field(1.0, gt=0, description="maximum gradient norm")
@@ -73,6 +81,7 @@ class Machine(_Section):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(0, ge=0, le=1024, description="0: one per core")
+    exact: bool = Field(False, description="on a GPU: only deterministic kernels, so that repeated runs are equal")
 
 
 def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[str, Any]]) -> Any:

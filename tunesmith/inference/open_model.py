@@ -70,7 +70,7 @@ def open_model(
                 )
             model.objective = _in_words(objective, found.name)
         return model
-    options = LoadOptions("float32", configure_device(), found.quantize)
+    options = LoadOptions("auto", configure_device(), found.quantize)
     if found.kind == "model":
         loaded = load_base(found.name, options=options, offline=offline)
         _refuse_encoder(loaded, found.name)

@@ -84,9 +84,7 @@ def read_base(manifest: ModelManifest, *, device: str = "auto", threads: int | N
     Raises:
         ModelError: the base cannot be loaded.
     """
-    options = LoadOptions(
-        "float32", configure_device(device, threads=threads), manifest.technique.load_options().quantize
-    )
+    options = LoadOptions("auto", configure_device(device, threads=threads), manifest.technique.load_options().quantize)
     try:
         return load_base(manifest.base, options=options, offline=offline)
     except ModelError as error:

@@ -30,8 +30,9 @@ from torch import Tensor
 from tunesmith.data.tokenization.chat_template import Encoded, Tokens
 from tunesmith.models.attention.packed import Layout, Segment, lay_out
 
-# By name, a sum and the count it is a sum over: metrics that the training log lists next to the loss.
-StepMetrics = Mapping[str, tuple[float, float]]
+# By name, a sum and the count it is a sum over: metrics that the training log lists next to the loss. A sum may be a
+# tensor until the step is over, as reading one makes the process wait for a GPU.
+StepMetrics = Mapping[str, tuple[float | Tensor, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ def mean_metrics(metrics: list[StepMetrics]) -> dict[str, float]:
     """
     means = {}
     for name in dict.fromkeys(name for batch in metrics for name in batch):
-        total, count = (sum(part) for part in zip(*(batch[name] for batch in metrics if name in batch), strict=True))
-        means[name] = total / max(count, 1e-9)
+        sums, counts = zip(*(batch[name] for batch in metrics if name in batch), strict=True)
+        means[name] = sum(map(float, sums)) / max(sum(counts), 1e-9)
     return means
 
 

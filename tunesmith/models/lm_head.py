@@ -10,6 +10,7 @@ Letters: N positions, M learned ids (the positions of a loss), D hidden width, V
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +21,30 @@ from torch.utils.checkpoint import checkpoint
 
 from tunesmith.errors import ModelError
 
-# Positions whose logits are in memory at a time.
-CHUNK = 256
+# Positions whose logits are in memory at a time. On a GPU each chunk reads the weight again, and writes its gradient.
+CHUNK, GPU_CHUNK = 256, 2048
+
+
+def _chunk(states: Tensor) -> int:
+    return GPU_CHUNK if states.is_cuda else CHUNK
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute float32 logits; from bfloat16 on a GPU, which sums in float32 anyway, without a rounding in between."""
+    if not states.is_cuda or states.dtype == torch.float32:
+        return F.linear(states, weight, bias).float()
+    logits = torch.mm(states, weight.T, out_dtype=torch.float32)
+    return logits if bias is None else logits + bias
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add the product of two matrices to a float32 matrix; in bfloat16, a sum over chunks would lose the small ones."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total += left @ right
 
 
 class _SumNll(torch.autograd.Function):
@@ -36,24 +59,25 @@ class _SumNll(torch.autograd.Function):
         # `apply` takes no keywords.
         need_states, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_states = torch.empty_like(states) if need_states else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
         total = states.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(states), CHUNK):
-            part = states[start : start + CHUNK]
-            target = targets[start : start + CHUNK]
-            logits = F.linear(part, weight, bias).float()
+        chunk = _chunk(states)
+        for start in range(0, len(states), chunk):
+            part = states[start : start + chunk]
+            target = targets[start : start + chunk]
+            logits = _logits(part, weight, bias)
             logs = logits.logsumexp(dim=1, keepdim=True)
             total += (logs - logits.gather(1, target[:, None])).sum()
             if not any(ctx.needs_input_grad):
                 continue
             grad_logits = logits.sub_(logs).exp_()
-            grad_logits[torch.arange(len(target)), target] -= 1
+            grad_logits[torch.arange(len(target), device=target.device), target] -= 1
             grad_logits = grad_logits.to(weight.dtype)
             if grad_states is not None:
-                grad_states[start : start + CHUNK] = grad_logits @ weight
+                grad_states[start : start + chunk] = grad_logits @ weight
             if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.T, part)
+                _add_product(grad_weight, grad_logits.T, part)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(dim=0)
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
@@ -68,7 +92,7 @@ class _SumNll(torch.autograd.Function):
 def sum_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """Compute the sum of -log p(target) under the logits states W^T + bias, a scalar in nats.
 
-    `states` [M, D], `weight` [V, D], `bias` [V], `targets` [M] int64.
+    `states` [M, D] and `weight` [V, D] of one dtype, `bias` [V], `targets` [M] int64. Logits and sums are float32.
     """
     # Inside an autograd function, needs_input_grad is True even under no_grad: detach, or gradients are computed.
     if not torch.is_grad_enabled():
@@ -90,13 +114,14 @@ class _Logprobs(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         logprobs = states.new_empty(len(states), dtype=torch.float32)
-        for start in range(0, len(states), CHUNK):
-            part = states[start : start + CHUNK]
-            target = targets[start : start + CHUNK]
-            logs = F.linear(part, weight).float().log_softmax(dim=1)
-            logprobs[start : start + CHUNK] = logs.gather(1, target[:, None])[:, 0]
+        chunk = _chunk(states)
+        for start in range(0, len(states), chunk):
+            part = states[start : start + chunk]
+            target = targets[start : start + chunk]
+            logs = _logits(part, weight).log_softmax(dim=1)
+            logprobs[start : start + chunk] = logs.gather(1, target[:, None])[:, 0]
             if grad_states is not None:
-                grad_states[start : start + CHUNK] = weight[target] - logs.exp_().to(weight.dtype) @ weight
+                grad_states[start : start + chunk] = weight[target] - logs.exp_().to(weight.dtype) @ weight
         ctx.save_for_backward(states, weight, targets, grad_states)
         return logprobs
 
@@ -108,13 +133,15 @@ class _Logprobs(torch.autograd.Function):
             grad_states = grad_states.mul_(scale[:, None].to(grad_states.dtype))
         if not ctx.needs_input_grad[1]:
             return grad_states, None, None
-        grad_weight = torch.zeros_like(weight)
-        for start in range(0, len(states), CHUNK):
-            part = states[start : start + CHUNK]
-            target = targets[start : start + CHUNK]
-            grad_logits = F.linear(part, weight).float().softmax(dim=1).neg_()
-            grad_logits[torch.arange(len(target)), target] += 1
-            grad_weight.addmm_((grad_logits * scale[start : start + CHUNK, None]).to(weight.dtype).T, part)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        chunk = _chunk(states)
+        for start in range(0, len(states), chunk):
+            part = states[start : start + chunk]
+            target = targets[start : start + chunk]
+            grad_logits = _logits(part, weight).softmax(dim=1).neg_()
+            grad_logits[torch.arange(len(target), device=target.device), target] += 1
+            grad_logits = (grad_logits * scale[start : start + chunk, None]).to(weight.dtype)
+            _add_product(grad_weight, grad_logits.T, part)
         return grad_states, grad_weight, None
 
 
@@ -132,9 +159,10 @@ def judge(logits: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -
     """
     nats = [states.new_zeros(0)]
     top = [targets.new_zeros(0, dtype=torch.bool)]
-    for start in range(0, len(states), CHUNK):
-        logs = logits(states[start : start + CHUNK]).float().log_softmax(dim=1)
-        target = targets[start : start + CHUNK]
+    chunk = _chunk(states)
+    for start in range(0, len(states), chunk):
+        logs = logits(states[start : start + chunk]).float().log_softmax(dim=1)
+        target = targets[start : start + chunk]
         nats.append(-logs.gather(1, target[:, None])[:, 0])
         top.append(logs.argmax(dim=1) == target)
     return torch.cat(nats), torch.cat(top)
@@ -147,6 +175,7 @@ class LanguageHead:
     layer: nn.Module
     scale: float = 1.0  # factor of the logits (Cohere, Granite, Falcon-H1)
     softcap: float = 0.0  # c in c tanh(logits / c) (Gemma 2); 0 for none
+    products: torch.dtype | None = None  # dtype of the matrix products; None for that of the layer's weight
 
     @classmethod
     def of(cls, network: Any) -> LanguageHead:
@@ -176,19 +205,22 @@ class LanguageHead:
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
-        out: Tensor = self.layer(states) * self.scale
+        weight: Any = self.layer.weight
+        mixed = nullcontext() if self.products is None else torch.autocast(states.device.type, dtype=self.products)
+        with mixed:
+            out: Tensor = self.layer(states.to(weight.dtype)) * self.scale
         return self.softcap * torch.tanh(out / self.softcap) if self.softcap else out
 
     def sum_nll(self, states: Tensor, targets: Tensor) -> Tensor:
         """Compute the sum of -log p(target) from states [M, D] and targets [M], a scalar in nats."""
         if (weight := self._plain_weight()) is not None:
-            return sum_nll(states, weight, None, targets)
+            return sum_nll(states.to(weight.dtype), weight, None, targets)
         return self._nll(states, targets, 1.0).sum()
 
     def logprobs(self, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Compute log p(target) when sampling at a temperature, [M] in nats, from states [M, D] and targets [M]."""
         if (weight := self._plain_weight()) is not None:
-            logprobs: Tensor = _Logprobs.apply(states / temperature, weight, targets)  # type: ignore[no-untyped-call]
+            logprobs: Tensor = _Logprobs.apply((states / temperature).to(weight.dtype), weight, targets)  # type: ignore[no-untyped-call]
             return logprobs
         return -self._nll(states, targets, temperature)
 
@@ -199,13 +231,14 @@ class LanguageHead:
             return F.cross_entropy(self.logits(states).float() / temperature, targets, reduction="none")
 
         # A head has no dropout, so checkpointing need not restore the state of the random generators.
-        parts = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
+        parts = zip(states.split(_chunk(states)), targets.split(_chunk(states)), strict=True)
         return torch.cat(
             [checkpoint(chunk_nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
         )
 
     def _plain_weight(self) -> Tensor | None:
-        """Return the weight W if the logits are exactly states W^T."""
+        """Return the weight W, in the dtype of the products, if the logits are exactly states W^T."""
         layer = self.layer
-        plain = self.scale == 1.0 and not self.softcap
-        return layer.weight if isinstance(layer, nn.Linear) and layer.bias is None and plain else None
+        if not isinstance(layer, nn.Linear) or layer.bias is not None or self.scale != 1.0 or self.softcap:
+            return None
+        return layer.weight.to(self.products or layer.weight.dtype)

@@ -49,11 +49,13 @@ class MaskedHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Compute logits, [M, D] -> [M, V]."""
-        return F.linear(self._transform(states), self._words[0].weight, self.bias)
+        words = self._words[0].weight
+        return F.linear(self._transform(states).to(words.dtype), words, self.bias.to(words.dtype))
 
     def sum_nll(self, states: Tensor, targets: Tensor) -> Tensor:
         """Compute the sum of -log p(target) from states [M, D] and targets [M], a scalar in nats."""
-        return sum_nll(self._transform(states), self._words[0].weight, self.bias, targets)
+        words = self._words[0].weight
+        return sum_nll(self._transform(states).to(words.dtype), words, self.bias.to(words.dtype), targets)
 
     def _transform(self, states: Tensor) -> Tensor:
         """[M, D] -> [M, E]."""

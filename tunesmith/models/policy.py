@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -98,12 +98,9 @@ class Policy:
         return int(self.network.config.hidden_size)
 
     def states(self, batch: Batch) -> Tensor:
-        """Compute the last hidden state of every packed token, [N, D]."""
-        with nullcontext() if self.router_loss is None else self.router_loss.record(batch):
-            if self.autocast_dtype is None:
-                return self._states(batch)
-            with self.autocast():
-                return self._states(batch).float()
+        """Compute the last hidden state of every packed token, [N, D] float32, whatever dtype the network has."""
+        with nullcontext() if self.router_loss is None else self.router_loss.record(batch), self.autocast():
+            return self._states(batch).float()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which matrix products use the autocast dtype, if there is one."""
@@ -231,8 +228,12 @@ class Policy:
     @property
     def words(self) -> LanguageHead:
         """The language head; only decoders have one."""
-        assert self.language_head is not None, "the recipe refuses word losses on encoders"
-        return self.language_head
+        head = self.language_head
+        assert head is not None, "the recipe refuses word losses on encoders"
+        # On a CPU the float32 weights of the head stay in float32 products: bfloat16 is not always faster there.
+        if self.autocast_dtype is None or self.device.type == "cpu":
+            return head
+        return replace(head, products=self.autocast_dtype)
 
     def pooled(self, batch: Batch) -> Tensor:
         """Compute one state per row, [B, D]: of the last token (decoder), or the mean over the tokens (encoder)."""

@@ -86,7 +86,7 @@ class OnlineRLLearner(Learner):
         values = _values(states.detach(), policy)
         value_loss = policy_gradient.value_loss(values, rollout.values, rollout.returns, options.clip)
         surrogate = policy_gradient.clipped_surrogate(new, old, rollout.advantages, options.clip).sum()
-        metrics["value_loss"] = (float(value_loss.detach()), self.units(batch))
+        metrics["value_loss"] = (value_loss.detach(), self.units(batch))
         return Loss(surrogate + options.value * value_loss, self.units(batch), metrics)
 
     def sample_once(self, batch: Batch, policy: Policy) -> Batch:
@@ -172,9 +172,9 @@ class OnlineRLLearner(Learner):
         """Return the share of clipped tokens, the nats per token and the KL to the reference model."""
         count = max(1, len(new))
         clipped = ((new - old).exp() - 1).abs() > self.objective.clip
-        metrics = {"clipped_share": (float(clipped.sum()), count), "nats_per_token": (float(-new.sum()), count)}
+        metrics = {"clipped_share": (clipped.sum(), count), "nats_per_token": (-new.sum(), count)}
         if rollout.reference is not None:
-            metrics["kl"] = (float(policy_gradient.kl(new, rollout.reference).sum()), count)
+            metrics["kl"] = (policy_gradient.kl(new, rollout.reference).sum(), count)
         return metrics
 
 

@@ -180,9 +180,12 @@ class PreferenceLearner(Learner):
         assert options.nll != "auto"
         assert batch.labels is not None
         reference = torch.zeros_like(logprobs) if batch.reference is None else batch.reference
-        tokens = torch.bincount(batch.row_ids, minlength=batch.rows).clamp(min=1)
+        # Neither bincount nor a boolean index: both read a value, which makes the process wait for a GPU.
+        tokens = batch.row_ids.new_zeros(batch.rows).index_add_(0, batch.row_ids, torch.ones_like(batch.row_ids))
+        tokens = tokens.clamp(min=1)
         good = batch.labels.flatten() > 0
-        own = options.nll * -(logprobs / tokens)[good].sum()
+        means = logprobs / tokens
+        own = options.nll * -(torch.where(good, means, 0.0) if options.loss == "kto" else means[::2]).sum()
         if options.loss == "kto":
             return own + kto(logprobs - reference, good, options.beta).sum()
         pairs = PairLogprobs(*(rows[side::2] for rows in (logprobs, reference, tokens) for side in (0, 1)))

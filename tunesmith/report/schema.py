@@ -63,7 +63,7 @@ class Forecast(ReportPart):
 class Memory(ReportPart):
     """Memory use of the run, in bytes."""
 
-    peak_bytes: int  # largest resident set size of the process
+    peak_bytes: int  # on a CPU the largest resident set size of the process, on a GPU the most that tensors took
     predicted_bytes: int | None = None  # estimate of `peak_bytes` before training
     model_bytes: int | None = None  # weights of the network in memory
 

@@ -196,6 +196,10 @@ class Batches:
         """
         return self._halve(self.sampler.window(step))
 
+    def recompute(self, step: int) -> bool:
+        """Return False: where these train alone, a head, nothing is kept inside of layers."""
+        return False
+
     def halve_all(self) -> int:
         """Limit micro-batches as `halve` does, by the batches of `all`."""
         return self._halve(self._all_indices())

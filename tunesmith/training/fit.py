@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from tunesmith.errors import Refused, RewardError, out_of_memory
 from tunesmith.events import Resumed, StepFinished, Validated
@@ -41,6 +42,10 @@ class StepBatches(Protocol):
 
     def halve(self, step: int) -> int:
         """Halve the tokens per micro-batch from this step on and return the new limit; 0 if one row is the limit."""
+        ...
+
+    def recompute(self, step: int) -> bool:
+        """Keep no activations inside of layers from this step on; return False if that is so already, or refused."""
         ...
 
 
@@ -172,7 +177,8 @@ class Trainer:
     def _first_update(self) -> tuple[Sequence[Batch], Sequence[Batch], float, dict[str, float]]:
         """Run forward and backward over the micro-batches of this step, in sizes that fit into memory.
 
-        If memory runs out, the gradients of the step are dropped and the step starts again with smaller micro-batches.
+        If memory runs out, the gradients of the step are dropped and the step starts again: first without activations
+        kept inside of layers, then with smaller micro-batches.
 
         Returns:
             The micro-batches, the same prepared, the loss per unit, and the metrics of the step.
@@ -180,6 +186,7 @@ class Trainer:
         while True:
             torch.manual_seed(self.plan.seed * 1_000_003 + self.state.step)
             batches = self.batches.window(self.state.step)
+            prepared: Sequence[Batch] | None = None
             try:
                 prepared = prepare_batches(self.policy, self.learner, batches)
                 sampled = any(batch.rollout is not None for batch in prepared)
@@ -190,11 +197,13 @@ class Trainer:
                     raise
             else:
                 return batches, *self._accumulate_smaller(prepared)
-            # Outside the except clause, where the error no longer references the tensors of its frames.
-            self._release_memory()
+            # Outside the except clause, where the error no longer references the tensors of its frames. Preparation
+            # keeps no activations that could be computed again.
+            if prepared is None or not self._recompute():
+                self._release_memory()
 
     def _accumulate_smaller(self, prepared: Sequence[Batch]) -> tuple[Sequence[Batch], float, dict[str, float]]:
-        """Run forward and backward over prepared batches, cutting them in half while memory runs out.
+        """Run forward and backward over prepared batches, recomputing and then cutting them while memory runs out.
 
         Rollouts were sampled before any parameter changed, so these batches are cut and not made again.
         """
@@ -204,18 +213,28 @@ class Trainer:
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
+            if self._recompute():
+                continue
             smaller = [half for batch in prepared for half in halve(batch)]
             self._release_memory(was_cut=len(smaller) > len(prepared))
             prepared = smaller
 
     def _release_memory(self, *, was_cut: bool = False) -> None:
         """Drop the gradients of a step that did not fit and halve the micro-batches from here on."""
+        self._drop_gradients()
+        if not self.batches.halve(self.state.step) and not was_cut:
+            raise Refused(f"step {self.state.step + 1}: {NOT_ONE_ROW}")
+
+    def _recompute(self) -> bool:
+        """Drop the gradients of a step that did not fit and keep fewer activations from here on, if that is new."""
+        self._drop_gradients()
+        return self.batches.recompute(self.state.step)
+
+    def _drop_gradients(self) -> None:
         for _, value in self.policy.trainable():
             value.grad = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if not self.batches.halve(self.state.step) and not was_cut:
-            raise Refused(f"step {self.state.step + 1}: {NOT_ONE_ROW}")
 
     def _validate(self) -> None:
         """Score the parameters; keep them if they are the best so far, count towards `patience` if not."""
@@ -301,7 +320,16 @@ def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Ba
         Loss per unit (a token or a row, see `Learner.units`), and metrics averaged over the step.
     """
     units = sum(learner.units(batch) for batch in prepared) or 1
-    total = 0.0
+    totals, metrics = _backward(policy, learner, prepared, units)
+    # Reading a tensor makes the process wait for a GPU, so that is left to the end.
+    return (sum(torch.stack(totals).tolist()) if totals else 0.0) / units, mean_metrics(metrics)
+
+
+def _backward(
+    policy: Policy, learner: Learner, prepared: Sequence[Batch], units: float
+) -> tuple[list[Tensor], list[StepMetrics]]:
+    """Run forward and backward on micro-batches and return their summed losses and metrics, none of them read."""
+    totals = list[Tensor]()
     metrics = list[StepMetrics]()
     for batch in prepared:
         # A loss that compares with log-probabilities taken without dropout must be computed without it, too.
@@ -310,9 +338,9 @@ def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Ba
             policy.train(dropout)
         loss = _loss(learner, batch, policy)
         (loss.total / units).backward()
-        total += float(loss.total.detach())
+        totals.append(loss.total.detach())
         metrics.append(loss.metrics)
-    return total / units, mean_metrics(metrics)
+    return totals, metrics
 
 
 def _loss(learner: Learner, batch: Batch, policy: Policy) -> Loss:
@@ -325,7 +353,7 @@ def _loss(learner: Learner, batch: Batch, policy: Policy) -> Loss:
     policy.router_loss.begin()
     loss = learner.loss(batch, policy)
     balance = policy.router_loss.value() * loss.units
-    metrics = {**loss.metrics, "router_loss": (float(balance.detach()), loss.units)}
+    metrics = {**loss.metrics, "router_loss": (balance.detach(), loss.units)}
     return Loss(loss.total + balance, loss.units, metrics)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tunesmith.config import Recipe
+from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.policy import Policy
 from tunesmith.techniques import Full, Lora
 
@@ -28,6 +30,7 @@ class TrainingPlan:
     patience: int = 3  # validations without improvement before the run stops
     updates: int = 1  # optimizer updates per step, on the same prepared batches
     seed: int = 0
+    optimizer: str = "adamw"  # or adamw-8bit
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: linear warmup, then a cosine down to a tenth of the peak."""
@@ -53,25 +56,31 @@ def between(steps: int) -> int:
 HEAD_RATE = 1e-3
 
 
-def make_optimizer(policy: Policy, plan: TrainingPlan) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters; norms, biases and soft prompts have no weight decay."""
+def make_optimizer(policy: Policy, plan: TrainingPlan) -> torch.optim.Optimizer:
+    """Return AdamW over the trainable parameters; norms, biases and soft prompts have no weight decay.
+
+    With `adamw-8bit`, matrices of 4,096 values and more keep both moments in 8 bits, in blocks of 256 with a scale each
+    (Dettmers et al. 2022, arXiv 2110.02861).
+    """
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, value in policy.trainable():
         head = name.startswith("head.")
         groups.setdefault((head, value.ndim >= 2 and (head or policy.weights)), []).append(value)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": values,
-                "weight_decay": plan.weight_decay if matrix else 0.0,
-                "times": max(1.0 if policy.weights else 0.0, HEAD_RATE / plan.learning_rate) if head else 1.0,
-            }
-            for (head, matrix), values in groups.items()
-        ],
-        lr=plan.learning_rate,
-        betas=(0.9, 0.99),
-        fused=True,
-    )
+    parameters = [
+        {
+            "params": values,
+            "weight_decay": plan.weight_decay if matrix else 0.0,
+            "times": max(1.0 if policy.weights else 0.0, HEAD_RATE / plan.learning_rate) if head else 1.0,
+        }
+        for (head, matrix), values in groups.items()
+    ]
+    if plan.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=plan.learning_rate, betas=(0.9, 0.99), fused=True)
+    with quiet():
+        from bitsandbytes.optim.adamw import AdamW8bit
+    make: Any = AdamW8bit  # untyped
+    optimizer: torch.optim.Optimizer = make(parameters, lr=plan.learning_rate, betas=(0.9, 0.99))
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -96,7 +105,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, policy: Policy, tensors:
     for key, tensor in tensors.items():
         name, _, part = key.rpartition("/")
         value = values[name]
-        optimizer.state[value][part] = tensor.to(value.device)
+        # Steps are an integer where bitsandbytes counts them, and a float32 tensor where torch does.
+        optimizer.state[value][part] = tensor.to(value.device) if tensor.dtype != torch.int64 else int(tensor)
 
 
 def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
@@ -130,4 +140,5 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
         patience=schedule.patience,
         seed=recipe.seed,
         updates=recipe.objective.updates_per_step,
+        optimizer=schedule.optimizer,
     )

@@ -43,7 +43,8 @@ def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, p
     Raises:
         Refused: the loss did not fall.
     """
-    initial = {name: value.clone() for name, value in trainable_state(policy).items()}
+    # On a GPU the copy stays in the memory of the machine: weights, gradients and moments fill the GPU's.
+    initial = {name: value.clone() if value.is_cpu else value.cpu() for name, value in trainable_state(policy).items()}
     optimizer = make_optimizer(policy, plan)
     set_rate(optimizer, plan.learning_rate)
     losses: list[float] = []

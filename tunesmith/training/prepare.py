@@ -27,8 +27,10 @@ from tunesmith.models.families import positions_of
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions
+from tunesmith.models.recompute import recompute_layers
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.progress import track
+from tunesmith.techniques import Full
 from tunesmith.training.read import read_tasks
 from tunesmith.training.rewards import check_reward
 from tunesmith.training.trackers import check_trackers
@@ -113,15 +115,19 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     check_reward(recipe)
     loaded = read_tasks(recipe, on_event=on_event, offline=offline)
     settings = recipe.machine
-    machine = choose_machine(device=settings.device, dtype=settings.dtype, threads=settings.threads)
+    machine = choose_machine(
+        device=settings.device, dtype=settings.dtype, threads=settings.threads, exact=settings.exact
+    )
     on_event(MachineChosen(machine.why))
-    options = LoadOptions("float32", machine.device, recipe.technique.load_options().quantize)
     on_event(StageStarted(f"loading {recipe.model}"))
-    base = load_base(recipe.model, options=options, offline=offline)
+    base = load_base(recipe.model, options=training_options(recipe, machine), offline=offline)
     check_pair(recipe, base.family)
     check_gates(recipe, base.family)
     check_replay(recipe, base.family)
     check_technique(recipe, base.network, base.family)
+    if recipe.schedule.recompute is True and not recompute_layers(base.network, on=False):
+        kind = base.network.config.model_type
+        raise RecipeError(f"schedule.recompute: transformers cannot run the layers of a {kind} again; leave it out")
     if recipe.objective.samples_completions:  # the completion budget, which limits the rows, depends on the rows
         bound = recipe.objective.bind(loaded[SINGLE_TASK].split.examples(), base.family)
         recipe = recipe.model_copy(update={"objective": bound})
@@ -131,6 +137,12 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     check_thinking_gates(recipe, thinks=prepared.template.thinks)
     on_event(DataLoaded(prepared.facts))
     return prepared
+
+
+def training_options(recipe: Recipe, machine: ChosenMachine) -> LoadOptions:
+    """Return how the base of a run is loaded: in float32 where its weights are trained or the recipe sets float32."""
+    whole = isinstance(recipe.technique, Full) or machine.dtype == "float32"
+    return LoadOptions("float32" if whole else "auto", machine.device, recipe.technique.load_options().quantize)
 
 
 def fit_max_length(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:

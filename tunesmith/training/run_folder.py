@@ -57,7 +57,12 @@ def drop_checkpoints(run: Path) -> None:
 
 
 # Recipe keys that no result of a run depends on.
-OLD_KEYS_WITHOUT_EFFECT: Any = {"machine": True, "data": {"audit"}, "documents": True, "arms": True, "compare": True}
+OLD_KEYS_WITHOUT_EFFECT: Any = {
+    "machine": True,
+    "schedule": {"recompute"},
+    "data": {"audit"},
+    **dict.fromkeys(("documents", "arms", "compare"), True),
+}
 KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True}  # older identities include it
 
 # Keys that were added later -> value that has no effect.
@@ -74,6 +79,7 @@ NEW_KEYS = {
     "experts": True,
     "expert_rank": 0,
     "router": False,
+    "optimizer": "adamw",
 }
 
 

@@ -32,6 +32,7 @@ from tunesmith.models.loading.checkpoint import find_folder
 from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW
 from tunesmith.models.mixtures import RouterLoss
 from tunesmith.models.policy import Policy
+from tunesmith.models.recompute import recompute_layers, recomputes
 from tunesmith.objectives import Classify, Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.online_rl import OnlineRLLearner
@@ -65,6 +66,8 @@ VALIDATION_PROMPTS = 64
 PROBE = "probe.json"
 # Key of a journal line that records an out-of-memory error: the tokens per micro-batch from there on.
 TOKENS_AT_ONCE_KEY = "tokens_at_once"
+# Key of a journal line that records that activations are computed again from there on.
+RECOMPUTE_KEY = "recompute"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +115,15 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
         plan = replace(plan, eval_steps=0)
     batches = batches_of(prepared, whole=policy.router_loss is not None)
     journal = Journal(out / "journal.jsonl")
+    recompute_layers(policy.network, on=recipe.schedule.recompute is True)
+    recompute = Recompute(policy, journal, callbacks.on_event, auto=recipe.schedule.recompute == "auto")
     if find_folder(out / "checkpoints" / "last") is None:
         # Online RL samples its completions, so there are no rows to overfit.
         if recipe.schedule.probe and not objective.samples_completions:
             with phase("overfit check"):
                 views = {name: objective.task_policy(policy, name) for name in prepared.tasks}
                 checks = [
-                    _overfit_check(task, views[name], learners[name], plan=plan, on_event=callbacks.on_event)
+                    _overfit_check(task, views[name], learners[name], plan=plan, recompute=recompute)
                     for name, task in prepared.tasks.items()
                 ]
             write_whole(out / PROBE, json.dumps(asdict(checks[0])))
@@ -126,7 +131,7 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
             init_heads_from_probe(prepared, policy, callbacks.on_event)
     probe = read_page(out / PROBE, Probe) if (out / PROBE).exists() else None
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
-    log = RunLog(journal, trackers, batches, callbacks.on_event)
+    log = RunLog(journal, trackers, batches, recompute, callbacks.on_event)
     trainer = Trainer(
         policy,
         learner,
@@ -144,9 +149,11 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
         for tracker in trackers:
             tracker.close()
     notes = [
-        _out_of_memory_note(record["step"], record[TOKENS_AT_ONCE_KEY])
+        _recompute_note(record["step"])
+        if RECOMPUTE_KEY in record
+        else _out_of_memory_note(record["step"], record[TOKENS_AT_ONCE_KEY])
         for record in journal.read()
-        if TOKENS_AT_ONCE_KEY in record
+        if "out_of_memory" in record
     ]
     if state.stopped_early and state.step < plan.steps:
         callbacks.on_event(
@@ -161,6 +168,7 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
     if objective.samples_completions:
         policy.head = None  # the value head of PPO; the model that answers does not use it
     policy.router_loss = None
+    recompute_layers(policy.network, on=False)
     policy.autocast_dtype = None  # answers are computed in full precision, here and wherever the run is loaded
     return TrainResult(policy, plan, state, probe, tuple(notes), read_task_metrics(journal, prepared))
 
@@ -202,9 +210,9 @@ def adapted_policy(prepared: TrainingContext) -> Policy:
 
 
 def autocast_dtype(prepared: TrainingContext) -> torch.dtype | None:
-    """Return the autocast dtype of training if this machine is faster in it than in the dtype of the weights."""
+    """Return the dtype of matrix products in training, if it is not that of the trained parameters, float32."""
     dtype = DTYPES[prepared.machine.dtype]
-    return None if dtype == prepared.base.network.dtype else dtype
+    return None if dtype == torch.float32 else dtype
 
 
 def learner_of(prepared: TrainingContext) -> Learner:
@@ -238,12 +246,12 @@ def check_reward_varies(prepared: TrainingContext, policy: Policy, *, on_event: 
 
 
 def _overfit_check(
-    task: TrainingContext, policy: Policy, learner: Learner, *, plan: TrainingPlan, on_event: EventHandler
+    task: TrainingContext, policy: Policy, learner: Learner, *, plan: TrainingPlan, recompute: Recompute
 ) -> Probe:
     """Check that a few short rows of a task can be learned at all; raise Refused if not."""
     rows = task.train
     shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
-    on_event(StageStarted(f"overfit check on {len(shortest)} of the shortest rows"))
+    recompute.on_event(StageStarted(f"overfit check on {len(shortest)} of the shortest rows"))
     batches = Batches(task, rows)
     tokens = batches.sampler.tokens
 
@@ -252,13 +260,15 @@ def _overfit_check(
 
     def halve() -> bool:
         nonlocal tokens
+        if recompute.start(0):
+            return True
         if len(parts()) == len(shortest):
             raise Refused(f"overfit check: {NOT_ONE_ROW}")
         tokens //= 2
         return True
 
     check = retry_smaller(lambda: can_learn(policy, learner, [batches.of(part) for part in parts()], plan=plan), halve)
-    on_event(OverfitChecked(check.first, check.last, check.steps))
+    recompute.on_event(OverfitChecked(check.first, check.last, check.steps))
     return check
 
 
@@ -335,12 +345,32 @@ def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) ->
 
 
 @dataclass(frozen=True, slots=True)
+class Recompute:
+    """Keeps no activations inside of layers once memory has run out, and records it."""
+
+    policy: Policy
+    journal: Journal
+    on_event: EventHandler
+    auto: bool  # the recipe leaves it to the run
+
+    def start(self, step: int) -> bool:
+        """Recompute activations from this step on; return False if that is so already, or refused."""
+        network = self.policy.network
+        if not self.auto or recomputes(network) or not recompute_layers(network):
+            return False
+        self.journal.write({"step": step, "out_of_memory": True, RECOMPUTE_KEY: True})
+        self.on_event(Note(_recompute_note(step)))
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class RunLog:
     """Writes events of the loop to the journal and the trackers, and passes them on."""
 
     journal: Journal
     trackers: Sequence[Tracker]
     batches: Batches | MultitaskBatches
+    recompute: Recompute
     on_event: EventHandler
 
     def __call__(self, event: Event) -> None:
@@ -351,6 +381,8 @@ class RunLog:
                 for record in self.journal.read():
                     if TOKENS_AT_ONCE_KEY in record:
                         self.batches.at_once(record[TOKENS_AT_ONCE_KEY])
+                    if RECOMPUTE_KEY in record:
+                        recompute_layers(self.recompute.policy.network)
             case Validated(step, math.inf):  # a gate was violated, which is noted already; JSON has no infinity
                 self.journal.write({"step": step, "outside_gate": True})
                 return
@@ -387,6 +419,14 @@ class LoggedBatches:
         if tokens:
             self.log.out_of_memory(step, tokens)
         return tokens
+
+    def recompute(self, step: int) -> bool:
+        """Keep no activations inside of layers from this step on; return False if that is so already, or refused."""
+        return self.log.recompute.start(step)
+
+
+def _recompute_note(step: int) -> str:
+    return f"out of memory in step {step + 1}: activations are computed again from there on (schedule.recompute)"
 
 
 def _out_of_memory_note(step: int, tokens: int) -> str:

@@ -63,7 +63,7 @@ class TrainingState:
         self.tokens += tokens
         self.forward_tokens += sum(batch.forward_tokens for batch in prepared)
         self.rows += sum(batch.examples for batch in batches)
-        self.peak_bytes = max(self.peak_bytes, peak_bytes())
+        self.peak_bytes = max(self.peak_bytes, peak_bytes(prepared[0].ids.device))
         return tokens
 
 

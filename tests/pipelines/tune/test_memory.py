@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from tests.pipelines.conftest import recipe, reviews, tune
-from tunesmith.errors import Refused
+from tunesmith.errors import RecipeError, Refused
 from tunesmith.models.batch import Batch
 from tunesmith.models.policy import Policy
+from tunesmith.models.recompute import recomputes
 from tunesmith.objectives import Classify
 from tunesmith.objectives.base import Loss
 from tunesmith.training.callbacks import Interrupted
@@ -46,13 +47,51 @@ def test_it_says_so_in_journal_and_report_and_loses_no_step(cramped: list[int], 
     said: list[dict[str, Any]] = []
     run = tune(made, tmp_path / "run", on_event=said.append)
     out = [record for record in journal(run.folder) if "out_of_memory" in record]
-    assert [record["step"] for record in out] == [0, 0]  # eight rows of a step: halved to four, then to two
+    assert [record["step"] for record in out] == [0, 0, 0]  # eight rows of a step: halved to four, then to two
+    assert out.pop(0)["recompute"]  # before that
     assert out[0]["tokens_at_once"] // 2 >= out[1]["tokens_at_once"] - 1
     (note,) = [note for note in run.report.data.notes if "out of memory" in note][-1:]
     tokens = out[1]["tokens_at_once"]
     assert note == f"out of memory in step 1: at most {tokens} tokens per micro-batch from there on, same rows per step"
     assert note in [event.text for event in said if event.kind == "note"]
     assert run.report.training.steps == run.report.training.planned_steps == 10
+
+
+def test_it_computes_activations_again_before_it_halves_a_micro_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    learned = Classify.loss
+    runs, on = {}, list[bool]()
+
+    def loss(objective: Classify, batch: Batch, policy: Policy) -> Loss:
+        on.append(recomputes(policy.network))
+        if torch.is_grad_enabled() and not on[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return learned(objective, batch, policy)
+
+    schedule = {**SCHEDULE, "probe": True}
+    runs["roomy"] = tune(recipe(tmp_path, reviews(), "llama", schedule=schedule), tmp_path / "roomy")
+    monkeypatch.setattr(Classify, "loss", loss)
+    made = recipe(tmp_path, reviews(), "llama", schedule=schedule)
+    left = [False, False, True]
+    with pytest.raises(Interrupted):
+        tune(made, tmp_path / "cut", stop=lambda: left.pop(0))
+    on.clear()
+    runs["cut"] = tune(made, tmp_path / "cut")
+    assert on
+    assert all(on)  # a run that is resumed does not try without
+    assert [{**r, "tokens_at_once": 0} for r in journal(runs["cut"].folder) if "out_of_memory" in r] == [
+        {"step": 0, "out_of_memory": True, "recompute": True, "tokens_at_once": 0}
+    ]
+    losses = [[record["loss"] for record in journal(run.folder) if "loss" in record] for run in runs.values()]
+    assert losses[0] == losses[1]  # to the bit
+    assert any("computed again" in note for note in runs["cut"].report.data.notes)
+
+
+def test_a_network_whose_layers_cannot_run_again_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("tunesmith.training.prepare.recompute_layers", lambda network, on: False)
+    with pytest.raises(RecipeError, match=r"^schedule.recompute: transformers cannot run the layers of a llama again;"):
+        tune(recipe(tmp_path, reviews(), "llama", schedule={**SCHEDULE, "recompute": True}), tmp_path / "run")
 
 
 def test_a_run_gone_on_with_does_not_try_the_size_again_that_did_not_fit(cramped: list[int], tmp_path: Path):

@@ -202,7 +202,7 @@ class ModelRegistry:
 
     def _read_base(self, name: str, source: ModelSource, version: int) -> ServedModel:
         """Load a base model, or take the loaded one that runs share, as a model for chats."""
-        options = LoadOptions("float32", configure_device(self._device), source.quantize)
+        options = LoadOptions("auto", configure_device(self._device), source.quantize)
         base = load_base(source.name, options=options, offline=self._offline)
         if base.family != "decoder":
             raise ModelError(f"{name}: an encoder without a tuned head cannot answer; serve a decoder or a run")

@@ -164,13 +164,16 @@ class LowRank(nn.Module):
 
 
 def fuse(network: nn.Module) -> None:
-    """Switch PEFT's LoRA layers over plain linear ones to the fused path, in place.
+    """Switch PEFT's LoRA layers over plain linear ones on a CPU to the fused path, in place.
+
+    On a GPU frozen weights have the dtype of the products, so that there is nothing to cast and keep.
 
     Args:
         network: a network that PEFT has wrapped; DoRA, dropout and other variants keep PEFT's forward.
     """
     for module in network.modules():
-        if type(module) is PeftLinear and type(module.base_layer) in (nn.Linear, SkinnyLinear):
+        layer: Any = module.base_layer if type(module) is PeftLinear else None
+        if type(layer) in (nn.Linear, SkinnyLinear) and layer.weight.is_cpu:
             module.__class__ = FusedLora
 
 

@@ -51,11 +51,11 @@ class SkinnyLinear(nn.Linear):
 
 
 def install(network: nn.Module) -> None:
-    """Replace a network's nn.Linear layers by SkinnyLinear, in place and without copying.
+    """Replace a network's nn.Linear layers on a CPU by SkinnyLinear, in place and without copying.
 
     Args:
         network: any module; subclasses of nn.Linear are left unchanged.
     """
     for module in network.modules():
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and module.weight.is_cpu:
             module.__class__ = SkinnyLinear

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -19,6 +20,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 # Rows, inner and outer width of the matrix products to time: the MLP of SmolLM2-135M, up and down.
 SHAPES = ((1024, 576, 1536), (1024, 1536, 576))
+# On a GPU those last microseconds, and the launch of a kernel would be measured.
+GPU_SHAPES = ((8192, 8192, 8192),)
 # bfloat16 costs a little quality, so on a CPU it has to be at least this much faster.
 MIN_SPEEDUP = 1.3
 ROUNDS = 3
@@ -49,13 +52,16 @@ class ChosenMachine:
     why: str
 
 
-def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 0) -> ChosenMachine:
+def choose_machine(
+    *, device: str = "auto", dtype: str = "auto", threads: int = 0, exact: bool = False
+) -> ChosenMachine:
     """Choose device, dtype and thread count, and set torch's thread count. Takes a second or two.
 
     Args:
         device: auto, cpu, cuda, cuda:1 or mps.
         dtype: auto, float32 or bfloat16.
         threads: number of threads; 0 for one per core.
+        exact: as in `configure_device`.
 
     Raises:
         RecipeError: if one of them is unknown, or the device is not available.
@@ -64,7 +70,7 @@ def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 
         raise RecipeError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; use auto to measure and choose")
     if threads < 0:
         raise RecipeError(f"threads: expected an integer >= 0, got {threads}; use 0 for one per core")
-    device = configure_device(device, threads=threads)
+    device = configure_device(device, threads=threads, exact=exact)
     count = torch.get_num_threads()
     # Alternate between the dtypes: another process may occupy the processor for as long as one of them is measured.
     rounds = [{name: gemm_gflops(device, DTYPES[name]) for name in ("float32", "bfloat16")} for _ in range(ROUNDS)]
@@ -75,12 +81,13 @@ def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 
     return ChosenMachine(device, chosen, count, measured, why)
 
 
-def configure_device(device: str = "auto", *, threads: int | None = 0) -> str:
-    """Choose the device and set torch's thread count.
+def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bool = False) -> str:
+    """Choose the device and set torch's thread count, and on a GPU its allocator and precision.
 
     Args:
         device: auto takes the first GPU, or the CPU; otherwise the name of an available device.
         threads: number of threads; 0 for one per core, None to leave the count unchanged.
+        exact: use only deterministic kernels on a GPU.
 
     Returns:
         The device's name.
@@ -102,7 +109,24 @@ def configure_device(device: str = "auto", *, threads: int | None = 0) -> str:
             raise RecipeError("device: torch sees no mps here; use auto")
     if threads is not None:
         torch.set_num_threads(threads or cores())
+    if device.startswith("cuda"):
+        configure_gpu(exact=exact)
     return device
+
+
+def configure_gpu(*, exact: bool) -> None:
+    """Set how torch allocates and multiplies on GPUs, for the process; before the first tensor is on one."""
+    # Rows of many lengths fragment segments of a fixed size until a large tensor fits into none of them.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    torch.set_float32_matmul_precision("high")  # TF32, where float32 is multiplied at all
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with these sizes
+    torch.use_deterministic_algorithms(exact)
+
+
+def frozen_dtype(device: str) -> str:
+    """Return the dtype in which weights that are not trained are kept and answers are computed on a device."""
+    return choose_dtype(device, {})[0] if device.startswith("cuda") else "float32"
 
 
 def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:
@@ -120,9 +144,9 @@ def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:
 
 
 def gemm_gflops(device: str, dtype: torch.dtype, *, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Measure matrix products of a small model's shapes, in billions of operations per second, best of several."""
+    """Measure matrix products of a model's shapes, in billions of operations per second, best of several."""
     work = seconds = 0.0
-    for rows, inner, outer in SHAPES:
+    for rows, inner, outer in GPU_SHAPES if device.startswith("cuda") else SHAPES:
         left = torch.ones(rows, inner, dtype=dtype, device=device)
         right = torch.ones(inner, outer, dtype=dtype, device=device)
         work += 2.0 * rows * inner * outer
@@ -153,7 +177,10 @@ def _seconds(left: torch.Tensor, right: torch.Tensor, clock: Callable[[], float]
     return max(clock() - start, 1e-9)
 
 
-def peak_bytes() -> int:
-    """Return the largest resident size of this process so far, in bytes; Linux counts in KiB, macOS in bytes."""
+def peak_bytes(device: str | torch.device = "cpu") -> int:
+    """Return the most memory that this process has used so far, in bytes: on a GPU of tensors, else resident."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB, macOS in bytes.
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024

@@ -25,7 +25,7 @@ from tunesmith.models.families import family_of
 from tunesmith.models.loading import base_from_run as run_base
 from tunesmith.models.loading import quantization as four_bit
 from tunesmith.models.loading import weight_files as weights
-from tunesmith.models.loading.device import DTYPES
+from tunesmith.models.loading.device import DTYPES, frozen_dtype
 from tunesmith.models.loading.gguf_reader import read_gguf
 from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions, locate, not_in_4_bits
 from tunesmith.models.loading.suppress_output import quiet
@@ -58,6 +58,8 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
     Raises:
         ModelError: if it is not found, not safe to load, damaged, or of an unsupported family.
     """
+    if options.dtype == "auto":
+        options = replace(options, dtype=frozen_dtype(options.device))
     if options.dtype not in DTYPES:
         raise ModelError(f"dtype: {options.dtype!r} is not one of {', '.join(DTYPES)}; use one of them")
     if options.quantize not in ("", "nf4"):
@@ -202,8 +204,10 @@ def in_memory(options: LoadOptions, family: str) -> dict[str, Any]:
         family: an encoder's pooler is not quantized: it is unused, and one that a checkpoint lacks could not be.
     """
     dtype = DTYPES[options.dtype]
+    # Straight to a GPU, without a copy of all weights in the memory of the machine.
+    placed = {} if options.device == "cpu" and not options.quantize else {"device_map": {"": options.device}}
     if not options.quantize:
-        return {"dtype": dtype}
+        return {"dtype": dtype, **placed}
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -211,7 +215,7 @@ def in_memory(options: LoadOptions, family: str) -> dict[str, Any]:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=["pooler"] if family == "encoder" else None,
     )
-    return {"dtype": dtype, "quantization_config": four_bits, "device_map": {"": options.device}}
+    return {"dtype": dtype, "quantization_config": four_bits, **placed}
 
 
 def _refuse_foreign_code(config: Mapping[str, Any], *, where: str) -> None:

@@ -36,7 +36,7 @@ MULTIMODAL_CLASSES = ("ForConditionalGeneration",)
 class LoadOptions:
     """Dtype, device and quantization of loaded weights."""
 
-    dtype: str = "float32"  # a key of DTYPES
+    dtype: str = "float32"  # a key of DTYPES; auto: bfloat16 on a GPU that has it, float32 elsewhere
     device: str = "cpu"
     quantize: str = ""  # empty or nf4
 
@@ -98,10 +98,14 @@ def not_in_4_bits(name: str, *, offline: bool = False) -> str:
     return ""
 
 
-def no_bitsandbytes() -> str:
-    """Return the message for a missing bitsandbytes; empty if it is installed."""
+def no_bitsandbytes(key: str = "quantize: nf4") -> str:
+    """Return the message for a missing bitsandbytes; empty if it is installed.
+
+    Args:
+        key: key and value of the recipe that need it.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
-        return "quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
+        return f"{key} needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
     return ""
 
 

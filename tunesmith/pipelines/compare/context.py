@@ -106,7 +106,7 @@ class ComparisonContext:
         return self.callbacks.on_event
 
     def machine(self) -> ChosenMachine:
-        """Return the machine of the recipe; answers are computed in float32, as in every evaluation."""
+        """Return the machine of the recipe; answers are computed in the dtype of every evaluation."""
         if self._machine is None:
             machine = self.recipe.machine
             self._machine = choose_machine(device=machine.device, dtype="float32", threads=machine.threads)
@@ -126,7 +126,7 @@ class ComparisonContext:
 
     def base_model(self, name: str) -> LocalModel:
         """Load a base model by name."""
-        base = load_base(name, options=LoadOptions("float32", self.machine().device), offline=self.offline)
+        base = load_base(name, options=LoadOptions("auto", self.machine().device), offline=self.offline)
         self.check_unchanged(name, base.fingerprint)
         policy = Policy.over(base.network, family=base.family)
         template = Template(base.tokenizer, chat=base.family == "decoder")

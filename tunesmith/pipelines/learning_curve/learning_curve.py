@@ -22,7 +22,6 @@ from tunesmith.events import StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
 from tunesmith.models.loading.load import load_base
-from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.pipelines.learning_curve.fit_curve import (
     FARTHEST,
     FEWEST_ROWS,
@@ -35,7 +34,7 @@ from tunesmith.pipelines.learning_curve.fit_curve import (
 from tunesmith.pipelines.learning_curve.report import LearningCurveReport, Size, Target, page, sentence
 from tunesmith.pipelines.requests import LearningCurveOptions
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.training.prepare import TrainingContext, prepare
+from tunesmith.training.prepare import TrainingContext, prepare, training_options
 from tunesmith.training.run_folder import exclusive_lock, open_run
 from tunesmith.training.train import train
 
@@ -98,7 +97,7 @@ class LearningCurveRun:
         chosen = random.Random(f"{recipe.seed}/{seed}/need").sample(range(len(everything)), rows)
         epochs = epochs_at(rows, len(everything), recipe.schedule.epochs)
         schedule = recipe.schedule.model_copy(update={"epochs": epochs, "probe": False})
-        options = LoadOptions("float32", self.context.machine.device, recipe.technique.load_options().quantize)
+        options = training_options(recipe, self.context.machine)
         context = replace(
             self.context,
             recipe=recipe.model_copy(update={"seed": recipe.seed + seed, "schedule": schedule, "track": []}),

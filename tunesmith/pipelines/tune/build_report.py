@@ -299,11 +299,10 @@ def _best_of(arms: Sequence[ArmScore], task: TaskScore) -> str:
 
 
 def _memory(run: RunResults) -> Memory:
-    """Return the peak over all processes of the run; on a GPU the prediction is of its memory, so it is left out."""
-    prediction = run.prediction if run.prepared.machine.device == "cpu" else None
+    """Return the peak over all processes of the run."""
     return Memory(
-        peak_bytes=max(peak_bytes(), run.trained.state.peak_bytes),
-        predicted_bytes=None if prediction is None else round(prediction.memory.expected),
+        peak_bytes=max(peak_bytes(run.prepared.machine.device), run.trained.state.peak_bytes),
+        predicted_bytes=None if run.prediction is None else round(run.prediction.memory.expected),
         model_bytes=resident_bytes(run.trained.policy.network),
     )
 

@@ -34,7 +34,6 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import save_model
 from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
-from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.policy import Policy
 from tunesmith.phases import phase, timing
 from tunesmith.pipelines.certify.certify import certificate_of
@@ -59,7 +58,7 @@ from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.mlm_head import train_mlm_head
 from tunesmith.training.multitask import single_task_contexts
 from tunesmith.training.own_thoughts import with_own_thoughts
-from tunesmith.training.prepare import TrainingContext, prepare
+from tunesmith.training.prepare import TrainingContext, prepare, training_options
 from tunesmith.training.replay import with_replay
 from tunesmith.training.rewards import digests
 from tunesmith.training.run_folder import (
@@ -334,8 +333,7 @@ def _run_controls(
         """Tune a base model of its own: the network of the run itself must stay unchanged."""
         callbacks.on_event(StageStarted(stage))
         folder.mkdir(parents=True, exist_ok=True)
-        quantize = control.recipe.technique.load_options().quantize
-        options = LoadOptions("float32", control.machine.device, quantize)
+        options = training_options(control.recipe, control.machine)
         control = replace(control, base=load_base(control.recipe.model, options=options, offline=True))
         policy = train(control, folder, callbacks=callbacks).policy
         callbacks.on_event(StageStarted(f"{len(control.test)} test rows"))
