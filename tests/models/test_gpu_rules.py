@@ -31,7 +31,7 @@ from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct, Preference
 from tunesmith.objectives.base import Learner
-from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
+from tunesmith.techniques import Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
 from tunesmith.training.fit import _backward, optimizer_step, prepare_batches
 from tunesmith.training.optim import TrainingPlan, make_optimizer

@@ -48,7 +48,7 @@ LEFT_OUT: dict[str, str] = {
     "sdp_attention": AUTO,
     "xformers_attention": AUTO,
     "attn_implementation": AUTO,
-    "gradient_checkpointing*": "switched on if memory runs out; schedule.recompute: true switches it on from the start",
+    "gradient_checkpointing*": "switched on if memory runs out; schedule.recompute: true switches it on before that",
     "preprocessing_num_workers": "rows are read in one process",
     "dataloader_*": "rows are read in one process",
     "dataset_prepared_path": "prepared data is not cached",
