@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.errors import ModelError
+from tunesmith.models.sharded import run_body
 
 # Positions whose logits are in memory at a time. On a GPU each chunk reads the weight again, and writes its gradient.
 CHUNK, GPU_CHUNK = 256, 2048
@@ -191,7 +192,7 @@ class LanguageHead:
         head = cls(network.get_output_embeddings(), scale, softcap)
         probe = torch.arange(1, 6, device=network.device)[None]
         with torch.no_grad():
-            ours = head.logits(network.base_model(input_ids=probe, use_cache=False).last_hidden_state)
+            ours = head.logits(run_body(network, input_ids=probe, use_cache=False).last_hidden_state)
             theirs = network(input_ids=probe, use_cache=False).logits
         if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
             raise ModelError(

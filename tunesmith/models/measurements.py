@@ -20,6 +20,7 @@ from tunesmith.models.generation.generate import AnswerIds, generate, sample
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.lm_head import LanguageHead
 from tunesmith.models.policy import Policy
+from tunesmith.models.sharded import run_body
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def states_alone(network: Any, rows: Sequence[list[int]]) -> list[Tensor]:
         rows: token ids of each row.
     """
     return [
-        network.base_model(input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
+        run_body(network, input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
         for row in rows
     ]
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM
 
 from tunesmith.models.lm_head import sum_nll
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.sharded import run_body
 
 # Names that families give the parts of the same head: linear layer, norm, and the bias of each word.
 NAMES = (
@@ -99,7 +100,7 @@ def own_head(network: Any, folder: Path | None) -> MaskedHead | None:
             whole = whole.to(network.device).eval()
             probe = torch.arange(1, 9, device=whole.device)[None]
             with torch.no_grad():
-                ours = head(whole.base_model(input_ids=probe).last_hidden_state).float()
+                ours = head(run_body(whole, input_ids=probe).last_hidden_state).float()
                 theirs = whole(input_ids=probe).logits.float()
             # The tolerance allows for networks in half precision.
             return head if torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2) else None

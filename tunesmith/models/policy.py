@@ -31,6 +31,7 @@ from tunesmith.models.families import scales_by_column
 from tunesmith.models.kernels import skinny_linear as thin
 from tunesmith.models.lm_head import LanguageHead
 from tunesmith.models.mixtures import RouterLoss
+from tunesmith.models.sharded import run_body
 
 
 @dataclass(slots=True)
@@ -146,7 +147,7 @@ class Policy:
             inputs = self.virtual.before(self.network, ids, real)
         if self.family == "decoder" and "cache" not in inputs:  # nothing follows these rows
             inputs["use_cache"] = False
-        states: Tensor = self.network.base_model(**inputs).last_hidden_state[:, -ids.shape[1] :]
+        states: Tensor = run_body(self.network, **inputs).last_hidden_state[:, -ids.shape[1] :]
         return states
 
     def _past(self) -> Past:

@@ -23,6 +23,7 @@ from tunesmith.models.attention.network_cache import cached_values
 from tunesmith.models.batch import pack
 from tunesmith.models.loading.quantization import count_parameters
 from tunesmith.models.policy import Policy
+from tunesmith.models.sharded import run_body
 from tunesmith.progress import track
 
 # Row lengths in tokens at which memory is measured: three points determine terms per pass, token and pair of tokens.
@@ -175,7 +176,7 @@ def bypassed_layers(network: Any) -> set[str]:
     network.train()
     try:
         with torch.random.fork_rng(devices=[]):
-            network.base_model(input_ids=torch.ones(1, 4, dtype=torch.int64, device=network.device), use_cache=False)
+            run_body(network, input_ids=torch.ones(1, 4, dtype=torch.int64, device=network.device), use_cache=False)
     finally:
         network.train(mode)
         for hook in hooks:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.weight_files import weight_files
+from tunesmith.models.sharded import run_body
 
 Updates = Mapping[str, Any]  # PEFT's layers by name
 # Relative error up to which a stored weight is taken for the layer's own. NF4 loses a tenth of a weight's norm; what
@@ -71,7 +72,7 @@ def _input_rms(network: Any, updates: Updates, ids: Tensor) -> dict[str, Tensor]
         return hook
 
     hooks = [module.register_forward_pre_hook(recorder(name)) for name, module in updates.items()]
-    network.base_model(input_ids=ids)  # without the output layer
+    run_body(network, input_ids=ids)  # without the output layer
     for hook in hooks:
         hook.remove()
     return {name: (total / tokens[name]).sqrt() for name, total in squares.items()}

@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCach
 from tunesmith.errors import out_of_memory
 from tunesmith.models.attention.packed import state_tolerance
 from tunesmith.models.families import counts_places, scales_by_column
+from tunesmith.models.sharded import run_body
 
 # Largest relative distance between states that should be equal, in float32. A rule allows less: `NOISE` times the
 # distance of rows of equal length, but at least the minimum of float32 or of half precision. In bfloat16, rounding
@@ -140,7 +141,7 @@ def forward_cached(network: Any, cache: Cache | None, **inputs: Any) -> tuple[Te
     mask = inputs.get("attention_mask")
     if mask is not None and mask.ndim == 2 and cache is not None and not has_columns(cache):
         inputs["attention_mask"] = mask[:, -inputs["position_ids"].shape[1] :]
-    out = network.base_model(**inputs, cache=cache, use_cache=True)
+    out = run_body(network, **inputs, cache=cache, use_cache=True)
     made: Cache | None = getattr(out, "cache", None)
     # A network that changes the given cache need not return it. One that is still empty was ignored.
     if made is None and cache is not None and any(part.numel() for part in tensors_of(cache)):
@@ -256,7 +257,7 @@ def _padded_right(network: Any) -> list[tuple[Tensor, Tensor]]:
     width = max(map(len, ROWS))
     ids = torch.cat([_ids(network, (*row, *[0] * (width - len(row)))) for row in ROWS])
     real = torch.cat([_ids(network, (*[1] * len(row), *[0] * (width - len(row)))) for row in ROWS])
-    out = network.base_model(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state.float()
+    out = run_body(network, input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state.float()
     return [(out[i, : len(row)], _alone(network, row)) for i, row in enumerate(ROWS)]
 
 
@@ -290,7 +291,7 @@ def _padded_left(network: Any, prefix: Sequence[int] = (), *, even: bool = False
 
 def _alone(network: Any, row: Sequence[int]) -> Tensor:
     """Return the states [T, D] of a row alone, without a cache."""
-    states: Tensor = network.base_model(input_ids=_ids(network, row), use_cache=False).last_hidden_state[0].float()
+    states: Tensor = run_body(network, input_ids=_ids(network, row), use_cache=False).last_hidden_state[0].float()
     return states
 
 

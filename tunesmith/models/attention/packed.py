@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tunesmith.models.attention.shared_prefix import Past, SharedPrefixAttention
 from tunesmith.models.families import slides
+from tunesmith.models.sharded import run_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +281,8 @@ def run(network: Any, ids: Tensor, positions: Tensor, layout: Layout, *, past: P
         positions = positions + virtual
         layout = layout.after_virtual(virtual)
         cache = {"cache": DynamicCache(past)}
-    out = network.base_model(
+    out = run_body(
+        network,
         input_ids=ids[None],
         position_ids=positions[None],
         attention_mask=NO_MASK.to(ids.device),
@@ -338,7 +340,7 @@ def _same_states(network: Any, *, causal: bool) -> bool:
     if slides(network.config) and windows == {None}:
         return False  # its windows exist only in its masks, and two short rows fit into any window
     for row, states in ((rows[0], packed[: shared + own]), (rows[1], packed[-own - 1 :])):
-        alone = network.base_model(input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
+        alone = run_body(network, input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
         alone = alone[-len(states) :]
         if not (states - alone).norm() <= state_tolerance(network) * alone.norm():  # NaN fails, too
             return False

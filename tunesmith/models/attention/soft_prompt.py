@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from tunesmith.models.attention.packed import state_tolerance
 from tunesmith.models.attention.shared_prefix import Past
+from tunesmith.models.sharded import run_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def keys_of(network: Any, **inputs: Tensor) -> Past:
         Keys and values [1, G, V, W], layer by layer.
     """
     cache = DynamicCache()
-    network.base_model(**inputs, cache=cache, use_cache=True)
+    run_body(network, **inputs, cache=cache, use_cache=True)
     layers: list[Any] = cache.layers
     return [(layer.keys, layer.values) for layer in layers]
 
@@ -112,12 +113,12 @@ def takes_embeddings(network: Any) -> bool:
     PEFT gives a network the embeddings of virtual tokens and words together, so there it would compute something else.
     """
     ids = torch.arange(1, 7, device=network.device)[None]
-    expected = network.base_model(input_ids=ids, use_cache=False).last_hidden_state.float()
+    expected = run_body(network, input_ids=ids, use_cache=False).last_hidden_state.float()
     try:
         embeddings = network.get_input_embeddings()(ids)
-        found = network.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state.float()
+        found = run_body(network, inputs_embeds=embeddings, use_cache=False).last_hidden_state.float()
         virtual = torch.cat([embeddings.mean(dim=1, keepdim=True), embeddings], dim=1)
-        network.base_model(inputs_embeds=virtual, use_cache=False)  # Gemma 4 accepts embeddings of words alone
+        run_body(network, inputs_embeds=virtual, use_cache=False)  # Gemma 4 accepts embeddings of words alone
     except (TypeError, ValueError, RuntimeError):
         return False
     return bool((found - expected).norm() <= state_tolerance(network) * expected.norm())

@@ -25,6 +25,7 @@ from tunesmith.errors import out_of_memory
 from tunesmith.models.attention.packed import NAME, NO_MASK, TOLERANCE, RaggedAttention
 from tunesmith.models.attention.shared_prefix import Past
 from tunesmith.models.families import scales_by_column
+from tunesmith.models.sharded import run_body
 
 COLUMN_STEP = 64  # columns are added in multiples of this
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -161,7 +162,7 @@ class SlotKVCache(Cache):
 
     def _states(self, network: Any, ids: Tensor, **options: Any) -> Tensor:
         """Run ids at the target's columns and return their states [B, T, D]."""
-        out = network.base_model(input_ids=ids, position_ids=self.target.columns, cache=self, use_cache=True, **options)
+        out = run_body(network, input_ids=ids, position_ids=self.target.columns, cache=self, use_cache=True, **options)
         states: Tensor = out.last_hidden_state
         return states
 
@@ -238,7 +239,7 @@ def fits(network: Any) -> bool:
         return False
     for row, start, head, tail in zip(rows, (3, 2), first, last, strict=True):
         ids = torch.tensor([row], device=network.device)
-        alone = network.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].float()
+        alone = run_body(network, input_ids=ids, use_cache=False).last_hidden_state[0].float()
         for expected, actual in ((alone[:2], head[:2]), (alone[start:], tail)):
             if not (expected - actual.float()).norm() <= TOLERANCE * expected.norm():  # NaN fails, too
                 return False
