@@ -59,6 +59,7 @@ def evaluate(
     rows: int = 0,
     answers: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    engine: str = "",
     offline: bool = False,
     progress: bool = True,
     callback: EventHandler | None = None,
@@ -80,6 +81,7 @@ def evaluate(
         rows: score on this many random rows, 0 for all.
         answers: write prompts and answers to this jsonl file.
         settings: how rows are read, for example `{"objective.text": "body", "data.group": "thread"}`.
+        engine: vllm or sglang (with options of it), or the address of a running one; empty for torch.
         offline: do not access the network.
         progress: show progress.
         callback: receives every progress event.
@@ -96,7 +98,7 @@ def evaluate(
 
     changes = tuple(changes_of({}, settings))
     request = EvaluateRequest(
-        str(model), str(data), str(against), objective, str(base), rows=rows, changes=changes, task=task
+        str(model), str(data), str(against), objective, str(base), rows=rows, changes=changes, task=task, engine=engine
     )
     with reporting(progress, callback) as callbacks:
         done = evaluate_rows(request, on_event=callbacks.on_event, offline=offline)
@@ -239,7 +241,8 @@ def serve(
 
     Args:
         runs: run folder or .gguf file, `NAME=` and one of these, or several.
-        engine: torch, llamacpp or vllm; default: llamacpp for .gguf files, torch otherwise.
+        engine: torch, llamacpp, vllm or sglang (with options of it), or the address of a running one; default:
+            llamacpp for .gguf files, torch otherwise.
         split: model name that splits requests by weight: `NAME=RUN:0.9,RUN:0.1`.
         rows: concurrent requests; default 32, llamacpp 8.
         max_queue: maximum queued requests.

@@ -381,6 +381,7 @@ def compare(
     settings: Mapping[str, Any] | None = None,
     budget: float = 0.0,
     price_per_hour: float = 0.0,
+    engine: str = "",
     out: str | Path | None = None,
     offline: bool = False,
     progress: bool = True,
@@ -406,6 +407,7 @@ def compare(
         settings: further recipe keys, nested or dotted.
         budget: time budget in minutes, met by using fewer test rows; 0: no limit.
         price_per_hour: machine price per hour, for the cost columns.
+        engine: vllm or sglang (with options of it), or the address of a running one; empty for torch.
         out: folder of the comparison; default `comparisons/NAME`.
         offline: do not access the network.
         progress: show progress.
@@ -424,7 +426,7 @@ def compare(
     from tunesmith.pipelines.compare.report import page
     from tunesmith.pipelines.requests import SERVER_KEY, CompareOptions, key_from_environment
 
-    options = CompareOptions(budget, price_per_hour, key_from_environment(SERVER_KEY))
+    options = CompareOptions(budget, price_per_hour, key_from_environment(SERVER_KEY), engine)
     named: dict[str, Any] = {
         "model": model,
         "objective": objective,

@@ -23,7 +23,8 @@ from tunesmith.cli.options import UsageError
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.inference.saved_model import load
-from tunesmith.inference.serving.backends.gguf import GgufBackend, _lines, find_file
+from tunesmith.inference.serving.backends.external import lines_of
+from tunesmith.inference.serving.backends.gguf import GgufBackend, find_file
 from tunesmith.inference.serving.protocol import Limits
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.techniques import Lora
@@ -239,7 +240,7 @@ def test_a_line_ends_where_it_ends_and_not_within_a_text():
             for part in parts:
                 yield part.encode()
 
-        return [line async for line in _lines(httpx.Response(200, content=stream()))]
+        return [line async for line in lines_of(httpx.Response(200, content=stream()))]
 
     assert await_here(lines()) == ['data: {"content": "a\u2028b\x85c"}', "", "data: [DONE]"]
 

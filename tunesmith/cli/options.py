@@ -120,6 +120,28 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
+def add_engine(parser: argparse.ArgumentParser, *own: str, default: str = "torch") -> None:
+    """Add `--engine`, the program that computes answers.
+
+    Args:
+        parser: parser of the command.
+        own: engines of the command besides vLLM and SGLang.
+        default: for the help, what is used without the option.
+    """
+
+    def checked(engine: str) -> str:
+        """Return the engine, after checking that it is installed: here, before torch is imported."""
+        from tunesmith.inference.engine_program import command_of
+
+        if engine and engine not in own:
+            command_of(engine)
+        return engine
+
+    named = "".join(f"{name}, " for name in own)
+    text = f"{named}vllm or sglang (with options of it), or the address of a running one (default: {default})"
+    parser.add_argument("--engine", type=checked, default="", metavar="ENGINE", help=text)
+
+
 def add_changes(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--objective`, `--technique` and `--set`, which change a recipe; read by `changes_of`."""
     parser.add_argument("--model", help="alias, Hub id, folder or GGUF file; overrides the recipe")

@@ -203,7 +203,7 @@ class LocalModel:
             raise RecipeError("scores: no answers or no prompt; give at least one of each")
         ids = option_ids(self.template, turns(batch[0]), answers)
         prompts = [self.prompt(messages, answer=max(map(len, ids))) for messages in batch]
-        return option_scores(self._decoder(), prompts, [ids] * len(prompts))
+        return self._option_scores(prompts, ids)
 
     def label_tokens(self) -> dict[str, list[int]]:
         """Return the token ids by which a decoder without a head scores each label."""
@@ -478,6 +478,9 @@ class LocalModel:
     def _generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[AnswerIds]:
         longest = [self.longest(prompt, sampling) for prompt in prompts]
         return generate_within(self._decoder(), prompts, longest, sampling=sampling, template=self.template)
+
+    def _option_scores(self, prompts: Sequence[list[int]], options: Sequence[list[int]]) -> Tensor:
+        return option_scores(self._decoder(), prompts, [options] * len(prompts))
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0, thinking: bool | None = None) -> list[int]:
         """Encode a chat; its longest message is shortened if it leaves no space for `answer` new tokens."""

@@ -12,12 +12,15 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import choose_pad
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
 from tunesmith.inference.defaults import BASE_CHAT, always_thinks
-from tunesmith.inference.identify import CONFIG, ModelSource, identify
+from tunesmith.inference.engine_server import EngineModel, EngineServer
+from tunesmith.inference.export.formats import HEAD
+from tunesmith.inference.identify import CONFIG, ModelSource, identify, read_manifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.saved_model import load
+from tunesmith.inference.saved_model import check_base, load, read_template
+from tunesmith.models.loading.base_from_run import begins_from, model_folder
 from tunesmith.models.loading.device import configure_device
-from tunesmith.models.loading.load import Base, load_base, read_tokenizer
-from tunesmith.models.loading.locate import LoadOptions
+from tunesmith.models.loading.load import Base, fingerprint_of, load_base, read_tokenizer
+from tunesmith.models.loading.locate import LoadOptions, local_family, locate
 from tunesmith.models.loading.text_part import adapter_tree, share_head
 from tunesmith.models.loading.weight_files import PICKLES, read_json
 from tunesmith.models.policy import Policy
@@ -42,6 +45,7 @@ def open_model(
     base: str = "",
     offline: bool = False,
     limit: int = 512,
+    engine: EngineServer | None = None,
 ) -> LocalModel:
     """Load a run, base model, adapter or merged model.
 
@@ -51,6 +55,7 @@ def open_model(
         base: replaces the base named by an adapter.
         offline: do not access the network.
         limit: greatest prompt length in tokens, for a model that is not a run.
+        engine: computes the answers, instead of torch in this process.
 
     Raises:
         CheckpointError: files are damaged.
@@ -60,8 +65,12 @@ def open_model(
     found = name if isinstance(name, ModelSource) else identify(name, offline=offline)
     if base and found.kind != "adapter":
         raise RecipeError(f"{found.name}: base {base}: only an adapter can be put over another base; leave it out")
+    chosen = BASE_CHAT if found.kind == "run" else _in_words(objective, found.name)
+    opened = None
+    if engine is not None:
+        opened = _in_engine(engine, found, chosen, base=base, offline=offline, limit=limit)
     if found.kind == "run":
-        model = load(found.folder or found.name, offline=offline)
+        model = opened or load(found.folder or found.name, offline=offline)
         if objective is not None and objective.kind != model.objective.kind:
             if model.policy.head is not None:
                 raise RecipeError(
@@ -70,6 +79,9 @@ def open_model(
                 )
             model.objective = _in_words(objective, found.name)
         return model
+    if opened is not None:
+        opened.thinks = always_thinks(opened.template) if objective is None else None
+        return opened
     options = LoadOptions("auto", configure_device(), found.quantize)
     if found.kind == "model":
         loaded = load_base(found.name, options=options, offline=offline)
@@ -85,7 +97,65 @@ def open_model(
     template = Template(loaded.tokenizer)
     # As a part of an evaluation it thinks as its objective says, by itself as it would without tuning.
     thinks = always_thinks(template) if objective is None else None
-    return LocalModel(policy, template, _in_words(objective, found.name), limit, thinks=thinks)
+    return LocalModel(policy, template, chosen, limit, thinks=thinks)
+
+
+def engine_refusal(found: ModelSource, title: str) -> str:
+    """Return why an engine cannot answer for a model, with the alternative; empty if it can.
+
+    Args:
+        found: the model.
+        title: name of the engine.
+    """
+    manifest = read_manifest(found.folder) if found.kind == "run" and found.folder else None
+    adapted = found.kind == "adapter" or (manifest is not None and manifest.technique.kind != "full")
+    fix = "leave --engine out, so that torch answers"
+    if found.folder is None or found.quantize or (manifest and manifest.technique.load_options().quantize):
+        return f"{found.name}: {title} would not load these weights as they are; {fix}"
+    if (local_family(found.name) if manifest is None else manifest.family) == "encoder":
+        return f"{found.name}: an encoder generates no text in {title}; {fix}"
+    if (found.folder / HEAD).exists():
+        return f"{found.name}: answers through a head, which {title} would not load; {fix}"
+    if not adapted:
+        return ""
+    config = read_json(found.folder / CONFIG, where=found.name)
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        return f"{found.name}: {title} takes plain LoRA and whole models, not this adapter; {fix}"
+    if manifest is not None and begins_from(model_folder(Path(manifest.base)), where=manifest.base)[0]:
+        fix = "give its merged export instead"
+        return f"{found.name}: its base is a run, whose adapter {title} would not merge; {fix}"
+    return ""
+
+
+def _in_engine(
+    engine: EngineServer, found: ModelSource, objective: AnyObjective, *, base: str, offline: bool, limit: int
+) -> EngineModel:
+    """Open a model as the base of an engine or as an adapter of it. Raises ModelError if that is not supported."""
+    if reason := engine_refusal(found, engine.title):
+        raise ModelError(reason)
+    folder = place = found.folder or Path(found.name)
+    rank = 0
+    if (folder / WEIGHTS).exists():
+        _vet(folder, found.name)
+        if not (named := base or found.base):
+            raise ModelError(f"{found.name}: {CONFIG} names no base; name it with --base")
+        config = read_json(folder / CONFIG, where=found.name)
+        rank = max([int(config["r"]), *(config.get("rank_pattern") or {}).values()])
+        place = locate(named, offline=offline)
+    adapter = folder if rank else None
+    if found.kind != "run":
+        words = folder if (folder / "tokenizer_config.json").exists() else place
+        template = Template(read_tokenizer(words, where=found.name))
+        name = engine.open(place, adapter, rank=rank)
+        return EngineModel.of(engine, name, template, objective=objective, limit=limit)
+    manifest, template = read_manifest(folder), read_template(folder, read_manifest(folder))
+    if adapter:
+        check_base(folder, manifest, fingerprint_of(place, where=manifest.base))
+    name = engine.open(place, adapter, rank=rank)
+    model = EngineModel.of(engine, name, template, objective=manifest.objective, limit=manifest.limit)
+    model.temperature, model.threshold = manifest.temperature, manifest.threshold
+    model.temperatures, model.thresholds = manifest.temperatures, manifest.thresholds
+    return model
 
 
 def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:

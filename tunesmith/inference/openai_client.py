@@ -117,7 +117,7 @@ def ask_endpoint(
         DataError: the server cannot be reached, refuses a request or returns something else than an answer.
     """
     check(endpoint, offline=offline)
-    with _client(endpoint) as client:
+    with client_of(endpoint) as client:
         model = endpoint.model or _only_model(client, endpoint)
         with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
             waiting = {
@@ -134,7 +134,7 @@ def ask_endpoint(
 def only_model(endpoint: Endpoint, *, offline: bool = False) -> str:
     """Return the name of the only model of the server; raise DataError if it has none or several."""
     check(endpoint, offline=offline)
-    with _client(endpoint) as client:
+    with client_of(endpoint) as client:
         return _only_model(client, endpoint)
 
 
@@ -143,9 +143,9 @@ def reach(endpoint: Endpoint, *, offline: bool = False) -> None:
     import httpx
 
     check(endpoint, offline=offline)
-    with _client(endpoint) as client:
+    with client_of(endpoint) as client:
         try:
-            _exchange(client, endpoint, "models", None)
+            exchange(client, endpoint, "models", None)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise DataError(f"{endpoint.url}: {_unreached(error)}") from None
 
@@ -154,7 +154,8 @@ def _unreached(error: Exception) -> str:
     return f"cannot be reached ({type(error).__name__}: {one_line(str(error))[:120]}); start it, or check the address"
 
 
-def _client(endpoint: Endpoint) -> httpx.Client:
+def client_of(endpoint: Endpoint) -> httpx.Client:
+    """Return a client for a server; close it after use."""
     import httpx
 
     timeout = httpx.Timeout(READ, connect=CONNECT)
@@ -163,7 +164,7 @@ def _client(endpoint: Endpoint) -> httpx.Client:
 
 
 def _only_model(client: httpx.Client, endpoint: Endpoint) -> str:
-    data = _request(client, endpoint, "models", None).get("data")
+    data = request_json(client, endpoint, "models", None).get("data")
     models = data if isinstance(data, list) else []
     names = [one_line(str(model["id"])) for model in models if isinstance(model, dict) and "id" in model]
     if len(names) != 1:
@@ -173,7 +174,7 @@ def _only_model(client: httpx.Client, endpoint: Endpoint) -> str:
 
 
 def _answer(client: httpx.Client, endpoint: Endpoint, model: str, question: Sequence[Message]) -> Answer:
-    response = _request(
+    response = request_json(
         client,
         endpoint,
         "chat/completions",
@@ -196,7 +197,7 @@ def _answer(client: httpx.Client, endpoint: Endpoint, model: str, question: Sequ
     return Answer(text or "", choice.get("finish_reason") != "length")
 
 
-def _request(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+def request_json(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
     """Return the JSON response; a busy or failing server is retried with exponential backoff."""
     import httpx
 
@@ -204,7 +205,7 @@ def _request(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str
     for attempt in range(TRIES):
         wait = 2.0**attempt
         try:
-            status, headers, text = _exchange(client, endpoint, path, body)
+            status, headers, text = exchange(client, endpoint, path, body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             problem = _unreached(error)
             if isinstance(error, httpx.ConnectError) and is_local(endpoint.url):
@@ -230,8 +231,8 @@ def _request(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str
     raise DataError(f"{endpoint.url}: {problem}")
 
 
-def _exchange(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> tuple[int, Any, str]:
-    """Return status, headers and text of one response of bounded size."""
+def exchange(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> tuple[int, Any, str]:
+    """Return status, headers and text of one response of bounded size; raise httpx.HTTPError if there is none."""
     headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     url = f"{endpoint.url.rstrip('/')}/{path}"
     data = b""

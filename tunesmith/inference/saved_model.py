@@ -108,20 +108,8 @@ def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalMo
     """
     if (folder / MANIFEST).exists():
         verify_folder(folder, only="*.safetensors")
-    if base.fingerprint != manifest.fingerprint:
-        raise CheckpointError(
-            f"{folder}: tuned over another base ({manifest.base} {manifest.fingerprint}, found {base.fingerprint}); "
-            "give the base it was tuned on"
-        )
-    try:
-        tokenizer = read_tokenizer(folder, where=str(folder))
-    except ModelError as error:
-        raise CheckpointError(f"{error}; or restore the folder") from None
-    template = Template(tokenizer, chat=manifest.family == "decoder")
-    if template.hash != manifest.template_hash:
-        raise TemplateError(
-            f"{folder}: the chat template differs from the one this model was tuned with; restore the original"
-        )
+    check_base(folder, manifest, base.fingerprint)
+    template = read_template(folder, manifest)
     policy = manifest.technique.restore(base.network, folder, family=manifest.family)
     policy.head = manifest.objective.head(policy)
     if policy.head is not None:
@@ -141,3 +129,31 @@ def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalMo
         name=f"{model_label(manifest.base)} + {manifest.technique.kind}",
         folder=str(folder.parent if folder.name == "model" else folder),
     )
+
+
+def check_base(folder: Path, manifest: ModelManifest, fingerprint: str) -> None:
+    """Raise CheckpointError if a base is not the one that a model was tuned on."""
+    if fingerprint != manifest.fingerprint:
+        raise CheckpointError(
+            f"{folder}: tuned over another base ({manifest.base} {manifest.fingerprint}, found {fingerprint}); "
+            "give the base it was tuned on"
+        )
+
+
+def read_template(folder: Path, manifest: ModelManifest) -> Template:
+    """Read the tokenizer and chat template of a model folder.
+
+    Raises:
+        CheckpointError: the tokenizer cannot be read.
+        TemplateError: the chat template has changed.
+    """
+    try:
+        tokenizer = read_tokenizer(folder, where=str(folder))
+    except ModelError as error:
+        raise CheckpointError(f"{error}; or restore the folder") from None
+    template = Template(tokenizer, chat=manifest.family == "decoder")
+    if template.hash != manifest.template_hash:
+        raise TemplateError(
+            f"{folder}: the chat template differs from the one this model was tuned with; restore the original"
+        )
+    return template

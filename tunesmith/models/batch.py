@@ -44,6 +44,7 @@ class Rollout:
     reference: Tensor | None = None  # log p under the reference model, nats
     values: Tensor | None = None  # predictions of the value head
     returns: Tensor | None = None  # targets of the value head
+    sampled: Tensor | None = None  # log p in the engine that sampled them, nats; None for this process
     metrics: StepMetrics = field(default_factory=dict)
 
     def of(self, chosen: Tensor, metrics: StepMetrics) -> Rollout:
@@ -53,10 +54,11 @@ class Rollout:
             chosen: mask of the tokens to keep, [M] bool.
             metrics: metrics of the result. They are sums, so only one part of a batch may carry them.
         """
-        old, reference, values, returns = (
-            None if part is None else part[chosen] for part in (self.old, self.reference, self.values, self.returns)
+        old, reference, values, returns, sampled = (
+            None if part is None else part[chosen]
+            for part in (self.old, self.reference, self.values, self.returns, self.sampled)
         )
-        return Rollout(self.advantages[chosen], old, reference, values, returns, metrics)
+        return Rollout(self.advantages[chosen], old, reference, values, returns, sampled, metrics)
 
 
 def mean_metrics(metrics: list[StepMetrics]) -> dict[str, float]:

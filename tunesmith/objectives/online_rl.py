@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from tunesmith.data.examples.prompts import Completion, RLPrompt, Scorer
 from tunesmith.data.tokenization.chat_template import Template, Tokens
 from tunesmith.errors import Refused
 from tunesmith.models.batch import Batch, Rollout, StepMetrics, pack
-from tunesmith.models.generation.generate import AnswerIds, generate, sample
+from tunesmith.models.generation.generate import AnswerIds, sample
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import policy_gradient
@@ -25,6 +26,16 @@ from tunesmith.objectives.rl import Rl
 
 # Rewards whose difference is below this are equal but for rounding.
 EQUAL = 1e-9
+
+
+class Sampler(Protocol):
+    """Samples completions: in this process, as `sample` does, or in an engine that receives the weights before."""
+
+    def __call__(
+        self, policy: Policy, prompts: Sequence[list[int]], *, count: int, sampling: Sampling, template: Template
+    ) -> list[list[AnswerIds]]:
+        """Return `count` completions for each prompt; an engine adds the log-probability of every token."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,7 @@ class OnlineRLLearner(Learner):
         score: scores completions.
         seed: seed of the run.
         completion_metrics: metrics of the completions themselves, for the training log.
+        sampler: samples the completions.
     """
 
     objective: Rl
@@ -46,6 +58,7 @@ class OnlineRLLearner(Learner):
     score: Scorer
     seed: int
     completion_metrics: Callable[[Sequence[Completion]], StepMetrics] = lambda completions: {}
+    sampler: Sampler = sample
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
         """Sample completions of the prompts of a batch and score them.
@@ -63,6 +76,9 @@ class OnlineRLLearner(Learner):
         packed = pack(rows or [Tokens.of(prompts[0])]).to(policy.device)
         metrics = {**_reward_metrics(scores, rewards, sampled, cut_off), **self.completion_metrics(completions)}
         rollout = self._rollout(packed, policy, rewards, kept=kept, sizes=[row.learned for row in rows])
+        logprobs = [value for i in kept for value in sampled[i].logprobs]
+        if logprobs:
+            rollout = replace(rollout, sampled=torch.tensor(logprobs, device=policy.device))
         return replace(packed, rollout=replace(rollout, metrics=metrics), step=batch.step)
 
     def units(self, batch: Batch) -> int:
@@ -78,14 +94,18 @@ class OnlineRLLearner(Learner):
         old = new.detach() if rollout.old is None else rollout.old
         options = policy_gradient.PolicyLossOptions(objective.clip, objective.beta, objective.value_weight)
         metrics = {**rollout.metrics, **self._update_metrics(new.detach(), old, rollout)}
+        weights = None if rollout.sampled is None else policy_gradient.sampling_weights(old, rollout.sampled)
         if objective.algorithm == "grpo":
-            total = policy_gradient.grpo(new, old, rollout.reference, rollout.advantages, options=options)
+            total = policy_gradient.grpo(
+                new, old, rollout.reference, rollout.advantages, weights=weights, options=options
+            )
             return Loss(total, self.units(batch), metrics)
         assert rollout.values is not None
         assert rollout.returns is not None
         values = _values(states.detach(), policy)
         value_loss = policy_gradient.value_loss(values, rollout.values, rollout.returns, options.clip)
-        surrogate = policy_gradient.clipped_surrogate(new, old, rollout.advantages, options.clip).sum()
+        each = policy_gradient.clipped_surrogate(new, old, rollout.advantages, options.clip)
+        surrogate = (each if weights is None else each * weights).sum()
         metrics["value_loss"] = (value_loss.detach(), self.units(batch))
         return Loss(surrogate + options.value * value_loss, self.units(batch), metrics)
 
@@ -98,8 +118,8 @@ class OnlineRLLearner(Learner):
     def mean_reward(self, policy: Policy, batch: Batch) -> float:
         """Return the mean reward of greedy completions of the prompts of a batch."""
         sampling = Sampling(max_new_tokens=self.objective.max_new_tokens)
-        answers = generate(policy, _prompts(batch), sampling=sampling, template=self.template)
-        completions = [self._completion(batch, row, answer) for row, answer in enumerate(answers)]
+        groups = self.sampler(policy, _prompts(batch), count=1, sampling=sampling, template=self.template)
+        completions = [self._completion(batch, row, answer) for row, (answer,) in enumerate(groups)]
         return sum(self.score(completions)) / len(completions)
 
     def check(self, policy: Policy, batch: Batch) -> tuple[float, float]:
@@ -128,7 +148,7 @@ class OnlineRLLearner(Learner):
             temperature=objective.temperature,
             seed=self.seed * 1_000_003 + batch.step,
         )
-        groups = sample(policy, prompts, count=objective.group, sampling=sampling, template=self.template)
+        groups = self.sampler(policy, prompts, count=objective.group, sampling=sampling, template=self.template)
         sampled = [answer for group in groups for answer in group]
         completions = [self._completion(batch, i // objective.group, answer) for i, answer in enumerate(sampled)]
         return prompts, sampled, completions
@@ -169,12 +189,16 @@ class OnlineRLLearner(Learner):
         return Rollout(advantages, old, reference, values, advantages + values)
 
     def _update_metrics(self, new: Tensor, old: Tensor, rollout: Rollout) -> StepMetrics:
-        """Return the share of clipped tokens, the nats per token and the KL to the reference model."""
+        """Return the share of clipped tokens, the nats per token, the KL, and how an engine differs from the policy."""
         count = max(1, len(new))
         clipped = ((new - old).exp() - 1).abs() > self.objective.clip
         metrics = {"clipped_share": (clipped.sum(), count), "nats_per_token": (-new.sum(), count)}
         if rollout.reference is not None:
             metrics["kl"] = (policy_gradient.kl(new, rollout.reference).sum(), count)
+        if rollout.sampled is not None:
+            ratio = (old - rollout.sampled).exp()
+            metrics["engine_ratio"] = (ratio.sum(), count)
+            metrics["capped_share"] = ((ratio > policy_gradient.MAX_WEIGHT).sum(), count)
         return metrics
 
 

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 # Added to a group's standard deviation, so that nearly equal rewards are not amplified; TRL's value.
 LEAST_SPREAD = 1e-4
+# Greatest importance weight of a token that an engine sampled.
+MAX_WEIGHT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,30 @@ def clipped_surrogate(new: Tensor, old: Tensor, advantages: Tensor, clip: float)
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
+def sampling_weights(old: Tensor, sampled: Tensor) -> Tensor:
+    """Compute the truncated importance weight of each token of another engine, [M].
+
+    An engine rounds differently, so its samples are slightly off-policy even with equal weights. The loss keeps its own
+    log-probabilities at sampling time as the centre of the clip range, and the weight corrects for the engine: clipping
+    against the engine's own would drop tokens for their rounding and not for a change of the policy.
+
+    Args:
+        old: log-probability of each token under the policy at sampling time, [M].
+        sampled: the same in the engine, [M].
+
+    Source: Espeholt et al. 2018 (IMPALA), arXiv 1802.01561, section 4.1, per token.
+    """
+    return (old - sampled).exp().clamp(max=MAX_WEIGHT)
+
+
 def grpo(
-    new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor, *, options: PolicyLossOptions
+    new: Tensor,
+    old: Tensor,
+    reference: Tensor | None,
+    advantages: Tensor,
+    *,
+    options: PolicyLossOptions,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Compute the GRPO loss, summed over the M tokens.
 
@@ -86,13 +110,14 @@ def grpo(
         reference: the same under the reference model, [M]; None without a KL term.
         advantages: advantage of each token, [M].
         options: `clip` and `beta`.
+        weights: importance weight of each token that an engine sampled, [M]; None for samples of the policy itself.
 
     Source: Yu et al. 2025 (DAPO), arXiv 2503.14476, equation 8; KL: DeepSeek-V3.2, arXiv 2512.02556.
     """
     each = clipped_surrogate(new, old, advantages, options.clip)
     if reference is not None and options.beta:
         each = each + options.beta * kl(new, reference) * (new - old).exp()
-    return each.sum()
+    return each.sum() if weights is None else (each * weights).sum()
 
 
 def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, sizes: list[int], *, beta: float) -> Tensor:

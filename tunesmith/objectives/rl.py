@@ -57,6 +57,11 @@ class Rl(Objective):
     beta: float = Field(0.04, ge=0, description="weight of the KL to the reference model, per token")
     clip: float = Field(0.2, gt=0, description="clip range of the probability ratio of a token")
     updates: int = Field(1, ge=1, description="optimizer steps on the same completions")
+    engine: str = Field(
+        "",
+        description="samples the completions: vllm or sglang, with options of it, or the address of a running one; "
+        "empty: this process",
+    )
     scale: Literal["group", "none"] = Field(
         "group", description="grpo: divide rewards by the standard deviation of their group, or not"
     )

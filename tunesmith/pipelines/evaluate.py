@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.predict import BaseModelPrompter
 from tunesmith.events import EventHandler, StageStarted
+from tunesmith.inference.engine_server import EngineServer
 from tunesmith.inference.identify import ModelManifest, ModelSource, identify, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
@@ -134,6 +136,13 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
         CheckpointError: a run is broken.
         TemplateError: the chat template of a run has changed.
     """
+    with EngineServer(request.engine, offline=offline) if request.engine else nullcontext() as engine:
+        return _evaluate(request, engine, on_event=on_event, offline=offline)
+
+
+def _evaluate(
+    request: EvaluateRequest, engine: EngineServer | None, *, on_event: EventHandler, offline: bool
+) -> Evaluation:
     source = identify(request.model, offline=offline)
     task = read_task(request, source, offline=offline)
     task.notes.extend(find_seen_rows(source, task.examples, part=task.part, offline=offline))
@@ -141,8 +150,14 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
     if other is not None and request.against != OWN_BASE:
         task.notes.extend(find_seen_rows(other, task.examples, part=task.part, offline=offline))
     evaluator = evaluator_for(EvalSet(task.objective, task.examples, task.limit))
+    if engine is not None and (
+        task.objective.produces not in ("labels", "text") or isinstance(evaluator, PreferenceEvaluator)
+    ):
+        raise RecipeError(
+            f"--engine: an engine generates and chooses answers, not {evaluator.shape.__name__}; leave it out"
+        )
     on_event(StageStarted(f"evaluating {model_label(request.model)} on {len(task.examples)} rows"))
-    model = _open(source, task, base=request.base, offline=offline)
+    model = _open(source, task, base=request.base, offline=offline, engine=engine)
     tuned = _predict(evaluator, model, source.name, task)
     name = Path(request.data).stem
     if other is None:
@@ -153,9 +168,11 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
         return Evaluation(alone, evaluator.to_rows({"answer": tuned}))
     on_event(StageStarted(f"evaluating {model_label(other.name)} on the same rows"))
     as_in_run = request.against == OWN_BASE and source.kind == "run" and task.own
-    base = _base_of_run(evaluator, source, task, offline=offline) if as_in_run else None
+    base = _base_of_run(evaluator, source, task, offline=offline) if as_in_run and engine is None else None
     if base is None:
-        against = _open(other, task, offline=offline)
+        against = _open(other, task, offline=offline, engine=engine)
+        if as_in_run and engine is not None:
+            against.wording = chosen_wording(source, task.part)
         if task.objective.produces == "likelihood":
             first, second = model.template.tokenizer, against.template.tokenizer
             if first.get_vocab() != second.get_vocab() or frame(first) != frame(second):
@@ -272,13 +289,17 @@ def _other(request: EvaluateRequest, source: ModelSource, *, offline: bool) -> M
     return replace(other, quantize=quantize)
 
 
-def _open(source: ModelSource, task: ScoringTask, *, base: str = "", offline: bool) -> LocalModel:
+def _open(
+    source: ModelSource, task: ScoringTask, *, base: str = "", offline: bool, engine: EngineServer | None = None
+) -> LocalModel:
     """Load a model that encodes prompts as the task requires, and note how prompts were changed."""
     manifest = read_manifest(source.folder) if source.kind == "run" and source.folder else None
     multitask = manifest is not None and SINGLE_TASK not in manifest.objective.task_objectives
     part = task.part if multitask else ""
     objective = None if part else task.objective
-    model = open_model(source, objective=objective, base=base, offline=offline, limit=task.limit).at(part)
+    model = open_model(source, objective=objective, base=base, offline=offline, limit=task.limit, engine=engine).at(
+        part
+    )
     if task.objective.produces != "likelihood":
         encode = model.objective.encode
         shortened = sum(encode(e, model.template, limit=model.limit).shortened for e in task.examples)

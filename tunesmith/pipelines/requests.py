@@ -100,6 +100,7 @@ class EvaluateRequest:
     rows: int = 0  # rows to sample, 0 for all
     changes: tuple[str, ...] = ()  # recipe settings, `key=value`
     task: str = ""  # task of a multitask run
+    engine: str = ""  # vLLM or SGLang as `EngineServer` takes it; empty for torch
 
     def __post_init__(self) -> None:
         _check_count("--rows", self.rows, zero="all rows")
@@ -176,6 +177,7 @@ class CompareOptions:
     minutes: float = 0.0  # time budget, 0: no limit
     price_per_hour: float = 0.0  # of this machine
     key: str = field(default="", repr=False)  # of a server
+    engine: str = ""  # vLLM or SGLang as `EngineServer` takes it; empty for torch
 
     def __post_init__(self) -> None:
         for name, value in (("--budget", self.minutes), ("--price-per-hour", self.price_per_hour)):

@@ -67,7 +67,7 @@ KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True}  # older i
 
 # Keys that were added later -> value that has no effect.
 NEW_KEYS = {
-    **dict.fromkeys(("split", "context", "choices", "winner"), ""),
+    **dict.fromkeys(("split", "context", "choices", "winner", "engine"), ""),
     "unanswerable": UNANSWERABLE,
     "retention": Retention().model_dump(),
     "ledger": Ledger().model_dump(),

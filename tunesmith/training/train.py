@@ -26,8 +26,10 @@ from tunesmith.events import (
     Validated,
     journal_record,
 )
+from tunesmith.inference.engine_server import rollout_sampler
 from tunesmith.metrics import calibration
 from tunesmith.models.batch import Batch, collate, split_by_tokens
+from tunesmith.models.generation.generate import sample
 from tunesmith.models.loading.checkpoint import find_folder
 from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW
 from tunesmith.models.mixtures import RouterLoss
@@ -35,7 +37,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recompute_layers, recomputes
 from tunesmith.objectives import Classify, Rl
 from tunesmith.objectives.base import Learner
-from tunesmith.objectives.online_rl import OnlineRLLearner
+from tunesmith.objectives.online_rl import OnlineRLLearner, Sampler
 from tunesmith.phases import phase
 from tunesmith.progress import track
 from tunesmith.techniques import Full
@@ -99,6 +101,11 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
         Interrupted: `should_stop` returned true; the last finished step is saved.
         Refused: the model cannot learn a few rows, the loss is not finite, or memory does not hold one row.
     """
+    with rollout_sampler(prepared.recipe) as sampler:
+        return _train(prepared, out, sampler, callbacks=callbacks)
+
+
+def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks: Callbacks) -> TrainResult:
     recipe, objective = prepared.recipe, prepared.recipe.objective
     with phase("reference log-probabilities"):
         prepared = prepared.map_tasks(
@@ -108,8 +115,8 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
         )
     with phase("adapter and head"):
         policy = adapted_policy(prepared)
-    learner = learner_of(prepared)
-    learners = {name: learner_of(task) for name, task in prepared.tasks.items()}
+    learner = learner_of(prepared, sampler)
+    learners = {name: learner_of(task, sampler) for name, task in prepared.tasks.items()}
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     if not prepared.validation:  # there may be validation rows, but none with a learned token
         plan = replace(plan, eval_steps=0)
@@ -215,7 +222,7 @@ def autocast_dtype(prepared: TrainingContext) -> torch.dtype | None:
     return None if dtype == torch.float32 else dtype
 
 
-def learner_of(prepared: TrainingContext) -> Learner:
+def learner_of(prepared: TrainingContext, sampler: Sampler = sample) -> Learner:
     """Return the learner that the training loop calls: the objective, or for `rl` one that samples completions."""
     objective = prepared.recipe.objective
     if not isinstance(objective, Rl):
@@ -223,7 +230,7 @@ def learner_of(prepared: TrainingContext) -> Learner:
     split = prepared.loaded.split
     prompts = {e.where: e for part in (split.train, split.validation) for e in part if isinstance(e, RLPrompt)}
     return OnlineRLLearner(
-        objective, prepared.template, prompts, scorer_of(objective), prepared.recipe.seed, completion_metrics
+        objective, prepared.template, prompts, scorer_of(objective), prepared.recipe.seed, completion_metrics, sampler
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bases import folder
+from tests.engine_stub import engine_stub
 from tests.pipelines.conftest import answers, recipe, tune
 from tests.test_examples import ROOT
 from tunesmith.config import Recipe, make_recipe
@@ -116,6 +119,41 @@ def test_a_run_is_measured_by_its_reward_and_answers_like_any_other(algorithm: s
     model = load(tmp_path / "run")
     assert model.policy.head is None
     assert [reply.text for reply in model.replies([[Message("user", lines[0]["question"])]])] == [lines[0]["tuned"]]
+
+
+@pytest.mark.parametrize(("off", "ratio", "capped"), [(0.0, 1.0, 0.0), (-1.0, math.e, 1.0)])
+def test_an_engine_samples_with_the_present_adapter_and_the_journal_has_its_weights(
+    off: float, ratio: float, capped: float, rules: Path, tmp_path: Path
+):
+    with engine_stub(folder("llama"), off=off) as stub:
+        tune(made(tmp_path, f"{rules}:short", objective={"engine": stub.url, "updates": 2}), tmp_path / "run")
+    journal = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    steps = [line for line in journal if "engine_ratio" in line]
+    assert len(steps) >= 2
+    assert [line["engine_ratio"] for line in steps] == pytest.approx([ratio] * len(steps), abs=1e-3)
+    assert {line["capped_share"] for line in steps} == {capped}
+    sampled = [asked for asked in stub.asked if asked["n"] == 4]
+    adapters = {asked["model"] for asked in stub.asked}
+    assert len({asked["model"] for asked in sampled}) == len(steps)  # the weights of each step
+    assert len({asked["seed"] for asked in sampled}) == len(sampled)
+    assert {asked["temperature"] for asked in stub.asked} == {0.0, 1.0}  # validation is greedy
+    assert len(stub.folders) == len(adapters)
+    assert not any(Path(place).exists() for place in stub.folders)
+    assert set(stub.adapters) <= {""}
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"technique": "full"}, "objective.engine: only plain adapters are handed over to an engine; use technique"),
+        ({"objective": {"temperature": 0.7}}, "objective.temperature: a running engine may report log-probabilities"),
+        ({"objective": {"engine": "vlm"}}, "engine: expected vllm, sglang"),
+    ],
+)
+def test_what_an_engine_cannot_sample_for_is_refused(parts: Any, said: str, rules: Path, tmp_path: Path):
+    objective = {"engine": "http://127.0.0.1:9", **parts.pop("objective", {})}
+    with pytest.raises(RecipeError, match=said):
+        tune(made(tmp_path, f"{rules}:short", objective=objective, **parts), tmp_path / "run")
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(rules: Path, tmp_path: Path):

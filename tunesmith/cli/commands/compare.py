@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.options import add_common, add_engine, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import emit, hush, show, show_table
 from tunesmith.data.files import quoted, write_whole
@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--budget", type=float, default=0.0, metavar="MINUTES", help=text)
     text = "machine price per hour, for the cost columns"
     parser.add_argument("--price-per-hour", type=float, default=0.0, metavar="PRICE", help=text)
+    add_engine(parser)
     add_schema(parser, "tunesmith.pipelines.compare.report")
     parser.set_defaults(run=run)
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.requests import SERVER_KEY, CompareOptions, key_from_environment
     from tunesmith.training.read import read_data
 
-    options = CompareOptions(args.budget, args.price_per_hour, key_from_environment(SERVER_KEY))
+    options = CompareOptions(args.budget, args.price_per_hour, key_from_environment(SERVER_KEY), args.engine)
     recipe = recipe_of(args, check=_check_models)
     if not recipe.parts:
         read_data(recipe, offline=args.offline)  # only to report wrong rows before torch is imported

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import UsageError, add_common, add_schema, add_set
+from tunesmith.cli.options import UsageError, add_common, add_engine, add_schema, add_set
 from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.files import quoted, write_whole
@@ -42,6 +42,7 @@ def add(commands: Commands) -> None:
     text = "score on N random rows, 0 for all (default: %(default)s)"
     parser.add_argument("--rows", type=int, default=0, metavar="N", help=text)
     parser.add_argument("--answers", type=Path, metavar="FILE", help="write prompts and answers to this jsonl file")
+    add_engine(parser)
     add_set(parser, "set how rows are read, for example objective.text=body or data.group=thread")
     add_schema(parser, "tunesmith.pipelines.evaluate")
     add_common(parser)
@@ -98,6 +99,7 @@ def _request(args: argparse.Namespace) -> EvaluateRequest:
         rows=args.rows,
         changes=tuple(args.changes),
         task=args.task,
+        engine=args.engine,
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import DeprecatedOption, UsageError, add_common, add_thinking
+from tunesmith.cli.options import DeprecatedOption, UsageError, add_common, add_engine, add_thinking
 from tunesmith.cli.page_server import add_address
 from tunesmith.cli.terminal import hush, log, publish, show
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 PORT = 8378
 SHUTDOWN_SECONDS = 30  # that running requests may take to finish
-ENGINES = ("torch", "llamacpp", "vllm")
 LLAMACPP_ROWS = 8
 
 
@@ -38,10 +37,7 @@ def add(commands: Commands) -> None:
     )
     text = "run folder, base model (alias, Hub id or folder) or .gguf file, or NAME= and one of these"
     parser.add_argument("runs", metavar="RUN", nargs="+", help=text)
-    text = (
-        "inference backend (default: llamacpp for .gguf files, torch otherwise; llamacpp needs a GGUF export of a run)"
-    )
-    parser.add_argument("--engine", choices=ENGINES, help=text)
+    add_engine(parser, "torch", "llamacpp", default="llamacpp for .gguf files, torch otherwise")
     text = "model name that splits requests by weight: NAME=RUN:0.9,RUN:0.1; may be repeated"
     parser.add_argument("--split", action="append", default=[], metavar="NAME=SHARES", help=text)
     text = "concurrent requests (default: 32; llamacpp 8, because it reserves memory for each)"
@@ -109,7 +105,7 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
     address = Address(args.host, args.port)
     with listen(address) as sock:
         token = stored_token(address, args.token_file, option="--token-file")
-        engine = STARTS[kind](sources, limits, offline=args.offline)
+        engine = _started(kind, sources, limits, offline=args.offline)
         thumbs = Thumbs(ratings_file)
         try:
             _check_thinking(engine, args.thinking)
@@ -150,29 +146,38 @@ def _llamacpp(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEn
     return ExternalEngine(GgufBackend(paths, slots=limits.rows), limits=limits, failed=log)
 
 
-def _vllm(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
+def _program(engine: str, sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
+    from tunesmith.inference.engine_server import EngineServer
     from tunesmith.inference.serving.backends.external import ExternalEngine
-    from tunesmith.inference.serving.backends.vllm import Vllm
+    from tunesmith.inference.serving.backends.openai_server import EngineBackend
 
-    log(f"loading {', '.join(sources)}")
+    server = EngineServer(engine, offline=offline, rows=limits.rows, adapters=len(sources))
+    log(f"loading {', '.join(sources)} in {engine}")
     paths = {name: versions[0] for name, versions in sources.items()}
-    return ExternalEngine(Vllm(paths, rows=limits.rows, offline=offline), limits=limits, failed=log)
+    try:
+        return ExternalEngine(EngineBackend(paths, server, offline=offline), limits=limits, failed=log)
+    except BaseException:
+        server.close()
+        raise
 
 
-STARTS: dict[str, Callable[..., AnsweringEngine]] = {"torch": _torch, "llamacpp": _llamacpp, "vllm": _vllm}
+def _started(engine: str, sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
+    if engine == "torch":
+        return _torch(sources, limits, offline=offline)
+    if engine == "llamacpp":
+        return _llamacpp(sources, limits, offline=offline)
+    return _program(engine, sources, limits, offline=offline)
 
 
 def _kind(args: argparse.Namespace, sources: Sources) -> str:
-    """Return the name of the engine. Raises UsageError if it cannot serve the sources."""
+    """Return the engine. Raises TunesmithError if there is none of that name, or it cannot serve the sources."""
     files = [path for versions in sources.values() for path in versions if _is_gguf(path)]
     kind = args.engine or ("llamacpp" if files else "torch")
     if kind != "llamacpp" and files:
         raise UsageError(f"{files[0]}: only llama.cpp serves GGUF files; omit --engine {kind}")
     bases = [path for versions in sources.values() for path in versions if not _is_gguf(path) and not _is_run(path)]
-    if kind != "torch" and bases:
-        raise UsageError(
-            f"{bases[0]}: not a run, and a base model is only served by --engine torch; omit --engine {kind}"
-        )
+    if kind == "llamacpp" and bases:
+        raise UsageError(f"{bases[0]}: neither a run nor a .gguf file, which llama.cpp serves; omit --engine {kind}")
     repeated = [name for name, versions in sources.items() if len(versions) > 1]
     if kind != "torch" and repeated:
         raise UsageError(f"{repeated[0]}: only --engine torch serves several versions; use different names")

@@ -96,6 +96,7 @@ class AnswerIds:
     ids: list[int]  # without the stop token
     finished: bool  # ended by itself, not by the token limit
     end: tuple[int, ...] = ()  # the stop token, if it ended with one
+    logprobs: tuple[float, ...] = ()  # of `ids` and `end` where they were sampled, nats; empty if not recorded
 
 
 def generate(

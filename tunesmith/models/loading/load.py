@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -115,6 +116,24 @@ def _from_folder_or_run(name: str, folder: Path, options: LoadOptions, *, offlin
         base.network = four_bit.dequantized(base.network)
     network, fingerprint = run_base.merged(base.network, folder, fingerprint=base.fingerprint, where=name)
     return Base(name, None, network, read_tokenizer(folder, where=name), base.family, fingerprint)
+
+
+def fingerprint_of(folder: Path, *, where: str) -> str:
+    """Return the fingerprint of the weights in a folder, without loading them.
+
+    Args:
+        folder: a folder with complete weights.
+        where: its name, for messages.
+
+    Raises:
+        ModelError: its files cannot be read, or belong to a multimodal model.
+    """
+    if text_config(weights.read_json(folder / "config.json", where=where)) is not None:
+        raise ModelError(f"{where}: multimodal, and only its text part was tuned; give a merged export instead")
+    files = weights.weight_files(folder, where=where)
+    with _reading(where), quiet():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return weights.fingerprint(config.to_dict(), weights.glimpses_of_files(files))
 
 
 def read_tokenizer(folder: Path, *, where: str) -> Any:

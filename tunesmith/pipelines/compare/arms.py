@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tunesmith.data.examples.types import Example, LabelledText
@@ -102,7 +102,7 @@ def _tuned(context: ComparisonContext, name: str, model: LocalModel) -> Arm:
     if name == "raft":  # passages, as in its training rows
         return _with_retrieval(context, allow_long_prompts(model), ArmSetting(shown=PASSAGES, form=FORMS[0]))
     if name == "closed-book":  # trained on texts, so it answers by the objective of the comparison
-        closed_book = LocalModel(model.policy, model.template, context.objective, max_prompt_tokens(model.policy))
+        closed_book = replace(model, objective=context.objective, limit=max_prompt_tokens(model.policy))
         return _plain_arm(context, closed_book, wording=_wording(context))
     if model.policy.head is None:
         return _plain_arm(context, model)

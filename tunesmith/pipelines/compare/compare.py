@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tunesmith.data.splits.split import Split
 from tunesmith.errors import CheckpointError, RecipeError, TunesmithError
 from tunesmith.evaluation.predict import question, subsample
 from tunesmith.events import Note, StageStarted
+from tunesmith.inference.engine_server import EngineServer
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import ArmAnswers
 from tunesmith.pipelines.compare.arm_kinds import kind_of, trains_on_rows
@@ -79,7 +81,7 @@ def compare(
     check_rows(recipe, split, offline=offline)
     read_style_rules(recipe, offline=offline)
     objective = _bound_objective(recipe, split)
-    folder = _open_folder(recipe, out, split, minutes=options.minutes)
+    folder = _open_folder(recipe, out, split, options)
     recipe = pin_machine(recipe, folder / MACHINE)  # times of two machines are not comparable
     context = ComparisonContext(
         recipe=recipe.model_copy(update={"objective": objective}),
@@ -93,7 +95,8 @@ def compare(
         notes=list(split.notes),
         key=options.key,
     )
-    with exclusive_lock(folder):
+    engine = EngineServer(options.engine, offline=offline) if options.engine else nullcontext()
+    with exclusive_lock(folder), engine as context.engine:
         if options.minutes:
             _apply_budget(context, arms, options.minutes)
         # Missing servers and documents are reported now, not after the arms before them.
@@ -163,7 +166,7 @@ def _bound_objective(recipe: Recipe, split: Split) -> Classify | Instruct:
     return objective
 
 
-def _open_folder(recipe: Recipe, out: Path | None, split: Split, *, minutes: float) -> Path:
+def _open_folder(recipe: Recipe, out: Path | None, split: Split, options: CompareOptions) -> Path:
     """Create or reopen the folder of a comparison. Raises CheckpointError if it contains something else."""
     # Stored answers belong to rows by their position, so the rows must be equal in every character and in order.
     parts = []
@@ -172,7 +175,9 @@ def _open_folder(recipe: Recipe, out: Path | None, split: Split, *, minutes: flo
         for row in rows:
             digest.update(f"{row!r}\n".encode())
         parts.append((name, digest.hexdigest()))
-    parts.append(("minutes", f"{minutes:g}"))
+    parts.append(("minutes", f"{options.minutes:g}"))
+    if options.engine:
+        parts.append(("engine", options.engine.split()[0]))
     settings = recipe.model_dump(mode="json", exclude=KEYS_WITHOUT_EFFECT)
     settings["compare"] = {IDENTITY_KEYS.get(key, key): value for key, value in settings["compare"].items()}
     identity = identity_of(settings, parts, _document_digests(recipe.documents.source))

@@ -20,12 +20,15 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError, DataError, RecipeError
 from tunesmith.evaluation.predict import question, reference_answers
 from tunesmith.events import EventHandler, StageStarted
+from tunesmith.inference.engine_server import EngineServer
+from tunesmith.inference.identify import identify
 from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.open_model import engine_refusal, open_model
 from tunesmith.inference.saved_model import load
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
-from tunesmith.models.loading.load import load_base
-from tunesmith.models.loading.locate import LoadOptions
+from tunesmith.models.loading.load import fingerprint_of, load_base
+from tunesmith.models.loading.locate import LoadOptions, local_family, locate
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import ArmAnswers, ArmSetting, Choices
@@ -95,6 +98,7 @@ class ComparisonContext:
     offline: bool
     notes: list[str] = field(default_factory=list)
     key: str = ""  # of a server
+    engine: EngineServer | None = None  # computes the answers instead of torch, where it can
     learned: str = ""  # the part of the training rows that is used, if a budget excludes some
     _machine: ChosenMachine | None = None
     _base: LocalModel | None = None
@@ -126,6 +130,11 @@ class ComparisonContext:
 
     def base_model(self, name: str) -> LocalModel:
         """Load a base model by name."""
+        if self.engine is not None and local_family(name) == "decoder":
+            self.check_unchanged(name, fingerprint_of(locate(name, offline=self.offline), where=name))
+            model = open_model(name, engine=self.engine, objective=self.objective, offline=self.offline)
+            model.limit = max_prompt_tokens(model.policy)
+            return model
         base = load_base(name, options=LoadOptions("auto", self.machine().device), offline=self.offline)
         self.check_unchanged(name, base.fingerprint)
         policy = Policy.over(base.network, family=base.family)
@@ -149,6 +158,9 @@ class ComparisonContext:
 
     def tuned(self, run: str | Path) -> LocalModel:
         """Load the model of a run on the machine that all arms are timed on."""
+        source = identify(run, offline=self.offline)
+        if self.engine is not None and not engine_refusal(source, self.engine.title):
+            return open_model(source, engine=self.engine, offline=self.offline)
         machine = self.machine()
         return load(run, device=machine.device, threads=machine.threads, offline=self.offline)
 
@@ -163,6 +175,8 @@ class ComparisonContext:
     def release_base(self) -> None:
         """Release the base model from memory before a run loads its own."""
         self._base = None
+        if self.engine is not None:
+            self.engine.close()
 
     def retrieval(self) -> Retrieval:
         """Return the documents, indexed in the folder of the comparison.

@@ -1,4 +1,4 @@
-"""An engine over an external program with its own batching (llama.cpp or vLLM).
+"""An engine over an external program with its own batching (llama.cpp, vLLM or SGLang).
 
 The program receives token ids, so a prompt has the same ids in every engine. Everything here runs in the event loop of
 the server.
@@ -7,12 +7,15 @@ the server.
 from __future__ import annotations
 
 import asyncio
+import json
 import traceback
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+
+import httpx
 
 from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
@@ -241,3 +244,24 @@ def _thought_tokens(text: str, new_tokens: int, splitter: ThoughtSplitter | None
         return 0
     ids = splitter.template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return min(new_tokens, splitter.thought_tokens(ids))
+
+
+async def lines_of(response: httpx.Response) -> AsyncGenerator[str, None]:
+    """Yield lines; httpx would also split at U+2028 and similar characters, which are valid inside JSON strings."""
+    rest = ""
+    async for part in response.aiter_text():
+        *lines, rest = (rest + part).split("\n")
+        for line in lines:
+            yield line.rstrip("\r")
+
+
+def refused(title: str, status: int, body: bytes, request: GenerationRequest) -> Exception:
+    """Return AskError for an invalid request, RuntimeError for an internal error of a program."""
+    try:
+        reason = str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        reason = body.decode(errors="replace")
+    if 400 <= status < 500:
+        field = "messages" if request.schema is None else "response_format"
+        return AskError(f"{field}: rejected by {title} ({' '.join(reason.split())[:200]}); change the request")
+    return RuntimeError(f"{title} answered {status}: {reason[:500]}")

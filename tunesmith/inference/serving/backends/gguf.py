@@ -21,9 +21,9 @@ from tunesmith.inference.export.formats import GGUF
 from tunesmith.inference.export.gguf_writer import TELLING
 from tunesmith.inference.identify import MANIFEST_FILE, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
-from tunesmith.inference.serving.backends.external import ExternalModel
+from tunesmith.inference.serving.backends.external import ExternalModel, lines_of, refused
 from tunesmith.inference.serving.live_answer import CompletionChunk, End, ScoredToken
-from tunesmith.inference.serving.request import AskError, GenerationRequest
+from tunesmith.inference.serving.request import GenerationRequest
 from tunesmith.models.generation.generate import before_stop
 from tunesmith.models.generation.json_grammar import Grammar
 from tunesmith.models.generation.thoughts import ThoughtSplitter
@@ -72,11 +72,11 @@ class GgufBackend:
             await asyncio.to_thread(self._grammar(model).follow, request.schema)
         async with self._client.stream("POST", url, json=wanted(ids, request), headers=server.headers) as response:
             if response.status_code != 200:
-                raise _refused(response.status_code, await response.aread(), request)
+                raise refused(self.title, response.status_code, await response.aread(), request)
             if not request.in_pieces:
                 yield _whole(json.loads(await response.aread()), model, request)
                 return
-            async for line in _lines(response):
+            async for line in lines_of(response):
                 mark, _, content = line.partition(": ")
                 if mark not in ("data", "error") or content == "[DONE]":
                     continue
@@ -93,15 +93,6 @@ class GgufBackend:
     def close(self) -> None:
         """Stop all servers, by releasing the last reference to them."""
         self._servers.clear()
-
-
-async def _lines(answer: httpx.Response) -> AsyncGenerator[str, None]:
-    """Yield lines; httpx would also split at U+2028 and similar characters, which are valid inside JSON strings."""
-    rest = ""
-    async for part in answer.aiter_text():
-        *lines, rest = (rest + part).split("\n")
-        for line in lines:
-            yield line.rstrip("\r")
 
 
 def find_file(place: Path) -> Path:
@@ -186,15 +177,3 @@ def _whole(response: Mapping[str, Any], model: ExternalModel, request: Generatio
     ids = [token for token in response["tokens"] if token not in model.template.stop_ids]
     text = model.template.decode(ids) if request.text is not None else ThoughtSplitter(model.template).decode(ids)
     return replace(piece, text=before_stop(text, request.sampling.stop))
-
-
-def _refused(status: int, body: bytes, request: GenerationRequest) -> Exception:
-    """Return AskError for an invalid request, RuntimeError for an internal error of llama.cpp."""
-    try:
-        reason = str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        reason = body.decode(errors="replace")
-    if 400 <= status < 500:
-        field = "messages" if request.schema is None else "response_format"
-        return AskError(f"{field}: rejected by llama.cpp ({' '.join(reason.split())[:200]}); change the request")
-    return RuntimeError(f"llama.cpp answered {status}: {reason[:500]}")

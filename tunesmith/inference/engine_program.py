@@ -1,0 +1,177 @@
+"""vLLM and SGLang as programs: where they are installed, how they are started, and how they are stopped. No torch."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tunesmith.config import Recipe
+from tunesmith.errors import ModelError, RecipeError, briefly
+from tunesmith.models.loading.base_from_run import begins_from
+from tunesmith.models.loading.locate import locate
+from tunesmith.objectives import Rl
+from tunesmith.progress import measuring
+from tunesmith.techniques import Lora
+
+BASE = "base"  # name of the base model in an engine that is started here
+LORA_RANKS = (64, 128, 256, 320, 512)  # that vLLM accepts; the least is for adapters that are loaded later
+STOP_SECONDS = 15.0  # until a process that does not end is killed
+# Variables of this process that would change what the engine imports, or make it a rank of our processes.
+OWN_VARIABLES = ("PYTHONPATH", "VIRTUAL_ENV", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Everything that differs between the programs. Names in braces are filled in: base, rows, key, adapters, rank."""
+
+    title: str
+    routes: str  # before the names of the routes that load and unload adapters
+    adapter_key: str  # field of a request that names the adapter
+    options: str
+    lora_options: str
+
+
+PROGRAMS = {
+    # Without white space in JSON, as in our own generation.
+    "vllm": Program(
+        "vLLM",
+        "v1/",
+        "model",
+        "serve {base} --max-num-seqs {rows} --generation-config vllm --structured-outputs-config.backend guidance "
+        "--structured-outputs-config.disable_any_whitespace true",
+        "--enable-lora --max-loras {adapters} --max-lora-rank {rank}",
+    ),
+    # One more place for rows without an adapter.
+    "sglang": Program(
+        "SGLang",
+        "",
+        "lora_path",
+        "serve --model-path {base} --max-running-requests {rows} --sampling-defaults openai --api-key {key} "
+        "--grammar-backend llguidance --constrained-json-disable-any-whitespace",
+        "--enable-lora --lora-target-modules all --max-loras-per-batch {places} --max-lora-rank {rank}",
+    ),
+}
+
+
+def command_of(engine: str) -> list[str]:
+    """Return how an engine is started: a key of `PROGRAMS`, its executable, options of the user; empty for an address.
+
+    Args:
+        engine: as `EngineServer` takes it.
+
+    Raises:
+        RecipeError: it names no engine.
+        ModelError: the program is not installed.
+    """
+    if engine.startswith(("http://", "https://")):
+        return []
+    program, *options = shlex.split(engine) or [""]
+    kind = Path(program).name
+    if kind not in PROGRAMS:
+        expected = "vllm, sglang, the path of one of them, or the address of a running one"
+        raise RecipeError(f"engine: expected {expected}, got {engine!r}; write http://127.0.0.1:8000 for an address")
+    variable = f"TUNESMITH_{kind.upper()}"
+    named = Path(program if program != kind else os.environ.get(variable) or kind).expanduser()
+    found = shutil.which(str(named / "bin" / kind if named.is_dir() else named))
+    if found is None:
+        install = f"python -m venv ENV && ENV/bin/pip install {kind}"
+        raise ModelError(
+            f"engine: no program {str(named)!r}; install it in an environment of its own ({install}) and set "
+            f"{variable}=ENV, or give --engine ENV/bin/{kind}"
+        )
+    return [kind, found, *options]
+
+
+def check_rollouts(recipe: Recipe) -> None:
+    """Raise RecipeError if an engine cannot sample for a recipe, ModelError if it is not installed."""
+    objective, technique = recipe.objective, recipe.technique
+    if not isinstance(objective, Rl) or not objective.engine:
+        return
+    if not isinstance(technique, Lora) or technique.dora or technique.quantize:
+        fix = "use technique: lora, without dora and quantize, or leave the engine out"
+        raise RecipeError(f"objective.engine: only plain adapters are handed over to an engine; {fix}")
+    if not command_of(objective.engine) and objective.temperature != 1:
+        fix = "use 1, or let the run start it (engine: vllm)"
+        raise RecipeError(f"objective.temperature: a running engine may report log-probabilities at 1; {fix}")
+    if begins_from(locate(recipe.model), where=recipe.model)[0]:
+        fix = "start from its merged export, or leave the engine out"
+        raise RecipeError(f"objective.engine: an engine does not merge the adapter of {recipe.model}; {fix}")
+
+
+class EngineProcess:
+    """A process of a program on a free port of loopback, behind a random key.
+
+    Args:
+        command: as `command_of` returns it; the options of the user override the others.
+        options: further options.
+        key: the key.
+        offline: do not access the network.
+
+    Raises:
+        ModelError: it ends before it answers.
+    """
+
+    def __init__(self, command: Sequence[str], options: Sequence[str], *, key: str, offline: bool) -> None:
+        kind, executable, *own_options = command
+        title = PROGRAMS[kind].title
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = sock.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        own = {"VLLM_API_KEY": key, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+        own |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"} | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+        where = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", BASE]
+        self._folder = Path(tempfile.mkdtemp(prefix="tunesmith-engine-"))
+        with (self._folder / "log.txt").open("wb") as log:
+            self._process = subprocess.Popen(
+                [executable, *options, *where, "--load-format", "safetensors", *own_options],
+                env={name: value for name, value in os.environ.items() if name not in OWN_VARIABLES} | own,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that Ctrl-C reaches it only after the running requests
+            )
+        atexit.register(self.stop)
+        with measuring(f"starting {title}", 1, unit="engine") as meter:
+            while not self._answers():
+                if self._process.poll() is not None:
+                    log_file, reason = self._folder / "log.txt", self._reason()
+                    self.stop(keep=True)
+                    raise ModelError(f"{title}: did not start ({reason}); see {log_file}")
+                meter.update(0.0)
+                time.sleep(0.5)
+
+    def stop(self, *, keep: bool = False) -> None:
+        """Stop the process and all that it has started; `keep` leaves its log."""
+        atexit.unregister(self.stop)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+        if not keep:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _reason(self) -> str:
+        """Return the last line of the log that names an error, or the last line."""
+        text = (self._folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+        lines = text.splitlines() or ["no message"]
+        return briefly(next((line for line in reversed(lines) if "rror:" in line), lines[-1]))
