@@ -124,11 +124,16 @@ def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
         load(tmp_path)
 
 
-def test_a_base_that_moved_is_still_the_same_base(tmp_path: Path):
+def test_a_base_that_moved_is_still_the_same_base_and_the_edit_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     made = tuned(tmp_path, "llama", LORA, "words")
     moved = shutil.copytree(folder("llama"), tmp_path / "elsewhere")
     edit(tmp_path / "model" / MANIFEST_FILE, base=str(moved))
     assert torch.equal(logits(load(tmp_path)), logits(made))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'model' / MANIFEST_FILE}: edited since it was written; restore it if that was not you"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -137,6 +142,9 @@ def test_a_changed_chat_template_is_refused(kind: str, tmp_path: Path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     tokenizer.chat_template = CHATML.replace("helpful", "terse").replace("<|im_end|>", tokenizer.eos_token)
     tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="missing or changed since it was written"):
+        load(tmp_path)
+    (tmp_path / "model" / MANIFEST).unlink()
     with pytest.raises(TemplateError, match="the chat template differs from the one this model was tuned with"):
         load(tmp_path)
 
@@ -161,10 +169,26 @@ def test_damaged_weights_are_refused(kind, technique, name, file, damage, tmp_pa
         load(tmp_path)
 
 
-def test_a_folder_that_was_copied_without_its_manifest_still_opens(tmp_path: Path):
+def test_a_folder_that_was_copied_without_its_manifest_still_opens_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     made = tuned(tmp_path, "llama", LORA, "words")
     (tmp_path / "model" / MANIFEST).unlink()
     assert torch.equal(logits(load(tmp_path)), logits(made))
+    assert torch.equal(logits(load(tmp_path)), logits(made))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'model'}: manifest.json is missing, so nothing shows whether its files have changed; restore it"
+    ]
+
+
+def test_a_file_that_came_later_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tuned(tmp_path, "llama", LORA, "words")
+    (tmp_path / "model" / "notes.md").write_text("mine")
+    load(tmp_path)
+    assert not caplog.records
+    (tmp_path / "model" / "added_tokens.json").write_text("{}")
+    load(tmp_path)
+    assert "'added_tokens.json' is not of the run and may change its answers" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -189,6 +213,7 @@ def test_a_page_that_is_no_json_is_refused(tmp_path: Path):
 
 def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path):
     tuned(tmp_path, "llama", LORA)
+    (tmp_path / "model" / MANIFEST).unlink()
     for damage in ("{", "{}", "[]"):
         (tmp_path / "model" / "tokenizer.json").write_text(damage)
         with pytest.raises(CheckpointError, match="transformers cannot read it .*; or restore the folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -162,10 +163,28 @@ def test_a_file_that_changed_since_it_was_written_is_refused(tmp_path: Path, dam
     file.unlink() if damage == "missing" else file.write_text("wore" if damage == "flipped" else "words")
     with pytest.raises(CheckpointError, match=r"b\.txt: missing or changed since it was written"):
         verify_folder(tmp_path / "last")
-    verify_folder(tmp_path / "last", only="a.*")
+    if damage == "missing":
+        with pytest.raises(CheckpointError, match="missing"):
+            verify_folder(tmp_path / "last", editable=("inner/b.txt",))
+    else:
+        assert verify_folder(tmp_path / "last", editable=("inner/b.txt",)) == ["inner/b.txt"]
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[1]"])
+def test_a_file_is_read_again_after_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_folder(tmp_path / "last", filler("word"))
+    read: list[Path] = []
+    real = checkpoint.sha256_of_file
+    monkeypatch.setattr(checkpoint, "sha256_of_file", lambda path: (read.append(path), real(path))[1])
+    monkeypatch.setattr(checkpoint, "CLOCK_TICK", 0)
+    for _ in range(3):
+        verify_folder(tmp_path / "last")
+    assert len(read) == 2  # once for each file
+    os.utime(tmp_path / "last" / "a.txt")
+    verify_folder(tmp_path / "last")
+    assert [path.name for path in read[2:]] == ["a.txt"]
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1]", '[["a.txt", "x"]]'])
 def test_a_folder_without_a_readable_manifest_is_refused(tmp_path: Path, text: str | None):
     write_folder(tmp_path / "last", filler("word"))
     file = tmp_path / "last" / MANIFEST

@@ -13,10 +13,11 @@ from tunesmith.data.files import read_page
 from tunesmith.errors import CheckpointError
 from tunesmith.models.loading.base_from_run import base_place
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
+from tunesmith.models.loading.checkpoint import MODEL_FILE as MANIFEST_FILE
+from tunesmith.models.loading.checkpoint import verify_model
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.weight_files import INDEX, SINGLE, read_json
 
-MANIFEST_FILE = "tunesmith.json"
 CONFIG = "adapter_config.json"
 PACKED = "base_in_memory.json"  # next to an exported adapter that was trained over a 4-bit base
 
@@ -41,11 +42,13 @@ class ModelManifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> ModelManifest:
-    """Read the manifest of a model folder; a relative path of the base is resolved.
+    """Read the manifest of a model folder, after checking all its files; a relative path of the base is resolved.
 
     Raises:
-        CheckpointError: there is no manifest, or it is invalid.
+        CheckpointError: there is no manifest, it is invalid, or a file is missing or has changed.
     """
+    if (folder / MANIFEST_FILE).exists():
+        verify_model(folder)
     try:
         about = read_page(folder / MANIFEST_FILE, ModelManifest)
     except OSError:

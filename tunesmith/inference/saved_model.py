@@ -10,7 +10,7 @@ from tunesmith.errors import CheckpointError, ModelError, TemplateError
 from tunesmith.inference.identify import MANIFEST_FILE, ModelManifest, find_model, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
-from tunesmith.models.loading.checkpoint import MANIFEST, load_tensors, save_tensors, verify_folder
+from tunesmith.models.loading.checkpoint import load_tensors, save_tensors, verify_model
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base, read_tokenizer
 from tunesmith.models.loading.locate import LoadOptions
@@ -106,8 +106,7 @@ def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalMo
         CheckpointError: the files are damaged, or the base is not the one of training.
         TemplateError: the chat template has changed.
     """
-    if (folder / MANIFEST).exists():
-        verify_folder(folder, only="*.safetensors")
+    verify_model(folder)
     check_base(folder, manifest, base.fingerprint)
     template = read_template(folder, manifest)
     policy = manifest.technique.restore(base.network, folder, family=manifest.family)

@@ -9,11 +9,10 @@ from typing import Any
 from tunesmith.data.files import is_there, sha256_of_file
 from tunesmith.errors import ModelError
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
-from tunesmith.models.loading.checkpoint import MANIFEST, verify_folder
+from tunesmith.models.loading.checkpoint import MODEL_FILE, names_file, verify_model
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.weight_files import read_json
 
-MODEL_FILE = "tunesmith.json"
 RUN_FILE = "run.json"  # every run folder has it from the first second
 ADAPTER_FILE = "adapter_model.safetensors"
 # Techniques whose adapters can be merged into the base's weights.
@@ -33,6 +32,8 @@ def model_folder(path: Path) -> Path:
         return path / "model"
     if (path / RUN_FILE).exists() and not (path / "config.json").exists():
         raise ModelError(f"{path}: no finished model in it; finish it with `tunesmith tune`")
+    if names_file(path, MODEL_FILE) and not (path / MODEL_FILE).exists():
+        raise ModelError(f"{path}: {MODEL_FILE} is missing; restore it, or run again")
     return path
 
 
@@ -65,8 +66,10 @@ def begins_from(folder: Path, *, where: str) -> tuple[str, str]:
     """
     if not (folder / MODEL_FILE).exists():
         return "", ""
+    verify_model(folder)
     manifest = read_json(folder / MODEL_FILE, where=where)
-    technique, objective = (str(manifest.get(key, {}).get("kind")) for key in ("technique", "objective"))
+    parts = [manifest.get(key) for key in ("technique", "objective")]
+    technique, objective = (str(part.get("kind")) if isinstance(part, dict) else "" for part in parts)
     # A masked-LM head is dropped: what an encoder learned about a domain is in its body.
     if (folder / "head.safetensors").exists() and objective != "domain":
         raise ModelError(
@@ -78,8 +81,6 @@ def begins_from(folder: Path, *, where: str) -> tuple[str, str]:
             f"{where}: {technique} trains virtual tokens, which cannot be merged into weights; "
             f"start from a run of {', '.join(MERGEABLE)} or full"
         )
-    if (folder / MANIFEST).exists():
-        verify_folder(folder, only="*.safetensors")
     if technique == "full":
         return "", ""
     return base_place(str(manifest.get("base")), folder), str(manifest["technique"].get("quantize", ""))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+MODEL_FILE = "tunesmith.json"
+# What people edit in a saved model: the place of its base, a threshold, a model card. An edit is reported.
+EDITABLE = frozenset({MODEL_FILE, "README.md"})
+# Suffixes of the files in a model folder that libraries read by themselves.
+READ_BY_LIBRARIES = (".json", ".jinja", ".txt", ".model", ".safetensors")
+# Seconds for which a file's times may miss a change: the clock of a file system is coarse.
+CLOCK_TICK = 2
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -72,28 +82,86 @@ def find_folder(folder: Path) -> Path | None:
     return next((path for path in (folder, old) if (path / MANIFEST).exists()), None)
 
 
-def verify_folder(folder: Path, *, only: str = "*") -> None:
-    """Compare the files of a folder with its manifest.
+def verify_folder(folder: Path, *, editable: Container[str] = ()) -> list[str]:
+    """Compare every file of a folder with its manifest.
 
     Args:
         folder: a folder that `write_folder` wrote.
-        only: pattern of the file names to check.
+        editable: names of files that may have been edited since.
+
+    Returns:
+        The editable files that differ from what was written.
 
     Raises:
-        CheckpointError: if a file is missing or differs from what was written.
+        CheckpointError: if another file is missing or differs.
     """
-    try:
-        sums = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise CheckpointError(
-            f"{folder}: no readable {MANIFEST}, so it is incomplete; delete it and run again"
-        ) from None
-    for name, expected in sums.items():
+    edited = []
+    for name, expected in _sums(folder).items():
         path = folder / name
-        if not path.match(only):
+        if path.is_file() and _digest(path) == expected:
             continue
-        if not path.is_file() or sha256_of_file(path) != expected:
+        if not path.is_file() or name not in editable:
             raise CheckpointError(f"{path}: missing or changed since it was written; restore it or run again")
+        edited.append(name)
+    return edited
+
+
+def verify_model(folder: Path) -> None:
+    """Compare a saved model with its manifest; report edits of `EDITABLE`, and files that came later, in the log.
+
+    Args:
+        folder: the model folder of a run.
+
+    Raises:
+        CheckpointError: if a file that nobody edits is missing or differs from what was written.
+    """
+    if not (folder / MANIFEST).exists():
+        _report(f"{folder}: {MANIFEST} is missing, so nothing shows whether its files have changed; restore it", "")
+        return
+    for name in verify_folder(folder, editable=EDITABLE):
+        _report(f"{folder / name}: edited since it was written; restore it if that was not you", _digest(folder / name))
+    known = {*_sums(folder), MANIFEST}
+    for path in sorted(folder.iterdir()):
+        if path.name not in known and path.suffix in READ_BY_LIBRARIES:
+            _report(f"{folder}: {path.name!r} is not of the run and may change its answers; delete it if unsure", "")
+
+
+def names_file(folder: Path, name: str) -> bool:
+    """Return whether the manifest of a folder names a file; False without a readable manifest."""
+    try:
+        return name in _sums(folder)
+    except CheckpointError:
+        return False
+
+
+@cache
+def _report(text: str, _state: str) -> None:
+    """Write a line into the log, once per state of what it is about. Without a handler, Python prints it to stderr."""
+    logging.getLogger("tunesmith").warning("%s", text)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file by its name in the manifest of a folder; raise CheckpointError."""
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        sums = None
+    if not isinstance(sums, dict):
+        raise CheckpointError(f"{folder}: no readable {MANIFEST}, so it is incomplete; delete it and run again")
+    return sums
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file; weights that are opened several times in one process are read once."""
+    state = path.stat()
+    if time.time() - max(state.st_mtime, state.st_ctime) < CLOCK_TICK:
+        return sha256_of_file(path)
+    return _digest_of_state(path.absolute(), (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _digest_of_state(path: Path, _state: tuple[int, ...]) -> str:
+    return sha256_of_file(path)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
