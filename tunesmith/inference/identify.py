@@ -13,11 +13,11 @@ from tunesmith.data.files import read_page
 from tunesmith.errors import CheckpointError
 from tunesmith.models.loading.base_from_run import base_place
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
-from tunesmith.models.loading.checkpoint import MODEL_FILE as MANIFEST_FILE
-from tunesmith.models.loading.checkpoint import verify_model
+from tunesmith.models.loading.checkpoint import MODEL_FILE, verify_model
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.weight_files import INDEX, SINGLE, read_json
 
+MANIFEST_FILE = MODEL_FILE
 CONFIG = "adapter_config.json"
 PACKED = "base_in_memory.json"  # next to an exported adapter that was trained over a 4-bit base
 

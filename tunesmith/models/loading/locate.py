@@ -13,6 +13,7 @@ from tunesmith.data.files import is_there
 from tunesmith.errors import ModelError, suggestion
 from tunesmith.models.loading import base_from_run as run_base
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, fetch, folder_of, is_whole, nearest
+from tunesmith.models.loading.checkpoint import MODEL_FILE
 from tunesmith.models.loading.weight_files import ADAPTER, CONVERT, PICKLES, read_json
 
 # Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
@@ -159,8 +160,8 @@ def local_family(name: str) -> str:
     else:
         check_hub_id(name)
         return ""
-    if (folder / run_base.MODEL_FILE).exists():
-        return str(read_json(folder / run_base.MODEL_FILE, where=name).get("family", ""))
+    if (folder / MODEL_FILE).exists():
+        return str(read_json(folder / MODEL_FILE, where=name).get("family", ""))
     if not (folder / "config.json").exists() and (folder / "adapter_config.json").is_file():
         raise ModelError(f"{name}: {ADAPTER}")
     config = read_json(folder / "config.json", where=name)
