@@ -113,7 +113,7 @@ def verify_model(folder: Path) -> None:
         folder: the model folder of a run.
 
     Raises:
-        CheckpointError: if a file that nobody edits is missing or differs from what was written.
+        CheckpointError: if any other file is missing or differs from what was written.
     """
     if not (folder / MANIFEST).exists():
         _report(f"{folder}: {MANIFEST} is missing, so nothing shows whether its files have changed; restore it", "")
