@@ -19,9 +19,9 @@ from tunesmith.data.audit.findings import CHECKS, Audit
 from tunesmith.data.audit.fix import fix, log_of
 from tunesmith.data.audit.gate import gate
 from tunesmith.data.audit.options import AuditSource, Tools
-from tunesmith.data.audit.parallel import in_order
 from tunesmith.data.audit.run import Fixes, audit
 from tunesmith.data.examples.parsers import chats, labelled, texts
+from tunesmith.data.parallel import in_order
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, keep
 from tunesmith.data.splits.split import Split

@@ -89,6 +89,9 @@ class Objective(BaseModel, ABC):
     # Whether a row contains the answer that a completion is compared with.
     has_reference_answers: ClassVar[bool] = False
 
+    # Whether the rows of a large file can be kept in files: no code compares all of them in memory.
+    reads_large_files: ClassVar[bool] = False
+
     @property
     def known_labels(self) -> tuple[str, ...]:
         """Return all labels in order; empty if the model produces no labels."""

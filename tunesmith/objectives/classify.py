@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import add
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -76,6 +77,7 @@ class Classify(Objective, Learner):
 
     produces: ClassVar[Produces] = "labels"
     has_reference_answers: ClassVar[bool] = True
+    reads_large_files: ClassVar[bool] = True
     max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["classify"] = "classify"
@@ -119,22 +121,26 @@ class Classify(Objective, Learner):
         Raises:
             DataError: there are fewer than two labels, or a row has a label that the recipe does not list.
         """
-        rows = [example for example in examples if isinstance(example, LabelledText)]
-        counts = Counter(label for row in rows for label in row.labels)
+        counts: Counter[str] = Counter()
+        several = False
+        for row in examples:
+            if isinstance(row, LabelledText):
+                counts.update(row.labels)
+                several = several or row.multi
         labels = self.labels or tuple(sorted(counts))
-        file = rows[0].where.rpartition(":")[0]
+        file = examples[0].where.rpartition(":")[0]
         if len(labels) < 2:
             only = labels[0] if labels else "none"
-            raise DataError(f"{file}: only one label ({only!r}) in {len(rows)} rows; classify needs two or more")
+            raise DataError(f"{file}: only one label ({only!r}) in {len(examples)} rows; classify needs two or more")
         if not self.labels and len(labels) > MAX_DECIMAL_LABELS and all(map(DECIMAL.fullmatch, labels)):
             raise DataError(
                 f"{file}: {len(labels)} labels, all decimal fractions such as {labels[1]}, look like a quantity to "
                 "predict; use objective: regress, or list all of them in objective.labels"
             )
-        for row in rows:
-            if unknown := set(row.labels) - set(labels):
+        for row in examples if set(counts) - set(labels) else ():
+            if isinstance(row, LabelledText) and (unknown := set(row.labels) - set(labels)):
                 raise DataError(f"{row.where}: label {min(unknown)!r} is not among {list(labels)}; add it to `labels`")
-        multi = self.multi or any(row.multi for row in rows)
+        multi = self.multi or several
         output = self.output if self.output != "auto" else ("linear" if multi or family == "encoder" else "words")
         imbalanced = min(counts.get(label, 0) for label in labels) < 0.25 * max(counts.values(), default=0)
         suited = "sample_f1" if multi else "macro_f1" if imbalanced else "accuracy"
@@ -146,7 +152,9 @@ class Classify(Objective, Learner):
         balanced = self.metric == "macro_f1" if self.balance == "auto" else self.balance
         if not balanced or self.multi or self.output == "words":
             return self.model_copy(update={"shares": ()})
-        counts = [1 + sum(row.label[index] for row in train) for index in range(len(self.labels))]
+        counts = [1.0] * len(self.labels)
+        for row in train:
+            counts = list(map(add, counts, row.label))
         return self.model_copy(update={"shares": tuple(count / sum(counts) for count in counts)})
 
     @property

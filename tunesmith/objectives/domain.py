@@ -37,6 +37,7 @@ class Domain(Objective, Learner):
     produces: ClassVar[Produces] = "likelihood"
     instruction: ClassVar[str] = ""
     max_new_tokens: ClassVar[int] = 0
+    reads_large_files: ClassVar[bool] = True
 
     kind: Literal["domain"] = "domain"
     text: str = Field("", description="column with the text; empty: detected")

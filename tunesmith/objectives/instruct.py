@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -43,6 +44,7 @@ class Instruct(Objective, Learner):
     families: ClassVar[tuple[str, ...]] = ("decoder",)
     produces: ClassVar[Produces] = "text"
     has_reference_answers: ClassVar[bool] = True
+    reads_large_files: ClassVar[bool] = True
 
     kind: Literal["instruct"] = "instruct"
     prompt: str = Field("", description="column with the prompt; empty: detected")
@@ -138,16 +140,21 @@ class Instruct(Objective, Learner):
             message.calling for chat in examples if isinstance(chat, Chat) for message in chat.messages
         ):
             raise DataError("objective.metric: tool_calls, and no answer of the rows calls a tool; omit metric")
-        chats = [example for example in examples if isinstance(example, Chat)]
-        thoughts = [turn.thoughts for chat in chats for turn in chat.messages if turn.thoughts]
+        answers, thoughts = array("d"), array("d")  # one pass and 8 bytes per row: they may be in a file
+        learned = 0
+        for chat in examples:
+            if isinstance(chat, Chat):
+                answers.append(_tokens_about(reference(chat)))
+                thoughts.extend(_tokens_about(turn.thoughts) for turn in chat.messages if turn.thoughts)
+                learned += self._learned_with_thoughts(chat)
         longest, default = self.max_thinking_tokens, self.think_by_default
         if longest == THOUGHT_TOKENS:  # the default
-            longest = max(longest, completion_budget(thoughts))
+            longest = max(longest, _budget(thoughts))
         if default == "auto":
-            default = 2 * sum(self._learned_with_thoughts(chat) for chat in chats) > len(chats)
+            default = 2 * learned > len(answers)
         return self.model_copy(
             update={
-                "max_new_tokens": self.max_new_tokens or completion_budget(list(map(reference, chats))),
+                "max_new_tokens": self.max_new_tokens or _budget(answers),
                 "max_thinking_tokens": longest,
                 "think_by_default": default,
             }
@@ -172,12 +179,18 @@ class Instruct(Objective, Learner):
 
     def template_notes(self, examples: Sequence[Example], template: Template) -> list[str]:
         """Return how the thoughts of the rows are treated; raise DataError if the template cannot write them."""
-        chats = [example for example in examples if isinstance(example, Chat)]
-        if self.thoughts and not any(map(has_thoughts, chats)):
+        asking: Chat | None = None
+        having = dropped = masked = 0
+        for chat in examples:
+            if isinstance(chat, Chat):
+                mode = self.mode_of(chat)
+                asking = asking or (chat if mode in RENDERED else None)
+                has = has_thoughts(chat)
+                having += has
+                dropped += has and (mode == "drop" or not template.thinks)
+                masked += has and mode == "mask"
+        if self.thoughts and not having:
             raise DataError(f"objective.thoughts: no training row has text in {self.thoughts!r}; name another column")
-        having = [chat for chat in chats if has_thoughts(chat)]
-        modes = [self.mode_of(chat) for chat in chats]
-        asking = next((chat for chat, mode in zip(chats, modes, strict=True) if mode in RENDERED), None)
         if asking is not None and not template.thinks:
             where = f"{asking.where}: thinking" if asking.thinking else "objective.thinking"
             raise DataError(
@@ -186,14 +199,12 @@ class Instruct(Objective, Learner):
             )
         if not having:
             return []
-        count = f"thoughts of {len(having)} of {len(chats)} rows"
-        dropped = [chat for chat in having if self.mode_of(chat) == "drop" or not template.thinks]
-        if len(dropped) == len(having):
+        count = f"thoughts of {having} of {len(examples)} rows"
+        if dropped == having:
             why = "objective.thinking" if template.thinks else "the chat template of this model has none"
             return [f"{count} are dropped: {why}"]
-        masked = sum(self.mode_of(chat) == "mask" for chat in having)
-        rest = "; the other rows with thinking off" * (len(having) < len(chats))
-        others = f", {masked} of them masked" * bool(masked) + f", {len(dropped)} of them dropped" * bool(dropped)
+        rest = "; the other rows with thinking off" * (having < len(examples))
+        others = f", {masked} of them masked" * bool(masked) + f", {dropped} of them dropped" * bool(dropped)
         return [f"{count} are trained with thinking on{others}{rest}"]
 
     def encoded_notes(
@@ -272,15 +283,18 @@ def completion_budget(answers: Sequence[str]) -> int:
     Returns:
         The number of tokens; 0 without answers.
     """
+    return _budget([_tokens_about(answer) for answer in answers])
+
+
+def _tokens_about(answer: str) -> float:
+    ascii_characters = sum(map(str.isascii, answer))
+    return ascii_characters / 3 + (len(answer.encode(errors="replace")) - ascii_characters) / 2
+
+
+def _budget(tokens: Sequence[float]) -> int:
     import numpy as np
 
-    if not answers:
-        return 0
-    tokens = []
-    for answer in answers:
-        ascii_characters = sum(map(str.isascii, answer))
-        tokens.append(ascii_characters / 3 + (len(answer.encode(errors="replace")) - ascii_characters) / 2)
-    return int(np.percentile(tokens, 95) * 1.5) + 16
+    return int(np.percentile(tokens, 95) * 1.5) + 16 if len(tokens) else 0
 
 
 def reference(example: Example) -> str:

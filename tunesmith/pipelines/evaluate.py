@@ -379,7 +379,7 @@ def chosen_wording(source: ModelSource, part: str = "") -> str:
     return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
 
 
-def _training_rows(source: ModelSource, task: ScoringTask, *, offline: bool) -> list[Example]:
+def _training_rows(source: ModelSource, task: ScoringTask, *, offline: bool) -> Sequence[Example]:
     """Return the training rows of a run or of one of its tasks; raise RecipeError if its recipe is missing."""
     path = recipe_file(source)
     if path is None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tunesmith.config import Recipe
-from tunesmith.data.tokenization.chat_template import Encoded
+from tunesmith.data.tokenization.token_store import sizes_of
+from tunesmith.data.tokenization.tokens import Encoded
 from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, split_by_tokens
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.training.prepare import TrainingContext, masking_of
@@ -32,7 +34,7 @@ class Sampler:
     Compared by identity, so that the cache of epochs need not hash all lengths.
     """
 
-    lengths: tuple[int, ...]  # tokens of each row
+    lengths: Sequence[int]  # tokens of each row
     rows: int  # per optimizer step
     tokens: int  # per micro-batch, padding included
     seed: int
@@ -45,22 +47,34 @@ class Sampler:
     def window(self, step: int) -> list[list[int]]:
         """Return the micro-batches of one optimizer step as row indices, the longest rows first."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        rows = sorted(_steps_of_epoch(self, epoch)[index], key=lambda row: (-self.lengths[row], row))
+        order, starts = _order_of_epoch(self, epoch)
+        chosen = order[starts[index] : starts[index] + self.rows]
+        rows = sorted(chosen, key=lambda row: (-self.lengths[row], row))
         return split_by_tokens(rows, self.lengths, self.tokens)
 
 
 @lru_cache(maxsize=2)
-def _steps_of_epoch(sampler: Sampler, epoch: int) -> list[list[int]]:
-    """Shuffle the rows, sort them by length within pools, cut them into steps and shuffle these."""
+def _order_of_epoch(sampler: Sampler, epoch: int) -> tuple[array[int], array[int]]:
+    """Shuffle the rows, sort them by length within pools, cut them into steps and shuffle these.
+
+    Returns:
+        The rows in order, and where each step starts in them.
+    """
     rng = random.Random(f"{sampler.seed}/{epoch}")
-    order = list(range(len(sampler.lengths)))
-    rng.shuffle(order)
-    steps = []
+    order = _shuffled(rng, len(sampler.lengths))
     for start in range(0, len(order), sampler.rows * POOL):
-        pool = sorted(order[start : start + sampler.rows * POOL], key=lambda row: sampler.lengths[row])
-        steps += [pool[first : first + sampler.rows] for first in range(0, len(pool), sampler.rows)]
-    rng.shuffle(steps)
-    return steps
+        pool = slice(start, start + sampler.rows * POOL)
+        order[pool] = array("i", sorted(order[pool], key=sampler.lengths.__getitem__))
+    starts = array("i", range(0, len(order), sampler.rows))
+    rng.shuffle(starts)
+    return order, starts
+
+
+def _shuffled(rng: random.Random, count: int) -> array[int]:
+    """Return the indices of rows in random order: 4 bytes per row, where a list of integers takes 36."""
+    order = array("i", range(count))
+    rng.shuffle(order)
+    return order
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,7 @@ class Mixture:
     A step has `rows` rows, give or take one for each task but the first, and at least one.
     """
 
-    lengths: tuple[tuple[int, ...], ...]  # tokens of each row of each task
+    lengths: tuple[Sequence[int], ...]  # tokens of each row of each task
     shares: tuple[float, ...]  # of each task, in total 1
     rows: int  # per step, at least as many as tasks
     tokens: int  # per micro-batch
@@ -104,11 +118,9 @@ class Mixture:
 
 
 @lru_cache(maxsize=32)
-def _task_order(seed: int, task: int, epoch: int, count: int) -> list[int]:
+def _task_order(seed: int, task: int, epoch: int, count: int) -> array[int]:
     """Shuffle the row indices of a task for one epoch."""
-    order = list(range(count))
-    random.Random(f"{seed}/{task}/{epoch}").shuffle(order)
-    return order
+    return _shuffled(random.Random(f"{seed}/{task}/{epoch}"), count)
 
 
 def tokens_of(recipe: Recipe) -> int:
@@ -150,8 +162,9 @@ class Batches:
         self._whole = whole
         self._masking = masking_of(recipe.objective, prepared.template, recipe.seed)
         # The longest row that any epoch has at an index, and the completions that are sampled for it.
-        longest = [max(choices, key=lambda row: row.size) for choices in zip(*general, strict=True)]
-        lengths = tuple(row.size + recipe.objective.completion_budget for row in [*rows[: self._own], *longest])
+        longest = [max(row.size for row in choices) for choices in zip(*general, strict=True)]
+        sizes = [sizes_of(rows)[: self._own], longest]
+        lengths = array("i", (size + recipe.objective.completion_budget for part in sizes for size in part))
         self.sampler = Sampler(lengths, recipe.schedule.batch_rows, tokens_of(recipe), recipe.seed)
 
     def of(self, indices: Sequence[int], epoch: int | str = HELD_OUT) -> Batch:
@@ -269,7 +282,7 @@ def mixture_of(prepared: TrainingContext, *, tokens: int) -> Mixture:
     recipe = prepared.recipe
     shares = recipe.objective.task_shares({name: len(task.train) for name, task in prepared.tasks.items()})
     return Mixture(
-        lengths=tuple(tuple(row.size for row in task.train) for task in prepared.tasks.values()),
+        lengths=tuple(sizes_of(task.train) for task in prepared.tasks.values()),
         shares=tuple(shares.values()),
         rows=recipe.schedule.batch_rows,
         tokens=tokens,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tunesmith.data.examples.types import Chat, Example, Reference
 from tunesmith.data.files import write_whole
+from tunesmith.data.stored import joined
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.events import EventHandler, Note, StageStarted
@@ -158,8 +159,8 @@ def with_own_thoughts(prepared: TrainingContext, out: Path, *, on_event: EventHa
     kept = encoded(chat for chat in more[: len(train)] if has_thoughts(chat))
     prepared = replace(
         prepared,
-        train=[*prepared.train, *kept],
-        validation=[*prepared.validation, *encoded(chat for chat in more[len(train) :] if has_thoughts(chat))],
+        train=joined(prepared.train, kept),
+        validation=joined(prepared.validation, encoded(chat for chat in more[len(train) :] if has_thoughts(chat))),
         facts=replace(
             prepared.facts,
             learned_tokens=prepared.facts.learned_tokens + sum(row.sequences[0].learned for row in kept),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from tunesmith.config import (
@@ -16,11 +20,15 @@ from tunesmith.config import (
     check_technique,
     check_thinking_gates,
 )
+from tunesmith.data.examples.stored import StoredExamples
 from tunesmith.data.examples.types import Example
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.splits.load import DataFacts, DatasetSplits
 from tunesmith.data.splits.split import Split
+from tunesmith.data.stored import build_once, cached_folder, joined, take
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.masking import Masking
+from tunesmith.data.tokenization.token_store import EncodedStore, encoded_pieces
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.models.families import positions_of
@@ -51,8 +59,8 @@ class TrainingContext:
     base: Base
     machine: ChosenMachine
     template: Template
-    train: list[Encoded]
-    validation: list[Encoded]
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
     facts: DataFacts
     head: dict[str, Tensor] | None = None  # initial weights of a head that the base does not have
     # General rows of each epoch, for replay; those of the first epoch are the last rows of `train`.
@@ -81,14 +89,14 @@ class TrainingContext:
         )
         return replace(
             self,
-            train=[row for task in changed.values() for row in task.train],
-            validation=[row for task in changed.values() for row in task.validation],
+            train=joined(*(task.train for task in changed.values())),
+            validation=joined(*(task.validation for task in changed.values())),
             facts=facts,
             subtasks=changed,
         )
 
     @property
-    def test(self) -> list[Example]:
+    def test(self) -> Sequence[Example]:
         """Return the test rows, or the validation rows if there are none."""
         return self.loaded.split.test or self.loaded.split.validation
 
@@ -218,42 +226,119 @@ def masking_of(objective: AnyObjective, template: Template, seed: int) -> Maskin
     return Masking.of(template, share=objective.masked_share, seed=seed)
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """The rows of one task as tokens, without those that have nothing to learn, and the objective bound to them."""
+
+    objective: AnyObjective
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
+    facts: DataFacts
+
+    def save(self, folder: Path) -> None:
+        """Save in the folder of the token stores everything that is not in them, for `open`."""
+        for name, rows in (("train", self.train), ("validation", self.validation)):
+            assert isinstance(rows, EncodedStore)
+            rows.save(folder / f"{name}.npy")
+        write_whole(folder / "objective.json", self.objective.model_dump_json())
+        write_whole(folder / "facts.json", TypeAdapter(DataFacts).dump_json(self.facts).decode())
+
+    @classmethod
+    def open(cls, folder: Path, objective: type[AnyObjective]) -> EncodedRows:
+        """Map the saved rows."""
+        train, validation = (EncodedStore(folder / name, folder / f"{name}.npy") for name in ("train", "validation"))
+        bound = read_page(folder / "objective.json", objective)
+        return cls(bound, train, validation, read_page(folder / "facts.json", DataFacts))
+
+
 def _encode_task(recipe: Recipe, loaded: DatasetSplits, base: Base, machine: ChosenMachine) -> TrainingContext:
-    """Bind the objective of one task to its rows and encode them."""
-    split = loaded.split
-    recipe = recipe.model_copy(update={"objective": recipe.objective.bind(split.examples(), base.family)})
-    check_pair(recipe, base.family)
+    """Bind the objective of one task to its rows and encode them, or map what was encoded before."""
     template = Template(base.tokenizer, chat=base.family == "decoder")
+    folder = _tokens_folder(recipe, loaded, template)
+    if folder is None:
+        encoded = _encode(recipe, loaded, template, base.family)
+    else:
+        build_once(folder, lambda partial: _encode(recipe, loaded, template, base.family, folder=partial).save(partial))
+        encoded = EncodedRows.open(folder, type(recipe.objective))
+    recipe = recipe.model_copy(update={"objective": encoded.objective})
+    check_pair(recipe, base.family)
+    return TrainingContext(recipe, loaded, base, machine, template, encoded.train, encoded.validation, encoded.facts)
+
+
+def _tokens_folder(recipe: Recipe, loaded: DatasetSplits, template: Template) -> Path | None:
+    """Return the folder in the user's cache for the tokens of stored rows; None for rows in memory.
+
+    Its name is a digest of the chosen rows, the tokenizer with its template, the objective and the limit.
+    """
+    split = loaded.split
+    parts = [part for part in (split.train, split.validation, split.test) if isinstance(part, StoredExamples)]
+    if len(parts) < 3:
+        return None
+    rows = [(part.folder.parent.name, hashlib.sha256(part.chosen.tobytes()).hexdigest()) for part in parts]
+    vocabulary = template.tokenizer.backend_tokenizer.to_str()
+    return cached_folder(
+        "tokens",
+        rows,
+        split.notes,
+        (hashlib.sha256(vocabulary.encode()).hexdigest(), template.hash, template.chats),
+        recipe.objective.model_dump(mode="json"),
+        recipe.data.max_tokens,
+    )
+
+
+def _encode(
+    recipe: Recipe, loaded: DatasetSplits, template: Template, family: str, *, folder: Path | None = None
+) -> EncodedRows:
+    """Bind the objective of one task to its rows and encode them, into a folder if one is given."""
+    split, limit = loaded.split, recipe.data.max_tokens
+    objective = recipe.objective.bind(split.examples(), family)
+    recipe = recipe.model_copy(update={"objective": objective})
+    check_pair(recipe, family)
     check_max_length(recipe, template)
-    notes = recipe.objective.template_notes(split.train, template)
-    limit = recipe.data.max_tokens
-    train = encode_all(recipe.objective, split.train, template, limit=limit)
-    validation = encode_all(recipe.objective, split.validation, template, limit=limit)
-    notes += recipe.objective.encoded_notes(split.train, train, template, limit=limit)
-    recipe = recipe.model_copy(update={"objective": recipe.objective.bind_encoded(train)})
+    notes = objective.template_notes(split.train, template)
+
+    def encoded(name: str, examples: Sequence[Example]) -> Sequence[Encoded]:
+        if folder is None:
+            return encode_all(objective, examples, template, limit=limit)
+        tracked = track(examples, "encoding", unit="rows", total=len(examples))
+        return EncodedStore.write(folder / name, encoded_pieces(objective, tracked, template, limit=limit))
+
+    train = encoded("train", split.train)
+    validation = encoded("validation", split.validation)
+    notes += objective.encoded_notes(split.train, train, template, limit=limit)
+    tokens, longest = 0, 0
+    truncated, zero_label, learned = list[str](), list[str](), array("i")
+    for index, row in enumerate(train):
+        tokens += sum(sequence.learned for sequence in row.sequences)
+        longest = max(longest, row.length)
+        if row.shortened:
+            truncated.append(row.where)
+        if _is_learned(row):
+            learned.append(index)
+        else:
+            zero_label.append(row.where)
+    if not split.test and not split.validation:
+        raise Refused(f"{recipe.data.train}: no held-out rows to score; set data.test or data.validation")
+    if not learned:
+        raise Refused(
+            f"{recipe.data.train}: none of {len(train)} rows contains training tokens within {limit} tokens; "
+            "shorten the prompts, or raise data.max_tokens if the context of the model is longer"
+        )
     facts = DataFacts(
         rows=loaded.rows,
         train=len(split.train),
         validation=len(split.validation),
         test=len(split.test),
         copies_removed=split.removed,
-        learned_tokens=sum(tokens.learned for row in train for tokens in row.sequences),
-        longest=max(row.length for row in train),
-        truncated=tuple(row.where for row in train if row.shortened),
-        zero_label=tuple(row.where for row in train if not _is_learned(row)),
+        learned_tokens=tokens,
+        longest=longest,
+        truncated=tuple(truncated),
+        zero_label=tuple(zero_label),
         sha256=dict(loaded.sha256),
         notes=(*split.notes, *notes, *([] if split.test else [NO_TEST_ROWS])),
     )
-    if not split.test and not split.validation:
-        raise Refused(f"{recipe.data.train}: no held-out rows to score; set data.test or data.validation")
-    learned = [row for row in train if _is_learned(row)]
-    if not learned:
-        raise Refused(
-            f"{recipe.data.train}: none of {len(train)} rows contains training tokens within {limit} tokens; "
-            "shorten the prompts, or raise data.max_tokens if the context of the model is longer"
-        )
-    validation = [row for row in validation if _is_learned(row)]
-    return TrainingContext(recipe, loaded, base, machine, template, learned, validation, facts)
+    validation = take(validation, [index for index, row in enumerate(validation) if _is_learned(row)])
+    return EncodedRows(objective.bind_encoded(train), take(train, learned), validation, facts)
 
 
 def _is_learned(row: Encoded) -> bool:
@@ -278,9 +363,9 @@ def _join_tasks(recipe: Recipe, tasks: Mapping[str, TrainingContext]) -> Trainin
         for file, digest in task.loaded.sha256.items()
     }
     split = Split(
-        train=[example for split in splits for example in split.train],
-        validation=[example for split in splits for example in split.validation],
-        test=[example for task in contexts for example in task.test],
+        train=joined(*(split.train for split in splits)),
+        validation=joined(*(split.validation for split in splits)),
+        test=joined(*(task.test for task in contexts)),
         removed=sum(split.removed for split in splits),
         notes=tuple(note for split in splits for note in split.notes),
     )
@@ -290,8 +375,8 @@ def _join_tasks(recipe: Recipe, tasks: Mapping[str, TrainingContext]) -> Trainin
         base=contexts[0].base,
         machine=contexts[0].machine,
         template=contexts[0].template,
-        train=[row for task in contexts for row in task.train],
-        validation=[row for task in contexts for row in task.validation],
+        train=joined(*(task.train for task in contexts)),
+        validation=joined(*(task.validation for task in contexts)),
         facts=DataFacts(
             rows=sum(part.rows for part in facts),
             train=sum(part.train for part in facts),

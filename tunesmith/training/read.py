@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from tunesmith.config import AnyObjective, Recipe
 from tunesmith.config.checks import check_model
 from tunesmith.config.commands import audit_fix, columns_set
 from tunesmith.config.recipe import SELF
 from tunesmith.data.examples.types import Example, LabelledText
-from tunesmith.data.examples.usable import usable
-from tunesmith.data.readers.read import read_rows
+from tunesmith.data.examples.usable import Skipper
+from tunesmith.data.files import read_page, sha256_of_file, write_whole
+from tunesmith.data.readers.read import large_file, read_rows
 from tunesmith.data.readers.row import Row
+from tunesmith.data.readers.text_file import locate
 from tunesmith.data.schema.cells import cell
 from tunesmith.data.splits.load import DatasetSplits, Sources, check_names, load
 from tunesmith.data.splits.multitask import Asking, remove_cross_task_leaks
 from tunesmith.data.splits.split import unlearned_labels
+from tunesmith.data.stored import build_once, cached_folder, take
 from tunesmith.errors import DataError, RecipeError, Refused, RowError
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.objectives import Classify, Domain
@@ -138,15 +145,36 @@ class Reader:
         self._objective = objective
         self._group = group
         self._columns: Mapping[str, str] = {}
-        self.notes: list[str] = []  # on skipped rows
+        self._skippers: list[Skipper] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """Return notes on skipped rows."""
+        return [note for skipper in self._skippers for note in skipper.notes]
 
     def __call__(self, rows: Sequence[Row]) -> list[Example]:
         """Parse the rows of one file. Raises DataError."""
+        return self.start(rows)(rows)
+
+    def start(self, rows: Sequence[Row], *, whole: bool = True) -> Callable[[Sequence[Row]], list[Example]]:
+        """Return the parser of a file, which takes its rows in parts.
+
+        Args:
+            rows: its first rows, by which the columns are detected.
+            whole: they are all of its rows. Otherwise rows with the same context are a group, however many there are.
+
+        Raises:
+            DataError: the columns are missing or ambiguous.
+        """
         columns = self._columns_of_later_file(rows) if self._columns else self._objective.columns(rows)
         self._columns = self._columns or columns
-        rows, notes = usable(rows, columns)
-        self.notes += notes
-        examples = self._objective.examples(rows, group=self._group, columns=columns)
+        skipper = Skipper(rows, columns)
+        self._skippers.append(skipper)
+        group = self._group or ("" if whole else columns.get("context", ""))
+        return lambda part: self._parse(skipper.usable(part), columns, group)
+
+    def _parse(self, rows: Sequence[Row], columns: Mapping[str, str], group: str) -> list[Example]:
+        examples = self._objective.examples(rows, group=group, columns=columns)
         several = [example for example in examples if isinstance(example, LabelledText) and example.multi]
         if several and isinstance(self._objective, Classify) and not self._objective.multi:
             labels = self._objective.labels or tuple(sorted({label for example in several for label in example.labels}))
@@ -181,21 +209,51 @@ def read_data(recipe: Recipe, *, offline: bool) -> DatasetSplits:
     """
     if recipe.parts:
         raise RecipeError(f"objective multitask: expected a single task, got {', '.join(recipe.parts)}; name one")
+    if (folder := rows_folder(recipe)) is None:
+        return _read(recipe, offline=offline, folder=None)
+    build_once(folder, lambda partial: _read(recipe, offline=offline, folder=partial).save(partial))
+    return DatasetSplits.open(folder)
+
+
+def rows_folder(recipe: Recipe) -> Path | None:
+    """Return the folder in the user's cache for the rows of a recipe with a large file; None if they fit into memory.
+
+    Its name is a digest of everything that the rows depend on.
+    """
+    data = recipe.data
+    sources = [source for source in (data.train, data.validation, data.test) if isinstance(source, str)]
+    files = [locate(source) for source in sources]
+    if not recipe.objective.reads_large_files or not large_file(data.train) or None in files:
+        return None
+    digests = [sha256_of_file(file.path) for file in files if file]
+    keys = recipe.model_dump(mode="json", include={"objective", "seed"})
+    return cached_folder("rows", keys, data.model_dump(mode="json", exclude={"audit", "max_tokens"}), digests)
+
+
+def _read(recipe: Recipe, *, offline: bool, folder: Path | None) -> DatasetSplits:
+    """Read and split the rows of a recipe, into a folder if one is given."""
     data = recipe.data
     if recipe.objective.samples_completions:  # a completion finds its row again by the row's location
         check_names((data.train, data.validation))
     sources = Sources(data.train, data.validation, data.test, data.group, data.where, data.split)
     reader = Reader(recipe.objective, data.group)
     try:
-        loaded = load(sources, reader, seed=recipe.seed, offline=offline)
+        loaded = load(
+            sources,
+            reader,
+            seed=recipe.seed,
+            offline=offline,
+            folder=folder,
+            parser_of=partial(reader.start, whole=False),
+        )
     except RowError as error:
         raise RowError(f"{error}; to drop these rows: `{_audit_of(recipe, str(error))}`") from error
     loaded = replace(loaded, split=replace(loaded.split, notes=(*reader.notes, *loaded.split.notes)))
     if data.rows:
-        split = loaded.split
-        random.Random(recipe.seed).shuffle(split.train)
-        whole = len(split.train)
-        del split.train[data.rows :]
+        whole = len(loaded.split.train)
+        order = array("i", range(whole))
+        random.Random(recipe.seed).shuffle(order)
+        split = replace(loaded.split, train=take(loaded.split.train, np.array(order[: data.rows])))
         notes = unlearned_labels({"train": split.train, "validation": split.validation, "test": split.test})
         notes = [note for note in notes if note not in split.notes]
         if len(split.train) < whole:
@@ -227,9 +285,15 @@ def audited(recipe: Recipe, loaded: DatasetSplits) -> DatasetSplits:
     Raises:
         Refused: there are severe problems and `data.audit` is `stop`.
     """
-    from tunesmith.data.audit.gate import gate  # imports scipy, which most errors need not wait for
+    from tunesmith.data.audit.gate import Gate, gate  # imports scipy, which most errors need not wait for
 
-    result = gate(loaded.split)
+    folder = rows_folder(recipe)
+    if folder is None:
+        result = gate(loaded.split)
+    else:
+        if not (file := folder / "audit.json").exists():
+            write_whole(file, json.dumps(asdict(gate(loaded.split))))
+        result = read_page(file, Gate)
     if result.problems and recipe.data.audit == "stop":
         fix = f"run `{_audit_of(recipe, '')}`, or continue with `--set data.audit=note`"
         raise Refused("\n".join(f"{recipe.data.train}: {problem}; {fix}" for problem in result.problems))

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from heapq import nsmallest
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ import torch
 
 from tunesmith.data.examples.prompts import RLPrompt
 from tunesmith.data.files import read_page, write_whole
+from tunesmith.data.tokenization.token_store import sizes_of
 from tunesmith.errors import Refused
 from tunesmith.events import (
     Event,
@@ -257,7 +259,7 @@ def _overfit_check(
 ) -> Probe:
     """Check that a few short rows of a task can be learned at all; raise Refused if not."""
     rows = task.train
-    shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
+    shortest = nsmallest(4 * ROWS, range(len(rows)), key=sizes_of(rows).__getitem__)[::4]
     recompute.on_event(StageStarted(f"overfit check on {len(shortest)} of the shortest rows"))
     batches = Batches(task, rows)
     tokens = batches.sampler.tokens

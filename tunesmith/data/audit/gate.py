@@ -8,22 +8,24 @@ splitting have already rejected or removed them.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
 from tunesmith.data.audit.checks.mojibake import damage
-from tunesmith.data.audit.checks.near_duplicates import KNOWN, Words, cross_pairs
+from tunesmith.data.audit.checks.near_duplicates import KNOWN, Pairs, Words, cross_pairs
 from tunesmith.data.audit.checks.secrets import keys
 from tunesmith.data.audit.findings import CHECKS
 from tunesmith.data.examples.parsers import question
 from tunesmith.data.examples.preferences import written
 from tunesmith.data.examples.types import Example, LabelledText, Text
 from tunesmith.data.splits.split import Split
-from tunesmith.data.text.minhash import WORD_BITS, signatures, slots
+from tunesmith.data.stored import joined
+from tunesmith.data.text.minhash import WORD_BITS, digest, signatures, slots
 from tunesmith.data.text.overlap import QuotationRule, held, leaked
 from tunesmith.data.text.words import words_of
 from tunesmith.errors import first_names
@@ -35,6 +37,7 @@ ENOUGH_HELD = 50  # held-out rows below which the share is not estimated
 NOTED_SHARE = 0.01
 COPIED_SHARE = 0.2
 MAX_CHARS_COMPARED = 20_000  # characters compared
+AT_ONCE = 50_000  # training rows compared together
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +60,17 @@ def gate(split: Split) -> Gate:
         split: train, validation and test examples.
     """
     train = split.train
-    texts = [written(example) for example in train]
-    findings = [
-        _finding("secret", [e.where for e, text in zip(train, texts, strict=True) if keys(text)], len(train)),
-        _finding(
-            "encoding_damage", [e.where for e, text in zip(train, texts, strict=True) if damage(text)], len(train)
-        ),
-        _finding("contradiction", _contradicting(train), len(train)),
-    ]
+    found: dict[str, list[str]] = {"secret": [], "encoding_damage": [], "contradiction": _contradicting(train)}
+    for example in train:
+        text = written(example)
+        if keys(text):
+            found["secret"].append(example.where)
+        if damage(text):
+            found["encoding_damage"].append(example.where)
+    findings = [_finding(kind, locations, len(train)) for kind, locations in found.items()]
     share, copies = _near_copies(train, split.test or split.validation)
     # The split of documents has removed their near-duplicates; lines of a log are alike without being copies.
-    stops = share > COPIED_SHARE and not all(isinstance(example, Text) for example in train)
+    stops = share > COPIED_SHARE and not isinstance(next(iter(train), None), Text)
     faults = [*filter(None, findings), *([copies] if stops else [])]
     notes = [copies] if share > NOTED_SHARE and not stops else []
     return Gate(tuple(faults), tuple(notes))
@@ -82,36 +85,71 @@ def _finding(kind: str, locations: Sequence[str], rows: int) -> str:
 
 
 def _contradicting(train: Sequence[Example]) -> list[str]:
-    """Return the locations of texts that occur with different labels."""
-    by_text: dict[str, list[LabelledText]] = defaultdict(list)
-    for example in train:
-        if isinstance(example, LabelledText):
-            by_text[question(example)].append(example)
-    return [e.where for same in by_text.values() if len({frozenset(e.labels) for e in same}) > 1 for e in same]
+    """Return the locations of texts that occur with different labels, text by text."""
+    if not isinstance(next(iter(train), None), LabelledText):
+        return []
+    texts = np.fromiter((digest(question(example), exact=True) for example in train), np.uint64, len(train))
+    known: dict[frozenset[str], int] = {}
+    sets = (frozenset(example.labels) if isinstance(example, LabelledText) else frozenset() for example in train)
+    labels = np.fromiter((known.setdefault(own, len(known)) for own in sets), np.int64, len(train))
+    _, first, same = np.unique(texts, return_index=True, return_inverse=True)
+    differs = np.zeros(len(first), bool)
+    np.logical_or.at(differs, same, labels != labels[first][same])
+    rows = np.flatnonzero(differs[same])
+    return [train[i].where for i in rows[np.argsort(first[same[rows]], kind="stable")].tolist()]
 
 
 def _near_copies(train: Sequence[Example], test: Sequence[Example]) -> tuple[float, str]:
-    """Return the share of held-out rows with a near-duplicate in the training rows, and the finding."""
+    """Return the share of held-out rows with a near-duplicate in the training rows, and the finding.
+
+    Training rows are compared in parts, so that they need not fit into memory.
+    """
     if len(test) < ENOUGH_HELD:
         return 0.0, ""
-    prompts = [[question(example).split("\x1e") for example in part] for part in (train, test)]
-    systems = Counter(turn for turns in prompts[0] for turn in turns if turn.startswith("system\x1f"))
+    systems = Counter(turn for example in train for turn in _turns(example) if turn.startswith("system\x1f"))
     # A system turn that most rows share is ignored; it may be longer than everything else.
     shared = {turn for turn, count in systems.items() if count > len(train) / 2}
-    texts = [["\x1e".join(turn for turn in turns if turn not in shared) for turns in part] for part in prompts]
-    words = [[words_of(text[:MAX_CHARS_COMPARED]) for text in part] for part in texts]
-    word_slots = [[slots(row) for row in part] for part in words]
     counts = np.zeros(1 << WORD_BITS, np.uint32)
-    for row_slots in (*word_slots[0], *word_slots[1]):
-        counts[np.unique(row_slots)] += 1
+    for example in joined(train, test):
+        counts[np.unique(slots(_words(example, shared)))] += 1
     information = Words(counts, len(train) + len(test))
-    train_signatures, test_signatures = (
-        signatures([" ".join(row).encode(errors="surrogatepass") for row in part]) for part in words
-    )
-    counted = [lru_cache(KNOWN)(lambda row, part=part: Counter(part[row])) for part in words]
-    pairs = cross_pairs(test_signatures, train_signatures, lambda i, j: information.alike(counted[1](i), counted[0](j)))
-    copied = {int(i): int(j) for i, j in pairs}
-    copied.update({other: row for row, other in leaked(word_slots[0], held(word_slots[1], QuotationRule())).items()})
+    held_out = ComparedRows([_words(example, shared) for example in test])
+    quotations = held(held_out.slots, QuotationRule())
+    pairs: dict[int, int] = {}
+    quoted: dict[int, int] = {}
+    rest = iter(train)
+    for start in range(0, len(train), AT_ONCE):
+        part = ComparedRows([_words(example, shared) for example in islice(rest, AT_ONCE)])
+        for row, other in held_out.copies_in(part, information).tolist():
+            pairs.setdefault(row, start + other)
+        quoted.update({other: start + row for row, other in leaked(part.slots, quotations).items()})
+    copied = {**pairs, **quoted}
     copies = first_names([f"{test[i].where} like {train[j].where}" for i, j in sorted(copied.items())], NAMED)
     finding = f"leak: {len(copied)} of {len(test)} held-out rows have a near-duplicate in the training rows ({copies})"
     return len(copied) / len(test), f"{finding}; set data.group to the column with their source"
+
+
+class ComparedRows:
+    """The words of rows, their hashes and signatures."""
+
+    def __init__(self, words: Sequence[list[str]]) -> None:
+        self.slots = [slots(row) for row in words]
+        self.signatures = signatures([" ".join(row).encode(errors="surrogatepass") for row in words])
+        self.counted = lru_cache(KNOWN)(lambda row: Counter(words[row]))
+
+    def copies_in(self, others: ComparedRows, information: Words) -> Pairs:
+        """Return pairs (row, other row) of near-duplicates."""
+
+        def alike(row: int, other: int) -> float:
+            return information.alike(self.counted(row), others.counted(other))
+
+        return cross_pairs(self.signatures, others.signatures, alike)
+
+
+def _turns(example: Example) -> list[str]:
+    return question(example).split("\x1e")
+
+
+def _words(example: Example, without: Collection[str]) -> list[str]:
+    """Return the words of a prompt that are compared, without some of its turns."""
+    return words_of("\x1e".join(turn for turn in _turns(example) if turn not in without)[:MAX_CHARS_COMPARED])

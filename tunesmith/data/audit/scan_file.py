@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from tunesmith.data.audit.chunks import chunks, has_column, head, name_of
 from tunesmith.data.audit.options import AuditSource, Tools
-from tunesmith.data.audit.parallel import in_order
 from tunesmith.data.audit.row_table import RowTable
 from tunesmith.data.audit.scan_chunk import ScanPlan, digest_of, scan
+from tunesmith.data.parallel import in_order
 from tunesmith.data.readers.row import keep, missing_column
 from tunesmith.data.schema.cells import has_column as has_cells
 from tunesmith.data.text.overlap import HeldOutRuns, QuotationRule, held

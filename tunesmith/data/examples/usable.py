@@ -28,22 +28,47 @@ def usable(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], 
     Returns:
         The rows, and one line per reason with the number of rows and the first locations.
     """
-    needed = [columns[role] for role in NEEDED if role in columns]
-    needed = [column for column in needed if not all(_blank(cell(row, column)) for row in rows)]
-    kept: list[Row] = []
-    skipped: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        if reason := _reason(row, needed, columns):
-            skipped[reason].append(row.where)
-        else:
-            kept.append(row)
-    if not kept:
-        return list(rows), []
-    notes = [
-        f"{file_of(rows)}: {len(places)} of {len(rows)} rows skipped, {reason} ({first_names(places, LISTED)})"
-        for reason, places in skipped.items()
-    ]
-    return kept, notes
+    skipper = Skipper(rows, columns)
+    return skipper.usable(rows), skipper.notes
+
+
+class Skipper:
+    """Skips the rows of a file that have nothing to learn, part by part, and counts them.
+
+    Args:
+        rows: the first rows. A column that is blank in all of them is left to the parser; if none of them is usable,
+            nothing is skipped.
+        columns: role -> column.
+    """
+
+    def __init__(self, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
+        needed = [columns[role] for role in NEEDED if role in columns]
+        self._needed = [column for column in needed if not all(_blank(cell(row, column)) for row in rows)]
+        self._columns = columns
+        if rows and all(_reason(row, self._needed, columns) for row in rows):
+            self._needed, self._columns = [], {}
+        self._file = file_of(rows)
+        self._rows = 0
+        self._skipped: dict[str, list[str]] = defaultdict(list)
+
+    def usable(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the usable rows of a part."""
+        kept: list[Row] = []
+        for row in rows:
+            if reason := _reason(row, self._needed, self._columns):
+                self._skipped[reason].append(row.where)
+            else:
+                kept.append(row)
+        self._rows += len(rows)
+        return kept
+
+    @property
+    def notes(self) -> list[str]:
+        """Return one line per reason with the number of rows and the first locations."""
+        return [
+            f"{self._file}: {len(places)} of {self._rows} rows skipped, {reason} ({first_names(places, LISTED)})"
+            for reason, places in self._skipped.items()
+        ]
 
 
 def _reason(row: Row, needed: Sequence[str], columns: Mapping[str, str]) -> str:

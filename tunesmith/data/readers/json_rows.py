@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tunesmith.data.files import read_json
@@ -17,12 +17,12 @@ LEAST_KEYED = 3  # entries of an object of rows
 USUAL = "data"
 
 
-def json_lines(file: TextFile) -> list[Row]:
-    """Load one object per line. Raise DataError that lists all invalid lines."""
-    return _rows_of_lines(file.read(), file.name)
+def json_lines(file: TextFile) -> Iterator[Row]:
+    """Yield one object per line, then raise a DataError that lists the invalid lines."""
+    return _rows_of_lines(file.lines("\n"), file.name)
 
 
-def json_document(file: TextFile, part: str) -> tuple[list[Row], str]:
+def json_document(file: TextFile, part: str) -> tuple[Iterator[Row], str]:
     """Load the rows of a JSON document.
 
     Args:
@@ -41,7 +41,7 @@ def json_document(file: TextFile, part: str) -> tuple[list[Row], str]:
         value = read_json(text)
     except (ValueError, RecursionError) as error:
         if _first_line_is_object(text):
-            return _rows_of_lines(text, name), ""
+            return _rows_of_lines(text.split("\n"), name), ""
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise DataError(f"{name}:{line}: invalid JSON ({reason(error)}); {fix}") from error
     if isinstance(value, list):
@@ -55,7 +55,7 @@ def json_document(file: TextFile, part: str) -> tuple[list[Row], str]:
     return _listed_rows(value, file, part) or (_single_row(text, value, name, fix), "")
 
 
-def _listed_rows(value: Mapping[str, Any], file: TextFile, part: str) -> tuple[list[Row], str] | None:
+def _listed_rows(value: Mapping[str, Any], file: TextFile, part: str) -> tuple[Iterator[Row], str] | None:
     """Return the rows of the named or only list of a document; None if it has none."""
     lists = dict(_lists(value))
     if part and part not in lists:
@@ -72,20 +72,21 @@ def _listed_rows(value: Mapping[str, Any], file: TextFile, part: str) -> tuple[l
     raise DataError(f"{file.name}: several lists of rows: {sizes}; name one, such as '{file.path}#{largest}'")
 
 
-def _single_row(text: str, value: Mapping[str, Any], name: str, fix: str) -> list[Row]:
+def _single_row(text: str, value: Mapping[str, Any], name: str, fix: str) -> Iterator[Row]:
     """Return a document that is one line as one row; raise DataError for any other."""
     if isinstance(value.get(USUAL), list):
         return numbered(value[USUAL], name)
     if _first_line_is_object(text) and USUAL not in value:
-        return _rows_of_lines(text, name)
+        return _rows_of_lines(text.split("\n"), name)
     keys = first_names(list(map(repr, value)), LISTED)
     raise DataError(f"{name}: expected rows, got one JSON object with the keys {keys}; {fix}")
 
 
-def _rows_of_lines(text: str, name: str) -> list[Row]:
-    # Only "\n" ends a line: str.splitlines would also split at U+2028 inside a text.
-    lines = enumerate(text.split("\n"), 1)
-    return objects(((f"{name}:{number}", line) for number, line in lines if line.strip()), read_json)
+def _rows_of_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
+    # Only "\n" ends a line: str.splitlines would also split at U+2028 inside a text. Without it, an error at the end
+    # would be reported on line 2.
+    places = ((f"{name}:{number}", line.removesuffix("\n")) for number, line in enumerate(lines, 1) if line.strip())
+    return objects(places, read_json)
 
 
 def _lists(value: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, list[Any]]]:

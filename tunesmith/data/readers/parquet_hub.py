@@ -11,19 +11,31 @@ from typing import Any
 from tunesmith.data.readers.row import Row, numbered, reason
 from tunesmith.errors import DataError
 
+ROWS_AT_ONCE = 10_000
 
-def read_parquet(path: Path) -> list[Row]:
-    """Load all rows of a Parquet file. Raise DataError if it is not one."""
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet file, a batch at a time. Raise DataError if it is not one."""
+    return numbered(map(_widened, _batches(path)), path.name)
+
+
+def parquet_rows(path: Path) -> int:
+    """Return the number of rows of a Parquet file that `read_parquet` has opened."""
+    return int(_library("pyarrow.parquet", path.name).read_metadata(str(path)).num_rows)
+
+
+def _batches(path: Path) -> Iterator[dict[str, object]]:
     arrow, parquet = _library("pyarrow", path.name), _library("pyarrow.parquet", path.name)
     try:
-        values = parquet.read_table(str(path)).to_pylist()
+        with parquet.ParquetFile(str(path)) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                yield from batch.to_pylist()
     except OverflowError as error:
         raise DataError(
             f"{path.name}: date after the year 9999 ({reason(error)}); store this column as text"
         ) from error
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path.name}: invalid Parquet file ({reason(error)}); convert it to jsonl") from error
-    return numbered(map(_widened, values), path.name)
 
 
 def _widened(fields: Mapping[str, object]) -> dict[str, object]:
@@ -45,7 +57,7 @@ def read_hub(source: str, name: str, split: str) -> list[Row]:
         raise DataError(f"{source}: this version of 'datasets' can run remote code; pip install 'datasets>=4.7'")
     try:
         # The split is part of the location, so that rows of two splits have different ones.
-        return numbered(_named(hub.load_dataset(name, split=split), hub), source)
+        return list(numbered(_named(hub.load_dataset(name, split=split), hub), source))
     except (hub.exceptions.DatasetsError, OSError, ValueError) as error:
         fix = f"check the name and the network, or write '{name}:SPLIT'"
         raise DataError(f"{name}: cannot load the {split!r} split ({reason(error)}); {fix}") from error

@@ -8,13 +8,15 @@ key of a JSON document, or a file in a zip archive.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.files import is_link, is_there, quoted
 from tunesmith.data.readers.csv_tsv import dialect_of, read_separated
 from tunesmith.data.readers.json_rows import json_document, json_lines
-from tunesmith.data.readers.row import Row
+from tunesmith.data.readers.parquet_hub import parquet_rows
+from tunesmith.data.readers.row import Row, allowed_values, has_allowed, keep
 from tunesmith.data.readers.text_file import PACKED, FileSource, TextFile, locate, open_text
 from tunesmith.data.readers.text_lines import log_rows, text_rows
 from tunesmith.errors import DataError, first_names, nearest_name
@@ -27,6 +29,10 @@ BOOKS = (".xlsx", ".xlsm")
 # Extensions of files with rows.
 READERS = (*LINES, ".json", *TABLES, ".txt", ".log", *BOOKS, ".parquet")
 LISTED = 5  # files of a folder in a message
+# Kinds whose rows can be read one by one, and the size of a file from which they are. In memory, its rows, examples and
+# tokens would take more than ten times as much.
+STREAMED = (*LINES, *TABLES, ".parquet")
+LARGE_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +71,56 @@ def read_file(source: str | Path, *, offline: bool = False) -> RowFile:
         return _folder(path)
     if (file := locate(source)) is None:
         return RowFile(_from_hub(str(source), offline=offline))
-    rows, note = _read(check_kind(file))
-    if not rows:
+    stream, note = _read(check_kind(file))
+    if not (rows := list(stream)):
         raise DataError(f"{source}: no rows; give a file with at least one")
-    return RowFile(rows, (f"{file.path.name}: {note}",) if note else ())
+    return RowFile(rows, _noted(file, note))
+
+
+def large_file(source: str | Path) -> bool:
+    """Return whether a source is a file that is read row by row, and kept in files instead of memory.
+
+    Args:
+        source: source of rows.
+    """
+    file = locate(source)
+    return file is not None and file.kind in STREAMED and file.path.stat().st_size >= LARGE_BYTES
+
+
+class RowStream:
+    """The rows of a file, read from its start whenever they are iterated.
+
+    Attributes:
+        notes: as those of `RowFile`.
+
+    Args:
+        source: a file; of those for which `large_file` is false, all rows are read at once.
+        where: column -> allowed values, as in `keep`.
+    """
+
+    def __init__(self, source: str | Path, where: Mapping[str, Sequence[object]]) -> None:
+        file = locate(source)
+        assert file is not None
+        self._file = check_kind(file)
+        self._where = allowed_values(where)
+        self.notes = _noted(file, _read(file)[1])
+        if next(iter(self), None) is None:
+            keep(read_rows(source), where)  # raises the error
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows with the allowed values."""
+        return (row for row in _read(self._file)[0] if has_allowed(row.fields, self._where))
+
+    def about(self) -> int:
+        """Return the number of lines of the file, for progress; of a Parquet file the number of rows."""
+        if self._file.kind == ".parquet":
+            return parquet_rows(self._file.path)
+        with open_text(self._file).open_bytes() as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+
+
+def _noted(file: FileSource, note: str) -> tuple[str, ...]:
+    return (f"{file.path.name}: {note}",) if note else ()
 
 
 def notes_of(source: str | Path) -> tuple[str, ...]:
@@ -82,7 +134,7 @@ def notes_of(source: str | Path) -> tuple[str, ...]:
     if check_kind(file).kind in (*LINES, *TABLES):
         text = open_text(file)
         note = _joined(text, dialect_of(text, file.kind).note if file.kind in TABLES else "")
-        return (f"{file.path.name}: {note}",) if note else ()
+        return _noted(file, note)
     return read_file(source).notes
 
 
@@ -103,8 +155,8 @@ def check_kind(file: FileSource) -> FileSource:
     raise DataError(f"{path}: unsupported file type; {fix}")
 
 
-def _read(file: FileSource) -> tuple[list[Row], str]:
-    """Load the rows of a file with a note on how it was read."""
+def _read(file: FileSource) -> tuple[Iterator[Row], str]:
+    """Return the rows of a file, read one by one if its kind is one of STREAMED, and a note on how it was read."""
     if file.kind == ".parquet":
         from tunesmith.data.readers.parquet_hub import read_parquet
 
@@ -112,16 +164,19 @@ def _read(file: FileSource) -> tuple[list[Row], str]:
     if file.kind in BOOKS:
         from tunesmith.data.readers.excel import read_excel
 
-        return read_excel(file)
+        book, note = read_excel(file)
+        return iter(book), note
     text = open_text(file)
+    rows: Iterator[Row]
     if file.kind in TABLES:
-        rows, note = list(read_separated(text, file.kind)), dialect_of(text, file.kind).note
+        rows, note = read_separated(text, file.kind), dialect_of(text, file.kind).note
     elif file.kind in LINES:
         rows, note = json_lines(text), ""
     elif file.kind == ".json":
         rows, note = json_document(text, "" if file.path.suffix.lower() == ".zip" else file.part)
     else:
-        rows, note = (log_rows if file.kind == ".log" else text_rows)(text)
+        lines, note = (log_rows if file.kind == ".log" else text_rows)(text)
+        rows = iter(lines)
     return rows, _joined(text, note)
 
 

@@ -246,24 +246,26 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be read ({error.strerror}); check its permissions")
 
 
-def objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> list[Row]:
-    """Return a row for each (location, value) that parses to an object; report all others in one DataError."""
-    rows, errors = [], []
+def objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> Iterator[Row]:
+    """Yield a row for each (location, value) that parses to an object, then report all others in one DataError."""
+    errors, more = list[str](), 0
     for where, value in values:
         try:
             parsed = parse(value)
         except (ValueError, RecursionError) as error:
-            errors.append(f"{where}: invalid JSON ({reason(error)}); write one JSON object per line")
-            continue
-        if isinstance(parsed, dict):
-            rows.append(Row(where, parsed))
+            problem = f"{where}: invalid JSON ({reason(error)}); write one JSON object per line"
         else:
-            errors.append(f'{where}: expected an object, got {type(parsed).__name__}; write {{"column": value}}')
-    return rows if not errors else refuse(errors)
+            if isinstance(parsed, dict):
+                yield Row(where, parsed)
+                continue
+            problem = f'{where}: expected an object, got {type(parsed).__name__}; write {{"column": value}}'
+        errors, more = ([*errors, problem], more) if len(errors) < SHOWN_FAULTS else (errors, more + 1)
+    if errors:
+        refuse(errors, more=more)
 
 
-def numbered(values: Iterable[object], name: str) -> list[Row]:
-    """Return a row for each value, which must be an object; its location is its position, counted from 1."""
+def numbered(values: Iterable[object], name: str) -> Iterator[Row]:
+    """Yield a row for each value, which must be an object; its location is its position, counted from 1."""
     return objects(((f"{name}:{n}", value) for n, value in enumerate(values, 1)), lambda value: value)
 
 

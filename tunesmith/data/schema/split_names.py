@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from tunesmith.data.readers.row import as_word
 
@@ -23,7 +23,7 @@ def part_of(value: object) -> str:
     return PART_NAMES.get(words[0], "") if words else ""
 
 
-def split_parts(values: Sequence[object]) -> dict[str, int]:
+def split_parts(values: Iterable[object]) -> dict[str, int]:
     """Count the rows of each part that the values of a column name.
 
     Args:
@@ -32,11 +32,12 @@ def split_parts(values: Sequence[object]) -> dict[str, int]:
     Returns:
         Part -> number of rows, blank cells as train; empty if there are other values, or no or all rows are held out.
     """
-    filled = [value for value in values if value not in (None, "")]
-    parts = Counter(map(part_of, filled))
-    if "" in parts or not set(parts) - {"train"}:
-        return {}
-    parts["train"] += len(values) - len(filled)
-    if not parts["train"]:
+    parts: Counter[str] = Counter()
+    for value in values:
+        part = "train" if value in (None, "") else part_of(value)
+        if not part:
+            return {}
+        parts[part] += 1
+    if not parts["train"] or len(parts) == 1:
         return {}
     return {part: parts[part] for part in ("train", "validation", "test") if parts[part]}

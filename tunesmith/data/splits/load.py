@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.data.examples.accepted import answer_notes
 from tunesmith.data.examples.parsers import fingerprint, group_of, prompt_of
+from tunesmith.data.examples.stored import StoredExamples
 from tunesmith.data.examples.types import Example, Pair, UnpairedPreference
-from tunesmith.data.readers.read import read_file
-from tunesmith.data.readers.row import Row, file_of, keep
+from tunesmith.data.readers.read import RowStream, read_file
+from tunesmith.data.readers.row import Row, columns_of, file_of, keep
+from tunesmith.data.schema.split_names import DEFAULT_SPLIT, part_of, split_parts
 from tunesmith.data.splits.near_duplicates import without_near_copies
-from tunesmith.data.splits.split import FEWEST_PROMPTS, Split, by_prompt, separate, split, unlearned_labels
-from tunesmith.data.splits.split_column import assigned
+from tunesmith.data.splits.split import FEWEST_PROMPTS, PARTS, Split, by_prompt, separate, split, unlearned_labels
+from tunesmith.data.splits.split_column import column_note
+from tunesmith.data.stored import joined, take
 from tunesmith.errors import DataError
+from tunesmith.progress import track
+
+# Rows by which the columns of a large file are detected; they are parsed together, so that a missing value in all of
+# them is an error.
+FIRST_ROWS = 20_000
+
 
 Parse = Callable[[list[Row]], Sequence[Example]]
 
@@ -56,15 +70,46 @@ class DatasetSplits:
     rows: int
     sha256: dict[str, str]
 
+    def save(self, folder: Path) -> None:
+        """Save the choice of rows in the folder of `load`, for `open`."""
+        stored = {}
+        for name in PARTS:
+            part = getattr(self.split, name)
+            stored[name] = part.folder.name
+            part.save(folder / f"{name}.npy")
+        facts = {"rows": self.rows, "sha256": self.sha256, "removed": self.split.removed, "notes": self.split.notes}
+        (folder / "facts.json").write_text(json.dumps({**facts, "stored": stored}), encoding="utf-8")
 
-def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) -> DatasetSplits:
+    @classmethod
+    def open(cls, folder: Path) -> DatasetSplits:
+        """Return the saved examples; they are read from their files when they are used."""
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        parts = {
+            name: StoredExamples(folder / stored, folder / f"{name}.npy") for name, stored in facts["stored"].items()
+        }
+        return cls(
+            Split(**parts, removed=facts["removed"], notes=tuple(facts["notes"])), facts["rows"], facts["sha256"]
+        )
+
+
+def load(
+    sources: Sources,
+    parse: Parse,
+    *,
+    seed: int,
+    offline: bool = False,
+    folder: Path | None = None,
+    parser_of: Callable[[list[Row]], Parse] | None = None,
+) -> DatasetSplits:
     """Read, parse and split all files. No prompt and no group occurs in two parts.
 
     Args:
         sources: files and fractions.
-        parse: converts rows into examples.
+        parse: converts the rows of a file into examples.
         seed: seed of the split.
         offline: do not download datasets.
+        folder: folder for the examples, which then do not stay in memory; every source must be a file.
+        parser_of: with a folder, returns what converts the parts of a file, given the first part.
 
     Raises:
         DataError: if rows are invalid, or no training rows remain.
@@ -73,22 +118,27 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     inputs = {"train": sources.train, "validation": sources.validation, "test": sources.test}
     fractions = {name: fraction for name, fraction in inputs.items() if not isinstance(fraction, str)}
     row_count = 0
-    parts: dict[str, list[Example]] = {}
+    parts: dict[str, Sequence[Example]] = {}
     notes: list[str] = []
     for name, source in inputs.items():
         if isinstance(source, str):
-            file = read_file(source, offline=offline)
-            rows = keep(file.rows, sources.where)
-            parts[name] = _grouped(list(parse(rows)), rows, sources.group)
-            row_count += len(rows)
-            notes += file.notes
-            if name == "train":
-                parts, note = _by_column(parts["train"], rows, sources)
-                notes += filter(None, [note])
+            if folder is None:
+                file = read_file(source, offline=offline)
+                rows: Iterable[Row] = keep(file.rows, sources.where)
+                notes += file.notes
+                read = _examples(rows, lambda _: parse, sources, train=name == "train", folder=None)
+            else:
+                rows = RowStream(source, sources.where)
+                notes += rows.notes
+                start = parser_of or (lambda _: parse)
+                read = _examples(rows, start, sources, train=name == "train", folder=folder / name)
+            row_count += read.rows
+            notes += read.notes
+            parts |= _by_column(read, sources) if name == "train" else {name: read.examples}
     fractions = {name: fraction for name, fraction in fractions.items() if name not in parts}
     if len(parts) > 1:  # `split` groups a single file
         _group_by_prompt(parts, split_train=any(fractions.values()))
-    notes += answer_notes([example for part in parts.values() for example in part])
+    notes += answer_notes(joined(*parts.values()))
     size = sum(map(len, parts.values()))
     notes += _set_apart(parts)
     removed = size - sum(map(len, parts.values()))
@@ -98,27 +148,84 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     parts = {"validation": train_split.validation, "test": train_split.test, **parts, "train": train_split.train}
     notes += [*train_split.notes, *(note for note in unlearned_labels(parts) if note not in train_split.notes)]
     result = without_near_copies(Split(**parts, removed=removed + train_split.removed, notes=tuple(notes)))
-    digests: dict[str, str] = {}
-    for name, part in (("train", result.train), ("validation", result.validation), ("test", result.test)):
-        contents = sorted(fingerprint(example).encode(errors="surrogatepass") for example in part)
-        digests[name] = hashlib.sha256(b"\n".join(contents)).hexdigest()
+    digests = {name: _digest(getattr(result, name)) for name in PARTS}
     return DatasetSplits(result, row_count, digests)
 
 
-def _by_column(examples: list[Example], rows: Sequence[Row], sources: Sources) -> tuple[dict[str, list[Example]], str]:
-    """Return the parts that the split column of the train file names, and a note on it.
+def _digest(examples: Sequence[Example]) -> str:
+    """Return a digest of the contents, independent of their order; of stored examples, a digest of their hashes."""
+    contents = (fingerprint(example).encode(errors="surrogatepass") for example in examples)
+    if isinstance(examples, StoredExamples):
+        hashes = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+        return hashlib.sha256(np.sort(np.fromiter(hashes, "S8", len(examples))).tobytes()).hexdigest()
+    return hashlib.sha256(b"\n".join(sorted(contents))).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class FileExamples:
+    """The examples of one file.
+
+    Attributes:
+        examples: in file order.
+        rows: number of rows after filtering.
+        parts: index in `PARTS` of the part that the split column names for each example; empty if it is not used.
+        notes: remarks for the report, the last one on the split column if there is any.
+    """
+
+    examples: Sequence[Example]
+    rows: int
+    parts: NDArray[np.uint8]
+    notes: list[str]
+
+
+def _examples(
+    rows: Iterable[Row], start: Callable[[list[Row]], Parse], sources: Sources, *, train: bool, folder: Path | None
+) -> FileExamples:
+    """Parse the rows of a file: at once into memory, or part by part into a folder."""
+    first = list(islice(rows, None if folder is None else FIRST_ROWS))
+    parse = start(first)
+    column = sources.split or DEFAULT_SPLIT
+    counts, notes = dict[str, int](), list[str]()
+    if train:
+        counts = split_parts(row.fields.get(column) for row in rows) if column in columns_of(first) else {}
+        notes += filter(None, [column_note(first, sources.split, counts)])
+    row_count, named = 0, bytearray()
+
+    def examples() -> Iterator[Example]:
+        nonlocal row_count
+        rest = iter(rows)
+        while part := list(islice(rest, len(first))):
+            made = list(parse(part))
+            made = made if row_count else _grouped(made, part, sources.group)
+            row_count += len(part)
+            if counts and sources.split:
+                parts = {row.where: PARTS.index(part_of(row.fields.get(column)) or "train") for row in part}
+                named.extend(parts[example.where] for example in made)
+            yield from made
+
+    if isinstance(rows, RowStream) and folder is not None:
+        tracked = track(examples(), "reading", unit="rows", total=rows.about())
+        parsed: Sequence[Example] = StoredExamples.write(folder, tracked)
+    else:
+        parsed = list(examples())
+    return FileExamples(parsed, row_count, np.frombuffer(bytes(named), np.uint8), notes)
+
+
+def _by_column(read: FileExamples, sources: Sources) -> dict[str, Sequence[Example]]:
+    """Return the parts that the split column of the train file names.
 
     A part with a separate file contains only the rows of that file; rows that the column assigns to it are dropped.
     """
-    assignment, note = assigned(rows, sources.split)
-    parts = {"train": [example for example in examples if assignment.get(example.where, "train") == "train"]}
-    for name, source in (("validation", sources.validation), ("test", sources.test)):
-        selected = [example for example in examples if assignment.get(example.where) == name]
-        if selected and isinstance(source, str):
-            note += f"; its {len(selected)} {name} rows are left out, because data.{name} is a file"
-        elif selected:
-            parts[name] = selected
-    return parts, note
+    if not len(read.parts):
+        return {"train": read.examples}
+    parts: dict[str, Sequence[Example]] = {}
+    for number, name in enumerate(PARTS):
+        indices = np.flatnonzero(read.parts == number)
+        if len(indices) and name != "train" and isinstance(getattr(sources, name), str):
+            read.notes[-1] += f"; its {len(indices)} {name} rows are left out, because data.{name} is a file"
+        elif len(indices) or name == "train":
+            parts[name] = take(read.examples, indices)
+    return parts
 
 
 def check_names(given: Iterable[float | str]) -> None:
@@ -149,12 +256,14 @@ def _grouped(examples: list[Example], rows: Sequence[Row], column: str) -> list[
     return [example if example.group else replace(example, group=groups[example.where]) for example in examples]
 
 
-def _group_by_prompt(parts: dict[str, list[Example]], *, split_train: bool) -> None:
+def _group_by_prompt(parts: dict[str, Sequence[Example]], *, split_train: bool) -> None:
     """Group preference examples by prompt across files, in place.
 
     A train file that will be split and has too few prompts for a split by prompt is not grouped.
     """
     train = parts["train"]
+    if not isinstance(next(iter(train), None), Pair | UnpairedPreference):
+        return
     prompts = {prompt_of(example) for example in train if isinstance(example, Pair | UnpairedPreference)}
     if split_train and len(prompts) < FEWEST_PROMPTS:
         parts.update({name: [*by_prompt(part)] for name, part in parts.items() if name != "train"})
@@ -164,7 +273,7 @@ def _group_by_prompt(parts: dict[str, list[Example]], *, split_train: bool) -> N
         parts[name] = [next(grouped) for _ in part]
 
 
-def _set_apart(parts: dict[str, list[Example]]) -> list[str]:
+def _set_apart(parts: dict[str, Sequence[Example]]) -> list[str]:
     """Remove held-out rows and groups from the other files, in place (test first); return notes on the removals."""
     notes: list[str] = []
     for held_out, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
@@ -178,7 +287,9 @@ def _set_apart(parts: dict[str, list[Example]]) -> list[str]:
             fix = 'set data.split: "" to split by row'
         remaining, copies = separate(parts[other], parts[held_out], what=held_out, fix=fix)
         groups = {example.group for example in parts[held_out]} - {""}
-        parts[other] = [example for example in remaining if example.group not in groups]
+        parts[other] = remaining
+        if groups:
+            parts[other] = take(remaining, np.flatnonzero([example.group not in groups for example in remaining]))
         if not parts[other]:
             fix = fix.replace("with other rows", "from other sources")
             raise DataError(f"{file}: every row or its group also appears in {held_file}; {fix}")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
+
+import numpy as np
 
 from tunesmith.data.examples.types import Example, Text
 from tunesmith.data.splits.split import Split
+from tunesmith.data.stored import joined, take
 from tunesmith.data.text.minhash import slots
 from tunesmith.data.text.overlap import QuotationRule, held, leaked
 from tunesmith.data.text.words import words_of
@@ -18,6 +22,7 @@ from tunesmith.progress import track
 RULE = QuotationRule(run=8, fewest=8, most_owners=0)
 # Texts with fewer words do not contain eight runs.
 SHORT = RULE.run + RULE.fewest - 1
+AT_ONCE = 1000  # documents compared in one array operation
 
 
 def without_near_copies(split: Split) -> Split:
@@ -27,15 +32,15 @@ def without_near_copies(split: Split) -> Split:
     two training documents remain.
     """
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    if not all(isinstance(example, Text) for part in parts.values() for example in part):
+    if not all(isinstance(example, Text) for part in parts.values() for example in part[:1]):
         return split
     notes = list(split.notes)
     removed = 0
-    for name, against in (("validation", split.test), ("train", [*split.validation, *split.test])):
+    for name, against in (("validation", split.test), ("train", joined(split.validation, split.test))):
         near = near_copies(parts[name], against)
-        parts[name] = [example for index, example in enumerate(parts[name]) if index not in near]
         removed += len(near)
         if near:
+            parts[name] = take(parts[name], np.setdiff1d(np.arange(len(parts[name])), sorted(near)))
             other = "test" if name == "validation" else "a held-out part"
             notes.append(f"{len(near)} documents removed from {name}: {other} contains most of the same text")
     if len(parts["train"]) < 2:
@@ -61,11 +66,13 @@ def near_copies(documents: Sequence[Example], others: Sequence[Example]) -> set[
     text = "looking for near-duplicates"
     index = held([slots(_words(example)) for example in track(others, text, unit="documents")], RULE)
     short = {tuple(words) for example in others if 0 < len(words := _words(example)) < SHORT}
-    return {
-        position
-        for position, example in enumerate(track(documents, text, unit="documents"))
-        if tuple(words := _words(example)) in short or leaked([slots(words)], index)
-    }
+    near: set[int] = set()
+    rest = iter(track(documents, text, unit="documents"))
+    for start in range(0, len(documents), AT_ONCE):
+        words_of_each = [_words(example) for example in islice(rest, AT_ONCE)]
+        near |= {start + i for i, words in enumerate(words_of_each) if tuple(words) in short}
+        near |= {start + i for i in leaked(list(map(slots, words_of_each)), index)}
+    return near
 
 
 def _words(example: Example) -> list[str]:

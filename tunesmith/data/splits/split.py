@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.data.examples.parsers import prompt_of, question
 from tunesmith.data.examples.types import Example, LabelledText, Pair, Text, UnpairedPreference
 from tunesmith.data.readers.row import file_of
+from tunesmith.data.stored import joined, take
 from tunesmith.errors import DataError, Refused
 
+Keys = NDArray[np.uint64]
 TOO_MANY_COPIES = 0.95
 # Below this number of prompts, preference rows are not split by prompt.
 FEWEST_PROMPTS = 10
@@ -31,15 +36,15 @@ class Split:
         notes: remarks for the log and the report.
     """
 
-    train: list[Example]
-    validation: list[Example]
-    test: list[Example]
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
     removed: int
     notes: tuple[str, ...]
 
-    def examples(self) -> list[Example]:
+    def examples(self) -> Sequence[Example]:
         """Return the examples of all parts."""
-        return [*self.train, *self.validation, *self.test]
+        return joined(self.train, self.validation, self.test)
 
 
 def split(examples: Sequence[Example], *, validation: float, test: float, seed: int) -> Split:
@@ -69,15 +74,17 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
         raise DataError(f"{rows}, so test {test} and validation {validation} leave no training rows; lower them")
     if not counted and test + validation >= 1:
         raise DataError(f"test {test} and validation {validation} leave no training rows; lower them")
-    groups = len({example.group for example in examples} - {""})
-    prompts = [question(example) for example in examples]
-    assignment = _by_group(examples, sizes, seed) if groups else _by_label(examples, prompts, sizes, seed=seed)
+    prompts = _prompts(examples, seed)
+    grouped = np.fromiter((bool(example.group) for example in examples), bool, len(examples))
+    single = len(examples) - int(grouped.sum())
+    group_keys = _groups(examples, seed) if grouped.any() else prompts[:0]
+    groups = len(np.unique(group_keys[grouped])) if grouped.any() else 0
+    assignment = _by_group(group_keys, sizes) if groups else _by_label(examples, prompts, sizes)
     parts = _without_copies(examples, prompts, assignment)
     removed = len(examples) - sum(map(len, parts.values()))
-    _check_parts(examples, parts, fractions)
+    _check_parts(examples, parts, fractions, groups=groups)
     notes = []
     if test or validation:
-        single = sum(not example.group for example in examples)
         without_group = f" ({single} rows have no group; each is its own group)" if single else ""
         method = f"{groups} {unit}, none in two parts{without_group}" if groups else "by row, without groups"
         counts = ", ".join(f"{name} {len(parts[name])}" for name in PARTS if fractions.get(name, 1))
@@ -89,20 +96,17 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
 
 def separate(
     train: Sequence[Example], held_out: Sequence[Example], *, what: str = "test", fix: str = ""
-) -> tuple[list[Example], int]:
+) -> tuple[Sequence[Example], int]:
     """Remove the prompts of `held_out` from `train`; return the remaining rows and the number removed.
 
     Raise Refused if 95 % of the held-out rows appear in train: then the file is a copy, not a test.
     """
-    train_prompts = [question(example) for example in train]
-    held_out_prompts = [question(example) for example in held_out]
-    known = set(train_prompts)
-    copies = sum(prompt in known for prompt in held_out_prompts)
-    if held_out and copies >= TOO_MANY_COPIES * len(held_out):
+    train_prompts, held_out_prompts = _prompts(train, 0), _prompts(held_out, 0)
+    copies = int(_among(held_out_prompts, train_prompts).sum())
+    if len(held_out) and copies >= TOO_MANY_COPIES * len(held_out):
         problem = f"{copies} of {len(held_out)} {what} rows also appear in {file_of(train)}"
         raise Refused(f"{file_of(held_out)}: {problem}; {fix or f'give a {what} file with other rows'}")
-    excluded = set(held_out_prompts)
-    remaining = [example for example, prompt in zip(train, train_prompts, strict=True) if prompt not in excluded]
+    remaining = take(train, np.flatnonzero(~_among(train_prompts, held_out_prompts)))
     return remaining, len(train) - len(remaining)
 
 
@@ -116,10 +120,12 @@ def by_prompt(examples: Sequence[Example], *, fewest: int = 2) -> Sequence[Examp
     Returns:
         The grouped rows, or `examples` itself if nothing was grouped.
     """
+    if not isinstance(next(iter(examples), None), Pair | UnpairedPreference):
+        return examples
     preferences = [
         example for example in examples if isinstance(example, Pair | UnpairedPreference) and not example.group
     ]
-    prompts = [_seeded_hash(prompt_of(example), 0).hex() for example in preferences]
+    prompts = [f"{_seeded_hash(prompt_of(example), 0):016x}" for example in preferences]
     if len(preferences) < len(examples) or not fewest <= len(set(prompts)) < len(prompts):
         return examples
     return [replace(example, group=prompt) for example, prompt in zip(preferences, prompts, strict=True)]
@@ -149,10 +155,9 @@ def _size(name: str, amount: float, rows: int) -> int:
 
 
 def _check_parts(
-    examples: Sequence[Example], parts: Mapping[str, Sequence[Example]], fractions: Mapping[str, float]
+    examples: Sequence[Example], parts: Mapping[str, Sequence[Example]], fractions: Mapping[str, float], *, groups: int
 ) -> None:
     """Raise DataError if a requested part is empty or fewer than two training rows remain."""
-    groups = len({example.group for example in examples} - {""})
     rows = f"{file_of(examples)}: {len(examples)} rows" + (f" in {groups} groups" if groups else "")
     removed = len(examples) - sum(map(len, parts.values()))
     copies = f" after removing {removed} copies of held-out prompts" if removed else ""
@@ -171,47 +176,68 @@ def _more(examples: Sequence[Example], groups: int) -> str:
     return f"give more {'groups' if groups else 'rows'}{passages}"
 
 
-def _by_group(examples: Sequence[Example], sizes: Mapping[str, int], seed: int) -> dict[int, str]:
-    """Assign whole groups to held-out parts (index -> part) while they bring the part closer to its size."""
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        members[example.group or f"\x1f{index}"].append(index)  # a row without a group is its own group
-    available = sorted(members, key=lambda group: _seeded_hash(group, seed))
-    assignment: dict[int, str] = {}
+def _prompts(examples: Sequence[Example], seed: int) -> Keys:
+    """Return the hash of each prompt: equal for equal prompts, in random order, and 8 bytes however long they are."""
+    return np.fromiter((_seeded_hash(question(example), seed) for example in examples), np.uint64, len(examples))
+
+
+def _among(keys: Keys, others: Keys) -> NDArray[np.bool_]:
+    """Return whether each key is one of others, as `np.isin` does, without sorting both together."""
+    others = np.unique(others)
+    if not len(others):
+        return np.zeros(len(keys), bool)
+    found: NDArray[np.bool_] = others[np.searchsorted(others, keys).clip(max=len(others) - 1)] == keys
+    return found
+
+
+def _groups(examples: Sequence[Example], seed: int) -> Keys:
+    """Return the hash of each group; a row without a group is its own group."""
+    names = (example.group or f"\x1f{index}" for index, example in enumerate(examples))
+    return np.fromiter((_seeded_hash(name, seed) for name in names), np.uint64, len(examples))
+
+
+def _by_group(groups: Keys, sizes: Mapping[str, int]) -> NDArray[np.uint8]:
+    """Assign whole groups to held-out parts while they bring the part closer to its size.
+
+    Returns:
+        The index in `PARTS` of the part of each row.
+    """
+    keys, members, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    part_of_group = np.zeros(len(keys), np.uint8)
+    available = np.arange(len(keys))
     for name, size in sizes.items():
         taken = 0
-        skipped = []
-        for group in available:
-            if abs(taken + len(members[group]) - size) < abs(taken - size):
-                assignment.update(dict.fromkeys(members[group], name))
-                taken += len(members[group])
-            else:
-                skipped.append(group)
-        available = skipped
-    return assignment
+        for group, count in zip(available.tolist(), counts[available].tolist(), strict=True):
+            if abs(taken + count - size) < abs(taken - size):
+                part_of_group[group] = PARTS.index(name)
+                taken += count
+        available = np.flatnonzero(part_of_group == 0)
+    return part_of_group[members]
 
 
-def _by_label(
-    examples: Sequence[Example], prompts: Sequence[str], sizes: Mapping[str, int], *, seed: int
-) -> dict[int, str]:
-    """Assign rows to held-out parts (index -> part) in proportion to labels; one row of each label stays in train."""
-    labels = [tuple(sorted(e.labels)) if isinstance(e, LabelledText) else () for e in examples]
-    label_counts = Counter(labels)
-    multi = any(isinstance(e, LabelledText) and e.multi for e in examples)
-    # Multi-label: combinations of labels that occur once form one stratum.
-    by_label: dict[tuple[str, ...] | None, list[int]] = defaultdict(list)
-    for index, key in enumerate(labels):
-        by_label[None if multi and label_counts[key] == 1 else key].append(index)
-    strata = list(by_label.values())
-    for members in strata:
-        members.sort(key=lambda index: _seeded_hash(prompts[index], seed))
-    stratum_sizes = [len(members) for members in strata]
-    assignment: dict[int, str] = {}
+def _by_label(examples: Sequence[Example], prompts: Keys, sizes: Mapping[str, int]) -> NDArray[np.uint8]:
+    """Assign rows to held-out parts in proportion to labels; one row of each label stays in train.
+
+    Returns:
+        The index in `PARTS` of the part of each row.
+    """
+    known: dict[tuple[str, ...], int] = {}
+    labels = (tuple(sorted(e.labels)) if isinstance(e, LabelledText) else () for e in examples)
+    strata = np.fromiter((known.setdefault(label, len(known)) for label in labels), np.int32, len(examples))
+    if any(isinstance(e, LabelledText) and e.multi for e in examples):
+        # Multi-label: combinations of labels that occur once form one stratum, in the place of the first of them.
+        once = np.flatnonzero(np.bincount(strata) == 1)
+        strata[np.isin(strata, once)] = once[0] if len(once) else 0
+    order = np.lexsort((prompts, strata))
+    names, starts = np.unique(strata[order], return_index=True)
+    members = np.split(order, starts[1:])
+    stratum_sizes = [len(rows) for rows in members]
+    assignment = np.zeros(len(examples), np.uint8)
     for name, size in sizes.items():
-        counts = _apportioned(size, stratum_sizes, limits=[len(members) - 1 for members in strata])
-        for members, count in zip(strata, counts, strict=True):
-            assignment.update(dict.fromkeys(members[:count], name))
-            del members[:count]
+        counts = _apportioned(size, stratum_sizes, limits=[len(rows) - 1 for rows in members])
+        for index, count in enumerate(counts):
+            assignment[members[index][:count]] = PARTS.index(name)
+            members[index] = members[index][count:]
     return assignment
 
 
@@ -230,16 +256,16 @@ def _apportioned(size: int, strata: Sequence[int], *, limits: Sequence[int]) -> 
 
 
 def _without_copies(
-    examples: Sequence[Example], prompts: Sequence[str], assignment: Mapping[int, str]
-) -> dict[str, list[Example]]:
+    examples: Sequence[Example], prompts: Keys, assignment: NDArray[np.uint8]
+) -> dict[str, Sequence[Example]]:
     """Build the parts without rows that repeat a prompt of test, and in train of validation."""
-    held_out = {name: {prompts[i] for i, part in assignment.items() if part == name} for name in PARTS[1:]}
-    excluded = {"train": held_out["validation"] | held_out["test"], "validation": held_out["test"], "test": set[str]()}
-    parts: dict[str, list[Example]] = {name: [] for name in PARTS}
-    for index, example in enumerate(examples):
-        name = assignment.get(index, "train")
-        if prompts[index] not in excluded[name]:
-            parts[name].append(example)
+    held_out = {name: prompts[assignment == PARTS.index(name)] for name in PARTS}
+    excluded = {"train": np.concatenate([held_out["validation"], held_out["test"]]), "validation": held_out["test"]}
+    parts: dict[str, Sequence[Example]] = {}
+    for number, name in enumerate(PARTS):
+        rows = np.flatnonzero(assignment == number)
+        copies = _among(prompts[rows], excluded.get(name, prompts[:0]))
+        parts[name] = take(examples, rows[~copies])
     return parts
 
 
@@ -247,6 +273,6 @@ def _labels(examples: Iterable[Example]) -> Counter[str]:
     return Counter(label for e in examples if isinstance(e, LabelledText) for label in e.labels)
 
 
-def _seeded_hash(text: str, seed: int) -> bytes:
-    """Return 8 bytes that order rows at random; the order depends on the seed and the text only."""
-    return hashlib.blake2b(f"{seed}\x1e{text}".encode(errors="surrogatepass"), digest_size=8).digest()
+def _seeded_hash(text: str, seed: int) -> int:
+    """Return 64 bits that order rows at random; the order depends on the seed and the text only."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\x1e{text}".encode(errors="surrogatepass"), digest_size=8).digest())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tunesmith.config import SELF, AnyTechnique, Retention
 from tunesmith.data.examples.types import Example, LabelledText, RatedText, Text
+from tunesmith.data.tokenization.token_store import sizes_of
 from tunesmith.evaluation.diagnostics import general_ability_file
 from tunesmith.evaluation.predict import CHOICE_ROWS
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
@@ -167,7 +168,7 @@ def phase_seconds(run: RunWork, profile: RunProfile, technique: AnyTechnique) ->
 
 def _tokens(task: TrainingContext) -> int:
     """Return the tokens of a task's training rows."""
-    return sum(row.length for row in task.train)
+    return sum(sizes_of(task.train)) // len(task.train[0].sequences)
 
 
 def _size(examples: Sequence[Example]) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from tunesmith.data.audit.options import Read
-from tunesmith.data.audit.parallel import in_order
+from tunesmith.data.parallel import in_order
 
 Probabilities = NDArray[np.float64]
 
