@@ -133,8 +133,8 @@ def load(
                 start = parser_of or (lambda _: parse)
                 read = _examples(rows, start, sources, train=name == "train", folder=folder / name)
             row_count += read.rows
-            notes += read.notes
             parts |= _by_column(read, sources) if name == "train" else {name: read.examples}
+            notes += read.notes
     fractions = {name: fraction for name, fraction in fractions.items() if name not in parts}
     if len(parts) > 1:  # `split` groups a single file
         _group_by_prompt(parts, split_train=any(fractions.values()))
