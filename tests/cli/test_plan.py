@@ -50,3 +50,32 @@ def test_where_nothing_fits_the_code_says_so(
     done = command("plan", review_file, "--quick", "--model", tiny_bert, *PLAIN)
     assert done.code == 1
     assert "no technique fits into memory; use a smaller model" in done.out
+
+
+def test_gpus_that_are_not_here_are_planned_on_paper(
+    command: Command, review_file: Path, tiny_llama: Path, tmp_path: Path
+):
+    folder = tmp_path / "big"
+    folder.mkdir()
+    config = json.loads((tiny_llama / "config.json").read_text())
+    config |= {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 64,
+        "head_dim": 128,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    words = ("plan", review_file, "--model", folder, "--gpu", "h100", "--gpus", "1", "--gpus", "8")
+    done = command(*words)
+    assert done.code == 0
+    assert "no: 2 GPUs" in done.out
+    assert "not run on a GPU yet" in done.out
+    document = json.loads(command(*words, "--json").out)
+    assert [(part["gpus"], part["technique"]) for part in document["paper"]] == [
+        (gpus, technique) for gpus in (1, 8) for technique in ("full", "lora", "qlora")
+    ]
+    assert command(*words[:-2], "--gpus", "0").code == 2
+    assert command("plan", review_file, "--model", folder, "--gpu", "h1000").err.endswith(
+        "error: --gpu h1000: unknown, did you mean 'h100'?\n"
+    )

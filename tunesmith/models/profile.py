@@ -217,14 +217,15 @@ def _block(policy: Policy, *, weights: bool) -> int:
 
 def _kept_bytes(policy: Policy, length: int, *, weights: bool) -> int:
     """Return the bytes of all tensors that autograd keeps for a row of this length, without the network's own."""
-    own = {part.untyped_storage().data_ptr() for part in (*policy.network.parameters(), *policy.network.buffers())}
+    # By the storage itself and not its address, which is 0 on the meta device.
+    own = {part.untyped_storage()._cdata for part in (*policy.network.parameters(), *policy.network.buffers())}
     saved: dict[int, Tensor] = {}
 
     def record(value: Tensor) -> Tensor:
         value = value.detach()  # a saved output refers to its own graph node, a cycle that is never freed
-        address = value.untyped_storage().data_ptr()
-        if address not in own:
-            saved[address] = value
+        storage = value.untyped_storage()._cdata
+        if storage not in own:
+            saved[storage] = value
         return value
 
     row = Tokens([1 + i % LENGTHS[-1] for i in range(length)], [False] * length)

@@ -11,11 +11,15 @@ from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import hush, publish, show, show_table
 from tunesmith.data.files import check_folder
-from tunesmith.report.formatting import count, size
+from tunesmith.report.formatting import count, duration, size
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.pipelines.plan.report import PlanReport, TechniqueEstimate
+    from tunesmith.config import Recipe
+    from tunesmith.events import EventHandler
+    from tunesmith.pipelines.plan.report import PaperEstimate, PlanReport, TechniqueEstimate
+
+GPUS = (1, 8, 64)
 
 
 def add(commands: Commands) -> None:
@@ -25,9 +29,14 @@ def add(commands: Commands) -> None:
         help="estimate memory, time and score of each technique and model, and recommend one",
         description="Count the rows and the parameters of the model, time a few training steps, and estimate for each "
         "technique its trainable parameters, peak memory, time and expected score. Recommends one technique. Exits "
-        "with 1 if none fits into memory.",
+        "with 1 if none fits into memory. With `--gpu`: memory and time on GPUs that are not here, from the model's "
+        "configuration alone.",
     )
     parser.add_argument("--quick", action="store_true", help="use analytic estimates only, without timing any steps")
+    text = "plan on paper for GPUs that are not here: a100, h100, h200 or b200"
+    parser.add_argument("--gpu", metavar="NAME", help=text)
+    text = "number of GPUs, with --machines on each of them; may be repeated (default: 1, 8 and 64)"
+    parser.add_argument("--gpus", type=int, action="append", default=[], metavar="N", help=text)
     add_source(parser)
     add_schema(parser, "tunesmith.pipelines.plan.report")
     add_common(parser)
@@ -43,13 +52,37 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of(args, check=check_settings)
     with reported() as on_event:
         check_rows(recipe, on_event=on_event, offline=args.offline)
+        hush()
+        if args.gpu:
+            return _on_paper(recipe, args, on_event)
         from tunesmith.pipelines.plan.plan import plan_recipe  # after the checks, because it imports torch
 
-        hush()
         plan = plan_recipe(recipe, on_event=on_event, timed=not args.quick, offline=args.offline)
     if not publish(plan.model_dump(mode="json"), args):
         _show(plan)
     return 0 if plan.recommendation else 1
+
+
+def _on_paper(recipe: Recipe, args: argparse.Namespace, on_event: EventHandler) -> int:
+    """Print the estimates for GPUs that are not here; return 1 if nothing fits."""
+    from tunesmith.pipelines.plan.on_paper import plan_on_paper
+
+    plan = plan_on_paper(recipe, gpu=args.gpu, gpus=args.gpus or GPUS, on_event=on_event, offline=args.offline)
+    if not publish(plan.model_dump(mode="json"), args):
+        show(f"{plan.model}, {plan.objective} on {count(plan.train_rows)} rows: {count(plan.steps)} steps")
+        columns = ("GPUs>", "technique", "shards>", "recompute", "memory>", "fits", "tokens/s per GPU>", "training>")
+        show_table(columns, [_paper_cells(option) for option in plan.paper], drop=("shards", "tokens/s per GPU"))
+        show(f"{plan.machine}, {size(plan.room_bytes)} each; {plan.how}; --json has the bounds")
+        for note in plan.notes:
+            show(note)
+    return 0 if any(option.fits for option in plan.paper) else 1
+
+
+def _paper_cells(option: PaperEstimate) -> tuple[str, ...]:
+    fits = "yes" if option.fits else f"no: {option.change}"
+    seconds = duration(option.seconds.expected)
+    cells = (size(option.memory.expected), fits, count(option.tokens_per_second), seconds)
+    return (count(option.gpus), option.technique, count(option.shards), "yes" if option.recompute else "no", *cells)
 
 
 def _show(plan: PlanReport) -> None:

@@ -146,7 +146,7 @@ def read_tokenizer(folder: Path, *, where: str) -> Any:
     Raises:
         ModelError: if transformers cannot read it.
     """
-    with _reading(where), quiet():
+    with reading(where), quiet():
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
@@ -156,13 +156,13 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
         raise ModelError(f"{name}: {weights.ADAPTER}")
     config = weights.read_json(folder / "config.json", where=name)
     family = family_of(config, where=name)
-    _refuse_foreign_code(config, where=name)
+    refuse_foreign_code(config, where=name)
     if text_config(config) is not None:
         return _from_multimodal(name, folder, options)
     files = weights.weight_files(folder, where=name)
     model_class: Any = AutoModelForCausalLM if family == "decoder" else AutoModel
     tokenizer = read_tokenizer(folder, where=name)
-    with _reading(name):
+    with reading(name):
         network, info = model_class.from_pretrained(
             folder,
             trust_remote_code=False,
@@ -181,7 +181,7 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
 def _from_multimodal(name: str, folder: Path, options: LoadOptions) -> Base:
     """Load the text part of the checkpoint in a folder; its fingerprint does not depend on the other towers."""
     tokenizer = read_tokenizer(folder, where=name)
-    with _reading(name):
+    with reading(name):
         network, info = load_text_part(folder, where=name, arguments=in_memory(options, "decoder"))
         _place(network, options, where=name)
     weights.check_complete(info, family="decoder", where=name)
@@ -207,7 +207,7 @@ def _from_gguf(name: str, options: LoadOptions) -> Base:
     file = Path(name).expanduser()
     if not file.is_file():
         raise ModelError(f"{name}: no such file; check the path")
-    with _reading(name):
+    with reading(name):
         network, tokenizer = read_gguf(file, where=name)
     family = family_of(network.config.to_dict(), where=name)
     fingerprint = weights.fingerprint(network.config.to_dict(), weights.glimpses_of_network(network))
@@ -237,7 +237,7 @@ def in_memory(options: LoadOptions, family: str) -> dict[str, Any]:
     return {"dtype": dtype, "quantization_config": four_bits, **placed}
 
 
-def _refuse_foreign_code(config: Mapping[str, Any], *, where: str) -> None:
+def refuse_foreign_code(config: Mapping[str, Any], *, where: str) -> None:
     """Raise ModelError if a configuration asks for kernels from somewhere else.
 
     Some versions of transformers download and run what these keys name, even with trust_remote_code=False
@@ -245,13 +245,13 @@ def _refuse_foreign_code(config: Mapping[str, Any], *, where: str) -> None:
     """
     for key, value in config.items():
         if isinstance(value, dict):
-            _refuse_foreign_code(value, where=where)
+            refuse_foreign_code(value, where=where)
         elif "implementation" in key and isinstance(value, str) and ("/" in value or ":" in value):
             raise ModelError(f"{where}: config.json asks for code from elsewhere ({key}); do not use this model")
 
 
 @contextmanager
-def _reading(where: str) -> Iterator[None]:
+def reading(where: str) -> Iterator[None]:
     """Enter a context in which any error that a library raises over foreign files becomes one line for the user.
 
     A damaged configuration can make transformers raise any exception, so only library calls belong in this context.

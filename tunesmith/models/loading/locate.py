@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tunesmith.models.loading.checkpoint import MODEL_FILE
 from tunesmith.models.loading.weight_files import ADAPTER, CONVERT, PICKLES, read_json
 
 # Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Model types whose tokens attend in both directions, and that need only ids and a mask to return a state per token.
 ENCODERS = frozenset(
@@ -45,12 +45,13 @@ class LoadOptions:
 AS_THEY_ARE = LoadOptions()
 
 
-def locate(name: str, *, offline: bool = False) -> Path:
+def locate(name: str, *, offline: bool = False, files: Sequence[str] = HUB_FILES) -> Path:
     """Return the folder of a model, after downloading it if needed.
 
     Args:
         name: alias, Hub id, folder or run folder.
         offline: use only local files.
+        files: patterns of the files to download from the Hub.
 
     Raises:
         ModelError: if there is not any such model.
@@ -64,7 +65,7 @@ def locate(name: str, *, offline: bool = False) -> Path:
         fix = CONVERT if path.suffix in PICKLES else "name the folder that contains it"
         raise ModelError(f"{name}: a single file; {fix}")
     check_hub_id(name)
-    return _from_hub(name, offline=offline)
+    return _from_hub(name, offline=offline, files=files)
 
 
 def check_hub_id(name: str) -> None:
@@ -115,7 +116,7 @@ def _aliases() -> str:
     return f"a bundled model ({', '.join(BUNDLED_MODELS)})"
 
 
-def _from_hub(name: str, *, offline: bool) -> Path:
+def _from_hub(name: str, *, offline: bool, files: Sequence[str]) -> Path:
     """Return the local folder of a Hub model: configuration, tokenizer and safetensors, nothing else."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -124,7 +125,7 @@ def _from_hub(name: str, *, offline: bool) -> Path:
     http_error: type[BaseException] = HfHubHTTPError.__mro__[1]
     try:
         return Path(
-            snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=offline)
+            snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"], local_files_only=offline)
         )
     except GatedRepoError as error:
         raise ModelError(f"{name}: asks for consent first; accept its terms on the Hub, then hf auth login") from error

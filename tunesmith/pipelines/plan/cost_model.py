@@ -46,6 +46,9 @@ HEAD_ROWS = 256
 HEAD_COPIES = 3
 # Bytes of a 4-bit weight with its scales, in the format of bitsandbytes.
 FOUR_BITS = 0.52
+HALF = 2  # bytes of a bfloat16 value
+# Layers that exist whole while sharded weights are computed with: the one at work and the one that is fetched next.
+WHOLE_LAYERS = 2
 
 # Bounds as factors of the expected value, chosen by judgement; twelve small runs were within them (bench/PLAN.md).
 BOUNDS = {"memory": (0.87, 1.15), "formula": (0.4, 2.5)}
@@ -95,6 +98,19 @@ class MachinePace:
     products32: float  # the same in float32
     moved: float  # bytes per second
     mixed: bool  # training multiplies in a 2-byte dtype
+    calls: float = CALLS  # seconds per layer and pass that small operations take to launch
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How the weights of a run lie on its devices, and what is kept of a pass."""
+
+    shards: int = 1  # processes among which the weights are divided, with their gradients and optimizer state
+    frozen: float = NUMBER  # bytes of a frozen weight that is not quantized
+    recompute: bool = False  # only the input of each layer is kept for the backward pass
+
+
+SINGLE = Placement()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +220,15 @@ COUNTS: Mapping[type[Any], Callable[[Any, NetworkSize], int]] = {
 }
 
 
-def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, held: float) -> float:
+def peak_bytes(
+    technique: Technique,
+    size: NetworkSize,
+    work: TrainingWork,
+    pace: MachinePace,
+    *,
+    held: float,
+    placement: Placement = SINGLE,
+) -> float:
     """Estimate the peak memory of a run: of training, or of evaluation or the baselines if that is more.
 
     Args:
@@ -213,19 +237,26 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace
         work: workload of the training rows.
         pace: speed and dtype of the machine.
         held: bytes of the process with unquantized weights before training.
+        placement: how the weights are divided, and what is kept of a pass.
 
     Returns:
-        Bytes.
+        Bytes of one process.
     """
     count = trainable(technique, size, work)
     quantized = isinstance(technique, Lora) and bool(technique.quantize)
-    saved = (NUMBER - FOUR_BITS) * size.matrices if quantized else 0.0
+    saved = (placement.frozen - FOUR_BITS) * size.matrices if quantized else 0.0
     before = held - saved
     held = before + work.controls * (NUMBER * size.parameters - saved)
-    fixed = held + LIBRARIES + LEARNING * count + (0 if isinstance(technique, Full) else NUMBER * count)
+    fixed = held + LIBRARIES + whole_bytes(technique, size, placement)
     if isinstance(technique, Full):
-        fixed += NUMBER * size.parameters * work.copies
+        fixed += (LEARNING * count + NUMBER * size.parameters * work.copies) / placement.shards
+    else:
+        fixed += (LEARNING + NUMBER) * count  # what is added to a network is not divided
     activations = _activations(technique, size, pace)
+    if placement.recompute:  # the insides of one layer exist at a time
+        inputs = HALF * size.hidden * size.layers
+        inside = activations.token / size.layers
+        activations = replace(activations, token=inputs + inside, pair=activations.pair / size.layers)
     tokens = _tokens(technique, size, (work.widest, work.widest_padded), (1, work.widest_rows))
     stored = activations.stored(tokens, work.widest_rows)
     logits = HEAD_COPIES * NUMBER * HEAD_ROWS * size.words if work.learned else 0
@@ -236,6 +267,17 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace
     pairs = PAIRS_OVER_KEPT * activations.pair * work.widest_attended
     training = fixed + activations.once + (1.0 if work.widest_first else PASS_OVER_KEPT) * passing + pairs + logits
     return max(training, before + work.baseline_bytes, *(held + written_bytes(group, size) for group in work.written))
+
+
+def whole_bytes(technique: Technique, size: NetworkSize, placement: Placement) -> float:
+    """Return the bytes of sharded weights that are whole while a pass uses them, in bfloat16, with their gradients.
+
+    Embeddings and the output layer stay whole from the beginning of a pass to its end.
+    """
+    if placement.shards == 1:
+        return 0.0
+    whole = WHOLE_LAYERS * size.matrices / size.layers + size.parameters - size.matrices
+    return HALF * whole * (2 if isinstance(technique, Full) else 1)
 
 
 def written_bytes(group: Written, size: NetworkSize) -> float:
@@ -280,7 +322,9 @@ def _tokens(technique: Technique, size: NetworkSize, tokens: tuple[int, int], ba
     return packed
 
 
-def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace) -> float:
+def step_seconds(
+    technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, recompute: bool = False
+) -> float:
     """Compute the seconds of all training steps.
 
     Args:
@@ -288,13 +332,16 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
         size: sizes of the base model.
         work: workload of the training rows.
         pace: speed of the machine.
+        recompute: each layer runs forward a second time in the backward pass.
     """
     tokens = _tokens(technique, size, (work.computed, work.padded), (work.passes, work.rows))
     full = isinstance(technique, Full)
     activations = _activations(technique, size, pace)
     operations = tokens * (4 + 2 * full) * size.matmul_parameters + work.attended * PAIR * size.hidden * size.layers
-    operations += work.read * 2 * size.matmul_parameters
-    moved = (activations.stored(tokens, work.rows) * KEPT_MOVED + work.read * READ_MOVED) * activations.token
+    read = work.read + (tokens if recompute else 0)
+    operations += read * 2 * size.matmul_parameters
+    operations += recompute * work.attended * PAIR // 3 * size.hidden * size.layers
+    moved = (activations.stored(tokens, work.rows) * KEPT_MOVED + read * READ_MOVED) * activations.token
     moved += work.attended * KEPT_MOVED * activations.pair
     moved += work.steps * STEP_BYTES * trainable(technique, size, work)
     if isinstance(technique, Lora):
@@ -303,7 +350,7 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
     else:  # the fused LoRA kernel reuses cast weights, all other techniques cast them in each pass
         moved += work.passes * activations.once * CAST_MOVED
     head = (work.learned * (4 + 2 * full) + 2 * work.read_learned) * size.words * size.hidden + 6 * work.headed
-    calls = work.passes * size.layers * CALLS
+    calls = work.passes * size.layers * pace.calls
     return operations / pace.products + head / pace.products32 + moved / pace.moved + calls
 
 

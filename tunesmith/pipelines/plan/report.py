@@ -83,6 +83,20 @@ class ModelChoice(_Part):
     reasons: list[str]
 
 
+class PaperEstimate(_Part):
+    """One technique on a number of GPUs that are not here."""
+
+    gpus: int
+    technique: str
+    shards: int  # GPUs that the base model is divided among
+    recompute: bool  # only the input of each layer is kept for the backward pass
+    memory: Bounds  # peak of one GPU, in bytes
+    fits: bool
+    seconds: Bounds  # of the training steps
+    tokens_per_second: float  # of one GPU, of the training rows
+    change: str = ""  # what to change if it does not fit
+
+
 class PlanReport(Displayed, _Part):
     """The cost of each technique for these rows, this model and this machine, and a recommendation."""
 
@@ -97,6 +111,7 @@ class PlanReport(Displayed, _Part):
     room_bytes: int  # memory that training may use
     how: str
     options: list[TechniqueEstimate]
+    paper: list[PaperEstimate] = []  # in place of `options`, for GPUs that are not here
     recommendation: Recommended | None
     notes: list[str]
     metric: str = ""  # of the candidates' scores
