@@ -131,7 +131,7 @@ def fingerprint_of(folder: Path, *, where: str) -> str:
     if text_config(weights.read_json(folder / "config.json", where=where)) is not None:
         raise ModelError(f"{where}: multimodal, and only its text part was tuned; give a merged export instead")
     files = weights.weight_files(folder, where=where)
-    with _reading(where), quiet():
+    with reading(where), quiet():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return weights.fingerprint(config.to_dict(), weights.glimpses_of_files(files))
 
