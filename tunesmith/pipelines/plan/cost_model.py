@@ -103,7 +103,7 @@ class MachinePace:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How the weights of a run lie on its devices, and what is kept of a pass."""
+    """The placement of a run's weights on its devices, and what is kept of a pass."""
 
     shards: int = 1  # processes among which the weights are divided, with their gradients and optimizer state
     frozen: float = NUMBER  # bytes of a frozen weight that is not quantized

@@ -77,7 +77,7 @@ CONTEXT = 1e9  # bytes of the CUDA context, the libraries' workspaces and the bu
 # Seconds per layer and pass in which kernels are launched: about 180 of 5 microseconds, forward and backward.
 LAUNCHES = 0.9e-3
 MOST_GPUS = 1024  # that a change names
-SIMILAR = 1.1  # times the fastest: not worth sharding for
+SIMILAR = 1.1  # times the fastest: no reason to shard
 # The name under which transformers finds `_attend`.
 ATTENTION = "tunesmith-paper"
 
