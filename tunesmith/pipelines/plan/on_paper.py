@@ -158,7 +158,7 @@ def paper_size(model: str, *, offline: bool = False) -> NetworkSize:
     """Measure the network of a configuration on the meta device.
 
     Args:
-        model: folder with a config.json, alias or Hub id, of which only the configuration is fetched.
+        model: folder with a config.json, alias or Hub id; only the configuration is fetched.
         offline: do not access the network.
 
     Raises:
@@ -175,7 +175,7 @@ def paper_size(model: str, *, offline: bool = False) -> NetworkSize:
             network = make.from_config(config, dtype=torch.bfloat16)
         network.set_attn_implementation(ATTENTION)
         size = measure_size(Policy(network, "encoder" if encoder else "decoder", None, nullcontext))
-    # Each token is multiplied with a few of the experts, which are no linear layers of their own.
+    # Each token is multiplied with a few of the experts, whose weights are not in linear layers.
     known = config.to_dict()
     total = known.get("num_experts") or known.get("num_local_experts") or known.get("n_routed_experts") or 1
     active = experts(network) * (known.get("num_experts_per_tok") or 1) / total
