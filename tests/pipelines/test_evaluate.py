@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import reviews, write_rows
+from tests.engine_stub import engine_stub
 from tests.glance import only_a_glance
 from tunesmith.config import make_recipe
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.inference.identify import ModelSource
 from tunesmith.metrics.task_scores import score
 from tunesmith.models.loading.device import ChosenMachine
@@ -148,6 +149,30 @@ def test_models_that_begin_texts_by_other_tokens_are_not_compared_by_their_losse
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"A battery is bad {i}"} for i in range(8)])
     with pytest.raises(RecipeError, match="uses another tokenizer"):
         ask(tiny_llama, texts, objective="domain", against=str(other))
+
+
+def test_an_engine_answers_for_a_run_and_its_base_as_torch_does(
+    decoder: Path, tiny_llama: Path, new: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "chats.jsonl", [{"prompt": f"say {i}", "answer": f"it is {i}"} for i in range(8)])
+    with engine_stub(tiny_llama) as stub:
+        for model, data, more in (
+            (decoder, new, {"against": "base"}),
+            (tiny_llama, rows, {"changes": ("objective.max_new_tokens=4",)}),
+        ):
+            here, there = (ask(model, data, engine=engine, **more) for engine in ("", stub.url))
+            assert there.page == here.page
+            assert [row["answer"] for row in there.answers] == [row["answer"] for row in here.answers]
+    assert {asked["model"] for asked in stub.asked} > {"base"}
+
+
+def test_an_engine_is_not_asked_for_losses_and_heads(decoder: Path, encoder: Path, tiny_llama: Path, new: Path) -> None:
+    with engine_stub(tiny_llama) as stub:
+        with pytest.raises(RecipeError, match="--engine: an engine generates and chooses answers, not"):
+            ask(tiny_llama, new, objective="domain", engine=stub.url)
+        with pytest.raises(ModelError, match="an encoder generates no text in vLLM; leave --engine out"):
+            ask(encoder, new, engine=stub.url)
+    assert stub.asked == []
 
 
 def test_two_runs_are_compared(decoder: Path, encoder: Path, new: Path) -> None:

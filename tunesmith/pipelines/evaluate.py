@@ -172,7 +172,7 @@ def _evaluate(
     if base is None:
         against = _open(other, task, offline=offline, engine=engine)
         if as_in_run and engine is not None:
-            against.wording = chosen_wording(source, task.part)
+            against.wording = _noted_wording(source, task)
         if task.objective.produces == "likelihood":
             first, second = model.template.tokenizer, against.template.tokenizer
             if first.get_vocab() != second.get_vocab() or frame(first) != frame(second):
@@ -354,9 +354,14 @@ def _base_of_run(evaluator: Evaluator[Any], source: ModelSource, task: ScoringTa
         )
         task.notes.append(f"base: {answers.how}")
         return AnswerPredictions(answers)
+    return evaluator.predict(prompter.model(_noted_wording(source, task)))
+
+
+def _noted_wording(source: ModelSource, task: ScoringTask) -> str:
+    """Return the prompt template that a run chose for its base, and add it to the notes."""
     wording = chosen_wording(source, task.part)
     task.notes.append(f"base: plain prompt: {wording or 'the instruction of the recipe'}")
-    return evaluator.predict(prompter.model(wording))
+    return wording
 
 
 def chosen_wording(source: ModelSource, part: str = "") -> str:

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.bases import folder, policy, template
+from tests.engine_stub import engine_stub
 from tests.glance import only_a_glance
 from tunesmith.cli.progress import Lines
 from tunesmith.config import Recipe, make_recipe
@@ -255,6 +256,21 @@ def test_without_documents_no_file_of_the_working_folder_is_looked_at(
     assert len(_document_digests(".")) == 1
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("the folder was walked"))
     assert _document_digests("") == []
+
+
+@pytest.mark.parametrize("kind", ["text", "labels"])
+def test_an_engine_answers_for_prompts_and_tuned_arms_as_torch_does(kind: str, tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    parts = {"documents": {}, "arms": ["prompt", "few-shot", "tuned"]}
+    made = recipe(tmp_path, **(parts if kind == "text" else parts | labels(tmp_path)))
+    here = run(made, tmp_path / "here")
+    with engine_stub(folder("llama")) as stub:
+        there = run(made, tmp_path / "there", CompareOptions(engine=stub.url))
+    assert {arm.name: arm.task for arm in there.arms} == {arm.name: arm.task for arm in here.arms}
+    assert len({asked["model"] for asked in stub.asked}) >= 2  # the base and the adapter of the run
+    with pytest.raises(CheckpointError, match="contains a comparison of other"):
+        run(made, tmp_path / "there")
 
 
 def test_labels_are_compared_too(tmp_path: Path) -> None:
