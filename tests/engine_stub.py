@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.models.loading.suppress_output import quiet
 
-POSITIONS = 256
+POSITIONS = 1024
 
 
 @dataclass

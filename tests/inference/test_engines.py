@@ -30,6 +30,7 @@ from tunesmith.techniques import Full, Ia3, Lora, Prompt
 from tunesmith.techniques.base import Technique
 
 QUESTIONS = ("hi", "What is the capital of France?", "Summarise: the quick brown fox jumps over the lazy dog.")
+FEW = Sampling(max_new_tokens=12)
 # A program that answers as far as starting goes, and writes down how it was called.
 PROGRAM = """#!{python}
 import http.server, json, os, sys
@@ -91,9 +92,8 @@ def test_adapters_and_the_base_answer_as_in_python(runs: Path, stub: Stub):
         for name in (str(runs / "lora"), str(runs / "rslora"), str(folder("llama"))):
             here, there = (open_model(name, offline=True, engine=one) for one in (None, engine))
             chats = [[Message("user", question)] for question in QUESTIONS]
-            few = Sampling(max_new_tokens=12)
-            assert there.replies(chats, sampling=few) == here.replies(chats, sampling=few), name
-            assert there.complete(["The quick"], sampling=few) == here.complete(["The quick"], sampling=few)
+            assert there.replies(chats, sampling=FEW) == here.replies(chats, sampling=FEW), name
+            assert there.complete(["The quick"], sampling=FEW) == here.complete(["The quick"], sampling=FEW)
     assert len(set(stub.adapters)) == len(stub.adapters)  # a name of its own for every adapter
 
 
@@ -104,6 +104,29 @@ def test_labels_are_chosen_with_the_probabilities_of_python(runs: Path, stub: St
     for found, wanted in zip(there, load(runs / "labels").classify(texts), strict=True):
         assert found.labels == wanted.labels
         assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+
+
+def test_thoughts_are_apart_in_every_mode_as_in_python(tmp_path: Path):
+    save_run(tmp_path / "thinks", Lora(rank=4), kind="qwen3", lively=0.1)
+    chats = [[Message("user", question)] for question in QUESTIONS]
+    with engine_stub(folder("qwen3")) as other, EngineServer(other.url, offline=True) as engine:
+        there, here = (open_model(tmp_path / "thinks", offline=True, engine=one) for one in (engine, None))
+        for thinking in (True, False, None):
+            found, wanted = (one.replies(chats, sampling=FEW, thinking=thinking) for one in (there, here))
+            assert found == wanted
+        # The mode is a part of the prompt.
+        assert len({tuple(asked["prompt"]) for asked in other.asked}) == 2 * len(chats)
+
+
+def test_an_engine_that_ends_is_told_at_once(runs: Path):
+    with engine_stub(folder("llama")) as other:
+        engine = EngineServer(other.url, offline=True)
+        model = open_model(runs / "lora", offline=True, engine=engine)
+    chats = [[Message("user", f"question {i}")] for i in range(200)]
+    with pytest.raises(DataError, match="cannot be reached .*start it"):
+        model.replies(chats)
+    with pytest.raises(DataError, match="the engine does not answer"):
+        open_model(runs / "rslora", offline=True, engine=engine)
 
 
 def test_a_run_of_its_own_weights_is_a_base(runs: Path, stub: Stub):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import openai
@@ -12,12 +14,16 @@ import torch
 
 from tests.bases import base, folder, policy, template
 from tests.data.test_call_formats import TEMPLATES
-from tests.served import served
+from tests.engine_stub import engine_stub
+from tests.served import Served, served, served_outside
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.chat_template import Template
-from tunesmith.inference.identify import ModelManifest
+from tunesmith.inference.engine_server import EngineServer
+from tunesmith.inference.identify import ModelManifest, find_model
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load, save_model
+from tunesmith.inference.serving.backends.openai_server import EngineBackend
+from tunesmith.inference.serving.protocol import Limits
 from tunesmith.models.batch import collate
 from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.objectives import Instruct
@@ -68,8 +74,25 @@ def learned(out: Path, source: str) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", ["without tools", "hermes", "qwen3-coder", "mistral"])
-def test_the_calls_of_the_server_and_of_its_stream_are_those_of_python_and_of_the_row(name: str, tmp_path: Path):
+@contextmanager
+def over_vllm(run: Path) -> Iterator[Served]:
+    """The server before a program that speaks vLLM's protocol."""
+    with engine_stub(find_model(run)) as stub:
+        program = EngineBackend({"run": run}, EngineServer(stub.url, offline=True), offline=True)
+        with served_outside(program, limits=Limits(rows=2)) as server:
+            yield server
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        *((name, "torch") for name in ("without tools", "hermes", "qwen3-coder", "mistral")),
+        ("hermes", "vllm"),
+    ],
+)
+def test_the_calls_of_the_server_and_of_its_stream_are_those_of_python_and_of_the_row(
+    name: str, engine: str, tmp_path: Path
+):
     run = learned(tmp_path / "run", TEMPLATES[name][0])
     model = load(run)
     assert (model.template.call_format is not None) == TEMPLATES[name][1]
@@ -77,7 +100,7 @@ def test_the_calls_of_the_server_and_of_its_stream_are_those_of_python_and_of_th
     (chat,) = Instruct(metric="tool_calls").examples([row], group="")
     reply = model.reply(asked(chat))
     assert reply.calls == CALLS
-    with served({"run": [run]}) as server:
+    with over_vllm(run) if engine == "vllm" else served({"run": [run]}) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
         whole = client.chat.completions.create(model="run", messages=ASKED, tools=TOOLS).choices[0]
         parts = list(client.chat.completions.create(model="run", messages=ASKED, tools=TOOLS, stream=True))

@@ -130,13 +130,7 @@ class EngineServer:
         self._change("unload", name, self._loaded.pop(name))
 
     def request(
-        self,
-        adapter: str,
-        ids: Sequence[int],
-        *,
-        sampling: Sampling,
-        template: Template,
-        best: int = -1,
+        self, adapter: str, ids: Sequence[int], *, sampling: Sampling, template: Template, best: int = -1
     ) -> dict[str, Any]:
         """Return the body of a request to `/v1/completions`.
 
@@ -282,6 +276,7 @@ class EngineServer:
         if not same:
             fix = f"start another for {base}"
             raise ModelError(f"{self.title}: its base is {self._root}, and one engine has one base; {fix}")
+        self._root = str(base)
 
     def _change(self, what: str, name: str, folder: Path) -> None:
         """Load or unload an adapter."""
@@ -307,10 +302,13 @@ class EngineServer:
         return sorted(choices, key=lambda choice: int(choice["index"]))
 
     def _each(self, work: Callable[[int], Any], count: int, what: str) -> list[Any]:
-        """Return the results of requests that run at the same time, in order."""
-        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            text = f"{what} in {self.title}"
-            return list(track(pool.map(work, range(count)), text, unit="prompts", total=count))
+        """Return the results of requests that run at the same time, in order; after an error, no other one begins."""
+        pool = ThreadPoolExecutor(CONCURRENT_REQUESTS)
+        try:
+            results = pool.map(work, range(count))
+            return list(track(results, f"{what} in {self.title}", unit="prompts", total=count))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
