@@ -71,6 +71,14 @@ def test_the_page_itself_is_answered():
         ({"host": "127.0.0.1.evil.example"}, 421),
         ({"host": ""}, 421),
         ({"host": "[:8377"}, 421),
+        ({"host": "evil.example@127.0.0.1"}, 421),
+        ({"host": "127.0.0.1@evil.example"}, 421),
+        ({"host": "127.0.0.1:8377/evil"}, 421),
+        ({"host": "127.0.0.1?evil"}, 421),
+        ({"host": "127.0.0.1#evil"}, 421),
+        ({"host": "127.0.0.1\\evil"}, 421),
+        ({"host": "127.0.0.1 evil"}, 421),
+        ({"host": "[::1]evil"}, 421),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
         ({"origin": "http://127.0.0.1:9999"}, 403),
@@ -131,6 +139,8 @@ def test_the_token_is_taken_as_cookie_and_as_bearer_under_any_name_of_the_machin
     named = {**OWN, "host": "desk.local:8377", "authorization": f"Bearer {TOKEN}"}
     assert asked(named, token=TOKEN).body == "inside"
     assert asked({**named, "origin": "http://evil.example"}, token=TOKEN).status == 403
+    assert asked({**named, "host": ""}, token=TOKEN).body == "inside"  # HTTP/1.0
+    assert asked({**named, "host": "evil.example@desk.local"}, token=TOKEN).status == 421
 
 
 def test_the_printed_address_becomes_a_cookie_and_leaves_the_address_bar():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ COOKIE = "tunesmith_"
 # Required of pages that post (against CSRF): forms of other sites cannot set it, scripts need a CORS preflight.
 OWN_HEADER = "x-tunesmith"
 SAFE = ("GET", "HEAD")
+# The Host header, without the user names, paths and queries that a URL may have around a host.
+HOST = re.compile(r"(\[(?P<ip6>[0-9a-z:.%]+)\]|(?P<name>[a-z0-9._-]+))(:(?P<port>[0-9]{1,5}))?")
 MOST_BYTES = 64 * 1024  # of a request body
 # Only our own files are loaded, the page cannot be framed, and content types are not sniffed.
 ANSWER_HEADERS = (
@@ -92,23 +95,26 @@ class Guard:
             cookie = f"{name}={self._token}; Path=/; HttpOnly; SameSite=Lax; Max-Age=2592000".encode()
             await _answer(send, 303, b"", [(b"location", b"/"), (b"set-cookie", cookie)])
             return
-        refused = refused or self._token_of(headers)
+        refused = refused or self._token_of(headers) or _upgrade(headers)
+        body: bytes | None = b""
         try:
-            body = b"" if refused is not None else await asyncio.wait_for(_read_body(receive), self._policy.seconds)
+            if refused is None:
+                body = await asyncio.wait_for(_read_body(receive), self._policy.seconds)
         except TimeoutError:
             refused = Refusal(408, f"request body: not received within {self._policy.seconds:.0f} s; send it faster")
         if refused is not None:
             content = json.dumps(self._policy.refuses(refused)).encode()
             await _answer(send, refused.status, content, [(b"content-type", b"application/json")])
-            return
-        await self._app(scope, _replay(body, receive), _with_headers(send))
+        elif body is not None:
+            await self._app(scope, _replay(body, receive), _with_headers(send))
 
     def _host(self, headers: Headers) -> Refusal | None:
         """Reject foreign host names that resolve to this machine (DNS rebinding)."""
         host = _host_and_port(headers)[0]
-        if self._token or is_loopback(host):
+        if is_loopback(host) or (self._token and (host or not headers.get("host"))):
             return None  # with a token this is harmless: the browser sends no cookie to a foreign name
-        return Refusal(421, f"host header: {host!r} is not this machine; open the address that tunesmith printed")
+        given = headers.get("host", "")[:100]
+        return Refusal(421, f"host header: {given!r} is not this machine; open the address that tunesmith printed")
 
     def _origin(self, scope: Scope, headers: Headers) -> Refusal | None:
         """Reject requests from pages of other sites."""
@@ -160,12 +166,16 @@ class Guard:
 
 
 def _host_and_port(headers: Headers) -> tuple[str, int]:
-    """Return host and port of the Host header; an empty host if it is invalid."""
-    try:
-        parts = urlsplit(f"//{headers.get('host', '')}")
-        return (parts.hostname or "").lower(), parts.port or 80
-    except ValueError:
-        return "", 80
+    """Return host and port of the Host header; an empty host if it is anything else than these two."""
+    match = HOST.fullmatch(headers.get("host", "").lower())
+    return (match["ip6"] or match["name"], int(match["port"] or 80)) if match else ("", 80)
+
+
+def _upgrade(headers: Headers) -> Refusal | None:
+    """Reject WebSockets, which no app here has; servers ignore an upgrade to another version of HTTP."""
+    if "websocket" not in headers.get("upgrade", "").lower():
+        return None
+    return Refusal(400, "request upgrade: WebSockets are not supported; send plain HTTP requests")
 
 
 def _netloc(origin: str) -> str | None:
@@ -176,11 +186,13 @@ def _netloc(origin: str) -> str | None:
         return None
 
 
-async def _read_body(receive: Receive) -> bytes:
-    """Read the body; uvicorn limits it to the content length, which was checked."""
+async def _read_body(receive: Receive) -> bytes | None:
+    """Read the body, None if the client left; uvicorn limits it to the content length, which was checked."""
     parts = []
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(parts)

@@ -14,9 +14,6 @@ from tunesmith.errors import TunesmithError
 from tunesmith.inference.openai_client import is_loopback
 from tunesmith.web.security import PAGE, Guard, RequestPolicy
 
-# Simultaneous connections: each uses memory, and uvicorn has no timeout for idle ones.
-MOST_CONNECTIONS = 512
-
 
 class ServeError(TunesmithError):
     """An address is not available, or the web libraries are not installed."""
@@ -131,17 +128,9 @@ def server(app: Any, *, token: str = "", policy: RequestPolicy = PAGE, drain: in
     """Create a uvicorn server of the app behind its `Guard`; arguments as in `serve`."""
     import uvicorn
 
-    config = uvicorn.Config(
-        Guard(app, token=token, policy=policy),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=drain,
-        limit_concurrency=MOST_CONNECTIONS,
-        lifespan="off",
-    )
-    return uvicorn.Server(config)
+    from tunesmith.web.connections import configuration
+
+    return uvicorn.Server(configuration(Guard(app, token=token, policy=policy), drain=drain))
 
 
 def _lan_address() -> str:
