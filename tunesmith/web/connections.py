@@ -76,7 +76,7 @@ class BoundedConnection(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request of HTTP, and drop an answer that the app may still write."""
+        """Answer bytes that are not an HTTP request, and drop an answer that the app may still write."""
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
