@@ -244,7 +244,7 @@ def tune(
         replay: general rows mixed in, such as `{"share": 0.1}`.
         seed: seed of all random choices.
         settings: further recipe keys, nested or dotted: `{"machine.threads": 2}`.
-        out: run folder; default `runs/NAME` with a name of data, objective, technique and model.
+        out: run folder or its URL; default `runs/NAME` with a name of data, objective, technique and model.
         force: overwrite an earlier run in this folder, and continue despite severe data errors.
         offline: do not access the network.
         progress: show progress in the terminal or notebook.
@@ -258,6 +258,7 @@ def tune(
         TunesmithError: wrong input, refused data, or a model that cannot be loaded.
     """
     from tunesmith.training.read import check_rows, check_settings
+    from tunesmith.training.remote_run import local_run
 
     callback, source = _former_parameters(more, callback, source)
     named: dict[str, Any] = {
@@ -269,7 +270,7 @@ def tune(
     }
     named |= {"gates": gates, "replay": replay, "seed": seed}
     changes = changes_of(named, settings, more)
-    folder = None if out is None else Path(out)
+    folder = local_run(None if out is None else Path(out))
     with reporting(progress, callback) as callbacks:
         changes += ["data.audit=note"] if force else []
         check = partial(check_settings, out=folder, folder=not force)

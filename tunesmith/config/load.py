@@ -17,6 +17,7 @@ from tunesmith.config.messages import explain, invalid_yaml
 from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Recipe
 from tunesmith.data.files import is_there
 from tunesmith.data.readers.text_file import locate
+from tunesmith.data.remote import remote_url
 from tunesmith.errors import RecipeError, suggestion
 from tunesmith.objectives import Multitask, Rl
 from tunesmith.objectives.multitask import TaskRows
@@ -160,7 +161,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with its relative paths resolved against its folder, if they exist there."""
 
     def anchor(value: str) -> str:
-        if not value or value in WORDS or Path(value).is_absolute():
+        if not value or value in WORDS or Path(value).is_absolute() or remote_url(value):
             return value
         path = folder / value
         # A missing file is reported relative to the recipe; a name without suffix may be a data set of the Hub.

@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
         "on the same held-out rows. Resumes an unfinished run of the same recipe. A finished run is not repeated.",
     )
     add_source(parser)
-    add_common(parser, out="run folder (default: runs/NAME)")
+    add_common(parser, out="run folder, or its URL such as s3://bucket/run (default: runs/NAME)")
     text = "show the training rows with their learned tokens and exit"
     parser.add_argument("--dry-run", action="store_true", help=text)
     text = "overwrite an earlier run in this folder, and continue despite severe data errors"
@@ -41,8 +41,10 @@ def run(args: argparse.Namespace) -> int:
     """Tune and print the result; return 1 if a gate of the recipe is violated."""
     # Whatever can be judged without torch is judged before the imports that take seconds.
     from tunesmith.training.read import check_rows, check_settings
+    from tunesmith.training.remote_run import local_run
     from tunesmith.training.run_folder import earlier_run
 
+    args.out = local_run(args.out)
     folder = not (args.force or args.dry_run)
 
     def check(recipe: Recipe) -> None:

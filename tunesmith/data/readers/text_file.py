@@ -16,6 +16,7 @@ from tunesmith.data.documents.encoding import LOST, decode
 from tunesmith.data.documents.formats.zip_xml import open_zip, read_part
 from tunesmith.data.files import is_there
 from tunesmith.data.readers.row import unreadable
+from tunesmith.data.remote import fetched, remote_url
 from tunesmith.errors import DataError, first_names
 
 PACKED = (".gz", ".zip")
@@ -53,6 +54,9 @@ def locate(source: str | Path) -> FileSource | None:
     Args:
         source: source of rows, as in `data.train`.
     """
+    if url := remote_url(source):
+        name, mark, part = url.partition("#")
+        source = f"{fetched(name)}{mark}{part}"
     path, part = Path(source), ""
     if not is_there(path) and "#" in str(source):
         name, _, part = str(source).rpartition("#")

@@ -59,6 +59,7 @@ from tunesmith.training.mlm_head import train_mlm_head
 from tunesmith.training.multitask import single_task_contexts
 from tunesmith.training.own_thoughts import with_own_thoughts
 from tunesmith.training.prepare import TrainingContext, prepare, training_options
+from tunesmith.training.remote_run import copied
 from tunesmith.training.replay import with_replay
 from tunesmith.training.rewards import digests
 from tunesmith.training.run_folder import (
@@ -118,7 +119,7 @@ def tune_recipe(
     """
     folder = open_run(recipe, out)
     if not folder.finished:
-        with exclusive_lock(folder.path):
+        with exclusive_lock(folder.path), copied(out, callbacks) as callbacks:
             folder = open_run(recipe, out)  # another process may have finished it before this one got the lock
             if not folder.finished:
                 return Run(folder.path, _run_steps(recipe, folder, callbacks, offline=offline))

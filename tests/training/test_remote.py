@@ -1,0 +1,189 @@
+"""Rows and run folders in remote places, on an S3 server of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bases import folder
+from tunesmith.config import Recipe, load_recipe
+from tunesmith.data.readers.read import read_rows
+from tunesmith.data.remote import fetched, remote_url
+from tunesmith.errors import DataError
+from tunesmith.pipelines.tune.tune import tune_recipe
+from tunesmith.training.callbacks import Callbacks
+from tunesmith.training.remote_run import local_run
+
+ROOT = Path(__file__).parents[2]
+fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("s3fs")
+moto = pytest.importorskip("moto.server")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """The file system of an S3 server with the bucket `rows`."""
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        place = fsspec.filesystem("s3")
+        place.mkdir("rows")
+        yield place
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    fetched.cache_clear()
+
+
+def lines(*texts: str) -> bytes:
+    return "\n".join(json.dumps({"text": text}) for text in texts).encode()
+
+
+def test_rows_are_read_from_a_bucket_and_again_after_a_change(s3):
+    s3.pipe("rows/one.jsonl", lines("a", "b"))
+    assert [(row.where, row.fields["text"]) for row in read_rows("s3://rows/one.jsonl")] == [
+        ("one.jsonl:1", "a"),
+        ("one.jsonl:2", "b"),
+    ]
+    s3.pipe("rows/one.jsonl", lines("c"))
+    fetched.cache_clear()  # a new process
+    assert [row.fields["text"] for row in read_rows("s3://rows/one.jsonl")] == ["c"]
+
+
+def test_a_pattern_reads_the_rows_of_all_its_files_in_the_order_of_their_names(s3):
+    s3.pipe({"rows/part-2.jsonl": lines("c"), "rows/part-1.jsonl": lines("a", "b"), "rows/other.jsonl": lines("x")})
+    assert [row.fields["text"] for row in read_rows("s3://rows/part-*.jsonl")] == ["a", "b", "c"]
+    s3.pipe({"rows/t-1.csv": b"text\na\n", "rows/t-2.csv": b"text\nb\n"})
+    assert [row.fields["text"] for row in read_rows("s3://rows/t-1.csv")] == ["a"]
+    with pytest.raises(DataError, match=r"s3://rows/t-\*\.csv: 2 files; only files with JSON lines"):
+        read_rows("s3://rows/t-*.csv")
+
+
+def test_a_recipe_keeps_a_url_as_it_is_written(tmp_path: Path, s3):
+    s3.pipe("rows/one.jsonl", lines("a", "b"))
+    (tmp_path / "recipe.yaml").write_text(
+        "model: smollm2-135m\nobjective: domain\ndata: {train: s3://rows/one.jsonl}\n"
+    )
+    assert load_recipe(tmp_path / "recipe.yaml")[0].data.train == "s3://rows/one.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://rows/none.jsonl", r"s3://rows/none\.jsonl: no such file; check the name"),
+        ("s3://rows/none-*.jsonl", r"s3://rows/none-\*\.jsonl: no such file"),
+        (
+            "gcs://rows/a.jsonl",
+            r"gcs://rows/a\.jsonl: requires a package \(.*gcsfs.*\); pip install",
+        ),
+        ("xyz://rows/a.jsonl", r"xyz://rows/a\.jsonl: cannot be reached \(ValueError: Protocol not known: xyz"),
+    ],
+)
+def test_a_place_that_cannot_be_read_is_one_line_with_a_fix(s3, url: str, message: str):
+    with pytest.raises(DataError, match=message) as raised:
+        read_rows(url)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_credentials_are_one_line_with_a_fix(s3, tmp_path: Path):
+    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    own |= {
+        "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"],
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": str(tmp_path),
+    }
+    code = "from tunesmith.data.readers.read import read_rows; read_rows('s3://rows/one.jsonl')"
+    done = subprocess.run([sys.executable, "-c", code], env=own, cwd=ROOT, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "s3://rows/one.jsonl: cannot be reached (NoCredentialsError" in last
+    assert last.endswith("credentials in the environment or, for S3, in ~/.aws/credentials")
+
+
+@pytest.mark.parametrize(("name", "url"), [("s3:/b/a", "s3://b/a"), ("c:/a", ""), ("a/b:train", ""), ("a.csv#b", "")])
+def test_a_url_is_told_from_a_path_a_drive_and_a_dataset(name: str, url: str):
+    assert remote_url(Path(name)) == url
+
+
+# ------------------------------------------------------------------ run folders
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tunesmith.config import Recipe
+from tunesmith.pipelines.tune.tune import tune_recipe
+from tunesmith.training.callbacks import Callbacks
+from tunesmith.training.remote_run import local_run
+
+steps = []
+
+def stop():
+    steps.append(1)
+    if len(steps) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return False
+
+recipe = Recipe.model_validate_json(sys.argv[1])
+tune_recipe(recipe, out=local_run(Path("s3://rows/runs/one")), callbacks=Callbacks(should_stop=stop), offline=True)
+"""
+
+
+def weights(run: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted((run / "model").glob("*.safetensors")))
+
+
+def test_a_run_folder_on_s3_survives_a_kill_and_is_resumed_on_another_machine(
+    s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(("good", "bad", "fox", "dog", "lazy", "quick"), k=9)) for _ in range(48)]
+    s3.pipe("rows/train.jsonl", lines(*texts))
+    recipe = Recipe.model_validate(
+        {
+            "model": str(folder("llama")),
+            "objective": {"kind": "domain"},
+            "technique": {"kind": "lora", "rank": 2},
+            "data": {"train": "s3://rows/train.jsonl", "max_tokens": 64, "audit": "note"},
+            "schedule": {"epochs": 2, "batch_rows": 8, "probe": False, "save_steps": 2},
+            "retention": {"questions": 0, "texts": 0},
+        }
+    )
+    tune_recipe(recipe, out=tmp_path / "plain", callbacks=Callbacks(), offline=True)
+    killed = subprocess.run([sys.executable, "-c", KILLED, recipe.model_dump_json()], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = {name.rpartition("/")[2] for name in s3.find("rows/runs/one")}
+    manifest = json.loads(s3.cat_file("rows/runs/one/.unfinished/manifest.json"))
+    assert left == {"manifest.json", *manifest.values()}
+    assert any(name.endswith("checkpoints/last/state.json") for name in manifest)
+
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "another"))
+    out = local_run(Path("s3://rows/runs/one"))
+    assert out is not None
+    steps: list[int] = []
+    on_event = lambda event: steps.append(event.step) if type(event).__name__ == "StepFinished" else None  # noqa: E731
+    tune_recipe(recipe, out=out, callbacks=Callbacks(on_event=on_event), offline=True)
+    assert steps[0] == 5  # the checkpoint of step 4 was copied
+    assert weights(out) == weights(tmp_path / "plain")
+    names = {name.removeprefix("rows/runs/one/") for name in s3.find("rows/runs/one")}
+    assert names == {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert "report.json" in names
+
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "third"))
+    again = tune_recipe(recipe, out=local_run(Path("s3://rows/runs/one")), callbacks=Callbacks(), offline=True)
+    assert again.reused
+    assert weights(again.folder) == weights(out)

@@ -1,0 +1,77 @@
+"""Files in remote places, such as `s3://bucket/rows.jsonl`: everything that fsspec reaches."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.stored import build_once, cached_folder
+from tunesmith.errors import DataError
+
+# A `Path` of s3://bucket has lost a slash. One letter is a drive of Windows.
+URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.DOTALL)
+LINES = (".jsonl", ".ndjson")
+
+
+def remote_url(name: str | Path) -> str:
+    """Return the URL that a name is; empty if it is a local path or the name of a dataset."""
+    found = URL.fullmatch(str(name))
+    return f"{found[1]}://{found[2]}" if found else ""
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[tuple[Any, str]]:
+    """Yield the fsspec file system of a URL and the path in it.
+
+    Raises:
+        DataError: in the block, the place could not be reached; the message names the fix.
+    """
+    try:
+        yield import_module("fsspec.core").url_to_fs(url)
+    except DataError:
+        raise
+    except ImportError as error:
+        raise DataError(f"{url}: requires a package ({error}); pip install 'tunesmith[remote]'") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: no such file; check the name") from error
+    except Exception as error:  # every place has errors of its own library
+        problem = " ".join(str(error).split())
+        fix = "check the network, and the credentials in the environment or, for S3, in ~/.aws/credentials"
+        raise DataError(f"{url}: cannot be reached ({type(error).__name__}: {problem}); {fix}") from error
+
+
+@lru_cache
+def fetched(url: str) -> Path:
+    """Download a file, or the files of a pattern as one, unless the cache has it in its present state.
+
+    Args:
+        url: a URL; `*`, `?` and `[...]` match the names of several files with JSON lines.
+
+    Raises:
+        DataError: the place cannot be reached, or there is no such file.
+    """
+    with reaching(url) as (place, path):
+        names = sorted(place.glob(path)) if set("*?[") & set(path) else [path]
+        if not names:
+            raise FileNotFoundError(url)
+        if len(names) > 1 and not path.endswith(LINES):
+            raise DataError(f"{url}: {len(names)} files; only files with JSON lines are read together, name one")
+        folder = cached_folder("remote", [(name, place.ukey(name)) for name in names])
+    file = re.sub(r"[*?\[\]]+", "_", path.rpartition("/")[2])
+    build_once(folder, lambda partial: _download(url, names, partial / file))
+    return folder / file
+
+
+def _download(url: str, names: Sequence[str], file: Path) -> None:
+    with reaching(url) as (place, _), file.open("wb") as out:
+        for name in names:
+            if out.tell():
+                out.write(b"\n")  # the last line of a file may have no end; blank lines are skipped
+            with place.open(name, "rb") as remote:
+                shutil.copyfileobj(remote, out, 2**20)
