@@ -257,8 +257,8 @@ def tune(
     Raises:
         TunesmithError: wrong input, refused data, or a model that cannot be loaded.
     """
+    from tunesmith.pipelines.tune.remote_run import local_run
     from tunesmith.training.read import check_rows, check_settings
-    from tunesmith.training.remote_run import local_run
 
     callback, source = _former_parameters(more, callback, source)
     named: dict[str, Any] = {

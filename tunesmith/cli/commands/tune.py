@@ -40,8 +40,8 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tune and print the result; return 1 if a gate of the recipe is violated."""
     # Whatever can be judged without torch is judged before the imports that take seconds.
+    from tunesmith.pipelines.tune.remote_run import local_run
     from tunesmith.training.read import check_rows, check_settings
-    from tunesmith.training.remote_run import local_run
     from tunesmith.training.run_folder import earlier_run
 
     args.out = local_run(args.out)

@@ -40,6 +40,7 @@ from tunesmith.pipelines.certify.certify import certificate_of
 from tunesmith.pipelines.plan.predict_run import predict_run, prediction_line
 from tunesmith.pipelines.plan.report import CostPrediction
 from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report
+from tunesmith.pipelines.tune.remote_run import copied
 from tunesmith.pipelines.tune.run_clock import (
     BASE,
     CONTROLS,
@@ -59,7 +60,6 @@ from tunesmith.training.mlm_head import train_mlm_head
 from tunesmith.training.multitask import single_task_contexts
 from tunesmith.training.own_thoughts import with_own_thoughts
 from tunesmith.training.prepare import TrainingContext, prepare, training_options
-from tunesmith.training.remote_run import copied
 from tunesmith.training.replay import with_replay
 from tunesmith.training.rewards import digests
 from tunesmith.training.run_folder import (

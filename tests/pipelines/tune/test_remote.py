@@ -19,11 +19,11 @@ from tunesmith.config import Recipe, load_recipe
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.remote import fetched, remote_url
 from tunesmith.errors import DataError
+from tunesmith.pipelines.tune.remote_run import local_run
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.training.remote_run import local_run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("s3fs")
 moto = pytest.importorskip("moto.server")
@@ -128,7 +128,7 @@ from pathlib import Path
 from tunesmith.config import Recipe
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.training.remote_run import local_run
+from tunesmith.pipelines.tune.remote_run import local_run
 
 steps = []
 
