@@ -306,7 +306,9 @@ def test_answers_beside_a_prompt_that_lies_once_are_those_beside_copies_of_it(
     made, asked, form = talker(kind), prompts(kind), template(kind)
     sampling = Sampling(max_new_tokens=NEW, temperature=1.0, seed=1)
     forks = []
-    monkeypatch.setattr(room.SharedPrefixAttention, "attend", lambda *given: forks.append(given[1]) or attend(*given))
+    monkeypatch.setattr(
+        room.SharedPrefixAttention, "attend", lambda *given, **kind: forks.append(given[1]) or attend(*given, **kind)
+    )
     once = sample(made, asked, count=4, sampling=sampling, template=form)
     assert bool(forks) != room.slides(
         made.network.config

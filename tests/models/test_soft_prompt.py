@@ -9,8 +9,9 @@ from tests.bases import OPENING, base, documents, farthest, gradients, policy, s
 from tests.tiny import DECODERS, HIDDEN
 from tunesmith.data.tokenization.chat_template import Encoded, Tokens
 from tunesmith.errors import RecipeError
+from tunesmith.models.attention.flex import Segment
 from tunesmith.models.attention.network_cache import generates
-from tunesmith.models.attention.packed import Segment, lay_out
+from tunesmith.models.attention.packed import lay_out
 from tunesmith.models.batch import collate, pack
 from tunesmith.models.generation.generate import generate, option_scores
 from tunesmith.models.generation.sampling import Sampling
@@ -106,7 +107,7 @@ def test_multiplying_in_bfloat16_gives_nearly_the_same_states():
 
 
 def test_virtual_tokens_stand_at_the_positions_before_a_row():
-    layout, _ = lay_out([Segment(2, -1, 0), Segment(1, 0, 2), Segment(2, 0, 2)])
+    layout = lay_out([Segment(2, -1, 0), Segment(1, 0, 2), Segment(2, 0, 2)])
     root, own = layout.after_virtual(3).levels
     assert root.keys.tolist() == [[0, 1, 2, 3, 4]]
     assert root.key_positions.tolist() == [[0, 1, 2, 3, 4]]

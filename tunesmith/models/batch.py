@@ -22,13 +22,16 @@ Letters: E examples, B rows, N packed tokens, M learned ids, L tokens of the lon
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tunesmith.data.tokenization.chat_template import Encoded, Tokens
-from tunesmith.models.attention.packed import Layout, Segment, lay_out
+from tunesmith.models.attention.flex import Segment
+from tunesmith.models.attention.packed import Layout, lay_out
 
 # By name, a sum and the count it is a sum over: metrics that the training log lists next to the loss. A sum may be a
 # tensor until the step is over, as reading one makes the process wait for a GPU.
@@ -137,19 +140,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
-        return replace(
-            self,
-            ids=self.ids.to(device),
-            positions=self.positions.to(device),
-            layout=self.layout.to(device),
-            row_index=self.row_index.to(device),
-            prev_index=self.prev_index.to(device),
-            targets=self.targets.to(device),
-            row_ids=self.row_ids.to(device),
-            weights=None if self.weights is None else self.weights.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
-            reference=None if self.reference is None else self.reference.to(device),
-        )
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if hasattr(part, "to")})
 
 
 def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
@@ -211,33 +203,33 @@ def pack(
     """
     rows = [_Row.of(tokens, whole=whole) for tokens in sequences]
     if share:
-        segments, chains = _share_prefixes(rows)
+        segments, last = _share_prefixes(rows)
     else:
         segments = [Segment(len(row.ids), -1, 0) for row in rows]
-        chains = [(i,) for i in range(len(rows))]
-    layout, starts = lay_out(segments)
-    paths = [[i for link in chain for i in range(starts[link], starts[link] + segments[link].size)] for chain in chains]
-    size = sum(segment.size for segment in segments)
-    ids = [0] * size
-    positions = [0] * size
-    for path, row in zip(paths, rows, strict=True):
-        for position, (index, token) in enumerate(zip(path, row.ids, strict=True)):
-            ids[index] = token
-            positions[index] = position
-    # The first id of a row has no previous state that could predict it.
-    learned = [(row, i) for row, tokens in enumerate(sequences) for i, learn in enumerate(tokens.learn) if learn and i]
-    longest = max(map(len, paths))
-    weights = [sequences[row].weights[i] if sequences[row].weights else 1.0 for row, i in learned]
+        last = list(range(len(rows)))
+    layout = lay_out(segments)
+    ids, positions = np.empty((2, sum(segment.size for segment in segments)), dtype=np.int64)
+    row_index = np.full((len(rows), max(len(row.ids) for row in rows)), -1)
+    for number, (row, segment) in enumerate(zip(rows, last, strict=True)):
+        index, position = layout.paths[segment]
+        row_index[number, : len(index)] = index
+        ids[index] = row.ids
+        positions[index] = position
+    learned = np.concatenate([row.learned for row in rows])
+    row_ids = np.repeat(np.arange(len(rows)), [len(row.learned) for row in rows])
+    pairs = list(zip(row_ids.tolist(), learned.tolist(), strict=True))
+    weighted = any(tokens.weights for tokens in sequences)
+    weights = [sequences[row].weights[i] if sequences[row].weights else 1.0 for row, i in pairs if weighted]
     return Batch(
-        ids=torch.tensor(ids),
-        positions=torch.tensor(positions),
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
         layout=layout,
-        row_index=torch.tensor([path + [-1] * (longest - len(path)) for path in paths]),
-        prev_index=torch.tensor([paths[row][i - 1] for row, i in learned], dtype=torch.int64),
-        targets=torch.tensor([sequences[row].ids[i] for row, i in learned], dtype=torch.int64),
-        row_ids=torch.tensor([row for row, _ in learned], dtype=torch.int64),
+        row_index=torch.from_numpy(row_index),
+        prev_index=torch.from_numpy(row_index[row_ids, learned - 1]),
+        targets=torch.tensor([sequences[row].ids[i] for row, i in pairs], dtype=torch.int64),
+        row_ids=torch.from_numpy(row_ids),
         tokens=sum(len(tokens.ids) for tokens in sequences),
-        weights=torch.tensor(weights) if any(tokens.weights for tokens in sequences) else None,
+        weights=torch.tensor(weights) if weighted else None,
         labels=torch.tensor(labels) if labels[0] else None,
     )
 
@@ -315,42 +307,44 @@ def _split_rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
 class _Row:
     """The ids of a row that have to run, and how many of the first ones may be shared: only unlearned ones."""
 
-    ids: list[int]
+    ids: NDArray[np.int64]
+    learned: NDArray[np.int64]  # index of each learned id in the row
     free: int
 
     @classmethod
     def of(cls, tokens: Tokens, *, whole: bool) -> _Row:
-        learned = [i for i, learn in enumerate(tokens.learn) if learn and i]
-        if not learned:
-            return cls(tokens.ids, len(tokens.ids))
-        return cls(tokens.ids if whole else tokens.ids[: learned[-1]], learned[0])
+        ids = np.array(tokens.ids, dtype=np.int64)
+        # The first id of a row has no previous state that could predict it.
+        learned = np.flatnonzero(np.frombuffer(bytes(tokens.learn), dtype=np.bool_)[1:]) + 1
+        if not len(learned):
+            return cls(ids, learned, len(ids))
+        return cls(ids if whole else ids[: learned[-1]], learned, int(learned[0]))
 
     def common_end(self, other: _Row, start: int) -> int:
         """Return the position up to which two rows that are equal before `start` may run as one."""
         limit = min(len(self.ids), self.free, len(other.ids), other.free)
-        return next((i for i in range(start, limit) if self.ids[i] != other.ids[i]), max(start, limit))
+        differs = self.ids[start:limit] != other.ids[start:limit]
+        return start + int(differs.argmax()) if differs.any() else max(start, limit)
 
 
-def _share_prefixes(rows: Sequence[_Row]) -> tuple[list[Segment], list[tuple[int, ...]]]:
-    """Return segments, parents before children, and the chain of segments of each row."""
+def _share_prefixes(rows: Sequence[_Row]) -> tuple[list[Segment], list[int]]:
+    """Return segments, parents before children, and the last segment of each row."""
     segments: list[Segment] = []
-    chains: list[tuple[int, ...]] = [()] * len(rows)
+    last = [-1] * len(rows)
     # In sorted order, rows with a common prefix are neighbours.
-    groups: list[tuple[list[int], int, tuple[int, ...]]] = [
-        (sorted(range(len(rows)), key=lambda i: rows[i].ids), 0, ())
-    ]
+    groups = [(sorted(range(len(rows)), key=lambda i: rows[i].ids.tolist()), 0, -1)]
     while groups:
-        members, start, parents = groups.pop()
+        members, start, parent = groups.pop()
         for group, end in _neighbours(rows, members, start):
-            chain = parents
+            segment = parent
             if end > start:
-                segments.append(Segment(end - start, parents[-1] if parents else -1, start))
-                chain = (*parents, len(segments) - 1)
+                segment = len(segments)
+                segments.append(Segment(end - start, parent, start))
             if len(group) > 1:
-                groups.append((group, end, chain))
+                groups.append((group, end, segment))
             else:
-                chains[group[0]] = chain
-    return segments, chains
+                last[group[0]] = segment
+    return segments, last
 
 
 def _neighbours(rows: Sequence[_Row], members: Sequence[int], start: int) -> Iterator[tuple[list[int], int]]:

@@ -11,15 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tunesmith.models.attention.flex import Segment, SegmentMask, flex_attend
 from tunesmith.models.attention.shared_prefix import Past, SharedPrefixAttention
 from tunesmith.models.families import slides
 from tunesmith.models.sharded import run_body
@@ -49,22 +53,28 @@ class RaggedAttention:
             (columns[:, :, None] - torch.arange(width)).to(device),
         )
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scale: float | None) -> Tensor:
+    def attend(self, states: Sequence[Tensor], *, window: int | None, scale: float | None, cap: float | None) -> Tensor:
         """Compute attention [1, N, H, W] of tokens [1, H, N, W] to their rows' keys and values [B, G, S, W]."""
+        query, key, value = states
         visible = self.distance >= 0
         if window is not None:
             visible = visible & (self.distance < window)
         rows = query[0].transpose(0, 1)[self.queries].transpose(1, 2)  # [B, H, T, W]
-        out = F.scaled_dot_product_attention(
-            rows, key, value, attn_mask=visible[:, None], scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-        )
-        return out.transpose(1, 2).flatten(0, 1).index_select(0, self.flat_index)[None]
+        if cap is not None:
+            out = capped_attention((rows, key, value), visible[:, None], scale=scale, cap=cap)
+        else:
+            out = F.scaled_dot_product_attention(
+                rows, key, value, attn_mask=visible[:, None], scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            ).transpose(1, 2)
+        return out.flatten(0, 1).index_select(0, self.flat_index)[None]
 
 
 # The name under which transformers finds `attend`.
 NAME = "tunesmith"
 # Additions to attention scores that some families need and `attend` does not implement; they keep their own attention.
-UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED = ("s_aux", "position_bias")
+# Devices on which one FlexAttention call computes all levels, capped scores too. It has no backward pass on CPU.
+FUSED = {"cuda"}
 # Largest relative distance between the states of packed and lone rows: float32, and half precision with its rounding.
 TOLERANCE, HALF_TOLERANCE = 0.001, 0.02
 # transformers passes a 4-D mask through unchanged. Without one the model would build a mask over all N x N pairs.
@@ -87,17 +97,6 @@ class Level:
     def even(self) -> bool:
         """True if all segments have the same length, so that nothing is padded."""
         return self.queries.numel() == self.size
-
-    def to(self, device: torch.device | str) -> Level:
-        """Return the same level on another device."""
-        return replace(
-            self,
-            queries=self.queries.to(device),
-            flat_index=self.flat_index.to(device),
-            keys=self.keys.to(device),
-            query_positions=self.query_positions.to(device),
-            key_positions=self.key_positions.to(device),
-        )
 
     def after_virtual(self, virtual: int) -> Level:
         """Return the level with `virtual` more keys in front of the N tokens, at the positions before theirs.
@@ -128,20 +127,41 @@ class Level:
         return visible[:, None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
-    """The levels of one pack, root first."""
+    """The segments of one pack. The index tensors for attention are made when a device first needs them."""
 
-    levels: tuple[Level, ...]
+    segments: Sequence[Segment]  # parents before children
+    members: Sequence[Sequence[int]]  # index of the segments of each level, root first; they are packed in this order
+    starts: NDArray[np.int64]  # packed index of each segment's first token
+    paths: Sequence[NDArray[np.int64]]  # [2, K] of each segment: packed index and position of all that it attends to
+    device: torch.device = torch.device("cpu")
     windows: set[int | None] | None = None  # if given, `attend` adds each layer's window to it
+    virtual: int = 0  # virtual tokens in front of every row
+    own: Layout | None = None  # the same layout without them
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels, root first."""
+        if self.own is not None:
+            return tuple(level.after_virtual(self.virtual) for level in self.own.levels)
+        return tuple(_level(members, self) for members in self.members)
+
+    @cached_property
+    def mask(self) -> SegmentMask:
+        """All levels as one mask, for FlexAttention."""
+        return SegmentMask.of(self.segments, self.starts, virtual=self.virtual, device=self.device)
 
     def to(self, device: torch.device | str) -> Layout:
         """Return the same layout on another device."""
-        return Layout(tuple(level.to(device) for level in self.levels))
+        moved = replace(self, device=torch.device(device))
+        if moved.device.type in FUSED:
+            _ = moved.mask  # copied with the rest of the batch instead of within the step
+        return self if moved.device == self.device else moved
 
     def after_virtual(self, virtual: int) -> Layout:
         """Return the layout with `virtual` virtual tokens in front of every row."""
-        return Layout(tuple(level.after_virtual(virtual) for level in self.levels))
+        return replace(self, virtual=virtual, own=self)
 
 
 def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -157,40 +177,73 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """
     query, key, value, attention_mask = states
     layout: Layout | RaggedAttention | SharedPrefixAttention | None = kwargs.pop("layout", None)
+    scale, cap = kwargs.get("scaling"), kwargs.get("softcap")
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
     if layout is None:
+        if cap is not None:
+            return capped_attention((query, key, value), attention_mask, scale=scale, cap=cap, causal=causal), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if unsupported := [option for option in UNSUPPORTED if kwargs.get(option) is not None]:
         raise ValueError(f"packed attention does not support {unsupported[0]}")
+    window = kwargs.get("sliding_window")
     if isinstance(layout, RaggedAttention):
-        window, scale = kwargs.get("sliding_window"), kwargs.get("scaling")
-        return layout.attend(query, key, value, window=window, scale=scale), None
+        return layout.attend((query, key, value), window=window, scale=scale, cap=cap), None
     if isinstance(layout, SharedPrefixAttention):
-        return layout.attend(module.layer_idx, (query, key, value), kwargs.get("scaling")), None
-    queries, keys, values = (state[0].transpose(0, 1) for state in (query, key, value))
-    causal = kwargs.get("is_causal")
-    causal = module.is_causal if causal is None else causal
+        return layout.attend(module.layer_idx, (query, key, value), scale=scale, cap=cap), None
     if layout.windows is not None:
-        layout.windows.add(kwargs.get("sliding_window"))
+        layout.windows.add(window)
+    # FlexAttention has no dropout.
+    if query.device.type in FUSED and not kwargs.get("dropout"):
+        mask = layout.mask.blocks(causal=causal, window=window)
+        return flex_attend((query, key, value), mask, scale=scale, cap=cap), None
+    if cap is not None:
+        raise ValueError("packed attention does not support softcap")
+    queries, keys, values = (state[0].transpose(0, 1) for state in (query, key, value))
     # Levels are packed one after another, so the outputs of all levels, concatenated, are in the order of the tokens.
     start = 0
     outputs = []
     for level in layout.levels:
-        mask = level.mask(causal=causal, window=kwargs.get("sliding_window"))
+        visible = level.mask(causal=causal, window=window)
         own = queries[start : start + level.size]
         out = F.scaled_dot_product_attention(
             _gather(own, level.queries, whole=level.even),
             _gather(keys, level.keys, whole=level.is_root and level.even),
             _gather(values, level.keys, whole=level.is_root and level.even),
-            attn_mask=mask,
+            attn_mask=visible,
             dropout_p=kwargs.get("dropout", 0.0),
-            is_causal=causal and mask is None,
-            scale=kwargs.get("scaling"),
+            is_causal=causal and visible is None,
+            scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         flat = out.transpose(1, 2).reshape(-1, *own.shape[1:])
         outputs.append(flat if level.even else flat.index_select(0, level.flat_index))
         start += level.size
     return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None], None
+
+
+def capped_attention(
+    states: Sequence[Tensor], mask: Tensor | None, *, scale: float | None, cap: float, causal: bool = False
+) -> Tensor:
+    """Compute attention [B, T, H, W] with scores capped to cap * tanh(score / cap), which SDPA does not do.
+
+    Args:
+        states: query [B, H, T, W], key and value [B, G, S, W].
+        mask: bool, True where a query attends, or float, added to the scores; broadcast to [B, H, T, S].
+        scale: factor of the scores; None for W ** -0.5.
+        cap: the scores' limit.
+        causal: without a mask, the T queries are the last of the S tokens, and attend to no later one.
+    """
+    query, key, value = states
+    key, value = (state.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for state in (key, value))
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = cap * torch.tanh(scores / cap)
+    if mask is None and causal:
+        mask = scores.new_ones(scores.shape[2:], dtype=torch.bool).tril(scores.shape[3] - scores.shape[2])
+    if mask is not None:  # by the least number: minus infinity gives NaN for a row of padding alone
+        least = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, least) if mask.dtype == torch.bool else scores + mask
+    return (scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value).transpose(1, 2)
 
 
 def _gather(tokens: Tensor, index: Tensor, *, whole: bool) -> Tensor:
@@ -205,64 +258,39 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A run of tokens that several rows may share."""
-
-    size: int  # tokens
-    parent: int  # index of the segment before it, -1 at the root
-    position: int  # position of its first token in the row
-
-
-def lay_out(segments: Sequence[Segment]) -> tuple[Layout, list[int]]:
-    """Return the layout of segments (parents before children), and the packed index of each segment's first token."""
+def lay_out(segments: Sequence[Segment]) -> Layout:
+    """Return the layout of segments, parents before children."""
     depths: list[int] = []  # parents come first, so their depth is known
     for segment in segments:
         depths.append(0 if segment.parent < 0 else depths[segment.parent] + 1)
-    levels = [[i for i, d in enumerate(depths) if d == depth] for depth in range(max(depths) + 1)]
-    starts = [0] * len(segments)
-    start = 0
-    for members in levels:
-        for index in members:
-            starts[index] = start
-            start += segments[index].size
-    return Layout(tuple(_level(members, segments, starts) for members in levels)), starts
+    members = [[i for i, d in enumerate(depths) if d == depth] for depth in range(max(depths) + 1)]
+    order = [i for level in members for i in level]
+    starts = np.zeros(len(segments), dtype=np.int64)
+    starts[order] = np.cumsum([0, *(segments[i].size for i in order[:-1])])
+    paths: list[NDArray[np.int64]] = []
+    for segment, start in zip(segments, starts, strict=True):
+        own = np.arange(segment.size) + np.array([[start], [segment.position]])
+        paths.append(own if segment.parent < 0 else np.concatenate([paths[segment.parent], own], axis=1))
+    return Layout(segments, members, starts, paths)
 
 
-def _level(members: Sequence[int], segments: Sequence[Segment], starts: Sequence[int]) -> Level:
+def _level(members: Sequence[int], layout: Layout) -> Level:
     """Return the level of these segments, which are packed next to each other in this order."""
-    sizes = [segments[i].size for i in members]
-    widest = max(sizes)
-    first = starts[members[0]]
-    queries = [[starts[i] - first + (t if t < segments[i].size else 0) for t in range(widest)] for i in members]
-    positions = [[segments[i].position + (t if t < segments[i].size else 0) for t in range(widest)] for i in members]
-    flat_index = [row * widest + t for row, size in enumerate(sizes) for t in range(size)]
-    keys = [_visible_keys(i, segments, starts) for i in members]
-    longest = max(len(index) for index, _ in keys)
+    starts = layout.starts[members][:, None]
+    sizes, positions = np.array([(layout.segments[i].size, layout.segments[i].position) for i in members]).T[..., None]
+    step = np.arange(sizes.max())
+    inside = step < sizes  # [S, T]
+    offset = np.where(inside, step, 0)
+    keys = np.zeros((2, len(members), max(layout.paths[i].shape[1] for i in members)), dtype=np.int64)
+    keys[1] = -1
+    for row, i in enumerate(members):
+        keys[:, row, : layout.paths[i].shape[1]] = layout.paths[i]
+    indices = (starts - starts[0] + offset, np.flatnonzero(inside), keys[0], positions + offset, keys[1])
     return Level(
-        size=sum(sizes),
-        is_root=longest == widest,
-        queries=torch.tensor(queries),
-        flat_index=torch.tensor(flat_index),
-        keys=torch.tensor([index + [0] * (longest - len(index)) for index, _ in keys]),
-        query_positions=torch.tensor(positions),
-        key_positions=torch.tensor([known + [-1] * (longest - len(known)) for _, known in keys]),
+        int(sizes.sum()),
+        keys.shape[2] == len(step),
+        *(torch.from_numpy(index).to(layout.device) for index in indices),
     )
-
-
-def _visible_keys(number: int, segments: Sequence[Segment], starts: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return packed index and position of every token from the root to the end of a segment."""
-    path = []
-    while number >= 0:
-        path.append(number)
-        number = segments[number].parent
-    index: list[int] = []
-    positions: list[int] = []
-    for i in reversed(path):
-        size = segments[i].size
-        index += range(starts[i], starts[i] + size)
-        positions += range(segments[i].position, segments[i].position + size)
-    return index, positions
 
 
 def run(network: Any, ids: Tensor, positions: Tensor, layout: Layout, *, past: Past = ()) -> Tensor:
@@ -327,7 +355,7 @@ def _same_states(network: Any, *, causal: bool) -> bool:
     shared, own = (4, 3) if causal else (0, 7)
     segments = [Segment(shared, -1, 0)] * bool(shared)
     segments += [Segment(own + row, len(segments) - 1, shared) for row in range(2)]
-    layout, _ = lay_out(segments)
+    layout = lay_out(segments)
     rows = [list(range(1, shared + 1)) + list(range(10, 10 + own + row)) for row in range(2)]
     row_positions = [list(range(len(row))) for row in rows]
     ids = torch.tensor(rows[0] + rows[1][shared:], device=network.device)

@@ -48,13 +48,14 @@ class SharedPrefixAttention:
         index = _group_by_prompt(prompt_index, len(self.padding_bias))
         return SharedPrefixAttention(self.past, self.padding_bias, prompt_index, *index)
 
-    def attend(self, layer: int, states: Sequence[Tensor], scale: float | None) -> Tensor:
+    def attend(self, layer: int, states: Sequence[Tensor], *, scale: float | None, cap: float | None) -> Tensor:
         """Compute attention [B, 1, H, W] of each completion's last token to its prompt and its own tokens.
 
         Args:
             layer: index of the layer.
             states: query [B, H, 1, W], and key and value [B, G, T, W] of the completions.
             scale: factor of the scores; None for W ** -0.5.
+            cap: if given, a score becomes cap * tanh(score / cap).
         """
         query, key, value = (state.float() for state in states)
         heads = key.shape[1]
@@ -64,8 +65,12 @@ class SharedPrefixAttention:
             scaled = query.reshape(len(query), heads, -1, width) * (width**-0.5 if scale is None else scale)
             queries = scaled.shape[2]
             # One softmax over the scores of prompt and completion; only the products are separate.
-            far = self._ungroup(self._group(scaled) @ prompt_keys.mT + self.padding_bias, queries)
-            weights = torch.cat([far, scaled @ key.mT], dim=-1).softmax(dim=-1)
+            far = self._group(scaled) @ prompt_keys.mT
+            near = scaled @ key.mT
+            if cap is not None:
+                far, near = (cap * torch.tanh(scores / cap) for scores in (far, near))
+            far = self._ungroup(far + self.padding_bias, queries)
+            weights = torch.cat([far, near], dim=-1).softmax(dim=-1)
             far, near = weights.split([far.shape[-1], key.shape[2]], dim=-1)
             read = self._ungroup(self._group(far) @ prompt_values, queries) + near @ value
         out: Tensor = read.reshape(len(query), 1, -1, width)
