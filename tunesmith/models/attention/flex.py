@@ -9,8 +9,8 @@ below a segment is one interval, so whether a segment is above another takes two
     2   answer    0      [2, 3)
     3 prompt      -      [3, 4)
 
-The kernel skips blocks of 128 x 128 pairs of which none is visible, and applies the mask only where some are. On CPU
-it has no backward pass, so there the levels of `packed` are used.
+The kernel skips blocks of 128 x 128 pairs without a visible pair, and applies the mask only where some are hidden. On
+CPU it has no backward pass, so there the levels of `packed` are used.
 
 Letters: N packed tokens, V virtual tokens, K = V + N keys, H query heads, G key heads, W head width.
 """
