@@ -64,7 +64,7 @@ def intervals(parents: Sequence[int]) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class SegmentMask:
-    """Which of the K keys each of the N packed tokens attends to."""
+    """The keys, K in all, that each of the N packed tokens attends to."""
 
     keys: Tensor  # [3, K] int32: interval of the token's segment, [enter, leave), and position in the row
     virtual: int  # V
@@ -168,7 +168,7 @@ def flex_attend(states: Sequence[Tensor], mask: BlockMask, *, scale: float | Non
         block_mask=mask,
         scale=width**-0.5 if scale is None else scale,
         enable_gqa=states[0].shape[1] != states[1].shape[1],
-        # The kernel for short queries has fewer cases, and would be compiled beside this one.
+        # The kernel for short queries has fewer cases, and would be compiled as well.
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
     )
     return out[..., : states[2].shape[-1]].transpose(1, 2)
