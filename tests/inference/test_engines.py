@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tests.bases import folder
 from tests.engine_stub import Stub, engine_stub
 from tests.served import HEAD, LABELS, save_run, served_outside
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import DataError, ModelError, RecipeError
+from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError
 from tunesmith.inference.engine_program import command_of
 from tunesmith.inference.engine_server import EngineServer
 from tunesmith.inference.identify import MANIFEST_FILE, find_model
@@ -95,6 +96,25 @@ def test_adapters_and_the_base_answer_as_in_python(runs: Path, stub: Stub):
             assert there.replies(chats, sampling=FEW) == here.replies(chats, sampling=FEW), name
             assert there.complete(["The quick"], sampling=FEW) == here.complete(["The quick"], sampling=FEW)
     assert len(set(stub.adapters)) == len(stub.adapters)  # a name of its own for every adapter
+
+
+def test_an_adapter_of_another_program_and_damaged_runs(runs: Path, tmp_path: Path, stub: Stub):
+    foreign, broken = tmp_path / "foreign", tmp_path / "broken"
+    shutil.copytree(runs / "lora" / "model", foreign, ignore=shutil.ignore_patterns("*.json"))
+    for name in ("adapter_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(runs / "lora" / "model" / name, foreign / name)
+    shutil.copytree(runs / "lora", broken)
+    weights = broken / "model" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    chats = [[Message("user", question)] for question in QUESTIONS]
+    with EngineServer(stub.url, offline=True) as engine:
+        base = str(folder("llama"))
+        here, there = (open_model(foreign, base=base, offline=True, engine=one) for one in (None, engine))
+        assert there.replies(chats, sampling=FEW) == here.replies(chats, sampling=FEW)
+        loaded = len(stub.folders)
+        with pytest.raises(CheckpointError, match="adapter_model.safetensors"):
+            open_model(broken, offline=True, engine=engine)
+    assert len(stub.folders) == loaded
 
 
 def test_labels_are_chosen_with_the_probabilities_of_python(runs: Path, stub: Stub):
@@ -299,6 +319,9 @@ def test_a_started_engine_knows_base_and_ranks_hides_its_key_and_ends_with_us(
     engine.close()
     assert process._process.poll() is not None
     assert not process._folder.exists()
+    open_model(folder("llama"), engine=engine)  # with room for the adapter, which is loaded again
+    engine.close()
+    assert "--enable-lora" in json.loads((tmp_path / "calls").read_text().splitlines()[-1])[0]
 
 
 def test_an_engine_that_does_not_start_says_why(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -76,7 +76,7 @@ class EngineServer:
         self.positions = 0  # of prompt and completion together
         self._root = ""  # folder or name of the base model
         self._model = BASE
-        self._rank = -1  # greatest rank of an adapter; -1: not running, 0: without adapters
+        self._rank = 0  # greatest rank of an adapter that the process has room for, also after a restart
         self._loaded = dict[str, Path]()  # folder of each adapter by its name in the engine
         self._process: EngineProcess | None = None
         self._client: httpx.Client | None = None
@@ -109,9 +109,10 @@ class EngineServer:
             ModelError: it does not start, serves another base, or refuses the adapter.
             DataError: it cannot be reached.
         """
-        if self.command and self._rank < rank:  # not running, or without room for such an adapter
+        if self.command and (self._process is None or self._rank < rank):  # too little room for the adapter
             self.close()
-            self._start(base, rank)
+            self._rank = max(self._rank, rank)
+            self._start(base)
         if self._client is None:
             self._client = client_of(self.endpoint)
             self._connect()
@@ -237,18 +238,17 @@ class EngineServer:
         if self._process is not None:
             self._process.stop()
         self._client = self._process = None
-        self._rank = -1
 
-    def _start(self, base: Path, rank: int) -> None:
+    def _start(self, base: Path) -> None:
         """Start the program and wait until it answers."""
         program, key = self.program, secrets.token_urlsafe(24)
         text = program.options if torch.cuda.is_available() else f"{program.options} --dtype float32"
-        self._rank = next((size for size in LORA_RANKS if size >= rank), rank) if rank else 0
+        if self._rank:
+            self._rank = next((rank for rank in LORA_RANKS if rank >= self._rank), self._rank)
+            text = f"{text} {program.lora_options}"
         values = {"base": base, "rows": self.rows, "key": key, "rank": self._rank}
         values |= {"adapters": self.adapters, "places": self.adapters + 1}
-        # Split first: a folder may have spaces in its name.
-        words = f"{text} {program.lora_options if rank else ''}".split()
-        options = [word.format(**values) for word in words]
+        options = [word.format(**values) for word in text.split()]  # a folder may have spaces in its name
         self._process = EngineProcess(self.command, options, key=key, offline=self.offline)
         self.endpoint = Endpoint(self._process.url, key=key)
 

@@ -18,6 +18,7 @@ from tunesmith.inference.identify import CONFIG, ModelSource, identify, read_man
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import check_base, load, read_template
 from tunesmith.models.loading.base_from_run import begins_from, model_folder
+from tunesmith.models.loading.checkpoint import verify_model
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, fingerprint_of, load_base, read_tokenizer
 from tunesmith.models.loading.locate import LoadOptions, local_family, locate
@@ -109,22 +110,19 @@ def engine_refusal(found: ModelSource, title: str) -> str:
     """
     manifest = read_manifest(found.folder) if found.kind == "run" and found.folder else None
     adapted = found.kind == "adapter" or (manifest is not None and manifest.technique.kind != "full")
-    fix = "leave --engine out, so that torch answers"
+    config = read_json(found.folder / CONFIG, where=found.name) if adapted and found.folder else {}
+    problem, fix = "", "leave --engine out, so that torch answers"
     if found.folder is None or found.quantize or (manifest and manifest.technique.load_options().quantize):
-        return f"{found.name}: {title} would not load these weights as they are; {fix}"
-    if (local_family(found.name) if manifest is None else manifest.family) == "encoder":
-        return f"{found.name}: an encoder generates no text in {title}; {fix}"
-    if (found.folder / HEAD).exists():
-        return f"{found.name}: answers through a head, which {title} would not load; {fix}"
-    if not adapted:
-        return ""
-    config = read_json(found.folder / CONFIG, where=found.name)
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
-        return f"{found.name}: {title} takes plain LoRA and whole models, not this adapter; {fix}"
-    if manifest is not None and begins_from(model_folder(Path(manifest.base)), where=manifest.base)[0]:
-        fix = "give its merged export instead"
-        return f"{found.name}: its base is a run, whose adapter {title} would not merge; {fix}"
-    return ""
+        problem = f"{title} would not load these weights as they are"
+    elif (manifest.family if manifest else "" if adapted else local_family(found.name)) == "encoder":
+        problem = f"an encoder generates no text in {title}"
+    elif (found.folder / HEAD).exists():
+        problem = f"answers through a head, which {title} would not load"
+    elif adapted and (config.get("peft_type") != "LORA" or config.get("use_dora")):
+        problem = f"{title} takes plain LoRA and whole models, not this adapter"
+    elif adapted and manifest and begins_from(model_folder(Path(manifest.base)), where=manifest.base)[0]:
+        problem, fix = f"its base is a run, whose adapter {title} would not merge", "give its merged export instead"
+    return f"{found.name}: {problem}; {fix}" if problem else ""
 
 
 def _in_engine(
@@ -148,7 +146,9 @@ def _in_engine(
         template = Template(read_tokenizer(words, where=found.name))
         name = engine.open(place, adapter, rank=rank)
         return EngineModel.of(engine, name, template, objective=objective, limit=limit)
-    manifest, template = read_manifest(folder), read_template(folder, read_manifest(folder))
+    verify_model(folder)
+    manifest = read_manifest(folder)
+    template = read_template(folder, manifest)
     if adapter:
         check_base(folder, manifest, fingerprint_of(place, where=manifest.base))
     name = engine.open(place, adapter, rank=rank)
