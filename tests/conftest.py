@@ -35,9 +35,11 @@ WHOLE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of WHOLE."""
+    """Mark the tests of WHOLE, and skip those that need a GPU where there is none."""
     here = Path(__file__).parent
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
         if str(item.path.relative_to(here)).startswith(WHOLE):
             item.add_marker("whole")
 

@@ -273,13 +273,13 @@ def ppo() -> tuple[Learner, list[Batch]]:
     return practice(updates=2, algorithm="ppo"), [prompts(2)]
 
 
-def on_meta(batch: Batch) -> Batch:
-    """The batch on the meta device; `Batch.to` leaves rollouts where they were sampled, on the device."""
+def moved(batch: Batch, device: str) -> Batch:
+    """The batch on a device; `Batch.to` leaves rollouts where they were sampled."""
     rollout = batch.rollout
     if rollout is not None:
         parts = {part.name: getattr(rollout, part.name) for part in fields(rollout)}
-        rollout = replace(rollout, **{k: v.to("meta") for k, v in parts.items() if isinstance(v, torch.Tensor)})
-    return replace(batch.to("meta"), rollout=rollout)
+        rollout = replace(rollout, **{k: v.to(device) for k, v in parts.items() if isinstance(v, torch.Tensor)})
+    return replace(batch.to(device), rollout=rollout)
 
 
 @pytest.mark.parametrize("technique", [LORA, Prompt(tokens=4), Prefix(tokens=4)], ids=lambda each: each.kind)
@@ -298,8 +298,7 @@ def test_no_step_reads_a_value_or_makes_a_tensor_elsewhere(case: object, techniq
         made.virtual.module.to("meta")
     if made.head is not None:
         made.head.to("meta")
-    moved = [on_meta(batch) for batch in prepared]
-    totals, metrics = _backward(made, learner, moved, 7.0)
+    totals, metrics = _backward(made, learner, [moved(batch, "meta") for batch in prepared], 7.0)
     assert {total.device.type for total in totals} == {"meta"}
     with pytest.raises(RuntimeError, match="meta"):  # the end of a step reads its losses
         torch.stack(totals).tolist()

@@ -51,8 +51,8 @@ class Schedule(_Section):
     )
     recompute: bool | Literal["auto"] = Field(
         "auto",
-        description="compute activations inside of layers again in the backward pass: less memory, about a third more "
-        "time, the same result; auto: once memory has run out",
+        description="compute activations inside of layers again in the backward pass: less memory, a third to a half "
+        "more time, the same result; auto: once memory has run out",
     )
     warmup: float = Field(
         0.06,

@@ -21,7 +21,7 @@ from tunesmith.data.tokenization.windows import Window, windows
 from tunesmith.errors import DataError
 from tunesmith.metrics.resampling import MIN_GROUPS, Clusters, difference_bounds, percentiles, sign_flip, wilson
 from tunesmith.metrics.significance import PairedComparison, judged, lower_is_better
-from tunesmith.models.batch import TOKENS_PER_PASS, collate, split_by_tokens
+from tunesmith.models.batch import collate, scored_tokens, split_by_tokens
 from tunesmith.models.lm_head import judge
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
@@ -110,7 +110,7 @@ def read(policy: Policy, template: Template, texts: Sequence[str], options: Read
     jobs.sort(key=lambda job: -job.row.length)
     lengths = [job.row.length for job in jobs]
     likelihoods = [TokenLikelihood(0.0, 0, 0, 0, 0, 0)] * len(texts)
-    divided = split_by_tokens(range(len(jobs)), lengths, TOKENS_PER_PASS)
+    divided = split_by_tokens(range(len(jobs)), lengths, scored_tokens(policy.device))
     for indices in track(divided, "scoring", unit="windows", size=len):
         batch = [jobs[i] for i in indices]
         packed = collate([job.row for job in batch], share=False).to(policy.device)

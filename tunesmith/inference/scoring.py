@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, pack, split_by_tokens
+from tunesmith.models.batch import Batch, collate, pack, scored_tokens, split_by_tokens
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Objective
 from tunesmith.progress import track
@@ -188,6 +188,6 @@ def _batches(policy: Policy, rows: Sequence[Encoded], title: str) -> Iterator[tu
     """Yield indices of rows and their batch, longest first; show the progress under a title."""
     sizes = [row.size for row in rows]
     order = sorted(range(len(rows)), key=lambda row: -sizes[row])
-    for indices in track(split_by_tokens(order, sizes, TOKENS_PER_PASS), title, unit="rows", size=len):
+    for indices in track(split_by_tokens(order, sizes, scored_tokens(policy.device)), title, unit="rows", size=len):
         batch = collate([rows[i] for i in indices], share=policy.family == "decoder")
         yield indices, batch.to(policy.device)

@@ -85,6 +85,8 @@ def mean_metrics(metrics: list[StepMetrics]) -> dict[str, float]:
 MIN_SHARED_TOKENS = 8
 # Tokens of one forward pass where the caller sets no limit.
 TOKENS_PER_PASS = 4096
+# The same on a GPU, which computes 4,096 tokens of a small model faster than it is told to (reasoned, not measured).
+GPU_SCORED_TOKENS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,11 @@ class Batch:
         """Return the same batch on another device."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         return replace(self, **{name: part.to(device) for name, part in parts.items() if hasattr(part, "to")})
+
+
+def scored_tokens(device: torch.device) -> int:
+    """Return the tokens of one forward pass without gradient on a device."""
+    return GPU_SCORED_TOKENS if device.type == "cuda" else TOKENS_PER_PASS
 
 
 def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ Letters: N positions, M learned ids (the positions of a loss), D hidden width, V
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,8 +26,12 @@ from tunesmith.models.sharded import run_body
 CHUNK, GPU_CHUNK = 256, 2048
 
 
-def _chunk(states: Tensor) -> int:
-    return GPU_CHUNK if states.is_cuda else CHUNK
+def _chunks(states: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield the positions of each chunk, and its parts of states [M, D] and targets [M]."""
+    size = GPU_CHUNK if states.is_cuda else CHUNK
+    for start in range(0, max(1, len(states)), size):  # one empty chunk where nothing is learned
+        rows = slice(start, start + size)
+        yield rows, states[rows], targets[rows]
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -63,10 +67,7 @@ class _SumNll(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
         total = states.new_zeros((), dtype=torch.float32)
-        chunk = _chunk(states)
-        for start in range(0, len(states), chunk):
-            part = states[start : start + chunk]
-            target = targets[start : start + chunk]
+        for rows, part, target in _chunks(states, targets):
             logits = _logits(part, weight, bias)
             logs = logits.logsumexp(dim=1, keepdim=True)
             total += (logs - logits.gather(1, target[:, None])).sum()
@@ -76,7 +77,7 @@ class _SumNll(torch.autograd.Function):
             grad_logits[torch.arange(len(target), device=target.device), target] -= 1
             grad_logits = grad_logits.to(weight.dtype)
             if grad_states is not None:
-                grad_states[start : start + chunk] = grad_logits @ weight
+                grad_states[rows] = grad_logits @ weight
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits.T, part)
             if grad_bias is not None:
@@ -115,14 +116,11 @@ class _Logprobs(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         logprobs = states.new_empty(len(states), dtype=torch.float32)
-        chunk = _chunk(states)
-        for start in range(0, len(states), chunk):
-            part = states[start : start + chunk]
-            target = targets[start : start + chunk]
+        for rows, part, target in _chunks(states, targets):
             logs = _logits(part, weight).log_softmax(dim=1)
-            logprobs[start : start + chunk] = logs.gather(1, target[:, None])[:, 0]
+            logprobs[rows] = logs.gather(1, target[:, None])[:, 0]
             if grad_states is not None:
-                grad_states[start : start + chunk] = weight[target] - logs.exp_().to(weight.dtype) @ weight
+                grad_states[rows] = weight[target] - logs.exp_().to(weight.dtype) @ weight
         ctx.save_for_backward(states, weight, targets, grad_states)
         return logprobs
 
@@ -135,13 +133,10 @@ class _Logprobs(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return grad_states, None, None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        chunk = _chunk(states)
-        for start in range(0, len(states), chunk):
-            part = states[start : start + chunk]
-            target = targets[start : start + chunk]
+        for rows, part, target in _chunks(states, targets):
             grad_logits = _logits(part, weight).softmax(dim=1).neg_()
             grad_logits[torch.arange(len(target), device=target.device), target] += 1
-            grad_logits = (grad_logits * scale[start : start + chunk, None]).to(weight.dtype)
+            grad_logits = (grad_logits * scale[rows, None]).to(weight.dtype)
             _add_product(grad_weight, grad_logits.T, part)
         return grad_states, grad_weight, None
 
@@ -160,10 +155,8 @@ def judge(logits: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -
     """
     nats = [states.new_zeros(0)]
     top = [targets.new_zeros(0, dtype=torch.bool)]
-    chunk = _chunk(states)
-    for start in range(0, len(states), chunk):
-        logs = logits(states[start : start + chunk]).float().log_softmax(dim=1)
-        target = targets[start : start + chunk]
+    for _, part, target in _chunks(states, targets):
+        logs = logits(part).float().log_softmax(dim=1)
         nats.append(-logs.gather(1, target[:, None])[:, 0])
         top.append(logs.argmax(dim=1) == target)
     return torch.cat(nats), torch.cat(top)
@@ -232,10 +225,11 @@ class LanguageHead:
             return F.cross_entropy(self.logits(states).float() / temperature, targets, reduction="none")
 
         # A head has no dropout, so checkpointing need not restore the state of the random generators.
-        parts = zip(states.split(_chunk(states)), targets.split(_chunk(states)), strict=True)
-        return torch.cat(
-            [checkpoint(chunk_nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-        )
+        parts = [
+            checkpoint(chunk_nll, part, target, use_reentrant=False, preserve_rng_state=False)
+            for _, part, target in _chunks(states, targets)
+        ]
+        return torch.cat(parts)
 
     def _plain_weight(self) -> Tensor | None:
         """Return the weight W, in the dtype of the products, if the logits are exactly states W^T."""

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tunesmith.data.tokenization.chat_template import Template, Tokens
-from tunesmith.models.batch import TOKENS_PER_PASS, pack, split_by_tokens
+from tunesmith.models.batch import pack, scored_tokens, split_by_tokens
 from tunesmith.models.loading.load import Base
 from tunesmith.models.policy import Policy
 from tunesmith.progress import track
@@ -33,7 +33,7 @@ def sentence_vectors(base: Base, texts: Sequence[str], limit: int) -> NDArray[np
     ids = [template.document(text, limit=limit).ids for text in texts]
     longest_first = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     vectors = torch.zeros(len(ids), policy.hidden)
-    divided = split_by_tokens(longest_first, [len(row) for row in ids], TOKENS_PER_PASS)
+    divided = split_by_tokens(longest_first, [len(row) for row in ids], scored_tokens(policy.device))
     for rows in track(divided, "embedding", unit="texts", size=len):
         # Without learned ids: a row's last learned id is not packed, and would be missing from its own vector.
         tokens = [Tokens.of(ids[row]) for row in rows]

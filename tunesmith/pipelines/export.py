@@ -164,7 +164,7 @@ def export(
         raise CheckpointError(f"{folder.parent}: predictions.jsonl is missing; run `tunesmith tune` again")
     on_event(StageStarted(f"writing {out}"))
     if request.kind == "adapter":
-        model = load(folder, offline=offline)
+        model = load(folder, device="cpu", offline=offline)
         write_folder(out, lambda half: write_adapter(model, folder, half))
     else:
         model = merged(folder, manifest, offline=offline)
@@ -207,7 +207,7 @@ def _compare(
 ) -> dict[str, ProgramAgreement]:
     """Return the agreement of original and export for each task of the run."""
     manifest = read_manifest(folder)
-    model = load(folder, offline=offline)
+    model = load(folder, device="cpu", offline=offline)
     if request.kind == "merged" and (usage := read_usage(out)) is not None:
         return {SINGLE_TASK: by_usage(model, rows, usage.function(out))}
     tasks = list(dict.fromkeys(row.task for row in rows))

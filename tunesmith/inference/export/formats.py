@@ -65,7 +65,7 @@ def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalMode
         manifest: its manifest.
         offline: do not download the base model.
     """
-    base = read_base(manifest, offline=offline)
+    base = read_base(manifest, device="cpu", offline=offline)  # where weights are float32: a merged one is a sum
     if manifest.technique.load_options().quantize:
         base.network = dequantized(base.network)
     model = load_over_base(base, folder, manifest)
