@@ -85,7 +85,7 @@ def mean_metrics(metrics: list[StepMetrics]) -> dict[str, float]:
 MIN_SHARED_TOKENS = 8
 # Tokens of one forward pass where the caller sets no limit.
 TOKENS_PER_PASS = 4096
-# The same on a GPU, where 4,096 tokens of a small model take less time than launching their kernels (not run on a GPU yet).
+# The same on a GPU, where launching the kernels of a small model takes longer than 4,096 tokens (not run on a GPU yet).
 GPU_SCORED_TOKENS = 16_384
 
 
