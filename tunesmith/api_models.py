@@ -226,6 +226,7 @@ def serve(
     max_tokens: int = 4096,
     seconds: float = 120.0,
     token_file: str | Path = "tunesmith-serve.token",
+    admin_token_file: str | Path | None = None,
     store: str | Path | None = None,
     thinking: bool | None = None,
     host: str = "127.0.0.1",
@@ -249,6 +250,7 @@ def serve(
         max_tokens: maximum tokens per answer.
         seconds: time limit per request.
         token_file: file of the access token for other machines.
+        admin_token_file: file of the token of /admin; default: `admin.token` in the cache folder.
         store: file of ratings; default: `thumbs.db` in the folder of each run.
         thinking: whether models that can think do so unless a request says otherwise; default as in training.
         host: bind address, any other than localhost requires a token.
@@ -273,6 +275,7 @@ def serve(
         max_tokens=max_tokens,
         seconds=seconds,
         token_file=Path(token_file),
+        admin_token_file=None if admin_token_file is None else Path(admin_token_file),
         store=None if store is None else Path(store),
         thinking=thinking,
         host=host,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.web.conftest import await_here
 from tunesmith.inference.openai_client import is_loopback
-from tunesmith.web.security import Guard, Message, Receive, Scope, Send
+from tunesmith.web.security import Guard, Message, Receive, RequestPolicy, Scope, Send
 
 TOKEN = "t0ken-t0ken-t0ken-t0ken-t0ken"
 OWN = {
@@ -35,7 +35,13 @@ async def inside(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def asked(
-    headers: Mapping[str, str], *, method: str = "POST", path: str = "/api/vote", query: str = "", token: str = ""
+    headers: Mapping[str, str],
+    *,
+    method: str = "POST",
+    path: str = "/api/vote",
+    query: str = "",
+    token: str = "",
+    admin: str = "",
 ) -> Answer:
     sent: list[Message] = []
 
@@ -53,7 +59,7 @@ def asked(
         "headers": raw,
         "query_string": query.encode(),
     }
-    await_here(Guard(inside, token=token)(scope, receive, send))
+    await_here(Guard(inside, token=token, policy=RequestPolicy(admin_token=admin))(scope, receive, send))
     told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return Answer(sent[0]["status"], told, b"".join(part["body"] for part in sent[1:]).decode())
 
@@ -141,6 +147,24 @@ def test_the_token_is_taken_as_cookie_and_as_bearer_under_any_name_of_the_machin
     assert asked({**named, "origin": "http://evil.example"}, token=TOKEN).status == 403
     assert asked({**named, "host": ""}, token=TOKEN).body == "inside"  # HTTP/1.0
     assert asked({**named, "host": "evil.example@desk.local"}, token=TOKEN).status == 421
+
+
+@pytest.mark.parametrize("token", ["", TOKEN])
+def test_administration_asks_for_its_own_token_on_loopback_too(token: str):
+    for path in ("/admin/load", "/admin/unload", "/admin/nothing"):
+        for wrong in (
+            {},
+            {"authorization": f"Bearer {TOKEN}"},
+            {"authorization": "Basic adm1n-adm1n-adm1n-adm1n"},
+            {"cookie": "tunesmith_8377=adm1n-adm1n-adm1n-adm1n"},
+        ):
+            answer = asked({**OWN, **wrong}, path=path, token=token, admin="adm1n-adm1n-adm1n-adm1n")
+            assert answer.status == 401
+            assert "--admin-token-file" in answer.body
+        right = {**OWN, "authorization": "Bearer adm1n-adm1n-adm1n-adm1n"}
+        assert asked(right, path=path, token=token, admin="adm1n-adm1n-adm1n-adm1n").body == "inside"
+    assert asked({**right, "origin": "http://evil.example"}, path=path, admin="adm1n-adm1n-adm1n-adm1n").status == 403
+    assert asked(right, token=TOKEN, admin="adm1n-adm1n-adm1n-adm1n").status == 401  # of other routes it is no key
 
 
 def test_the_printed_address_becomes_a_cookie_and_leaves_the_address_bar():

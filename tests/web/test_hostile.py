@@ -85,6 +85,9 @@ BODIES: list[tuple[str, bytes, set[int]]] = [
     ("/v1/embeddings", json.dumps({"model": "one", "input": [1, 2]}).encode(), {400}),
     ("/admin/load", json.dumps({"model": "/etc"}).encode(), {404}),
     ("/admin/load", json.dumps({"path": "/etc"}).encode(), {400}),
+    ("/admin/load", b'{"model": "one", "model": "mood"}', {400}),
+    (CHAT, b'{"model": "nobody", ' + json.dumps(GOOD).encode()[1:], {400}),
+    (CHAT, b'{"a": 1, ' + b", ".join(b'"k%d": 1' % i for i in range(40_000)) + b', "a": 1}', {400}),
     ("/../../etc/passwd", b"{}", {404}),
     ("/v1/%2e%2e/%2e%2e/etc/passwd", b"{}", {404}),
 ]
@@ -185,6 +188,15 @@ def settled(server: Served) -> None:
 def test_every_hostile_body_is_told_what_is_wrong_with_it(server: Served):
     for path, body, right in BODIES:
         assert send(server, path, body) in right, (path, body[:200])
+
+
+def test_a_repeated_key_is_named_in_a_moment_however_many_others_there_are(server: Served):
+    began = time.monotonic()
+    for path, body, _ in BODIES:
+        if body.startswith((b'{"a": 1, "k0"', b'{"model": "one", "model"')):
+            text = CLIENT.post(f"{server.url}{path}", content=body, headers={"content-type": "application/json"}).text
+            assert "body: duplicate key " in text
+    assert time.monotonic() - began < 3
 
 
 def test_a_body_that_does_not_come_is_given_up(server: Served, monkeypatch: pytest.MonkeyPatch):

@@ -179,8 +179,12 @@ def test_thoughts_of_an_earlier_answer_are_read(server: Served):
 
 
 def test_the_server_may_think_by_default_and_refuses_to_where_no_model_can(runs: Path, tmp_path: Path):
-    token = {"token_file": tmp_path / "token", "port": 0, "offline": True}
+    token = {"token_file": tmp_path / "token", "admin_token_file": tmp_path / "admin", "port": 0, "offline": True}
     with tunesmith.serve(runs / "quiet", thinking=True, **token) as found:
+        for key, status in (("guess", 401), ((tmp_path / "admin").read_text().strip(), 404)):
+            headers = {"authorization": f"Bearer {key}"}
+            answer = httpx.post(f"{found.url}admin/unload", json={"model": "nothing"}, headers=headers)
+            assert answer.status_code == status
         listed = httpx.get(f"{found.url}v1/models").json()["data"]
     assert {model["id"]: model["thinking"]["default"] for model in listed}["quiet"] is True
     with pytest.raises(UsageError, match="^thinking: none of the served models can think; leave the option out"):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,8 +83,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build an object from JSON pairs; refuse duplicate keys."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}")
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"duplicate key {counts.most_common(1)[0][0]!r}")
     return fields
 
 

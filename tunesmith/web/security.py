@@ -10,7 +10,7 @@ import hmac
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -27,6 +27,7 @@ Headers = Mapping[str, str]
 COOKIE = "tunesmith_"
 # Required of pages that post (against CSRF): forms of other sites cannot set it, scripts need a CORS preflight.
 OWN_HEADER = "x-tunesmith"
+ADMIN = "/admin/"
 SAFE = ("GET", "HEAD")
 # The Host header, without the user names, paths and queries that a URL may have around a host.
 HOST = re.compile(r"(\[(?P<ip6>[0-9a-z:.%]+)\]|(?P<name>[a-z0-9._-]+))(:(?P<port>[0-9]{1,5}))?")
@@ -61,6 +62,7 @@ class RequestPolicy:
     own_header: bool = True  # POST requires OWN_HEADER
     most_bytes: int = MOST_BYTES  # of a request body
     seconds: float = 20.0  # to receive a request body
+    admin_token: str = field(default="", repr=False)  # of routes below ADMIN, in place of the token; empty: the token
     # JSON body of a rejection.
     refuses: Callable[[Refusal], Mapping[str, Any]] = lambda refused: {"detail": refused.text}
 
@@ -95,7 +97,7 @@ class Guard:
             cookie = f"{name}={self._token}; Path=/; HttpOnly; SameSite=Lax; Max-Age=2592000".encode()
             await _answer(send, 303, b"", [(b"location", b"/"), (b"set-cookie", cookie)])
             return
-        refused = refused or self._token_of(headers) or _upgrade(headers)
+        refused = refused or self._token_of(scope, headers) or _upgrade(headers)
         body: bytes | None = b""
         try:
             if refused is None:
@@ -146,23 +148,29 @@ class Guard:
         if not self._token or scope["path"] != "/" or scope["method"] not in SAFE:
             return False
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
-        return self._is_token(given)
+        return _equal(given, self._token)
 
-    def _token_of(self, headers: Headers) -> Refusal | None:
+    def _token_of(self, scope: Scope, headers: Headers) -> Refusal | None:
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        if self._policy.admin_token and scope["path"].startswith(ADMIN):
+            if kind.lower() == "bearer" and _equal(bearer.strip(), self._policy.admin_token):
+                return None
+            return Refusal(401, "request token: administration has its own; send the content of --admin-token-file")
         if not self._token:
             return None
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
         # Parsed by hand: http.cookies rejects the whole header if a cookie of another program is malformed.
         cookies = dict(part.strip().partition("=")[::2] for part in headers.get("cookie", "").split(";"))
         cookie = cookies.get(f"{COOKIE}{_host_and_port(headers)[1]}", "")
-        if self._is_token(bearer.strip() if kind.lower() == "bearer" else cookie):
+        if _equal(bearer.strip() if kind.lower() == "bearer" else cookie, self._token):
             return None
         return Refusal(
             401, "request token: missing or wrong; open the full address that tunesmith printed, with ?token="
         )
 
-    def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self._token.encode())
+
+def _equal(given: str, token: str) -> bool:
+    """Compare a token in constant time."""
+    return hmac.compare_digest(given.encode(), token.encode())
 
 
 def _host_and_port(headers: Headers) -> tuple[str, int]:

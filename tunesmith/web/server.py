@@ -84,21 +84,22 @@ def url(sock: socket.socket, address: Address, token: str = "") -> str:
 
 
 def stored_token(address: Address, path: Path, *, option: str = "--store") -> str:
-    """Return the token of an address, empty on loopback.
+    """Return the token of an address, empty on loopback; arguments and errors as in `read_token`."""
+    return "" if address.is_private else read_token(path, option=option)
 
-    The token is stored, so that printed addresses remain valid after a restart.
+
+def read_token(path: Path, *, option: str) -> str:
+    """Return a token that is stored, so that printed addresses remain valid after a restart.
 
     Args:
-        address: where the server listens.
         path: file of the token, created with a random token and readable by its owner only.
         option: command line option that changes the path, for the error message.
 
     Raises:
         ServeError: the file is not readable or writable.
     """
-    if address.is_private:
-        return ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             path.touch(mode=0o600, exist_ok=False)
         token = path.read_text(encoding="ascii").strip()

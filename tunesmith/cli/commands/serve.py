@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import DeprecatedOption, UsageError, add_common, add_engine, add_thinking
 from tunesmith.cli.page_server import add_address
 from tunesmith.cli.terminal import hush, log, publish, show
+from tunesmith.data.user_cache import cache_dir
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -55,6 +57,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help=text)
     text = "file of the access token for other machines (default: %(default)s)"
     parser.add_argument("--token-file", type=Path, default=Path("tunesmith-serve.token"), metavar="FILE", help=text)
+    text = "file of the token of /admin, always required there (default: admin.token in Tunesmith's cache folder)"
+    parser.add_argument("--admin-token-file", type=Path, metavar="FILE", help=text)
     text = "file of ratings (default: thumbs.db in the folder of each run; for a base model, NAME-thumbs.db)"
     parser.add_argument("--store", type=Path, metavar="FILE", help=text)
     add_thinking(parser)
@@ -93,7 +97,7 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
     from tunesmith.inference.serving.traffic_split import Splits
     from tunesmith.web.openai.app import POLICY, Api
     from tunesmith.web.openai.metrics import Metrics
-    from tunesmith.web.server import Address, OpenServer, listen, stored_token, url
+    from tunesmith.web.server import Address, OpenServer, listen, read_token, stored_token, url
 
     def ratings_file(name: str) -> Path:
         path = folder_of(name, sources, engine.registry.get(name).version)
@@ -105,6 +109,8 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
     address = Address(args.host, args.port)
     with listen(address) as sock:
         token = stored_token(address, args.token_file, option="--token-file")
+        args.admin_token_file = args.admin_token_file or cache_dir() / "admin.token"
+        policy = replace(POLICY, admin_token=read_token(args.admin_token_file, option="--admin-token-file"))
         engine = _started(kind, sources, limits, offline=args.offline)
         thumbs = Thumbs(ratings_file)
         try:
@@ -112,7 +118,7 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
             place = url(sock, address)
             say(engine, place, token)
             app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs, thinking=args.thinking).app()
-            yield OpenServer(app, sock, place, token, POLICY, SHUTDOWN_SECONDS)
+            yield OpenServer(app, sock, place, token, policy, SHUTDOWN_SECONDS)
         finally:
             engine.close(SHUTDOWN_SECONDS)
             thumbs.close()
@@ -266,6 +272,7 @@ def _limits(args: argparse.Namespace, kind: str) -> Limits:
 def _show_address(engine: AnsweringEngine, address: str, token: str, args: argparse.Namespace) -> None:
     models = [run.name for run in engine.registry.runs()]
     token_file = {"token_file": args.token_file} if token else {}
+    token_file["admin_token_file"] = args.admin_token_file
     if publish({"url": f"{address}v1", "models": models, **token_file}, args):
         return
     show(f"models: {', '.join(models)}")
@@ -276,4 +283,5 @@ def _show_address(engine: AnsweringEngine, address: str, token: str, args: argpa
             show(f"{run.name} was tuned with an instruction; send it before each text: {run.objective.instruction}")
     if token:
         show(f"API key: content of {args.token_file}")
+    show(f"API key of /admin: content of {args.admin_token_file}")
     show("Ctrl-C finishes running requests, then exits")

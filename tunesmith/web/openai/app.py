@@ -11,13 +11,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tunesmith.annotation.thumbs import Thumbs
 from tunesmith.annotation.vote_store import Unwritten
-from tunesmith.errors import RecipeError, TunesmithError, key_of
+from tunesmith.data.files import read_json
+from tunesmith.errors import RecipeError, TunesmithError, briefly, key_of
 from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
 from tunesmith.inference.serving.protocol import AnsweringEngine, Busy, Model
 from tunesmith.inference.serving.request import AskError, UnknownModel
@@ -44,6 +45,7 @@ FRAMEWORK_ERRORS = {
 # Leading folders of a path, removed from error messages: clients must not learn the file system of the server.
 FOLDERS = re.compile(r"(?<![^\s'\"(])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:;,'\"]+[\\/])*")
 Handler = Callable[[Any], Awaitable[Any]]
+Body = TypeVar("Body", bound=BaseModel)
 # Exception -> HTTP status, OpenAI error type and code.
 ERRORS: dict[type[Exception], tuple[int, str, str | None]] = {
     UnknownModel: (404, "invalid_request_error", "model_not_found"),
@@ -133,10 +135,10 @@ class Api:
         return answered
 
     async def _chat(self, request: Any) -> Any:
-        return await self._generate(request, ChatCompletionRequest.model_validate_json(await request.body()))
+        return await self._generate(request, await _parsed(ChatCompletionRequest, request))
 
     async def _text(self, request: Any) -> Any:
-        return await self._generate(request, CompletionRequest.model_validate_json(await request.body()))
+        return await self._generate(request, await _parsed(CompletionRequest, request))
 
     def _run(self, name: str, who: str = "") -> Model:
         return self._engine.registry.get(self._splits.choose(name, who=who))
@@ -171,7 +173,7 @@ class Api:
         return _json(builder.whole(text, scored, replace(last, thoughts=thoughts), calls))
 
     async def _embeddings(self, request: Any) -> Any:
-        body = TextsRequest.model_validate_json(await request.body())
+        body = await _parsed(TextsRequest, request)
         run = self._run(body.model, body.user)
         states = await self._read(run, "states", body.texts)
         vectors = [list(vector) for vector, _ in states]
@@ -187,7 +189,7 @@ class Api:
         return _json({"object": "list", "model": run.name, "data": data, "usage": counts})
 
     async def _classify(self, request: Any) -> Any:
-        body = TextsRequest.model_validate_json(await request.body())
+        body = await _parsed(TextsRequest, request)
         run = self._run(body.model, body.user)
         if run.objective.produces != "labels":
             task = next(iter(run.objective.task_objectives))
@@ -199,7 +201,7 @@ class Api:
         return _json({"object": "list", "model": run.name, "data": data})
 
     async def _predict(self, request: Any) -> Any:
-        body = TextsRequest.model_validate_json(await request.body())
+        body = await _parsed(TextsRequest, request)
         run = self._run(body.model, body.user)
         if run.objective.produces != "number":
             raise AskError(f"model: {run.name} predicts no values; use another route, or a run tuned with regress")
@@ -215,7 +217,7 @@ class Api:
             raise Late(f"server: time limit of {limit} exceeded; send fewer texts per request") from error
 
     async def _thumb(self, request: Any) -> Any:
-        body = RatingRequest.model_validate_json(await request.body())
+        body = await _parsed(RatingRequest, request)
         if body.model in self._splits.shares:
             raise AskError(f"model: {body.model} is a traffic split; send the `model` of the response")
         run = self._run(body.model)
@@ -245,16 +247,16 @@ class Api:
         return Response(text, media_type=kind)
 
     async def _load(self, request: Any) -> Any:
-        body = ModelName.model_validate_json(await request.body())
+        body = await _parsed(ModelName, request)
         return _json(self._card(await asyncio.to_thread(self._engine.registry.load, body.model)))
 
     async def _unload(self, request: Any) -> Any:
-        body = ModelName.model_validate_json(await request.body())
+        body = await _parsed(ModelName, request)
         await asyncio.to_thread(self._engine.registry.unload, body.model)  # blocks while another model is loaded
         return _json({"id": body.model, "loaded": False})
 
     async def _roll_back(self, request: Any) -> Any:
-        body = ModelName.model_validate_json(await request.body())
+        body = await _parsed(ModelName, request)
         return _json(self._card(await asyncio.to_thread(self._engine.registry.roll_back, body.model)))
 
     def _thinking_mode(self, run: Model, body: ChatCompletionRequest | CompletionRequest) -> bool | None:
@@ -314,6 +316,21 @@ async def _stream(
         yield f"data: {json.dumps(_status_and_body(error)[1])}\n\n"
     finally:
         stream.release()
+
+
+async def _parsed(shape: type[Body], request: Any) -> Body:
+    """Parse the body of a request. A repeated key is refused: programs before the server may have read the other one.
+
+    Raises:
+        AskError: the body is not JSON, or repeats a key.
+        ValidationError: it does not match `shape`.
+    """
+    text = await request.body()
+    try:
+        read_json(text)
+    except (ValueError, RecursionError) as error:
+        raise AskError(f"body: {briefly(error)}; see docs/reference/http-api.md") from None
+    return shape.model_validate_json(text)
 
 
 def _named(name: str) -> dict[str, Any]:
