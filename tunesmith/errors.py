@@ -10,6 +10,7 @@ TunesmithError            exit 2: invalid input
 ├── ModelError            model not found, unreadable or not trusted
 ├── CheckpointError       run folder damaged, of another base, or not a run
 ├── RewardError           reward function failed or returned no number
+├── ProcessError          another process of the run ended
 └── Refused               exit 1: data check or quality gate failed
 
 Each message is `place: problem; fix`, one line per problem. Any other exception is a bug in Tunesmith.
@@ -109,6 +110,10 @@ class CheckpointError(TunesmithError):
 
 class RewardError(TunesmithError):
     """A reward function raised an error or did not return a number."""
+
+
+class ProcessError(TunesmithError):
+    """Another process of the run has ended or cannot be reached."""
 
 
 class Refused(TunesmithError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from tests.bases import base, chats, farthest, gradients, labelled, pairs, policy, template
 from tunesmith.data.examples.types import Example
-from tunesmith.models.batch import Batch, collate
+from tunesmith.models.batch import Batch, collate, mismatched
 from tunesmith.objectives import Classify, Instruct, Multitask, Preference
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Full, Lora
@@ -49,7 +50,8 @@ def test_a_step_is_the_weighted_mean_of_its_tasks_means_however_it_is_cut():
     wanted.backward()
     grads = gradients(made)
     cuts = [batch("mood", *mood[:1]), batch("talk", *talk[:3]), batch("mood", *mood[1:]), batch("talk", *talk[3:])]
-    found, _ = accumulate_gradients(made, objective.make_learner(), objective.make_learner().scaled(cuts))
+    learner = objective.make_learner()
+    found, _ = accumulate_gradients(made, learner, prepare_batches(made, learner, cuts))
     assert found == pytest.approx(wanted.item(), rel=1e-5)
     assert farthest(gradients(made), grads) < 1e-4
 
@@ -59,7 +61,7 @@ def test_a_step_without_a_task_counts_the_others_fully():
     talk = batch("talk", *chats(2))
     loss = WORDS.loss(talk, made)
     learner = objective.make_learner()
-    found, _ = accumulate_gradients(made, learner, learner.scaled([talk]))
+    found, _ = accumulate_gradients(made, learner, prepare_batches(made, learner, [talk]))
     assert found == pytest.approx(loss.total.item() / loss.units, rel=1e-6)
 
 
@@ -81,7 +83,7 @@ def test_a_task_asks_the_start_of_full_tuning_not_the_network_as_it_is():
     made = Full().adapt(base("llama").network, family="decoder", keep_reference=True)
     part = objective.tasks["likes"].objective
     rows = [part.encode(pair, template("llama"), limit=512) for pair in pairs(3)]
-    own = replace(collate(rows), task="likes")
+    own = replace(collate(rows), task="likes", mismatched=tuple(chain(*mismatched(rows))))
     start = made.reference_logprobs(own)
     with torch.no_grad():
         for _, value in made.trainable():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tunesmith.data.examples.types import Pair, UnpairedPreference
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.models.batch import collate
+from tunesmith.models.batch import collate, mismatched
 from tunesmith.objectives import Preference, Reward
 from tunesmith.techniques import Lora
 from tunesmith.training.fit import accumulate_gradients, prepare_batches
@@ -127,7 +128,8 @@ def test_the_first_loss_of_dpo_is_the_logarithm_of_two_for_each_pair():
 def test_kto_takes_a_pair_for_two_thumbs_and_asks_the_start_about_other_answers():
     objective = Preference(loss="kto").bind(pairs(3), "decoder")
     made = policy("llama", LORA, lively=0.2)
-    batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)])
+    rows = [objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)]
+    batch = replace(collate(rows), mismatched=tuple(chain(*mismatched(rows))))
     start = made.reference_logprobs(batch)
     (shifted,) = prepare_batches(made, objective.make_learner(), [batch])
     assert shifted.reference is not None
@@ -156,7 +158,11 @@ def test_a_step_of_kto_is_the_same_however_it_is_cut(cut: tuple[int, ...]):
     found = []
     for sizes in ((4,), cut):
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        batches = [collate(rows[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+        others = mismatched(rows)
+        batches = [
+            replace(collate(rows[end - size : end]), mismatched=tuple(chain(*others[end - size : end])))
+            for end, size in zip(ends, sizes, strict=True)
+        ]
         prepared = prepare_batches(made, learner, batches)
         kl = [one.reference - made.reference_logprobs(one) for one in prepared if one.reference is not None]
         loss, _ = accumulate_gradients(made, learner, prepared)

@@ -10,7 +10,7 @@ from tests.tiny import DECODERS
 from tunesmith.data.examples.types import Pair
 from tunesmith.data.tokenization.chat_template import Encoded
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.models.batch import collate, mismatched_pairs
+from tunesmith.models.batch import collate, mismatched
 from tunesmith.objectives import Preference
 from tunesmith.techniques import Full, Prefix
 from tunesmith.techniques.base import Technique
@@ -67,16 +67,17 @@ def test_a_policy_that_moved_still_says_what_the_start_said(technique: Technique
 def test_crossed_rows_have_their_own_beginning_and_the_answer_of_the_example_before():
     two = [tokens([1, 2, 3, 7, 8], "...xx"), tokens([1, 2, 3, 9], "...x")]
     other = [tokens([4, 5, 6], "..x"), tokens([4, 5, 6, 6, 6], "..xxx")]
-    own = collate([Encoded(tuple(two), "r"), Encoded(tuple(other), "s")])
-    batch = mismatched_pairs(own, own, longest=6)
-    assert [batch.targets[batch.row_ids == row].tolist() for row in range(4)] == [[6], [6, 6, 6], [7, 8], [9]]
-    begins = [batch.ids[path[path >= 0]].tolist() for path in batch.row_index]
-    assert begins == [[1, 2, 3], [1, 2, 3, 6, 6], [4, 5, 7], [4, 5]]
-    short, long = (collate([Encoded((one,), "r")]) for one in (tokens([1, 2, 3, 4], "...x"), tokens([5, 6, 7], ".xx")))
-    assert mismatched_pairs(short, long, longest=4).targets.tolist() == [
-        6
-    ]  # cut, so that the row is no longer than before
-    assert mismatched_pairs(long, short, longest=4).targets.tolist() == [4]
+    (first, second), (third, fourth) = mismatched([Encoded(tuple(two), "r"), Encoded(tuple(other), "s")])
+    # The completion of three tokens is cut, so that no row is longer than the longest one before.
+    assert [one.ids for one in (first, second, third, fourth)] == [
+        [1, 2, 3, 6],
+        [1, 2, 3, 6, 6],
+        [4, 5, 7, 8],
+        [4, 5, 9],
+    ]
+    assert [one.learned for one in (first, second, third, fourth)] == [1, 2, 2, 1]
+    short, long = (Encoded((one,), "r") for one in (tokens([1, 2, 3, 4], "...x"), tokens([5, 6, 7], ".xx")))
+    assert [one.ids for (one,) in mismatched([short, long])] == [[1, 2, 3, 6], [5, 4]]
 
 
 @pytest.mark.parametrize("technique", [LORA, Full(), Prefix(tokens=6)])

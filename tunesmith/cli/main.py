@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from tunesmith import __version__
 from tunesmith.cli.commands import (
@@ -33,9 +34,12 @@ from tunesmith.cli.commands import (
     votes,
 )
 from tunesmith.cli.options import Parser
+from tunesmith.cli.processes import reports_error, silence_followers
 from tunesmith.cli.signals import Interruption, caught
-from tunesmith.cli.terminal import emit, log
+from tunesmith.cli.terminal import emit
 from tunesmith.errors import TunesmithError
+from tunesmith.models.world import started_as
+from tunesmith.report.formatting import clean
 
 # In the order of `--help`. These modules import heavy libraries inside functions only, so that `--help` is fast.
 MODULES = (
@@ -81,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
+    former = silence_followers()
     try:
-        return _run_reporting_errors(words)
+        return _run_reporting_errors(words, former)
     except BrokenPipeError:
         # The reader of stdout has exited. Python flushes stdout at exit, which must not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,14 +104,21 @@ def parser() -> Parser:
     return top
 
 
-def _run_reporting_errors(words: Sequence[str]) -> int:
-    """Run a command, report any error but BrokenPipeError, and return the exit code."""
+def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
+    """Run a command, report any error but BrokenPipeError, and return the exit code.
+
+    Args:
+        words: the arguments.
+        former: where a process whose output is silenced reports an error that it alone has.
+    """
+    trace = ""
     try:
         with caught():
             try:
                 args = parser().parse_args(words or ["--help"])
             except SystemExit as done:  # --help, --version and --schema
                 return int(done.code or 0)
+            args.words = words
             _set_thread_wait_policy()
             return int(args.run(args))
     except TunesmithError as error:
@@ -118,12 +130,15 @@ def _run_reporting_errors(words: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:  # an internal error: printed with its traceback
-        traceback.print_exc()
+        trace = traceback.format_exc()
         kind, code = type(error).__name__, INTERNAL_ERROR
         message = "internal error; please report it with the traceback above"
     lead = "interrupted" if kind == "Interrupted" else "error"
-    for line in message.splitlines():
-        log(f"{lead}: {line}")
+    if reports_error():
+        if former is not None:
+            lead += f": process {started_as()[0]}"
+        lines = [*trace.splitlines(), *(f"{lead}: {line}" for line in message.splitlines())]
+        print(clean("\n".join(lines)), file=former or sys.stderr, flush=True)
     if "--json" in words:
         emit({"error": {"kind": kind, "message": message, "exit_code": code}})
     return code

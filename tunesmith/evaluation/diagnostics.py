@@ -30,6 +30,7 @@ from tunesmith.metrics.baselines import linear_probe, majority, tfidf_classifier
 from tunesmith.metrics.scores import CallOutcome, call_outcome
 from tunesmith.models.families import positions_of
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import current_world
 from tunesmith.training.prepare import TrainingContext, encode_all
 
 # Accuracy that the confidence threshold is set for, on validation rows.
@@ -188,11 +189,13 @@ def base_general_ability(prepared: TrainingContext, policy: Policy) -> GeneralAb
     if not_measured(prepared):
         return None
     file = general_ability_file(prepared)
-    if file.exists():
+    world = current_world()
+    if all(world.gather(file.exists())):
         return read_page(file, GeneralAbility)
     ability = measure(policy, prepared.template, window=general_window(prepared), extent=prepared.recipe.retention)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(asdict(ability)))
+    if world.leads:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(asdict(ability)))
     return ability
 
 

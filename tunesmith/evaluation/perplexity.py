@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from tunesmith.models.batch import collate, scored_tokens, split_by_tokens
 from tunesmith.models.lm_head import judge
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import current_world
 from tunesmith.progress import track
 
 FloatArray = NDArray[np.float64]
@@ -110,7 +111,8 @@ def read(policy: Policy, template: Template, texts: Sequence[str], options: Read
     jobs.sort(key=lambda job: -job.row.length)
     lengths = [job.row.length for job in jobs]
     likelihoods = [TokenLikelihood(0.0, 0, 0, 0, 0, 0)] * len(texts)
-    divided = split_by_tokens(range(len(jobs)), lengths, scored_tokens(policy.device))
+    world = current_world()
+    divided = split_by_tokens(world.share(lengths), lengths, scored_tokens(policy.device))
     for indices in track(divided, "scoring", unit="windows", size=len):
         batch = [jobs[i] for i in indices]
         packed = collate([job.row for job in batch], share=False).to(policy.device)
@@ -128,7 +130,10 @@ def read(policy: Policy, template: Template, texts: Sequence[str], options: Read
                 terms=before.terms + len(job.terms),
                 found=before.found + sum(all(correct[i] for i in term) for term in job.terms),
             )
-    return likelihoods
+    if world.size == 1:
+        return likelihoods
+    parts = world.gather([astuple(likelihood) for likelihood in likelihoods])
+    return [TokenLikelihood(*map(sum, zip(*document, strict=True))) for document in zip(*parts, strict=True)]
 
 
 def _window_jobs(document: int, text: str, template: Template, options: ReadingOptions) -> Iterator[_WindowJob]:

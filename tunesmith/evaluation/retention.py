@@ -21,6 +21,7 @@ from tunesmith.metrics.significance import compare_paired
 from tunesmith.models.batch import collate
 from tunesmith.models.generation.generate import option_scores
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import current_world
 from tunesmith.progress import measuring, track
 
 # Tokens per window and windows. 12 of 256 suffice: only the paired difference matters, and its variance is small.
@@ -95,12 +96,14 @@ def general_nll(policy: Policy, template: Template, *, window: int = WINDOW, tex
     windows = [ids[start : start + window] for start in range(0, len(ids) - window, window)][:count]
     learn = [False] * (len(before) + 1) + [True] * (window - 1)
     rows = [Encoded((Tokens([*before, *chunk], learn),), "general") for chunk in windows]
+    world = current_world()
     total = 0.0
-    passes = [rows[start : start + ROWS_PER_PASS] for start in range(0, len(rows), ROWS_PER_PASS)]
+    mine = [rows[i] for i in world.share([1.0] * len(rows))]
+    passes = [mine[start : start + ROWS_PER_PASS] for start in range(0, len(mine), ROWS_PER_PASS)]
     for part in track(passes, "scoring general texts", unit="texts", size=len):
         batch = collate(part, share=False).to(policy.device)
         total += float(policy.sum_nll(batch))
-    return total / (len(rows) * (window - 1))
+    return sum(world.gather(total)) / (len(rows) * (window - 1))
 
 
 def probe(policy: Policy, template: Template, questions: Sequence[ProbeItem]) -> list[bool]:

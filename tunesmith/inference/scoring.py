@@ -1,7 +1,7 @@
 """Scores of rows: by the head of a network, or by the likelihood of their answers.
 
-Rows run in batches of similar length, the longest first; results are in the order of the rows. Letters: N rows, K
-labels, D hidden width.
+Rows run in batches of similar length, the longest first, dealt out to the processes of a run; results are in the order
+of the rows. Letters: N rows, K labels, D hidden width.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.models.batch import Batch, collate, pack, scored_tokens, split_by_tokens
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import current_world
 from tunesmith.objectives.base import Objective
 from tunesmith.progress import track
 
@@ -98,6 +99,9 @@ def row_scores(policy: Policy, objective: Objective, rows: Sequence[Encoded]) ->
         objective: computes the scores.
         rows: encoded examples.
     """
+    world = current_world()
+    if world.size > 1:
+        return world.map(rows, lambda part: row_scores(policy, objective, part), costs=[row.size for row in rows])
     scores: list[list[float]] = [[] for _ in rows]
     for indices, batch in _batches(policy, rows, "scoring"):
         values = objective.scores(batch, policy)
@@ -118,6 +122,10 @@ def text_outputs(policy: Policy, texts: Sequence[Tokens], compute: Callable[[Bat
     Returns:
         Outputs [N, ...] in float32, on the CPU.
     """
+    world = current_world()
+    if world.size > 1:
+        costs = [len(tokens.ids) for tokens in texts]
+        return torch.tensor(world.map(texts, lambda part: text_outputs(policy, part, compute).tolist(), costs=costs))
     order: list[int] = []
     parts = []
     for indices, batch in _batches(policy, [Encoded((tokens,), "") for tokens in texts], "reading"):

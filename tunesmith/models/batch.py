@@ -64,20 +64,18 @@ class Rollout:
         return Rollout(self.advantages[chosen], old, reference, values, returns, sampled, metrics)
 
 
-def mean_metrics(metrics: list[StepMetrics]) -> dict[str, float]:
-    """Compute the mean of each metric over several batches.
-
-    Args:
-        metrics: sums and counts of each batch; a batch may lack some of the names.
-
-    Returns:
-        Mean by name: the total of the sums over the total of the counts.
-    """
-    means = {}
+def sum_metrics(metrics: Sequence[StepMetrics]) -> dict[str, tuple[float, float]]:
+    """Add up the sums and the counts of each metric over several batches; a batch may lack some of the names."""
+    sums = {}
     for name in dict.fromkeys(name for batch in metrics for name in batch):
-        sums, counts = zip(*(batch[name] for batch in metrics if name in batch), strict=True)
-        means[name] = sum(map(float, sums)) / max(sum(counts), 1e-9)
-    return means
+        totals, counts = zip(*(batch[name] for batch in metrics if name in batch), strict=True)
+        sums[name] = (sum(map(float, totals)), sum(counts))
+    return sums
+
+
+def mean_metrics(metrics: Sequence[StepMetrics]) -> dict[str, float]:
+    """Compute the mean of each metric over several batches: the total of the sums over the total of the counts."""
+    return {name: total / max(count, 1e-9) for name, (total, count) in sum_metrics(metrics).items()}
 
 
 # Shortest prefix that is shared, in tokens. Every further segment costs each layer another attention call; measured,
@@ -111,6 +109,7 @@ class Batch:
     locations: tuple[str, ...] = ()  # [E] location of each example, `file:line`
     step: int = 0  # the optimizer step that the rows belong to
     rollout: Rollout | None = None  # records of sampled completions
+    mismatched: tuple[Tokens, ...] = ()  # [B] each row's prompt with the completion of another example, for KTO
     task: str = ""  # name of the task, in multitask runs
     loss_weight: float = 1.0  # factor of the loss: the weight of the task within a step
 
@@ -241,20 +240,30 @@ def pack(
     )
 
 
-def mismatched_pairs(batch: Batch, before: Batch, *, longest: int) -> Batch:
+def mismatched(rows: Sequence[Encoded]) -> list[tuple[Tokens, ...]]:
     """Pair each prompt with the completion of the previous example, as the KL estimate of KTO needs.
 
     Args:
-        batch: rows whose learned ids are their last ones.
-        before: the previous batch; its last example supplies the completion for the first prompt.
-        longest: largest length of a row in tokens; completions are truncated to it.
+        rows: the examples of one step, whose learned ids are their last ones; the last one precedes the first.
+
+    Returns:
+        The sequences of each example with the other completion, truncated to the longest row of the step.
     """
-    rows = _split_rows(batch)
-    completions = [completion for _, completion in (*_split_rows(before)[-batch.group_size :], *rows)]
-    mismatched = [
-        Tokens.of(prompt, completions[row][: max(1, longest - len(prompt))]) for row, (prompt, _) in enumerate(rows)
+    split = [[_prompt_and_learned(tokens) for tokens in row.sequences] for row in rows]
+    longest = 1 + max(len(_Row.of(tokens, whole=False).ids) for row in rows for tokens in row.sequences)
+    return [
+        tuple(
+            Tokens.of(prompt, completion[: max(1, longest - len(prompt))])
+            for (prompt, _), (_, completion) in zip(own, other, strict=True)
+        )
+        for own, other in zip(split, (split[-1], *split[:-1]), strict=True)
     ]
-    return pack(mismatched).to(batch.ids.device)
+
+
+def _prompt_and_learned(tokens: Tokens) -> tuple[list[int], list[int]]:
+    """Return the ids before the first learned one, and the learned ids."""
+    learned = [i for i, learn in enumerate(tokens.learn) if learn and i]
+    return tokens.ids[: learned[0]] if learned else tokens.ids, [tokens.ids[i] for i in learned]
 
 
 def halve(batch: Batch) -> list[Batch]:

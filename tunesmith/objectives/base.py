@@ -46,12 +46,20 @@ class Learner(ABC):
         """Return the batch with everything that needs no gradient, such as reference log-probabilities."""
         return batch
 
-    def prepare_step(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
-        """Return the prepared micro-batches of a step with what depends on all of them, as KTO's KL estimate does."""
-        return list(batches)
+    def step_sums(self, batches: Sequence[Batch], policy: Policy) -> dict[str, float]:
+        """Return what the loss of each micro-batch needs of all prepared ones of a step, as sums over these.
 
-    def scaled(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return the micro-batches of a step with the weight of each one's loss, which depends on the whole step."""
+        A run of several processes adds them up; `with_sums` uses the totals. `units` is among them.
+        """
+        return {"units": sum(self.units(batch) for batch in batches)}
+
+    def with_sums(self, batches: Sequence[Batch], sums: Mapping[str, float]) -> list[Batch]:
+        """Return prepared micro-batches with what depends on the whole step, as KTO's KL estimate does.
+
+        Args:
+            batches: prepared micro-batches.
+            sums: `step_sums` over all micro-batches of the step, of all processes.
+        """
         return list(batches)
 
     @abstractmethod

@@ -218,33 +218,35 @@ class MultitaskLearner(Learner):
     objective: Multitask
     learners: Mapping[str, Learner]  # by task
 
-    def scaled(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return the micro-batches of a step with loss weights that make its loss the weighted mean over tasks.
-
-        The training loop divides the sum of all losses by the sum of all units. The weight of a task's batch is
-        therefore (all units / units of the task) * (weight of the task / sum of weights).
-        """
-        units: dict[str, float] = {}
-        for batch in batches:
-            units[batch.task] = units.get(batch.task, 0) + self.units(batch)
-        weights = self.objective.task_weights
-        total = sum(weights[name] for name in units)
-        factors = {n: sum(units.values()) * weights[n] / (total * own) for n, own in units.items() if own}
-        return [replace(batch, loss_weight=factors.get(batch.task, 0.0)) for batch in batches]
-
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
         """Return the batch prepared by the learner of its task."""
         return self.learners[batch.task].prepare(batch, self.objective.task_policy(policy, batch.task))
 
-    def prepare_step(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
-        """Return the micro-batches of a step, those of each task prepared together."""
-        prepared = list(batches)
-        for name in {batch.task for batch in batches}:
-            indices = [i for i, batch in enumerate(prepared) if batch.task == name]
-            view = self.objective.task_policy(policy, name)
-            own = self.learners[name].prepare_step([prepared[i] for i in indices], view)
-            for index, batch in zip(indices, own, strict=True):
-                prepared[index] = batch
+    def step_sums(self, batches: Sequence[Batch], policy: Policy) -> dict[str, float]:
+        """Return the units of all tasks, and the sums of each task under `TASK SUM`."""
+        sums = super(MultitaskLearner, self).step_sums(batches, policy)
+        for name in dict.fromkeys(batch.task for batch in batches):
+            own = [batch for batch in batches if batch.task == name]
+            found = self.learners[name].step_sums(own, self.objective.task_policy(policy, name))
+            sums |= {f"{name} {key}": value for key, value in found.items()}
+        return sums
+
+    def with_sums(self, batches: Sequence[Batch], sums: Mapping[str, float]) -> list[Batch]:
+        """Return micro-batches with loss weights that make the loss of the step the weighted mean over its tasks.
+
+        The training loop divides the sum of all losses by the sum of all units. The weight of a task's batch is
+        therefore (all units / units of the task) * (weight of the task / sum of weights).
+        """
+        weights = self.objective.task_weights
+        units = {name: sums[f"{name} units"] for name in weights if f"{name} units" in sums}
+        total = sum(weights[name] for name in units)
+        prepared = []
+        for batch in batches:
+            name = batch.task
+            own = {key.removeprefix(f"{name} "): value for key, value in sums.items() if key.startswith(f"{name} ")}
+            (ready,) = self.learners[name].with_sums([batch], own)
+            factor = sums["units"] * weights[name] / (total * units[name]) if units[name] else 0.0
+            prepared.append(replace(ready, loss_weight=factor))
         return prepared
 
     def units(self, batch: Batch) -> float:

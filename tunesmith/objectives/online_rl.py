@@ -115,12 +115,12 @@ class OnlineRLLearner(Learner):
         prompts, sampled, _ = once._sample(batch, policy)
         return pack([_with_completion(*pair) for pair in zip(prompts, sampled, strict=True)]).to(policy.device)
 
-    def mean_reward(self, policy: Policy, batch: Batch) -> float:
-        """Return the mean reward of greedy completions of the prompts of a batch."""
+    def greedy_rewards(self, policy: Policy, batch: Batch) -> list[float]:
+        """Return the reward of a greedy completion of each prompt of a batch."""
         sampling = Sampling(max_new_tokens=self.objective.max_new_tokens)
         groups = self.sampler(policy, _prompts(batch), count=1, sampling=sampling, template=self.template)
         completions = [self._completion(batch, row, answer) for row, (answer,) in enumerate(groups)]
-        return sum(self.score(completions)) / len(completions)
+        return self.score(completions)
 
     def check(self, policy: Policy, batch: Batch) -> tuple[float, float]:
         """Return the lowest and highest reward of sampled completions.

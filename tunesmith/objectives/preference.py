@@ -145,24 +145,30 @@ class PreferenceLearner(Learner):
             return batch
         return replace(batch, reference=policy.reference_logprobs(batch))
 
-    def prepare_step(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
-        """Return the micro-batches of a step; with KTO, the KL to the reference model is added to their reference.
+    def step_sums(self, batches: Sequence[Batch], policy: Policy) -> dict[str, float]:
+        """Return the units; with KTO also what the KL to the reference model is the mean of.
 
-        The KL, in nats per row and at least 0, is estimated on completions of other prompts of the step; it is 0 for a
-        step of one example. Source: Ethayarajh et al. 2024 (KTO), arXiv 2402.01306, section 4.1.
+        The KL, in nats per row, is estimated on completions of other prompts of the step. Source: Ethayarajh et al.
+        2024 (KTO), arXiv 2402.01306, section 4.1.
         """
-        if self.objective.reference != "per_step" or sum(batch.examples for batch in batches) < 2:
-            return list(batches)
+        sums = super(PreferenceLearner, self).step_sums(batches, policy)
+        if self.objective.reference != "per_step" or not batches:
+            return sums
         import torch
 
-        from tunesmith.models.batch import mismatched_pairs
+        from tunesmith.models.batch import pack
 
-        # The last token of a row is only a target, so `row_index` has no column for it.
-        longest = 1 + max(batch.row_index.shape[1] for batch in batches)
-        mixed = [mismatched_pairs(batch, batches[index - 1], longest=longest) for index, batch in enumerate(batches)]
         with torch.no_grad():
-            gains = [policy.logprobs(batch) - policy.reference_logprobs(batch) for batch in mixed]
-            kl = torch.cat(gains).mean().clamp(min=0)
+            mixed = [pack(batch.mismatched).to(batch.ids.device) for batch in batches]
+            gains = torch.cat([policy.logprobs(batch) - policy.reference_logprobs(batch) for batch in mixed])
+        examples = sum(batch.examples for batch in batches)
+        return {**sums, "gain": float(gains.sum()), "rows": len(gains), "examples": examples}
+
+    def with_sums(self, batches: Sequence[Batch], sums: Mapping[str, float]) -> list[Batch]:
+        """Return micro-batches with the KL of KTO, at least 0, added to their reference; 0 for a single example."""
+        if sums.get("examples", 0) < 2:
+            return list(batches)
+        kl = max(0.0, sums["gain"] / sums["rows"])
         return [replace(batch, reference=batch.reference + kl) for batch in batches if batch.reference is not None]
 
     def units(self, batch: Batch) -> int:

@@ -1,6 +1,7 @@
 """The rows of a run as micro-batches, step by step: of a single task (`Batches`) or of several (`MultitaskBatches`).
 
-Every shuffle is a function of the seed and the epoch, so a resumed run gets the same batches.
+Every shuffle is a function of the seed and the epoch, so a resumed run gets the same batches. The rows of a step do not
+depend on the number of processes either; each process makes micro-batches of its share of them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from functools import lru_cache
 
 from tunesmith.config import Recipe
 from tunesmith.data.tokenization.token_store import sizes_of
-from tunesmith.data.tokenization.tokens import Encoded
-from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, split_by_tokens
+from tunesmith.data.tokenization.tokens import Encoded, Tokens
+from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, mismatched, split_by_tokens
+from tunesmith.models.world import World, current_world
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.training.prepare import TrainingContext, masking_of
 
@@ -25,6 +27,7 @@ POOL = 16
 
 # The epoch that masks words outside training: the same words at every validation.
 HELD_OUT = "held out"
+SINGLE = World()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,13 +47,26 @@ class Sampler:
         """Return the optimizer steps that use every row once."""
         return -(-len(self.lengths) // self.rows)
 
-    def window(self, step: int) -> list[list[int]]:
-        """Return the micro-batches of one optimizer step as row indices, the longest rows first."""
+    def step_rows(self, step: int) -> list[int]:
+        """Return the row indices of one optimizer step, the longest rows first."""
         epoch, index = divmod(step, self.steps_per_epoch)
         order, starts = _order_of_epoch(self, epoch)
         chosen = order[starts[index] : starts[index] + self.rows]
-        rows = sorted(chosen, key=lambda row: (-self.lengths[row], row))
-        return split_by_tokens(rows, self.lengths, self.tokens)
+        return sorted(chosen, key=lambda row: (-self.lengths[row], row))
+
+    def window(self, step: int, world: World = SINGLE) -> list[list[int]]:
+        """Return the micro-batches of one optimizer step as row indices, the longest rows first.
+
+        Args:
+            step: the step.
+            world: the processes that share its rows; the micro-batches are those of this process.
+        """
+        return self.cut(self.step_rows(step), world)
+
+    def cut(self, rows: Sequence[int], world: World = SINGLE) -> list[list[int]]:
+        """Return the share of this process in some rows, the longest first, as micro-batches."""
+        mine = [rows[i] for i in world.share([self.lengths[row] for row in rows])]
+        return split_by_tokens(mine, self.lengths, self.tokens)
 
 
 @lru_cache(maxsize=2)
@@ -103,18 +119,35 @@ class Mixture:
         """Return the rows of a task used before this step; tasks alternate if a share is below one row."""
         return math.floor(self.shares[task] * self.rows * step + (task + 0.5) / len(self.shares))
 
-    def window(self, step: int) -> list[Draw]:
-        """Return the micro-batches of one step, task by task, the longest rows first; none mixes two epochs."""
+    def step_rows(self, step: int) -> list[Draw]:
+        """Return the rows of one step, task by task and epoch by epoch, the longest rows first."""
         draws = []
         for task, lengths in enumerate(self.lengths):
             epochs: dict[int, list[int]] = {}
             for position in range(self.drawn(task, step), self.drawn(task, step + 1)):
                 epoch, index = divmod(position, len(lengths))
                 epochs.setdefault(epoch, []).append(_task_order(self.seed, task, epoch, len(lengths))[index])
-            for epoch, rows in epochs.items():
-                longest_first = sorted(rows, key=lambda row: (-lengths[row], row))
-                draws += [Draw(task, epoch, batch) for batch in split_by_tokens(longest_first, lengths, self.tokens)]
+            draws += [
+                Draw(task, epoch, sorted(rows, key=lambda row: (-lengths[row], row))) for epoch, rows in epochs.items()
+            ]
         return draws
+
+    def window(self, step: int, world: World = SINGLE) -> list[Draw]:
+        """Return the micro-batches of one step, task by task, the longest rows first; none mixes two epochs.
+
+        Args:
+            step: the step.
+            world: the processes that share its rows; the micro-batches are those of this process.
+        """
+        draws = self.step_rows(step)
+        chosen = set(world.share([self.lengths[draw.task][row] for draw in draws for row in draw.rows]))
+        batches, first = [], 0
+        for draw in draws:
+            mine = [row for i, row in enumerate(draw.rows, first) if i in chosen]
+            first += len(draw.rows)
+            parts = split_by_tokens(mine, self.lengths[draw.task], self.tokens)
+            batches += [Draw(draw.task, draw.epoch, part) for part in parts]
+        return batches
 
 
 @lru_cache(maxsize=32)
@@ -161,18 +194,28 @@ class Batches:
         self._share = prepared.base.family == "decoder"
         self._whole = whole
         self._masking = masking_of(recipe.objective, prepared.template, recipe.seed)
+        # An objective that needs the reference at every step, but samples nothing, compares with other completions.
+        objective = recipe.objective
+        self._mismatches = objective.reference == "per_step" and not objective.samples_completions
         # The longest row that any epoch has at an index, and the completions that are sampled for it.
         longest = [max(row.size for row in choices) for choices in zip(*general, strict=True)]
         sizes = [sizes_of(rows)[: self._own], longest]
         lengths = array("i", (size + recipe.objective.completion_budget for part in sizes for size in part))
         self.sampler = Sampler(lengths, recipe.schedule.batch_rows, tokens_of(recipe), recipe.seed)
 
-    def of(self, indices: Sequence[int], epoch: int | str = HELD_OUT) -> Batch:
+    def of(
+        self,
+        indices: Sequence[int],
+        epoch: int | str = HELD_OUT,
+        *,
+        pairs: Mapping[int, tuple[Tokens, ...]] | None = None,
+    ) -> Batch:
         """Collate rows into one batch.
 
         Args:
             indices: indices of the rows.
             epoch: selects the general rows and the masked words.
+            pairs: `mismatched` of all rows of their step; by default of these.
         """
         if isinstance(epoch, int) and self._general:
             general = self._general[epoch % len(self._general)]
@@ -181,7 +224,16 @@ class Batches:
             rows = [self._rows[i] for i in indices]
         if self._masking is not None:
             rows = [self._masking.hide(row, epoch) for row in rows]
-        return collate(rows, share=self._share, whole=self._whole)
+        batch = collate(rows, share=self._share, whole=self._whole)
+        if not self._mismatches:
+            return batch
+        pairs = self.mismatched(indices) if pairs is None else pairs
+        return replace(batch, mismatched=tuple(tokens for i in indices for tokens in pairs[i]))
+
+    def mismatched(self, rows: Sequence[int]) -> dict[int, tuple[Tokens, ...]]:
+        """Return the rows of one step with the completions of others, by row; empty if no loss compares with them."""
+        pairs = mismatched([self._rows[i] for i in rows]) if self._mismatches else []
+        return dict(zip(rows, pairs, strict=False))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -193,13 +245,20 @@ class Batches:
         return max(len(rows) * self.sampler.lengths[rows[0]] for rows in self.sampler.window(step))
 
     def window(self, step: int) -> list[Batch]:
-        """Return the micro-batches of one optimizer step."""
-        epoch = step // self.sampler.steps_per_epoch
-        return [replace(self.of(indices, epoch), step=step) for indices in self.sampler.window(step)]
+        """Return the micro-batches of one optimizer step: of several processes, those of this one."""
+        epoch, rows = step // self.sampler.steps_per_epoch, self.sampler.step_rows(step)
+        pairs = self.mismatched(rows)
+        parts = self.sampler.cut(rows, current_world())
+        return [replace(self.of(part, epoch, pairs=pairs), step=step) for part in parts]
 
     def all(self) -> list[Batch]:
-        """Return every row once, in batches of similar length."""
-        return [self.of(indices) for indices in self._all_indices()]
+        """Return every row once, in batches of similar length: of several processes, the share of this one."""
+        return self.micro_batches(self._longest_first(), current_world())
+
+    def micro_batches(self, rows: Sequence[int], world: World = SINGLE) -> list[Batch]:
+        """Return some rows, the longest first, in batches: of several processes, the share of this one."""
+        pairs = self.mismatched(rows)
+        return [self.of(part, pairs=pairs) for part in self.sampler.cut(rows, world)]
 
     def halve(self, step: int) -> int:
         """Limit micro-batches to half the tokens of the largest one of this step.
@@ -207,7 +266,7 @@ class Batches:
         Returns:
             The new limit; 0 if each micro-batch has one row already.
         """
-        return self._halve(self.sampler.window(step))
+        return self._halve(self.sampler.window(step, current_world()))
 
     def recompute(self, step: int) -> bool:
         """Return False: where these train alone, a head, nothing is kept inside of layers."""
@@ -215,7 +274,7 @@ class Batches:
 
     def halve_all(self) -> int:
         """Limit micro-batches as `halve` does, by the batches of `all`."""
-        return self._halve(self._all_indices())
+        return self._halve(self.sampler.cut(self._longest_first(), current_world()))
 
     def at_once(self, tokens: int) -> None:
         """Limit the tokens of a micro-batch; a longer row is a micro-batch by itself."""
@@ -227,17 +286,15 @@ class Batches:
             self.at_once(half)
         return half
 
-    def _all_indices(self) -> list[list[int]]:
+    def _longest_first(self) -> list[int]:
         lengths = self.sampler.lengths
-        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-        return split_by_tokens(order, lengths, self.sampler.tokens)
+        return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
 
 
 class MultitaskBatches:
     """The rows of several tasks as the micro-batches of each step; every micro-batch has rows of one task."""
 
     def __init__(self, prepared: TrainingContext, tasks: Mapping[str, Batches], *, tokens: int) -> None:
-        self._learner = prepared.recipe.objective.make_learner()
         self._tasks = dict(tasks)
         self.mixture = mixture_of(prepared, tokens=tokens)
 
@@ -251,12 +308,15 @@ class MultitaskBatches:
         return max(len(d.rows) * self.mixture.lengths[d.task][d.rows[0]] for d in self.mixture.window(step))
 
     def window(self, step: int) -> list[Batch]:
-        """Return the micro-batches of one optimizer step, each with the weight of its loss."""
-        names = list(self._tasks)
-        draws = [(names[draw.task], draw) for draw in self.mixture.window(step)]
-        return self._learner.scaled(
-            [replace(self._tasks[name].of(draw.rows, draw.epoch), task=name) for name, draw in draws]
-        )
+        """Return the micro-batches of one optimizer step: of several processes, those of this one."""
+        tasks = list(self._tasks.items())
+        pairs = {(d.task, d.epoch): tasks[d.task][1].mismatched(d.rows) for d in self.mixture.step_rows(step)}
+        batches = []
+        for draw in self.mixture.window(step, current_world()):
+            name, rows = tasks[draw.task]
+            batch = rows.of(draw.rows, draw.epoch, pairs=pairs[draw.task, draw.epoch])
+            batches.append(replace(batch, task=name))
+        return batches
 
     def halve(self, step: int) -> int:
         """Limit micro-batches to half the tokens of the largest one of this step.
@@ -265,7 +325,7 @@ class MultitaskBatches:
             The new limit; 0 if each micro-batch has one row already.
         """
         lengths = self.mixture.lengths
-        window = self.mixture.window(step)
+        window = self.mixture.window(step, current_world())
         sizes = [len(draw.rows) * lengths[draw.task][draw.rows[0]] for draw in window if len(draw.rows) > 1]
         half = max(sizes, default=0) // 2
         if half:

@@ -7,27 +7,30 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 from tunesmith.errors import Refused, RewardError, out_of_memory
 from tunesmith.events import Resumed, StepFinished, Validated
-from tunesmith.models.batch import Batch, StepMetrics, halve, mean_metrics
-from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW
+from tunesmith.models.batch import Batch, StepMetrics, halve, mean_metrics, sum_metrics
+from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, peak_bytes
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import added, current_world
 from tunesmith.objectives.base import Learner, Loss
 from tunesmith.phases import phase
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.train_state import (
+    StepCounts,
     TrainingState,
     best_trainable_state,
     load_trainable_state,
     resume,
     save,
     save_best,
+    step_counts,
 )
 
 T = TypeVar("T")
@@ -47,6 +50,19 @@ class StepBatches(Protocol):
     def recompute(self, step: int) -> bool:
         """Keep no activations inside of layers from this step on; return False if that is so already, or refused."""
         ...
+
+    def at_once(self, tokens: int) -> None:
+        """Limit the tokens of a micro-batch, because memory ran out in another process."""
+        ...
+
+
+class _StepPart(TypedDict):
+    """The share of one process in a step."""
+
+    loss: float  # per unit of the whole step
+    metrics: Mapping[str, tuple[float, float]]
+    counts: StepCounts
+    limit: int  # tokens of a micro-batch if memory ran out, else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +117,10 @@ class Trainer:
         self.clock = clock
         self.optimizer = make_optimizer(policy, plan)
         self.state = TrainingState()
+        self.world = current_world()
+        self._batches: Sequence[Batch] = ()
+        self._prepared: Sequence[Batch] | None = None  # of the present step
+        self._limit = 0  # tokens of a micro-batch, if memory ran out in the present step
 
     def run(self) -> TrainingState:
         """Train, resuming from a checkpoint if the folder has one, and leave the best parameters in the policy.
@@ -115,6 +135,7 @@ class Trainer:
         """
         plan = self.plan
         self.state = state = resume(self.policy, self.optimizer, self.folder) or TrainingState()
+        self.world.align(value for _, value in self.policy.trainable())
         self.callbacks.on_event(Resumed(state.step))
         while state.validation_pending or (state.step < plan.steps and not state.stopped_early):
             try:
@@ -126,11 +147,11 @@ class Trainer:
                     self._validate()
             except RewardError:
                 # Completions are scored before any parameter of a step changes, or after all have: what is in
-                # memory is a whole step, and resuming repeats only the scoring.
+                # memory is a whole step, and resuming repeats only the scoring. All processes raise this error.
                 self._save()
                 raise
             last |= state.stopped_early
-            stopping = self.callbacks.should_stop() and not last
+            stopping = self.world.any(self.callbacks.should_stop()) and not last
             if stopping or last or (plan.save_steps and state.step % plan.save_steps == 0):
                 self._save()
             if stopping:
@@ -142,24 +163,33 @@ class Trainer:
 
     def _save(self) -> None:
         with phase("checkpoints"):
-            save(self.policy, self.optimizer, self.state, self.folder)
+            if self.world.leads:
+                save(self.policy, self.optimizer, self.state, self.folder)
+            self.world.barrier()
 
     def _step(self) -> None:
         """Take one optimizer step, or several on the same rollouts, and report it."""
-        plan, state = self.plan, self.state
+        plan, state, world = self.plan, self.state, self.world
         start = self.clock()
         set_rate(self.optimizer, plan.rate(state.step))
-        batches, prepared, loss, metrics = self._first_update()
-        norm = optimizer_step(self.policy, self.optimizer, clip=plan.clip)
-        for _ in range(1, plan.updates):
-            prepared, loss, metrics = self._accumulate_smaller(prepared)
+        # Outside the retries below: what processes exchange has to be exchanged equally often by all of them.
+        sums = added(world.collect(self._step_sums))
+        for _ in range(plan.updates):
+            parts = world.collect(lambda: self._accumulate(sums))
+            world.sum_gradients(value for _, value in self.policy.trainable())
             norm = optimizer_step(self.policy, self.optimizer, clip=plan.clip)
+        loss = sum(part["loss"] for part in parts)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Refused(
                 f"step {state.step + 1}: the loss is {loss}, the gradient norm {norm}; lower schedule.learning_rate "
                 f"(now {plan.learning_rate:g}) or inspect the rows with `tunesmith tune --dry-run`"
             )
-        tokens = state.count(batches, prepared, seconds=self.clock() - start)
+        limit = min((part["limit"] for part in parts if part["limit"]), default=0)
+        if limit and limit != self._limit:  # memory ran out in another process
+            self.batches.at_once(limit)
+        peak = peak_bytes(self.policy.device)
+        tokens = state.count([part["counts"] for part in parts], seconds=self.clock() - start, peak=peak)
+        self._prepared = None
         self.callbacks.on_event(
             StepFinished(
                 step=state.step,
@@ -170,59 +200,80 @@ class Trainer:
                 tokens=tokens,
                 seconds=state.seconds,
                 tokens_per_second=state.tokens / max(state.seconds, 1e-9),
-                metrics=metrics,
+                metrics=mean_metrics([part["metrics"] for part in parts]),
             )
         )
 
-    def _first_update(self) -> tuple[Sequence[Batch], Sequence[Batch], float, dict[str, float]]:
+    def _step_sums(self) -> dict[str, float]:
+        """Prepare the micro-batches of this step, in sizes that fit into memory, and return their sums."""
+        self._prepared = None
+        self._limit = 0
+
+        def attempt() -> dict[str, float]:
+            return self.learner.step_sums(self._load(), self.policy)
+
+        return self._until_it_fits(attempt)
+
+    def _accumulate(self, sums: Mapping[str, float]) -> _StepPart:
         """Run forward and backward over the micro-batches of this step, in sizes that fit into memory.
 
-        If memory runs out, the gradients of the step are dropped and the step starts again: first without activations
-        kept inside of layers, then with smaller micro-batches.
+        Args:
+            sums: sums over all micro-batches of the step.
 
         Returns:
-            The micro-batches, the same prepared, the loss per unit, and the metrics of the step.
+            The share of this process in the loss and the metrics of the step.
+        """
+
+        def attempt() -> tuple[float, dict[str, tuple[float, float]]]:
+            prepared = self.learner.with_sums(self._load(), sums)
+            return accumulate_gradients(self.policy, self.learner, prepared, units=sums["units"])
+
+        loss, metrics = self._until_it_fits(attempt, recompute=True)
+        counts = step_counts(self._batches, self._load())
+        return _StepPart(loss=loss, metrics=metrics, counts=counts, limit=self._limit)
+
+    def _load(self) -> Sequence[Batch]:
+        """Return the prepared micro-batches of this step; they are made again after an out-of-memory error."""
+        if self._prepared is None:
+            # Dropout differs by process; everything else that is random has seeds of its own.
+            torch.manual_seed(self.plan.seed * 1_000_003 + self.state.step + (self.world.rank << 40))
+            self._batches = self.batches.window(self.state.step)
+            self._prepared = prepare_each(self.policy, self.learner, self._batches)
+        return self._prepared
+
+    def _until_it_fits(self, attempt: Callable[[], T], *, recompute: bool = False) -> T:
+        """Repeat a part of the step while memory runs out: without kept activations, then in smaller micro-batches.
+
+        The gradients of the step are dropped and it starts again. Rollouts were sampled before any parameter changed,
+        so these batches are cut in half and not made again.
+
+        Args:
+            attempt: the part of the step.
+            recompute: it keeps activations, which could be computed again instead.
         """
         while True:
-            torch.manual_seed(self.plan.seed * 1_000_003 + self.state.step)
-            batches = self.batches.window(self.state.step)
-            prepared: Sequence[Batch] | None = None
             try:
-                prepared = prepare_batches(self.policy, self.learner, batches)
-                sampled = any(batch.rollout is not None for batch in prepared)
-                if not sampled:
-                    return batches, prepared, *accumulate_gradients(self.policy, self.learner, prepared)
+                return attempt()
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-            else:
-                return batches, *self._accumulate_smaller(prepared)
-            # Outside the except clause, where the error no longer references the tensors of its frames. Preparation
-            # keeps no activations that could be computed again.
-            if prepared is None or not self._recompute():
-                self._release_memory()
-
-    def _accumulate_smaller(self, prepared: Sequence[Batch]) -> tuple[Sequence[Batch], float, dict[str, float]]:
-        """Run forward and backward over prepared batches, recomputing and then cutting them while memory runs out.
-
-        Rollouts were sampled before any parameter changed, so these batches are cut and not made again.
-        """
-        while True:
-            try:
-                return prepared, *accumulate_gradients(self.policy, self.learner, prepared)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    raise
-            if self._recompute():
+            # Outside the except clause, where the error no longer references the tensors of its frames.
+            before, self._prepared = self._prepared or [], None
+            sampled = any(batch.rollout is not None for batch in before)
+            if recompute and self._recompute():
+                self._prepared = before if sampled else None
                 continue
-            smaller = [half for batch in prepared for half in halve(batch)]
-            self._release_memory(was_cut=len(smaller) > len(prepared))
-            prepared = smaller
+            was_cut = False
+            if sampled:
+                self._prepared = [half for batch in before for half in halve(batch)]
+                was_cut = len(self._prepared) > len(before)
+            self._release_memory(was_cut=was_cut)
 
     def _release_memory(self, *, was_cut: bool = False) -> None:
         """Drop the gradients of a step that did not fit and halve the micro-batches from here on."""
         self._drop_gradients()
-        if not self.batches.halve(self.state.step) and not was_cut:
+        self._limit = self.batches.halve(self.state.step)
+        if not self._limit and not was_cut:
             raise Refused(f"step {self.state.step + 1}: {NOT_ONE_ROW}")
 
     def _recompute(self) -> bool:
@@ -252,7 +303,9 @@ class Trainer:
             state.best_step = state.step
             state.bad_validations = 0
             with phase("checkpoints"):
-                save_best(self.policy, state, self.folder)
+                if self.world.leads:
+                    save_best(self.policy, state, self.folder)
+                self.world.barrier()
         else:
             state.bad_validations += 1
             state.stopped_early = state.bad_validations >= self.plan.patience
@@ -294,17 +347,24 @@ def prepare_batches(policy: Policy, learner: Learner, batches: Iterable[Batch]) 
     Args:
         policy: the policy, switched to evaluation mode.
         learner: adds reference log-probabilities, rollouts, advantages, as its loss needs them.
-        batches: the micro-batches of one step.
+        batches: all micro-batches of one step.
 
     Returns:
         The prepared micro-batches on the policy's device.
     """
+    prepared = prepare_each(policy, learner, batches)
+    return learner.with_sums(prepared, learner.step_sums(prepared, policy))
+
+
+def prepare_each(policy: Policy, learner: Learner, batches: Iterable[Batch]) -> list[Batch]:
+    """Prepare micro-batches as `prepare_batches` does, but for what depends on the whole step."""
     policy.train(False)
-    prepared = [learner.prepare(batch.to(policy.device), policy) for batch in batches]
-    return learner.prepare_step(prepared, policy)
+    return [learner.prepare(batch.to(policy.device), policy) for batch in batches]
 
 
-def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> tuple[float, dict[str, float]]:
+def accumulate_gradients(
+    policy: Policy, learner: Learner, prepared: Sequence[Batch], *, units: float | None = None
+) -> tuple[float, dict[str, tuple[float, float]]]:
     """Run forward and backward on every micro-batch of one optimizer step and accumulate gradients.
 
     Losses are sums. Dividing by the units of all micro-batches makes the step independent of how it is cut
@@ -315,14 +375,16 @@ def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Ba
         policy: the policy; gradients are added to its parameters.
         learner: computes the summed loss of a batch.
         prepared: micro-batches as `prepare_batches` returns them.
+        units: units of the whole step; by default those of these micro-batches.
 
     Returns:
-        Loss per unit (a token or a row, see `Learner.units`), and metrics averaged over the step.
+        Loss per unit (a token or a row, see `Learner.units`), and the sums and counts of metrics. Both add up over the
+        processes of a run.
     """
-    units = sum(learner.units(batch) for batch in prepared) or 1
+    units = (sum(learner.units(batch) for batch in prepared) if units is None else units) or 1
     totals, metrics = _backward(policy, learner, prepared, units)
     # Reading a tensor makes the process wait for a GPU, so that is left to the end.
-    return (sum(torch.stack(totals).tolist()) if totals else 0.0) / units, mean_metrics(metrics)
+    return (sum(torch.stack(totals).tolist()) if totals else 0.0) / units, sum_metrics(metrics)
 
 
 def _backward(

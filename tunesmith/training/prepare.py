@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -20,9 +21,10 @@ from tunesmith.config import (
     check_technique,
     check_thinking_gates,
 )
+from tunesmith.data.cpu_count import cores
 from tunesmith.data.examples.stored import StoredExamples
 from tunesmith.data.examples.types import Example
-from tunesmith.data.files import read_page, write_whole
+from tunesmith.data.files import is_there, read_page, write_whole
 from tunesmith.data.splits.load import DataFacts, DatasetSplits
 from tunesmith.data.splits.split import Split
 from tunesmith.data.stored import build_once, cached_folder, joined, take
@@ -32,10 +34,11 @@ from tunesmith.data.tokenization.token_store import EncodedStore, encoded_pieces
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.models.families import positions_of
-from tunesmith.models.loading.device import ChosenMachine, choose_machine
+from tunesmith.models.loading.device import ChosenMachine, choose_machine, configure_device
 from tunesmith.models.loading.load import Base, load_base
-from tunesmith.models.loading.locate import LoadOptions
+from tunesmith.models.loading.locate import LoadOptions, locate
 from tunesmith.models.recompute import recompute_layers
+from tunesmith.models.world import current_world
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.progress import track
 from tunesmith.techniques import Full
@@ -122,12 +125,13 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     check_trackers(recipe.track)  # opened only when training starts
     check_reward(recipe)
     loaded = read_tasks(recipe, on_event=on_event, offline=offline)
-    settings = recipe.machine
-    machine = choose_machine(
-        device=settings.device, dtype=settings.dtype, threads=settings.threads, exact=settings.exact
-    )
+    machine = shared_machine(recipe)
     on_event(MachineChosen(machine.why))
     on_event(StageStarted(f"loading {recipe.model}"))
+    world = current_world()
+    if world.size > 1 and not is_there(recipe.model):
+        with world.first(of_machine=True):
+            locate(recipe.model, offline=offline)  # downloaded once per machine
     base = load_base(recipe.model, options=training_options(recipe, machine), offline=offline)
     check_pair(recipe, base.family)
     check_gates(recipe, base.family)
@@ -151,6 +155,26 @@ def training_options(recipe: Recipe, machine: ChosenMachine) -> LoadOptions:
     """Return how the base of a run is loaded: in float32 where its weights are trained or the recipe sets float32."""
     whole = isinstance(recipe.technique, Full) or machine.dtype == "float32"
     return LoadOptions("float32" if whole else "auto", machine.device, recipe.technique.load_options().quantize)
+
+
+def shared_machine(recipe: Recipe) -> ChosenMachine:
+    """Choose device, dtype and threads by the recipe; of several processes, by the measurement of the first one.
+
+    Each process gets a GPU of its own, or its share of the cores.
+    """
+    settings, world = recipe.machine, current_world()
+    threads = settings.threads or (cores() // world.local_size or 1 if world.size > 1 else 0)
+
+    def measured() -> dict[str, Any]:
+        return asdict(
+            choose_machine(device=settings.device, dtype=settings.dtype, threads=threads, exact=settings.exact)
+        )
+
+    machine = ChosenMachine(**world.lead(measured))
+    if world.size == 1:
+        return machine
+    device = f"cuda:{world.local_rank}" if machine.device.startswith("cuda") else machine.device
+    return replace(machine, device=configure_device(device, threads=threads, exact=settings.exact))
 
 
 def fit_max_length(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:

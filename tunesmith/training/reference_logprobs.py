@@ -19,31 +19,43 @@ from tunesmith.events import EventHandler, StageStarted
 from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, split_by_tokens
 from tunesmith.models.lm_head import CHUNK
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import current_world
 from tunesmith.progress import track
 from tunesmith.training.batches import tokens_of
 from tunesmith.training.prepare import TrainingContext
 
 
-@torch.no_grad()
 def add_reference_logprobs(rows: Sequence[Encoded], policy: Policy, *, tokens: int = TOKENS_PER_PASS) -> list[Encoded]:
-    """Add to each row the log-probability of the learned ids of its sequences, under the policy in its present state.
+    """Return copies of rows with `reference` set, as `reference_logprobs` computes it."""
+    logprobs = reference_logprobs(rows, policy, tokens=tokens)
+    return [replace(row, reference=tuple(values)) for row, values in zip(rows, logprobs, strict=True)]
+
+
+def reference_logprobs(rows: Sequence[Encoded], policy: Policy, *, tokens: int = TOKENS_PER_PASS) -> list[list[float]]:
+    """Compute the log-probability of the learned ids of each sequence, under the policy in its present state.
 
     Args:
-        rows: encoded examples.
+        rows: encoded examples, dealt out to the processes of the run.
         policy: the reference model, before training.
         tokens: largest number of tokens per forward pass.
 
     Returns:
-        Copies of the rows, in order, with `reference` set: one value per sequence, in nats.
+        For each row, in order, one value per sequence, in nats.
     """
+    costs = [row.size for row in rows]
+    return current_world().map(rows, lambda part: _logprobs(part, policy, tokens), costs=costs)
+
+
+@torch.no_grad()
+def _logprobs(rows: Sequence[Encoded], policy: Policy, tokens: int) -> list[list[float]]:
     sizes = [row.size for row in rows]
     order = sorted(range(len(rows)), key=lambda row: -sizes[row])  # rows of similar length together
-    logprobs: dict[int, tuple[float, ...]] = {}
+    logprobs: dict[int, list[float]] = {}
     for index in track(split_by_tokens(order, sizes, tokens), "scoring", unit="rows", size=len):
         batch = collate([rows[i] for i in index]).to(policy.device)
         values = policy.logprobs(batch).float().cpu().view(len(index), -1).tolist()
-        logprobs.update(zip(index, map(tuple, values), strict=True))
-    return [replace(row, reference=logprobs[i]) for i, row in enumerate(rows)]
+        logprobs.update(zip(index, values, strict=True))
+    return [logprobs[i] for i in range(len(rows))]
 
 
 @torch.no_grad()
@@ -100,6 +112,7 @@ def precompute_reference_logprobs(
     folder.mkdir(parents=True, exist_ok=True)
     on_event(StageStarted("computing reference log-probabilities"))
     tokens = tokens_of(prepared.recipe)
+    world = current_world()
 
     def referenced(rows: Sequence[Encoded]) -> list[Encoded]:
         result: list[Encoded] = []
@@ -108,10 +121,12 @@ def precompute_reference_logprobs(
             content = [[(sequence.ids, sequence.learn) for sequence in row.sequences] for row in part]
             digest = hashlib.sha256(repr((content, policy.autocast_dtype)).encode()).hexdigest()[:16]
             file = folder / f"{digest}.json"
-            if not file.exists():
-                computed = add_reference_logprobs(part, policy, tokens=tokens)
-                write_whole(file, json.dumps([row.reference for row in computed]))
-            logprobs = json.loads(file.read_text(encoding="utf-8"))
+            if world.broadcast(file.exists()):
+                logprobs = json.loads(file.read_text(encoding="utf-8"))
+            else:
+                logprobs = reference_logprobs(part, policy, tokens=tokens)
+                if world.leads:
+                    write_whole(file, json.dumps(logprobs))
             result += [replace(row, reference=tuple(values)) for row, values in zip(part, logprobs, strict=True)]
         return result
 

@@ -29,6 +29,7 @@ from tunesmith.data.schema.accepted import UNANSWERABLE
 from tunesmith.data.schema.cells import has_column
 from tunesmith.data.schema.split_names import DEFAULT_SPLIT
 from tunesmith.errors import CheckpointError, DataError
+from tunesmith.models.world import current_world
 
 if TYPE_CHECKING:
     from tunesmith.models.loading.device import ChosenMachine
@@ -152,6 +153,8 @@ class RunFolder:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Record the identity and further facts, so that only the same run resumes here."""
+        if not current_world().leads:
+            return
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"identity": self.identity, **facts}, indent=1)
@@ -211,6 +214,8 @@ class RunLockedError(CheckpointError):
 def exclusive_lock(run: Path) -> Iterator[None]:
     """Hold the lock of a folder; the system releases it if the process dies.
 
+    Of several processes of one run, the first one holds it for all.
+
     Args:
         run: the folder, which need not exist.
 
@@ -218,6 +223,9 @@ def exclusive_lock(run: Path) -> Iterator[None]:
         RunLockedError: another process holds the lock.
         CheckpointError: the lock file cannot be opened.
     """
+    if not current_world().leads:
+        yield
+        return
     # Next to the folder, because a file inside would make an empty folder look used.
     path = run.with_name(f".{run.name}.lock")
     made = [parent for parent in path.parents if not parent.exists()]

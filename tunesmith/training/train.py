@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from heapq import nsmallest
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from tunesmith.data.examples.prompts import RLPrompt
@@ -30,13 +31,14 @@ from tunesmith.events import (
 )
 from tunesmith.inference.engine_server import rollout_sampler
 from tunesmith.metrics import calibration
-from tunesmith.models.batch import Batch, collate, split_by_tokens
+from tunesmith.models.batch import Batch, collate
 from tunesmith.models.generation.generate import sample
 from tunesmith.models.loading.checkpoint import find_folder
 from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW
 from tunesmith.models.mixtures import RouterLoss
 from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recompute_layers, recomputes
+from tunesmith.models.world import added, current_world
 from tunesmith.objectives import Classify, Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.online_rl import OnlineRLLearner, Sampler
@@ -45,7 +47,7 @@ from tunesmith.progress import track
 from tunesmith.techniques import Full
 from tunesmith.training.batches import Batches, MultitaskBatches, batches_of
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.training.fit import Trainer, ValidationResult, prepare_batches, retry_smaller
+from tunesmith.training.fit import Trainer, ValidationResult, prepare_each, retry_smaller
 from tunesmith.training.head_init import init_heads_from_probe
 from tunesmith.training.journal import Journal
 from tunesmith.training.multitask import TaskMetrics, gradient_cosines, mean_loss, read_task_metrics
@@ -126,7 +128,8 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
     journal = Journal(out / "journal.jsonl")
     recompute_layers(policy.network, on=recipe.schedule.recompute is True)
     recompute = Recompute(policy, journal, callbacks.on_event, auto=recipe.schedule.recompute == "auto")
-    if find_folder(out / "checkpoints" / "last") is None:
+    world = current_world()
+    if not world.broadcast(find_folder(out / "checkpoints" / "last") is not None):
         # Online RL samples its completions, so there are no rows to overfit.
         if recipe.schedule.probe and not objective.samples_completions:
             with phase("overfit check"):
@@ -135,11 +138,13 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
                     _overfit_check(task, views[name], learners[name], plan=plan, recompute=recompute)
                     for name, task in prepared.tasks.items()
                 ]
-            write_whole(out / PROBE, json.dumps(asdict(checks[0])))
+            if world.leads:
+                write_whole(out / PROBE, json.dumps(asdict(checks[0])))
         with phase("adapter and head"):
             init_heads_from_probe(prepared, policy, callbacks.on_event)
     probe = read_page(out / PROBE, Probe) if (out / PROBE).exists() else None
-    trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
+    tracked = recipe.track if world.leads else ()
+    trackers = open_trackers(tracked, run=out, config=recipe.model_dump(mode="json"))
     log = RunLog(journal, trackers, batches, recompute, callbacks.on_event)
     trainer = Trainer(
         policy,
@@ -262,21 +267,16 @@ def _overfit_check(
     shortest = nsmallest(4 * ROWS, range(len(rows)), key=sizes_of(rows).__getitem__)[::4]
     recompute.on_event(StageStarted(f"overfit check on {len(shortest)} of the shortest rows"))
     batches = Batches(task, rows)
-    tokens = batches.sampler.tokens
-
-    def parts() -> list[list[int]]:
-        return split_by_tokens(shortest[::-1], batches.sampler.lengths, tokens)
 
     def halve() -> bool:
-        nonlocal tokens
         if recompute.start(0):
             return True
-        if len(parts()) == len(shortest):
+        if len(batches.sampler.cut(shortest[::-1])) == len(shortest):
             raise Refused(f"overfit check: {NOT_ONE_ROW}")
-        tokens //= 2
+        batches.at_once(batches.sampler.tokens // 2)
         return True
 
-    check = retry_smaller(lambda: can_learn(policy, learner, [batches.of(part) for part in parts()], plan=plan), halve)
+    check = retry_smaller(lambda: can_learn(policy, learner, batches.micro_batches(shortest[::-1]), plan=plan), halve)
     recompute.on_event(OverfitChecked(check.first, check.last, check.steps))
     return check
 
@@ -324,33 +324,60 @@ def validation_losses(prepared: TrainingContext, policy: Policy, learners: Mappi
 
 
 def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) -> float:
+    world = current_world()
     if isinstance(learner, OnlineRLLearner):
+        prompts = task.validation[:VALIDATION_PROMPTS]
         with policy.full_precision():  # as in the report
-            return -learner.mean_reward(policy, collate(task.validation[:VALIDATION_PROMPTS]))
+            rewards = world.map(prompts, lambda part: learner.greedy_rewards(policy, collate(part)))
+        return -sum(rewards) / len(rewards)
     batches = Batches(task, task.validation)
+    prepared: list[Batch] = []
 
-    def loss() -> float:
-        if policy.head is not None and isinstance(learner, Classify) and not learner.multi:
-            rows = batches.all()
-            tracked = track(rows, "validating", unit="rows", size=lambda batch: batch.examples)
-            logits = torch.cat([learner.logits(batch.to(policy.device), policy).cpu() for batch in tracked]).numpy()
-            labels = torch.cat([batch.labels.argmax(dim=1) for batch in rows if batch.labels is not None]).numpy()
-            temperature = calibration.fit_temperature(logits, labels)
-            return calibration.nll(calibration.softmax(logits, temperature=temperature), labels)
+    def halve() -> bool:
+        nonlocal prepared
+        if not batches.halve_all():
+            raise Refused(f"validation: {NOT_ONE_ROW}")
+        prepared = []
+        return True
+
+    if policy.head is not None and isinstance(learner, Classify) and not learner.multi:
+        classifier = learner
+        parts = world.collect(lambda: retry_smaller(lambda: _logits_and_labels(batches, policy, classifier), halve))
+        logits = np.array([row for part in parts for row in part[0]], dtype=np.float32)
+        labels = np.array([label for part in parts for label in part[1]])
+        temperature = calibration.fit_temperature(logits, labels)
+        return calibration.nll(calibration.softmax(logits, temperature=temperature), labels)
+
+    def ready() -> list[Batch]:
+        nonlocal prepared
+        if not prepared:
+            prepared = prepare_each(policy, learner, track(batches.all(), "preparing validation", unit="batches"))
+        return prepared
+
+    sums = added(world.collect(lambda: retry_smaller(lambda: learner.step_sums(ready(), policy), halve)))
+
+    def loss() -> dict[str, float]:
         total, units = 0.0, 0.0
-        prepared = prepare_batches(policy, learner, track(batches.all(), "preparing validation", unit="batches"))
-        for batch in track(prepared, "validating", unit="rows", size=lambda batch: batch.examples):
+        batches = learner.with_sums(ready(), sums)
+        for batch in track(batches, "validating", unit="rows", size=lambda batch: batch.examples):
             result = learner.loss(batch, policy)
             total += float(result.total)
             units += result.units
-        return total / (units or 1)
+        return {"total": total, "units": units}
 
-    def halve() -> bool:
-        if not batches.halve_all():
-            raise Refused(f"validation: {NOT_ONE_ROW}")
-        return True
+    found = added(world.collect(lambda: retry_smaller(loss, halve)))
+    return found["total"] / (found["units"] or 1)
 
-    return retry_smaller(loss, halve)
+
+def _logits_and_labels(batches: Batches, policy: Policy, learner: Classify) -> tuple[list[list[float]], list[int]]:
+    """Return the logits [N, K] and the labels [N] of the rows of this process."""
+    logits: list[list[float]] = []
+    labels: list[int] = []
+    for batch in track(batches.all(), "validating", unit="rows", size=lambda batch: batch.examples):
+        assert batch.labels is not None
+        logits += learner.logits(batch.to(policy.device), policy).cpu().tolist()
+        labels += batch.labels.argmax(dim=1).tolist()
+    return logits, labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,14 +394,18 @@ class Recompute:
         network = self.policy.network
         if not self.auto or recomputes(network) or not recompute_layers(network):
             return False
-        self.journal.write({"step": step, "out_of_memory": True, RECOMPUTE_KEY: True})
+        if current_world().leads:
+            self.journal.write({"step": step, "out_of_memory": True, RECOMPUTE_KEY: True})
         self.on_event(Note(_recompute_note(step)))
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class RunLog:
-    """Writes events of the loop to the journal and the trackers, and passes them on."""
+    """Writes events of the loop to the journal and the trackers, and passes them on.
+
+    Of several processes, only the first one writes.
+    """
 
     journal: Journal
     trackers: Sequence[Tracker]
@@ -386,40 +417,50 @@ class RunLog:
         """Record a step or a validation; on resuming, drop what was recorded after the checkpoint."""
         match event:
             case Resumed(step):
-                self.journal.rewind(step)
-                for record in self.journal.read():
+                for record in current_world().lead(lambda: self._kept(step)):
                     if TOKENS_AT_ONCE_KEY in record:
                         self.batches.at_once(record[TOKENS_AT_ONCE_KEY])
                     if RECOMPUTE_KEY in record:
                         recompute_layers(self.recompute.policy.network)
             case Validated(step, math.inf):  # a gate was violated, which is noted already; JSON has no infinity
-                self.journal.write({"step": step, "outside_gate": True})
+                self._write({"step": step, "outside_gate": True})
                 return
             case StepFinished() | Validated():
                 record = journal_record(event)
-                self.journal.write(record)
+                self._write(record)
                 for tracker in self.trackers:
                     tracker.log(record)
         self.on_event(event)
         if isinstance(event, Validated) and (warning := chosen_logprob_warning(event.metrics)):
-            self.journal.write({"step": event.step, "alarm": warning})
+            self._write({"step": event.step, "alarm": warning})
             self.on_event(Note(warning))
 
     def out_of_memory(self, step: int, tokens: int) -> None:
         """Record that micro-batches are smaller from this step on."""
-        self.journal.write({"step": step, "out_of_memory": True, TOKENS_AT_ONCE_KEY: tokens})
+        self._write({"step": step, "out_of_memory": True, TOKENS_AT_ONCE_KEY: tokens})
         self.on_event(Note(_out_of_memory_note(step, tokens)))
 
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if current_world().leads:
+            self.journal.write(record)
 
-@dataclass(frozen=True, slots=True)
+    def _kept(self, step: int) -> list[dict[str, Any]]:
+        """Drop the records after a step and return the others."""
+        self.journal.rewind(step)
+        return self.journal.read()
+
+
+@dataclass(slots=True)
 class LoggedBatches:
     """The batches of a run; a cut in their size is logged."""
 
     batches: Batches | MultitaskBatches
     log: RunLog
+    step: int = 0
 
     def window(self, step: int) -> Sequence[Batch]:
         """Return the micro-batches of one optimizer step."""
+        self.step = step
         return self.batches.window(step)
 
     def halve(self, step: int) -> int:
@@ -428,6 +469,11 @@ class LoggedBatches:
         if tokens:
             self.log.out_of_memory(step, tokens)
         return tokens
+
+    def at_once(self, tokens: int) -> None:
+        """Limit the tokens of a micro-batch, because memory ran out in another process."""
+        self.batches.at_once(tokens)
+        self.log.out_of_memory(self.step, tokens)
 
     def recompute(self, step: int) -> bool:
         """Keep no activations inside of layers from this step on; return False if that is so already, or refused."""

@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from tunesmith.models.batch import Batch
 from tunesmith.models.loading.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
-from tunesmith.models.loading.device import peak_bytes
 from tunesmith.models.policy import Policy
 from tunesmith.training.optim import optimizer_tensors, restore_optimizer
 
@@ -27,6 +27,28 @@ STATE_KEYS = {
     "peak_bytes": "peak",
     "validation_pending": "owed",
 }
+
+
+class StepCounts(TypedDict):
+    """What the micro-batches of one process contribute to a step."""
+
+    tokens: int
+    forward_tokens: int
+    rows: int
+
+
+def step_counts(batches: Sequence[Batch], prepared: Sequence[Batch]) -> StepCounts:
+    """Count the micro-batches of a step.
+
+    Args:
+        batches: the micro-batches, whose examples count as rows.
+        prepared: the same prepared; sampled completions count as tokens, not as rows.
+    """
+    return StepCounts(
+        tokens=sum(batch.tokens for batch in prepared),
+        forward_tokens=sum(batch.forward_tokens for batch in prepared),
+        rows=sum(batch.examples for batch in batches),
+    )
 
 
 @dataclass(slots=True)
@@ -46,24 +68,24 @@ class TrainingState:
     saved_best: int = 0  # best step of the checkpoint on disk, whose parameters a resumed run may end with
     validation_pending: bool = False  # a failing reward interrupted the validation of this step
 
-    def count(self, batches: Sequence[Batch], prepared: Sequence[Batch], *, seconds: float) -> int:
+    def count(self, parts: Sequence[StepCounts], *, seconds: float, peak: int) -> int:
         """Count one optimizer step.
 
         Args:
-            batches: the micro-batches, whose examples count as rows.
-            prepared: the same prepared; sampled completions count as tokens, not as rows.
+            parts: what each process contributed.
             seconds: duration of the step.
+            peak: most bytes that this process has used.
 
         Returns:
             The tokens of the step.
         """
-        tokens = sum(batch.tokens for batch in prepared)
+        tokens = sum(part["tokens"] for part in parts)
         self.step += 1
         self.seconds += seconds
         self.tokens += tokens
-        self.forward_tokens += sum(batch.forward_tokens for batch in prepared)
-        self.rows += sum(batch.examples for batch in batches)
-        self.peak_bytes = max(self.peak_bytes, peak_bytes(prepared[0].ids.device))
+        self.forward_tokens += sum(part["forward_tokens"] for part in parts)
+        self.rows += sum(part["rows"] for part in parts)
+        self.peak_bytes = max(self.peak_bytes, peak)
         return tokens
 
 

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.options import UsageError, add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.processes import launch
 from tunesmith.cli.progress import reported, work
 from tunesmith.cli.terminal import console, emit, hush, log, show
+from tunesmith.data.remote import remote_url
+from tunesmith.models.world import join, started_as
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -33,18 +36,23 @@ def add(commands: Commands) -> None:
     parser.add_argument("--dry-run", action="store_true", help=text)
     text = "overwrite an earlier run in this folder, and continue despite severe data errors"
     parser.add_argument("--force", action="store_true", help=text)
+    text = "share the work among N processes of this machine, with the same rows in each step (default: 1)"
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help=text)
     add_schema(parser, "tunesmith.report.schema")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Tune and print the result; return 1 if a gate of the recipe is violated."""
+    if args.processes < 1:
+        raise UsageError(f"--processes: expected an integer >= 1, got {args.processes}; use 1 for a single process")
+    if args.processes > 1 and started_as()[1] == 1 and not args.dry_run:
+        return launch(args.processes, args.words)
     # Whatever can be judged without torch is judged before the imports that take seconds.
-    from tunesmith.pipelines.tune.remote_run import local_run
     from tunesmith.training.read import check_rows, check_settings
     from tunesmith.training.run_folder import earlier_run
 
-    args.out = local_run(args.out)
+    args.out = _folder(args.out)
     folder = not (args.force or args.dry_run)
 
     def check(recipe: Recipe) -> None:
@@ -64,8 +72,11 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.tune.tune import tune_recipe
     from tunesmith.training.run_folder import delete_run
 
-    if args.force and (deleted := delete_run(recipe, args.out)):
-        log(f"deleted the run in {deleted}")
+    world = join()
+    if args.force:
+        with world.first():
+            if world.leads and (deleted := delete_run(recipe, args.out)):
+                log(f"deleted the run in {deleted}")
     hush()
     with work() as callbacks:
         done = tune_recipe(recipe, out=args.out, callbacks=callbacks, offline=args.offline)
@@ -74,6 +85,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(done)
     return verdict(done.folder, done.report.broken_gates)
+
+
+def _folder(out: Path | None) -> Path | None:
+    """Return the folder to work in; a copy of a remote one is made by the first process for all."""
+    from tunesmith.pipelines.tune.remote_run import local_run
+
+    if started_as()[1] == 1:
+        return local_run(out)
+    return Path(join().lead(lambda: str(local_run(out)))) if out and remote_url(out) else out
 
 
 def verdict(folder: str | Path, broken_gates: Sequence[str]) -> int:

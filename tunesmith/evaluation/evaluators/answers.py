@@ -30,6 +30,7 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.task_scores import BESIDE, ArmScore, Score, TaskScore, arms, score, task_score
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import current_world
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.phases import phase
 from tunesmith.training.prepare import TrainingContext
@@ -70,7 +71,7 @@ class AnswerEvaluator:
         answers = prompter.answer(train=split.train, validation=split.validation, test=test)
         controls = frozen_head_control(prepared, prompter.model(), test) if prepared.recipe.controls else {}
         with phase("baselines"):
-            ways = baselines(prepared, test)
+            ways = current_world().lead(lambda: baselines(prepared, test))
         return AnswerPredictions(answers, ways, controls)
 
     def predict(self, model: LocalModel) -> AnswerPredictions:

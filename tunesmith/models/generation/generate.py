@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +28,7 @@ from tunesmith.models.families import slides
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import current_world
 from tunesmith.progress import measuring, track
 
 # Rows decoded together, and the prompt tokens whose keys and values stay in memory until all of them have ended.
@@ -134,8 +135,18 @@ def generate_within(
         template: supplies the stop tokens and decodes for stop strings.
 
     Returns:
-        Completions in the order of the prompts.
+        Completions in the order of the prompts. Of several processes, each generates a share of them.
     """
+    world = current_world()
+    if world.size > 1:
+
+        def share(mine: list[int]) -> list[Any]:
+            own, limits = [prompts[i] for i in mine], [longest[i] for i in mine]
+            return list(map(astuple, generate_within(policy, own, limits, sampling=sampling, template=template)))
+
+        costs = [len(prompt) + limit for prompt, limit in zip(prompts, longest, strict=True)]
+        found = world.map(range(len(prompts)), share, costs=costs)
+        return [AnswerIds(ids, finished, tuple(end), tuple(logs)) for ids, finished, end, logs in found]
     completions = [AnswerIds([], False)] * len(prompts)
     by_limit = defaultdict[int, list[int]](list)
     for i, limit in enumerate(longest):
@@ -392,6 +403,15 @@ def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequenc
     Returns:
         Log-probabilities [B, O] in nats, summed over the tokens of an option.
     """
+    world = current_world()
+    if world.size > 1:
+
+        def share(mine: list[int]) -> list[Any]:
+            own: list[Any] = option_scores(policy, [prompts[i] for i in mine], [options[i] for i in mine]).tolist()
+            return own
+
+        costs = [len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, options, strict=True)]
+        return torch.tensor(world.map(range(len(prompts)), share, costs=costs))
     if not policy.packs:
         return _cached_option_scores(policy, prompts, options)
     shared = common(prompts)

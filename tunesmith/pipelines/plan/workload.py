@@ -28,7 +28,7 @@ COUNTED = 24
 TFIDF_BYTES = 100e6
 CHARACTER_BYTES = 200.0
 # Forward passes over as many tokens as are learned, if policy and reference model read mismatched completions in each
-# step (`PreferenceLearner.prepare_step`).
+# step (`PreferenceLearner.step_sums`).
 READINGS = 2
 
 

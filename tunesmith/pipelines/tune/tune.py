@@ -26,6 +26,7 @@ from tunesmith.evaluation.diagnostics import (
     shuffled_labels,
 )
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, MultitaskEvaluator, evaluator_for
+from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
 from tunesmith.evaluation.thinking import ThinkingAnswers, answer_both_ways, no_ledger, thinking_ledger
 from tunesmith.events import EventHandler, Note, StageStarted
@@ -35,6 +36,7 @@ from tunesmith.inference.saved_model import save_model
 from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import alone, current_world, join
 from tunesmith.phases import phase, timing
 from tunesmith.pipelines.certify.certify import certificate_of
 from tunesmith.pipelines.plan.predict_run import predict_run, prediction_line
@@ -102,7 +104,8 @@ def tune_recipe(
 ) -> Run:
     """Tune a model, compare it with its base on the same test rows, and write the run folder.
 
-    Resumes an unfinished run of the same recipe. A finished run is not repeated.
+    Resumes an unfinished run of the same recipe. A finished run is not repeated. In each of several processes that
+    `torchrun` started, this takes a share of the work; only the first one writes.
 
     Args:
         recipe: everything that defines the run.
@@ -117,25 +120,30 @@ def tune_recipe(
         TunesmithError: the recipe, the rows or the model cannot be used, or nothing can be learned.
         Interrupted: `callbacks.should_stop` returned true; the last finished step is saved.
     """
+    world = join()
     folder = open_run(recipe, out)
-    if not folder.finished:
-        with exclusive_lock(folder.path), copied(out, callbacks) as callbacks:
-            folder = open_run(recipe, out)  # another process may have finished it before this one got the lock
-            if not folder.finished:
+    if not world.broadcast(folder.finished):
+        with exclusive_lock(folder.path), copied(out if world.leads else None, callbacks) as callbacks:
+            folder = open_run(recipe, out)  # another run may have finished it before this one got the lock
+            if not world.broadcast(folder.finished):
                 return Run(folder.path, _run_steps(recipe, folder, callbacks, offline=offline))
     _reward_digests(recipe, folder, callbacks.on_event)
-    if not (folder.path / "report.html").exists():  # the process was killed between the report and its page
-        write_reports(folder.path)
-    drop_checkpoints(folder.path)
+    with world.first():
+        if not (folder.path / "report.html").exists():  # the process was killed between the report and its page
+            write_reports(folder.path)
+        drop_checkpoints(folder.path)
     return Run(folder.path, read_report(folder.path), reused=True)
 
 
 def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: bool) -> Report:
     """Run all steps. Each one reuses what it finds in the run folder, so that an interrupted run resumes."""
     started, resumed = time.perf_counter(), folder.started
-    clock = RunClock(callbacks.on_event, numbered_phases(recipe))
+    clock, world = RunClock(callbacks.on_event, numbered_phases(recipe)), current_world()
     with timing(clock.phases):
         results = _results(recipe, folder, replace(callbacks, on_event=clock), clock, offline=offline)
+        if results is None:
+            world.barrier()
+            return read_report(folder.path)
         results = replace(results, clock=clock, resumed=resumed)
         clock.start(REPORT)
         with phase("saving"):
@@ -147,13 +155,16 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
             write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
             write_reports(folder.path)
             drop_checkpoints(folder.path)
+    world.barrier()
     record(clock, results.prepared, seconds=time.perf_counter() - started, resumed=resumed)
     return report
 
 
-def _results(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: RunClock, *, offline: bool) -> RunResults:
-    """Evaluate the base model, train it, and evaluate it again."""
-    on_event = callbacks.on_event
+def _results(
+    recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: RunClock, *, offline: bool
+) -> RunResults | None:
+    """Evaluate the base model, train it, and evaluate it again; of several processes, the first has the results."""
+    on_event, world = callbacks.on_event, current_world()
     clock.start(PREPARE)
 
     # Prepare: read and encode the rows, load the base model, and record what the run must resume with.
@@ -162,17 +173,20 @@ def _results(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: Run
         prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline)
         recipe, base = prepared.recipe, prepared.base
         folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
-        save_recipe(recipe, folder.path / "recipe.yaml")
+        if world.leads:
+            save_recipe(recipe, folder.path / "recipe.yaml")
         prepared = with_contamination_check(prepared, on_event=on_event, offline=offline)
-    prepared = prepared.map_tasks(
-        lambda name, task: with_own_thoughts(task, task_dir(folder.path, name), on_event=on_event)
-    )
-    with phase("model check"):
-        certificate = certificate_of(base, on_event=on_event)
-    prediction = _predict(prepared, folder.path, clock)
-    if TEXTS in clock.names:
-        clock.start(TEXTS)
-        prepared = _prepare_texts(prepared, folder.path, callbacks, offline=offline)
+    # What is kept in files is computed by the first process and read by the others.
+    with world.first():
+        prepared = prepared.map_tasks(
+            lambda name, task: with_own_thoughts(task, task_dir(folder.path, name), on_event=on_event)
+        )
+        with phase("model check"):
+            certificate = certificate_of(base, on_event=on_event)
+        prediction = _predict(prepared, folder.path, clock) if world.leads else None
+        if TEXTS in clock.names:
+            clock.start(TEXTS)
+            prepared = _prepare_texts(prepared, folder.path, callbacks, offline=offline)
 
     # Evaluate the base model before any of its parameters changes.
     evaluator = evaluator_for(EvalSet.of(prepared))
@@ -195,20 +209,16 @@ def _results(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: Run
         on_event(StageStarted(f"{len(prepared.test)} test rows"))
         fit_calibration(prepared, model)
         tuned = evaluator.predict(model)
-    general = None
-    if snapshot.general:
-        on_event(StageStarted("general ability of the tuned model"))
-        with phase("general ability after"):
-            window, extent = general_window(prepared), prepared.recipe.retention
-            after = measure(trained.policy, prepared.template, window=window, extent=extent)
-            general = retention(snapshot.general, after)
+    general = _general_after(prepared, trained.policy, snapshot.general, on_event)
     ledger = None
     if snapshot.thinking is not None:
         with phase("thinking after"):
             after_tuning = _think(prepared, model, on_event)
         ledger = thinking_ledger(prepared, base=snapshot.thinking, tuned=after_tuning)
+    if not world.leads:
+        return None
     base_predictions = TypeAdapter(evaluator.shape).validate_python(snapshot.predictions)
-    with phase("diagnostics"):
+    with phase("diagnostics"), alone():
         diagnostics = evaluator.diagnose(prepared, model, base=base_predictions, tuned=tuned)
     return RunResults(
         prepared=prepared,
@@ -292,8 +302,8 @@ def _evaluate_base(
     prepared: TrainingContext, folder: RunFolder, evaluator: Evaluator[Any], clock: RunClock
 ) -> BaselineSnapshot:
     """Return the predictions and the general ability of the base model, computed once for each run folder."""
-    path = folder.path / "before.json"
-    if path.exists():
+    path, world = folder.path / "before.json", current_world()
+    if world.broadcast(path.exists()):
         return read_page(path, BaselineSnapshot)
     with phase("base scoring"):
         if prepared.recipe.objective.samples_completions:  # first, because generating all test answers takes long
@@ -315,8 +325,21 @@ def _evaluate_base(
         general=general,
         thinking=thinking,
     )
-    write_whole(path, snapshot.model_dump_json())
+    if world.leads:
+        write_whole(path, snapshot.model_dump_json())
     return snapshot
+
+
+def _general_after(
+    prepared: TrainingContext, policy: Policy, before: GeneralAbility | None, on_event: EventHandler
+) -> Retention | None:
+    """Compare the general ability of the tuned model with that of the base model, if that was measured."""
+    if before is None:
+        return None
+    on_event(StageStarted("general ability of the tuned model"))
+    with phase("general ability after"):
+        window, extent = general_window(prepared), prepared.recipe.retention
+        return retention(before, measure(policy, prepared.template, window=window, extent=extent))
 
 
 def _think(prepared: TrainingContext, model: LocalModel, on_event: EventHandler) -> ThinkingAnswers:

@@ -1,0 +1,232 @@
+"""What `test_processes.py` runs, here in one process and, started as a module, in each of several."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.golden import runs
+from tests.tiny import tiny_decoder, tiny_encoder
+from tunesmith.config import make_recipe
+from tunesmith.data.examples.types import Example
+from tunesmith.events import Event, StepFinished, ignore, journal_record
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.scoring import row_scores
+from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.world import current_world, join
+from tunesmith.training import fit, train_state
+from tunesmith.training.batches import batches_of
+from tunesmith.training.callbacks import Callbacks, Interrupted
+from tunesmith.training.optim import make_plan
+from tunesmith.training.prepare import TrainingContext, prepare
+from tunesmith.training.reference_logprobs import precompute_reference_logprobs
+from tunesmith.training.train import adapted_policy, base_policy, learner_of, train, validation_losses
+
+CHATS = {"kind": "instruct", "max_new_tokens": 8}
+OBJECTIVES: dict[str, tuple[str, Any]] = {
+    "classify": ("reviews", {"kind": "classify", "output": "linear"}),
+    "instruct": ("answers", CHATS),
+    "domain": ("pages", "domain"),
+    "dpo": ("pairs", {"kind": "preference", "loss": "dpo"}),
+    "kto": ("thumbs", {"kind": "preference", "loss": "kto"}),
+    "reward": ("pairs", "reward"),
+    "grpo": ("answers", runs.RL),
+    "multitask": ("answers", {"kind": "multitask", "tasks": runs.TASKS}),
+}
+TECHNIQUES: dict[str, Any] = {
+    "full": "full",
+    "lora": {"kind": "lora", "rank": 4},
+    "qlora": {"kind": "qlora", "rank": 4},
+    "prompt": {"kind": "prompt", "tokens": 4},
+    "prefix": {"kind": "prefix", "tokens": 4},
+}
+# Objective, technique, model and rows per step. 7 of 28 rows: LPT deals three and four. 1: one process has none.
+CASES = {f"{goal} {way}": (goal, way, "llama", 7) for goal in OBJECTIVES for way in TECHNIQUES}
+CASES |= {
+    "encoder head": ("classify", "full", "bert", 7),
+    "hidden words": ("domain", "lora", "bert", 7),
+    "uneven last step": ("instruct", "lora", "llama", 9),
+    "a process without rows": ("instruct", "lora", "llama", 1),
+    "a process without rows, kto": ("kto", "lora", "llama", 1),
+    "a process without pairs": ("dpo", "lora", "llama", 1),
+    "a process without prompts": ("grpo", "full", "llama", 1),
+}
+STEPS = 3
+
+
+def write_rows(folder: Path) -> None:
+    """Write the tiny models and all files of rows that the cases read from the working folder."""
+    tiny_decoder(folder / "llama", "llama")
+    tiny_encoder(folder / "bert", "bert")
+    for name in ("reviews", "answers", "pages", "pairs", "thumbs"):
+        runs.write_jsonl(folder / f"{name}.jsonl", getattr(runs, name)(40))
+    for task, rows in {"mood": runs.reviews, "count": runs.answers, "liked": runs.pairs}.items():
+        runs.write_jsonl(folder / f"{task}.jsonl", rows())
+    (folder / "rules.py").write_text(runs.REWARD, encoding="utf-8")
+
+
+def prepared(goal: str, way: str, model: str, rows: int, **schedule: Any) -> TrainingContext:
+    """Prepare a recipe in the working folder."""
+    file, objective = OBJECTIVES[goal]
+    raw: dict[str, Any] = {"model": model, "objective": objective, "technique": TECHNIQUES[way]}
+    raw["schedule"] = {"learning_rate": 0.01, "batch_rows": max(rows, 3 if goal == "multitask" else 1), **schedule}
+    raw["machine"] = {"device": "cpu", "dtype": "float32", "threads": 1}
+    raw["data"] = {"max_tokens": 48 if goal == "domain" else 256}
+    if goal != "multitask":
+        raw["data"]["train"] = f"{file}.jsonl"
+    recipe, _ = make_recipe(raw, place="test")
+    return prepare(recipe, on_event=ignore, offline=True)
+
+
+def three_steps(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Take three steps of a case; return the records, and the first gradients and the last parameters."""
+    goal, way, model, rows = CASES[name]
+    context = prepared(goal, way, model, rows)
+    context = context.map_tasks(
+        lambda task, own: precompute_reference_logprobs(
+            own, folder / "references" / task, policy=base_policy(own), on_event=ignore
+        )
+    )
+    policy = adapted_policy(context)
+    chance = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # away from the start, so that no gradient and no divergence is zero
+        for _, value in policy.trainable():
+            value.add_(torch.randn(value.shape, generator=chance), alpha=0.05)
+    records: list[Mapping[str, Any]] = []
+    gradients: list[dict[str, Tensor]] = []
+    take = fit.optimizer_step
+
+    def recorded(own: Any, optimizer: torch.optim.Optimizer, *, clip: float) -> float:
+        found = {name: value.grad for name, value in own.trainable() if value.grad is not None}
+        gradients.append({f"gradient {name}": grad.clone() for name, grad in found.items()})
+        return take(own, optimizer, clip=clip)
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepFinished):
+            records.append(journal_record(event))
+
+    plan = replace(make_plan(context.recipe, policy, rows=len(context.train)), steps=STEPS, eval_steps=0, save_steps=0)
+    batches = batches_of(context)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "optimizer_step", recorded)
+        fit.Trainer(
+            policy, learner_of(context), batches, plan=plan, folder=folder / "run", callbacks=Callbacks(on_event)
+        ).run()
+    learners = {task: learner_of(own) for task, own in context.tasks.items()}
+    facts = {
+        "records": records,
+        "validation": validation_losses(context, policy, learners),
+        "batches": current_world().gather([len(batches.window(step)) for step in range(4)]),
+    }
+    tensors = {name: value.detach().contiguous() for name, value in policy.trainable()}
+    return facts, gradients[0] | tensors
+
+
+def answers(folder: Path) -> dict[str, Any]:
+    """Generate, score and embed with a tiny model."""
+    context = prepared("instruct", "lora", "llama", 7)
+    model = LocalModel(base_policy(context), context.template, context.recipe.objective, 96)
+    model.policy.train(False)
+    examples: list[Example] = context.test
+    chats = [example.messages[:-1] for example in examples]  # type: ignore[attr-defined]
+    found: dict[str, Any] = {}
+    for name, sampling in {"greedy": Sampling(12), "sampled": Sampling(12, temperature=1.0, seed=3)}.items():
+        found[name] = [reply.text for reply in model.replies(chats, sampling=sampling)]
+    found["options"] = model.options(chats, ["it is 1", "it is 2", "no"]).tolist()
+    found["scores"] = row_scores(model.policy, model.objective, context.train)
+    found["states"] = model.embed([chat[-1].content for chat in chats]).tolist()
+    return found
+
+
+def resumable(folder: Path, *, stop: int = 0) -> None:
+    """Train a run whose two rows per step are a micro-batch each; with `stop`, only so many steps."""
+    taken = 0
+
+    def stops() -> bool:
+        nonlocal taken
+        taken += 1
+        return taken == stop
+
+    folder.mkdir(parents=True, exist_ok=True)
+    context = prepared("instruct", "lora", "llama", 2, batch_tokens=1, epochs=0.5, probe=False)
+    try:
+        policy = train(context, folder, callbacks=Callbacks(should_stop=stops)).policy
+    except Interrupted:
+        return
+    if current_world().leads:
+        save_file(train_state.trainable_state(policy), folder / "end.safetensors")
+
+
+def killed_while_saving(folder: Path) -> None:
+    """Train, and die in the middle of the second checkpoint."""
+    save = train_state.save_tensors
+    saved = 0
+
+    def dying(tensors: Mapping[str, Tensor], path: Path) -> None:
+        nonlocal saved
+        save(tensors, path)
+        saved += "last" in str(path)
+        if saved == 3:  # parameters, optimizer; parameters
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_state.save_tensors = dying  # type: ignore[assignment]
+    folder.mkdir(parents=True, exist_ok=True)
+    context = prepared("instruct", "lora", "llama", 2, batch_tokens=1, epochs=0.5, probe=False, save_steps=2)
+    train(context, folder, callbacks=Callbacks())
+
+
+def start(folder: Path, *words: str, count: int = 2) -> list[subprocess.Popen[str]]:
+    """Start the processes as `tune --processes` does."""
+    children = []
+    meeting = folder / f"meeting-{'-'.join(words)}"
+    for rank in range(count):
+        env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+        env |= {"LOCAL_WORLD_SIZE": str(count), "TUNESMITH_RENDEZVOUS": f"file://{meeting}"}
+        env |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "TUNESMITH_CACHE": str(folder / "cache")}
+        command = [sys.executable, "-W", "ignore", "-m", "tests.training.processes", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        children.append(subprocess.Popen(command, env=env, cwd=folder, **pipes))  # type: ignore[call-overload]
+    return children
+
+
+def all_cases(folder: Path) -> None:
+    """Run every case and keep what the first process found."""
+    facts: dict[str, Any] = {}
+    for name in CASES:
+        facts[name], tensors = three_steps(name, folder / name)
+        if current_world().leads:
+            save_file(tensors, folder / f"{name}.safetensors")
+    facts["answers"] = answers(folder)
+    resumable(folder / "whole")
+    resumable(folder / "2 to 2", stop=2)
+    resumable(folder / "2 to 2")
+    resumable(folder / "2 to 1", stop=2)
+    resumable(folder / "1 to 2")
+    if current_world().leads:
+        (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Read what the first process kept of a case."""
+    return load_file(folder / f"{name}.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    join()
+    {"cases": all_cases, "killed": lambda place: killed_while_saving(place / "killed")}[sys.argv[1]](Path.cwd())

@@ -1,0 +1,115 @@
+"""The processes of one run on this machine: starting them, and what each of them prints.
+
+The processes are the same command with the variables that `torchrun` sets, so that a cluster can start them instead.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
+
+from tunesmith.data.cpu_count import cores
+from tunesmith.models.world import RENDEZVOUS, current_world, started_as
+
+# Seconds that processes have to end by themselves after one of them has failed, before they are told to, and then.
+GRACE = 10.0
+INTERVAL = 0.05
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+
+
+def launch(count: int, words: Sequence[str]) -> int:
+    """Run a command in several processes of this machine, which talk over the loopback interface only.
+
+    Args:
+        count: number of processes.
+        words: arguments of the command.
+
+    Returns:
+        The exit code of the first process that failed; 0 if none did.
+    """
+    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+        shared = {
+            **os.environ,
+            RENDEZVOUS: f"file://{folder}/rendezvous",
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores() // count or 1)),
+            "GLOO_SOCKET_IFNAME": LOOPBACK,
+            "NCCL_SOCKET_IFNAME": LOOPBACK,
+        }
+        command = [sys.executable, "-m", "tunesmith", *words]
+        children = [
+            subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, process_group=0)
+            for rank in range(count)
+        ]
+        with _forwarding(children):
+            try:
+                return _first_failure(children)
+            finally:
+                for child in children:
+                    if child.poll() is None:
+                        child.kill()
+
+
+def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for all processes; return the exit code of the first that failed, after which the others are ended."""
+    failed, since = 0, 0.0
+    stages = [signal.SIGTERM, signal.SIGKILL]
+    while running := [child for child in children if child.poll() is None]:
+        if not failed and (failed := next((child.returncode for child in children if child.returncode), 0)):
+            since = time.monotonic()
+        if failed and stages and time.monotonic() - since > GRACE:
+            for child in running:
+                child.send_signal(stages[0])
+            del stages[0]
+            since = time.monotonic()
+        time.sleep(INTERVAL)
+    failed = failed or next((child.returncode for child in children if child.returncode), 0)
+    return 128 - failed if failed < 0 else failed
+
+
+@contextmanager
+def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Pass SIGINT and SIGTERM on to the processes, which decide when to stop."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def silence_followers() -> TextIO | None:
+    """Send the output of every process but the first to nowhere; return the former stderr, None for the first."""
+    if started_as()[0] == 0:
+        return None
+    kept = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    return kept
+
+
+def reports_error() -> bool:
+    """Return whether this process reports the error that ends it: of several, the first one to ask.
+
+    The first process has a moment's lead, because most errors are the same in all of them.
+    """
+    rank, _ = started_as()
+    if rank:
+        time.sleep(1.0)
+    return current_world().claim("error") if current_world().size > 1 else rank == 0

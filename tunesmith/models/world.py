@@ -1,0 +1,280 @@
+"""The processes of one run: which one this is, and what they exchange.
+
+A run in one process has the default `World`, whose methods return what they are given; it imports no
+`torch.distributed`. Processes are started by `tunesmith tune --processes N`, by `torchrun` or by a cluster; each calls
+`join` and then runs the same code on its share of the rows.
+
+    world = join()
+    parts = world.collect(lambda: loss_of(my_rows))  # by rank, equal in all processes
+
+Values travel as JSON, never pickled. The world is a context variable and not a parameter, like the receiver of
+`tunesmith.progress`: rows are dealt out where answers are generated and scored, below many signatures.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tunesmith import errors
+from tunesmith.errors import ProcessError, TunesmithError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Where the processes of `tune --processes` meet: a file, so that no port is opened for it.
+RENDEZVOUS = "TUNESMITH_RENDEZVOUS"
+# The first process may compute alone for hours. One that ends is noticed by its closed connections, not by this limit.
+PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes of a run, seen from one of them."""
+
+    rank: int = 0  # of this process
+    size: int = 1  # number of processes
+    local_rank: int = 0  # of this process on its machine
+    local_size: int = 1  # processes on this machine
+    store: Any = None  # torch's store, for what must work while processes end
+
+    @property
+    def leads(self) -> bool:
+        """Return whether this is the first process, the only one that writes, locks and prints."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Return the JSON value of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        import torch
+        from torch import distributed
+
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with _peers():
+            distributed.all_gather(sizes, torch.tensor([len(data)]))
+            padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+            padded[: len(data)] = data
+            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            distributed.all_gather(parts, padded)
+        return [json.loads(bytes(part[: int(size)].tolist())) for part, size in zip(parts, sizes, strict=True)]
+
+    def collect(self, compute: Callable[[], T]) -> list[T]:
+        """Compute a JSON value in every process and return all of them, by rank.
+
+        Args:
+            compute: the share of this process; must not exchange anything itself.
+
+        Raises:
+            TunesmithError: of the first process that failed, in all of them.
+        """
+        if self.size == 1:
+            return [compute()]
+        value, failure = None, None
+        try:
+            value = compute()
+        except TunesmithError as error:
+            failure = (type(error).__name__, str(error))
+        results = self.gather((value, failure))
+        for _, failed in results:
+            if failed is not None:
+                kind, text = failed
+                raise getattr(errors, kind, TunesmithError)(text)
+        return [found for found, _ in results]  # type: ignore[misc]
+
+    def lead(self, compute: Callable[[], T]) -> T:
+        """Compute a JSON value in the first process and return it in all."""
+        with alone():
+            return self.collect(compute if self.leads else lambda: None)[0]  # type: ignore[return-value]
+
+    def broadcast(self, value: T) -> T:
+        """Return the JSON value of the first process."""
+        return self.gather(value)[0]
+
+    def any(self, flag: bool) -> bool:
+        """Return whether a flag is set in any process."""
+        return any(self.gather(flag))
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.gather(None)
+
+    @contextmanager
+    def first(self, *, of_machine: bool = False) -> Iterator[None]:
+        """Run the block in the first process, then in the others, which find the files that it has written.
+
+        Args:
+            of_machine: begin in the first process of each machine, for files that the machines do not share.
+        """
+        begins = self.leads if not of_machine else self.local_rank == 0
+        if not begins:
+            self.barrier()
+        with alone():
+            yield
+        if begins:
+            self.barrier()
+
+    def share(self, costs: Sequence[float]) -> list[int]:
+        """Return the indices of the items that this process works on; every item is dealt to one process.
+
+        Each item, the most expensive first, goes to the process with the least work so far (Graham 1969).
+
+        Args:
+            costs: cost of each item.
+        """
+        if self.size == 1:
+            return list(range(len(costs)))
+        work = [(0.0, rank) for rank in range(self.size)]
+        mine = []
+        for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+            load, rank = heapq.heappop(work)
+            heapq.heappush(work, (load + costs[index], rank))
+            if rank == self.rank:
+                mine.append(index)
+        return sorted(mine)
+
+    def map(
+        self, items: Sequence[T], compute: Callable[[list[T]], list[R]], *, costs: Sequence[float] | None = None
+    ) -> list[R]:
+        """Deal out items, compute a JSON value for each, and return all of them in all processes, in order.
+
+        Args:
+            items: the items.
+            compute: returns a value for each of some items, not dependent on which ones.
+            costs: cost of each item; by default all are equal.
+        """
+        if self.size == 1:
+            return compute(list(items))
+        costs = [1.0] * len(items) if costs is None else costs
+        mine = self.share(costs)
+
+        def part() -> list[tuple[int, R]]:
+            return list(zip(mine, compute([items[i] for i in mine]), strict=True)) if mine else []
+
+        with alone():
+            parts = self.collect(part)
+        found = {index: value for part in parts for index, value in part}
+        return [found[i] for i in range(len(items))]
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of plain parameters over all processes, in one exchange.
+
+        Args:
+            parameters: the trainable parameters, the same in every process. A process without a micro-batch adds
+                zeros; a parameter that no process uses keeps no gradient, so that nothing decays it.
+        """
+        if self.size == 1:
+            return
+        import torch
+        from torch import distributed
+
+        parameters = list(parameters)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        used = gradients[0].new_tensor([p.grad is not None for p in parameters])
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), used])
+        with _peers():
+            distributed.all_reduce(flat)
+        *totals, used = flat.split([*(gradient.numel() for gradient in gradients), len(parameters)])
+        for parameter, total, uses in zip(parameters, totals, used.tolist(), strict=True):
+            parameter.grad = total.view_as(parameter) if uses else None
+
+    def align(self, parameters: Iterable[Tensor]) -> None:
+        """Give every process the values that the parameters have in the first one."""
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        with _peers():
+            for parameter in parameters:
+                distributed.broadcast(parameter.detach(), src=0)
+
+    def claim(self, name: str) -> bool:
+        """Return whether this is the first process to call this with a name; works while other processes end."""
+        if self.store is None:
+            return True
+        try:
+            return bool(self.store.add(name, 1) == 1)
+        except RuntimeError:  # the store has ended with the process that holds it
+            return False
+
+
+def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Add up values by name; a part may lack some of the names."""
+    totals: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            totals[name] = totals.get(name, 0) + value
+    return totals
+
+
+_WORLD: ContextVar[World] = ContextVar("world", default=World())  # noqa: B039 - frozen
+
+
+def current_world() -> World:
+    """Return the processes of the present run; a single one unless `join` found more."""
+    return _WORLD.get()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Run the block as if this process were the only one."""
+    token = _WORLD.set(World())
+    try:
+        yield
+    finally:
+        _WORLD.reset(token)
+
+
+def started_as() -> tuple[int, int]:
+    """Return rank and number of processes as `torchrun` or `tune --processes` tell them; (0, 1) for a single one."""
+    known = RENDEZVOUS in os.environ or "MASTER_ADDR" in os.environ
+    if not known or "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join() -> World:
+    """Connect with the other processes of this run, if it was started with several, and return all of them.
+
+    Raises:
+        ProcessError: they cannot be reached.
+    """
+    rank, size = started_as()
+    if size == 1 or current_world().size > 1:
+        return current_world()
+    import torch
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with _peers("cannot reach the other processes of this run"):
+        store, rank, size = next(rendezvous(os.environ.get(RENDEZVOUS, "env://"), rank, size))
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    world = World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), store)
+    _WORLD.set(world)
+    return world
+
+
+@contextmanager
+def _peers(problem: str = "another process of this run has ended") -> Iterator[None]:
+    """Raise ProcessError where the other processes cannot be reached."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        if errors.out_of_memory(error):
+            raise
+        raise ProcessError(f"{problem}; run the same command again to resume") from error
