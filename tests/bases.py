@@ -6,8 +6,9 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tunesmith.data.examples.types import Chat, LabelledText, Pair
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.events import Event, Resumed, journal_record
-from tunesmith.models.batch import Batch
+from tunesmith.models.batch import Batch, collate, mismatched
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions
 from tunesmith.models.policy import Policy
@@ -109,6 +110,11 @@ def pairs(count: int) -> list[Pair]:
 def tokens(ids: Sequence[int], learn: str) -> Tokens:
     """Ids with a mask written as `..xx`."""
     return Tokens(list(ids), [mark == "x" for mark in learn])
+
+
+def with_mismatched(rows: Sequence[Encoded]) -> Batch:
+    """The rows of a step as one batch, with the completions of others that KTO compares with."""
+    return replace(collate(rows), mismatched=tuple(chain(*mismatched(rows))))
 
 
 def gradients(made: Policy) -> dict[str, Tensor]:

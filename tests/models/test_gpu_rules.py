@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 
-from tests.bases import LORA, OPENING, base, chats, documents, encoded, folder, pairs, policy, template
+from tests.bases import LORA, OPENING, base, chats, documents, encoded, folder, pairs, policy, template, with_mismatched
 from tests.objectives.test_online_rl import practice, prompts
 from tunesmith.data.examples.types import LabelledText, UnpairedPreference
 from tunesmith.models.batch import Batch, collate, mean_metrics
@@ -255,7 +255,9 @@ def kto() -> tuple[Learner, list[Batch]]:
         UnpairedPreference(f"r:{i}", c.messages[:1], c.messages[1].content, i % 2 == 0) for i, c in enumerate(chats())
     ]
     objective = Preference().bind(rated, "decoder")
-    return objective.make_learner(), [collate([objective.encode(e, template("llama"), limit=200) for e in rated])]
+    return objective.make_learner(), [
+        with_mismatched([objective.encode(e, template("llama"), limit=200) for e in rated])
+    ]
 
 
 def classify() -> tuple[Learner, list[Batch]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tests.bases import LORA, chats, documents, encoded, gradients, pairs, policy, template
+from tests.bases import LORA, chats, documents, encoded, gradients, pairs, policy, template, with_mismatched
 from tests.objectives.test_online_rl import practice, prompts
 from tests.tiny import ENCODERS
 from tunesmith.data.examples.types import UnpairedPreference
@@ -107,7 +107,8 @@ def kto() -> tuple[Learner, list[Batch]]:
         UnpairedPreference(f"r:{i}", c.messages[:1], c.messages[1].content, i % 2 == 0) for i, c in enumerate(chats())
     ]
     objective = Preference().bind(examples, "decoder")
-    return objective.make_learner(), [collate([objective.encode(e, template("llama"), limit=200) for e in examples])]
+    rows = [objective.encode(e, template("llama"), limit=200) for e in examples]
+    return objective.make_learner(), [with_mismatched(rows)]
 
 
 def grpo() -> tuple[Learner, list[Batch]]:

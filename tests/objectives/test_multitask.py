@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import pytest
 import torch
 
-from tests.bases import base, chats, farthest, gradients, labelled, pairs, policy, template
+from tests.bases import base, chats, farthest, gradients, labelled, pairs, policy, template, with_mismatched
 from tunesmith.data.examples.types import Example
-from tunesmith.models.batch import Batch, collate, mismatched
+from tunesmith.models.batch import Batch, collate
 from tunesmith.objectives import Classify, Instruct, Multitask, Preference
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Full, Lora
@@ -83,7 +82,7 @@ def test_a_task_asks_the_start_of_full_tuning_not_the_network_as_it_is():
     made = Full().adapt(base("llama").network, family="decoder", keep_reference=True)
     part = objective.tasks["likes"].objective
     rows = [part.encode(pair, template("llama"), limit=512) for pair in pairs(3)]
-    own = replace(collate(rows), task="likes", mismatched=tuple(chain(*mismatched(rows))))
+    own = replace(with_mismatched(rows), task="likes")
     start = made.reference_logprobs(own)
     with torch.no_grad():
         for _, value in made.trainable():

@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 import torch
 
-from tests.bases import LORA, farthest, gradients, pairs, policy, template
+from tests.bases import LORA, farthest, gradients, pairs, policy, template, with_mismatched
 from tunesmith.data.examples.types import Pair, UnpairedPreference
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.messages import Message
@@ -128,8 +128,7 @@ def test_the_first_loss_of_dpo_is_the_logarithm_of_two_for_each_pair():
 def test_kto_takes_a_pair_for_two_thumbs_and_asks_the_start_about_other_answers():
     objective = Preference(loss="kto").bind(pairs(3), "decoder")
     made = policy("llama", LORA, lively=0.2)
-    rows = [objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)]
-    batch = replace(collate(rows), mismatched=tuple(chain(*mismatched(rows))))
+    batch = with_mismatched([objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)])
     start = made.reference_logprobs(batch)
     (shifted,) = prepare_batches(made, objective.make_learner(), [batch])
     assert shifted.reference is not None

@@ -19,7 +19,7 @@ from typing import TextIO
 from tunesmith.data.cpu_count import cores
 from tunesmith.models.world import RENDEZVOUS, current_world, started_as
 
-# Seconds that processes have to end by themselves after one of them has failed, before they are told to, and then.
+# Seconds that processes have to end by themselves after one of them has failed, and then after SIGTERM.
 GRACE = 10.0
 INTERVAL = 0.05
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"

@@ -1,6 +1,6 @@
 """Scores of rows: by the head of a network, or by the likelihood of their answers.
 
-Rows run in batches of similar length, the longest first, dealt out to the processes of a run; results are in the order
+Rows run in batches of similar length, the longest first, split over the processes of a run; results are in the order
 of the rows. Letters: N rows, K labels, D hidden width.
 """
 

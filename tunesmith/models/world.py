@@ -8,7 +8,7 @@ A run in one process has the default `World`, whose methods return what they are
     parts = world.collect(lambda: loss_of(my_rows))  # by rank, equal in all processes
 
 Values travel as JSON, never pickled. The world is a context variable and not a parameter, like the receiver of
-`tunesmith.progress`: rows are dealt out where answers are generated and scored, below many signatures.
+`tunesmith.progress`: rows are split where answers are generated and scored, below many signatures.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class World:
             self.barrier()
 
     def share(self, costs: Sequence[float]) -> list[int]:
-        """Return the indices of the items that this process works on; every item is dealt to one process.
+        """Return the indices of the items that this process works on; every item goes to one process.
 
         Each item, the most expensive first, goes to the process with the least work so far (Graham 1969).
 
@@ -147,7 +147,7 @@ class World:
     def map(
         self, items: Sequence[T], compute: Callable[[list[T]], list[R]], *, costs: Sequence[float] | None = None
     ) -> list[R]:
-        """Deal out items, compute a JSON value for each, and return all of them in all processes, in order.
+        """Split items over the processes, compute a JSON value for each, and return all in all processes, in order.
 
         Args:
             items: the items.
@@ -237,7 +237,7 @@ def alone() -> Iterator[None]:
 
 
 def started_as() -> tuple[int, int]:
-    """Return rank and number of processes as `torchrun` or `tune --processes` tell them; (0, 1) for a single one."""
+    """Return rank and number of processes as `torchrun` or `tune --processes` set them; (0, 1) for a single one."""
     known = RENDEZVOUS in os.environ or "MASTER_ADDR" in os.environ
     if not known or "RANK" not in os.environ:
         return 0, 1

@@ -35,7 +35,7 @@ def reference_logprobs(rows: Sequence[Encoded], policy: Policy, *, tokens: int =
     """Compute the log-probability of the learned ids of each sequence, under the policy in its present state.
 
     Args:
-        rows: encoded examples, dealt out to the processes of the run.
+        rows: encoded examples, split over the processes of the run.
         policy: the reference model, before training.
         tokens: largest number of tokens per forward pass.
 

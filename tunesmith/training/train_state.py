@@ -30,7 +30,7 @@ STATE_KEYS = {
 
 
 class StepCounts(TypedDict):
-    """What the micro-batches of one process contribute to a step."""
+    """The contribution of one process to the counts of a step."""
 
     tokens: int
     forward_tokens: int
