@@ -144,14 +144,16 @@ class EngineProcess:
                 start_new_session=True,  # so that Ctrl-C reaches it only after the running requests
             )
         atexit.register(self.stop)
-        with measuring(f"starting {title}", 1, unit="engine") as meter:
-            while not self._answers():
-                if self._process.poll() is not None:
-                    log_file, reason = self._folder / "log.txt", self._reason()
-                    self.stop(keep=True)
-                    raise ModelError(f"{title}: did not start ({reason}); see {log_file}")
-                meter.update(0.0)
-                time.sleep(0.5)
+        try:
+            with measuring(f"starting {title}", 1, unit="engine") as meter:
+                while not self._answers():
+                    if self._process.poll() is not None:
+                        raise ModelError(f"{title}: did not start ({self._reason()}); see {self._folder / 'log.txt'}")
+                    meter.update(0.0)
+                    time.sleep(0.5)
+        except BaseException as error:  # Ctrl-C, too
+            self.stop(keep=isinstance(error, ModelError))
+            raise
 
     def stop(self, *, keep: bool = False) -> None:
         """Stop the process and all that it has started; `keep` leaves its log."""
