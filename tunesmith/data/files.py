@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,26 +24,28 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file atomically: readers see the old content or the new content, never a part of it.
 
     Pipes and devices are written directly. A symbolic link is kept and its target is replaced.
 
     Args:
         path: file to create or replace.
-        text: new content, written as UTF-8.
+        text: new content, or its parts, written as UTF-8.
 
     Raises:
         DataError: if the file cannot be written.
     """
+    parts = [text] if isinstance(text, str) else text
     with writing(path):
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            path.write_text("".join(parts), encoding="utf-8")
             return
         target = path.resolve()
         temporary = target.with_name(f".{target.name}.{os.getpid()}.half")  # two processes may write the same file
         try:
-            temporary.write_text(text, encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(parts)
             temporary.replace(target)
         except BaseException:
             with suppress(OSError):

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from tunesmith.data.files import write_whole
-from tunesmith.data.tokenization.chat_template import Encoded
+from tunesmith.data.tokenization.token_store import packed
+from tunesmith.data.tokenization.tokens import Encoded
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, split_by_tokens
 from tunesmith.models.lm_head import CHUNK
@@ -118,8 +119,9 @@ def precompute_reference_logprobs(
         result: list[Encoded] = []
         parts = [rows[start : start + ROWS_PER_FILE] for start in range(0, len(rows), ROWS_PER_FILE)]
         for part in track(parts, "reference log-probabilities", unit="rows", size=len):
-            content = [[(sequence.ids, sequence.learn) for sequence in row.sequences] for row in part]
-            digest = hashlib.sha256(repr((content, policy.autocast_dtype)).encode()).hexdigest()[:16]
+            arrays = packed(part)
+            content = b"".join(array.tobytes() for name in ("ids", "learned") for array in arrays[name])
+            digest = hashlib.sha256(f"{policy.autocast_dtype}".encode() + content).hexdigest()[:16]
             file = folder / f"{digest}.json"
             if world.broadcast(file.exists()):
                 logprobs = json.loads(file.read_text(encoding="utf-8"))

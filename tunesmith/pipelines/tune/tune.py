@@ -268,7 +268,7 @@ def _save(results: RunResults, folder: RunFolder) -> None:
     )
     write_folder(folder.path / "model", lambda path: save_model(path, model, manifest))
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_whole(folder.path / "predictions.jsonl", lines)
 
 
