@@ -25,9 +25,9 @@ def tuned(out: Path, recipe: Recipe, *, stop_after: int = 10**9) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((out / "model").glob("*.safetensors")))
 
 
-@pytest.mark.parametrize("kind", ["domain", "classify"])
+@pytest.mark.parametrize(("kind", "network"), [("domain", "llama"), ("domain", "bert"), ("classify", "llama")])
 def test_a_run_on_files_has_the_bytes_of_one_in_memory_and_a_resumed_one_encodes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: str
 ):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     rng = random.Random(0)
@@ -36,14 +36,17 @@ def test_a_run_on_files_has_the_bytes_of_one_in_memory_and_a_resumed_one_encodes
     file = tmp_path / "rows.csv"
     lines = [",".join([text, text[:3]][: len(columns)]) for text in texts]
     file.write_text("\n".join([",".join(columns), *lines]))
+    general = tmp_path / "general.csv"
+    general.write_text("text\n" + "\n".join(" ".join(sorted(text.split())) for text in texts))
     recipe = Recipe.model_validate(
         {
-            "model": str(folder("llama")),
+            "model": str(folder(network)),
             "objective": {"kind": kind},
             "technique": {"kind": "lora", "rank": 2},
             "data": {"train": str(file), "max_tokens": 160, "audit": "note"},
             "schedule": {"epochs": 2, "batch_rows": 8, "probe": False, "save_steps": 2},
             "retention": {"questions": 0, "texts": 0},
+            **({"replay": {"share": 0.2, "source": str(general)}} if kind == "domain" and network == "llama" else {}),
         }
     )
     memory = tuned(tmp_path / "memory", recipe)

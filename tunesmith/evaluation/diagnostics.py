@@ -53,7 +53,7 @@ def baselines(prepared: TrainingContext, test: Sequence[Example]) -> AnswersByAr
     objective = prepared.recipe.objective
     if objective.label_mode != "single":
         return {}
-    train = [(e.text, e.labels[0]) for e in prepared.loaded.split.train if isinstance(e, LabelledText)]
+    train = [(e.text, e.labels[0]) for e in prepared.baseline_rows if isinstance(e, LabelledText)]
     texts = [question(example) for example in test]
     metric = objective.probe_metric
     return {
@@ -76,7 +76,7 @@ def frozen_head_control(prepared: TrainingContext, model: LocalModel, test: Sequ
     objective = prepared.recipe.objective
     if objective.label_mode != "single" or prepared.base.family == "encoder":
         return {}
-    train = prepared.loaded.split.train
+    train = prepared.baseline_rows
     train_states, test_states = (model.embed([question(e) for e in rows]).numpy() for rows in (train, test))
     labels = reference_answers(train)
     return {HEAD_ONLY: linear_probe(train_states, labels, test_states, metric=objective.probe_metric)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -49,6 +50,9 @@ from tunesmith.training.trackers import check_trackers
 # Smallest value of `data.max_tokens`, and tokens that a classification prompt must leave for the text.
 MIN_MAX_TOKENS = 16
 MIN_TEXT_TOKENS = 16
+
+# Rows of a large file that are held in memory, to fit baselines and probes.
+MOST_BASELINE_ROWS = 100_000
 
 NO_TEST_ROWS = "no test rows: scored on the validation rows, by which checkpoint and settings were chosen too"
 
@@ -102,6 +106,14 @@ class TrainingContext:
     def test(self) -> Sequence[Example]:
         """Return the test rows, or the validation rows if there are none."""
         return self.loaded.split.test or self.loaded.split.validation
+
+    @property
+    def baseline_rows(self) -> Sequence[Example]:
+        """Return the training rows for baselines and probes: of rows in files at most MOST_BASELINE_ROWS at random."""
+        rows = self.loaded.split.train
+        if not isinstance(rows, StoredExamples) or len(rows) <= MOST_BASELINE_ROWS:
+            return rows
+        return rows.take(sorted(random.Random(self.recipe.seed).sample(range(len(rows)), MOST_BASELINE_ROWS)))
 
     def noted(self, *notes: str) -> TrainingContext:
         """Return the context with further notes for the report."""
@@ -320,6 +332,8 @@ def _encode(
     check_pair(recipe, family)
     check_max_length(recipe, template)
     notes = objective.template_notes(split.train, template)
+    if folder and objective.label_mode and len(split.train) > MOST_BASELINE_ROWS:
+        notes.append(f"baselines and probes are fitted to {MOST_BASELINE_ROWS:,} of {len(split.train):,} training rows")
 
     def encoded(name: str, examples: Sequence[Example]) -> Sequence[Encoded]:
         if folder is None:

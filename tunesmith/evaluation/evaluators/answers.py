@@ -68,7 +68,7 @@ class AnswerEvaluator:
         """Answer with the base model by its best prompt or a linear probe, and with the baselines and controls."""
         prompter = BaseModelPrompter(prepared.base, policy, prepared.template, self._objective, self._limit)
         split, test = prepared.loaded.split, self._examples
-        answers = prompter.answer(train=split.train, validation=split.validation, test=test)
+        answers = prompter.answer(train=prepared.baseline_rows, validation=split.validation, test=test)
         controls = frozen_head_control(prepared, prompter.model(), test) if prepared.recipe.controls else {}
         with phase("baselines"):
             ways = current_world().lead(lambda: baselines(prepared, test))

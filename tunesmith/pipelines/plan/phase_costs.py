@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tunesmith.config import SELF, AnyTechnique, Retention
 from tunesmith.data.examples.types import Example, LabelledText, RatedText, Text
+from tunesmith.data.stored import StoredSequence, joined
 from tunesmith.data.tokenization.token_store import sizes_of
 from tunesmith.evaluation.diagnostics import general_ability_file
 from tunesmith.evaluation.predict import CHOICE_ROWS
@@ -173,7 +174,8 @@ def _tokens(task: TrainingContext) -> int:
 
 def _size(examples: Sequence[Example]) -> int:
     """Return the number of rows; of documents, whose lengths differ a hundredfold, the number of characters."""
-    return sum(len(example.text) if isinstance(example, Text) else 1 for example in examples)
+    step = max(1, len(examples) // 10_000) if isinstance(examples, StoredSequence) else 1  # rows in files are sampled
+    return step * sum(len(example.text) if isinstance(example, Text) else 1 for example in examples[::step])
 
 
 def _row_tokens(task: TrainingContext, computed: float) -> float:
@@ -192,7 +194,7 @@ def _base_scored(task: TrainingContext, computed: float) -> PhaseWork:
     templates = objective.prompt_templates(task.base.family)
     choice = CHOICE_ROWS[objective.produces] if templates and objective.has_reference_answers else 0
     choice_rows = min(len(split.validation or split.train), choice)
-    train, rows = _size(split.train), float(len(templates) * choice_rows)
+    train, rows = _size(task.baseline_rows), float(len(templates) * choice_rows)
     probed = 0
     if objective.produces in ("labels", "number", "score") and not templates:
         probed = train
@@ -257,8 +259,9 @@ def _baseline_seconds(task: TrainingContext) -> float:
     objective = task.recipe.objective
     if objective.label_mode != "single" and objective.produces != "number":
         return 0.0
-    split = task.loaded.split
-    characters = sum(len(row.text) for row in (*split.train, *task.test) if isinstance(row, LabelledText | RatedText))
+    characters = sum(
+        len(row.text) for row in joined(task.baseline_rows, task.test) if isinstance(row, LabelledText | RatedText)
+    )
     return 0.3 + TFIDF_SECONDS * characters * max(1.0, len(task.recipe.objective.known_labels) / 4)
 
 

@@ -134,7 +134,7 @@ def _tfidf_bytes(task: TrainingContext) -> float:
     objective = task.recipe.objective
     if objective.label_mode != "single" and objective.produces != "number":
         return 0.0
-    train = task.loaded.split.train
+    train = task.baseline_rows
     return TFIDF_BYTES + CHARACTER_BYTES * sum(
         len(row.text) for row in train if isinstance(row, LabelledText | RatedText)
     )
