@@ -58,3 +58,17 @@ def test_a_run_on_files_has_the_bytes_of_one_in_memory_and_a_resumed_one_encodes
     )
     assert tuned(tmp_path / "stored", recipe, stop_after=3) == memory
     assert len(encoded) == 2  # train and validation, by the first start
+
+
+def test_baselines_of_rows_in_files_are_fitted_to_some_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tunesmith.data.readers.read.LARGE_BYTES", 1)
+    monkeypatch.setattr(preparing, "MOST_BASELINE_ROWS", 10)
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "\n".join(f"text {n},{('good', 'bad')[n % 2]}" for n in range(60)))
+    given = {"model": str(folder("bert")), "objective": {"kind": "classify"}, "data": {"train": str(file)}}
+    prepared = preparing.prepare(Recipe.model_validate(given), on_event=lambda event: None, offline=True)
+    assert len(prepared.train) == 42
+    assert len(set(prepared.baseline_rows)) == 10
+    assert set(prepared.baseline_rows) < set(prepared.loaded.split.train)
+    assert "baselines and probes are fitted to 10 of 42 training rows" in prepared.facts.notes

@@ -259,9 +259,8 @@ def _baseline_seconds(task: TrainingContext) -> float:
     objective = task.recipe.objective
     if objective.label_mode != "single" and objective.produces != "number":
         return 0.0
-    characters = sum(
-        len(row.text) for row in joined(task.baseline_rows, task.test) if isinstance(row, LabelledText | RatedText)
-    )
+    rows = joined(task.baseline_rows, task.test)
+    characters = sum(len(row.text) for row in rows if isinstance(row, LabelledText | RatedText))
     return 0.3 + TFIDF_SECONDS * characters * max(1.0, len(task.recipe.objective.known_labels) / 4)
 
 
