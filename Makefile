@@ -6,7 +6,7 @@ STAMP := .venv/.stamp
 UNLOCKED := torch|torchvision|torchaudio|triton|nvidia-[^=]*|cuda-[^=]*|tunesmith
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all check format bench reports grid lock clean
+.PHONY: help setup demo test test-fast test-all test-gpu check format bench reports grid lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name does; do \
@@ -31,6 +31,9 @@ test-fast: setup ## only tests of parts: no real model, no browser, no whole run
 
 test-all: setup ## every test
 	$(BIN)/python -m pytest
+
+test-gpu: setup ## tests that need a CUDA GPU; skipped without one
+	$(BIN)/python -m pytest tests/gpu
 
 check: setup ## format, lint, types, import rules, words, the cost of importing
 	$(BIN)/ruff format --check .
