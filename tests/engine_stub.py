@@ -7,6 +7,7 @@ SGLang over HTTP" in bench/NOTES.md). It generates with transformers and PEFT, w
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,11 +181,30 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def engine_stub(base: Path, **state: Any) -> Iterator[Stub]:
-    """A stub on a free port of loopback, ended with the context."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+def engine_stub(base: Path, *, port: int = 0, **state: Any) -> Iterator[Stub]:
+    """A stub on loopback, by default on a free port, ended with the context."""
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         stub = Stub(base, url=f"http://127.0.0.1:{server.server_port}", **state)
         server.stub = stub  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield stub
         server.shutdown()
+
+
+def write_program(environment: Path) -> Path:
+    """Write an environment whose program `vllm` is the stub, and return it."""
+    program = environment / "bin" / "vllm"
+    program.parent.mkdir(parents=True)
+    lines = [
+        f"#!{sys.executable}",
+        "import os, sys, time",
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})",
+        "from pathlib import Path",
+        "from tests.engine_stub import engine_stub",
+        "port = int(sys.argv[sys.argv.index('--port') + 1])",
+        "with engine_stub(Path(sys.argv[2]), key=os.environ['VLLM_API_KEY'], port=port):",
+        "    time.sleep(600)",
+    ]
+    program.write_text("\n".join(lines), encoding="utf-8")
+    program.chmod(0o755)
+    return environment

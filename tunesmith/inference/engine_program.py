@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from tunesmith.config import Recipe
 from tunesmith.errors import ModelError, RecipeError, briefly
 from tunesmith.models.loading.base_from_run import begins_from
 from tunesmith.models.loading.locate import locate
+from tunesmith.models.world import current_world
 from tunesmith.objectives import Rl
 from tunesmith.progress import measuring
 from tunesmith.techniques import Lora
@@ -30,7 +32,7 @@ BASE = "base"  # name of the base model in an engine that is started here
 LORA_RANKS = (64, 128, 256, 320, 512)  # that vLLM accepts; the least is for adapters that are loaded later
 STOP_SECONDS = 15.0  # until a process that does not end is killed
 # Variables of this process that would change what the engine imports, or make it a rank of our processes.
-OWN_VARIABLES = ("PYTHONPATH", "VIRTUAL_ENV", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OWN_VARIABLES = re.compile("PYTHONPATH|VIRTUAL_ENV|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_.*|TORCHELASTIC_.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,10 @@ def check_rollouts(recipe: Recipe) -> None:
     if not command_of(objective.engine) and objective.temperature != 1:
         fix = "use 1, or let the run start it (engine: vllm)"
         raise RecipeError(f"objective.temperature: a running engine may report log-probabilities at 1; {fix}")
+    world = current_world()
+    if command_of(objective.engine) and world.local_size < world.size:
+        fix = "start it yourself and give its address"
+        raise RecipeError(f"objective.engine: an engine of this run serves processes of one machine; {fix}")
     if begins_from(locate(recipe.model), where=recipe.model)[0]:
         fix = "start from its merged export, or leave the engine out"
         raise RecipeError(f"objective.engine: an engine does not merge the adapter of {recipe.model}; {fix}")
@@ -137,7 +143,7 @@ class EngineProcess:
         with (self._folder / "log.txt").open("wb") as log:
             self._process = subprocess.Popen(
                 [executable, *options, *where, "--load-format", "safetensors", *own_options],
-                env={name: value for name, value in os.environ.items() if name not in OWN_VARIABLES} | own,
+                env={name: value for name, value in os.environ.items() if not OWN_VARIABLES.fullmatch(name)} | own,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

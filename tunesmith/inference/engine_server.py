@@ -30,11 +30,12 @@ from tunesmith.errors import DataError, ModelError, briefly
 from tunesmith.inference.engine_program import BASE, LORA_RANKS, PROGRAMS, EngineProcess, command_of
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.openai_client import Endpoint, check, client_of, exchange, request_json
-from tunesmith.models.generation.generate import AnswerIds, sample
+from tunesmith.models.generation.generate import AnswerIds, sample, seed_of
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.load import fingerprint_of
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import current_world
 from tunesmith.objectives import Rl
 from tunesmith.objectives.online_rl import Sampler
 from tunesmith.progress import track
@@ -110,9 +111,7 @@ class EngineServer:
             DataError: it cannot be reached.
         """
         if self.command and (self._process is None or self._rank < rank):  # too little room for the adapter
-            self.close()
-            self._rank = max(self._rank, rank)
-            self._start(base)
+            self.start(base, rank=rank)
         if self._client is None:
             self._client = client_of(self.endpoint)
             self._connect()
@@ -125,6 +124,11 @@ class EngineServer:
         self._change("load", name, adapter)
         self._loaded[name] = adapter
         return name
+
+    def connect(self, url: str, key: str) -> None:
+        """Use an engine that another process of this run has started."""
+        self.command = []
+        self.endpoint = Endpoint(url, key=key)
 
     def remove(self, name: str) -> None:
         """Unload an adapter."""
@@ -167,7 +171,7 @@ class EngineServer:
     def sample(
         self,
         adapter: str,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[list[int]],
         *,
         sampling: Sequence[Sampling],
         template: Template,
@@ -192,11 +196,11 @@ class EngineServer:
         """
 
         def complete(i: int) -> list[AnswerIds]:
-            # The completions of one prompt have consecutive seeds.
-            seed = (sampling[i].seed * 1_000_003 + i * count) % 2**62
             best = 0 if scored else -1
             body = self.request(adapter, prompts[i], sampling=sampling[i], template=template, best=best)
-            return [answer_ids(choice, template) for choice in self._choices(body | {"n": count, "seed": seed})]
+            # A completion depends on its prompt only, not on the others. The engine adds its index to the seed.
+            more = {"n": count, "seed": seed_of(sampling[i].seed, prompts[i])}
+            return [answer_ids(choice, template) for choice in self._choices(body | more)]
 
         return self._each(complete, len(prompts), "generating")
 
@@ -239,8 +243,18 @@ class EngineServer:
             self._process.stop()
         self._client = self._process = None
 
-    def _start(self, base: Path) -> None:
-        """Start the program and wait until it answers."""
+    def start(self, base: Path, *, rank: int = 0) -> tuple[str, str]:
+        """Start the program again, and wait until it answers.
+
+        Args:
+            base: folder of the base model.
+            rank: greatest rank of an adapter.
+
+        Returns:
+            The address and the key.
+        """
+        self.close()
+        self._rank = max(self._rank, rank)
         program, key = self.program, secrets.token_urlsafe(24)
         text = program.options if torch.cuda.is_available() else f"{program.options} --dtype float32"
         if self._rank:
@@ -251,6 +265,7 @@ class EngineServer:
         options = [word.format(**values) for word in text.split()]  # a folder may have spaces in its name
         self._process = EngineProcess(self.command, options, key=key, offline=self.offline)
         self.endpoint = Endpoint(self._process.url, key=key)
+        return self._process.url, key
 
     def _connect(self) -> None:
         """Ask for the base model of the engine."""
@@ -338,7 +353,10 @@ def rollout_sampler(recipe: Recipe) -> Iterator[Sampler]:
             finally:
                 engine.remove(adapter)
 
-    with EngineServer(f"{objective.engine}{option}", offline=True) as engine:
+    world = current_world()
+    with EngineServer(f"{objective.engine}{option}", offline=True, adapters=world.size) as engine:
+        if engine.command and world.size > 1:
+            engine.connect(*world.lead(lambda: engine.start(base, rank=technique.rank)))
         yield sample_in_engine
 
 

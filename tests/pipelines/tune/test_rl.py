@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bases import folder
-from tests.engine_stub import engine_stub
+from tests.engine_stub import engine_stub, write_program
 from tests.pipelines.conftest import answers, recipe, tune
 from tests.test_examples import ROOT
-from tunesmith.config import Recipe, make_recipe
+from tunesmith.config import Recipe, make_recipe, save_recipe
 from tunesmith.data.examples.prompts import Completion, RLPrompt
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import RecipeError, Refused, RewardError
@@ -135,11 +138,45 @@ def test_an_engine_samples_with_the_present_adapter_and_the_journal_has_its_weig
     sampled = [asked for asked in stub.asked if asked["n"] == 4]
     adapters = {asked["model"] for asked in stub.asked}
     assert len({asked["model"] for asked in sampled}) == len(steps)  # the weights of each step
-    assert len({asked["seed"] for asked in sampled}) == len(sampled)
+    assert len({(*asked["prompt"], asked["seed"]) for asked in sampled}) == len(sampled)
     assert {asked["temperature"] for asked in stub.asked} == {0.0, 1.0}  # validation is greedy
     assert len(stub.folders) == len(adapters)
     assert not any(Path(place).exists() for place in stub.folders)
     assert set(stub.adapters) <= {""}
+
+
+@pytest.mark.slow
+def test_one_engine_samples_for_two_processes_as_for_one(rules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TUNESMITH_VLLM", str(write_program(tmp_path / "environment")))
+    wanted = made(tmp_path, f"{rules}:short", objective={"engine": "vllm", "updates": 2})
+    tune(wanted, tmp_path / "one")
+    save_recipe(wanted, tmp_path / "recipe.yaml")
+    command = [
+        sys.executable,
+        "-m",
+        "tunesmith",
+        "tune",
+        "recipe.yaml",
+        "--out",
+        "two",
+        "--offline",
+        "--processes",
+        "2",
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [
+            {key: line[key] for key in ("reward", "engine_ratio", "capped_share", "loss")}
+            for line in map(json.loads, (tmp_path / name / "journal.jsonl").read_text().splitlines())
+            if "engine_ratio" in line
+        ]
+        for name in ("one", "two")
+    )
+    assert len(one) >= 2
+    for own, other in zip(one, two, strict=True):
+        assert other == pytest.approx(own, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -387,8 +387,13 @@ def chance_of(seed: int, prompt: list[int], copy: int = 0) -> torch.Generator:
         prompt: token ids.
         copy: index of the completion among those of its prompt.
     """
+    return torch.Generator().manual_seed(seed_of(seed, prompt, copy))
+
+
+def seed_of(seed: int, prompt: list[int], copy: int = 0) -> int:
+    """Return the seed of the generator that `chance_of` returns, below 2**56."""
     digest = hashlib.sha256((f"{seed}/{prompt}/{copy}" if copy else f"{seed}/{prompt}").encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return int.from_bytes(digest[:7], "big")
 
 
 @torch.inference_mode()
