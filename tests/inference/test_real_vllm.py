@@ -38,7 +38,6 @@ from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Lora
 
 BASE = "smollm2-135m"
-LINES = Path(__file__).parents[2] / "examples" / "data"
 OPTIONS = "--enforce-eager --max-model-len 512"
 QUESTIONS = [
     f"{ask} {what}?"

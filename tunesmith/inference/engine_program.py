@@ -21,6 +21,7 @@ import httpx
 
 from tunesmith.config import Recipe
 from tunesmith.errors import ModelError, RecipeError, briefly
+from tunesmith.inference.openai_client import Endpoint, check
 from tunesmith.models.loading.base_from_run import begins_from
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.world import current_world
@@ -97,22 +98,25 @@ def command_of(engine: str) -> list[str]:
     return [kind, found, *options]
 
 
-def check_rollouts(recipe: Recipe) -> None:
-    """Raise RecipeError if an engine cannot sample for a recipe, ModelError if it is not installed."""
+def check_rollouts(recipe: Recipe, *, offline: bool) -> None:
+    """Raise TunesmithError if an engine cannot sample for a recipe, is not installed, or must not be reached."""
     objective, technique = recipe.objective, recipe.technique
     if not isinstance(objective, Rl) or not objective.engine:
         return
     if not isinstance(technique, Lora) or technique.dora or technique.quantize:
         fix = "use technique: lora, without dora and quantize, or leave the engine out"
         raise RecipeError(f"objective.engine: only plain adapters are handed over to an engine; {fix}")
-    if not command_of(objective.engine) and objective.temperature != 1:
+    starts = bool(command_of(objective.engine))
+    if not starts:
+        check(Endpoint(objective.engine), offline=offline)
+    if not starts and objective.temperature != 1:
         fix = "use 1, or let the run start it (engine: vllm)"
         raise RecipeError(f"objective.temperature: a running engine may report log-probabilities at 1; {fix}")
     world = current_world()
-    if command_of(objective.engine) and world.local_size < world.size:
+    if starts and world.local_size < world.size:
         fix = "start it yourself and give its address"
         raise RecipeError(f"objective.engine: an engine of this run serves processes of one machine; {fix}")
-    if begins_from(locate(recipe.model), where=recipe.model)[0]:
+    if begins_from(locate(recipe.model, offline=offline), where=recipe.model)[0]:
         fix = "start from its merged export, or leave the engine out"
         raise RecipeError(f"objective.engine: an engine does not merge the adapter of {recipe.model}; {fix}")
 

@@ -354,7 +354,9 @@ def rollout_sampler(recipe: Recipe) -> Iterator[Sampler]:
                 engine.remove(adapter)
 
     world = current_world()
-    with EngineServer(f"{objective.engine}{option}", offline=True, adapters=world.size) as engine:
+    # The base is here already; an address was checked when the run began.
+    starts = bool(command_of(objective.engine))
+    with EngineServer(f"{objective.engine}{option}", offline=starts, adapters=world.size) as engine:
         if engine.command and world.size > 1:
             engine.connect(*world.lead(lambda: engine.start(base, rank=technique.rank)))
         yield sample_in_engine

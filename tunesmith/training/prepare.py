@@ -34,6 +34,7 @@ from tunesmith.data.tokenization.masking import Masking
 from tunesmith.data.tokenization.token_store import EncodedStore, encoded_pieces
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
+from tunesmith.inference.engine_program import check_rollouts
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.device import ChosenMachine, choose_machine, configure_device
 from tunesmith.models.loading.load import Base, load_base
@@ -136,6 +137,7 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     """
     check_trackers(recipe.track)  # opened only when training starts
     check_reward(recipe)
+    check_rollouts(recipe, offline=offline)
     loaded = read_tasks(recipe, on_event=on_event, offline=offline)
     machine = shared_machine(recipe)
     on_event(MachineChosen(machine.why))

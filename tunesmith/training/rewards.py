@@ -19,7 +19,6 @@ from tunesmith.config import Recipe
 from tunesmith.data.examples.prompts import Completion, Scorer
 from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import RecipeError, RewardError
-from tunesmith.inference.engine_program import check_rollouts
 from tunesmith.inference.identify import find_model, read_manifest
 from tunesmith.metrics.style import habits
 from tunesmith.models.loading.checkpoint import MANIFEST
@@ -36,10 +35,9 @@ _IMPORTED: dict[str, tuple[int, ModuleType]] = {}  # module or file -> modificat
 
 
 def check_reward(recipe: Recipe) -> None:
-    """Raise TunesmithError if the recipe needs a reward or an engine and names none that can be used."""
+    """Raise RecipeError if the recipe needs a reward and names none that can be used."""
     if recipe.objective.samples_completions:
         scorer(recipe.objective.rewards, key="objective.reward")
-        check_rollouts(recipe)
 
 
 def scorer_of(objective: Rl) -> Scorer:

@@ -20,7 +20,7 @@ from tests.test_examples import ROOT
 from tunesmith.config import Recipe, make_recipe, save_recipe
 from tunesmith.data.examples.prompts import Completion, RLPrompt
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import RecipeError, Refused, RewardError
+from tunesmith.errors import RecipeError, Refused, RewardError, TunesmithError
 from tunesmith.evaluation.evaluators.rewards import find_warnings
 from tunesmith.evaluation.results import RewardDiagnostics
 from tunesmith.inference.saved_model import load
@@ -185,11 +185,12 @@ def test_one_engine_samples_for_two_processes_as_for_one(rules: Path, tmp_path: 
         ({"technique": "full"}, "objective.engine: only plain adapters are handed over to an engine; use technique"),
         ({"objective": {"temperature": 0.7}}, "objective.temperature: a running engine may report log-probabilities"),
         ({"objective": {"engine": "vlm"}}, "engine: expected vllm, sglang"),
+        ({"objective": {"engine": "http://me:secret@127.0.0.1:9"}}, "the address contains a password"),
     ],
 )
 def test_what_an_engine_cannot_sample_for_is_refused(parts: Any, said: str, rules: Path, tmp_path: Path):
     objective = {"engine": "http://127.0.0.1:9", **parts.pop("objective", {})}
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(TunesmithError, match=said):
         tune(made(tmp_path, f"{rules}:short", objective=objective, **parts), tmp_path / "run")
 
 
