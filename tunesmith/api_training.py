@@ -252,11 +252,12 @@ def tune(
         **more: further recipe keys, or their names in other trainers (`lora_r=8`).
 
     Returns:
-        The finished run with `.folder` and `.report`.
+        The finished run with `.folder` and `.report`; in a script that `torchrun` started, in every process.
 
     Raises:
         TunesmithError: wrong input, refused data, or a model that cannot be loaded.
     """
+    from tunesmith.models.world import started_as
     from tunesmith.pipelines.tune.remote_run import local_run
     from tunesmith.training.read import check_rows, check_settings
 
@@ -271,7 +272,8 @@ def tune(
     named |= {"gates": gates, "replay": replay, "seed": seed}
     changes = changes_of(named, settings, more)
     folder = local_run(None if out is None else Path(out))
-    with reporting(progress, callback) as callbacks:
+    leads = started_as()[0] == 0  # of several processes, the first one reports and deletes
+    with reporting(progress and leads, callback if leads else None) as callbacks:
         changes += ["data.audit=note"] if force else []
         check = partial(check_settings, out=folder, folder=not force)
         recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline, check=check)
@@ -280,7 +282,7 @@ def tune(
         from tunesmith.pipelines.tune.tune import tune_recipe
         from tunesmith.training.run_folder import delete_run
 
-        if force:
+        if force and leads:
             delete_run(recipe, folder)
         return tune_recipe(recipe, out=folder, callbacks=callbacks, offline=offline)
 

@@ -23,13 +23,18 @@ from tests.golden import runs
 from tests.tiny import tiny_decoder, tiny_encoder
 from tunesmith.config import make_recipe
 from tunesmith.data.examples.types import Example
+from tunesmith.errors import RewardError
 from tunesmith.events import Event, StepFinished, ignore, journal_record
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.scoring import row_scores
+from tunesmith.models.batch import Batch
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.policy import Policy
 from tunesmith.models.world import current_world, join
+from tunesmith.objectives.base import Learner, Loss
+from tunesmith.objectives.online_rl import OnlineRLLearner
 from tunesmith.training import fit, train_state
-from tunesmith.training.batches import batches_of
+from tunesmith.training.batches import Batches, batches_of
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import make_plan
 from tunesmith.training.prepare import TrainingContext, prepare
@@ -60,6 +65,7 @@ CASES |= {
     "encoder head": ("classify", "full", "bert", 7),
     "hidden words": ("domain", "lora", "bert", 7),
     "uneven last step": ("instruct", "lora", "llama", 9),
+    "memory runs out in one": ("instruct", "lora", "llama", 7),
     "a process without rows": ("instruct", "lora", "llama", 1),
     "a process without rows, kto": ("kto", "lora", "llama", 1),
     "a process without pairs": ("dpo", "lora", "llama", 1),
@@ -92,6 +98,49 @@ def prepared(goal: str, way: str, model: str, rows: int, **schedule: Any) -> Tra
     return prepare(recipe, on_event=ignore, offline=True)
 
 
+class Cramped(Learner):
+    """A learner for which memory holds one row at a time in the second process, or in the only one."""
+
+    def __init__(self, inner: Learner) -> None:
+        self.inner = inner
+
+    def units(self, batch: Batch) -> float:
+        return self.inner.units(batch)
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        world = current_world()
+        if batch.rows > 1 and world.rank == world.size - 1:
+            raise MemoryError
+        return self.inner.loss(batch, policy)
+
+
+def reward_fails(folder: Path) -> list[str]:
+    """Train where the reward fails in the last process only, and return the error of every process."""
+    context = prepared("grpo", "lora", "llama", 4)
+    policy, world = adapted_policy(context), current_world()
+    learner = learner_of(context)
+    assert isinstance(learner, OnlineRLLearner)
+
+    def score(completions: Any) -> list[float]:
+        if world.rank == world.size - 1:
+            raise RewardError("rules.py: failed; repair it")
+        return [0.5] * len(completions)
+
+    plan = replace(make_plan(context.recipe, policy, rows=len(context.train)), steps=1, eval_steps=0)
+    try:
+        fit.Trainer(
+            policy,
+            replace(learner, score=score),
+            batches_of(context),
+            plan=plan,
+            folder=folder,
+            callbacks=Callbacks(),
+        ).run()
+    except RewardError as error:
+        return world.gather(str(error))
+    return []
+
+
 def three_steps(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Take three steps of a case; return the records, and the first gradients and the last parameters."""
     goal, way, model, rows = CASES[name]
@@ -121,16 +170,18 @@ def three_steps(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
 
     plan = replace(make_plan(context.recipe, policy, rows=len(context.train)), steps=STEPS, eval_steps=0, save_steps=0)
     batches = batches_of(context)
+    learner = learner_of(context)
+    if name == "memory runs out in one":
+        learner = Cramped(learner)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "optimizer_step", recorded)
-        fit.Trainer(
-            policy, learner_of(context), batches, plan=plan, folder=folder / "run", callbacks=Callbacks(on_event)
-        ).run()
+        fit.Trainer(policy, learner, batches, plan=plan, folder=folder / "run", callbacks=Callbacks(on_event)).run()
     learners = {task: learner_of(own) for task, own in context.tasks.items()}
     facts = {
         "records": records,
         "validation": validation_losses(context, policy, learners),
         "batches": current_world().gather([len(batches.window(step)) for step in range(4)]),
+        "limits": current_world().gather(batches.sampler.tokens if isinstance(batches, Batches) else 0),
     }
     tensors = {name: value.detach().contiguous() for name, value in policy.trainable()}
     return facts, gradients[0] | tensors
@@ -212,6 +263,7 @@ def all_cases(folder: Path) -> None:
         if current_world().leads:
             save_file(tensors, folder / f"{name}.safetensors")
     facts["answers"] = answers(folder)
+    facts["reward fails"] = reward_fails(folder / "reward")
     resumable(folder / "whole")
     resumable(folder / "2 to 2", stop=2)
     resumable(folder / "2 to 2")

@@ -63,6 +63,17 @@ def test_two_processes_take_the_steps_of_one(name: str, both: Both, tmp_path: Pa
     assert (counts[1] == [0] * len(counts[1])) is name.startswith("a process without")
 
 
+def test_memory_that_runs_out_in_one_process_limits_all_and_none_waits(both: Both):
+    facts = both.facts["memory runs out in one"]
+    assert facts["limits"][0] == facts["limits"][1] < 4096
+    assert facts["batches"][1][0] > 1
+
+
+def test_a_reward_that_fails_in_one_process_is_the_error_of_all_and_the_last_step_is_kept(both: Both):
+    assert both.facts["reward fails"] == ["rules.py: failed; repair it"] * 2
+    assert (both.folder / "reward/last/state.json").exists()
+
+
 def test_answers_dealt_to_two_processes_are_those_of_one(both: Both):
     own, theirs = processes.answers(both.folder), both.facts["answers"]
     assert (theirs["greedy"], theirs["sampled"]) == (own["greedy"], own["sampled"])

@@ -5,6 +5,7 @@ The processes are the same command with the variables that `torchrun` sets, so t
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -61,19 +62,21 @@ def launch(count: int, words: Sequence[str]) -> int:
 
 def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
     """Wait for all processes; return the exit code of the first that failed, after which the others are ended."""
-    failed, since = 0, 0.0
-    stages = [signal.SIGTERM, signal.SIGKILL]
+    failed, since, ends = 0, math.inf, iter((signal.SIGTERM, signal.SIGKILL))
     while running := [child for child in children if child.poll() is None]:
-        if not failed and (failed := next((child.returncode for child in children if child.returncode), 0)):
+        if not failed and (failed := _failed(children)):
             since = time.monotonic()
-        if failed and stages and time.monotonic() - since > GRACE:
+        if time.monotonic() - since > GRACE and (number := next(ends, None)):
+            since = time.monotonic()
             for child in running:
-                child.send_signal(stages[0])
-            del stages[0]
-            since = time.monotonic()
+                child.send_signal(number)
         time.sleep(INTERVAL)
-    failed = failed or next((child.returncode for child in children if child.returncode), 0)
+    failed = failed or _failed(children)
     return 128 - failed if failed < 0 else failed
+
+
+def _failed(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    return next((child.returncode for child in children if child.returncode), 0)
 
 
 @contextmanager

@@ -71,27 +71,18 @@ class World:
         return [json.loads(bytes(part[: int(size)].tolist())) for part, size in zip(parts, sizes, strict=True)]
 
     def collect(self, compute: Callable[[], T]) -> list[T]:
-        """Compute a JSON value in every process and return all of them, by rank.
-
-        Args:
-            compute: the share of this process; must not exchange anything itself.
-
-        Raises:
-            TunesmithError: of the first process that failed, in all of them.
-        """
+        """Compute a JSON value in every process and return all of them, by rank; all raise the error of one."""
         if self.size == 1:
             return [compute()]
-        value, failure = None, None
+        mine: dict[str, Any] = {}
         try:
-            value = compute()
+            mine["value"] = compute()
         except TunesmithError as error:
-            failure = (type(error).__name__, str(error))
-        results = self.gather((value, failure))
-        for _, failed in results:
-            if failed is not None:
-                kind, text = failed
-                raise getattr(errors, kind, TunesmithError)(text)
-        return [found for found, _ in results]  # type: ignore[misc]
+            mine["error"] = (type(error).__name__, str(error))
+        results = self.gather(mine)
+        for kind, text in (result["error"] for result in results if "error" in result):
+            raise getattr(errors, kind, TunesmithError)(text)
+        return [result["value"] for result in results]
 
     def lead(self, compute: Callable[[], T]) -> T:
         """Compute a JSON value in the first process and return it in all."""
@@ -102,22 +93,14 @@ class World:
         """Return the JSON value of the first process."""
         return self.gather(value)[0]
 
-    def any(self, flag: bool) -> bool:
-        """Return whether a flag is set in any process."""
-        return any(self.gather(flag))
-
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.gather(None)
 
     @contextmanager
     def first(self, *, of_machine: bool = False) -> Iterator[None]:
-        """Run the block in the first process, then in the others, which find the files that it has written.
-
-        Args:
-            of_machine: begin in the first process of each machine, for files that the machines do not share.
-        """
-        begins = self.leads if not of_machine else self.local_rank == 0
+        """Run the block in the first process (of each machine), then in the others, which find the files it wrote."""
+        begins = self.local_rank == 0 if of_machine else self.leads
         if not begins:
             self.barrier()
         with alone():
@@ -129,9 +112,6 @@ class World:
         """Return the indices of the items that this process works on; every item goes to one process.
 
         Each item, the most expensive first, goes to the process with the least work so far (Graham 1969).
-
-        Args:
-            costs: cost of each item.
         """
         if self.size == 1:
             return list(range(len(costs)))
@@ -147,32 +127,22 @@ class World:
     def map(
         self, items: Sequence[T], compute: Callable[[list[T]], list[R]], *, costs: Sequence[float] | None = None
     ) -> list[R]:
-        """Split items over the processes, compute a JSON value for each, and return all in all processes, in order.
-
-        Args:
-            items: the items.
-            compute: returns a value for each of some items, not dependent on which ones.
-            costs: cost of each item; by default all are equal.
-        """
+        """Split items over the processes, compute a JSON value for each, and return all in all processes, in order."""
         if self.size == 1:
             return compute(list(items))
-        costs = [1.0] * len(items) if costs is None else costs
-        mine = self.share(costs)
-
-        def part() -> list[tuple[int, R]]:
-            return list(zip(mine, compute([items[i] for i in mine]), strict=True)) if mine else []
-
+        mine = self.share([1.0] * len(items) if costs is None else costs)
         with alone():
-            parts = self.collect(part)
+            parts = self.collect(
+                lambda: list(zip(mine, compute([items[i] for i in mine]) if mine else [], strict=True))
+            )
         found = {index: value for part in parts for index, value in part}
         return [found[i] for i in range(len(items))]
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of plain parameters over all processes, in one exchange.
 
-        Args:
-            parameters: the trainable parameters, the same in every process. A process without a micro-batch adds
-                zeros; a parameter that no process uses keeps no gradient, so that nothing decays it.
+        A process without a micro-batch adds zeros. A parameter that no process uses keeps no gradient, so that no
+        weight decay moves it.
         """
         if self.size == 1:
             return

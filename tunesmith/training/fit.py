@@ -151,7 +151,7 @@ class Trainer:
                 self._save()
                 raise
             last |= state.stopped_early
-            stopping = self.world.any(self.callbacks.should_stop()) and not last
+            stopping = any(self.world.gather(self.callbacks.should_stop())) and not last
             if stopping or last or (plan.save_steps and state.step % plan.save_steps == 0):
                 self._save()
             if stopping:
