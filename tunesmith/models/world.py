@@ -80,8 +80,8 @@ class World:
         except TunesmithError as error:
             mine["error"] = (type(error).__name__, str(error))
         results = self.gather(mine)
-        for kind, text in (result["error"] for result in results if "error" in result):
-            raise getattr(errors, kind, TunesmithError)(text)
+        if failed := next((result["error"] for result in results if "error" in result), None):
+            raise getattr(errors, failed[0], TunesmithError)(failed[1])
         return [result["value"] for result in results]
 
     def lead(self, compute: Callable[[], T]) -> T:
@@ -132,10 +132,8 @@ class World:
             return compute(list(items))
         mine = self.share([1.0] * len(items) if costs is None else costs)
         with alone():
-            parts = self.collect(
-                lambda: list(zip(mine, compute([items[i] for i in mine]) if mine else [], strict=True))
-            )
-        found = {index: value for part in parts for index, value in part}
+            parts = self.collect(lambda: (mine, compute([items[i] for i in mine]) if mine else []))
+        found = {index: value for part in parts for index, value in zip(*part, strict=True)}
         return [found[i] for i in range(len(items))]
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
