@@ -35,7 +35,7 @@ POSITION = {package: position for position, packages in enumerate(ARROW) for pac
 UNRESTRICTED = {"__init__", "__main__", "model"}
 
 # What every pipeline may use.
-COMMON = {"requests"}
+COMMON = {"requests", "many_runs"}
 # Pipelines that may use another pipeline, after `tunesmith.pipelines.`.
 PIPELINE_EDGES = {
     ("tune", "plan"),

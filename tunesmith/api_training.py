@@ -316,6 +316,7 @@ def learning_curve(
     rows: int | Sequence[int] = (),
     target: float | None = None,
     minutes: float | None = None,
+    on: str = "local",
     out: str | Path | None = None,
     offline: bool = False,
     progress: bool = True,
@@ -340,6 +341,7 @@ def learning_curve(
         rows: predict the score with this many training rows; one number or several.
         target: estimate the rows needed for this score.
         minutes: time budget, met by using smaller training sizes.
+        on: where the runs are trained: local, ray, or ray://HOST:PORT.
         out: folder of the curve; default `runs/need-NAME`.
         offline: do not access the network.
         progress: show progress.
@@ -355,7 +357,7 @@ def learning_curve(
     from tunesmith.pipelines.learning_curve.learning_curve import measure_learning_curve
     from tunesmith.pipelines.requests import LearningCurveOptions
 
-    options = LearningCurveOptions((rows,) if isinstance(rows, int) else tuple(rows), target, minutes)
+    options = LearningCurveOptions((rows,) if isinstance(rows, int) else tuple(rows), target, minutes, on)
     named: dict[str, Any] = {
         "model": model,
         "objective": objective,
@@ -385,6 +387,7 @@ def compare(
     budget: float = 0.0,
     price_per_hour: float = 0.0,
     engine: str = "",
+    on: str = "local",
     out: str | Path | None = None,
     offline: bool = False,
     progress: bool = True,
@@ -411,6 +414,7 @@ def compare(
         budget: time budget in minutes, met by using fewer test rows; 0: no limit.
         price_per_hour: machine price per hour, for the cost columns.
         engine: vllm or sglang (with options of it), or the address of a running one; empty for torch.
+        on: where the arms are tuned: local, ray, or ray://HOST:PORT.
         out: folder of the comparison; default `comparisons/NAME`.
         offline: do not access the network.
         progress: show progress.
@@ -429,7 +433,7 @@ def compare(
     from tunesmith.pipelines.compare.report import page
     from tunesmith.pipelines.requests import SERVER_KEY, CompareOptions, key_from_environment
 
-    options = CompareOptions(budget, price_per_hour, key_from_environment(SERVER_KEY), engine)
+    options = CompareOptions(budget, price_per_hour, key_from_environment(SERVER_KEY), engine, on)
     named: dict[str, Any] = {
         "model": model,
         "objective": objective,

@@ -16,16 +16,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from bench.technique_grid.cells import TASKS, Setting, cells
 from bench.technique_grid.report import Grid, control, page
 from bench.technique_grid.run import FAILED, REFUSED, fill, read
-from tunesmith.cli.options import Parser, UsageError
+from tunesmith.cli.options import Parser, UsageError, add_place
 from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import log, show, show_table
 from tunesmith.data.files import check_folder, write_whole
 from tunesmith.errors import RecipeError, TunesmithError
+from tunesmith.pipelines.many_runs import LOCAL, check_place
 from tunesmith.report.formatting import bounds, figure, p_value, signed
 
 POLL_SECONDS = 0.5
@@ -82,6 +84,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out", type=Path, default=default.out, metavar="FOLDER", help="folder of the runs (%(default)s)"
     )
+    add_place(parser)
     parser.add_argument("--offline", action="store_true", help="do not access the network")
     return parser
 
@@ -91,6 +94,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"--rows, --seeds: expected integers >= 1, got {args.rows} and {args.seeds}; give 1 or more")
     if args.minutes is not None and not args.minutes >= 0:
         raise UsageError(f"--minutes: expected a number >= 0, got {args.minutes}; give 0 to write only the page")
+    check_place(args.on)
     recipes = sorted({task.recipe for task in TASKS.values()})
     if not any((args.examples / name).is_file() for name in recipes):
         raise UsageError(
@@ -123,8 +127,17 @@ def _fill(setting: Setting, args: argparse.Namespace) -> int:
             words = [sys.executable, "-m", "tunesmith", "tune", str(recipe), "--out", str(folder), "--json", *offline]
             return _outcome(*_child(words, signals))
 
-        fill(cells(args.only), setting, tune=tune, on_event=lambda event: log(event.text), stop=stop)
+        elsewhere = partial(_tune_elsewhere, offline)
+        chosen = tune if args.on == LOCAL else elsewhere
+        fill(cells(args.only), setting, tune=chosen, on_event=lambda event: log(event.text), stop=stop, on=args.on)
         return signals.received
+
+
+def _tune_elsewhere(offline: list[str], recipe: Path, folder: Path) -> tuple[str, str]:
+    """Tune in a child of a Ray task, which receives no signals of this process."""
+    words = [sys.executable, "-m", "tunesmith", "tune", str(recipe), "--out", str(folder), "--json", *offline]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    return _outcome(done.returncode, done.stdout)
 
 
 def _child(words: list[str], signals: Signals) -> tuple[int, str]:

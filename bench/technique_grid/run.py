@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tunesmith.evaluation.diagnostics import HEAD_ONLY, SHUFFLED
 from tunesmith.evaluation.results import BASE, Retention
 from tunesmith.events import Note, StageStarted
 from tunesmith.metrics.significance import compare_paired, holm
+from tunesmith.pipelines.many_runs import LOCAL, each
 from tunesmith.report.run_diff import pair_with_base
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.verdicts import is_not_beaten
@@ -45,29 +47,47 @@ def fill(
     tune: Tune,
     on_event: Callable[[StageStarted | Note], None],
     stop: Callable[[], bool],
+    on: str = LOCAL,
 ) -> None:
-    """Run the cells that have no result, one after another, until `stop`."""
+    """Run the cells that have no result, one after another or as tasks of a Ray cluster, until `stop`."""
     with writing(setting.out):
         setting.out.mkdir(parents=True, exist_ok=True)
     results = load_results(setting.results)
-    for seed in range(setting.seeds):
-        for cell in chosen:
-            if stop():
-                return
-            recipe = recipe_of(cell, setting, seed)
-            _, current = _stored(results, cell, setting, seed)
-            if current or refusal(cell, setting):
-                continue
-            try:
-                folder = open_run(recipe, setting.folder(cell, seed))
-            except CheckpointError as error:
-                on_event(Note(f"{error}; skipped"))
-                continue
-            if not folder.finished:
-                on_event(StageStarted(f"{cell.name}, seed {seed}"))
-                _run(cell, setting, folder, recipe=recipe, tune=tune)
-            if folder.finished:
-                save_result(setting.results, result_of(cell, setting, folder, recipe))
+    jobs = [
+        (cell, seed)
+        for seed in range(setting.seeds)
+        for cell in chosen
+        if not (_stored(results, cell, setting, seed)[1] or refusal(cell, setting))
+    ]
+
+    def here(job: tuple[Cell, int]) -> tuple[RunResult | None, str]:
+        return run_job(setting, tune, job, on_event)
+
+    work = here if on == LOCAL else partial(run_job, setting, tune)
+    for _, (result, problem) in each(work, jobs, on=on, stop=stop):
+        if problem:
+            on_event(Note(problem))
+        if result is not None:
+            save_result(setting.results, result)
+
+
+def run_job(
+    setting: Setting,
+    tune: Tune,
+    job: tuple[Cell, int],
+    on_event: Callable[[StageStarted], None] = lambda event: None,
+) -> tuple[RunResult | None, str]:
+    """Run a cell with a seed, and return its result if it has finished, and why it was skipped."""
+    cell, seed = job
+    recipe = recipe_of(cell, setting, seed)
+    try:
+        folder = open_run(recipe, setting.folder(cell, seed))
+    except CheckpointError as error:
+        return None, f"{error}; skipped"
+    if not folder.finished:
+        on_event(StageStarted(f"{cell.name}, seed {seed}"))
+        _run(cell, setting, folder, recipe=recipe, tune=tune)
+    return (result_of(cell, setting, folder, recipe) if folder.finished else None), ""
 
 
 def _run(cell: Cell, setting: Setting, folder: RunFolder, *, recipe: Recipe, tune: Tune) -> None:

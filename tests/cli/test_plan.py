@@ -79,3 +79,17 @@ def test_gpus_that_are_not_here_are_planned_on_paper(
     assert command("plan", review_file, "--model", folder, "--gpu", "h1000").err.endswith(
         "error: --gpu h1000: unknown, did you mean 'h100'?\n"
     )
+
+
+def test_a_cluster_file_is_printed_or_written(command: Command, review_file: Path, tiny_bert: Path, tmp_path: Path):
+    words = ("plan", review_file, "--model", tiny_bert, "--render", "slurm", "--machines", "2", "--gpus", "4")
+    done = command(*words, "--set", "schedule.epochs=2")
+    assert done.code == 0
+    assert done.out.startswith("#!/bin/bash\n")
+    assert "--nnodes=2 --nproc-per-node=4" in done.out
+    assert f"'--set=model=\"{tiny_bert}\"'" in done.out or f"--set=model={tiny_bert}" in done.out
+    assert "--set=schedule.epochs=2 &" in done.out
+    file = tmp_path / "tune.sbatch"
+    assert command(*words, "--out", file).out == f"written: {file}\n"
+    assert file.read_text(encoding="utf-8").startswith("#!/bin/bash\n")
+    assert command("plan", review_file, "--model", tiny_bert, "--render", "pbs").code == 2

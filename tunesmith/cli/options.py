@@ -114,6 +114,12 @@ def add_schema(parser: argparse.ArgumentParser, module: str) -> None:
     parser.add_argument("--schema", action=PrintSchema, const=module, nargs=0, help=text)
 
 
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add `--on`."""
+    text = "where the runs are trained: local, ray, or ray://HOST:PORT (default: %(default)s)"
+    parser.add_argument("--on", default="local", metavar="PLACE", help=text)
+
+
 def add_set(parser: argparse.ArgumentParser, what: str) -> None:
     """Add `--set KEY=VALUE`; `what` is its help."""
     text = f"{what}; may be repeated"

@@ -19,6 +19,7 @@ from tunesmith.data.documents.to_rows import SIZE
 from tunesmith.errors import OptionError, RecipeError
 from tunesmith.inference.openai_client import Endpoint
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.pipelines.many_runs import LOCAL, check_place
 
 SMALLEST_SIZE = 200  # characters of a passage
 MOST_PER_PASSAGE = 5
@@ -101,8 +102,10 @@ class EvaluateRequest:
     changes: tuple[str, ...] = ()  # recipe settings, `key=value`
     task: str = ""  # task of a multitask run
     engine: str = ""  # vLLM or SGLang as `EngineServer` takes it; empty for torch
+    on: str = LOCAL  # where the arms are tuned
 
     def __post_init__(self) -> None:
+        check_place(self.on)
         _check_count("--rows", self.rows, zero="all rows")
 
 
@@ -178,8 +181,10 @@ class CompareOptions:
     price_per_hour: float = 0.0  # of this machine
     key: str = field(default="", repr=False)  # of a server
     engine: str = ""  # vLLM or SGLang as `EngineServer` takes it; empty for torch
+    on: str = LOCAL  # where the arms are tuned
 
     def __post_init__(self) -> None:
+        check_place(self.on)
         for name, value in (("--budget", self.minutes), ("--price-per-hour", self.price_per_hour)):
             if not 0 <= value < float("inf"):
                 raise OptionError(f"{name}: expected a number >= 0, got {value}; omit the option for none")
@@ -192,8 +197,10 @@ class LearningCurveOptions:
     rows: tuple[int, ...] = ()  # numbers of training rows; empty: twice and four times the available ones
     target: float | None = None  # score whose rows are wanted
     minutes: float | None = None  # time budget; None: no limit
+    on: str = LOCAL  # where the runs are trained
 
     def __post_init__(self) -> None:
+        check_place(self.on)
         for rows in self.rows:
             if rows < 1:
                 raise OptionError(f"--rows: expected an integer >= 1, got {rows}; use a larger number")

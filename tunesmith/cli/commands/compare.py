@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import add_common, add_engine, add_schema, add_source, recipe_of
+from tunesmith.cli.options import add_common, add_engine, add_place, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import emit, hush, show, show_table
 from tunesmith.data.files import quoted, write_whole
@@ -35,6 +35,7 @@ def add(commands: Commands) -> None:
     text = "machine price per hour, for the cost columns"
     parser.add_argument("--price-per-hour", type=float, default=0.0, metavar="PRICE", help=text)
     add_engine(parser)
+    add_place(parser)
     add_schema(parser, "tunesmith.pipelines.compare.report")
     parser.set_defaults(run=run)
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.requests import SERVER_KEY, CompareOptions, key_from_environment
     from tunesmith.training.read import read_data
 
-    options = CompareOptions(args.budget, args.price_per_hour, key_from_environment(SERVER_KEY), args.engine)
+    options = CompareOptions(args.budget, args.price_per_hour, key_from_environment(SERVER_KEY), args.engine, args.on)
     recipe = recipe_of(args, check=_check_models)
     if not recipe.parts:
         read_data(recipe, offline=args.offline)  # only to report wrong rows before torch is imported

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import COMMAND_ALIASES, add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.options import COMMAND_ALIASES, add_common, add_place, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import reported, work
 from tunesmith.cli.terminal import emit, hush, log, show, show_table
 
@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--target", type=float, metavar="SCORE", help="estimate the rows needed for this score")
     text = "time budget, met by using smaller training sizes"
     parser.add_argument("--minutes", type=float, metavar="MINUTES", help=text)
+    add_place(parser)
     add_source(parser)
     add_schema(parser, "tunesmith.pipelines.learning_curve.report")
     add_common(parser, out="folder of the curve (default: runs/need-NAME)")
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.requests import LearningCurveOptions
     from tunesmith.training.read import check_rows, check_settings
 
-    options = LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
+    options = LearningCurveOptions(tuple(args.rows), args.target, args.minutes, args.on)
     if args.command in COMMAND_ALIASES:
         log(f"warning: `{args.command}` is deprecated; use `learning-curve`")
     recipe = recipe_of(args, check=check_settings)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.candidates import show_candidates
-from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.options import add_common, add_schema, add_source, changes_of, recipe_of
 from tunesmith.cli.progress import reported
-from tunesmith.cli.terminal import hush, publish, show, show_table
-from tunesmith.data.files import check_folder
+from tunesmith.cli.terminal import emit, hush, publish, show, show_table
+from tunesmith.data.files import check_folder, write_whole
 from tunesmith.report.formatting import count, duration, size
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.plan.report import PaperEstimate, PlanReport, TechniqueEstimate
 
 GPUS = (1, 8, 64)
+PER_MACHINE = 8  # GPUs of a rendered file
 
 
 def add(commands: Commands) -> None:
@@ -30,13 +31,20 @@ def add(commands: Commands) -> None:
         description="Count the rows and the parameters of the model, time a few training steps, and estimate for each "
         "technique its trainable parameters, peak memory, time and expected score. Recommends one technique. Exits "
         "with 1 if none fits into memory. With `--gpu`: memory and time on GPUs that are not here, from the model's "
-        "configuration alone.",
+        "configuration alone. With `--render`: the file that starts the run on a cluster.",
     )
     parser.add_argument("--quick", action="store_true", help="use analytic estimates only, without timing any steps")
     text = "plan on paper for GPUs that are not here: a100, h100, h200 or b200"
     parser.add_argument("--gpu", metavar="NAME", help=text)
     text = "number of GPUs, with --machines on each of them; may be repeated (default: 1, 8 and 64)"
     parser.add_argument("--gpus", type=int, action="append", default=[], metavar="N", help=text)
+    text = "print the file that starts the run on a cluster, or write it to --out: slurm, jobset or sky"
+    parser.add_argument("--render", metavar="KIND", help=text)
+    parser.add_argument("--machines", type=int, default=1, metavar="M", help="number of machines (default: 1)")
+    text = "container image with tunesmith, for jobset and sky"
+    parser.add_argument("--image", default="", metavar="NAME", help=text)
+    text = "what all machines see, for the run folder: a folder (slurm), a volume claim (jobset) or a bucket (sky)"
+    parser.add_argument("--store", default="", metavar="PLACE", help=text)
     add_source(parser)
     add_schema(parser, "tunesmith.pipelines.plan.report")
     add_common(parser)
@@ -50,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         check_folder(Path(args.out))  # fail before steps are timed
     recipe = recipe_of(args, check=check_settings)
+    if args.render:
+        return _render(args)
     with reported() as on_event:
         check_rows(recipe, on_event=on_event, offline=args.offline)
         hush()
@@ -63,11 +73,28 @@ def run(args: argparse.Namespace) -> int:
     return 0 if plan.recommendation else 1
 
 
+def _render(args: argparse.Namespace) -> int:
+    """Print or write the file that starts the run on a cluster."""
+    from tunesmith.pipelines.plan.render import Cluster, render
+
+    gpus = args.gpus[-1] if args.gpus else PER_MACHINE
+    cluster = Cluster(args.render, args.machines, gpus, gpu=args.gpu or "", image=args.image, store=args.store)
+    text = render(args.source, changes_of(args), cluster)
+    if args.out:
+        write_whole(args.out, text)
+    if args.json:
+        emit({"render": args.render, "file": args.out, "text": text})
+    else:
+        show(f"written: {args.out}" if args.out else text.rstrip("\n"))
+    return 0
+
+
 def _on_paper(recipe: Recipe, args: argparse.Namespace, on_event: EventHandler) -> int:
     """Print the estimates for GPUs that are not here; return 1 if nothing fits."""
     from tunesmith.pipelines.plan.on_paper import plan_on_paper
 
-    plan = plan_on_paper(recipe, gpu=args.gpu, gpus=args.gpus or GPUS, on_event=on_event, offline=args.offline)
+    gpus = [args.machines * number for number in args.gpus or GPUS]
+    plan = plan_on_paper(recipe, gpu=args.gpu, gpus=gpus, on_event=on_event, offline=args.offline)
     if not publish(plan.model_dump(mode="json"), args):
         show(f"{plan.model}, {plan.objective} on {count(plan.train_rows)} rows: {count(plan.steps)} steps")
         columns = ("GPUs>", "technique", "shards>", "recompute", "memory>", "fits", "tokens/s per GPU>", "training>")

@@ -9,11 +9,13 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tunesmith.config import Recipe, load_recipe, save_recipe
 from tunesmith.config.style_rules import read_style_rules
+from tunesmith.data.cpu_count import cores
 from tunesmith.data.documents.find_files import find
 from tunesmith.data.files import read_page, sha256_of_file, write_whole
 from tunesmith.data.splits.split import Split
@@ -30,7 +32,7 @@ from tunesmith.pipelines.compare.build_report import build_comparison
 from tunesmith.pipelines.compare.context import CHOICES, ComparisonContext
 from tunesmith.pipelines.compare.prompting import ask_model, plain_prompt
 from tunesmith.pipelines.compare.report import Comparison
-from tunesmith.pipelines.compare.run_arm import run_arm
+from tunesmith.pipelines.compare.run_arm import TUNED_ARMS, run_arm
 from tunesmith.pipelines.compare.selection import (
     answers_prompts,
     check_rows,
@@ -38,6 +40,7 @@ from tunesmith.pipelines.compare.selection import (
     comparable_objective,
     has_origins,
 )
+from tunesmith.pipelines.many_runs import LOCAL, each
 from tunesmith.pipelines.requests import CompareOptions
 from tunesmith.retrieval.chunks import ROWS
 from tunesmith.training.callbacks import Callbacks, Interrupted
@@ -105,6 +108,8 @@ def compare(
                 remote(context, arm)
         if has_origins(recipe) or any(kind_of(arm).needs_documents for arm in arms):
             context.retrieval()
+        if options.on != LOCAL:
+            _tune_arms(context, arms, on=options.on)
         answers = _run_arms(context, arms)
         comparison = build_comparison(context, answers, price_per_hour=options.price_per_hour)
         write_whole(folder / PAGE, comparison.model_dump_json(indent=1))
@@ -129,6 +134,41 @@ def reopened(folder: Path, *, callbacks: Callbacks, key: str = "", offline: bool
     if budget is not None and budget.train < len(split.train):
         context.limit_training_rows(budget.train)
     return context
+
+
+def _tune_arms(context: ComparisonContext, arms: Sequence[str], *, on: str) -> None:
+    """Tune what the arms need as tasks of a Ray cluster; answers and their times are measured here, as always."""
+    names = [name for name in arms if name in TUNED_ARMS and context.stored(name) is None]
+    names = [name for name in names if name != "tuned+rag" or "tuned" not in names]  # the same run
+    context.on_event(StageStarted(f"{len(names)} runs on {on}"))
+    work = partial(tune_arm, context.folder.absolute(), context.offline)
+    threads, stop = context.recipe.machine.threads or cores(), context.callbacks.should_stop
+    for name, problem in each(work, names, on=on, threads=threads, stop=stop):
+        context.on_event(Note(f"{name}: {problem or 'tuned'}"))
+    if stop():
+        raise Interrupted("stopped; finished runs are kept")
+
+
+def tune_arm(folder: Path, offline: bool, name: str) -> str:
+    """Tune the run of an arm in a process of its own, into the folder of the comparison.
+
+    Args:
+        folder: folder of the comparison.
+        offline: do not access the network.
+        name: the arm.
+
+    Returns:
+        The reason why the run failed; it is tried again with its arm. Empty if it has finished.
+    """
+    context = reopened(folder, callbacks=Callbacks(lambda event: None), offline=offline)
+    context.test = subsample(context.split.test, context.recipe.compare.rows, context.recipe.seed)
+    if (budget := context.choices().budget) is not None:
+        context.test = subsample(context.test, budget.test, context.recipe.seed)
+    try:
+        TUNED_ARMS[name](context)
+    except TunesmithError as error:
+        return str(error)
+    return ""
 
 
 def _run_arms(context: ComparisonContext, arms: Sequence[str]) -> list[ArmAnswers]:

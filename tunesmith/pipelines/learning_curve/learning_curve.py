@@ -9,16 +9,18 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tunesmith.config import Recipe
+from tunesmith.data.cpu_count import cores
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
-from tunesmith.events import StageStarted
+from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
 from tunesmith.models.loading.load import load_base
@@ -32,8 +34,9 @@ from tunesmith.pipelines.learning_curve.fit_curve import (
     sizes_of,
 )
 from tunesmith.pipelines.learning_curve.report import LearningCurveReport, Size, Target, page, sentence
+from tunesmith.pipelines.many_runs import LOCAL, each
 from tunesmith.pipelines.requests import LearningCurveOptions
-from tunesmith.training.callbacks import Callbacks
+from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.prepare import TrainingContext, prepare, training_options
 from tunesmith.training.run_folder import exclusive_lock, open_run
 from tunesmith.training.train import train
@@ -86,7 +89,7 @@ class LearningCurveRun:
             seed: selects the subsample; added to the seed of the recipe.
             place: which of the runs it is, for the progress.
         """
-        file = self.folder / "cells" / f"{rows}-{seed}.json"
+        file = self.file(rows, seed)
         if file.exists():
             return read_page(file, CurveCell)
         self.callbacks.on_event(StageStarted(f"{place}{rows} rows, seed {seed}"))
@@ -108,9 +111,19 @@ class LearningCurveRun:
         model = LocalModel(policy, context.template, context.recipe.objective, context.recipe.data.max_tokens)
         score = self.evaluator.score(self.evaluator.predict(model), name="need")[0].score
         cell = CurveCell(rows, seed, score, time.perf_counter() - began)
-        write_whole(file, json.dumps(asdict(cell)))
+        self.store(cell)
         shutil.rmtree(work)
         return cell
+
+    def file(self, rows: int, seed: int) -> Path:
+        """Return the file of a cell."""
+        return self.folder / "cells" / f"{rows}-{seed}.json"
+
+    def store(self, cell: CurveCell) -> None:
+        """Write the result of a cell."""
+        file = self.file(cell.rows, cell.seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(asdict(cell)))
 
 
 def measure_learning_curve(
@@ -148,15 +161,53 @@ def measure_learning_curve(
         run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder.path, callbacks, offline)
         sizes, notes = _sizes(run, options.minutes)
         wanted = [(rows, seed) for rows in sizes for seed in range(SEEDS)]
-        cells = []
-        for number, (rows, seed) in enumerate(wanted, 1):
-            cells.append(run.cell(rows, seed, place=f"run {number} of {len(wanted)}: "))
+        cells = _measure_cells(run, wanted, on=options.on)
         if context.recipe.replay.share:
             notes.append("replay is left out of these runs: only the rows of the recipe's own file are counted")
         report = _build_report(context, options, cells, notes=notes)
         write_whole(folder.path / "need.json", report.model_dump_json(indent=1))
         write_whole(folder.path / "need.html", page(report))
     return folder.path, report
+
+
+def _measure_cells(run: LearningCurveRun, wanted: Sequence[tuple[int, int]], *, on: str) -> list[CurveCell]:
+    """Return the cells of these rows and seeds, trained here or as tasks of a Ray cluster."""
+    if on == LOCAL:
+        numbered = enumerate(wanted, 1)
+        return [run.cell(*cell, place=f"run {number} of {len(wanted)}: ") for number, cell in numbered]
+    missing = [cell for cell in wanted if not run.file(*cell).exists()]
+    run.callbacks.on_event(StageStarted(f"{len(missing)} runs on {on}"))
+    recipe, stop = run.context.recipe, run.callbacks.should_stop
+    work = partial(measure_cell, recipe, run.folder.absolute(), run.offline)
+    found = each(work, missing, on=on, threads=recipe.machine.threads or cores(), stop=stop)
+    for number, (cell, result) in enumerate(found, 1):
+        run.store(result)  # again, if the worker has other disks
+        run.callbacks.on_event(Note(f"run {number} of {len(missing)} finished: {cell[0]} rows, seed {cell[1]}"))
+    if stop():
+        raise Interrupted("stopped; finished runs are kept")
+    return [run.cell(*cell) for cell in wanted]
+
+
+def measure_cell(
+    recipe: Recipe,
+    folder: Path,
+    offline: bool,
+    cell: tuple[int, int],
+    *,
+    on_event: EventHandler = lambda event: None,
+) -> CurveCell:
+    """Train one cell in a process of its own; one that was lost resumes from its checkpoint.
+
+    Args:
+        recipe: the recipe, with the machine of the first cell.
+        folder: folder of the curve.
+        offline: do not access the network.
+        cell: rows and seed.
+        on_event: observes the progress.
+    """
+    context = prepare(recipe, on_event=on_event, offline=offline)
+    run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder, Callbacks(on_event), offline)
+    return run.cell(*cell)
 
 
 def epochs_at(rows: int, all_rows: int, epochs: float) -> float:

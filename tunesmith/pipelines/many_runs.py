@@ -1,0 +1,106 @@
+"""Independent pieces of work: one after another in this process, or at the same time as tasks of a Ray cluster.
+
+Ray is for many runs. The processes of one run are started by torchrun. Ray sends functions and results between its own
+processes by pickle, so connect only to a cluster of your own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tunesmith.data.cpu_count import cores
+from tunesmith.errors import OptionError, TunesmithError
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+LOCAL = "local"
+RETRIES = 3  # of a task whose worker is lost
+POLL_SECONDS = 0.5
+
+
+def check_place(on: str) -> None:
+    """Raise OptionError if work cannot run at a place: `local`, `ray`, or the address of a Ray cluster."""
+    if on == LOCAL:
+        return
+    if on != "ray" and not on.startswith("ray://"):
+        raise OptionError(f"--on {on}: expected local, ray or ray://HOST:PORT")
+    if importlib.util.find_spec("ray") is None:
+        raise OptionError(f"--on {on}: Ray is missing; pip install 'tunesmith[ray]', or leave --on out")
+
+
+def each(
+    work: Callable[[C], R],
+    cells: Sequence[C],
+    *,
+    on: str = LOCAL,
+    threads: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[C, R]]:
+    """Do the same work for each cell and yield cell and result, as soon as there is one.
+
+    A worker that is lost, with its process or its machine, loses only its task, which starts again elsewhere. Work that
+    keeps its progress in files therefore has to resume from them.
+
+    Args:
+        work: a function of a cell. On Ray it runs in another process, in the same folder.
+        cells: what it is called with.
+        on: `local`, `ray` (the cluster of `RAY_ADDRESS`, or one on this machine alone), or `ray://HOST:PORT`.
+        threads: processor cores that a task takes. It also gets a GPU if the cluster has any.
+        stop: start nothing more, and stop what runs elsewhere, once this is true.
+
+    Raises:
+        OptionError: Ray is not installed, or `on` names something else.
+        TunesmithError: a task lost its worker each time; otherwise whatever `work` raises.
+    """
+    check_place(on)
+    if on == LOCAL:
+        for cell in cells:
+            if stop():
+                return
+            yield cell, work(cell)
+        return
+    import ray
+
+    _connect(ray, on)
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_in_folder)
+    running = {task.remote(work, str(Path.cwd()), cell): cell for cell in cells}
+    try:
+        while running and not stop():
+            done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            for reference in done:
+                yield running.pop(reference), _result(ray, reference)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _in_folder(work: Callable[[C], R], folder: str, cell: C) -> R:
+    """Do a task where its paths are valid."""
+    os.chdir(folder)
+    return work(cell)
+
+
+def _connect(ray: Any, on: str) -> None:
+    """Connect to a cluster, or start one that only this machine can reach."""
+    if ray.is_initialized():
+        return
+    address = on if on != "ray" else os.environ.get("RAY_ADDRESS", LOCAL)
+    own = {"num_cpus": cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == LOCAL else {}
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    """Return the result of a task, or raise its own error."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        lost = f"a task lost its worker {RETRIES + 1} times ({type(error).__name__})"
+        raise TunesmithError(f"ray: {lost}; finished work is kept, run the same command again") from error
