@@ -71,6 +71,7 @@ def measured(settings: Any, folder: Path, place: Path, cell: tuple[int, int]) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_four_cells_on_ray_with_one_killed_worker_score_as_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
