@@ -54,7 +54,7 @@ class Template:
         self.source = chat_source(tokenizer)
         self._special = special_tokens(tokenizer)
         self._bos = leading_bos(tokenizer)
-        self._behind = frame(tokenizer)[1]
+        self.frame = frame(tokenizer)  # ids before and after every text
         self.chats = chat
         self._lead = self._end = self._tail = ""
         self._composes = False
@@ -82,7 +82,7 @@ class Template:
 
         The tokenizer's own truncation is not used: it is state that all threads share.
         """
-        return ids if len(ids) <= limit else [*ids[: limit - len(self._behind)], *self._behind]
+        return ids if len(ids) <= limit else [*ids[: limit - len(self.frame[1])], *self.frame[1]]
 
     @cached_property
     def thought_format(self) -> ThoughtFormat | None:

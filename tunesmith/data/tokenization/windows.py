@@ -6,7 +6,6 @@ import itertools
 from dataclasses import dataclass
 
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
-from tunesmith.data.tokenization.tokenizer import frame
 
 NO_WORD = -1
 
@@ -71,7 +70,7 @@ def windows(text: str, template: Template, *, limit: int) -> list[Window]:
     ids = list(encoding["input_ids"])
     spans = [(start, end) for start, end in encoding["offset_mapping"]]
     words = [NO_WORD if word is None else word for word in encoding.word_ids(0)]
-    before, behind = frame(tokenizer)
+    before, behind = template.frame
     if not template.chats:  # an encoder would learn to predict the unknown token, not the word
         words = [NO_WORD if i == tokenizer.unk_token_id else word for i, word in zip(ids, words, strict=True)]
     if template.chats:
@@ -102,6 +101,6 @@ def beginning(text: str, template: Template, *, limit: int) -> list[int]:
         template: tokenizer.
         limit: maximum number of ids; the start of the text is cut.
     """
-    before, _ = frame(template.tokenizer)
+    before, _ = template.frame
     ids = template.tokenizer(template.harmless(text), add_special_tokens=False, verbose=False)["input_ids"]
     return [*before, *ids[-(limit - len(before)) :]]
