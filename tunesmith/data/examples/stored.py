@@ -57,6 +57,6 @@ class StoredExamples(StoredSequence[Example]):
 
 def _as_json(example: Example, adapter: TypeAdapter[Any]) -> bytes:
     try:
-        return adapter.dump_json(example)
+        return adapter.dump_json(example, exclude_defaults=True)
     except PydanticSerializationError as error:  # the parsers check every other text
         raise DataError(f"{example.where}: the group is not valid text ({error}); correct it") from error

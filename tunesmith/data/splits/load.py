@@ -196,7 +196,7 @@ def _examples(
         rest = iter(rows)
         while part := list(islice(rest, len(first))):
             made = list(parse(part))
-            made = made if row_count else _grouped(made, part, sources.group)
+            made = _grouped(made, part, sources.group) if folder is None else made  # stored kinds have their group
             row_count += len(part)
             if counts and sources.split:
                 parts = {row.where: PARTS.index(part_of(row.fields.get(column)) or "train") for row in part}
