@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.stored import build_once, cached_folder
 from tunesmith.errors import DataError
 
 # A `Path` of s3://bucket has lost a slash. One letter is a drive of Windows.
@@ -56,6 +55,8 @@ def fetched(url: str) -> Path:
     Raises:
         DataError: the place cannot be reached, or there is no such file.
     """
+    from tunesmith.data.stored import build_once, cached_folder  # imports numpy, which local names need not wait for
+
     with reaching(url) as (place, path):
         names = sorted(place.glob(path)) if set("*?[") & set(path) else [path]
         if not names:
