@@ -310,7 +310,7 @@ def test_a_started_engine_knows_base_and_ranks_hides_its_key_and_ends_with_us(
     given = dict(zip(second, second[1:], strict=False))
     wanted = {"--host": "127.0.0.1", "--max-num-seqs": "5", "--max-loras": "3", "--max-lora-rank": "64"}
     assert wanted.items() <= given.items()
-    assert given["--dtype"] == ("auto" if torch.cuda.is_available() else "float32")
+    assert given["--dtype"] == ("bfloat16" if torch.cuda.is_available() else "float32")
     assert second[-2:] == ["--max-model-len", "99"]  # last, so that the user's options win
     assert environment["VLLM_API_KEY"] == engine.endpoint.key
     assert engine.endpoint.key not in second

@@ -32,8 +32,10 @@ from tunesmith.techniques import Lora
 BASE = "base"  # name of the base model in an engine that is started here
 LORA_RANKS = (64, 128, 256, 320, 512)  # that vLLM accepts; the least is for adapters that are loaded later
 STOP_SECONDS = 15.0  # until a process that does not end is killed
-# Variables of this process that would change what the engine imports, or make it a rank of our processes.
-OWN_VARIABLES = re.compile("PYTHONPATH|VIRTUAL_ENV|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_.*|TORCHELASTIC_.*")
+# Variables of this process that would change what the engine imports or how its torch works, or make it one of ours.
+OWN_VARIABLES = re.compile(
+    "PYTHONPATH|VIRTUAL_ENV|PYTORCH_.*|CUBLAS_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_.*|TORCHELASTIC_.*"
+)
 
 
 @dataclass(frozen=True, slots=True)

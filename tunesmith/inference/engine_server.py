@@ -32,6 +32,7 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.openai_client import Endpoint, check, client_of, exchange, request_json
 from tunesmith.models.generation.generate import AnswerIds, sample, seed_of
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.loading.device import frozen_dtype
 from tunesmith.models.loading.load import fingerprint_of
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.policy import Policy
@@ -256,7 +257,9 @@ class EngineServer:
         self.close()
         self._rank = max(self._rank, rank)
         program, key = self.program, secrets.token_urlsafe(24)
-        text = program.options if torch.cuda.is_available() else f"{program.options} --dtype float32"
+        # The precision of our own answers.
+        dtype = frozen_dtype("cuda" if torch.cuda.is_available() else "cpu")
+        text = f"{program.options} --dtype {dtype}"
         if self._rank:
             self._rank = next((rank for rank in LORA_RANKS if rank >= self._rank), self._rank)
             text = f"{text} {program.lora_options}"
