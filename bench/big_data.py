@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data.tokenization.token_store import EncodedStore, sizes_of
 
@@ -55,7 +56,7 @@ def anonymous() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def measured(step: Callable[[], object], before: int) -> dict[str, object]:
+def measured(step: Callable[[], Any], before: int) -> tuple[Any, float, int]:
     """Run a step; return its result, seconds and the growth of anonymous memory in MB."""
     done, peak = threading.Event(), [0]
 
@@ -72,11 +73,11 @@ def measured(step: Callable[[], object], before: int) -> dict[str, object]:
         done.set()
         watcher.join()
     megabytes = (max(peak[0], anonymous()) - before) // 2**20
-    return {"result": result, "seconds": round(time.perf_counter() - start, 1), "peak_mb": megabytes}
+    return result, round(time.perf_counter() - start, 1), megabytes
 
 
-def prepare_twice(file: Path, kind: str, *, memory: bool) -> dict[str, object]:
-    """Read, check and encode a file, or map what an earlier process has made."""
+def prepare_rows(file: Path, kind: str, *, memory: bool) -> None:
+    """Read, check and encode a file, or map what an earlier process has made; print each step when it is done."""
     from tunesmith.config import Recipe
     from tunesmith.data import stored
     from tunesmith.data.readers import read
@@ -93,14 +94,17 @@ def prepare_twice(file: Path, kind: str, *, memory: bool) -> dict[str, object]:
     base = load_base(recipe.model, options=LoadOptions("float32", "cpu", ""), offline=True)
     machine = choose_machine(device="cpu", dtype="float32", threads=1)
     before = anonymous()
-    found: dict[str, object] = {"read": measured(lambda: len(read_data(recipe, offline=True).split.train), before)}
-    loaded = read_data(recipe, offline=True)
-    found["audit"] = measured(lambda: len(audited(recipe, loaded).split.notes), before)
-    found["encode"] = measured(lambda: len(_encode_task(recipe, audited(recipe, loaded), base, machine).train), before)
-    task = _encode_task(recipe, audited(recipe, loaded), base, machine)
-    found["lengths"] = measured(lambda: sum(sizes_of(task.train)), before)
-    found["stored"] = isinstance(task.train, EncodedStore)
-    return found
+
+    def report(name: str, step: Callable[[], Any]) -> Any:
+        result, seconds, megabytes = measured(step, before)
+        print(json.dumps({"step": name, "seconds": seconds, "peak_mb": megabytes}), flush=True)
+        return result
+
+    loaded = report("read", lambda: read_data(recipe, offline=True))
+    loaded = report("audit", lambda: audited(recipe, loaded))
+    task = report("encode", lambda: _encode_task(recipe, loaded, base, machine))
+    tokens = report("lengths", lambda: sum(sizes_of(task.train)))
+    print(json.dumps({"rows": len(task.train), "tokens": tokens, "stored": isinstance(task.train, EncodedStore)}))
 
 
 def main() -> None:
@@ -115,7 +119,7 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     file = args.folder / f"{args.kind}-{args.rows}.jsonl"
     if args.step:
-        print(json.dumps(prepare_twice(file, args.kind, memory=args.memory)))
+        prepare_rows(file, args.kind, memory=args.memory)
         return
     start = time.perf_counter()
     generate(file, args.rows, args.kind)
@@ -124,8 +128,8 @@ def main() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for name in ("first start", "second start")[: 1 if args.memory else 2]:
         command = [sys.executable, "-m", "bench.big_data", *sys.argv[1:], "--step"]
-        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        print(name, out.stdout.strip() or out.stderr[-2000:], flush=True)
+        print(name, flush=True)
+        subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
 
 
 if __name__ == "__main__":

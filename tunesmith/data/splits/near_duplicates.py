@@ -64,10 +64,10 @@ def near_copies(documents: Sequence[Example], others: Sequence[Example]) -> set[
         Indices into `documents`.
     """
     text = "looking for near-duplicates"
-    index = held([slots(_words(example)) for example in track(others, text, unit="documents")], RULE)
+    index = held([slots(_words(example)) for example in track(others, text, unit="documents", total=len(others))], RULE)
     short = {tuple(words) for example in others if 0 < len(words := _words(example)) < SHORT}
     near: set[int] = set()
-    rest = iter(track(documents, text, unit="documents"))
+    rest = iter(track(documents, text, unit="documents", total=len(documents)))
     for start in range(0, len(documents), AT_ONCE):
         words_of_each = [_words(example) for example in islice(rest, AT_ONCE)]
         near |= {start + i for i, words in enumerate(words_of_each) if tuple(words) in short}
