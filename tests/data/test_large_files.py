@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import multiprocessing
 import os
@@ -176,6 +177,26 @@ def test_an_invalid_row_in_a_later_part_is_reported_with_its_place(tmp_path: Pat
     made[200]["text"] = 5
     with pytest.raises(RowError, match=r"rows\.jsonl:201: column 'text' must be text"):
         read_data(recipe(write(tmp_path / "rows.jsonl", made), "domain"), offline=True)
+
+
+@pytest.mark.parametrize(("kind", "made"), [("domain", Text), ("classify", LabelledText), ("instruct", Chat)])
+def test_no_step_holds_all_examples_in_memory(tmp_path: Path, large: pytest.MonkeyPatch, kind: str, made: type):
+    large.setattr("tunesmith.data.audit.gate.AT_ONCE", 500)
+    file = write(tmp_path / "rows.jsonl", rows(kind, 4000))
+    alive: list[int] = []
+    reads = iter(range(10**9))
+    real = StoredExamples._read
+
+    def counted(stored: StoredExamples, index: int) -> Example:
+        if next(reads) % 2500 == 0:
+            alive.append(sum(type(one) is made for one in gc.get_objects()))
+        return real(stored, index)
+
+    large.setattr(StoredExamples, "_read", counted)
+    split = recipe(file, kind, validation=60, test=60)
+    audited(split, read_data(split, offline=True))
+    assert len(alive) > 8
+    assert max(alive) < 1500  # 1000 are written at once
 
 
 def test_a_file_is_read_once_and_again_only_after_a_change(tmp_path: Path, large: pytest.MonkeyPatch):
