@@ -38,7 +38,8 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "compare": {"compare": set()},
     "learning-curve": {"learning_curve": set()},
     "plan": {"plan": set()},
-    "tune": {"tune": {"dry_run"}, "preview": {"dry_run", "force", "out"}},
+    # A script with several processes is started by torchrun.
+    "tune": {"tune": {"dry_run", "processes"}, "preview": {"dry_run", "force", "out", "processes"}},
     "evaluate": {"evaluate": {"file"}},  # in Python, `data` may be positional
     "ask": {"ask": set()},
     "export": {"export": set()},
