@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tests.golden import runs
 from tests.tiny import tiny_decoder, tiny_encoder
-from tunesmith.config import make_recipe
+from tunesmith.config import Recipe, make_recipe
 from tunesmith.data.examples.types import Example
 from tunesmith.errors import RewardError
 from tunesmith.events import Event, StepFinished, ignore, journal_record
@@ -30,6 +30,7 @@ from tunesmith.inference.scoring import row_scores
 from tunesmith.models.batch import Batch
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
+from tunesmith.models.sharded import is_shard
 from tunesmith.models.world import current_world, join
 from tunesmith.objectives.base import Learner, Loss
 from tunesmith.objectives.online_rl import OnlineRLLearner
@@ -85,17 +86,23 @@ def write_rows(folder: Path) -> None:
     (folder / "rules.py").write_text(runs.REWARD, encoding="utf-8")
 
 
-def prepared(goal: str, way: str, model: str, rows: int, **schedule: Any) -> TrainingContext:
-    """Prepare a recipe in the working folder."""
+def recipe_of(goal: str, way: str, model: str, rows: int, *, shard: str = "none", **schedule: Any) -> Recipe:
+    """Return a recipe of rows in the working folder."""
     file, objective = OBJECTIVES[goal]
     raw: dict[str, Any] = {"model": model, "objective": objective, "technique": TECHNIQUES[way]}
     raw["schedule"] = {"learning_rate": 0.01, "batch_rows": max(rows, 3 if goal == "multitask" else 1), **schedule}
-    raw["machine"] = {"device": "cpu", "dtype": "float32", "threads": 1}
+    raw["machine"] = {"device": "cpu", "dtype": "float32", "threads": 1, "shard": shard}
     raw["data"] = {"max_tokens": 48 if goal == "domain" else 256}
     if goal != "multitask":
         raw["data"]["train"] = f"{file}.jsonl"
+    raw["retention"] = False
     recipe, _ = make_recipe(raw, place="test")
-    return prepare(recipe, on_event=ignore, offline=True)
+    return recipe
+
+
+def prepared(goal: str, way: str, model: str, rows: int, **settings: Any) -> TrainingContext:
+    """Prepare a recipe of rows in the working folder."""
+    return prepare(recipe_of(goal, way, model, rows, **settings), on_event=ignore, offline=True)
 
 
 class Cramped(Learner):
@@ -141,10 +148,11 @@ def reward_fails(folder: Path) -> list[str]:
     return []
 
 
-def three_steps(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def three_steps(
+    name: str, folder: Path, *, case: tuple[str, str, str, int] | None = None, shard: str = "none"
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Take three steps of a case; return the records, and the first gradients and the last parameters."""
-    goal, way, model, rows = CASES[name]
-    context = prepared(goal, way, model, rows)
+    context = prepared(*(case or CASES[name]), shard=shard)
     context = context.map_tasks(
         lambda task, own: precompute_reference_logprobs(
             own, folder / "references" / task, policy=base_policy(own), on_event=ignore
@@ -154,14 +162,14 @@ def three_steps(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
     chance = torch.Generator().manual_seed(1)
     with torch.no_grad():  # away from the start, so that no gradient and no divergence is zero
         for _, value in policy.trainable():
-            value.add_(torch.randn(value.shape, generator=chance), alpha=0.05)
+            value.add_(divided(torch.randn(value.shape, generator=chance), value), alpha=0.05)
     records: list[Mapping[str, Any]] = []
     gradients: list[dict[str, Tensor]] = []
     take = fit.optimizer_step
 
     def recorded(own: Any, optimizer: torch.optim.Optimizer, *, clip: float) -> float:
         found = {name: value.grad for name, value in own.trainable() if value.grad is not None}
-        gradients.append({f"gradient {name}": grad.clone() for name, grad in found.items()})
+        gradients.append({f"gradient {name}": whole(grad).clone() for name, grad in found.items()})
         return take(own, optimizer, clip=clip)
 
     def on_event(event: Event) -> None:
@@ -183,13 +191,29 @@ def three_steps(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
         "batches": current_world().gather([len(batches.window(step)) for step in range(4)]),
         "limits": current_world().gather(batches.sampler.tokens if isinstance(batches, Batches) else 0),
     }
-    tensors = {name: value.detach().contiguous() for name, value in policy.trainable()}
+    tensors = {name: whole(value.detach()).contiguous() for name, value in policy.trainable()}
     return facts, gradients[0] | tensors
 
 
-def answers(folder: Path) -> dict[str, Any]:
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor that may be divided among the processes, which all have to call this."""
+    found: Tensor = value.full_tensor() if is_shard(value) else value  # type: ignore[attr-defined]
+    return found
+
+
+def divided(value: Tensor, like: Tensor) -> Tensor:
+    """Divide a tensor among the processes as another one is, if it is."""
+    if not is_shard(like):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    parts: Any = like
+    return distribute_tensor(value, parts.device_mesh, parts.placements)
+
+
+def answers(folder: Path, *, shard: str = "none") -> dict[str, Any]:
     """Generate, score and embed with a tiny model."""
-    context = prepared("instruct", "lora", "llama", 7)
+    context = prepared("instruct", "lora", "llama", 7, shard=shard)
     model = LocalModel(base_policy(context), context.template, context.recipe.objective, 96)
     model.policy.train(False)
     examples: list[Example] = context.test
@@ -203,7 +227,7 @@ def answers(folder: Path) -> dict[str, Any]:
     return found
 
 
-def resumable(folder: Path, *, stop: int = 0) -> None:
+def resumable(folder: Path, *, stop: int = 0, way: str = "lora", **settings: Any) -> None:
     """Train a run whose two rows per step are a micro-batch each; with `stop`, only so many steps."""
     taken = 0
 
@@ -213,13 +237,15 @@ def resumable(folder: Path, *, stop: int = 0) -> None:
         return taken == stop
 
     folder.mkdir(parents=True, exist_ok=True)
-    context = prepared("instruct", "lora", "llama", 2, batch_tokens=1, epochs=0.5, probe=False)
+    settings = {"batch_tokens": 1, "epochs": 0.5, "probe": False, **settings}
+    context = prepared("instruct", way, "llama", 2, **settings)
     try:
         policy = train(context, folder, callbacks=Callbacks(should_stop=stops)).policy
     except Interrupted:
         return
+    state = {name: whole(value) for name, value in train_state.trainable_state(policy).items()}
     if current_world().leads:
-        save_file(train_state.trainable_state(policy), folder / "end.safetensors")
+        save_file(state, folder / "end.safetensors")
 
 
 def killed_while_saving(folder: Path) -> None:
@@ -240,7 +266,9 @@ def killed_while_saving(folder: Path) -> None:
     train(context, folder, callbacks=Callbacks())
 
 
-def start(folder: Path, *words: str, count: int = 2) -> list[subprocess.Popen[str]]:
+def start(
+    folder: Path, *words: str, count: int = 2, module: str = "tests.training.processes"
+) -> list[subprocess.Popen[str]]:
     """Start the processes as `tune --processes` does."""
     children = []
     meeting = folder / f"meeting-{'-'.join(words)}"
@@ -249,7 +277,7 @@ def start(folder: Path, *words: str, count: int = 2) -> list[subprocess.Popen[st
         env |= {"LOCAL_WORLD_SIZE": str(count), "TUNESMITH_RENDEZVOUS": f"file://{meeting}"}
         env |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "TUNESMITH_CACHE": str(folder / "cache")}
-        command = [sys.executable, "-W", "ignore", "-m", "tests.training.processes", *words]
+        command = [sys.executable, "-W", "ignore", "-m", module, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         children.append(subprocess.Popen(command, env=env, cwd=folder, **pipes))  # type: ignore[call-overload]
     return children

@@ -1,6 +1,14 @@
 """The recipe of a run: load, resolve, validate, write and import it. Objectives and techniques meet only here."""
 
-from tunesmith.config.checks import check_gates, check_pair, check_replay, check_technique, check_thinking_gates
+from tunesmith.config.checks import (
+    check_gates,
+    check_pair,
+    check_replay,
+    check_sharded,
+    check_technique,
+    check_thinking_gates,
+    sharding_refusal,
+)
 from tunesmith.config.load import load_recipe, make_recipe, save_recipe, with_places
 from tunesmith.config.recipe import (
     ARMS,
@@ -49,4 +57,6 @@ __all__ = [
     "make_recipe",
     "save_recipe",
     "with_places",
+    "check_sharded",
+    "sharding_refusal",
 ]

@@ -17,6 +17,8 @@ WITHOUT_CONTROLS = {
     "rl": "a reward may not depend on the reference answers that would be shuffled",
 }
 
+UNSHARDED = "set machine.shard: none, with which every process has all weights"
+
 
 def check_model(recipe: Recipe) -> None:
     """Check the model of a recipe by its name and its config.json alone, and what its family rules out.
@@ -92,6 +94,37 @@ def check_technique(recipe: Recipe, network: Any, family: str) -> None:
                     f"technique.targets: {name} is also the output layer for masked words, so that an adapter on it "
                     "cannot be merged; remove it, or use technique: full"
                 )
+
+
+def sharding_refusal(recipe: Recipe, family: str) -> str:
+    """Return why a recipe cannot be run over weights divided among processes, and what to do; empty if it can."""
+    technique, objective = recipe.technique, recipe.objective
+    if family == "encoder":
+        return f"an encoder is not sharded; {UNSHARDED}"
+    if technique.load_options().quantize:
+        return f"4-bit weights are copied to every process, never sharded; {UNSHARDED}"
+    if technique.kind not in ("full", "lora") or (isinstance(technique, Lora) and technique.dora):
+        kind = "dora" if technique.kind == "lora" else technique.kind
+        return f"technique {kind} is not supported over sharded weights; use technique: lora, or {UNSHARDED}"
+    if technique.kind == "full" and recipe.schedule.optimizer != "adamw":
+        return f"schedule.optimizer: {recipe.schedule.optimizer} has no shards; use adamw, or {UNSHARDED}"
+    if recipe.parts or objective.samples_completions or objective.reference == "per_step":
+        return f"objective {objective.kind} is not supported with sharded weights; {UNSHARDED}"
+    return ""
+
+
+def check_sharded(recipe: Recipe, network: Any) -> None:
+    """Raise RecipeError if this network cannot be tuned with its weights divided among processes."""
+    from tunesmith.models.loading.text_part import adapter_tree, part_of
+    from tunesmith.models.mixtures import find_mixture
+
+    if find_mixture(adapter_tree(network)) is not None:
+        raise RecipeError(f"machine.shard: the experts of a mixture are not sharded yet; {UNSHARDED}")
+    if recipe.technique.kind == "full" and part_of(network) is not None:
+        raise RecipeError(
+            f"machine.shard: {recipe.model} is a multimodal checkpoint, whose text part is not saved from shards; "
+            f"use technique: lora, or {UNSHARDED}"
+        )
 
 
 def check_replay(recipe: Recipe, family: str) -> None:

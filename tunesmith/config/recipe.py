@@ -82,6 +82,9 @@ class Machine(_Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(0, ge=0, le=1024, description="0: one per core")
     exact: bool = Field(False, description="on a GPU: only deterministic kernels, so that repeated runs are equal")
+    shard: Literal["auto", "none", "full"] = Field(
+        "auto", description="divide the weights among the processes of the run; auto: where one GPU cannot hold them"
+    )
 
 
 def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[str, Any]]) -> Any:

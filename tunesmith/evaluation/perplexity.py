@@ -132,7 +132,7 @@ def read(policy: Policy, template: Template, texts: Sequence[str], options: Read
             )
     if world.size == 1:
         return likelihoods
-    parts = world.gather([astuple(likelihood) for likelihood in likelihoods])
+    parts = world.collect(lambda: [astuple(likelihood) for likelihood in likelihoods])
     return [TokenLikelihood(*map(sum, zip(*document, strict=True))) for document in zip(*parts, strict=True)]
 
 

@@ -103,7 +103,7 @@ def general_nll(policy: Policy, template: Template, *, window: int = WINDOW, tex
     for part in track(passes, "scoring general texts", unit="texts", size=len):
         batch = collate(part, share=False).to(policy.device)
         total += float(policy.sum_nll(batch))
-    return sum(world.gather(total)) / (len(rows) * (window - 1))
+    return sum(world.collect(lambda: total)) / (len(rows) * (window - 1))
 
 
 def probe(policy: Policy, template: Template, questions: Sequence[ProbeItem]) -> list[bool]:

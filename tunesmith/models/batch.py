@@ -112,6 +112,7 @@ class Batch:
     mismatched: tuple[Tokens, ...] = ()  # [B] each row's prompt with the completion of another example, for KTO
     task: str = ""  # name of the task, in multitask runs
     loss_weight: float = 1.0  # factor of the loss: the weight of the task within a step
+    counts: bool = True  # False: a copy that only keeps the processes of a sharded network in step
 
     @property
     def units(self) -> float:

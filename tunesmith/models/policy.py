@@ -5,7 +5,7 @@ Letters: B rows, N packed tokens, M learned ids, L tokens of the longest row, P 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +31,7 @@ from tunesmith.models.families import scales_by_column
 from tunesmith.models.kernels import skinny_linear as thin
 from tunesmith.models.lm_head import LanguageHead
 from tunesmith.models.mixtures import RouterLoss
-from tunesmith.models.sharded import run_body
+from tunesmith.models.sharded import is_shard, reshard, run_body, whole_weights
 
 
 @dataclass(slots=True)
@@ -58,6 +58,7 @@ class Policy:
     autocast_dtype: torch.dtype | None = None  # autocast dtype of matrix products; parameters keep their own dtype
     virtual: Virtual | None = None  # tokens in front of every row; no states are returned for them
     router_loss: RouterLoss | None = None  # in training: records what balances the routers of a mixture of experts
+    whole_weights: Mapping[str, Tensor] | None = None  # of a sharded network, in the first process
     weights: bool = True  # the trainable parameters are weights: they decay, and a head may use their learning rate
 
     @classmethod
@@ -247,6 +248,7 @@ class Policy:
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield name and parameter of everything the optimizer updates, the objective's head last."""
+        reshard(self.network)
         for name, value in self.network.named_parameters():
             if value.requires_grad:
                 yield name, value
@@ -256,6 +258,11 @@ class Policy:
         if self.head is not None:
             for name, value in self.head.named_parameters():
                 yield f"head.{name}", value
+
+    def gather_weights(self) -> None:
+        """Keep all weights of a sharded network that is trained in the memory of the first process, to save them."""
+        if any(is_shard(value) for _, value in self.trainable()):
+            self.whole_weights = whole_weights(self.network)
 
     def train(self, mode: bool = True) -> None:
         """Switch network, virtual tokens and head to training mode (dropout on) or evaluation mode."""

@@ -17,9 +17,9 @@ import heapq
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,6 +47,12 @@ class World:
     local_rank: int = 0  # of this process on its machine
     local_size: int = 1  # processes on this machine
     store: Any = None  # torch's store, for what must work while processes end
+    lockstep: bool = False  # weights are sharded: but for the rows of a step, all processes compute the same
+
+    @property
+    def dealing(self) -> World:
+        """Return the same processes as those that share work, whether or not they run in lockstep otherwise."""
+        return replace(self, lockstep=False)
 
     @property
     def leads(self) -> bool:
@@ -72,11 +78,13 @@ class World:
 
     def collect(self, compute: Callable[[], T]) -> list[T]:
         """Compute a JSON value in every process and return all of them, by rank; all raise the error of one."""
-        if self.size == 1:
+        if self.size == 1 or self.lockstep:
             return [compute()]
         mine: dict[str, Any] = {}
         try:
             mine["value"] = compute()
+        except ProcessError:  # no other process can be reached
+            raise
         except TunesmithError as error:
             mine["error"] = (type(error).__name__, str(error))
         results = self.gather(mine)
@@ -87,7 +95,7 @@ class World:
     def lead(self, compute: Callable[[], T]) -> T:
         """Compute a JSON value in the first process and return it in all."""
         with alone():
-            return self.collect(compute if self.leads else lambda: None)[0]  # type: ignore[return-value]
+            return self.dealing.collect(compute if self.leads else lambda: None)[0]  # type: ignore[return-value]
 
     def broadcast(self, value: T) -> T:
         """Return the JSON value of the first process."""
@@ -99,13 +107,16 @@ class World:
 
     @contextmanager
     def first(self, *, of_machine: bool = False) -> Iterator[None]:
-        """Run the block in the first process (of each machine), then in the others, which find the files it wrote."""
+        """Run the block in the first process (of each machine), then in the others, which find the files it wrote.
+
+        In lockstep it runs in all at once.
+        """
         begins = self.local_rank == 0 if of_machine else self.leads
-        if not begins:
+        if not begins and not self.lockstep:
             self.barrier()
         with alone():
             yield
-        if begins:
+        if begins or self.lockstep:
             self.barrier()
 
     def share(self, costs: Sequence[float]) -> list[int]:
@@ -113,7 +124,7 @@ class World:
 
         Each item, the most expensive first, goes to the process with the least work so far (Graham 1969).
         """
-        if self.size == 1:
+        if self.size == 1 or self.lockstep:
             return list(range(len(costs)))
         work = [(0.0, rank) for rank in range(self.size)]
         mine = []
@@ -128,8 +139,9 @@ class World:
         self, items: Sequence[T], compute: Callable[[list[T]], list[R]], *, costs: Sequence[float] | None = None
     ) -> list[R]:
         """Split items over the processes, compute a JSON value for each, and return all in all processes, in order."""
-        if self.size == 1:
-            return compute(list(items))
+        if self.size == 1 or self.lockstep:
+            with alone():
+                return compute(list(items))
         mine = self.share([1.0] * len(items) if costs is None else costs)
         with alone():
             parts = self.collect(lambda: (mine, compute([items[i] for i in mine]) if mine else []))
@@ -142,12 +154,12 @@ class World:
         A process without a micro-batch adds zeros. A parameter that no process uses keeps no gradient, so that no
         weight decay moves it.
         """
-        if self.size == 1:
+        parameters = list(parameters)
+        if self.size == 1 or not parameters:
             return
         import torch
         from torch import distributed
 
-        parameters = list(parameters)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         used = gradients[0].new_tensor([p.grad is not None for p in parameters])
         flat = torch.cat([*(gradient.flatten() for gradient in gradients), used])
@@ -194,10 +206,20 @@ def current_world() -> World:
     return _WORLD.get()
 
 
+def keep_in_step() -> None:
+    """Run all processes in lockstep from here on, because the weights of a network are sharded."""
+    _WORLD.set(replace(_WORLD.get(), lockstep=True))
+
+
+def alone() -> AbstractContextManager[None]:
+    """Return a context that runs as if this process were the only one."""
+    return among(World())
+
+
 @contextmanager
-def alone() -> Iterator[None]:
-    """Run the block as if this process were the only one."""
-    token = _WORLD.set(World())
+def among(world: World) -> Iterator[None]:
+    """Run the block as one of some processes."""
+    token = _WORLD.set(world)
     try:
         yield
     finally:
@@ -235,6 +257,18 @@ def join() -> World:
     world = World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), store)
     _WORLD.set(world)
     return world
+
+
+@contextmanager
+def passes() -> Iterator[None]:
+    """Raise ProcessError where a pass over sharded weights finds that another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(part in str(error) for part in ("gloo", "NCCL")):
+            raise
+        with _peers():
+            raise
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Full(BaseModel):
         from tunesmith.models.loading.text_part import save_network
 
         with quiet():
-            save_network(policy.network, folder)
+            save_network(policy.network, folder, weights=policy.whole_weights)
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
         """Load the saved weights in place of the base's. Raises CheckpointError if there are none."""

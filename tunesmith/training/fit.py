@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypedDict, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tunesmith.errors import Refused, RewardError, out_of_memory
+from tunesmith.errors import ProcessError, Refused, RewardError, out_of_memory
 from tunesmith.events import Resumed, StepFinished, Validated
 from tunesmith.models.batch import Batch, StepMetrics, halve, mean_metrics, sum_metrics
 from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, peak_bytes
 from tunesmith.models.policy import Policy
-from tunesmith.models.world import added, current_world
+from tunesmith.models.sharded import clip_gradients, is_shard
+from tunesmith.models.world import added, alone, among, current_world
 from tunesmith.objectives.base import Learner, Loss
 from tunesmith.phases import phase
 from tunesmith.training.callbacks import Callbacks, Interrupted
@@ -25,8 +26,7 @@ from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.train_state import (
     StepCounts,
     TrainingState,
-    best_trainable_state,
-    load_trainable_state,
+    load_best,
     resume,
     save,
     save_best,
@@ -117,7 +117,8 @@ class Trainer:
         self.clock = clock
         self.optimizer = make_optimizer(policy, plan)
         self.state = TrainingState()
-        self.world = current_world()
+        self.world = current_world().dealing
+        self.lockstep = current_world().lockstep
         self._batches: Sequence[Batch] = ()
         self._prepared: Sequence[Batch] | None = None  # of the present step
         self._limit = 0  # tokens of a micro-batch, if memory ran out in the present step
@@ -135,7 +136,7 @@ class Trainer:
         """
         plan = self.plan
         self.state = state = resume(self.policy, self.optimizer, self.folder) or TrainingState()
-        self.world.align(value for _, value in self.policy.trainable())
+        self.world.align(plain_parameters(self.policy))
         self.callbacks.on_event(Resumed(state.step))
         while state.validation_pending or (state.step < plan.steps and not state.stopped_early):
             try:
@@ -157,14 +158,13 @@ class Trainer:
             if stopping:
                 raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
         if plan.eval_steps and state.best_step:
-            load_trainable_state(self.policy, best_trainable_state(state, self.folder))
+            load_best(self.policy, state, self.folder)
         self.policy.train(False)
         return state
 
     def _save(self) -> None:
         with phase("checkpoints"):
-            if self.world.leads:
-                save(self.policy, self.optimizer, self.state, self.folder)
+            save(self.policy, self.optimizer, self.state, self.folder)
             self.world.barrier()
 
     def _step(self) -> None:
@@ -176,7 +176,7 @@ class Trainer:
         sums = added(world.collect(self._step_sums))
         for _ in range(plan.updates):
             parts = world.collect(lambda: self._accumulate(sums))
-            world.sum_gradients(value for _, value in self.policy.trainable())
+            world.sum_gradients(plain_parameters(self.policy))
             norm = optimizer_step(self.policy, self.optimizer, clip=plan.clip)
         loss = sum(part["loss"] for part in parts)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -210,7 +210,7 @@ class Trainer:
         self._limit = 0
 
         def attempt() -> dict[str, float]:
-            return self.learner.step_sums(self._load(), self.policy)
+            return self.learner.step_sums([batch for batch in self._load() if batch.counts], self.policy)
 
         return self._until_it_fits(attempt)
 
@@ -229,7 +229,7 @@ class Trainer:
             return accumulate_gradients(self.policy, self.learner, prepared, units=sums["units"])
 
         loss, metrics = self._until_it_fits(attempt, recompute=True)
-        counts = step_counts(self._batches, self._load())
+        counts = step_counts(*([b for b in part if b.counts] for part in (self._batches, self._load())))
         return _StepPart(loss=loss, metrics=metrics, counts=counts, limit=self._limit)
 
     def _load(self) -> Sequence[Batch]:
@@ -237,15 +237,27 @@ class Trainer:
         if self._prepared is None:
             # Dropout differs by process; everything else that is random has seeds of its own.
             torch.manual_seed(self.plan.seed * 1_000_003 + self.state.step + (self.world.rank << 40))
-            self._batches = self.batches.window(self.state.step)
+            self._batches = self._window()
             self._prepared = prepare_each(self.policy, self.learner, self._batches)
         return self._prepared
+
+    def _window(self) -> list[Batch]:
+        """Return the micro-batches of this process in this step; in lockstep as many as every process has."""
+        step = self.state.step
+        with among(self.world):
+            batches = list(self.batches.window(step))
+        if self.lockstep and (missing := max(self.world.gather(len(batches))) - len(batches)):
+            with alone():
+                shortest = self.batches.window(step)[-1]
+            batches += [replace(shortest, counts=False)] * missing
+        return batches
 
     def _until_it_fits(self, attempt: Callable[[], T], *, recompute: bool = False) -> T:
         """Repeat a part of the step while memory runs out: without kept activations, then in smaller micro-batches.
 
         The gradients of the step are dropped and it starts again. Rollouts were sampled before any parameter changed,
-        so these batches are cut in half and not made again.
+        so these batches are cut in half and not made again. In lockstep the other processes wait in the middle of a
+        pass, which cannot be repeated: all end, and the next start keeps less in memory.
 
         Args:
             attempt: the part of the step.
@@ -262,12 +274,17 @@ class Trainer:
             sampled = any(batch.rollout is not None for batch in before)
             if recompute and self._recompute():
                 self._prepared = before if sampled else None
-                continue
-            was_cut = False
-            if sampled:
-                self._prepared = [half for batch in before for half in halve(batch)]
-                was_cut = len(self._prepared) > len(before)
-            self._release_memory(was_cut=was_cut)
+            else:
+                was_cut = False
+                if sampled:
+                    self._prepared = [half for batch in before for half in halve(batch)]
+                    was_cut = len(self._prepared) > len(before)
+                self._release_memory(was_cut=was_cut)
+            if self.lockstep:
+                raise ProcessError(
+                    f"step {self.state.step + 1}: out of memory; run the same command again, which resumes with less "
+                    "in memory at once"
+                )
 
     def _release_memory(self, *, was_cut: bool = False) -> None:
         """Drop the gradients of a step that did not fit and halve the micro-batches from here on."""
@@ -303,8 +320,7 @@ class Trainer:
             state.best_step = state.step
             state.bad_validations = 0
             with phase("checkpoints"):
-                if self.world.leads:
-                    save_best(self.policy, state, self.folder)
+                save_best(self.policy, state, self.folder)
                 self.world.barrier()
         else:
             state.bad_validations += 1
@@ -337,8 +353,20 @@ def step(
     Returns:
         The loss per unit and the gradient norm before clipping.
     """
-    loss, _ = accumulate_gradients(policy, learner, prepare_batches(policy, learner, batches))
-    return loss, optimizer_step(policy, optimizer, clip=clip)
+    world = current_world()
+    prepared = prepare_batches(policy, learner, batches)
+    # In lockstep every process has these batches, and the gradients of all of them are added up.
+    copies = world.size if world.lockstep else 1
+    units = copies * sum(learner.units(batch) for batch in prepared)
+    loss, _ = accumulate_gradients(policy, learner, prepared, units=units)
+    if world.lockstep:
+        world.sum_gradients(plain_parameters(policy))
+    return copies * loss, optimizer_step(policy, optimizer, clip=clip)
+
+
+def plain_parameters(policy: Policy) -> list[nn.Parameter]:
+    """Return the trainable parameters that every process has whole; FSDP adds up the gradients of all others."""
+    return [value for _, value in policy.trainable() if not is_shard(value)]
 
 
 def prepare_batches(policy: Policy, learner: Learner, batches: Iterable[Batch]) -> list[Batch]:
@@ -399,9 +427,10 @@ def _backward(
         if policy.network.training is not dropout:
             policy.train(dropout)
         loss = _loss(learner, batch, policy)
-        (loss.total / units).backward()
-        totals.append(loss.total.detach())
-        metrics.append(loss.metrics)
+        ((loss.total if batch.counts else 0 * loss.total) / units).backward()
+        if batch.counts:
+            totals.append(loss.total.detach())
+            metrics.append(loss.metrics)
     return totals, metrics
 
 
@@ -425,7 +454,7 @@ def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: fl
     Raises:
         Refused: memory does not hold the optimizer's moments.
     """
-    norm = torch.nn.utils.clip_grad_norm_([value for _, value in policy.trainable()], clip)
+    norm = clip_gradients([value for _, value in policy.trainable()], clip)
     try:
         optimizer.step()
     except (MemoryError, RuntimeError) as error:
@@ -433,4 +462,4 @@ def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: fl
             raise
         raise Refused(NOT_ITS_MOMENTS) from error
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return norm

@@ -9,6 +9,9 @@ from typing import Any
 
 from tunesmith.data.files import write_whole
 
+# Key of a record that a resumed run keeps, whatever step it begins at.
+KEPT_KEY = "kept"
+
 
 class Journal:
     """The records of one run; each is on disk when `write` returns.
@@ -38,6 +41,6 @@ class Journal:
         return records
 
     def rewind(self, step: int) -> None:
-        """Drop the records after `step`, because a resumed run repeats these steps."""
-        kept = [record for record in self.read() if record["step"] <= step]
+        """Drop the records after `step`, because a resumed run repeats these steps, but not why it had to resume."""
+        kept = [record for record in self.read() if record["step"] <= step or record.get(KEPT_KEY)]
         write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -99,6 +99,22 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, policy: Policy) -> dict[
     }
 
 
+def empty_optimizer_tensors(policy: Policy, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return zeros for a state that `optimizer_tensors` returned, sharded like the parameters, to load it into.
+
+    Args:
+        policy: the policy.
+        shapes: shapes of saved tensors by name; other tensors may be among them.
+    """
+    found = {}
+    for name, value in policy.trainable():
+        for key, shape in shapes.items():
+            if key.startswith(f"{name}/"):
+                same = shape == tuple(value.shape)
+                found[key] = torch.zeros_like(value.detach()) if same else torch.zeros(shape, device=value.device)
+    return found
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, policy: Policy, tensors: Mapping[str, Tensor]) -> None:
     """Restore a state that `optimizer_tensors` returned."""
     values = dict(policy.trainable())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -19,8 +21,10 @@ from tunesmith.config import (
     check_gates,
     check_pair,
     check_replay,
+    check_sharded,
     check_technique,
     check_thinking_gates,
+    sharding_refusal,
 )
 from tunesmith.data.cpu_count import cores
 from tunesmith.data.examples.stored import StoredExamples
@@ -36,11 +40,13 @@ from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.inference.engine_program import check_rollouts
 from tunesmith.models.families import positions_of
-from tunesmith.models.loading.device import ChosenMachine, choose_machine, configure_device
+from tunesmith.models.loading.device import DTYPES, ChosenMachine, choose_machine, configure_device
 from tunesmith.models.loading.load import Base, load_base
-from tunesmith.models.loading.locate import LoadOptions, locate
+from tunesmith.models.loading.locate import LoadOptions, local_family, locate
+from tunesmith.models.loading.weight_files import glimpses_of_files, weight_files
 from tunesmith.models.recompute import recompute_layers
-from tunesmith.models.world import current_world
+from tunesmith.models.sharded import Sharding
+from tunesmith.models.world import current_world, keep_in_step
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.progress import track
 from tunesmith.techniques import Full
@@ -54,6 +60,10 @@ MIN_TEXT_TOKENS = 16
 
 # Rows of a large file that are held in memory, to fit baselines and probes.
 MOST_BASELINE_ROWS = 100_000
+# Bytes per trained parameter: its value, its gradient and the two moments of AdamW in float32.
+FULL_BYTES = 16
+# Share of a GPU's memory for these; the rest is for activations.
+ROOM = 0.8
 
 NO_TEST_ROWS = "no test rows: scored on the validation rows, by which checkpoint and settings were chosen too"
 
@@ -146,7 +156,11 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     if world.size > 1 and not is_there(recipe.model):
         with world.first(of_machine=True):
             locate(recipe.model, offline=offline)  # downloaded once per machine
-    base = load_base(recipe.model, options=training_options(recipe, machine), offline=offline)
+    options = training_options(recipe, machine)
+    base = load_base(recipe.model, options=options, offline=offline)
+    if options.sharding is not None:
+        check_sharded(recipe, base.network)
+        keep_in_step()
     check_pair(recipe, base.family)
     check_gates(recipe, base.family)
     check_replay(recipe, base.family)
@@ -168,7 +182,36 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
 def training_options(recipe: Recipe, machine: ChosenMachine) -> LoadOptions:
     """Return how the base of a run is loaded: in float32 where its weights are trained or the recipe sets float32."""
     whole = isinstance(recipe.technique, Full) or machine.dtype == "float32"
-    return LoadOptions("float32" if whole else "auto", machine.device, recipe.technique.load_options().quantize)
+    quantize = recipe.technique.load_options().quantize
+    return LoadOptions("float32" if whole else "auto", machine.device, quantize, _sharding(recipe, machine))
+
+
+def _sharding(recipe: Recipe, machine: ChosenMachine) -> Sharding | None:
+    """Return how the weights of the base are divided among the processes; None if each process has them all.
+
+    Over several machines they are divided within each, so that only gradients pass between them, if they fit there.
+
+    Raises:
+        RecipeError: the recipe asks for it, and it is not supported.
+    """
+    world, wish = current_world(), recipe.machine.shard
+    if world.size == 1 or wish == "none":
+        return None
+    if refusal := sharding_refusal(recipe, local_family(recipe.model)):
+        if wish == "full":
+            raise RecipeError(f"machine.shard: {refusal}")
+        return None
+    within = Sharding(world.local_size, world.size // world.local_size)
+    if not machine.device.startswith("cuda"):
+        return within if wish == "full" else None
+    files = weight_files(locate(recipe.model, offline=True), where=recipe.model)
+    parameters = sum(math.prod(shape) for _, shape, _ in glimpses_of_files(files))
+    needed = parameters * (FULL_BYTES if isinstance(recipe.technique, Full) else DTYPES[machine.dtype].itemsize)
+    room = ROOM * torch.cuda.get_device_properties(machine.device).total_memory
+    if wish == "auto" and needed <= room:
+        return None
+    fits = needed <= room * world.local_size and world.size % world.local_size == 0
+    return within if fits else Sharding(world.size)
 
 
 def shared_machine(recipe: Recipe) -> ChosenMachine:

@@ -128,7 +128,9 @@ class RunFolder:
             return recipe
         recorded = self.page()
         data = recipe.data.model_copy(update={"audit": recorded.get("audit", recipe.data.audit)})
-        return recipe.model_copy(update={"machine": Machine(**recorded["machine"]), "data": data})
+        return recipe.model_copy(
+            update={"machine": recipe.machine.model_copy(update=recorded["machine"]), "data": data}
+        )
 
     def start(self, recipe: Recipe, *, machine: ChosenMachine, base: str, **facts: Any) -> None:
         """Record the identity, the machine and the base model, so that only the same run resumes here.

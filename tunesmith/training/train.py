@@ -38,7 +38,8 @@ from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW
 from tunesmith.models.mixtures import RouterLoss
 from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recompute_layers, recomputes
-from tunesmith.models.world import added, current_world
+from tunesmith.models.sharded import reshard
+from tunesmith.models.world import added, current_world, passes
 from tunesmith.objectives import Classify, Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.online_rl import OnlineRLLearner, Sampler
@@ -49,7 +50,7 @@ from tunesmith.training.batches import Batches, MultitaskBatches, batches_of
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.fit import Trainer, ValidationResult, prepare_each, retry_smaller
 from tunesmith.training.head_init import init_heads_from_probe
-from tunesmith.training.journal import Journal
+from tunesmith.training.journal import KEPT_KEY, Journal
 from tunesmith.training.multitask import TaskMetrics, gradient_cosines, mean_loss, read_task_metrics
 from tunesmith.training.optim import TrainingPlan, make_plan
 from tunesmith.training.overfit_check import ROWS, Probe, can_learn
@@ -88,6 +89,7 @@ class TrainResult:
     task_metrics: tuple[TaskMetrics, ...] = ()  # by validation
 
 
+@passes()
 def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> TrainResult:
     """Adapt the base by the recipe's technique, check that it can learn, and train it.
 
@@ -212,6 +214,7 @@ def adapted_policy(prepared: TrainingContext) -> Policy:
         text = f"{', '.join(objective.known_labels)}. {text}"
     start: list[int] = prepared.template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     start = start or prepared.train[0].sequences[0].ids
+    reshard(base.network)  # what is frozen now are its shards
     policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=keep, start=start)
     policy.head = objective.head(policy)
     for name, task in prepared.tasks.items():
@@ -394,8 +397,7 @@ class Recompute:
         network = self.policy.network
         if not self.auto or recomputes(network) or not recompute_layers(network):
             return False
-        if current_world().leads:
-            self.journal.write({"step": step, "out_of_memory": True, RECOMPUTE_KEY: True})
+        _record_out_of_memory(self.journal, {"step": step, RECOMPUTE_KEY: True})
         self.on_event(Note(_recompute_note(step)))
         return True
 
@@ -437,7 +439,7 @@ class RunLog:
 
     def out_of_memory(self, step: int, tokens: int) -> None:
         """Record that micro-batches are smaller from this step on."""
-        self._write({"step": step, "out_of_memory": True, TOKENS_AT_ONCE_KEY: tokens})
+        _record_out_of_memory(self.journal, {"step": step, TOKENS_AT_ONCE_KEY: tokens})
         self.on_event(Note(_out_of_memory_note(step, tokens)))
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -448,6 +450,13 @@ class RunLog:
         """Drop the records after a step and return the others."""
         self.journal.rewind(step)
         return self.journal.read()
+
+
+def _record_out_of_memory(journal: Journal, record: Mapping[str, Any]) -> None:
+    """Record what changes from a step on; in lockstep the run ends with it, in whichever process it was."""
+    world = current_world()
+    if world.leads or world.lockstep:
+        journal.write({**record, "out_of_memory": True, **({KEPT_KEY: True} if world.lockstep else {})})
 
 
 @dataclass(slots=True)

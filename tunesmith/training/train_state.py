@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -14,11 +14,23 @@ import torch
 from torch import Tensor
 
 from tunesmith.models.batch import Batch
-from tunesmith.models.loading.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
+from tunesmith.models.loading.checkpoint import (
+    find_folder,
+    has_shards,
+    load_into,
+    load_tensors,
+    save_tensors,
+    shapes_in,
+    verify_folder,
+    write_folder,
+)
 from tunesmith.models.policy import Policy
-from tunesmith.training.optim import optimizer_tensors, restore_optimizer
+from tunesmith.models.sharded import is_shard
+from tunesmith.models.world import current_world
+from tunesmith.training.optim import empty_optimizer_tensors, optimizer_tensors, restore_optimizer
 
 TRAINABLE_STATE_FILE = "numbers.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
 
 # Fields of `TrainingState` that have another key in state.json, so that older checkpoints can be resumed.
 STATE_KEYS = {
@@ -103,17 +115,37 @@ def load_trainable_state(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
 
 def save_best(policy: Policy, state: TrainingState, folder: Path) -> None:
     """Save the parameters of the best step in a folder named after it, so that an older checkpoint keeps its own."""
-    write_folder(
-        _best(state, folder), lambda partial: save_tensors(trainable_state(policy), partial / TRAINABLE_STATE_FILE)
-    )
+    plain, shards = _by_kind(trainable_state(policy))
+    _write(_best(state, folder), lambda partial: save_tensors(plain, partial / TRAINABLE_STATE_FILE), shards)
     _drop_all_but({state.best_step, state.saved_best}, folder)
 
 
-def best_trainable_state(state: TrainingState, folder: Path) -> dict[str, Tensor]:
-    """Load the parameters of the best step. Raises CheckpointError."""
+def _write(folder: Path, fill: Callable[[Path], None], shards: Mapping[str, Tensor]) -> None:
+    """Write a folder in the first process; in all of them, which have to call this, if there are sharded tensors."""
+    if shards or current_world().leads:
+        write_folder(folder, fill, shards=shards)
+
+
+def load_best(policy: Policy, state: TrainingState, folder: Path) -> None:
+    """Restore the parameters of the best step. Raises CheckpointError."""
     best = find_folder(_best(state, folder)) or _best(state, folder)
-    verify_folder(best)
-    return load_tensors(best / TRAINABLE_STATE_FILE)
+    current_world().dealing.lead(lambda: verify_folder(best))
+    _load_state(policy, best)
+
+
+def _by_kind(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Divide tensors into plain and sharded ones."""
+    shards = {name: value for name, value in tensors.items() if is_shard(value)}
+    return {name: value for name, value in tensors.items() if name not in shards}, shards
+
+
+def _load_state(policy: Policy, folder: Path) -> None:
+    """Restore the parameters in a folder, plain or sharded there and here."""
+    state = trainable_state(policy)
+    if has_shards(folder) or any(is_shard(value) for value in state.values()):
+        load_into(state, folder)
+    else:
+        load_trainable_state(policy, load_tensors(folder / TRAINABLE_STATE_FILE))
 
 
 def _best(state: TrainingState, folder: Path) -> Path:
@@ -123,22 +155,24 @@ def _best(state: TrainingState, folder: Path) -> Path:
 def _drop_all_but(steps: set[int], folder: Path) -> None:
     """Delete the parameters of other steps, and partial folders of a killed process."""
     names = {f"best-{step}" for step in steps}
-    for other in folder.glob("*best-*"):
+    for other in folder.glob("*best-*") if current_world().leads else ():
         if other.name not in names:
             shutil.rmtree(other)
 
 
 def save(policy: Policy, optimizer: torch.optim.Optimizer, state: TrainingState, folder: Path) -> None:
     """Save a checkpoint of this step atomically."""
+    weights, weight_shards = _by_kind(trainable_state(policy))
+    moments, moment_shards = _by_kind(optimizer_tensors(optimizer, policy))
 
     def fill(partial: Path) -> None:
-        save_tensors(trainable_state(policy), partial / TRAINABLE_STATE_FILE)
-        save_tensors(optimizer_tensors(optimizer, policy), partial / "optimizer.safetensors")
+        save_tensors(weights, partial / TRAINABLE_STATE_FILE)
+        save_tensors(moments, partial / OPTIMIZER_FILE)
         values = {STATE_KEYS.get(name, name): value for name, value in asdict(state).items()}
         (partial / "state.json").write_text(json.dumps(values), encoding="utf-8")
 
     state.saved_best = state.best_step
-    write_folder(folder / "last", fill)
+    _write(folder / "last", fill, weight_shards | moment_shards)
     _drop_all_but({state.best_step}, folder)
 
 
@@ -146,9 +180,13 @@ def resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> Tr
     """Restore the newest complete checkpoint and return its state; None if there is none."""
     if (last := find_folder(folder / "last")) is None:
         return None
-    verify_folder(last)
-    load_trainable_state(policy, load_tensors(last / TRAINABLE_STATE_FILE))
-    restore_optimizer(optimizer, policy, load_tensors(last / "optimizer.safetensors"))
+    current_world().dealing.lead(lambda: verify_folder(last))
+    _load_state(policy, last)
+    moments = load_tensors(last / OPTIMIZER_FILE)
+    if has_shards(last) or any(is_shard(value) for _, value in policy.trainable()):
+        moments = empty_optimizer_tensors(policy, shapes_in(last))
+        load_into(moments, last)
+    restore_optimizer(optimizer, policy, moments)
     names = {key: name for name, key in STATE_KEYS.items()}
     values = json.loads((last / "state.json").read_text(encoding="utf-8"))
     return TrainingState(**{names.get(key, key): value for key, value in values.items()})

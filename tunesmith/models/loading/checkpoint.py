@@ -7,14 +7,17 @@ import logging
 import os
 import shutil
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import CheckpointError
+from tunesmith.models.world import World, current_world
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +30,11 @@ EDITABLE = frozenset({MODEL_FILE, "README.md"})
 READ_BY_LIBRARIES = (".json", ".jinja", ".txt", ".model", ".safetensors")
 # Seconds for which a file's times may miss a change: the clock of a file system is coarse.
 CLOCK_TICK = 2
+# The file of a process with its parts of sharded tensors, as torch names it.
+SHARDS = "shard-{:05d}-model-00001-of-00001.safetensors"
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], None], *, shards: Mapping[str, Tensor] | None = None) -> None:
     """Write a folder so that a crash at any moment leaves the old folder or the new one, never a mixture.
 
     Files are written to a sibling folder, hashed into a manifest, flushed to disk and renamed.
@@ -37,29 +42,42 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     Args:
         folder: target; an existing folder is replaced.
         fill: writes the files into the folder it is given.
+        shards: sharded tensors by name. Then all processes have to call this; each writes and hashes its parts, and the
+            first one everything else.
 
     Raises:
         CheckpointError: if the disk is full or the folder is not writable.
     """
-    from safetensors import SafetensorError
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
     half = folder.with_name(f".{folder.name}.half")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir()
-    try:
+    world = current_world().dealing if shards else World()
+
+    def begin() -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir()
+
+    world.lead(begin)
+    if shards:
+        with _writing(folder, half):
+            save_shards(shards, half)
+    own = half / SHARDS.format(world.rank + 1)
+    sums = world.gather(sha256_of_file(own) if own.exists() else "")
+    known = {SHARDS.format(rank): digest for rank, digest in enumerate(sums, 1) if digest}
+    world.lead(lambda: _finish(folder, half, fill, known))
+
+
+def _finish(folder: Path, half: Path, fill: Callable[[Path], None], known: Mapping[str, str]) -> None:
+    """Write the other files and the manifest, flush everything and rename the folder; some hashes are known."""
+    with _writing(folder, half):
         fill(half)
-        sums = {str(path.relative_to(half)): sha256_of_file(path) for path in sorted(half.rglob("*")) if path.is_file()}
+        names = [str(path.relative_to(half)) for path in sorted(half.rglob("*")) if path.is_file()]
+        sums = {name: known.get(name) or sha256_of_file(half / name) for name in names}
         (half / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         mode = (half / MANIFEST).stat().st_mode
         for path in (half, *half.rglob("*")):
             if path.is_file():
                 path.chmod(mode)  # safetensors creates files that only their owner may read
             _flush(path)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        shutil.rmtree(half, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CheckpointError(f"{folder}: not written ({reason}); free some space and run the command again") from error
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():  # otherwise `old` may be the only copy, left by a crash between these two renames
         shutil.rmtree(old, ignore_errors=True)
@@ -67,6 +85,19 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     half.rename(folder)
     _flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _writing(folder: Path, half: Path) -> Iterator[None]:
+    """Delete what was written so far, and raise CheckpointError, if the disk is full or not writable."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        shutil.rmtree(half, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(f"{folder}: not written ({reason}); free some space and run the command again") from error
 
 
 def find_folder(folder: Path) -> Path | None:
@@ -200,6 +231,54 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({error}); restore it or run again") from None
+
+
+def save_shards(shards: Mapping[str, Tensor], folder: Path) -> None:
+    """Write sharded tensors, each process the parts that it holds, in one safetensors file per process.
+
+    Args:
+        shards: by name.
+        folder: an existing folder, the same in all processes.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    # Not torch's default writer, which pickles its metadata.
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        save(dict(shards), storage_writer=writer)
+    except CheckpointException as error:  # by process, equal in all of them; not an Exception
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def has_shards(folder: Path) -> bool:
+    """Return whether a folder contains parts of sharded tensors."""
+    return (folder / SHARDS.format(1)).exists()
+
+
+def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the whole shape of every tensor in the safetensors files of a folder, sharded or not."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    found: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {name: tuple(value.size) for name, value in found.items()}
+
+
+def load_into(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Fill tensors from the safetensors files of a folder, whole or sharded there and here.
+
+    Args:
+        tensors: by name; changed in place. If any is sharded, all processes have to call this.
+        folder: the folder.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a single process loads alone
+        load(dict(tensors), storage_reader=reader, no_dist=current_world().size == 1)
 
 
 def _flush(path: Path) -> None:

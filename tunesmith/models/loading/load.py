@@ -31,6 +31,7 @@ from tunesmith.models.loading.gguf_reader import read_gguf
 from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions, locate, not_in_4_bits
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.text_part import load_text_part, part_of, text_config
+from tunesmith.models.sharded import is_sharded, prepare_sharded, reading_shards, shard
 
 
 @dataclass(slots=True)
@@ -68,11 +69,7 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
     if options.quantize and (reason := not_in_4_bits(name, offline=offline)):
         raise ModelError(reason)
     with quiet():
-        base = (
-            _from_gguf(name, options)
-            if name.lower().endswith(".gguf")
-            else _from_folder_or_run(name, locate(name, offline=offline), options, offline=offline)
-        )
+        base = _read(name, options, offline=offline)
         network = base.network
         weights.check_finite(network, where=name)
         embedding = network.get_input_embeddings()
@@ -106,11 +103,23 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
     return base
 
 
-def _from_folder_or_run(name: str, folder: Path, options: LoadOptions, *, offline: bool) -> Base:
-    """Load the base in a folder; for a run with an adapter, load its base and merge the adapter in."""
+def _read(name: str, options: LoadOptions, *, offline: bool) -> Base:
+    """Read a base model; one that is not in a plain folder is read whole, without a GPU, and then sharded."""
+    whole = options if options.sharding is None else replace(options, device="cpu", sharding=None)
+    if name.lower().endswith(".gguf"):
+        base = _from_gguf(name, whole)
+    else:
+        folder = locate(name, offline=offline)
+        base_name, _ = run_base.begins_from(folder, where=name)
+        base = _from_run(name, folder, whole, offline=offline) if base_name else _from_folder(name, folder, options)
+    if options.sharding is not None and not is_sharded(base.network):
+        shard(base.network, options.sharding, device=options.device)
+    return base
+
+
+def _from_run(name: str, folder: Path, options: LoadOptions, *, offline: bool) -> Base:
+    """Load the base of a run with an adapter and merge the adapter in."""
     base_name, quantize = run_base.begins_from(folder, where=name)
-    if not base_name:
-        return _from_folder(name, folder, options)
     base = load_base(base_name, options=replace(options, quantize=quantize), offline=offline)
     if quantize:  # dequantized, so that the adapter is added to exactly the weights it was trained over
         base.network = four_bit.dequantized(base.network)
@@ -158,11 +167,16 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
     family = family_of(config, where=name)
     refuse_foreign_code(config, where=name)
     if text_config(config) is not None:
-        return _from_multimodal(name, folder, options)
+        return _from_multimodal(name, folder, replace(options, device="cpu") if options.sharding else options)
     files = weights.weight_files(folder, where=name)
     model_class: Any = AutoModelForCausalLM if family == "decoder" else AutoModel
     tokenizer = read_tokenizer(folder, where=name)
     with reading(name):
+        arguments = in_memory(options, family)
+        if options.sharding is not None:
+            shape = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            with torch.device("meta"):
+                arguments |= reading_shards(model_class.from_config(shape), options.sharding)
         network, info = model_class.from_pretrained(
             folder,
             trust_remote_code=False,
@@ -170,9 +184,12 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_complete refuses them, with a message that names the weight
-            **in_memory(options, family),
+            **arguments,
         )
-        _place(network, options, where=name)
+        if options.sharding is None:
+            _place(network, options, where=name)
+        else:
+            prepare_sharded(network)
     weights.check_complete(info, family=family, where=name)
     fingerprint = weights.fingerprint(network.config.to_dict(), weights.glimpses_of_files(files))
     return Base(name, folder, network, tokenizer, family, fingerprint)

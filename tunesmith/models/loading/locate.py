@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.files import is_there
 from tunesmith.errors import ModelError, suggestion
@@ -15,6 +15,9 @@ from tunesmith.models.loading import base_from_run as run_base
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, fetch, folder_of, is_whole, nearest
 from tunesmith.models.loading.checkpoint import MODEL_FILE
 from tunesmith.models.loading.weight_files import ADAPTER, CONVERT, PICKLES, read_json
+
+if TYPE_CHECKING:
+    from tunesmith.models.sharded import Sharding
 
 # Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -40,6 +43,7 @@ class LoadOptions:
     dtype: str = "float32"  # a key of DTYPES; auto: bfloat16 on a GPU that has it, float32 elsewhere
     device: str = "cpu"
     quantize: str = ""  # empty or nf4
+    sharding: Sharding | None = None  # None: every process has all weights
 
 
 AS_THEY_ARE = LoadOptions()

@@ -331,7 +331,13 @@ def _causal_class(text_class: Any, config_class: Any) -> Any:
     return type(f"{text_class.__name__}WithHead", (family, GenerationMixin), body)
 
 
-def save_network(network: Any, folder: Path, *, settings: Mapping[str, Any] | None = None) -> None:
+def save_network(
+    network: Any,
+    folder: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a network in the format of transformers; a text part as the whole checkpoint that it belongs to.
 
     The other towers are copied from the original files bit by bit, each into the shard it was in.
@@ -340,6 +346,7 @@ def save_network(network: Any, folder: Path, *, settings: Mapping[str, Any] | No
         network: a transformers model.
         folder: output directory.
         settings: further entries of config.json.
+        weights: all weights by name; None for those of the network.
 
     Raises:
         ModelError: if a tensor of the text part or of another tower cannot be written under its original name.
@@ -348,7 +355,7 @@ def save_network(network: Any, folder: Path, *, settings: Mapping[str, Any] | No
     if part is None:
         for key, value in (settings or {}).items():
             setattr(network.config, key, value)
-        network.save_pretrained(folder)
+        network.save_pretrained(folder, state_dict=weights)
         return
     where = str(part.folder)
     text = _stored_tensors(part, where=where)

@@ -69,6 +69,7 @@ class RunResults:
     evaluator: Evaluator[Any]
     base: Any  # predictions of the base model for the test rows
     tuned: Any  # predictions of the tuned model
+    flops: float  # operations of all training steps
     controls: Mapping[str, Any] = field(default_factory=dict)  # predictions of the control runs
     diagnostics: Diagnostics = Diagnostics()
     retention: Retention | None = None
@@ -328,7 +329,7 @@ def _speed(run: RunResults, total: float) -> Speed:
     state, machine, rows = run.trained.state, run.prepared.machine, len(run.prepared.test)
     seconds = max(state.seconds, 1e-9)
     peak = machine.gemm_gflops.get(machine.dtype, 0.0) * 1e9
-    flops = step_flops(run.trained) / seconds
+    flops = run.flops / seconds
     predicted = None if run.prediction is None else run.prediction.seconds
     return Speed(
         seconds=state.seconds,

@@ -36,12 +36,12 @@ from tunesmith.inference.saved_model import save_model
 from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
-from tunesmith.models.world import alone, current_world, join
+from tunesmith.models.world import alone, current_world, join, passes
 from tunesmith.phases import phase, timing
 from tunesmith.pipelines.certify.certify import certificate_of
 from tunesmith.pipelines.plan.predict_run import predict_run, prediction_line
 from tunesmith.pipelines.plan.report import CostPrediction
-from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report
+from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report, step_flops
 from tunesmith.pipelines.tune.remote_run import copied
 from tunesmith.pipelines.tune.run_clock import (
     BASE,
@@ -160,6 +160,7 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
     return report
 
 
+@passes()
 def _results(
     recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: RunClock, *, offline: bool
 ) -> RunResults | None:
@@ -171,7 +172,7 @@ def _results(
     rewards = _reward_digests(recipe, folder, on_event)
     with phase("loading"):
         prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline)
-        recipe, base = prepared.recipe, prepared.base
+        recipe, base, world = prepared.recipe, prepared.base, current_world()
         folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
         if world.leads:
             save_recipe(recipe, folder.path / "recipe.yaml")
@@ -183,7 +184,7 @@ def _results(
         )
         with phase("model check"):
             certificate = certificate_of(base, on_event=on_event)
-        prediction = _predict(prepared, folder.path, clock) if world.leads else None
+        prediction = _predict(prepared, folder.path, clock) if world.leads and not world.lockstep else None
         if TEXTS in clock.names:
             clock.start(TEXTS)
             prepared = _prepare_texts(prepared, folder.path, callbacks, offline=offline)
@@ -215,11 +216,15 @@ def _results(
         with phase("thinking after"):
             after_tuning = _think(prepared, model, on_event)
         ledger = thinking_ledger(prepared, base=snapshot.thinking, tuned=after_tuning)
-    if not world.leads:
+    trained.policy.gather_weights()
+    if not world.leads and not world.lockstep:
         return None
     base_predictions = TypeAdapter(evaluator.shape).validate_python(snapshot.predictions)
     with phase("diagnostics"), alone():
         diagnostics = evaluator.diagnose(prepared, model, base=base_predictions, tuned=tuned)
+        flops = step_flops(trained)
+    if not world.leads:
+        return None
     return RunResults(
         prepared=prepared,
         trained=trained,
@@ -227,6 +232,7 @@ def _results(
         evaluator=evaluator,
         base=base_predictions,
         tuned=tuned,
+        flops=flops,
         controls=controls,
         diagnostics=diagnostics,
         retention=general,

@@ -1,0 +1,132 @@
+"""What `test_sharded.py` runs in each of two processes whose network is divided among them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.tiny import tiny_decoder
+from tests.training.processes import answers, recipe_of, resumable, three_steps
+from tunesmith.models.loading import checkpoint, load
+from tunesmith.models.world import among, current_world, join
+from tunesmith.objectives import Instruct
+from tunesmith.pipelines.tune.tune import tune_recipe
+from tunesmith.training.callbacks import Callbacks
+
+# Objective, technique, model and rows per step, as in `processes`.
+CASES = {
+    "full": ("instruct", "full", "llama", 7),
+    "lora": ("instruct", "lora", "llama", 7),
+    "a plain head over shards": ("classify", "full", "llama", 7),
+    "rewards": ("reward", "lora", "llama", 7),
+    "references": ("dpo", "lora", "llama", 7),
+    "texts": ("domain", "full", "qwen3", 7),
+    "an untied head": ("instruct", "full", "untied", 7),
+    "layers with other names": ("instruct", "full", "gpt2", 7),
+    "more micro-batches than the other": ("instruct", "full", "llama", 9),
+    "a process without rows": ("instruct", "full", "llama", 1),
+    "divided after reading": ("instruct", "lora", "untied", 7),
+    "two machines": ("instruct", "full", "untied", 7),
+}
+# Two rows per step, each a micro-batch; and four rows, in as few micro-batches as possible.
+SMALL = {"way": "full", "shard": "full", "save_steps": 2}
+LARGE = {**SMALL, "batch_tokens": 4096, "batch_rows": 4}
+
+
+def write_models(folder: Path) -> None:
+    """Write the tiny models that `processes.write_rows` does not write."""
+    for kind in ("gpt2", "qwen3"):
+        tiny_decoder(folder / kind, kind)
+    config = transformers.AutoConfig.from_pretrained(tiny_decoder(folder / "untied", "llama"))
+    config.tie_word_embeddings = False
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "untied")
+
+
+@contextmanager
+def as_in(name: str) -> Iterator[None]:
+    """Enter what is special about a case."""
+    read = load._from_folder
+    with pytest.MonkeyPatch.context() as patch:
+        if name.startswith("divided after"):
+            patch.setattr(load, "_from_folder", lambda *args: read(*args[:2], replace(args[2], sharding=None)))
+        world = replace(current_world(), local_size=1) if name == "two machines" else current_world()
+        with among(world):
+            yield
+
+
+def all_cases(folder: Path) -> None:
+    """Run every case and keep what the first process found."""
+    facts: dict[str, Any] = {}
+    for name, case in CASES.items():
+        with as_in(name):
+            facts[name], tensors = three_steps(name, folder / name, case=case, shard="full")
+        if current_world().leads:
+            save_file(tensors, folder / f"{name}.safetensors")
+    facts["answers"] = answers(folder, shard="full")
+    resumable(folder / "whole", **SMALL)
+    resumable(folder / "2 to 2", stop=2, **SMALL)
+    resumable(folder / "2 to 2", **SMALL)
+    resumable(folder / "2 to 1", stop=2, **SMALL)
+    resumable(folder / "1 to 2", **SMALL)
+    for way in ("full", "lora"):
+        recipe = recipe_of("instruct", way, "untied", 8, shard="full", epochs=1, probe=False)
+        tune_recipe(recipe, out=folder / "tuned" / way, callbacks=Callbacks(), offline=True)
+    if current_world().leads:
+        (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def killed_while_saving(folder: Path) -> None:
+    """Train; the second process dies in the middle of the second checkpoint."""
+    save = checkpoint.save_shards
+    saved = 0
+
+    def dying(shards: Mapping[str, Tensor], half: Path) -> None:
+        nonlocal saved
+        saved += "last" in str(half)
+        if saved == 2 and not current_world().leads:
+            save_file({"half": torch.zeros(3)}, half / checkpoint.SHARDS.format(2))
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(shards, half)
+
+    checkpoint.save_shards = dying
+    resumable(folder, **SMALL)
+
+
+def out_of_memory(folder: Path) -> None:
+    """Train; in the third step the second process has no memory for as much as it did so far."""
+    loss, steps = Instruct.loss, 0
+
+    def greedy(self: Instruct, batch: Any, policy: Any) -> Any:
+        nonlocal steps
+        steps += policy.network.training
+        if steps == 3 and not current_world().leads and batch.rows > 1:
+            raise MemoryError
+        return loss(self, batch, policy)
+
+    Instruct.loss = greedy  # type: ignore[method-assign]
+    resumable(folder, **LARGE)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    join()
+    {
+        "cases": all_cases,
+        "killed": lambda place: killed_while_saving(place / "killed"),
+        "memory": lambda place: out_of_memory(place / "memory"),
+        "again": lambda place: resumable(place / "memory", **LARGE),
+    }[sys.argv[1]](Path.cwd())

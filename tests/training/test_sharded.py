@@ -1,0 +1,168 @@
+"""A run in two processes that divide the weights of its network is the run in one process."""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from tests.training import processes, sharded
+from tests.training.sharded import CASES, LARGE, SMALL
+from tests.training.test_processes import TIMEOUT, Both
+from tunesmith.config import make_recipe, sharding_refusal
+
+MODULE = "tests.training.sharded"
+pytestmark = pytest.mark.timeout(2 * TIMEOUT)  # other tests may keep both cores busy
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    """Run all cases in two processes, once."""
+    folder = tmp_path_factory.mktemp("sharded")
+    processes.write_rows(folder)
+    sharded.write_models(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        processes.resumable(folder / "1 to 2", stop=2, **SMALL)
+        children = processes.start(folder, "cases", module=MODULE)
+        said = [child.communicate(timeout=TIMEOUT) for child in children]
+        assert [child.returncode for child in children] == [0, 0], said
+        yield Both(folder, json.loads((folder / "facts.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_with_shards_take_the_steps_of_one(name: str, both: Both, tmp_path: Path):
+    facts, tensors = processes.three_steps(name, tmp_path, case=CASES[name])
+    theirs, found = both.facts[name], processes.read_tensors(both.folder, name)
+    for own, other in zip(facts["records"], theirs["records"], strict=True):
+        assert other["loss"] == pytest.approx(own["loss"], rel=1e-5, abs=1e-6)
+        assert other["grad_norm"] == pytest.approx(own["grad_norm"], rel=1e-4, abs=1e-6)
+        assert other["tokens"] == own["tokens"]
+    assert theirs["records"][0]["loss"] == pytest.approx(facts["records"][0]["loss"], rel=1e-6, abs=1e-6)
+    assert theirs["validation"] == pytest.approx(facts["validation"], rel=1e-4)
+    assert found.keys() == tensors.keys()
+    scale = max(1.0, facts["records"][0]["grad_norm"])
+    gradients = [key for key in tensors if key.startswith("gradient ")]
+    assert max(float((found[key] - tensors[key]).abs().max()) for key in gradients) < 1e-6 * scale
+    assert any(float(tensors[key].abs().max()) > 0 for key in gradients)
+
+
+def test_answers_of_a_sharded_network_are_those_of_a_whole_one(both: Both):
+    own, theirs = processes.answers(both.folder), both.facts["answers"]
+    assert (theirs["greedy"], theirs["sampled"]) == (own["greedy"], own["sampled"])
+    for name in ("options", "scores", "states"):
+        assert torch.tensor(theirs[name]) == pytest.approx(torch.tensor(own[name]), rel=1e-5, abs=1e-5)
+
+
+def test_a_sharded_run_is_resumed_by_any_number_of_processes(both: Both):
+    assert list((both.folder / "2 to 1" / "checkpoints" / "last").glob("shard-0000[12]-*.safetensors"))
+    processes.resumable(both.folder / "2 to 1", **SMALL)
+    assert not list((both.folder / "2 to 1" / "checkpoints" / "last").glob("shard-*"))
+    processes.resumable(both.folder / "one", **SMALL)
+    expected = load_file(both.folder / "one" / "end.safetensors")
+    for name in ("whole", "2 to 2", "2 to 1", "1 to 2"):
+        found = load_file(both.folder / name / "end.safetensors")
+        assert found.keys() == expected.keys()
+        assert max(float((found[key] - expected[key]).abs().max()) for key in expected) < 1e-5, name
+        assert journal(both.folder / name) == pytest.approx(journal(both.folder / "one"), rel=1e-5)
+
+
+def journal(run: Path) -> list[float]:
+    """The training losses in a journal."""
+    records = [json.loads(line) for line in (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+def test_a_killed_process_loses_only_the_steps_since_the_last_whole_checkpoint(both: Both):
+    children = processes.start(both.folder, "killed", module=MODULE)
+    said = [child.communicate(timeout=TIMEOUT) for child in children]
+    assert children[1].returncode == -9, said
+    assert children[0].returncode != 0
+    assert "ProcessError: another process of this run has ended; run the same command again to resume" in said[0][1]
+    last = both.folder / "killed" / "checkpoints" / "last"
+    assert json.loads((last / "state.json").read_text(encoding="utf-8"))["step"] == 2
+    processes.resumable(both.folder / "killed", **SMALL)
+    found, expected = (load_file(both.folder / name / "end.safetensors") for name in ("killed", "one"))
+    assert max(float((found[key] - expected[key]).abs().max()) for key in expected) < 1e-5
+
+
+def test_after_an_out_of_memory_error_all_processes_end_and_resume_with_recomputed_activations(both: Both):
+    children = processes.start(both.folder, "memory", module=MODULE)
+    said = [child.communicate(timeout=TIMEOUT) for child in children]
+    assert "ProcessError: step 3: out of memory; run the same command again" in said[1][1], said
+    assert "ProcessError: another process of this run has ended" in said[0][1], said
+    run = both.folder / "memory"
+    assert '"recompute": true' in (run / "journal.jsonl").read_text(encoding="utf-8")
+    children = processes.start(both.folder, "again", module=MODULE)
+    said = [child.communicate(timeout=TIMEOUT) for child in children]
+    assert [child.returncode for child in children] == [0, 0], said
+    assert '"recompute": true' in (run / "journal.jsonl").read_text(encoding="utf-8")
+    processes.resumable(both.folder / "enough memory", **LARGE)
+    assert journal(run) == pytest.approx(journal(both.folder / "enough memory"), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("way", ["full", "lora"])
+def test_the_folder_of_a_model_that_was_sharded_opens_without_tunesmith(way: str, both: Both):
+    folder = both.folder / "tuned" / way / "model"
+    base: Any = transformers.AutoModelForCausalLM.from_pretrained(folder if way == "full" else both.folder / "untied")
+    network = base if way == "full" else peft.PeftModel.from_pretrained(base, folder)
+    context = processes.prepared("instruct", way, "untied", 8)
+    policy = context.recipe.technique.restore(context.base.network, folder, family="decoder")
+    ids = torch.arange(1, 20)[None]
+    with torch.no_grad():
+        assert torch.allclose(network(input_ids=ids).logits, policy.network(input_ids=ids).logits, atol=1e-5)
+    assert (
+        "distributed_config" not in (folder / ("config.json" if way == "full" else "adapter_config.json")).read_text()
+    )
+
+
+def test_no_file_of_a_sharded_run_is_a_pickle(both: Both):
+    runs = [both.folder / name for name in ("2 to 2", "killed", "tuned")]
+    files = [path for run in runs for path in run.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("shard-00002") for path in files)
+    for path in files:
+        assert path.suffix not in (".metadata", ".distcp", ".pt", ".bin"), path
+        assert path.name != ".metadata"
+        assert not zipfile.is_zipfile(path), path
+        if path.suffix == ".safetensors":  # whose first byte, the size of the header, may be an opcode
+            assert load_file(path) or path.name.startswith("numbers"), path
+            continue
+        with pytest.raises((ValueError, IndexError, UnicodeDecodeError, OverflowError)):
+            list(pickletools.genops(path.read_bytes()))
+
+
+REFUSED = {
+    "prompt": ({"technique": "prompt"}, "technique prompt is not supported over sharded weights; use technique: lora"),
+    "dora": ({"technique": "dora"}, "technique dora is not supported over sharded weights; use technique: lora"),
+    "qlora": (
+        {"technique": "qlora"},
+        "4-bit weights are copied to every process, never sharded; set machine.shard: none",
+    ),
+    "8 bits": (
+        {"technique": "full", "schedule": {"optimizer": "adamw-8bit"}},
+        "schedule.optimizer: adamw-8bit has no shards; use adamw",
+    ),
+    "kto": ({"objective": {"kind": "preference", "loss": "kto"}}, "objective preference is not supported"),
+    "rl": ({"objective": {"kind": "rl", "reward": "rules.py:score"}}, "objective rl is not supported"),
+    "classify": ({}, ""),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_sharded_is_refused_with_what_to_do(name: str):
+    change, reason = REFUSED[name]
+    raw = {"model": "llama", "objective": {"kind": "classify"}, "technique": "lora", "data": {"train": "rows.jsonl"}}
+    recipe, _ = make_recipe({**raw, **change}, place="test")
+    assert sharding_refusal(recipe, "decoder").startswith(reason)
+    assert bool(sharding_refusal(recipe, "decoder")) is bool(reason)
+    assert sharding_refusal(recipe, "encoder").startswith("an encoder is not sharded")
