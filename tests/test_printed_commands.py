@@ -60,7 +60,12 @@ def test_a_command_is_found_as_a_user_copies_it() -> None:
 
 # Options of other programs, and files in which options are arguments of pip or colours of a chart.
 OTHER_OPTIONS = {"--upgrade", "--decrypt", "--enable-lora", "--logprobs-mode"}
-OTHER_FILES = ("models/loading/bundled_models.py", "report/plots.py", "inference/engine_program.py")
+OTHER_FILES = (
+    "models/loading/bundled_models.py",
+    "report/plots.py",
+    "inference/engine_program.py",
+    "pipelines/plan/render.py",
+)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 FILE_SUFFIXES = ("json", "jsonl", "html", "part")
 

@@ -649,3 +649,24 @@ def test_two_addresses_that_differ_by_a_colon_are_kept_in_two_files():
     assert len(set(names)) == len(names)
     assert all(set(name) & set("/:%") == set() for name in names)
     assert file_name("tuned+rag") == "tuned+rag"
+
+
+def test_arms_tuned_on_ray_are_the_runs_that_a_comparison_tunes_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # In place of a cluster: one after another here, from the folder of the comparison alone, as a worker does it.
+    monkeypatch.setattr("tunesmith.pipelines.requests.check_place", lambda on: None)
+    monkeypatch.setattr(
+        "tunesmith.pipelines.compare.compare.each", lambda work, cells, **_: ((cell, work(cell)) for cell in cells)
+    )
+    events: list[str] = []
+    watching = Callbacks(lambda event: events.append(str(getattr(event, "text", ""))))
+    asked = recipe(tmp_path, arms=["prompt", "tuned", "tuned+rag", "raft"], compare={"rows": 4, "changed_facts": 0})
+    there = compare(asked, CompareOptions(on="ray"), callbacks=watching, out=tmp_path / "there")
+    assert {"2 runs on ray", "tuned: tuned", "raft: tuned"} <= set(events)
+    assert not [note for note in there.notes if "failed" in note]
+    here = compare(asked, CompareOptions(), callbacks=Callbacks(lambda event: None), out=tmp_path / "here")
+    for name in ("tuned", "raft"):
+        one, other = (
+            load_file(tmp_path / side / name / "model" / "adapter_model.safetensors") for side in ("there", "here")
+        )
+        assert all((one[key] == other[key]).all() for key in one)
+    assert {arm.name: arm.task.score for arm in there.arms} == {arm.name: arm.task.score for arm in here.arms}

@@ -123,6 +123,13 @@ def test_recompute_keeps_the_inputs_of_layers_and_takes_up_to_a_third_more_time(
     assert 1.2 < again.seconds.expected / plain.seconds.expected < 4 / 3
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_recipe_that_decides_on_recompute_is_planned_so(eight, recompute: bool):
+    settings = paper.recipe(recompute=recompute)
+    ways = paper_ways(settings, Lora(), eight, ROWS, gpu=GPUS["h100"], gpus=1)
+    assert {way.recompute for way in ways} == {recompute}
+
+
 def test_one_process_is_planned_as_before(eight):
     pace = MachinePace(products=1e12, products32=1e12, moved=1e11, mixed=True)
     work = paper_work(paper.recipe(), ROWS, 1)

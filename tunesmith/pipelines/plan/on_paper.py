@@ -262,8 +262,9 @@ def paper_ways(
     copy = HALF * size.matrices if isinstance(technique, Full) else 0  # of weights that autocast has cast
     kind = RunKind(model="", family="", objective=recipe.objective.kind, technique=technique.kind)
     correction = correction_of("training", kind, [])
+    asked = recipe.schedule.recompute
     for shards in sorted(sharings):
-        for recompute in (False, True):
+        for recompute in (False, True) if asked == "auto" else (bool(asked),):
             placement = Placement(shards=shards, frozen=HALF, recompute=recompute)
             held = CONTEXT + weight * size.parameters / shards + (copy if shards == 1 else 0)
             needed = peak_bytes(technique, size, work, pace, held=held, placement=placement)
