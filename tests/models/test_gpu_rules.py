@@ -22,7 +22,7 @@ from tunesmith.data.examples.types import LabelledText, UnpairedPreference
 from tunesmith.models.batch import Batch, collate, mean_metrics
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
-from tunesmith.models.kernels.fused_lora import FusedLora, fuse
+from tunesmith.models.kernels.fused_lora import FusedLora, LowRank, drop_peft_wrappers, fuse
 from tunesmith.models.kernels.skinny_linear import SkinnyLinear, install
 from tunesmith.models.lm_head import LanguageHead, sum_nll
 from tunesmith.models.loading import device as devices
@@ -188,6 +188,25 @@ def test_over_a_base_in_bfloat16_only_what_trains_is_float32_and_it_learns_as_ov
     generate(made, ids, sampling=Sampling(max_new_tokens=4), template=template(kind))
     with torch.no_grad():
         assert float(made.sum_nll(batch)) == pytest.approx(float(whole.sum_nll(batch)), rel=2e-2)
+
+
+def test_adapters_that_are_served_over_bfloat16_take_its_dtype_and_answer_as_in_peft():
+    made, batch = half("llama", LORA), collate(encoded("llama"))
+    with torch.no_grad():
+        for _, value in made.trainable():
+            value.normal_(std=0.05)
+    made.autocast_dtype = None
+    for module in made.network.modules():  # as on a GPU
+        if isinstance(module, FusedLora):
+            module.__class__ = PeftLinear
+    with torch.inference_mode():
+        wanted = made.states(batch)
+        drop_peft_wrappers(made.network)
+        found = made.states(batch)
+    layers = [module for module in made.network.modules() if isinstance(module, LowRank)]
+    assert {layer.lora_a.dtype for layer in layers} == {torch.bfloat16}
+    assert not any(isinstance(module, PeftLinear) for module in made.network.modules())
+    assert (found - wanted).norm() < 2e-2 * wanted.norm()
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])

@@ -9,6 +9,7 @@ Letters: N tokens, I and O inner and outer width, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -101,11 +102,17 @@ class FusedLora(PeftLinear):
         return _add_update(linear(x, weight, bias), x, a.to(weight.dtype), b.to(weight.dtype), scale=scale)
 
     def update_alone(self) -> LowRank | None:
-        """Return an inference layer that shares these weights; None where only PEFT's forward is right."""
+        """Return an inference layer that shares these weights, in the base's dtype; None if only PEFT's is right."""
         name = self._plain_update()
         if name is None:
             return None
-        return LowRank(self.base_layer, *self._factors(name), self.scaling[name])
+        base: Any = self.base_layer
+        dtype: torch.dtype = base.weight.dtype
+        a, b = (
+            value if value.dtype == dtype else nn.Parameter(value.to(dtype), requires_grad=False)
+            for value in self._factors(name)
+        )
+        return LowRank(base, a, b, self.scaling[name])
 
     def _factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
         """Return A [R, I] and B [O, R]."""
@@ -163,17 +170,17 @@ class LowRank(nn.Module):
         return _add_update(self.base_layer(x), x, self.lora_a, self.lora_b, scale=self.scale)
 
 
-def fuse(network: nn.Module) -> None:
-    """Switch PEFT's LoRA layers over plain linear ones on a CPU to the fused path, in place.
-
-    On a GPU frozen weights have the dtype of the products, so that there is nothing to cast and keep.
+def fuse(network: nn.Module, *, devices: Sequence[str] = ("cpu",)) -> None:
+    """Switch PEFT's LoRA layers over plain linear ones to the fused path, in place.
 
     Args:
         network: a network that PEFT has wrapped; DoRA, dropout and other variants keep PEFT's forward.
+        devices: only weights on these. On a GPU frozen weights have the dtype of the products, so that training has
+            nothing to cast and keep.
     """
     for module in network.modules():
         layer: Any = module.base_layer if type(module) is PeftLinear else None
-        if type(layer) in (nn.Linear, SkinnyLinear) and layer.weight.is_cpu:
+        if type(layer) in (nn.Linear, SkinnyLinear) and layer.weight.device.type in devices:
             module.__class__ = FusedLora
 
 
@@ -183,6 +190,7 @@ def drop_peft_wrappers(network: nn.Module) -> None:
     Args:
         network: a network that will only be used for inference.
     """
+    fuse(network, devices=("cpu", "cuda", "mps"))
     for name, module in list(network.named_modules()):
         layer = module.update_alone() if isinstance(module, FusedLora) else None
         if layer is not None:
