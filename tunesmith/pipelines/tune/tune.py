@@ -156,7 +156,8 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
             write_reports(folder.path)
             drop_checkpoints(folder.path)
     world.barrier()
-    record(clock, results.prepared, seconds=time.perf_counter() - started, resumed=resumed)
+    if world.size == 1:  # later forecasts are those of one process
+        record(clock, results.prepared, seconds=time.perf_counter() - started, resumed=resumed)
     return report
 
 
