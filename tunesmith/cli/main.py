@@ -118,7 +118,7 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
                 args = parser().parse_args(words or ["--help"])
             except SystemExit as done:  # --help, --version and --schema
                 return int(done.code or 0)
-            args.words = words
+            args.command_line = words
             _set_thread_wait_policy()
             return int(args.run(args))
     except TunesmithError as error:

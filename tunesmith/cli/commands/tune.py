@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.processes < 1:
         raise UsageError(f"--processes: expected an integer >= 1, got {args.processes}; use 1 for a single process")
     if args.processes > 1 and started_as()[1] == 1 and not args.dry_run:
-        return launch(args.processes, args.words)
+        return launch(args.processes, args.command_line)
     # Whatever can be judged without torch is judged before the imports that take seconds.
     from tunesmith.training.read import check_rows, check_settings
     from tunesmith.training.run_folder import earlier_run
