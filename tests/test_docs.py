@@ -320,3 +320,9 @@ def anchors(page: Path) -> set[str]:
 def test_every_page_is_linked_from_the_index():
     linked = {(DOCS / link.partition("#")[0]).resolve() for link in LINK.findall((DOCS / "index.md").read_text())}
     assert {page for page in PAGES if DOCS in page.parents} - {DOCS / "index.md"} <= linked
+
+
+def test_every_test_that_the_threat_model_names_exists():
+    named = re.findall(r"`(tests/[\w/]+\.py)`", (DOCS / "threat-model.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    assert [name for name in named if not (DOCS.parent / name).is_file()] == []

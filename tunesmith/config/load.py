@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tunesmith.config.aliases import translate, translate_change, translate_sections
 from tunesmith.config.messages import explain, invalid_yaml
 from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Recipe
+from tunesmith.data.bounded_yaml import BoundedLoader
 from tunesmith.data.files import is_there
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.remote import remote_url
@@ -31,7 +32,7 @@ SHORT = {"objective": "kind", "technique": "kind", "documents": "source", "data"
 R = TypeVar("R", bound=TaskRows)
 
 
-class _Once(yaml.SafeLoader):
+class _Once(BoundedLoader):
     """A loader that rejects booleans as keys, and duplicate keys (YAML silently keeps the last).
 
     Booleans are `true` and `false` only, as in YAML 1.2: `no` may be Norwegian, and `[yes, no]` two labels.

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import choose_pad
-from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.inference.defaults import BASE_CHAT, always_thinks
 from tunesmith.inference.engine_server import EngineModel, EngineServer
 from tunesmith.inference.export.formats import HEAD
 from tunesmith.inference.identify import CONFIG, ModelSource, identify, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import check_base, load, read_template
+from tunesmith.models.loading.adapter_files import INSIDE, WEIGHTS, open_adapter, shapes_of, vet_adapter
 from tunesmith.models.loading.base_from_run import begins_from, model_folder
 from tunesmith.models.loading.checkpoint import verify_model
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, fingerprint_of, load_base, read_tokenizer
 from tunesmith.models.loading.locate import LoadOptions, local_family, locate
 from tunesmith.models.loading.text_part import adapter_tree, share_head
-from tunesmith.models.loading.weight_files import PICKLES, read_json
+from tunesmith.models.loading.weight_files import read_json
 from tunesmith.models.policy import Policy
 
-WEIGHTS = "adapter_model.safetensors"
-# PEFT methods that modify the layers of the base, so that the base network can be called directly.
-INSIDE = frozenset(
-    {
-        "ADALORA", "BOFT", "BONE", "C3A", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA",
-        "MISS", "OFT", "RANDLORA", "ROAD", "SHIRA", "VBLORA", "VERA",
-    }
-)  # fmt: skip
 # Task types of adapters without a head; PEFT writes None if no task type was given.
 HEADLESS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 _OTHER_BASE = "name the base it was trained on with --base"
@@ -205,21 +195,7 @@ def _base_of(found: ModelSource, base: str, options: LoadOptions, *, offline: bo
 
 def _vet(folder: Path, name: str) -> None:
     """Raise ModelError if an adapter cannot be used here."""
-    config = read_json(folder / CONFIG, where=name)
-    if not (folder / WEIGHTS).exists():
-        pickles = sorted(path.name for path in folder.glob("adapter_model*") if path.suffix in PICKLES)
-        if pickles:
-            raise ModelError(
-                f"{name}: {pickles[0]} is a pickle and may run code; load it where you trust it and "
-                "save it again with save_pretrained(FOLDER, safe_serialization=True)"
-            )
-        raise ModelError(f"{name}: {WEIGHTS} is missing next to {CONFIG}; download it again")
-    kind = str(config.get("peft_type"))
-    if kind not in INSIDE:
-        raise ModelError(
-            f"{name}: a {kind} adapter does not modify the layers of the base; merge it into its base, "
-            f"or use one of {', '.join(sorted(INSIDE))}"
-        )
+    config = vet_adapter(folder, where=name, kinds=INSIDE)
     if config.get("task_type") not in HEADLESS:
         raise ModelError(
             f"{name}: made for {config['task_type']}, with a head that only its own trainer knows; "
@@ -230,22 +206,12 @@ def _vet(folder: Path, name: str) -> None:
             f"{name}: an activated LoRA, which acts from certain tokens on and would be put over the whole text here; "
             "ask it in PEFT, or give a plain LoRA"
         )
-    if config.get("megatron_config"):  # PEFT would import whatever module megatron_core names
-        raise ModelError(f"{name}: {CONFIG} asks for code from elsewhere (megatron_core); do not use it")
 
 
 def _attach(found: ModelSource, base: Base) -> Policy:
     """Add the adapter to the base; raise ModelError if they do not match."""
-    from peft import PeftModel
-    from safetensors import SafetensorError, safe_open
-
     assert found.folder is not None
-    weights = found.folder / WEIGHTS
-    try:
-        with safe_open(weights, framework="pt") as opened:
-            shapes: Mapping[str, list[int]] = {k: opened.get_slice(k).get_shape() for k in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights}: not a whole safetensors file ({error}); download it again") from error
+    shapes = shapes_of(found.folder, where=found.name)
     # Trainers that add tokens store the embedding in the adapter; the base gets its size.
     tree = adapter_tree(base.network)
     embedding = tree.get_input_embeddings()
@@ -253,14 +219,7 @@ def _attach(found: ModelSource, base: Base) -> Policy:
     rows = {shape[0] for key, shape in shapes.items() if key.endswith(f"{name.rpartition('.')[2]}.weight")}
     if rows and max(rows) != embedding.num_embeddings:
         tree.resize_token_embeddings(max(rows), mean_resizing=False)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            wrapped: Any = PeftModel.from_pretrained(tree, str(found.folder))
-    except Exception as error:  # an invalid third-party configuration can cause any exception in PEFT
-        raise ModelError(f"{found.name}: does not fit {base.name} ({briefly(error)}); {_OTHER_BASE}") from error
-    if any("missing adapter keys" in str(warning.message) for warning in caught):
-        raise ModelError(f"{found.name}: does not fit {base.name}, some of its weights are missing; {_OTHER_BASE}")
+    wrapped = open_adapter(tree, found.folder, where=found.name, fix=_OTHER_BASE, kinds=INSIDE)
     share_head(base.network)
     policy = Policy.over(base.network, family=base.family, reference=wrapped.disable_adapter)
     policy.adapter = wrapped

@@ -47,9 +47,8 @@ class Adapter(BaseModel):
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the run writes one of its own
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
-        """Load the saved adapter over a fresh base. Raises CheckpointError if there is none."""
-        from peft import PeftModel
-
+        """Load the saved adapter over a fresh base; raise CheckpointError or ModelError if its files cannot be used."""
+        from tunesmith.models.loading.adapter_files import open_adapter
         from tunesmith.models.loading.text_part import adapter_tree, share_head
 
         if not (folder / "adapter_model.safetensors").exists():
@@ -57,7 +56,7 @@ class Adapter(BaseModel):
                 f"{folder}: no adapter_model.safetensors in it; the run was not finished, run `tunesmith tune` again"
             )
         with quiet():
-            wrapped = PeftModel.from_pretrained(adapter_tree(base), folder)
+            wrapped = open_adapter(adapter_tree(base), folder, where=str(folder))
             share_head(base)
             return self._policy(base, wrapped, family)
 

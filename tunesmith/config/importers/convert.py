@@ -15,6 +15,7 @@ from tunesmith.config.importers.axolotl import axolotl
 from tunesmith.config.importers.common import Conversion, number
 from tunesmith.config.importers.llama_factory import factory
 from tunesmith.config.unsupported import UNKNOWN, why_left_out
+from tunesmith.data.bounded_yaml import parse_yaml
 from tunesmith.errors import RecipeError
 from tunesmith.techniques import SHORTHANDS
 
@@ -57,7 +58,7 @@ def convert(path: Path, *, data: str = "", changes: Sequence[str] = ()) -> Annot
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

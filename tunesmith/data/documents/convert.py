@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from tunesmith.data.bounded_yaml import parse_yaml
 from tunesmith.data.documents.document import Document
 from tunesmith.data.documents.encoding import decode
 from tunesmith.data.documents.formats.epub import epub_document
@@ -36,7 +37,7 @@ class Reader:
 def _tools(data: bytes) -> Document:
     text, _ = decode(data)
     try:
-        return tools_document(json.loads(text) if text.lstrip()[:1] in ("{", "[") else yaml.safe_load(text))
+        return tools_document(json.loads(text) if text.lstrip()[:1] in ("{", "[") else parse_yaml(text))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"invalid JSON or YAML ({' '.join(str(error).split())[:120]}); fix this line") from error
 

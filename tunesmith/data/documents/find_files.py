@@ -103,7 +103,7 @@ def _files(path: Path, skipped: Counter[str]) -> Iterator[tuple[Path, str]]:
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in ignored)
             for name in sorted(files):
                 file = Path(folder) / name
-                if not name.startswith(".") and not file.is_symlink():
+                if not name.startswith(".") and not file.is_symlink() and file.is_file():  # a named pipe would wait
                     yield file, _utf8_name(f"{top}/{file.relative_to(path).as_posix()}")
         return
     if not path.exists():

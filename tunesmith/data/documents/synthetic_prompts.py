@@ -10,6 +10,7 @@ from typing import Literal
 
 import yaml
 
+from tunesmith.data.bounded_yaml import parse_yaml
 from tunesmith.data.documents.document import tidy
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
@@ -78,7 +79,7 @@ def template(name: str) -> WritingTemplate:
     if not path.is_file():
         raise DataError(f"template {name!r}: unknown template; use {', '.join(bundled)}, or give a YAML file")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path.name}: invalid YAML ({' '.join(str(error).split())[:120]}); fix this line") from error
     if not isinstance(value, dict) or set(value) - {"form", "prompt", "system"}:

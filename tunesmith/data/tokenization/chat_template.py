@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.tokenization.call_formats import CallFormat, calls_as_content, format_of_template, in_words
 from tunesmith.data.tokenization.messages import Message, separated
+from tunesmith.data.tokenization.template_budget import bounded, check_source
 from tunesmith.data.tokenization.thinking import Switch, ThoughtFormat, find_format
 from tunesmith.data.tokenization.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
@@ -59,7 +60,9 @@ class Template:
         self._lead = self._end = self._tail = ""
         self._composes = False
         if chat:
-            self._find_end()
+            check_source(self.source)
+            with bounded():
+                self._find_end()
         self.end_ids = self._close() if chat else []
         eos = tokenizer.eos_token_id
         # Generation stops at these ids.
@@ -449,6 +452,8 @@ class Template:
                     **options,
                 )
             )
+        except TemplateError:
+            raise
         except Exception as error:  # a template is code from the model's files and may raise anything
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TemplateError(

@@ -91,8 +91,7 @@ def merged(network: Any, folder: Path, *, fingerprint: str, where: str) -> tuple
 
     `fingerprint` is that of the network. Raises ModelError if the run was tuned on another base.
     """
-    from peft import PeftModel
-
+    from tunesmith.models.loading.adapter_files import open_adapter
     from tunesmith.models.loading.text_part import adapter_tree, merge_adapter
 
     expected = read_json(folder / MODEL_FILE, where=where).get("fingerprint")
@@ -101,7 +100,7 @@ def merged(network: Any, folder: Path, *, fingerprint: str, where: str) -> tuple
             f"{where}: tuned over another base ({expected}, found {fingerprint}); give the base it was tuned on"
         )
     with quiet():
-        whole = merge_adapter(network, PeftModel.from_pretrained(adapter_tree(network), folder))
+        whole = merge_adapter(network, open_adapter(adapter_tree(network), folder, where=where))
     # An adapter trained over the result must not name the original base as its own.
     whole.name_or_path = adapter_tree(whole).name_or_path = ""
     return whole, hashlib.sha256(f"{fingerprint}{sha256_of_file(folder / ADAPTER_FILE)}".encode()).hexdigest()[:16]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,7 +18,7 @@ from transformers import (
 )
 
 from tunesmith.data.tokenization.tokenizer import choose_pad, homeless
-from tunesmith.errors import ModelError, TunesmithError, briefly
+from tunesmith.errors import ModelError
 from tunesmith.models.attention.network_cache import expose_decoder, generates
 from tunesmith.models.families import family_of
 from tunesmith.models.loading import base_from_run as run_base
@@ -140,7 +138,7 @@ def fingerprint_of(folder: Path, *, where: str) -> str:
     if text_config(weights.read_json(folder / "config.json", where=where)) is not None:
         raise ModelError(f"{where}: multimodal, and only its text part was tuned; give a merged export instead")
     files = weights.weight_files(folder, where=where)
-    with reading(where), quiet():
+    with weights.reading(where), quiet():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return weights.fingerprint(config.to_dict(), weights.glimpses_of_files(files))
 
@@ -155,7 +153,7 @@ def read_tokenizer(folder: Path, *, where: str) -> Any:
     Raises:
         ModelError: if transformers cannot read it.
     """
-    with reading(where), quiet():
+    with weights.reading(where), quiet():
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
@@ -171,7 +169,7 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
     files = weights.weight_files(folder, where=name)
     model_class: Any = AutoModelForCausalLM if family == "decoder" else AutoModel
     tokenizer = read_tokenizer(folder, where=name)
-    with reading(name):
+    with weights.reading(name):
         arguments = in_memory(options, family)
         if options.sharding is not None:
             shape = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -198,7 +196,7 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
 def _from_multimodal(name: str, folder: Path, options: LoadOptions) -> Base:
     """Load the text part of the checkpoint in a folder; its fingerprint does not depend on the other towers."""
     tokenizer = read_tokenizer(folder, where=name)
-    with reading(name):
+    with weights.reading(name):
         network, info = load_text_part(folder, where=name, arguments=in_memory(options, "decoder"))
         _place(network, options, where=name)
     weights.check_complete(info, family="decoder", where=name)
@@ -224,7 +222,7 @@ def _from_gguf(name: str, options: LoadOptions) -> Base:
     file = Path(name).expanduser()
     if not file.is_file():
         raise ModelError(f"{name}: no such file; check the path")
-    with reading(name):
+    with weights.reading(name):
         network, tokenizer = read_gguf(file, where=name)
     family = family_of(network.config.to_dict(), where=name)
     fingerprint = weights.fingerprint(network.config.to_dict(), weights.glimpses_of_network(network))
@@ -265,21 +263,3 @@ def refuse_foreign_code(config: Mapping[str, Any], *, where: str) -> None:
             refuse_foreign_code(value, where=where)
         elif "implementation" in key and isinstance(value, str) and ("/" in value or ":" in value):
             raise ModelError(f"{where}: config.json asks for code from elsewhere ({key}); do not use this model")
-
-
-@contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Enter a context in which any error that a library raises over foreign files becomes one line for the user.
-
-    A damaged configuration can make transformers raise any exception, so only library calls belong in this context.
-    """
-    try:
-        yield
-    except TunesmithError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ModelError(f"{where}: does not fit into memory; use a smaller model, or quantize: nf4") from error
-    except Exception as error:
-        raise ModelError(
-            f"{where}: transformers cannot read it ({briefly(error)}); check or download it again"
-        ) from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, TunesmithError, briefly, out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,8 +24,12 @@ CONVERT = (
     '[one.from_pretrained(FOLDER).save_pretrained(NEW) for one in (M, T)]" (AutoModel as M for an encoder)'
 )
 ADAPTER = "this is an adapter, not a whole model; name its base model here, and evaluate or ask the adapter"
+_AGAIN = "check or download it again"
 # Entries of config.json that are part of the fingerprint.
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+# Entries of config.json that are compared with the weights: layers with their count, widths with their shapes.
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+WIDTH_KEYS = ("hidden_size", "vocab_size", "intermediate_size", "n_embd", "dim", "num_attention_heads", "n_head")
 # Values of each tensor that are part of it.
 SAMPLE = 16
 
@@ -44,6 +48,8 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
         ModelError: if it is missing or not a JSON object.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a named pipe waits for a writer
+            raise OSError("not a file")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{where}: {path.name} is missing; name the folder of a model") from error
@@ -54,6 +60,27 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def reading(where: str, problem: str = "transformers cannot read it", *, fix: str = _AGAIN) -> Iterator[None]:
+    """Enter a context in which any error that a library raises over foreign files becomes one line for the user.
+
+    A damaged configuration can make a library raise any exception, so only library calls belong in this context.
+
+    Args:
+        where: the model's name.
+        problem: what its files did not allow.
+        fix: what to do.
+    """
+    try:
+        yield
+    except TunesmithError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise ModelError(f"{where}: does not fit into memory; use a smaller model, or quantize: nf4") from error
+        raise ModelError(f"{where}: {problem} ({briefly(error)}); {fix}") from error
+
+
 def weight_files(folder: Path, *, where: str) -> list[Path]:
     """Return the safetensors files of a folder, after checking the header of each.
 
@@ -62,10 +89,35 @@ def weight_files(folder: Path, *, where: str) -> list[Path]:
     files = sorted({*_shards(folder, where=where).values()}) if (folder / INDEX).is_file() else [folder / SINGLE]
     if not (folder / INDEX).is_file() and not files[0].is_file():
         raise ModelError(f"{where}: {_no_weights(folder)}")
+    tensors = largest = 0
     for file in files:
-        with open_safetensors(file, where=where):
-            pass
+        with open_safetensors(file, where=where) as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is not a dict
+                tensors += 1
+                largest = max(largest, *opened.get_slice(name).get_shape(), 0)
+    check_sizes(read_json(folder / "config.json", where=where), tensors=tensors, largest=largest, where=where)
     return files
+
+
+def check_sizes(config: Mapping[str, Any], *, tensors: int, largest: int, where: str) -> None:
+    """Raise ModelError if a configuration is of a network that is far larger than its files.
+
+    transformers builds the network before it compares: a million layers take hours.
+
+    Args:
+        config: the content of config.json.
+        tensors: number of tensors in the files.
+        largest: the greatest size of any of their dimensions.
+        where: the model's name, for messages.
+    """
+    bounds = dict.fromkeys(LAYER_KEYS, max(tensors, 1024)) | dict.fromkeys(WIDTH_KEYS, 4 * largest)
+    for key, value in config.items():
+        if isinstance(value, dict):
+            check_sizes(value, tensors=tensors, largest=largest, where=where)
+        elif key in bounds and isinstance(value, int | float) and not value <= bounds[key]:
+            raise ModelError(
+                f"{where}: config.json: {key} is {str(value)[:40]}, far more than its files have; download it again"
+            )
 
 
 def weight_map(folder: Path, *, where: str) -> dict[str, Path]:

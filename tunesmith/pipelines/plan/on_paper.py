@@ -22,12 +22,12 @@ from tunesmith.config import AnyTechnique, Recipe
 from tunesmith.config.resolve import size_of
 from tunesmith.errors import OptionError, RecipeError, suggestion
 from tunesmith.events import EventHandler, StageStarted
-from tunesmith.models.loading.load import reading, refuse_foreign_code
+from tunesmith.models.loading.load import refuse_foreign_code
 from tunesmith.models.loading.locate import local_family, locate
 from tunesmith.models.loading.quantization import experts
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.text_part import text_config
-from tunesmith.models.loading.weight_files import read_json
+from tunesmith.models.loading.weight_files import read_json, reading
 from tunesmith.models.policy import Policy
 from tunesmith.models.profile import NetworkSize, measure_size
 from tunesmith.pipelines.plan.cost_model import (
