@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h11
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+if TYPE_CHECKING:
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol as Connection
+else:
+    Connection = object  # an extra; `configuration` adds uvicorn's class behind ours
 
 # Connections at once. A client with a complete request and no free place gets status 503.
 MOST_CONNECTIONS = 512
@@ -29,7 +31,7 @@ HEAD_SECONDS = 10.0
 READ_SECONDS = 30.0
 
 
-class BoundedConnection(H11Protocol):
+class BoundedConnection(Connection):
     """A connection that is closed if its request does not arrive.
 
     Args:
@@ -80,6 +82,8 @@ class BoundedConnection(H11Protocol):
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+        import h11
+
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:  # an answer is half written
@@ -90,6 +94,8 @@ class BoundedConnection(H11Protocol):
 
     def _follow(self) -> None:
         """Keep the connection among the incomplete ones until its request has arrived."""
+        import h11
+
         if self.transport.is_closing() or self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._leave()
             return
@@ -124,7 +130,11 @@ def configuration(app: Any, *, drain: int) -> uvicorn.Config:
         app: ASGI app.
         drain: time limit for running requests at the end, in seconds.
     """
-    protocol: Any = partial(BoundedConnection, incomplete={})
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    bounded = type("BoundedH11Protocol", (BoundedConnection, H11Protocol), {})
+    protocol: Any = partial(bounded, incomplete={})
     return uvicorn.Config(
         app,
         http=protocol,
