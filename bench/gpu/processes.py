@@ -36,7 +36,7 @@ def measure(job: Job, cards: list[int] | tuple[int, ...]) -> list[dict[str, Any]
             words = ["tune", str(folder / "rows.jsonl"), "--out", str(out), "--processes", str(count), *sets]
             subprocess.run([sys.executable, "-m", "tunesmith", *words], check=True, capture_output=True)
             lines = (out / "journal.jsonl").read_text(encoding="utf-8").splitlines()
-            steps = [line for line in map(json.loads, lines) if line.get("event") == "step"]
+            steps = [line for line in map(json.loads, lines) if "loss" in line]
             seconds = (steps[-1]["seconds"] - steps[0]["seconds"]) / max(1, len(steps) - 1)
             rows = job.rows / seconds
             base = found[0]["rows_per_second"] * count / found[0]["processes"] if found else rows
