@@ -231,6 +231,18 @@ def test_a_stream_ends_with_the_text_and_the_calls_of_the_whole_answer(data: st.
     )
 
 
+def test_an_argument_that_looks_like_a_call_is_not_streamed_as_one():
+    form = FORMATS["qwen3-coder"]
+    chat = row_of([{"name": "look", "arguments": {"text": '{"name": "look", "arguments": {}}'}}])
+    answer = completion(form, chat)
+    for cut in range(len(answer)):
+        splitter = CallSplitter(chat.messages, form)
+        taken = [splitter.take(answer[:cut], final=False), splitter.take(answer[cut:], final=True)]
+        assert ("".join(text for text, _ in taken), [call for _, calls in taken for call in calls]) == split_calls(
+            answer, chat.messages, form
+        )
+
+
 def test_text_and_each_call_are_streamed_as_soon_as_they_are_certain():
     call = '<tool_call>\n{"name": "look", "arguments": {"count": 1}}\n</tool_call>'
     splitter = CallSplitter(row_of([{"name": "look", "arguments": {}}]).messages, FORMATS["without tools"])

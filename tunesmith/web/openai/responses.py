@@ -203,7 +203,8 @@ class CallSplitter:
     """Splits a growing answer into text and tool calls. In the end both are those of `split_calls`.
 
     Text is passed on up to the first character with which a call may begin. A call is passed on when it is complete
-    and nothing before it is open, in which it could turn out to be an argument.
+    and nothing before it is open, in which it could turn out to be an argument; JSON of a model whose calls have another
+    format is passed on at the end.
 
     Args:
         messages: the prompt; its first message lists the tools.
@@ -235,7 +236,9 @@ class CallSplitter:
             content, calls = split_calls(self._answer, self._messages, self._template)
         elif mark and ("}" in text or ">" in text):  # no call ends with another character
             answer = self._template.in_json(self._answer, self._messages)
-            if certain := _certain(answer, self._messages):
+            # In a format of its own, JSON alone may be the beginning of an argument.
+            own = self._template.call_format is None or self._template.call_format.json or answer != self._answer
+            if own and (certain := _certain(answer, self._messages)):
                 content, calls = _text_before(answer, certain), [call.plain() for call in certain]
         new_text, new_calls = content[len(self._sent) :], calls[self._calls :]
         self._sent += new_text
