@@ -37,7 +37,8 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     },
     "compare": {"compare": set()},
     "learning-curve": {"learning_curve": set()},
-    "plan": {"plan": set()},
+    # Files for clusters start the command line.
+    "plan": {"plan": {"render", "image", "store"}},
     # A script with several processes is started by torchrun.
     "tune": {"tune": {"dry_run", "processes"}, "preview": {"dry_run", "force", "out", "processes"}},
     "evaluate": {"evaluate": {"file"}},  # in Python, `data` may be positional

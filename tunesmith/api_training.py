@@ -97,6 +97,9 @@ def plan(
     schedule: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     quick: bool = False,
+    gpu: str = "",
+    gpus: int | Sequence[int] = (),
+    machines: int = 1,
     offline: bool = False,
     progress: bool = True,
     callback: EventHandler | None = None,
@@ -118,6 +121,9 @@ def plan(
         schedule: keys of the section `schedule`, such as `{"epochs": 2}`.
         settings: further recipe keys, nested or dotted.
         quick: use analytic estimates only, without timing any steps.
+        gpu: plan on paper for GPUs that are not here: `a100`, `h100`, `h200` or `b200`; the estimates are in `.paper`.
+        gpus: number of GPUs on each machine, one or several; default 1, 8 and 64.
+        machines: number of machines.
         offline: do not access the network.
         progress: show progress.
         callback: receives every progress event, see `tunesmith.events`.
@@ -142,6 +148,13 @@ def plan(
         changes = changes_of(named, settings, more)
         recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline, check=check_settings)
         check_rows(recipe, on_event=callbacks.on_event, offline=offline)
+        if gpu:
+            from tunesmith.pipelines.plan.on_paper import plan_on_paper
+
+            numbers = [gpus] if isinstance(gpus, int) else gpus
+            return plan_on_paper(
+                recipe, gpu=gpu, gpus=numbers, machines=machines, on_event=callbacks.on_event, offline=offline
+            )
         from tunesmith.pipelines.plan.plan import plan_recipe  # after the checks, because it imports torch
 
         return plan_recipe(recipe, on_event=callbacks.on_event, timed=not quick, offline=offline)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tunesmith.events import EventHandler
     from tunesmith.pipelines.plan.report import PaperEstimate, PlanReport, TechniqueEstimate
 
-GPUS = (1, 8, 64)
 PER_MACHINE = 8  # GPUs of a rendered file
 
 
@@ -93,8 +92,9 @@ def _on_paper(recipe: Recipe, args: argparse.Namespace, on_event: EventHandler) 
     """Print the estimates for GPUs that are not here; return 1 if nothing fits."""
     from tunesmith.pipelines.plan.on_paper import plan_on_paper
 
-    gpus = [args.machines * number for number in args.gpus or GPUS]
-    plan = plan_on_paper(recipe, gpu=args.gpu, gpus=gpus, on_event=on_event, offline=args.offline)
+    plan = plan_on_paper(
+        recipe, gpu=args.gpu, gpus=args.gpus, machines=args.machines, on_event=on_event, offline=args.offline
+    )
     if not publish(plan.model_dump(mode="json"), args):
         show(f"{plan.model}, {plan.objective} on {count(plan.train_rows)} rows: {count(plan.steps)} steps")
         columns = ("GPUs>", "technique", "shards>", "recompute", "memory>", "fits", "tokens/s per GPU>", "training>")

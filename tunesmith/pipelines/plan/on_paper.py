@@ -72,6 +72,7 @@ GPUS: Mapping[str, Gpu] = {
 }
 NOT_RUN = "by formula; not run on a GPU yet"
 PER_MACHINE = 8  # GPUs
+COUNTS = (1, 8, 64)  # GPUs that are planned for
 PASS_TOKENS = 4096  # of a forward pass, where the recipe leaves them to the machine
 CONTEXT = 1e9  # bytes of the CUDA context, the libraries' workspaces and the buffers of collectives
 # Seconds per layer and pass in which kernels are launched: about 180 of 5 microseconds, forward and backward.
@@ -92,14 +93,21 @@ class PaperRows:
 
 
 def plan_on_paper(
-    recipe: Recipe, *, gpu: str, gpus: Sequence[int], on_event: EventHandler, offline: bool = False
+    recipe: Recipe,
+    *,
+    gpu: str,
+    gpus: Sequence[int] = (),
+    machines: int = 1,
+    on_event: EventHandler,
+    offline: bool = False,
 ) -> PlanReport:
     """Estimate memory and time of a recipe on GPUs, from the configuration of its model alone.
 
     Args:
         recipe: the recipe; its own technique is planned, and full tuning, LoRA and QLoRA.
         gpu: a key of `GPUS`.
-        gpus: numbers of GPUs, in machines of 8.
+        gpus: numbers of GPUs of each machine, one plan for each; COUNTS if empty.
+        machines: number of machines.
         on_event: observes the progress.
         offline: do not access the network.
 
@@ -110,6 +118,7 @@ def plan_on_paper(
     """
     if gpu not in GPUS:
         raise OptionError(f"--gpu {gpu}: unknown, {suggestion(gpu, GPUS) or 'choose from ' + ', '.join(GPUS)}")
+    gpus = [machines * number for number in gpus or COUNTS]
     if min(gpus) < 1:
         raise OptionError(f"--gpus: expected integers >= 1, got {min(gpus)}; give 1 or more")
     if recipe.objective.samples_completions:

@@ -203,8 +203,8 @@ class CallSplitter:
     """Splits a growing answer into text and tool calls. In the end both are those of `split_calls`.
 
     Text is passed on up to the first character with which a call may begin. A call is passed on when it is complete
-    and nothing before it is open, in which it could turn out to be an argument; JSON of a model whose calls have another
-    format is passed on at the end.
+    and nothing before it is open, in which it could turn out to be an argument; JSON is passed on at the end if the
+    calls of the model have another format.
 
     Args:
         messages: the prompt; its first message lists the tools.
