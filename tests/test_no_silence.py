@@ -60,13 +60,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
         return fit(self, *given, **more)
 
     monkeypatch.setattr(LogisticRegression, "fit", slow_fit)
-    for module in (
-        "models.generation.generate",
-        "inference.scoring",
-        "evaluation.perplexity",
-        "models.sentence_embeddings",
-    ):
-        monkeypatch.setattr(f"tunesmith.{module}.TOKENS_PER_PASS", 128)
+    for module in ("inference.scoring", "evaluation.perplexity", "models.sentence_embeddings"):
+        monkeypatch.setattr(f"tunesmith.{module}.scored_tokens", lambda device: 128)
+    monkeypatch.setattr("tunesmith.models.generation.generate.TOKENS_PER_PASS", 128)
     monkeypatch.setattr("tunesmith.models.generation.generate.ROWS", 4)
 
     def generates(*given: Any, **more: Any) -> Any:
