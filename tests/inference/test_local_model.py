@@ -98,7 +98,7 @@ def test_a_heads_labels_do_not_depend_on_company_or_order(
     together = made.label_logits(TEXTS)
     assert together.shape == (4, 3)
     assert torch.allclose(together, alone, atol=1e-3)
-    monkeypatch.setattr(scoring, "TOKENS_PER_PASS", 100)
+    monkeypatch.setattr(scoring, "scored_tokens", lambda device: 100)
     assert torch.allclose(made.label_logits(TEXTS), alone, atol=1e-3)
     assert made.classify([]) == []
 

@@ -165,6 +165,12 @@ class LowRank(nn.Module):
         self.lora_b = b  # [O, R]
         self.scale = scale
 
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the layer without the update, [O, I], as PEFT's layers have it."""
+        weight: Tensor = self.base_layer.weight
+        return weight
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
         return _add_update(self.base_layer(x), x, self.lora_a, self.lora_b, scale=self.scale)

@@ -49,6 +49,12 @@ class _MixedLayer(nn.Module):
         self._lora_layers = tuple(lora.values())
         self._factors = _concatenate(self._lora_layers) if lora else None
 
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the layer without any update, [O, I]."""
+        weight: Tensor = self.plain.weight
+        return weight
+
     def forward(self, x: Tensor, *args: Tensor) -> Any:
         """[B, ..., I] -> [B, ..., O].
 
