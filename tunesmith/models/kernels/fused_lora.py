@@ -166,10 +166,9 @@ class LowRank(nn.Module):
         self.scale = scale
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Any:
         """Weight of the layer without the update, [O, I], as PEFT's layers have it."""
-        weight: Tensor = self.base_layer.weight
-        return weight
+        return self.base_layer.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""

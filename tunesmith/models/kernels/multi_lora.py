@@ -50,10 +50,9 @@ class _MixedLayer(nn.Module):
         self._factors = _concatenate(self._lora_layers) if lora else None
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Any:
         """Weight of the layer without any update, [O, I]."""
-        weight: Tensor = self.plain.weight
-        return weight
+        return self.plain.weight
 
     def forward(self, x: Tensor, *args: Tensor) -> Any:
         """[B, ..., I] -> [B, ..., O].
