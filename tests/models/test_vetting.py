@@ -54,6 +54,8 @@ ADAPTERS: list[tuple[dict[str, Any], str]] = [
     ({"target_modules": "(?:[a-z.]+)+[0-9]"}, "takes long to match"),
     ({"target_modules": STARS}, "takes long to match"),
     ({"exclude_modules": NESTED}, "takes long to match"),
+    ({"target_modules": ".?" * 28 + "!"}, "takes long to match"),
+    ({"layers_pattern": [NESTED]}, "takes long to match"),
     ({"target_modules": "("}, "is not a pattern"),
     ({"target_modules": "(" * 5000}, "is not a pattern"),
     ({"init_lora_weights": "pissa_niter_100000"}, "iterates more than 100 times"),

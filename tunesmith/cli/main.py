@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
-    former = silence_followers()
+    former = silence_followers() if words[:1] == ["tune"] else None  # the one command of several processes
     try:
         return _run_reporting_errors(words, former)
     except BrokenPipeError:

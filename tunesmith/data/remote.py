@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -36,13 +36,13 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
     except DataError:
         raise
     except ImportError as error:
-        raise DataError(f"{url}: requires a package ({error}); pip install 'tunesmith[remote]'") from error
+        raise DataError(f"{_shown(url)}: requires a package ({error}); pip install 'tunesmith[remote]'") from error
     except FileNotFoundError as error:
-        raise DataError(f"{url}: no such file; check the name") from error
+        raise DataError(f"{_shown(url)}: no such file; check the name") from error
     except Exception as error:  # every place has errors of its own library
         problem = " ".join(str(error).split())
         fix = "check the network, and the credentials in the environment or, for S3, in ~/.aws/credentials"
-        raise DataError(f"{url}: cannot be reached ({type(error).__name__}: {problem}); {fix}") from error
+        raise DataError(f"{_shown(url)}: cannot be reached ({type(error).__name__}: {problem}); {fix}") from error
 
 
 @lru_cache
@@ -62,11 +62,23 @@ def fetched(url: str) -> Path:
         if not names:
             raise FileNotFoundError(url)
         if len(names) > 1 and not path.endswith(LINES):
-            raise DataError(f"{url}: {len(names)} files; only files with JSON lines are read together, name one")
-        folder = cached_folder("remote", [(name, place.ukey(name)) for name in names])
+            raise DataError(f"{_shown(url)}: {len(names)} files; only JSON lines are read together, name one")
+        folder = cached_folder("remote", [(name, place.ukey(name), _version(place.info(name))) for name in names])
     file = re.sub(r"[*?\[\]]+", "_", path.rpartition("/")[2])
     build_once(folder, lambda partial: _download(url, names, partial / file))
     return folder / file
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """Return what changes with a file, as its place names it; the key that fsspec makes of a web address never does."""
+    names = ("size", "ETag", "LastModified", "Content-MD5", "Digest")
+    return " ".join(str(info[name]) for name in names if name in info)
+
+
+def _shown(url: str) -> str:
+    """Return a URL without passwords: those before the host, and the signature behind a web address."""
+    url = re.sub(r"//[^/@]*@", "//", url)
+    return url.partition("?")[0] if url.startswith("http") else url
 
 
 def _download(url: str, names: Sequence[str], file: Path) -> None:

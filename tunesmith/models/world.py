@@ -34,6 +34,8 @@ R = TypeVar("R")
 
 # Where the processes of `tune --processes` meet: a file, so that no port is opened for it.
 RENDEZVOUS = "TUNESMITH_RENDEZVOUS"
+# Variables of torchrun about the processes of one machine, with their defaults.
+LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 # The first process may compute alone for hours. One that ends is noticed by its closed connections, not by this limit.
 PATIENCE = timedelta(days=30)
 
@@ -229,9 +231,8 @@ def among(world: World) -> Iterator[None]:
 def started_as() -> tuple[int, int]:
     """Return rank and number of processes as `torchrun` or `tune --processes` set them; (0, 1) for a single one."""
     known = RENDEZVOUS in os.environ or "MASTER_ADDR" in os.environ
-    if not known or "RANK" not in os.environ:
-        return 0, 1
-    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "1")
+    return (int(rank), int(size)) if known and rank.isdecimal() and size.isdecimal() else (0, 1)
 
 
 def join() -> World:
@@ -247,14 +248,16 @@ def join() -> World:
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank, local_size = (int(os.environ.get(name, default)) for name, default in LOCAL.items())
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        if local_size > (gpus := torch.cuda.device_count()):
+            raise ProcessError(f"{local_size} processes on a machine with {gpus} GPUs; start {gpus}")
+        torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _peers("cannot reach the other processes of this run"):
+    with _peers("cannot reach the other processes of this run; check MASTER_ADDR and MASTER_PORT"):
         store, rank, size = next(rendezvous(os.environ.get(RENDEZVOUS, "env://"), rank, size))
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    world = World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), store)
+    world = World(rank, size, local_rank, local_size, store)
     _WORLD.set(world)
     return world
 
@@ -279,4 +282,5 @@ def _peers(problem: str = "another process of this run has ended") -> Iterator[N
     except (RuntimeError, ValueError, OSError) as error:
         if errors.out_of_memory(error):
             raise
-        raise ProcessError(f"{problem}; run the same command again to resume") from error
+        fix = "" if ";" in problem else "; run the same command again to resume"
+        raise ProcessError(f"{problem}{fix}") from error

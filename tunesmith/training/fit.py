@@ -336,11 +336,18 @@ def retry_smaller(step: Callable[[], T], halve: Callable[[], bool]) -> T:
 
     Returns:
         The result of the first `step` that does not run out of memory.
+
+    Raises:
+        ProcessError: memory ran out in one of several processes that run in lockstep.
     """
     while True:
         try:
             return step()
         except (MemoryError, RuntimeError) as error:
+            if out_of_memory(error) and current_world().lockstep:  # the others wait in the middle of this pass
+                raise ProcessError(
+                    "memory does not hold a pass without gradient; lower schedule.batch_tokens"
+                ) from error
             if not out_of_memory(error) or not halve():
                 raise
 

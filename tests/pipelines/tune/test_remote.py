@@ -19,7 +19,8 @@ from tunesmith.config import Recipe, load_recipe
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.remote import fetched, remote_url
 from tunesmith.errors import DataError
-from tunesmith.pipelines.tune.remote_run import local_run
+from tunesmith.pipelines.tune import remote_run
+from tunesmith.pipelines.tune.remote_run import copied, local_run
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
 
@@ -71,7 +72,7 @@ def test_a_pattern_reads_the_rows_of_all_its_files_in_the_order_of_their_names(s
     assert [row.fields["text"] for row in read_rows("s3://rows/part-*.jsonl")] == ["a", "b", "c"]
     s3.pipe({"rows/t-1.csv": b"text\na\n", "rows/t-2.csv": b"text\nb\n"})
     assert [row.fields["text"] for row in read_rows("s3://rows/t-1.csv")] == ["a"]
-    with pytest.raises(DataError, match=r"s3://rows/t-\*\.csv: 2 files; only files with JSON lines"):
+    with pytest.raises(DataError, match=r"s3://rows/t-\*\.csv: 2 files; only JSON lines"):
         read_rows("s3://rows/t-*.csv")
 
 
@@ -128,7 +129,8 @@ from pathlib import Path
 from tunesmith.config import Recipe
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.pipelines.tune.remote_run import local_run
+from tunesmith.pipelines.tune import remote_run
+from tunesmith.pipelines.tune.remote_run import copied, local_run
 
 steps = []
 
@@ -187,3 +189,50 @@ def test_a_run_folder_on_s3_survives_a_kill_and_is_resumed_on_another_machine(
     again = tune_recipe(recipe, out=local_run(Path("s3://rows/runs/one")), callbacks=Callbacks(), offline=True)
     assert again.reused
     assert weights(again.folder) == weights(out)
+
+
+def test_work_that_was_not_copied_is_kept_and_copied_by_the_next_start(
+    s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    url = Path("s3://rows/kept")
+    place = local_run(url)
+    assert place is not None
+    write_unplugged(place, monkeypatch)
+    assert local_run(url) == place
+    with copied(place, Callbacks()):
+        assert (place / "journal.jsonl").read_text() == "{}"
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "other"))
+    other = local_run(url)
+    assert other is not None
+    assert (other / "journal.jsonl").read_text() == "{}"
+
+
+def test_a_copy_that_was_overtaken_is_neither_used_nor_deleted(s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    url = Path("s3://rows/overtaken")
+    place = local_run(url)
+    assert place is not None
+    write_unplugged(place, monkeypatch)
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "other"))
+    other = local_run(url)
+    with copied(other, Callbacks()):
+        (other / "journal.jsonl").write_text("[]")  # type: ignore[operator]
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="has changed since .* whose last steps were not copied"):
+        local_run(url)
+    assert (place / "journal.jsonl").read_text() == "{}"
+
+
+def write_unplugged(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a journal that cannot be copied."""
+
+    def unplugged(folder: Path, url: str) -> None:
+        raise DataError("unplugged")
+
+    def write() -> None:
+        with copied(place, Callbacks()):
+            (place / "journal.jsonl").write_text("{}")
+
+    with monkeypatch.context() as cut:
+        cut.setattr(remote_run, "_copy", unplugged)
+        with pytest.raises(DataError, match="unplugged"):
+            write()

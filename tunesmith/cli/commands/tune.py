@@ -93,6 +93,8 @@ def _folder(out: Path | None) -> Path | None:
 
     if started_as()[1] == 1:
         return local_run(out)
+    if out and remote_url(out) and join().local_size < join().size:
+        raise UsageError(f"--out {out}: not for several machines; give a folder that all of them see")
     return Path(join().lead(lambda: str(local_run(out)))) if out and remote_url(out) else out
 
 

@@ -30,6 +30,7 @@ PATTERNS = ("target_modules", "exclude_modules", "layers_pattern")
 KEYED_BY_PATTERN = ("rank_pattern", "alpha_pattern")
 # Repetitions in a row, such as the four `.*?` of patterns in use: matching takes this power of the length of a name.
 MOST_REPEATS = 4
+MOST_CHOICES = 12
 _FIX = "do not use it, or restore the original"
 
 
@@ -142,13 +143,16 @@ def _mapping(config: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
 def _vet_patterns(config: Mapping[str, Any], *, where: str) -> None:
     """Raise ModelError if PEFT would match a pattern of the configuration for a long time."""
     texts = [config[key] for key in PATTERNS if isinstance(config.get(key), str)]
+    if isinstance(layers := config.get("layers_pattern"), list):  # lists of the other two are names
+        texts += [pattern for pattern in layers if isinstance(pattern, str)]
     texts += [pattern for key in KEYED_BY_PATTERN for pattern in _mapping(config, key, where)]
     for pattern in texts:
         try:
-            repeats = _repeats(re._parser.parse(pattern))  # type: ignore[attr-defined]
+            parsed = re._parser.parse(pattern)  # type: ignore[attr-defined]
+            slow = _repeats(parsed) > MOST_REPEATS or _choices(parsed) > MOST_CHOICES
         except (re.error, RecursionError, OverflowError) as error:
             raise ModelError(f"{where}: {CONFIG}: {pattern[:60]!r} is not a pattern ({error}); {_FIX}") from None
-        if repeats > MOST_REPEATS:
+        if slow:
             problem = "is a pattern that takes long to match"
             raise ModelError(f"{where}: {CONFIG}: {pattern[:60]!r} {problem}; {_FIX}")
 
@@ -171,6 +175,15 @@ def _repeats(part: Any, *, inside: bool = False) -> float:
             count += math.inf if inside else max(_repeats(choice) for choice in value[1])
         else:
             count += sum(_repeats(inner, inside=inside) for inner in _inner(value))
+    return count
+
+
+def _choices(part: Any) -> int:
+    """Count the choices and optional parts of a parsed pattern; each may double its time."""
+    count = 0
+    for operation, value in part:
+        optional = str(operation).endswith("_REPEAT") and value[:2] == (0, 1)
+        count += (optional or str(operation) == "BRANCH") + sum(_choices(inner) for inner in _inner(value))
     return count
 
 

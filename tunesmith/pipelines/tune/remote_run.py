@@ -2,22 +2,26 @@
 
 In the place, `.unfinished/` holds the files of an unfinished run by their SHA-256, and `manifest.json`, which names the
 files of the newest whole copy and is replaced last: a process that is killed leaves the copy before. A finished run has
-its files under their own names.
+its files under their own names. While the copy in the cache may be newer than the place, the file `pending` next to it
+holds the states of the place that it follows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data.files import sha256_of_file, write_whole
 from tunesmith.data.remote import reaching, remote_url
 from tunesmith.data.user_cache import cache_dir
+from tunesmith.errors import DataError
 from tunesmith.events import Event, Note
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.run_folder import exclusive_lock
@@ -28,13 +32,15 @@ FINISHED = "report.json"
 
 
 def local_run(out: Path | None) -> Path | None:
-    """Return the folder to work in: of a remote place a fresh copy in the cache, any other unchanged.
+    """Return the folder to work in: of a remote place a copy in the cache, any other unchanged.
+
+    The copy is a fresh one, unless the last one here has work that could not be copied to the place.
 
     Args:
         out: folder, or URL of a run folder.
 
     Raises:
-        DataError: the place cannot be reached.
+        DataError: the place cannot be reached or is damaged, or it changed while work here was not copied.
         RunLockedError: another process of this machine works in the copy.
     """
     if out is None or not (url := remote_url(out)):
@@ -42,27 +48,45 @@ def local_run(out: Path | None) -> Path | None:
     url = url.rstrip("/")
     folder = cache_dir() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:32] / url.rpartition("/")[2]
     with exclusive_lock(folder), reaching(url) as (place, root):
+        place.invalidate_cache()
+        if (pending := _pending_file(folder)).exists() and any(folder.glob("*")):
+            if _state(place, root) in pending.read_text(encoding="utf-8").split("\n"):
+                return folder
+            raise DataError(
+                f"{url}: has changed since {folder}, whose last steps were not copied; delete that folder or the place"
+            )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_whole(_url_file(folder), url)
-        place.invalidate_cache()
         unfinished = f"{root}/{UNFINISHED}"
         if place.exists(f"{unfinished}/{MANIFEST}"):
-            files = {
-                name: f"{unfinished}/{digest}"
-                for name, digest in json.loads(place.cat_file(f"{unfinished}/{MANIFEST}")).items()
-            }
+            digests = _read_manifest(place.cat_file(f"{unfinished}/{MANIFEST}"), url)
+            files = {name: f"{unfinished}/{digest}" for name, digest in digests.items()}
         elif place.exists(f"{root}/{FINISHED}"):
+            digests = {}
             files = {name.removeprefix(root).lstrip("/"): name for name in place.find(root)}
         else:
-            files = {}
+            digests, files = {}, {}
         for name, remote in files.items():
             local = (folder / name).resolve()
             if not local.is_relative_to(folder.resolve()):  # a name that another program wrote
-                raise ValueError(f"{name}: not a file of a run")
+                raise DataError(f"{url}: {name!r} in its manifest is not a file of a run; delete the place")
             local.parent.mkdir(parents=True, exist_ok=True)
             place.get_file(remote, str(local))
+            if name in digests and sha256_of_file(local) != digests[name]:
+                raise DataError(f"{url}: {name} is damaged; delete {UNFINISHED} there to begin again")
     return folder
+
+
+def _read_manifest(data: bytes, url: str) -> dict[str, str]:
+    """Return the digest of each file of an unfinished run; raise DataError if another program wrote the manifest."""
+    try:
+        digests = dict(json.loads(data))
+    except (ValueError, TypeError):
+        digests = {"": ""}
+    if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values()):
+        raise DataError(f"{url}: {UNFINISHED}/{MANIFEST} is not the manifest of a run; delete the place")
+    return digests
 
 
 @contextmanager
@@ -74,30 +98,47 @@ def copied(folder: Path | None, callbacks: Callbacks) -> Iterator[Callbacks]:
         callbacks: those of the caller.
 
     Raises:
-        DataError: the place cannot be reached.
+        DataError: the place cannot be reached at the end; the next start copies the run.
     """
-    if folder is None or not _url_file(folder).exists():
+    if folder is None or not folder.is_relative_to(cache_dir() / "runs") or not _url_file(folder).exists():
         yield callbacks
         return
     url = _url_file(folder).read_text(encoding="utf-8")
+    if not _pending_file(folder).exists():
+        with reaching(url) as (place, root):
+            write_whole(_pending_file(folder), _state(place, root))
     saved = _checkpoint(folder)
 
     def on_event(event: Event) -> None:
         nonlocal saved
         callbacks.on_event(event)
         if (now := _checkpoint(folder)) != saved:
-            _copy(folder, url)
-            saved = now
+            try:
+                _copy(folder, url)
+                saved = now
+            except DataError as error:
+                callbacks.on_event(Note(f"not copied, which is tried again with the next event: {error}"))
 
     try:
         yield replace(callbacks, on_event=on_event)
     finally:
         _copy(folder, url)
+        _pending_file(folder).unlink(missing_ok=True)
     callbacks.on_event(Note(f"run folder copied to {url}"))
 
 
 def _url_file(folder: Path) -> Path:
     return folder.parent / "url"
+
+
+def _pending_file(folder: Path) -> Path:
+    return folder.parent / "pending"
+
+
+def _state(place: Any, root: str) -> str:
+    """Return the digest of the manifest in a place; empty if there is none."""
+    manifest = f"{root}/{UNFINISHED}/{MANIFEST}"
+    return hashlib.sha256(place.cat_file(manifest)).hexdigest() if place.exists(manifest) else ""
 
 
 def _checkpoint(folder: Path) -> list[int]:
@@ -121,6 +162,10 @@ def _copy(folder: Path, url: str) -> None:
         for name, digest in digests.items():
             if digest not in there:
                 place.put_file(str(files[name]), f"{unfinished}/{digest}")
-        place.pipe_file(f"{unfinished}/{MANIFEST}", json.dumps(digests).encode())
+        manifest = json.dumps(digests).encode()
+        pending, state = _pending_file(folder), hashlib.sha256(manifest).hexdigest()
+        write_whole(pending, f"{_state(place, root)}\n{state}")  # which of the two, if this process is killed here
+        place.pipe_file(f"{unfinished}/{MANIFEST}", manifest)
+        write_whole(pending, state)
         for old in there - {MANIFEST, *digests.values()}:
             place.rm_file(f"{unfinished}/{old}")
