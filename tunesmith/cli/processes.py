@@ -47,12 +47,12 @@ def launch(count: int, words: Sequence[str]) -> int:
             "NCCL_SOCKET_IFNAME": LOOPBACK,
         }
         command = [sys.executable, "-m", "tunesmith", *words]
-        children = [
-            subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, process_group=0)
-            for rank in range(count)
-        ]
+        children = list[subprocess.Popen[bytes]]()
         with _forwarding(children):
             try:
+                for rank in map(str, range(count)):
+                    own = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+                    children.append(subprocess.Popen(command, env=own, process_group=0))
                 return _first_failure(children)
             finally:
                 for child in children:

@@ -222,6 +222,11 @@ def test_a_copy_that_was_overtaken_is_neither_used_nor_deleted(s3, tmp_path: Pat
     assert (place / "journal.jsonl").read_text() == "{}"
 
 
+def test_a_scheme_alone_is_no_folder():
+    with pytest.raises(DataError, match="names no folder"):
+        local_run(Path("s3://"))
+
+
 def write_unplugged(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a journal that cannot be copied."""
 

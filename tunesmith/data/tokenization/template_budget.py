@@ -16,8 +16,8 @@ from tunesmith.errors import TemplateError
 # Of the probes of a template, chats of a few words: CPU seconds, and bytes by which the process may grow.
 PROBE_SECONDS = 5.0
 PROBE_BYTES = 256 * 2**20
-# Digits of a number, or of a width in a format string. One operation on a larger one could take all memory, and no
-# bound of time interrupts it.
+# Digits of a number, and of a width in a format string, which has to be shorter. One operation on a larger one could
+# take all memory, and no bound of time interrupts it.
 MOST_DIGITS = 5
 _WIDE = re.compile(rf"%[^%a-zA-Z]*\d{{{MOST_DIGITS}}}|\{{[^}}]*:[^}}]*\d{{{MOST_DIGITS}}}")
 _FIX = "do not use this model, or replace its template"
@@ -25,7 +25,7 @@ _UNIT = 1 if sys.platform == "darwin" else 1024  # of the largest resident size
 
 
 def check_source(source: str) -> None:
-    """Raise TemplateError if the text of a template has a power, or a number or width of more than five digits."""
+    """Raise TemplateError if the text of a template has a power, a number of six digits, or a width of five."""
     from jinja2 import Environment, TemplateSyntaxError
 
     try:

@@ -27,8 +27,8 @@ AT_ONCE = 1000
 # Parts of a row and of its sequences: name -> type of the values.
 SEQUENCE_PARTS = {"ids": "<u4", "learned": "<i4", "weights": "<f8"}
 ROW_PARTS = {"where": "|u1", "label": "<f8", "words": "<i4", "reference": "<f8", "counts": "|u1"}
-# Properties of a row: its size in tokens, and two flags.
 NEVER_EMPTY = ("ids", "where", "counts")
+# Properties of a row: its size in tokens, and two flags.
 ROW_VALUES = {"size": "<i4", "flags": "|u1"}
 SHORTENED, ASKS = 1, 2
 # Of each part the values of all rows or sequences, and how many each of them has.

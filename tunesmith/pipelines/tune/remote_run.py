@@ -40,9 +40,12 @@ def local_run(out: Path | None) -> Path | None:
         out: folder, or URL of a run folder.
 
     Raises:
-        DataError: the place cannot be reached or is damaged, or it changed while work here was not copied.
+        DataError: the URL names no place; the place cannot be reached, is damaged, or changed while work here was not
+            copied.
         RunLockedError: another process of this machine works in the copy.
     """
+    if out is not None and re.fullmatch("[a-z][a-z0-9+.-]+:/*", str(out)):
+        raise DataError(f"--out {out}: names no folder; add one, such as s3://bucket/run")
     if out is None or not (url := remote_url(out)):
         return out
     url = url.rstrip("/")
