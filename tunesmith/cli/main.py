@@ -69,6 +69,8 @@ CODES = (
     "saved; 70 internal error"
 )
 INTERNAL_ERROR = 70
+# What these commands have done is kept at once, so that nothing is left to resume.
+NEVER_RESUMED = ("serve", "chat", "ask", "label", "feedback")
 LOAD = Path("/proc/loadavg")
 
 
@@ -126,7 +128,9 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Interruption) else Interruption(signal.SIGINT)
         kind, code = "Interrupted", stopped.exit_code
-        message = f"{stopped.text}; run the same command again to resume"
+        message = stopped.text
+        if words and words[0] not in NEVER_RESUMED:
+            message += "; run the same command again to resume"
     except BrokenPipeError:
         raise
     except Exception as error:  # an internal error: printed with its traceback
