@@ -164,6 +164,9 @@ def _module(location: str) -> ModuleType:
 
     A file may import modules of its own directory, also while it scores.
     """
+    path = Path(location)
+    if location.endswith(".py"):  # the same name in another working folder is another file
+        location = str(path.resolve())
     modified, module = _IMPORTED.get(location, (0, None))
     if module is not None and modified == _modified(module):
         return module
@@ -171,8 +174,7 @@ def _module(location: str) -> ModuleType:
         imported = importlib.import_module(location) if module is None else importlib.reload(module)
         _IMPORTED[location] = (_modified(imported), imported)
         return imported
-    path = Path(location)
-    spec = importlib.util.spec_from_file_location(str(path.resolve()), path)  # a unique name
+    spec = importlib.util.spec_from_file_location(location, path)  # a unique name
     if spec is None or spec.loader is None or not path.exists():
         raise FileNotFoundError(f"no file {path}")
     imported = importlib.util.module_from_spec(spec)

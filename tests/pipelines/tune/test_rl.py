@@ -254,6 +254,17 @@ def test_a_module_that_leaves_python_when_it_is_imported_is_refused(tmp_path: Pa
         scorer_of(Rl(reward=f"{tmp_path}/leaving.py:score"))
 
 
+def test_a_reward_of_the_same_name_in_another_folder_is_that_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for value in (1.0, 2.5):
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        (folder / "same.py").write_text(f"def score(attempt):\n    return {value}\n", encoding="utf-8")
+        monkeypatch.chdir(folder)
+        assert scorer_of(Rl(reward="same.py:score"))([attempt()]) == [value]
+
+
 @pytest.mark.parametrize("by_name", [True, False])
 def test_a_reward_that_was_mended_in_the_same_process_is_the_one_that_scores(
     by_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
