@@ -103,7 +103,7 @@ def test_a_process_that_is_killed_while_it_saves_loses_only_the_steps_since_the_
     assert json.loads((last / "state.json").read_text(encoding="utf-8"))["step"] == 2
     processes.resumable(both.folder / "killed")
     assert load_file(both.folder / "killed" / "end.safetensors").keys()
-    assert (both.folder / "killed/end.safetensors").read_bytes() == (both.folder / "one/end.safetensors").read_bytes()
+    assert (both.folder / "killed/end.safetensors").read_bytes() == (both.folder / "whole/end.safetensors").read_bytes()
 
 
 def test_the_command_runs_in_two_processes_and_only_the_first_one_prints(both: Both):

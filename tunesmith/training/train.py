@@ -164,6 +164,17 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
     finally:
         for tracker in trackers:
             tracker.close()
+    notes = _notes(journal, state, plan, callbacks.on_event)
+    if objective.samples_completions:
+        policy.head = None  # the value head of PPO; the model that answers does not use it
+    policy.router_loss = None
+    recompute_layers(policy.network, on=False)
+    policy.autocast_dtype = None  # answers are computed in full precision, here and wherever the run is loaded
+    return TrainResult(policy, plan, state, probe, tuple(notes), read_task_metrics(journal, prepared))
+
+
+def _notes(journal: Journal, state: TrainingState, plan: TrainingPlan, on_event: EventHandler) -> list[str]:
+    """Report why the run stopped and which step it keeps; return the notes on training for the report."""
     notes = [
         _recompute_note(record["step"])
         if RECOMPUTE_KEY in record
@@ -172,7 +183,7 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
         if "out_of_memory" in record
     ]
     if state.stopped_early and state.step < plan.steps:
-        callbacks.on_event(
+        on_event(
             Note(
                 f"stopped at step {state.step} of {plan.steps}: {plan.patience} validations without improvement "
                 f"(schedule.patience); kept: step {best_step(state)}"
@@ -180,13 +191,8 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
         )
     if plan.eval_steps and not state.best_step:
         notes.append(f"every validation violated a gate; kept: step {best_step(state)}, the last")
-        callbacks.on_event(Note(notes[-1]))
-    if objective.samples_completions:
-        policy.head = None  # the value head of PPO; the model that answers does not use it
-    policy.router_loss = None
-    recompute_layers(policy.network, on=False)
-    policy.autocast_dtype = None  # answers are computed in full precision, here and wherever the run is loaded
-    return TrainResult(policy, plan, state, probe, tuple(notes), read_task_metrics(journal, prepared))
+        on_event(Note(notes[-1]))
+    return notes
 
 
 def best_step(state: TrainingState) -> int:
