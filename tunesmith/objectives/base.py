@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.examples.types import Example
 from tunesmith.data.readers.row import Row
-from tunesmith.data.tokenization.chat_template import Encoded, Template
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 
 if TYPE_CHECKING:
@@ -56,18 +56,16 @@ class Learner(ABC):
     def with_sums(self, batches: Sequence[Batch], sums: Mapping[str, float]) -> list[Batch]:
         """Return prepared micro-batches with what depends on the whole step, as KTO's KL estimate does.
 
-        Args:
-            batches: prepared micro-batches.
-            sums: `step_sums` over all micro-batches of the step, of all processes.
+        `sums` are the `step_sums` over all micro-batches of the step, of all processes.
         """
         return list(batches)
 
-    @abstractmethod
     def units(self, batch: Batch) -> float:
         """Return the number of units that the loss of a prepared batch sums over: learned tokens, rows or pairs.
 
         Units with a weight count by it, so that the loss of a step is a weighted mean.
         """
+        return len(batch.targets)
 
     @abstractmethod
     def loss(self, batch: Batch, policy: Policy) -> Loss:
@@ -85,6 +83,9 @@ class Objective(BaseModel, ABC):
     Rows become typed examples (`columns`, `examples`), examples become token sequences (`encode`), and the policy may
     get an output layer (`head`). Code outside `objectives/` and `config/` asks for a capability, not for a class, so
     that a new objective is one file and its name in `AnyObjective`.
+
+    In all methods, `template` is the tokenizer with its chat template, `limit` the longest row in tokens, `family`
+    `decoder` or `encoder`, and `examples` are the training rows unless said otherwise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -171,11 +172,7 @@ class Objective(BaseModel, ABC):
         return {SINGLE_TASK: 1.0}
 
     def task_shares(self, sizes: Mapping[str, int]) -> Mapping[str, float]:
-        """Return the fraction of a step's rows that each task gets.
-
-        Args:
-            sizes: number of training rows of each task.
-        """
+        """Return the fraction of a step's rows that each task gets, from its number of training rows."""
         return {SINGLE_TASK: 1.0}
 
     def with_task_objectives(self, objectives: Mapping[str, Objective]) -> Objective:
@@ -190,7 +187,7 @@ class Objective(BaseModel, ABC):
         """Return the automatic learning rate as a fraction of the technique's own.
 
         Args:
-            family: `decoder` or `encoder`.
+            family: of the model.
             plain_weights: the technique updates weights or low-rank updates of them, not soft prompts or vectors.
             adapter: the technique is LoRA over unquantized weights.
             steps: optimizer steps of the run.
@@ -198,13 +195,7 @@ class Objective(BaseModel, ABC):
         return 1.0
 
     def encode_all(self, example: Example, template: Template, *, limit: int) -> list[Encoded]:
-        """Encode one example as training rows: one, or a row for each window of a document.
-
-        Args:
-            example: a typed row.
-            template: tokenizer and chat template.
-            limit: longest row, in tokens.
-        """
+        """Encode one example as training rows: one, or a row for each window of a document."""
         return [self.encode(example, template, limit=limit)]
 
     def bind_encoded(self, train: Sequence[Encoded]) -> Self:
@@ -214,14 +205,7 @@ class Objective(BaseModel, ABC):
     def encoded_notes(
         self, examples: Sequence[Example], rows: Sequence[Encoded], template: Template, *, limit: int
     ) -> list[str]:
-        """Return notes on rows that encoding has left without a learned token.
-
-        Args:
-            examples: the training rows.
-            rows: the rows as `encode_all` returns them.
-            template: tokenizer and chat template.
-            limit: longest row, in tokens.
-        """
+        """Return notes on rows, as `encode_all` returns them, that have no learned token."""
         return []
 
     def fixed_tokens(self, template: Template) -> int:
@@ -229,11 +213,7 @@ class Objective(BaseModel, ABC):
         return 0
 
     def template_notes(self, examples: Sequence[Example], template: Template) -> list[str]:
-        """Return notes on how the template of the model treats the rows, such as thoughts that it cannot write.
-
-        Args:
-            examples: the training rows.
-            template: tokenizer and chat template.
+        """Return notes on how the template of the model treats the rows, such as thoughts that it drops.
 
         Raises:
             DataError: the template cannot write what the objective or a row asks for.
@@ -243,12 +223,8 @@ class Objective(BaseModel, ABC):
     def prompt_templates(self, family: str) -> tuple[str, ...]:
         """Return the prompt templates tried on the base model; the best one on validation is the base's score.
 
-        Args:
-            family: `decoder` or `encoder`.
-
-        Returns:
-            Templates for `prompt_messages`, an empty one being the default prompt. No templates if the base is
-            evaluated without a prompt.
+        They are meant for `prompt_messages`, an empty one being the default prompt. There are none if the base is
+        evaluated without a prompt.
         """
         return ()
 
@@ -285,6 +261,18 @@ class Objective(BaseModel, ABC):
         """Return the objective without the paths of its rows, for a model that is given to others."""
         return self
 
+    def question(self, text: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:
+        """Encode what a model with a head reads before it answers about a text.
+
+        Returns:
+            The tokens, and whether the text was shortened.
+        """
+        if not template.chats:
+            ids = template.document(template.harmless(text)).ids
+            return Tokens.of(template.shortened(ids, limit)), len(ids) > limit
+        messages, shortened = template.fit([self.user_message(text)], limit)
+        return Tokens.of(template.prompt(messages)), shortened
+
     def make_learner(self) -> Learner:
         """Return the learner that computes the loss.
 
@@ -292,6 +280,8 @@ class Objective(BaseModel, ABC):
             NotImplementedError: the objective samples completions, so its learner also needs the prompts and a
                 reward (`training.train.learner_of`).
         """
+        if isinstance(self, Learner):
+            return self
         raise NotImplementedError(f"{type(self).__name__}: the learner needs prompts and a reward")
 
     @abstractmethod
@@ -315,24 +305,16 @@ class Objective(BaseModel, ABC):
             DataError: with the errors of the whole file.
         """
 
-    @abstractmethod
     def bind(self, examples: Sequence[Example], family: str) -> Self:
         """Return the objective with everything that depends on the data: labels, head, longest answer.
 
-        Args:
-            examples: all rows of the run, held-out ones included.
-            family: `decoder` or `encoder`.
+        `examples` are all rows of the run, held-out ones included.
         """
+        return self
 
     @abstractmethod
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
-        """Encode one example as token sequences of at most `limit` tokens.
-
-        Args:
-            example: a typed row.
-            template: tokenizer and chat template.
-            limit: longest sequence, in tokens.
-        """
+        """Encode one example as token sequences of at most `limit` tokens."""
 
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a new output layer [B, D] -> outputs for this network; None if the network's own is used."""
@@ -347,3 +329,10 @@ def zero_head(policy: Policy, *, outputs: int) -> nn.Module:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def one_output(states: Tensor, policy: Policy) -> Tensor:
+    """Return what a head of one output says about states [B, D], [B]: a score, a number or a value estimate."""
+    assert policy.head is not None
+    outputs: Tensor = policy.head(states).float()[:, 0]
+    return outputs

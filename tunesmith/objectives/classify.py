@@ -17,7 +17,7 @@ from tunesmith.data.examples.parsers import labelled
 from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.formats import detect
-from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces, zero_head
@@ -51,12 +51,6 @@ def head_rate_scale(family: str, *, plain_weights: bool, adapter: bool, steps: i
     At the full learning rate, classifiers are no more accurate, some runs diverge, and more general ability is
     lost. LoRA over unquantized weights is the exception: runs of up to 24 steps need the full rate, longer runs
     proportionally less (rate x steps is constant, floor 0.3). Measured in docs/explanation/defaults.md.
-
-    Args:
-        family: as in `Objective.learning_rate_scale`.
-        plain_weights: as there.
-        adapter: as there.
-        steps: as there.
     """
     if family == "encoder" or not plain_weights:
         return 1.0
@@ -182,12 +176,7 @@ class Classify(Objective, Learner):
         return "accuracy" if self.metric == "accuracy" else "macro_f1"
 
     def messages(self, text: str, wording: str = "") -> list[Message]:
-        """Return the prompt about one text.
-
-        Args:
-            text: the text to label.
-            wording: a prompt template; empty for the recipe's instruction.
-        """
+        """Return the prompt about one text: a prompt template, or the recipe's instruction if `wording` is empty."""
         if wording:
             question = wording.replace("{labels}", ", ".join(self.labels)).replace("{either}", " or ".join(self.labels))
             return [Message("user", question.replace("{text}", text))]
@@ -222,24 +211,6 @@ class Classify(Objective, Learner):
         target = tuple(1.0 if label in example.labels else 0.0 for label in self.labels)
         return Encoded((tokens,), example.where, label=target, shortened=shortened)
 
-    def question(self, text: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:
-        """Encode what the model reads before it gives a label.
-
-        Args:
-            text: the text to label.
-            template: tokenizer and chat template.
-            limit: longest input, in tokens.
-
-        Returns:
-            The tokens, and whether the text was shortened.
-        """
-        if not template.chats:
-            text = template.harmless(text)
-            ids = template.document(text).ids
-            return Tokens.of(template.shortened(ids, limit)), len(ids) > limit
-        messages, shortened = template.fit(self.messages(text), limit)
-        return Tokens.of(template.prompt(messages)), shortened
-
     def fixed_tokens(self, template: Template) -> int:
         """Return the tokens of a decoder's question, and of the longest label if labels are words; 0 for an encoder."""
         if not template.chats:
@@ -254,10 +225,6 @@ class Classify(Objective, Learner):
         if self.output == "words":
             return None
         return zero_head(policy, outputs=len(self.labels))
-
-    def make_learner(self) -> Learner:
-        """Return the objective itself."""
-        return self
 
     def units(self, batch: Batch) -> int:
         """Return the number of learned tokens if labels are words, else of rows."""

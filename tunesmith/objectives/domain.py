@@ -94,14 +94,6 @@ class Domain(Objective, Learner):
 
         return MaskedHead(policy.network).to(policy.device) if policy.family == "encoder" else None
 
-    def make_learner(self) -> Learner:
-        """Return the objective itself."""
-        return self
-
-    def units(self, batch: Batch) -> int:
-        """Return the number of learned tokens."""
-        return len(batch.targets)
-
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Compute the negative log-likelihood of the next or masked tokens, summed over the batch in nats."""
         if policy.family == "decoder":

@@ -251,10 +251,6 @@ class Instruct(Objective, Learner):
             rows.append(Encoded((learned,), example.where, shortened=shortened or cut))
         return rows
 
-    def make_learner(self) -> Learner:
-        """Return the objective itself."""
-        return self
-
     def units(self, batch: Batch) -> float:
         """Return the number of learned tokens, each counted by its weight."""
         return batch.units
@@ -275,23 +271,18 @@ def has_thoughts(chat: Chat) -> bool:
 
 
 def completion_budget(answers: Sequence[str]) -> int:
-    """Return a number of new tokens that suffices for nearly all answers: 1.5 times their 95th percentile.
-
-    Args:
-        answers: answers of the rows; a token is taken to have three ASCII characters or two bytes of other scripts.
-
-    Returns:
-        The number of tokens; 0 without answers.
-    """
+    """Return a number of new tokens that suffices for nearly all answers; 0 without answers."""
     return _budget([_tokens_about(answer) for answer in answers])
 
 
 def _tokens_about(answer: str) -> float:
+    """Estimate the tokens of an answer: one for three ASCII characters, or for two bytes of other scripts."""
     ascii_characters = sum(map(str.isascii, answer))
     return ascii_characters / 3 + (len(answer.encode(errors="replace")) - ascii_characters) / 2
 
 
 def _budget(tokens: Sequence[float]) -> int:
+    """Return 1.5 times the 95th percentile."""
     import numpy as np
 
     return int(np.percentile(tokens, 95) * 1.5) + 16 if len(tokens) else 0
@@ -310,22 +301,12 @@ def accepted(example: Example) -> Reference:
 
 
 def asked(example: Example, wording: str = "") -> list[Message]:
-    """Return the messages before the reference answer.
-
-    Args:
-        example: a chat.
-        wording: text appended to the last message.
-    """
+    """Return the messages of a chat before the reference answer, with a text appended to the last one."""
     assert isinstance(example, Chat)
     return with_wording(example.messages[: example.reference_index], wording)
 
 
 def with_wording(messages: Sequence[Message], wording: str) -> list[Message]:
-    """Return the messages with a text appended to the last one.
-
-    Args:
-        messages: at least one message.
-        wording: text to append; may be empty.
-    """
+    """Return the messages, at least one, with a text appended to the last one; it may be empty."""
     *earlier, last = messages
     return [*earlier, replace(last, content=f"{last.content}\n\n{wording}" if wording else last.content)]

@@ -152,11 +152,7 @@ class Multitask(Objective):
         return self.model_copy(update={"tasks": tasks})
 
     def task_shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """Return the fraction of a step's rows that each task gets.
-
-        Args:
-            sizes: number of training rows of each task.
-        """
+        """Return the fraction of a step's rows that each task gets, by `sampling`."""
         parts = {
             "size": {name: float(sizes[name]) for name in self.tasks},
             "equal": dict.fromkeys(self.tasks, 1.0),

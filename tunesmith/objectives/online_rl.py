@@ -21,7 +21,7 @@ from tunesmith.models.generation.generate import AnswerIds, sample
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import policy_gradient
-from tunesmith.objectives.base import Learner, Loss
+from tunesmith.objectives.base import Learner, Loss, one_output
 from tunesmith.objectives.rl import Rl
 
 # Rewards whose difference is below this are equal but for rounding.
@@ -81,10 +81,6 @@ class OnlineRLLearner(Learner):
             rollout = replace(rollout, sampled=torch.tensor(logprobs, device=policy.device))
         return replace(packed, rollout=replace(rollout, metrics=metrics), step=batch.step)
 
-    def units(self, batch: Batch) -> int:
-        """Return the number of learned completion tokens."""
-        return len(batch.targets)
-
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Compute the policy loss, with ppo also the value loss, summed over the completion tokens."""
         rollout, objective = batch.rollout, self.objective
@@ -102,7 +98,7 @@ class OnlineRLLearner(Learner):
             return Loss(total, self.units(batch), metrics)
         assert rollout.values is not None
         assert rollout.returns is not None
-        values = _values(states.detach(), policy)
+        values = one_output(states.detach(), policy)
         value_loss = policy_gradient.value_loss(values, rollout.values, rollout.returns, options.clip)
         each = policy_gradient.clipped_surrogate(new, old, rollout.advantages, options.clip)
         surrogate = (each if weights is None else each * weights).sum()
@@ -182,7 +178,7 @@ class OnlineRLLearner(Learner):
         assert old is not None
         assert reference is not None
         assert states is not None
-        values = _values(states, policy)
+        values = one_output(states, policy)
         kept_rewards = rewards.flatten()[list(kept)].to(policy.device)
         per_token = policy_gradient.token_rewards(kept_rewards, old, reference, sizes, beta=objective.beta)
         advantages = policy_gradient.gae(per_token, values, sizes, objective.spread)
@@ -210,13 +206,6 @@ def _prompts(batch: Batch) -> list[list[int]]:
 def _with_completion(prompt: list[int], answer: AnswerIds) -> Tokens:
     """Return a prompt with a completion and its stop token; every token of the completion is learned."""
     return Tokens.of(prompt, [*answer.ids, *answer.end])
-
-
-def _values(states: Tensor, policy: Policy) -> Tensor:
-    """Return the value estimates [M] from states [M, D]."""
-    assert policy.head is not None
-    values: Tensor = policy.head(states).float()[:, 0]
-    return values
 
 
 def _reward_metrics(scores: Tensor, rewards: Tensor, sampled: Sequence[AnswerIds], cut_off: Tensor) -> StepMetrics:

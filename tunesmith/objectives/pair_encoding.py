@@ -32,11 +32,7 @@ def preference_columns(rows: Sequence[Row], named: Mapping[str, str]) -> Mapping
 
 
 def check_thoughts(where: str, completions: Sequence[str], template: Template) -> None:
-    """Check that all completions of a row have thoughts, or none: with thinking on, a prompt differs.
-
-    Raises:
-        DataError: only some have thoughts, and the template of the model writes them.
-    """
+    """Raise DataError if only some completions have thoughts and the template writes them: prompts would differ."""
     thinking = {bool(separated(Message("assistant", completion)).thoughts) for completion in completions}
     if template.thinks and len(thinking) > 1:
         fix = "give both or neither of them thoughts, or drop the row"
@@ -49,12 +45,6 @@ def encode_completions(
     """Encode each completion after the same prompt; only the tokens of the completion are learned.
 
     The prompt is shortened until the longest completion fits; a completion that is longer than `limit` loses its end.
-
-    Args:
-        prompt: the messages before the completion.
-        completions: one or more completions.
-        template: tokenizer and chat template.
-        limit: longest sequence, in tokens.
 
     Returns:
         One sequence per completion, and whether anything was shortened.

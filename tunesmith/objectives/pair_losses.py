@@ -1,5 +1,7 @@
 """Losses over preference pairs and unpaired preferences: pure functions of log-probabilities, none of them averaged.
 
+The losses of `PAIR_LOSSES` take what `dpo` takes and return the loss of each pair; all are tested against TRL.
+
 Letters: P preference pairs, T unpaired preferences. Log-probabilities are sums over a completion's tokens, in nats.
 """
 
@@ -69,16 +71,9 @@ def dpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
 def hinge(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the hinge loss of each pair on DPO's margin.
 
-    Pairs whose margin exceeds 1 / beta contribute no gradient.
+    Pairs whose margin exceeds 1 / beta, in nats, contribute no gradient.
 
-    Args:
-        logps: summed log-probabilities of both completions under policy and reference model, each [P], nats.
-        options: `beta`; 1 / beta is the margin to reach, in nats.
-
-    Returns:
-        Loss per pair, [P].
-
-    Source: Zhao et al. 2023 (SLiC), arXiv 2305.10425. Tested against TRL.
+    Source: Zhao et al. 2023 (SLiC), arXiv 2305.10425.
     """
     return torch.relu(1 - options.beta * logps.margin)
 
@@ -89,14 +84,7 @@ def ipo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     Regresses the margin to 1 / (2 beta) instead of increasing it without limit, so pairs that all raters agree on are
     not overfitted. The margin is per token, as in the authors' own experiments.
 
-    Args:
-        logps: summed log-probabilities of both completions under policy and reference model, each [P], nats.
-        options: `beta`; 1 / (2 beta) is the target margin, in nats per token.
-
-    Returns:
-        Loss per pair, [P].
-
-    Source: Azar et al. 2023, arXiv 2310.12036, equation 17. Tested against TRL.
+    Source: Azar et al. 2023, arXiv 2310.12036, equation 17.
     """
     return (logps.margin_per_id - 1 / (2 * options.beta)) ** 2
 
@@ -104,16 +92,10 @@ def ipo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
 def dpo_norm(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the length-normalized DPO loss of each pair.
 
-    Each completion's gain is divided by its number of tokens, so that long completions do not dominate.
+    Each completion's gain is divided by its number of tokens, so that long completions do not dominate; `beta` is
+    larger than DPO's, because the margin is per token.
 
-    Args:
-        logps: summed log-probabilities of both completions under policy and reference model, each [P], nats.
-        options: `beta`; larger than DPO's, because the margin is per token.
-
-    Returns:
-        Loss per pair, [P].
-
-    Source: Lambert et al. 2024 (Tülu 3), arXiv 2411.15124. Tested against TRL.
+    Source: Lambert et al. 2024 (Tülu 3), arXiv 2411.15124.
     """
     return -F.logsigmoid(options.beta * logps.margin_per_id)
 
@@ -121,16 +103,10 @@ def dpo_norm(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
 def orpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the odds-ratio loss of each pair, without a reference model.
 
-    The other part of ORPO, the negative log-likelihood of the chosen completion, is the objective's `nll` option.
+    `beta` is the weight of this part (lambda in the paper). The other part of ORPO, the negative log-likelihood of the
+    chosen completion, is the objective's `nll` option.
 
-    Args:
-        logps: summed log-probabilities of both completions under the policy, each [P], nats.
-        options: `beta`, the weight of this part (lambda in the paper).
-
-    Returns:
-        Loss per pair, [P].
-
-    Source: Hong et al. 2024, arXiv 2403.07691, equation 7. Tested against TRL.
+    Source: Hong et al. 2024, arXiv 2403.07691, equation 7.
     """
     chosen = logps.chosen / logps.chosen_ids
     rejected = logps.rejected / logps.rejected_ids
@@ -141,14 +117,7 @@ def orpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
 def simpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the SimPO loss of each pair, without a reference model.
 
-    Args:
-        logps: summed log-probabilities of both completions under the policy, each [P], nats.
-        options: `beta`, and the target margin `gamma`.
-
-    Returns:
-        Loss per pair, [P].
-
-    Source: Meng et al. 2024, arXiv 2405.14734, equation 6. Tested against TRL.
+    Source: Meng et al. 2024, arXiv 2405.14734, equation 6.
     """
     lead = logps.chosen / logps.chosen_ids - logps.rejected / logps.rejected_ids
     return -F.logsigmoid(options.beta * lead - options.gamma)

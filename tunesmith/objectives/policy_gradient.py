@@ -1,7 +1,9 @@
 """Policy gradients and their advantages: pure functions of tensors; losses are sums.
 
 Letters: P prompts, G completions of each, B completions in all, M tokens of all completions, concatenated, T tokens of
-the longest completion.
+the longest completion. In all functions, `new`, `old`, `reference` and `sampled` [M] are the log-probabilities of the
+tokens under the policy, under the policy at sampling time, under the reference model, and in the engine that sampled
+them; `advantages` [M] are those of the tokens, and `sizes` the tokens of each completion.
 """
 
 from __future__ import annotations
@@ -30,10 +32,8 @@ class PolicyLossOptions:
 def group_advantages(rewards: Tensor, *, scaled: bool) -> Tensor:
     """Compute the advantage of each completion over its group, [P, G].
 
-    Args:
-        rewards: reward of each completion, [P, G].
-        scaled: divide by the group's standard deviation. Without it (Dr. GRPO), groups with similar rewards do not
-            weigh more.
+    With `scaled`, divides by the group's standard deviation. Without it (Dr. GRPO), groups with similar rewards do not
+    weigh more.
 
     Source: Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, section 4.1; unscaled: Liu et al. 2025 (Dr. GRPO),
     arXiv 2503.20783.
@@ -47,10 +47,6 @@ def group_advantages(rewards: Tensor, *, scaled: bool) -> Tensor:
 def kl(new: Tensor, reference: Tensor) -> Tensor:
     """Estimate the KL to the reference model at each token, [M] in nats; unbiased and never negative.
 
-    Args:
-        new: log-probability of each token under the policy, [M].
-        reference: the same under the reference model, [M].
-
     Source: Schulman 2020, "Approximating KL divergence", estimator k3.
     """
     ahead = reference - new
@@ -60,13 +56,8 @@ def kl(new: Tensor, reference: Tensor) -> Tensor:
 def clipped_surrogate(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
     """Compute PPO's clipped surrogate loss of each token, [M].
 
-    Once the ratio of new to old probability has left the clip range, a further change does not lower the loss.
-
-    Args:
-        new: log-probability of each token under the policy, [M].
-        old: the same at sampling time, [M].
-        advantages: advantage of each token, [M].
-        clip: half the width of the range around 1, typically 0.2.
+    Once the ratio of new to old probability differs from 1 by more than `clip`, typically 0.2, a further change does
+    not lower the loss.
 
     Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
     """
@@ -80,10 +71,6 @@ def sampling_weights(old: Tensor, sampled: Tensor) -> Tensor:
     An engine rounds differently, so its samples are slightly off-policy even with equal weights. The loss keeps its own
     log-probabilities at sampling time as the centre of the clip range, and the weight corrects for the engine: clipping
     against the engine's own would drop tokens for their rounding and not for a change of the policy.
-
-    Args:
-        old: log-probability of each token under the policy at sampling time, [M].
-        sampled: the same in the engine, [M].
 
     Source: Espeholt et al. 2018 (IMPALA), arXiv 1802.01561, section 4.1, per token.
     """
@@ -103,14 +90,7 @@ def grpo(
 
     Divided by the tokens of a whole step it is DAPO's token-level loss, TRL's default. The KL term is weighted by the
     ratio of new to old probability, which makes its gradient unbiased too; its value is the same while the ratio is 1.
-
-    Args:
-        new: log-probability of each token under the policy, [M].
-        old: the same at sampling time, [M].
-        reference: the same under the reference model, [M]; None without a KL term.
-        advantages: advantage of each token, [M].
-        options: `clip` and `beta`.
-        weights: importance weight of each token that an engine sampled, [M]; None for samples of the policy itself.
+    Without a reference there is none. `weights` [M] are the `sampling_weights` of tokens that an engine sampled.
 
     Source: Yu et al. 2025 (DAPO), arXiv 2503.14476, equation 8; KL: DeepSeek-V3.2, arXiv 2512.02556.
     """
@@ -121,14 +101,7 @@ def grpo(
 
 
 def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, sizes: list[int], *, beta: float) -> Tensor:
-    """Compute PPO's reward of each token, [M]: minus the KL there, plus the score at a completion's last token.
-
-    Args:
-        scores: reward of each completion, [B].
-        old: log-probability of each token at sampling time, [M].
-        reference: the same under the reference model, [M].
-        sizes: tokens of each completion.
-        beta: weight of the KL.
+    """Compute PPO's reward of each token, [M]: minus the KL there, plus the score [B] at a completion's last token.
 
     Source: Ouyang et al. 2022 (InstructGPT), arXiv 2203.02155, equation 2.
     """
@@ -140,11 +113,8 @@ def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, sizes: list[in
 def gae(rewards: Tensor, values: Tensor, sizes: list[int], spread: float) -> Tensor:
     """Compute generalized advantage estimates of each token, [M], without discounting in time (gamma 1).
 
-    Args:
-        rewards: reward of each token, [M].
-        values: value estimate at each token, [M]; after a completion's end it is 0.
-        sizes: tokens of each completion.
-        spread: lambda; 0 uses only the next value, 1 the sum of all later rewards.
+    The value after a completion's end is 0. `spread` is lambda: 0 uses only the next value, 1 the sum of all later
+    rewards.
 
     Source: Schulman et al. 2015, arXiv 1506.02438, equation 16.
     """
@@ -162,15 +132,9 @@ def gae(rewards: Tensor, values: Tensor, sizes: list[int], spread: float) -> Ten
 
 
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Compute half the squared error of the values, summed over the M tokens.
+    """Compute half the squared error of the values [M] of the present head, summed over the M tokens.
 
-    A value that has moved beyond the clip range does not lower the loss.
-
-    Args:
-        new: values of the present value head, [M].
-        old: values at sampling time, [M].
-        returns: targets, [M].
-        clip: largest change, in units of the value.
+    A value that has moved by more than `clip` since sampling time (`old`) does not lower the loss.
     """
     near = old + (new - old).clamp(-clip, clip)
     return 0.5 * torch.max((new - returns) ** 2, (near - returns) ** 2).sum()

@@ -15,10 +15,10 @@ from tunesmith.data.examples.parsers import rated
 from tunesmith.data.examples.types import Example, RatedText
 from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.schema.formats import detect
-from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.objectives.base import Learner, Loss, Objective, Produces, zero_head
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces, one_output, zero_head
 from tunesmith.objectives.classify import head_rate_scale
 
 if TYPE_CHECKING:
@@ -97,23 +97,6 @@ class Regress(Objective, Learner):
         tokens, shortened = self.question(example.text, template, limit=limit)
         return Encoded((tokens,), example.where, label=(example.number,), shortened=shortened)
 
-    def question(self, text: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:
-        """Encode what the model reads before it predicts a number.
-
-        Args:
-            text: the text.
-            template: tokenizer and chat template.
-            limit: longest input, in tokens.
-
-        Returns:
-            The tokens, and whether the text was shortened.
-        """
-        if not template.chats:
-            ids = template.document(template.harmless(text)).ids
-            return Tokens.of(template.shortened(ids, limit)), len(ids) > limit
-        messages, shortened = template.fit([self.user_message(text)], limit)
-        return Tokens.of(template.prompt(messages)), shortened
-
     def fixed_tokens(self, template: Template) -> int:
         """Return the tokens of a decoder's instruction; 0 for an encoder."""
         return len(template.prompt([self.user_message("")])) if template.chats else 0
@@ -121,10 +104,6 @@ class Regress(Objective, Learner):
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a zero-initialized layer [B, D] -> [B, 1]; `training.head_init` initializes it from a probe."""
         return zero_head(policy, outputs=1)
-
-    def make_learner(self) -> Learner:
-        """Return the objective itself."""
-        return self
 
     def units(self, batch: Batch) -> int:
         """Return the number of rows."""
@@ -136,7 +115,7 @@ class Regress(Objective, Learner):
 
     def scores(self, batch: Batch, policy: Policy) -> Tensor:
         """Compute the number of every row, [B], in the unit of the rows."""
-        return self._outputs(batch, policy) * self.scale + self.mean
+        return one_output(policy.pooled(batch), policy) * self.scale + self.mean
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Compute the squared error of standardised values, summed over rows."""
@@ -144,10 +123,4 @@ class Regress(Objective, Learner):
 
         assert batch.labels is not None
         wanted = self.standardised(batch.labels[:, 0])
-        return Loss(F.mse_loss(self._outputs(batch, policy), wanted, reduction="sum"), batch.rows)
-
-    def _outputs(self, batch: Batch, policy: Policy) -> Tensor:
-        """Compute the standardised number of every row, [B]."""
-        assert policy.head is not None
-        outputs: Tensor = policy.head(policy.pooled(batch)).float()[:, 0]
-        return outputs
+        return Loss(F.mse_loss(one_output(policy.pooled(batch), policy), wanted, reduction="sum"), batch.rows)

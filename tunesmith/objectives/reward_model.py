@@ -16,7 +16,7 @@ from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.errors import DataError
-from tunesmith.objectives.base import Learner, Loss, Objective, Produces, zero_head
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces, one_output, zero_head
 from tunesmith.objectives.pair_encoding import check_thoughts, encode_completions, preference_columns
 
 if TYPE_CHECKING:
@@ -67,10 +67,6 @@ class Reward(Objective, Learner):
             )
         return list(pairs(rows, columns=columns, instruction=self.instruction, group=group))
 
-    def bind(self, examples: Sequence[Example], family: str) -> Reward:
-        """Return the objective unchanged: nothing depends on the rows."""
-        return self
-
     def user_message(self, text: str) -> Message:
         """Return the instruction, if any, with the text."""
         return instructed([Message("user", text)], self.instruction)[0]
@@ -85,13 +81,7 @@ class Reward(Objective, Learner):
     def read(
         self, prompt: Sequence[Message], completions: Sequence[str], template: Template, *, limit: int
     ) -> tuple[list[Tokens], bool]:
-        """Encode what the model reads before each completion gets its score.
-
-        Args:
-            prompt: the messages before the completion.
-            completions: one or more completions.
-            template: tokenizer and chat template.
-            limit: longest sequence, in tokens.
+        """Encode what the model reads before each completion of a prompt gets its score.
 
         Returns:
             One sequence per completion, and whether anything was shortened.
@@ -105,27 +95,16 @@ class Reward(Objective, Learner):
         """Return a layer [B, D] -> [B, 1], initialized to zero so that the first loss is that of guessing."""
         return zero_head(policy, outputs=1)
 
-    def make_learner(self) -> Learner:
-        """Return the objective itself."""
-        return self
-
     def units(self, batch: Batch) -> int:
         """Return the number of pairs."""
         return batch.examples
 
     def scores(self, batch: Batch, policy: Policy) -> Tensor:
         """Compute the score of every sequence, [B]."""
-        assert policy.head is not None
-        scores: Tensor = policy.head(policy.pooled(batch)).float()[:, 0]
-        return scores
+        return one_output(policy.pooled(batch), policy)
 
     def loss_of(self, scores: Tensor, margins: Tensor) -> Tensor:
-        """Compute the summed loss, a scalar.
-
-        Args:
-            scores: scores of the completions, [2P]; each pair is consecutive, chosen first.
-            margins: strength of each preference, [P].
-        """
+        """Compute the summed loss from scores [2P], each pair consecutive and chosen first, and margins [P]."""
         import torch.nn.functional as F
 
         chosen, rejected = scores[::2], scores[1::2]

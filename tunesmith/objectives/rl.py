@@ -15,7 +15,7 @@ from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.objectives.base import Objective, Produces
+from tunesmith.objectives.base import Objective, Produces, zero_head
 from tunesmith.objectives.instruct import Instruct, completion_budget
 
 if TYPE_CHECKING:
@@ -174,11 +174,4 @@ class Rl(Objective):
 
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a zero-initialized value head [M, D] -> [M, 1] for ppo; grpo needs none."""
-        if self.algorithm == "grpo":
-            return None
-        from torch import nn
-
-        head = nn.Linear(policy.hidden, 1)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        return head.to(policy.device)
+        return None if self.algorithm == "grpo" else zero_head(policy, outputs=1)

@@ -2,76 +2,67 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.models.loading.locate import LoadOptions
 
 if TYPE_CHECKING:
-    from tunesmith.models.loading.locate import LoadOptions
     from tunesmith.models.policy import Policy
 
 
-class Technique(Protocol):
-    """A choice of trainable parameters. The recipe's `technique:` entry itself has these methods."""
+class Technique(BaseModel, ABC):
+    """A choice of trainable parameters: the section `technique` of a recipe.
 
-    @property
-    def kind(self) -> str:
-        """The technique's name in a recipe."""
-        ...
+    In all methods, `base` is the base network and `family` is `decoder` or `encoder`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: str
 
     def load_options(self) -> LoadOptions:
-        """Return how the base has to be loaded."""
-        ...
+        """Return how the base has to be loaded; by default with plain weights."""
+        return LoadOptions()
 
+    @abstractmethod
     def learning_rate(self, hidden: int, family: str) -> float:
         """Return the default learning rate for a model of this hidden width and family."""
-        ...
 
     def virtual_tokens(self) -> int:
         """Return the number of positions of the model that the technique takes for virtual tokens."""
-        ...
+        return 0
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """Return why this network cannot be tuned with it, and the nearest technique that works; empty if it can.
+        """Return why this network cannot be tuned with it, and the nearest technique that works; empty if it can."""
+        return ""
 
-        Args:
-            base: the base network.
-            family: decoder or encoder.
-        """
-        ...
-
+    @abstractmethod
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Return the base network as a policy whose trainable parameters are those of the technique.
 
         Args:
-            base: the base network; may be changed in place.
-            family: decoder or encoder.
+            base: may be changed in place.
+            family: of the base.
             keep_reference: the loss needs the base model's log-probabilities during training.
             start: token ids of a text about the task, for techniques that are initialized from one.
         """
-        ...
 
+    @abstractmethod
     def save(self, policy: Policy, folder: Path) -> None:
-        """Write the trained parameters in the format of transformers or PEFT.
+        """Write the trained parameters to an existing folder, in the format of transformers or PEFT."""
 
-        Args:
-            policy: the tuned model.
-            folder: an existing folder.
-        """
-        ...
-
+    @abstractmethod
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
-        """Load a saved policy over a fresh base network.
-
-        Args:
-            base: the base network.
-            folder: a folder that `save` wrote.
-            family: decoder or encoder.
+        """Load a policy that `save` wrote over a fresh base network.
 
         Raises:
             CheckpointError: if the folder has no weights.
         """
-        ...
 
 
 def width_rule(hidden: int, family: str) -> float:

@@ -8,39 +8,22 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from tunesmith.errors import CheckpointError
-from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.techniques.base import width_rule
+from tunesmith.techniques.base import Technique, width_rule
 
 if TYPE_CHECKING:
     from tunesmith.models.policy import Policy
 
 
-class Full(BaseModel):
+class Full(Technique):
     """Full fine-tuning. Needs the most memory, and the result is a copy of the whole model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     kind: Literal["full"] = "full"
-
-    def load_options(self) -> LoadOptions:
-        """Return the options of plain weights."""
-        return LoadOptions()
 
     def learning_rate(self, hidden: int, family: str) -> float:
         """Return the rate of the width rule: an encoder's is a third of a decoder's."""
         return width_rule(hidden, family)
-
-    def virtual_tokens(self) -> int:
-        """Return 0."""
-        return 0
-
-    def refusal(self, base: Any, *, family: str) -> str:
-        """Return an empty string: every network can be fine-tuned."""
-        return ""
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Make all weights trainable; a reference model costs a second copy of them."""

@@ -73,12 +73,7 @@ class Ia3(Adapter):
 
 
 def layers_of(technique: Ia3, kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of the scaled layers of a family, and of those whose input is scaled.
-
-    Args:
-        technique: its `targets`, if any, replace the family's layers.
-        kind: transformers' model_type.
-    """
+    """Return the names of the scaled layers of a model_type, and of those whose input is scaled."""
     from peft.utils import constants
 
     if technique.targets:

@@ -45,7 +45,7 @@ def mixture_targets(
     tree = adapter_tree(base)
     modules = dict(tree.named_modules())
     layers = {name for name, module in modules.items() if isinstance(module, (nn.Linear, Conv1D))}
-    routers = {name.rpartition(".")[0] for name in mixture.routers}
+    routers = _owners(mixture.routers)
     stacked = set(mixture.experts)
     if targets == ALL_LINEAR:
         output = tree.get_output_embeddings()

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from tunesmith.errors import CheckpointError, RecipeError, briefly
-from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.techniques.base import Technique
 
 if TYPE_CHECKING:
     from tunesmith.models.policy import Policy
@@ -19,22 +17,8 @@ if TYPE_CHECKING:
 NAMES = re.compile(r"\s*[\w.]+(\s*,\s*[\w.]+)*\s*")
 
 
-class Adapter(BaseModel):
+class Adapter(Technique):
     """A technique that does not change the base's weights; the result is a small folder in PEFT's format."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def load_options(self) -> LoadOptions:
-        """Return the options of plain weights."""
-        return LoadOptions()
-
-    def virtual_tokens(self) -> int:
-        """Return 0."""
-        return 0
-
-    def refusal(self, base: Any, *, family: str) -> str:
-        """Return an empty string: every network can be tuned with it."""
-        return ""
 
     def save(self, policy: Policy, folder: Path) -> None:
         """Write an adapter folder that `PeftModel.from_pretrained` loads."""
@@ -90,12 +74,7 @@ def put_inside(base: Any, config: Any, *, targets: object, fix: str) -> Any:
 
 
 def pattern_of(layers: Sequence[str], names: Sequence[str]) -> str | list[str]:
-    """Return a pattern of full names for some layers of a network, or their names if no short pattern is exact.
-
-    Args:
-        layers: full names of the layers, such as `model.language_model.layers.0.mlp.up_proj`.
-        names: full names of all modules.
-    """
+    """Return a pattern for the full names of some layers among all, or their names if no short pattern is exact."""
     parts = [name.split(".") for name in layers]
     common = [first for first, *others in zip(*parts, strict=False) if all(other == first for other in others)]
     last = sorted({part[-1] for part in parts})
@@ -112,12 +91,7 @@ def names_in(value: object) -> object:
 
 
 def reaches(name: str, targets: str | Sequence[str]) -> bool:
-    """Return whether PEFT adapts a layer.
-
-    Args:
-        name: the layer's full name, such as `model.layers.0.mlp.up_proj`.
-        targets: a pattern for the full name, or a list of last parts.
-    """
+    """Return whether PEFT adapts a layer of this full name: `targets` is a pattern for it, or a list of last parts."""
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(f".{name}".endswith(f".{part}") for part in targets)
