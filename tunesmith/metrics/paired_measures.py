@@ -1,4 +1,8 @@
-"""Measures of two models on the same rows that need not exist in every row, such as the length of thoughts."""
+"""Measures of two models on the same rows that need not exist in every row, such as the length of thoughts.
+
+In all functions, `base` and `tuned` [N] are the values of both models per row, and `groups` is the group of each row,
+or None.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +38,7 @@ class PairedMeasure(BaseModel):
 def paired_mean(
     base: ArrayLike, tuned: ArrayLike, *, groups: Sequence[str] | None, scale: float = 1.0
 ) -> PairedMeasure:
-    """Compare the means of a measure that every row has, by the paired test of `compare_paired`.
-
-    Args:
-        base: value of the base model per row, [N].
-        tuned: value of the tuned model per row, [N].
-        groups: group of each row, or None.
-        scale: highest possible value.
-    """
+    """Compare the means of a measure, up to `scale`, that every row has, by the paired test of `compare_paired`."""
     comparison = compare_paired(base, tuned, groups=groups)
     return PairedMeasure(
         base=comparison.base,
@@ -61,10 +58,7 @@ def paired_gain(
 ) -> PairedMeasure:
     """Compare what a change brings to base and tuned model, such as thoughts before the answer.
 
-    Args:
-        before: value per row without the change, of base and tuned model, [2, N].
-        after: value per row with it, [2, N].
-        groups: group of each row, or None.
+    `before` and `after` [2, N] are the values of both models without and with the change.
     """
     gains = [compare_paired(b, a, groups=groups) for b, a in zip(before, after, strict=True)]
     differences = [np.subtract(a, b) for b, a in zip(before, after, strict=True)]
@@ -86,10 +80,10 @@ def paired_statistic(
     has no row with the measure is left out.
 
     Args:
-        base: value of the base model per row, [N]; NaN in a row without the measure.
-        tuned: value of the tuned model per row, [N].
+        base: NaN in a row without the measure.
+        tuned: likewise.
         statistic: maps values, at least one, to one number.
-        groups: group of each row, or None.
+        groups: see above.
         most: largest possible value; the smallest is 0.
     """
     models = [np.asarray(values, dtype=np.float64) for values in (base, tuned)]
