@@ -31,8 +31,15 @@ def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
     """Return the expected calibration error over bins with equally many rows.
 
     Rows of equal confidence share a bin, so the order of the rows does not matter. With few rows the value is
-    above 0 even for a perfect model: compare it only between models on the same rows. It is the mean absolute
-    difference between the stated probability of an answer, `confidence` [N], and the accuracy.
+    above 0 even for a perfect model: compare it only between models on the same rows.
+
+    Args:
+        confidence: stated probability of each answer, [N].
+        correct: 1 where the answer is right, else 0, [N].
+        bins: number of bins.
+
+    Returns:
+        Mean absolute difference between confidence and accuracy; 0 is perfect.
 
     Source: Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", with equal-mass bins.
     """
@@ -64,8 +71,12 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     A prior keeps it near 1 with the weight of a few dozen rows: on so small a set all rows may be right, and the
     likelihood alone would make every answer certain. Accuracy does not change, since the order of classes is kept.
 
+    Args:
+        logits: [N, K].
+        labels: index of the right class, [N].
+
     Returns:
-        The divisor of the logits [N, K]; above 1 the model was overconfident.
+        The divisor of the logits; above 1 the model was overconfident.
 
     Source: Guo et al. 2017, arXiv 1706.04599. The prior is ours.
     """

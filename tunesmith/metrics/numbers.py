@@ -1,7 +1,6 @@
 """Metrics of predicted values: Spearman's rank correlation, mean absolute error and R squared.
 
-N rows, K distinct values. In all functions, `gold` [N] are the reference values, `given`, `base` and `tuned` [N]
-predicted ones, and `groups` is the group of each row, or None.
+N rows, K distinct values.
 """
 
 from __future__ import annotations
@@ -26,6 +25,10 @@ def spearman(gold: ArrayLike, given: ArrayLike) -> float:
     """Return Spearman's rank correlation [-1, 1]; equal values share their mean rank.
 
     Constant predictions order nothing and get 0.
+
+    Args:
+        gold: reference values, [N].
+        given: predicted values, [N].
 
     Source: Spearman 1904, "The Proof and Measurement of Association between Two Things".
     """
@@ -93,9 +96,16 @@ def r2_pair(gold: ArrayLike, base: ArrayLike, tuned: ArrayLike) -> RowStatistic:
 def compare(
     metric: str, gold: ArrayLike, base: ArrayLike, tuned: ArrayLike, *, groups: Sequence[str] | None
 ) -> PairedComparison:
-    """Compare the predictions of base and tuned model by one of METRICS.
+    """Compare the predictions of base and tuned model.
 
     Spearman and R squared are values of the whole set: paired bootstrap. Absolute errors are compared row by row.
+
+    Args:
+        metric: one of METRICS.
+        gold: reference values, [N].
+        base: predictions of the base model, [N].
+        tuned: predictions of the tuned model, [N].
+        groups: group of each row, or None.
     """
     if metric == "mae":
         before, after = (-np.abs(_array(gold) - _array(given)) for given in (base, tuned))
@@ -135,7 +145,15 @@ def arms(
     *,
     groups: Sequence[str] | None,
 ) -> list[ArmScore]:
-    """Score the predictions of each arm and compare them with the tuned model's, as `task_scores.arms` does."""
+    """Score each arm and compare it with the tuned model; p-values are adjusted for the whole family.
+
+    Args:
+        metric: one of METRICS.
+        gold: reference values, [N].
+        ways: predictions of each arm by name, [N] each.
+        tuned: predictions of the tuned model, [N].
+        groups: group of each row, or None.
+    """
     comparisons = {name: compare(metric, gold, given, tuned, groups=groups) for name, given in ways.items()}
     scores = {name: score(metric, gold, given, name=name, groups=groups) for name, given in ways.items()}
     return arm_scores(scores, comparisons)

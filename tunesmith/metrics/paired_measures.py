@@ -1,8 +1,4 @@
-"""Measures of two models on the same rows that need not exist in every row, such as the length of thoughts.
-
-In all functions, `base` and `tuned` [N] are the values of both models per row, and `groups` is the group of each row,
-or None.
-"""
+"""Measures of two models on the same rows that need not exist in every row, such as the length of thoughts."""
 
 from __future__ import annotations
 
@@ -38,7 +34,14 @@ class PairedMeasure(BaseModel):
 def paired_mean(
     base: ArrayLike, tuned: ArrayLike, *, groups: Sequence[str] | None, scale: float = 1.0
 ) -> PairedMeasure:
-    """Compare the means of a measure, up to `scale`, that every row has, by the paired test of `compare_paired`."""
+    """Compare the means of a measure that every row has, by the paired test of `compare_paired`.
+
+    Args:
+        base: value of the base model per row, [N].
+        tuned: value of the tuned model per row, [N].
+        groups: group of each row, or None.
+        scale: highest possible value.
+    """
     comparison = compare_paired(base, tuned, groups=groups)
     return PairedMeasure(
         base=comparison.base,
@@ -58,7 +61,10 @@ def paired_gain(
 ) -> PairedMeasure:
     """Compare what a change brings to base and tuned model, such as thoughts before the answer.
 
-    `before` and `after` [2, N] are the values of both models without and with the change.
+    Args:
+        before: value per row without the change, of base and tuned model, [2, N].
+        after: value per row with it, [2, N].
+        groups: group of each row, or None.
     """
     gains = [compare_paired(b, a, groups=groups) for b, a in zip(before, after, strict=True)]
     differences = [np.subtract(a, b) for b, a in zip(before, after, strict=True)]
@@ -80,10 +86,10 @@ def paired_statistic(
     has no row with the measure is left out.
 
     Args:
-        base: NaN in a row without the measure.
-        tuned: likewise.
+        base: value of the base model per row, [N]; NaN in a row without the measure.
+        tuned: value of the tuned model per row, [N].
         statistic: maps values, at least one, to one number.
-        groups: see above.
+        groups: group of each row, or None.
         most: largest possible value; the smallest is 0.
     """
     models = [np.asarray(values, dtype=np.float64) for values in (base, tuned)]

@@ -20,17 +20,33 @@ FOLDS = 5
 
 
 def wins(scores: ArrayLike, *, tie: float = 0.0) -> FloatArray:
-    """Return 1 where the chosen answer scores higher, `tie` where scores are equal, else 0; [N, 2] -> [N]."""
+    """Return for each pair 1 where the chosen answer scores higher, `tie` where scores are equal, else 0.
+
+    Args:
+        scores: scores of chosen and rejected answer, [N, 2].
+        tie: value of a tie.
+
+    Returns:
+        [N].
+    """
     first, second = np.asarray(scores, dtype=np.float64).reshape(-1, 2).T
     ahead: FloatArray = np.where(first == second, tie, first > second).astype(np.float64)
     return ahead
 
 
 def auc_pair(base: ArrayLike, tuned: ArrayLike, good: ArrayLike) -> RowStatistic:
-    """Return a function from row indices (repeats allowed) to the AUC of base and tuned scores [N] on these rows.
+    """Return a function from row indices (repeats allowed) to the AUC of base and tuned scores on these rows.
 
-    AUC is the share of (good, bad) pairs in which the good answer scores higher, ties counting half; 0.5 without
-    pairs. It has no per-row value, since every good answer is compared with the same bad ones.
+    AUC is the share of (good, bad) pairs in which the good answer scores higher, ties counting half. It has no
+    per-row value, since every good answer is compared with the same bad ones.
+
+    Args:
+        base: scores of the base model, [N].
+        tuned: scores of the tuned model, [N].
+        good: whether the answer is good, [N].
+
+    Returns:
+        The function; it returns 0.5 where the rows lack good or bad answers.
     """
     sides = [np.unique(np.asarray(side, dtype=np.float64), return_inverse=True)[1] for side in (base, tuned)]
     liked = np.asarray(good, dtype=bool)
@@ -54,9 +70,14 @@ def _pairs_won(ranks: NDArray[np.intp], good: NDArray[np.intp], bad: NDArray[np.
 
 
 def length_bias(scores: ArrayLike, lengths: ArrayLike) -> float:
-    """Return the Pearson correlation of score differences with length differences within pairs, both [N, 2].
+    """Return the Pearson correlation of score differences with length differences within pairs.
 
-    It is 0 where scores or lengths never differ.
+    Args:
+        scores: [N, 2].
+        lengths: characters or tokens, [N, 2].
+
+    Returns:
+        -1 to 1; 0 where scores or lengths never differ.
     """
     score, length = (np.diff(np.asarray(pairs, dtype=np.float64).reshape(-1, 2))[:, 0] for pairs in (scores, lengths))
     if len(score) < 2 or not score.std() or not length.std():

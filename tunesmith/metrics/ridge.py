@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tunesmith.metrics.baselines import FOLDS, MOST_ROWS, standardised, tfidf_vectorizer
+from tunesmith.metrics.baselines import FOLDS, LEAST_SPREAD, MOST_ROWS, tfidf_vectorizer
 from tunesmith.progress import measuring
 
 FloatArray = NDArray[np.float64]
@@ -35,9 +35,23 @@ class RidgeFit:
 
 
 def fit_ridge(vectors: ArrayLike, targets: ArrayLike, *, seed: int = 0) -> RidgeFit:
-    """Fit ridge regression of values [N] on standardised vectors [N, D]; the result takes unstandardised ones."""
-    features, mean, deviation = standardised(vectors)
+    """Fit ridge regression on standardised vectors.
+
+    Args:
+        vectors: [N, D].
+        targets: values, [N].
+        seed: assigns rows to folds.
+
+    Returns:
+        A function of unstandardised vectors.
+    """
+    inputs = np.asarray(vectors, dtype=np.float64)
     numbers = np.asarray(targets, dtype=np.float64)
+    mean = inputs.mean(axis=0)
+    deviation = inputs.std(axis=0)
+    # A constant feature stays at 0; dividing by its deviation would amplify rounding errors.
+    deviation[deviation <= LEAST_SPREAD * np.median(deviation)] = 1
+    features = (inputs - mean) / deviation
     with measuring("fitting ridge regression", len(VECTOR_STRENGTHS) + 1, unit="fits") as meter:
         errors = {}
         for strength in VECTOR_STRENGTHS:
@@ -52,6 +66,12 @@ def tfidf_ridge(texts: Sequence[str], targets: Sequence[float], tests: Sequence[
     """Fit ridge regression on TF-IDF features of texts, and predict the numbers of the test texts, [M].
 
     Cross-validation chooses words alone or with sequences of 2 to 5 characters, and the regularization.
+
+    Args:
+        texts: training texts, N.
+        targets: their values, [N].
+        tests: texts to predict, M.
+        seed: assigns rows to folds.
     """
     numbers = np.asarray(targets, dtype=np.float64)
     if not any(re.search(r"\w", text) for text in texts) or not tests:

@@ -2,8 +2,6 @@
 
 The unit of chance is the cluster: scores of rows from one source document are correlated, and a test that treats
 them as independent reports differences that do not exist. N rows, G clusters, R resamples; delta = tuned - base.
-In all functions, `groups` is the group of each row, [N]; None treats rows as independent. Scores have to be there and
-finite, else DataError is raised.
 """
 
 from __future__ import annotations
@@ -108,9 +106,13 @@ def compare_paired(
     Args:
         base: score of the base model per row, [N].
         tuned: score of the tuned model per row, [N].
-        groups: see above.
+        groups: group of each row, [N]; None treats rows as independent.
         seed: of the resampling.
         resamples: bootstrap resamples and random sign flips, R.
+
+    Raises:
+        ValueError: the scores are not two lists of equal length.
+        DataError: there are no scores, or some are not finite.
     """
     before = _finite(base)
     after = _finite(tuned)
@@ -159,10 +161,13 @@ def corpus_compare(
     Args:
         statistic: maps row indices (repeats allowed) to the scores of base and tuned on these rows.
         moved: whether the two answers differ, [N].
-        groups: see above.
+        groups: group of each row, [N]; None treats rows as independent.
         seed: of the resampling.
         resamples: R.
         scale: the value of a perfect score; 0: 1 if no observed score exceeds 1, else 100.
+
+    Raises:
+        DataError: there are no rows.
     """
     n = len(moved)
     if not n:
@@ -208,7 +213,7 @@ def corpus_interval(
     Args:
         statistic: maps row indices to scores; only the first score is used.
         n: number of rows.
-        groups: see above.
+        groups: group of each row, or None.
         scale: highest possible score.
         centred: center the resamples with `around`.
     """
@@ -245,9 +250,12 @@ def interval(
 
     Args:
         values: score per row, [N].
-        groups: see above.
+        groups: group of each row, or None.
         seed: of the resampling.
         scale: highest possible score; the interval is clipped to [0, scale] if all scores are inside.
+
+    Raises:
+        DataError: there are no scores, or some are not finite.
     """
     scores = _finite(values)
     clusters = Clusters.of(len(scores), groups)

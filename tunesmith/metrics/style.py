@@ -100,7 +100,16 @@ def rules_of(recipe: Mapping[str, Mapping[str, object]]) -> tuple[StyleRule, ...
 def rule_rates(
     texts: Sequence[str], rules: Sequence[StyleRule], rows: Sequence[Mapping[str, object]] = ()
 ) -> dict[str, float]:
-    """Return for each rule the share of answers that satisfy it; `rows` are needed by rules of the kind not_column."""
+    """Return for each rule the share of texts that satisfy it.
+
+    Args:
+        texts: the answers.
+        rules: style rules with distinct names.
+        rows: the row of each answer, needed by rules of the kind not_column.
+
+    Raises:
+        DataError: there are no texts.
+    """
     _check_not_empty(texts)
     pairs = list(zip(texts, rows or [NO_ROW] * len(texts), strict=True))
     return {rule.name: sum(rule.holds(text, row) for text, row in pairs) / len(texts) for rule in rules}
@@ -122,6 +131,7 @@ def discriminator_auc(answers: Sequence[str], references: Sequence[str], *, seed
         Mean AUC over FOLDS folds: 0.5 means indistinguishable, 1 always distinguishable.
 
     Raises:
+        ValueError: the lists differ in length.
         DataError: there are fewer than FEWEST_PAIRS pairs.
     """
     if len(answers) != len(references):
@@ -145,7 +155,15 @@ def discriminator_auc(answers: Sequence[str], references: Sequence[str], *, seed
 
 
 def habits(texts: Sequence[str], *, finished: Sequence[bool] | None = None) -> Habits:
-    """Measure length, loops and evasion of answers, and whether they `finished` before the token limit, if known."""
+    """Measure length, loops, unfinished and evasive answers of a set of texts.
+
+    Args:
+        texts: the answers.
+        finished: whether each answer ended before the token limit, if known.
+
+    Raises:
+        DataError: there are no texts.
+    """
     _check_not_empty(texts)
     if finished is not None and len(finished) != len(texts):
         raise ValueError(f"{len(finished)} finished flags for {len(texts)} texts")

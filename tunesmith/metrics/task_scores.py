@@ -1,9 +1,4 @@
-"""Task scores: metrics by name, base against tuned and every other arm, with intervals and p-values.
-
-N rows. In all functions, `metric` is a key of PER_ROW or WHOLE, `gold` are the N reference answers (of several accepted
-ones the best counts), `given`, `base` and `tuned` are N answers, `ways` are the answers of each arm by name, and
-`groups` is the group of each row, or None.
-"""
+"""Task scores: metrics by name, base against tuned and every other arm, with intervals and p-values."""
 
 from __future__ import annotations
 
@@ -75,6 +70,12 @@ def _macro_f1_pair(gold: Sequence[Reference], base: Sequence[str], tuned: Sequen
     return metrics.macro_f1_pair(first_of(gold), base, tuned)
 
 
+def _compare_macro_f1(
+    gold: Sequence[Reference], base: Sequence[str], tuned: Sequence[str], *, groups: Sequence[str] | None
+) -> PairedComparison:
+    return compare_macro_f1(first_of(gold), base, tuned, groups=groups)
+
+
 # Metrics with a value per row, whose mean is the score; and metrics of the whole set.
 PER_ROW: dict[str, RowMetric] = {
     "accuracy": _best(metrics.accuracy),
@@ -92,6 +93,7 @@ WHOLE: dict[str, Callable[[Sequence[Reference], Sequence[str]], float]] = {
 }
 # Metrics of the whole set in a form that is fast enough for resampling.
 _RESAMPLED = {"macro_f1": _macro_f1_pair, "bleu": metrics.corpus_bleu_pair}
+_COMPARED = {"macro_f1": _compare_macro_f1}
 # Further metrics reported for each headline metric.
 BESIDE: dict[str, tuple[str, ...]] = {
     "accuracy": ("macro_f1",),
@@ -179,7 +181,16 @@ def task_score(
     name: str,
     groups: Sequence[str] | None,
 ) -> TaskScore:
-    """Score the answers of base and tuned model to the rows of a task and compare them, by any metric but BLEU."""
+    """Score base and tuned answers and compare them.
+
+    Args:
+        metric: a key of PER_ROW, or "macro_f1".
+        gold: reference answers, N; of several accepted ones the best counts.
+        base: answers of the base model, N.
+        tuned: answers of the tuned model, N.
+        name: name of the task.
+        groups: group of each row, or None.
+    """
     return as_task(_compared(metric, gold, base, tuned, groups=groups), name=name, metric=metric)
 
 
@@ -196,14 +207,27 @@ def arms(
     *,
     groups: Sequence[str] | None,
 ) -> list[ArmScore]:
-    """Score each arm and compare it with the tuned model; p-values are adjusted for all arms."""
+    """Score each arm and compare it with the tuned model.
+
+    Args:
+        metric: a key of PER_ROW, or "macro_f1".
+        gold: reference answers, N; of several accepted ones the best counts.
+        ways: answers of each arm by name, N each; p-values are adjusted for this whole family.
+        tuned: answers of the tuned model, N.
+        groups: group of each row, or None.
+    """
     comparisons = {name: _compared(metric, gold, given, tuned, groups=groups) for name, given in ways.items()}
     scores = {name: score(metric, gold, given, name=name, groups=groups) for name, given in ways.items()}
     return arm_scores(scores, comparisons)
 
 
 def arm_scores(scores: Mapping[str, Score], comparisons: Mapping[str, PairedComparison]) -> list[ArmScore]:
-    """Join the scores of arms and their comparisons with the tuned model; p-values are adjusted for all arms (Holm)."""
+    """Join the scores of arms with their comparisons; p-values are adjusted for the whole family (Holm).
+
+    Args:
+        scores: score of each arm by name.
+        comparisons: each arm compared with the tuned model.
+    """
     adjusted = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [
         ArmScore(**own.model_dump(), gain=Difference(**asdict(comparisons[name])), p_adjusted=adjusted[name])
@@ -214,8 +238,8 @@ def arm_scores(scores: Mapping[str, Score], comparisons: Mapping[str, PairedComp
 def _compared(
     metric: str, gold: Sequence[Reference], base: Sequence[str], tuned: Sequence[str], *, groups: Sequence[str] | None
 ) -> PairedComparison:
-    if metric == "macro_f1":
-        return compare_macro_f1(first_of(gold), base, tuned, groups=groups)
+    if metric in _COMPARED:
+        return _COMPARED[metric](gold, base, tuned, groups=groups)
     return compare_paired(PER_ROW[metric](gold, base), PER_ROW[metric](gold, tuned), groups=groups)
 
 
@@ -232,7 +256,18 @@ def score(
     name: str,
     groups: Sequence[str] | None = None,
 ) -> Score:
-    """Score the answers of an arm, with a 95 % interval; None for a metric of the whole set and a single cluster."""
+    """Score a set of answers, with its 95 % interval.
+
+    Args:
+        metric: a key of PER_ROW or WHOLE.
+        gold: reference answers, N; of several accepted ones the best counts.
+        given: answers, N.
+        name: name of the arm.
+        groups: group of each row, or None.
+
+    Returns:
+        The score; `ci95` is None for a metric of the whole set with fewer than two clusters to resample.
+    """
     scale = SCALES.get(metric, 1.0)
     bounds: tuple[float, float] | None = None
     if metric in PER_ROW:

@@ -51,7 +51,7 @@ def win_rate(
     Args:
         outcomes: 1 (won), 0.5 (tie) or 0 (lost) per pair, [N].
         texts: answers of the other side and of this side, N each.
-        groups: group of each pair, [N], or None.
+        groups: group of each pair, or None.
 
     Source: Dubois et al. 2024, arXiv 2404.04475 (AlpacaEval 2), without its term for the prompt.
     """
