@@ -326,3 +326,25 @@ def test_every_test_that_the_threat_model_names_exists():
     named = re.findall(r"`(tests/[\w/]+\.py)`", (DOCS / "threat-model.md").read_text(encoding="utf-8"))
     assert len(named) > 20
     assert [name for name in named if not (DOCS.parent / name).is_file()] == []
+
+
+def test_functions_that_other_packages_use_describe_their_arguments():
+    """Three arguments or more: in an Args section, by name in the text, or as those of another function."""
+    functions, used = {}, set()
+    for path in sorted((ROOT / "tunesmith").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        tree = ast.parse(path.read_text("utf-8"))
+        functions |= {(module, node.name): node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tunesmith."):
+                other = str(node.module).split(".")[1] != module.split(".")[1]
+                used |= {(str(node.module), alias.name) for alias in node.names if other}
+    silent = []
+    for name in sorted(used & set(functions)):
+        given = functions[name].args
+        names = [part.arg for part in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+        text = ast.get_docstring(functions[name]) or ""
+        named = "Args:" in text or "rguments as in" in text or all(f"`{word}`" in text for word in names)
+        if len(names) >= 3 and not named:
+            silent.append(".".join(name))
+    assert not silent

@@ -127,7 +127,13 @@ def reporting(receiver: Receiver) -> Iterator[None]:
 
 @contextmanager
 def measuring(text: str, total: int, *, unit: str) -> Iterator[Meter]:
-    """Yield a meter for a loop that counts by itself; meters opened in the block count a part of its present item."""
+    """Yield a meter for a loop that counts by itself; meters opened in the block count a part of its present item.
+
+    Args:
+        text: what is done, such as `reading`.
+        total: number of items.
+        unit: plural of an item.
+    """
     before = _SCOPE.get()
     meter = Meter(text, total, unit, parent=before.meter, receiver=before.receiver)
     _SCOPE.set(_Scope(before.receiver, meter))

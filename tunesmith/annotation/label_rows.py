@@ -169,6 +169,11 @@ def not_yet(given: Given, votes: VoteState, events: Sequence[Event]) -> list[Ent
 
     A rater may have changed or undone a vote since the file was read. Reading the same file again must not restore
     the old vote.
+
+    Args:
+        given: the votes of the file.
+        votes: present state of the store.
+        events: all events of the store, oldest first.
     """
     last = dict(_source_and_label(event) for event in events if event.kind == VOTE)  # source -> its last label
     new = [entry for entry in given.entries if last.get((vote := _source_and_label(entry))[0]) != vote[1]]
@@ -198,7 +203,13 @@ def check_label(label: str) -> str:
 
 
 def export(rows: RowsFile, votes: VoteState, path: Path) -> LabelExport:
-    """Write every labelled row as a JSON line, with the majority label in the label column."""
+    """Write every labelled row as a JSON line, with the majority label in the label column.
+
+    Args:
+        rows: the rows of the page.
+        votes: state of the store.
+        path: file to write.
+    """
     lines, result = labelled_lines(rows, votes)
     write_whole(path, "".join(lines))
     return result

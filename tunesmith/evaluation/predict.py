@@ -55,7 +55,13 @@ def question(example: Example) -> str:
 
 
 def subsample(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """Return at most `count` rows, chosen by the seed, in their order; all rows if `count` is 0."""
+    """Return a part of the rows, in their order.
+
+    Args:
+        examples: the rows.
+        count: how many at most; 0: all.
+        seed: chooses them.
+    """
     if not count or count >= len(examples):
         return list(examples)
     chosen = sorted(random.Random(f"{seed}/compare").sample(range(len(examples)), count))

@@ -85,7 +85,14 @@ Labeller = Callable[[Sequence[str]], list[str]]
 def tfidf_classifier(
     train: Sequence[tuple[str, str]], texts: Sequence[str], *, metric: str = "accuracy", seed: int = 0
 ) -> list[str]:
-    """Label `texts` with a `tfidf_labeller` trained on (text, label) rows."""
+    """Label texts with a `tfidf_labeller`.
+
+    Args:
+        train: (text, label) of each training row.
+        texts: to label.
+        metric: decides between settings of the classifier.
+        seed: of the cross-validation.
+    """
     return tfidf_labeller(train, metric=metric, seed=seed)(texts)
 
 
@@ -194,7 +201,14 @@ def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accu
 
 
 def linear_probe(vectors: ArrayLike, labels: Sequence[str], tests: ArrayLike, *, metric: str = "accuracy") -> list[str]:
-    """Fit `fit_linear` on labelled vectors [N, D] and label the test vectors [M, D]."""
+    """Fit `fit_linear` and label the test vectors.
+
+    Args:
+        vectors: of the training rows, [N, D].
+        labels: of the training rows, [N].
+        tests: vectors to label, [M, D].
+        metric: decides between settings of the classifier.
+    """
     return fit_linear(vectors, labels, metric=metric).label(tests) if len(np.asarray(tests)) else []
 
 

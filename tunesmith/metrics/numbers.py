@@ -117,7 +117,14 @@ def compare(
 
 
 def score(metric: str, gold: ArrayLike, given: ArrayLike, *, name: str, groups: Sequence[str] | None) -> Score:
-    """Score predictions by one of METRICS, with a 95 % interval.
+    """Score predictions, with a 95 % interval.
+
+    Args:
+        metric: one of METRICS.
+        gold: target of each row, [N].
+        given: prediction for each row, [N].
+        name: of the arm.
+        groups: group of each row, [N]; None treats rows as independent.
 
     Returns:
         The score; `ci95` is None where a bootstrap would claim certainty: a single cluster, or constant predictions.

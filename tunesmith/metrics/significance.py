@@ -235,7 +235,14 @@ def compare_macro_f1(
     *,
     groups: Sequence[str] | None = None,
 ) -> PairedComparison:
-    """Compare macro-F1 of base and tuned labels with `corpus_compare`."""
+    """Compare macro-F1 of base and tuned labels with `corpus_compare`.
+
+    Args:
+        gold: label of each row, [N].
+        base: label that the base gives each row, [N].
+        tuned: label that the tuned model gives each row, [N].
+        groups: group of each row, [N]; None treats rows as independent.
+    """
     moved = [before != after for before, after in zip(base, tuned, strict=True)]
     return corpus_compare(macro_f1_pair(gold, base, tuned), moved, groups=groups)
 

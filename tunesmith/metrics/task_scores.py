@@ -195,7 +195,13 @@ def task_score(
 
 
 def as_task(comparison: PairedComparison, *, name: str, metric: str) -> TaskScore:
-    """Convert a comparison to the score of the named task."""
+    """Convert a comparison to the score of a task; `name` and `metric` are shown with it.
+
+    Args:
+        comparison: base and tuned model on the same rows.
+        name: of the task.
+        metric: its metric.
+    """
     return TaskScore(**asdict(comparison), name=name, metric=metric, sentence=comparison.sentence)
 
 
@@ -244,7 +250,13 @@ def _compared(
 
 
 def value(metric: str, gold: Sequence[Reference], given: Sequence[str]) -> float:
-    """Return the score of a set of answers by a metric of PER_ROW or WHOLE."""
+    """Return the score of a set of answers.
+
+    Args:
+        metric: one of PER_ROW or WHOLE.
+        gold: reference of each row, [N].
+        given: answer to each row, [N].
+    """
     return float(PER_ROW[metric](gold, given).mean()) if metric in PER_ROW else WHOLE[metric](gold, given)
 
 
@@ -285,7 +297,14 @@ def redrawn(
     *,
     groups: Sequence[str] | None,
 ) -> dict[str, FloatArray]:
-    """Return the scores of each arm on the same bootstrap test sets, one value per test set."""
+    """Return the scores of each arm on the same bootstrap test sets, one value per test set.
+
+    Args:
+        metric: one of PER_ROW or WHOLE.
+        gold: reference of each row, [N].
+        ways: arm -> answer to each row, [N].
+        groups: group of each row, [N]; None treats rows as independent.
+    """
     clusters = Clusters.of(len(gold), groups)
     rng = np.random.default_rng(0)
     if metric in PER_ROW:

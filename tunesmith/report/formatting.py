@@ -157,7 +157,7 @@ def clock(seconds: float) -> str:
 
 
 def forecast_text(seconds: float, low: float, high: float) -> str:
-    """Format a forecast with its bounds, such as `2:40 (1:50 to 4:10)`."""
+    """Format a forecast as `2:40 (1:50 to 4:10)`, from `seconds` and its bounds `low` and `high`."""
     return f"{clock(seconds)} ({clock(low)} to {clock(high)})"
 
 

@@ -357,6 +357,13 @@ def step(
 ) -> tuple[float, float]:
     """Take one optimizer step without a plan or a state.
 
+    Args:
+        policy: the network that is trained.
+        learner: computes the loss.
+        batches: micro-batches of the step.
+        optimizer: holds the trained parameters.
+        clip: maximum gradient norm.
+
     Returns:
         The loss per unit and the gradient norm before clipping.
     """

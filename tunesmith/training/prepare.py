@@ -301,7 +301,13 @@ def encode_all(
 
 
 def masking_of(objective: AnyObjective, template: Template, seed: int) -> Masking | None:
-    """Return how words are masked for an encoder that learns from texts; None for everything else."""
+    """Return how words are masked for an encoder that learns from texts; None for everything else.
+
+    Args:
+        objective: what is learned.
+        template: encodes texts.
+        seed: chooses the masked words.
+    """
     if not objective.masked_share or template.chats:
         return None
     return Masking.of(template, share=objective.masked_share, seed=seed)

@@ -76,7 +76,13 @@ def listen(address: Address) -> socket.socket:
 
 
 def url(sock: socket.socket, address: Address, token: str = "") -> str:
-    """Return the URL to open in a browser, with the token if there is one."""
+    """Return the URL to open in a browser.
+
+    Args:
+        sock: the listening socket.
+        address: where it listens.
+        token: access token, empty for none.
+    """
     host = f"[{address.host}]" if ":" in address.host else address.host
     if address.host in ("0.0.0.0", "::"):
         host = _lan_address()
@@ -84,7 +90,7 @@ def url(sock: socket.socket, address: Address, token: str = "") -> str:
 
 
 def stored_token(address: Address, path: Path, *, option: str = "--store") -> str:
-    """Return the token of an address, empty on loopback; arguments and errors as in `read_token`."""
+    """Return the token of an address, empty on loopback. Arguments as in `read_token`, and its errors."""
     return "" if address.is_private else read_token(path, option=option)
 
 

@@ -391,7 +391,13 @@ def chance_of(seed: int, prompt: list[int], copy: int = 0) -> torch.Generator:
 
 
 def seed_of(seed: int, prompt: list[int], copy: int = 0) -> int:
-    """Return the seed of the generator that `chance_of` returns, below 2**56."""
+    """Return the seed of the generator that `chance_of` returns, below 2**56.
+
+    Args:
+        seed: of all answers.
+        prompt: token ids.
+        copy: number of the answer, of several to one prompt.
+    """
     digest = hashlib.sha256((f"{seed}/{prompt}/{copy}" if copy else f"{seed}/{prompt}").encode()).digest()
     return int.from_bytes(digest[:7], "big")
 
