@@ -3,10 +3,10 @@ PYTHON := $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.stamp
 # torch and what comes with it are left out of the lock: which build fits depends on the machine.
-UNLOCKED := torch|torchvision|torchaudio|triton|nvidia-[^=]*|cuda-[^=]*|tunesmith
+UNLOCKED := torch|triton|setuptools|nvidia-[^=]*|cuda-[^=]*
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all test-gpu check format bench reports grid lock clean
+.PHONY: help setup demo test test-fast test-all test-gpu check format bench reports grid lock licences audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name does; do \
@@ -16,7 +16,8 @@ setup: $(STAMP) ## the environment in .venv and the two small models in your cac
 
 $(STAMP): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[all,dev]'
 	$(BIN)/tunesmith models --fetch
 	@touch $@
 
@@ -55,12 +56,23 @@ grid: setup ## every technique on every objective, docs/reference/grid.md; hours
 	$(BIN)/python -m bench.technique_grid --seeds 3 --rows 160 --page docs/reference/grid.md
 
 # Not after `setup`: a lock that no longer fits pyproject.toml must not stand in the way of its own renewal.
-lock: ## requirements.lock from what .venv holds, after bringing it up to pyproject.toml
+lock: ## requirements.lock from pyproject.toml, with hashes; a locked version that still fits is kept
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
-	{ echo '# Versions that the tests passed with; made by `make lock`, used by pip as a constraint.'; \
-	$(BIN)/python -m pip freeze --exclude-editable | grep -Eiv '^($(UNLOCKED))[= ]| @ '; } > requirements.lock.new
-	mv requirements.lock.new requirements.lock
+	$(BIN)/python -m pip install --quiet uv
+	cp requirements.lock requirements.lock.new
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--extra all --extra dev --output-file requirements.lock.new pyproject.toml
+	{ echo '# Versions that the tests passed with, and hashes of their files; made by `make lock`, installed by `make setup`.'; \
+	awk '/^[^ #]/ {locked = !/^($(UNLOCKED))==/} locked' requirements.lock.new; } > requirements.lock
+	rm requirements.lock.new
+
+licences: setup ## docs/reference/licences.md from what the locked packages say
+	$(BIN)/python -m bench.licences
+
+audit: ## known vulnerabilities of the locked packages; asks a database on the network
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv tool run pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 clean: ## remove caches and builds; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis requirements.lock.new

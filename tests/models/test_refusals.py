@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +185,23 @@ def test_a_configuration_that_asks_for_foreign_kernels_is_refused(folder: Path, 
     assert "code from elsewhere" in refusal(folder)
     change(folder, **{key: "sdpa"}, text_config={key: "someone/kernels:main"})
     assert "code from elsewhere" in refusal(folder)
+
+
+def test_native_kernels_of_a_hub_are_off_where_their_package_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("print('imported')")
+    (tmp_path / "kernels-0.18.2.dist-info").mkdir()
+    (tmp_path / "kernels-0.18.2.dist-info" / "METADATA").write_text("Name: kernels\nVersion: 0.18.2\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def output(first: str) -> str:
+        script = f"{first}\nfrom transformers.utils import is_kernels_available\nprint(is_kernels_available())"
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+
+    assert output("") == "True\n"
+    loading = "from tunesmith.cli import terminal\nterminal.hush()\nimport tunesmith.models.loading.load, bitsandbytes"
+    assert output(loading) == "False\n"
 
 
 def test_an_encoder_decoder_is_refused_with_the_reason(folder: Path) -> None:

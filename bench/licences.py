@@ -1,0 +1,75 @@
+"""Write docs/reference/licences.md: the locked packages, and the licence that each one states about itself."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+LOCK = Path("requirements.lock")
+PAGE = Path("docs/reference/licences.md")
+HEAD = """# Licences of the dependencies
+
+`make licences` writes this page from what the installed packages state. It lists every package of `requirements.lock`,
+with all extras and development tools; `pip install tunesmith` alone needs the part marked with a star. torch
+(BSD-3-Clause) is not locked; its builds for CUDA bring packages of NVIDIA under NVIDIA's own licence. The two models
+that are always there come as wheels under Apache-2.0.
+
+| package | version | licence |
+|---|---|---|
+"""
+
+
+def locked() -> list[Requirement]:
+    """Return the requirements of the lock, without hashes."""
+    lines = LOCK.read_text().splitlines()
+    return [Requirement(line.rstrip(" \\")) for line in lines if line[:1].isalnum()]
+
+
+def licence(package: str) -> str:
+    """Return what a package states: an SPDX expression, its classifiers, or the first line of its field."""
+    stated = metadata(package)
+    if expression := stated.get("License-Expression"):
+        return expression
+    classifiers = [
+        line.rpartition(" :: ")[2]
+        for line in stated.get_all("Classifier", [])
+        if line.startswith("License :: ") and not line.endswith("OSI Approved")
+    ]
+    first = (stated.get("License") or "").strip().partition("\n")[0]
+    return ", ".join(classifiers) or first or "not stated"
+
+
+def needed() -> set[str]:
+    """Return the packages that Tunesmith needs without extras, and what those need in turn."""
+    found = set[str]()
+    queue = ["tunesmith"]
+    while queue:
+        lines = metadata(queue.pop()).get_all("Requires-Dist", [])
+        for requirement in map(Requirement, lines):
+            name = canonicalize_name(requirement.name)
+            if name not in found and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+                found.add(name)
+                queue.append(name)
+    return found
+
+
+def page() -> str:
+    """Return the page for the present lock; a package of another platform has a row without a licence."""
+    core = needed()
+    rows = []
+    for requirement in locked():
+        star = " *" if requirement.name in core else ""
+        version = str(requirement.specifier).removeprefix("==")
+        try:
+            stated = licence(requirement.name)
+        except PackageNotFoundError:
+            stated = f"not installed here ({requirement.marker})"
+        rows.append(f"| {requirement.name}{star} | {version} | {stated} |")
+    return HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
