@@ -190,6 +190,31 @@ def test_a_run_prints_a_few_lines_and_is_escaped_in_a_notebook(place: Path):
     assert "run&lt;b&gt;" in listed._repr_html_()
 
 
+def test_a_run_names_its_base_without_the_home_folder_and_resumes_and_answers(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home, base = place / "homes" / "ada", place / "homes" / "ada" / "models" / "bert"
+    base.parent.mkdir(parents=True)
+    (place / "minilm-l6").rename(base)
+    monkeypatch.setenv("HOME", str(home))
+    out = home / "runs" / "a"
+    fixed: dict[str, Any] = {
+        "out": out,
+        "settings": {"machine.threads": 1, "schedule.probe": False},
+        "progress": False,
+        "offline": True,
+    }
+    run = ts.tune("reviews.jsonl", model=str(base), technique="full", **fixed)
+    for name in ("recipe.yaml", "report.json", "report.html", "README.md", "model/tunesmith.json", "journal.jsonl"):
+        assert str(home) not in (out / name).read_text()
+    assert json.loads((out / "model" / "tunesmith.json").read_text())["base"] == "~/models/bert"
+    assert ts.tune(out / "recipe.yaml", **fixed).reused
+    assert ts.tune("reviews.jsonl", model=str(base), technique="full", **fixed).reused
+    answer = ts.load(run.folder, offline=True).classify("phone 1 is bad").label
+    monkeypatch.setenv("HOME", str(place))  # another user reads the run
+    assert ts.load(run.folder, offline=True).classify("phone 1 is bad").label == answer
+
+
 def test_progress_is_shown_by_default_and_not_without(place: Path, capsys: pytest.CaptureFixture[str]):
     settings: dict[str, Any] = {
         "model": "./minilm-l6",

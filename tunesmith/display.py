@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 # Lines below the title in `repr`, and rows of a table in a notebook; the object itself has everything.
 MAX_LINES = 4
@@ -57,6 +62,15 @@ class Displayed:
             parts.append(f"<div>and {more} more rows</div>")
         parts += [f"<div>{_escaped(line)}</div>" for line in shown.lines]
         return f'<div class="tunesmith">{"".join(parts)}</div>'
+
+
+def under_home(name: str) -> str:
+    """Return a path below the home directory as `~/...`, any other name unchanged: records name no user."""
+    home = os.path.expanduser("~")
+    return f"~/{Path(name).relative_to(home).as_posix()}" if name.startswith(os.path.join(home, "")) else name
+
+
+ModelName = Annotated[str, AfterValidator(under_home)]
 
 
 def model_label(name: str) -> str:

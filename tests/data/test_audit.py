@@ -618,6 +618,12 @@ def test_labels_that_cannot_be_told_apart_block_and_missing_ones_are_noted(tmp_p
     assert any("the label 'nan', which usually means a missing label" in n for n in audited(tmp_path, rows).notes)
 
 
+def test_a_label_that_is_a_number_and_a_text_is_noted_once(tmp_path: Path) -> None:
+    rows: list[Fields] = [{**row, "label": (1, "1", 1.0, 2)[i % 4]} for i, row in enumerate(reviews(60))]
+    notes = [note for note in audited(tmp_path, rows).notes if "written as" in note]
+    assert notes == ["the label '1' is written as float and int and str: they count as one label"]
+
+
 def test_a_label_with_a_fraction_is_no_missing_label(tmp_path: Path) -> None:
     rows: list[Fields] = [{**row, "label": (1, 1.5, "x")[i % 3]} for i, row in enumerate(reviews(60))]
     (told,) = [f for f in audited(tmp_path, rows).findings if f.kind in ("unreadable", "nothing_to_learn")]

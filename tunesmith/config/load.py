@@ -19,6 +19,7 @@ from tunesmith.data.bounded_yaml import BoundedLoader
 from tunesmith.data.files import is_there
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.remote import remote_url
+from tunesmith.display import under_home
 from tunesmith.errors import RecipeError, suggestion
 from tunesmith.objectives import Multitask, Rl
 from tunesmith.objectives.multitask import TaskRows
@@ -170,7 +171,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         return str(path) if is_there(path) or locate(path) or missing else value
 
     def model(name: str) -> str:
-        return anchor(name) if "/" in name or name.endswith(".gguf") else name
+        return under_home(anchor(name)) if "/" in name or name.endswith(".gguf") else name
 
     placed = with_places(recipe, rows=anchor, code=lambda name: _in_folder(name, folder))
     models = {

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from tunesmith import objectives, techniques
 from tunesmith.config.aliases import OLD_ARMS, VALUES
+from tunesmith.display import ModelName
 from tunesmith.errors import suggestion
 from tunesmith.objectives import OBJECTIVES, Multitask
 from tunesmith.objectives.base import SINGLE_TASK
@@ -199,7 +200,7 @@ class Documents(_Section):
     search: Literal["fused", "words", "vectors"] = Field(
         "fused", description="words: BM25; vectors: embeddings; fused: both, by rank"
     )
-    encoder: str = Field("minilm-l6", description="embedding model")
+    encoder: ModelName = Field("minilm-l6", description="embedding model")
     origin: str = Field("", description="column with the document that contains the answer")
     evidence: str = Field("", description="column with the passage that contains the answer; empty: the answer itself")
 
@@ -208,7 +209,7 @@ class Compare(_Section):
     """Settings of `tunesmith compare`: prompts, and the differences that justify a higher cost."""
 
     rows: int = Field(0, ge=0, description="number of test rows; 0: all")
-    model: str = Field("", description="decoder of the arms without tuning; empty: the model of the recipe")
+    model: ModelName = Field("", description="decoder of the arms without tuning; empty: the model of the recipe")
     margin: float = Field(0.02, ge=0, description="minimum relevant gain, as a fraction of the scale of the metric")
     changed_facts: int = Field(
         20, ge=0, description="number of facts that are changed in the documents to test updates; 0: no test"
@@ -272,7 +273,7 @@ class Loop(_Section):
 class Recipe(_Section):
     """All settings of a run."""
 
-    model: str = Field("smollm2-135m", description="alias, Hub id, folder or file.gguf")
+    model: ModelName = Field("smollm2-135m", description="alias, Hub id, folder or file.gguf")
     data: Data = Data()
     objective: AnyObjective
     technique: AnyTechnique = Lora()

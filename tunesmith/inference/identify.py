@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.config import AnyObjective, AnyTechnique
 from tunesmith.data.files import read_page
+from tunesmith.display import ModelName
 from tunesmith.errors import CheckpointError
 from tunesmith.models.loading.base_from_run import base_place
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
@@ -28,7 +29,7 @@ class ModelManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
-    base: str
+    base: ModelName
     fingerprint: str
     family: str
     objective: AnyObjective

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from tunesmith.data.files import read_page
-from tunesmith.display import Display, Displayed, model_label
+from tunesmith.display import Display, Displayed, ModelName, model_label
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.results import (
     Calibration,
@@ -168,7 +168,7 @@ class Report(Displayed, ReportPart):
     """All results of one run. `verdict` is the sentence at its top."""
 
     name: str
-    model: str
+    model: ModelName
     family: str
     objective: str
     technique: str

@@ -373,6 +373,7 @@ def identities(recipe: Recipe, runs: Path) -> tuple[list[str], list[str]]:
 
     def relative(name: str) -> str:
         path, colon, function = name.partition(":")
+        path = os.path.expanduser(path)
         if not is_there(path):
             return name
         return f"{os.path.relpath(Path(path).resolve(), runs.resolve())}{colon}{function}"

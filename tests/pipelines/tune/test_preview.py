@@ -117,6 +117,14 @@ def test_the_two_answers_of_a_pair_are_told_apart(tiny_llama: Path, tmp_path: Pa
     assert "[[no idea" in other
 
 
+def test_a_reward_whose_code_has_run_is_named(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "rules.py").write_text("def score(completion):\n    return 1.0\n")
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"number {i}?"} for i in range(12)])
+    name = f"{tmp_path}/rules.py:score"
+    made = preview(recipe(tiny_llama, prompts, objective={"kind": "rl", "reward": name}))
+    assert f"imported to check it, which runs its code: {name}" in drawn(made)
+
+
 def test_two_beginnings_are_a_fault(tiny_llama: Path) -> None:
     template = Template(load_base(str(tiny_llama)).tokenizer)
     twice = [Tokens([1, 1, 5], [False] * 3), Tokens([1, 5], [False] * 2)]

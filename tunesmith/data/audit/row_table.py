@@ -32,6 +32,7 @@ class Digest:
         edges: hashes of the first and last sentence, [N, 2]; 0: none.
         language: index in LANGUAGES, [N].
         labels: labels of each row.
+        types: pairs of a label and its type in the file.
         marks: kind -> row -> note.
         texts: prompt and answer, UTF-8.
         counts: word slots, and the number of rows that contain each.
@@ -46,6 +47,7 @@ class Digest:
     edges: Longs
     language: NDArray[np.uint8]
     labels: list[tuple[str, ...]]
+    types: set[tuple[str, str]]
     marks: dict[str, dict[int, str]]
     texts: list[bytes]
     counts: tuple[NDArray[np.uint32], NDArray[np.uint32]]
@@ -60,6 +62,7 @@ class RowTable:
         self.rows = 0
         self.counts = np.zeros(1 << WORD_BITS, np.uint32)
         self.labels: list[tuple[str, ...]] = []
+        self.types: set[tuple[str, str]] = set()
         self.marks: dict[str, dict[int, str]] = {}
         self.leaks: list[dict[int, int]] = []
         self._digests: list[Digest] = []
@@ -79,6 +82,7 @@ class RowTable:
         self._spool.write(b"".join(digest.texts))
         # One tuple for each combination of labels, not one for each row.
         self.labels += [self._known.setdefault(labels, labels) for labels in digest.labels]
+        self.types |= digest.types
         slots, counts = digest.counts
         self.counts[slots] += counts
         for kind, rows in digest.marks.items():

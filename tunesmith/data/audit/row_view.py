@@ -56,6 +56,7 @@ class View:
         problem: kind of the finding; empty for a valid row.
         why: reason of the finding.
         calls: findings about tool calls, kind -> note.
+        types: of the labels, as they are in the file.
     """
 
     question: str
@@ -64,6 +65,7 @@ class View:
     problem: str = ""
     why: str = ""
     calls: Mapping[str, str] = field(default_factory=dict)
+    types: tuple[str, ...] = ()
 
 
 def view(row: Row, columns: Mapping[str, str]) -> View:
@@ -111,7 +113,7 @@ def _labelled(row: Row, columns: Mapping[str, str]) -> View:
         return View(text, "", (), "nothing_to_learn", "no label")
     if why := _parse_error(row, lambda: labelled([row], text=columns["text"], label=columns["label"])):
         return View(text, " ".join(labels), labels, "unreadable", why)
-    return View(text, as_answer(labels), labels)
+    return View(text, as_answer(labels), labels, types=tuple(type(item).__name__ for item in items))
 
 
 def as_answer(labels: Iterable[str]) -> str:

@@ -156,6 +156,13 @@ class _Auditor:
             self.found["one_class"] = {row: self._label(label) for row in rows.tolist() for label in table.labels[row]}
         for label in sorted(label for label in merged if label.lower() in MISSING):
             self.notes.append(f"{merged[label]} rows have the label {label!r}, which usually means a missing label")
+        types: dict[str, list[str]] = {}
+        for label, kind in sorted(table.types):
+            types.setdefault(label, []).append(kind)
+        for label in (label for label in types if len(types[label]) > 1):
+            self.notes.append(
+                f"the label {label!r} is written as {' and '.join(types[label])}: they count as one label"
+            )
         few = rare(merged)
         for kind, listed in (("label_variant", set(self.fixes.labels)), ("rare_class", few)):
             self.found[kind] = {

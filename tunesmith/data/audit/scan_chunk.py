@@ -115,6 +115,7 @@ class _ChunkScan:
             edges=numbers[:, 3:].copy(),
             language=np.array([hashes[5] for hashes in self.hashes], np.uint8),
             labels=[seen.labels for seen in self.views],
+            types={pair for seen in self.views for pair in zip(seen.labels, seen.types, strict=False)},
             marks=self.marks,
             texts=texts,
             counts=(word_slots, counts.astype(np.uint32)),

@@ -6,7 +6,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.display import Display, Displayed
+from tunesmith.display import Display, Displayed, ModelName
 from tunesmith.pipelines.compare.verdict import DECIDED, Verdict
 from tunesmith.report.formatting import bounds, duration, figure, metric_name, price
 from tunesmith.report.html import environment
@@ -158,7 +158,7 @@ class Comparison(Displayed, _Part):
     """The result of `tunesmith compare`: measurements and verdict."""
 
     folder: str
-    model: str
+    model: ModelName
     objective: str
     metric: str
     rows: int  # test rows

@@ -6,7 +6,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.display import Display, Displayed
+from tunesmith.display import Display, Displayed, ModelName
 from tunesmith.pipelines.learning_curve.fit_curve import FARTHEST, FitCheck, ScoreEstimate
 from tunesmith.report.formatting import count, figure, metric_name
 from tunesmith.report.html import environment
@@ -37,7 +37,7 @@ class LearningCurveReport(Displayed, _Part):
     """The measured learning curve and its extrapolation."""
 
     data: str
-    model: str
+    model: ModelName
     objective: str
     technique: str
     metric: str

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.files import read_page
-from tunesmith.display import Display, Displayed
+from tunesmith.display import Display, Displayed, ModelName
 from tunesmith.report.formatting import count, duration, size
 
 PREDICTION = "prediction.json"
@@ -101,7 +101,7 @@ class PlanReport(Displayed, _Part):
     """The cost of each technique for these rows, this model and this machine, and a recommendation."""
 
     data: str
-    model: str
+    model: ModelName
     family: str
     objective: str
     train_rows: int

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.annotation.summary import Summary
-from tunesmith.display import Display, Displayed
+from tunesmith.display import Display, Displayed, ModelName
 from tunesmith.metrics.resampling import ALPHA, MIN_GROUPS
 from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.metrics.win_rate import WinRate
@@ -62,7 +62,7 @@ class LoopReport(Displayed, _Part):
 
     name: str
     folder: str
-    model: str
+    model: ModelName
     objective: str
     technique: str
     judge: str

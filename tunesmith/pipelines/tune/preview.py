@@ -122,7 +122,13 @@ def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     shown = tuple(_row_preview(row, task, masking) for task, masking in tasks for row in task.train[:rows])
     longest = prepared.recipe.data.max_tokens
     by_model = longest < recipe.data.max_tokens
-    notes = (prepared.machine.why, *([max_length_note(prepared.recipe)] if by_model else []), *prepared.facts.notes)
+    code = ", ".join(name for name in recipe.objective.rewards if ":" in name)
+    notes = (
+        prepared.machine.why,
+        *([max_length_note(prepared.recipe)] if by_model else []),
+        *([f"imported to check it, which runs its code: {code}"] if code else []),
+        *prepared.facts.notes,
+    )
     limit = f"the {longest} tokens of the context" if by_model else f"data.max_tokens ({longest})"
     statistics = _statistics(prepared, tasks)
     cost, forecast = (None, None) if prepared.recipe.objective.samples_completions else predicted(prepared)
