@@ -61,10 +61,6 @@ def games(items: Mapping[str, Item], votes: Iterable[Event]) -> list[Game]:
     """Return the votes between answers of two models, in the order in which they were cast.
 
     Control items and answers written by raters are skipped.
-
-    Args:
-        items: items by key.
-        votes: current votes.
     """
     cast = list(votes)
     played: list[Game] = []

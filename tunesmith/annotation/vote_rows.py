@@ -50,13 +50,9 @@ class ImportedVote:
 
 
 def pair_rows(items: Mapping[str, Item], votes: VoteState) -> VoteRows:
-    """Make one preference pair per item from the majority of votes.
+    """Make one preference pair per item, control items excepted, from the majority of votes.
 
     An answer that a rater wrote gives further pairs, in which it is chosen over each answer of the item.
-
-    Args:
-        items: items by key; control items make no rows.
-        votes: the votes.
     """
     return _rows(items, votes, _pairs_of)
 
@@ -64,11 +60,7 @@ def pair_rows(items: Mapping[str, Item], votes: VoteState) -> VoteRows:
 def thumb_rows(items: Mapping[str, Item], votes: VoteState) -> VoteRows:
     """Make unpaired preferences from the majority of votes: the preferred answer is good, the other one bad.
 
-    Both answers are bad if the majority voted so.
-
-    Args:
-        items: items by key; control items make no rows.
-        votes: the votes.
+    Both answers are bad if the majority voted so. Control items make no rows.
     """
     return _rows(items, votes, _thumbs_of)
 

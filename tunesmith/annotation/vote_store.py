@@ -176,19 +176,9 @@ class VoteStore:
         return parsed
 
     def lease(self, item: str, who: Who, *, places: int, seconds: float) -> bool:
-        """Reserve an item for a tab and release its other leases.
+        """Reserve an item for a tab for some seconds, and release its other leases.
 
-        Args:
-            item: key of the item.
-            who: the rater and their tab.
-            places: raters that may hold the item at the same time.
-            seconds: duration of the lease.
-
-        Returns:
-            False if the item is held by `places` others, or by the same rater in another tab.
-
-        Raises:
-            Unwritten: the file is not writable at the moment.
+        Returns False if the item is held by `places` others, or by the same rater in another tab; raises Unwritten.
         """
         now = self._clock()
         with self._writing():

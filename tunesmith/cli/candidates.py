@@ -23,12 +23,7 @@ def show_choice(choice: ModelChoice) -> None:
 
 
 def show_candidates(candidates: Sequence[ModelCandidate], metric: str) -> None:
-    """Print the table.
-
-    Args:
-        candidates: models, and baselines that predict labels.
-        metric: of the scores; empty if there are none.
-    """
+    """Print the table of models and baselines; `metric` is that of the scores, empty if there are none."""
     if not metric:
         show_table(("model", "time>", "memory>"), [(part.name, *_costs(part)) for part in candidates])
         return

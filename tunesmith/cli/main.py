@@ -109,9 +109,7 @@ def parser() -> Parser:
 def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
     """Run a command, report any error but BrokenPipeError, and return the exit code.
 
-    Args:
-        words: the arguments.
-        former: where a process whose output is silenced reports an error that it alone has.
+    A process whose output is silenced reports an error that it alone has to `former`.
     """
     trace = ""
     try:

@@ -89,12 +89,7 @@ class DeprecatedOption(argparse.Action):
 
 
 def add_common(parser: argparse.ArgumentParser, *, out: str = "") -> None:
-    """Add `--json`, `--offline` and `--out`.
-
-    Args:
-        parser: parser of the command.
-        out: help of `--out FOLDER`; empty for `--out FILE`, a copy of the JSON document.
-    """
+    """Add `--json`, `--offline` and `--out`: a FOLDER if `out` has its help, else a copy of the JSON document."""
     # HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE count as --offline, with the values that huggingface_hub accepts.
     offline = any(
         os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE")
@@ -127,13 +122,7 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser, *own: str, default: str = "torch") -> None:
-    """Add `--engine`, the program that computes answers.
-
-    Args:
-        parser: parser of the command.
-        own: engines of the command besides vLLM and SGLang.
-        default: for the help, what is used without the option.
-    """
+    """Add `--engine`, the program that computes answers: vLLM, SGLang or one of the command's own."""
 
     def checked(engine: str) -> str:
         """Return the engine, after checking that it is installed: here, before torch is imported."""
@@ -214,13 +203,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: 
 
 
 def add_common_sampling(parser: argparse._ActionsContainer, *, temperature: float, longest: int | None = None) -> None:
-    """Add `--temperature`, `--max-new-tokens` and `--seed`, the sampling options that remote models also have.
-
-    Args:
-        parser: parser or argument group.
-        temperature: default temperature.
-        longest: default of `--max-new-tokens`; None uses the value of training.
-    """
+    """Add `--temperature`, `--max-new-tokens` and `--seed`, the sampling options that remote models also have."""
     text = "sampling temperature, 0 is greedy (default: %(default)s)"
     parser.add_argument("--temperature", type=float, default=temperature, metavar="T", help=text)
     text = f"maximum tokens per answer (default: {'as in training' if longest is None else '%(default)s'})"

@@ -68,15 +68,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, drop: S
 def publish(document: Mapping[str, Any], args: argparse.Namespace) -> bool:
     """Write the document to stdout under `--json`, and to the file of `--out`.
 
-    Args:
-        document: result of the command.
-        args: arguments of `add_common` with `--out FILE`.
-
-    Returns:
-        True under `--json`: the command must not print anything else to stdout.
-
-    Raises:
-        DataError: the file cannot be written.
+    Returns True under `--json`: the command must not print anything else to stdout. Raises DataError.
     """
     if args.out is not None:
         write_whole(args.out, _json(document) + "\n")

@@ -29,11 +29,7 @@ ROLE_KEYS = (
 
 
 def clean_name(source: str) -> Path:
-    """Return a free name for a cleaned copy of a file, next to it.
-
-    Args:
-        source: file, Hub dataset, or `FILE.xlsx#Sheet`.
-    """
+    """Return a free name for a cleaned copy of a file, dataset or `FILE.xlsx#Sheet`, next to it."""
     path = Path(source.partition("#")[0])
     stem = path.name.partition(".")[0] or "rows"
     folder = path.parent if path.parent.is_dir() else Path()
@@ -67,11 +63,7 @@ def set_options(changes: Sequence[str]) -> str:
 
 
 def collect_passages(source: str) -> str:
-    """Return the command that splits documents into passages, one row each.
-
-    Args:
-        source: folder of documents, or a document.
-    """
+    """Return the command that splits a document, or a folder of them, into passages, one row each."""
     stem = Path(source).resolve().name.partition(".")[0] or "documents"
     out = next(path for number in count() if not (path := Path(f"{stem}-passages{number or ''}.jsonl")).exists())
     return f"tunesmith collect {quoted(source)} --as domain --out {quoted(out)}"

@@ -207,12 +207,7 @@ def _fit_chats(raw: dict[str, Any], rows: Sequence[Row], named: set[str]) -> lis
 
 
 def typical_tokens(examples: Sequence[Example], *, instruction: str) -> float:
-    """Estimate how many tokens 99 % of the rows have at most, without the chat template.
-
-    Args:
-        examples: the rows.
-        instruction: put before every row.
-    """
+    """Estimate how many tokens 99 % of the rows have at most, with the instruction, without the chat template."""
     typical = float(np.percentile([size_of(example) for example in examples], 99)) / BYTES_A_TOKEN
     # CHAT_TOKENS covers a short instruction; a long list of labels needs more.
     return typical + max(0.0, len(instruction.encode()) / BYTES_PER_LISTED_TOKEN - CHAT_TOKENS)

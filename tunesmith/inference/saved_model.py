@@ -95,12 +95,7 @@ def read_base(manifest: ModelManifest, *, device: str = "auto", threads: int | N
 
 
 def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalModel:
-    """Load the saved weights over a base model.
-
-    Args:
-        base: the base, see `read_base`.
-        folder: the model folder.
-        manifest: its manifest.
+    """Load the saved weights over a base model of `read_base`.
 
     Raises:
         CheckpointError: the files are damaged, or the base is not the one of training.

@@ -112,15 +112,9 @@ def row_scores(policy: Policy, objective: Objective, rows: Sequence[Encoded]) ->
 
 @torch.no_grad()
 def text_outputs(policy: Policy, texts: Sequence[Tokens], compute: Callable[[Batch], Tensor]) -> Tensor:
-    """Compute an output of each text.
+    """Compute an output of each of N texts, such as pooled states [B, D] or logits [B, K] of a batch.
 
-    Args:
-        policy: the network.
-        texts: N encoded texts, at least one.
-        compute: returns the outputs of one batch, such as pooled states [B, D] or logits [B, K].
-
-    Returns:
-        Outputs [N, ...] in float32, on the CPU.
+    Returns [N, ...] in float32, on the CPU.
     """
     world = current_world()
     if world.size > 1:
@@ -139,17 +133,7 @@ def text_outputs(policy: Policy, texts: Sequence[Tokens], compute: Callable[[Bat
 
 @torch.inference_mode()
 def masked_words(policy: Policy, template: Template, ids: list[int], *, options: int) -> list[tuple[str, float]]:
-    """Predict the word at the first mask token of a text.
-
-    Args:
-        policy: an encoder with a masked-LM head.
-        template: its tokenizer.
-        ids: token ids of the text.
-        options: number of words.
-
-    Returns:
-        Words and probabilities, the likeliest first.
-    """
+    """Return the likeliest words at the first mask token of a text with their probabilities, the likeliest first."""
     assert policy.head is not None
     index = ids.index(template.tokenizer.mask_token_id)
     batch = pack([Tokens.of(ids)]).to(policy.device)
@@ -178,13 +162,7 @@ def classified(logits: Tensor, labels: Sequence[str], *, multi: bool, temperatur
 
 
 def option_ids(template: Template, chat: Sequence[Message], answers: Sequence[str]) -> list[list[int]]:
-    """Return the token ids by which each of several answers to a chat is scored.
-
-    Args:
-        template: the chat template.
-        chat: the chat.
-        answers: the answers among which one is chosen.
-    """
+    """Return the token ids by which each of several answers to a chat is scored."""
     ids = [template.answer(chat, text) for text in answers]
     # If one option is a prefix of another, only the end token distinguishes them.
     prefixed = any(a is not b and b[: len(a)] == a for a in ids for b in ids)

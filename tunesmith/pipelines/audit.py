@@ -187,13 +187,7 @@ def _check_columns(rows: list[Row], columns: Mapping[str, str], *, optional: Seq
 def model_tools(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
     """Return the fields of `Tools` that a model provides: token counts, states, and an encoder's embeddings.
 
-    Args:
-        name: alias, Hub id or folder of a base model.
-        limit: tokens of a row; 0 for the context length of the model.
-        offline: do not access the network.
-
-    Raises:
-        ModelError: the model cannot be loaded.
+    A row has at most `limit` tokens, by default the context length of the model. Raises ModelError.
     """
     from tunesmith.data.tokenization.chat_template import Template
     from tunesmith.inference.local_model import LocalModel

@@ -245,12 +245,7 @@ def _why_empty(shape: str, left_out: Counter[str]) -> str:
 
 
 def ask_writer(writer: Writer, *, offline: bool) -> Ask:
-    """Return a function that sends prompts to a model.
-
-    Args:
-        writer: the model.
-        offline: do not access the network.
-    """
+    """Return a function that sends prompts to a model."""
 
     def ask_local(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
         from tunesmith.inference.open_model import open_model

@@ -200,11 +200,6 @@ def _evaluate(
 def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -> ScoringTask:
     """Read the rows with the objective of the run, or with one that fits them.
 
-    Args:
-        request: the options.
-        source: the model.
-        offline: do not access the network.
-
     Raises:
         DataError: the rows cannot be read, or have none of the model's labels.
         RecipeError: the task or a setting is invalid.
@@ -365,12 +360,7 @@ def _noted_wording(source: ModelSource, task: ScoringTask) -> str:
 
 
 def chosen_wording(source: ModelSource, part: str = "") -> str:
-    """Return the prompt template that a run chose for its base on validation rows; empty for the instruction.
-
-    Args:
-        source: a run.
-        part: task of a multitask run.
-    """
+    """Return the prompt template that a run chose for its base on validation rows; empty for the instruction."""
     path = source.folder.parent / "before.json" if source.folder else None
     if path is None or not path.exists():
         return ""

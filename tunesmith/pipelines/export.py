@@ -249,13 +249,7 @@ def _states(manifest: ModelManifest, request: ExportRequest, out: Path, *, offli
 
 
 def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) -> ProgramAgreement:
-    """Compare the greedy answers of both programs to the same rows.
-
-    Args:
-        model: the original.
-        rows: test rows of the run.
-        opened: loads the export.
-    """
+    """Compare the greedy answers of both programs to the same rows."""
     template = model.template
     thinking = None if model.objective.produces != "text" else model.thinking_mode()
     rows = rows[:THOUGHT_ROWS] if thinking else rows
@@ -300,11 +294,7 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
 def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, form: str) -> ProgramAgreement:
     """Compare the states [B, D] that a head receives, of both programs for the same token ids.
 
-    Args:
-        model: the original.
-        rows: test rows of the run.
-        states: computes the states of the export.
-        form: name of the format, which determines the allowed difference.
+    The name of the format determines the allowed difference.
     """
     original = model.embed([row.question for row in rows])
     exported = states([model.tokens(row.question).ids for row in rows])
@@ -315,15 +305,10 @@ def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, 
 
 
 def by_usage(model: LocalModel, rows: Sequence[Prediction], function: Callable[[Any], Any]) -> ProgramAgreement:
-    """Compare the outputs of a model with those of the code that the export documents.
+    """Compare the outputs of a model with those of the function in the README: classify, predict, reward or fill.
 
-    Args:
-        model: the original.
-        rows: test rows of the run.
-        function: the function of the README: classify, predict, reward or fill.
-
-    Returns:
-        The share of equal labels, values, preferences or words, and the largest difference of what is stated for them.
+    Returns the share of equal labels, values, preferences or words, and the largest difference of what is stated for
+    them.
     """
     if model.objective.produces == "score":
         return _by_rewards(model, rows, function)
@@ -456,12 +441,7 @@ def overall(parts: Sequence[ProgramAgreement]) -> ProgramAgreement:
 
 
 def find_problems(agreements: Mapping[str, ProgramAgreement], form: str) -> tuple[str, ...]:
-    """Return the differences that exceed BOUNDS, empty for an export that may be used.
-
-    Args:
-        agreements: agreement by task; a single task has an empty name.
-        form: name of the format.
-    """
+    """Return the differences, by task, that exceed the BOUNDS of the format; empty for an export that may be used."""
     min_same, max_change = BOUNDS[form]
     problems = []
     for task, part in agreements.items():

@@ -162,13 +162,7 @@ class CompletionSource:
 
 
 def completion_sources(name: str, against: str, sampling: Sampling, *, offline: bool) -> list[CompletionSource]:
-    """Return the two sources of answers.
-
-    Args:
-        name: the model.
-        against: another model, OWN_BASE, or empty for the same model with another seed.
-        sampling: sampling options.
-        offline: do not access the network.
+    """Return the two sources of answers: the model, and another one, OWN_BASE or itself with another seed.
 
     Raises:
         RecipeError: a model does not generate text, or has no base.
@@ -208,13 +202,6 @@ def generate_side(
     offline: bool,
 ) -> AnswerSide:
     """Return an answer to each prompt; answers that are not in the store are generated and added to it.
-
-    Args:
-        source: the model.
-        prompts: the prompts.
-        store: the store of votes and answers.
-        log: receives progress.
-        offline: do not access the network.
 
     Raises:
         DataError: the store contains answers of an earlier model of the same path.

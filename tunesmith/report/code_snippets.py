@@ -71,12 +71,7 @@ def mask_of(run: Path) -> str:
 def transformers_lines(run: RunData, *, base: str) -> list[str]:
     """Return the lines of Python that use the tuned model through transformers and PEFT.
 
-    Args:
-        run: the run.
-        base: Hub id or path of the base model.
-
-    Returns:
-        No lines if the answers would differ, or if they need a head of Tunesmith.
+    There are none if the answers would differ, or if they need a head of Tunesmith.
     """
     objective = run.recipe.objective
     headed = run.recipe.parts or objective.produces in ("number", "score") or objective.has_label_head

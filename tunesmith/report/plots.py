@@ -58,16 +58,9 @@ class _Sheet:
 
 
 def loss_plot(train: Points, validation: Points, *, best_step: int, name: str = "loss") -> str:
-    """Plot training and validation loss, or reward, over steps.
+    """Plot training and validation loss, or reward, over steps; the step of the saved checkpoint is marked.
 
-    Args:
-        train: (step, value) of training.
-        validation: (step, value) of validation.
-        best_step: step of the saved checkpoint, which is marked.
-        name: `loss` or `reward`.
-
-    Returns:
-        SVG; empty without training points, as all plots here without points.
+    Returns SVG; empty without training points, as all plots here without points.
     """
     if not train:
         return ""
@@ -118,11 +111,7 @@ def rate_plot(rates: Points) -> str:
 
 
 def reliability_plot(bins: Sequence[tuple[float, float, int]]) -> str:
-    """Plot accuracy against stated confidence.
-
-    Args:
-        bins: (mean confidence, accuracy, rows) of each bin.
-    """
+    """Plot accuracy against stated confidence, from (mean confidence, accuracy, rows) of each bin."""
     if not bins:
         return ""
     text = "Accuracy against stated confidence: " + ", ".join(f"{a:.2f} at {c:.2f}" for c, a, _ in bins)
@@ -138,12 +127,7 @@ def reliability_plot(bins: Sequence[tuple[float, float, int]]) -> str:
 
 
 def coverage_plot(points: Points, *, target: float | None) -> str:
-    """Plot the accuracy of the given answers against the share of rows answered.
-
-    Args:
-        points: (share of rows answered, accuracy).
-        target: accuracy to mark with a line.
-    """
+    """Plot the accuracy of the given answers against the share of rows answered, with a line at the target accuracy."""
     if not points:
         return ""
     text = f"Accuracy {points[-1][1]:.3g} when every row is answered"

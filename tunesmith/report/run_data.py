@@ -98,9 +98,6 @@ class LabelScore:
 def read_run_data(folder: Path) -> RunData:
     """Read the folder of a finished run.
 
-    Args:
-        folder: the run folder.
-
     Raises:
         CheckpointError: the folder is not a finished run, or a file in it cannot be read.
         RecipeError: its recipe is invalid.
@@ -188,11 +185,7 @@ def confusion(run: RunData) -> Confusion | None:
 
 
 def confusions(run: RunData) -> list[tuple[str, str, int, int]]:
-    """Return the most frequent errors if a matrix would be too wide.
-
-    Returns:
-        (reference label, predicted label, count of the base, count of the tuned model), most frequent first.
-    """
+    """Return the most frequent errors if a matrix would be too wide: labels, and counts of base and tuned model."""
     if run.objective.label_mode != "single" or confusion(run) is not None:
         return []
     base = Counter((row.gold, row.base) for row in run.predictions if row.gold != row.base)

@@ -134,16 +134,7 @@ def diff_runs(a: Path, b: Path, task: str = "") -> RunDiff:
 
 
 def pair_runs(a: Path, b: Path, task: str = "") -> PairedRows:
-    """Pair the answers of two tuned models to the same test rows.
-
-    Args:
-        a: folder of a finished run; its answers are the `base` side.
-        b: folder of another; its answers are the `tuned` side.
-        task: as for `diff_runs`.
-
-    Raises:
-        CheckpointError: as `diff_runs`.
-    """
+    """Pair the answers of two tuned models, as `base` and `tuned`, to the same test rows; raises as `diff_runs`."""
     reports = read_report(a), read_report(b)
     if task:  # all tasks share one hash, so the rows themselves are compared below
         _check_task((a, b), reports, task)

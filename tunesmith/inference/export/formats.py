@@ -80,12 +80,9 @@ def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalMode
 def keep_thinking_mode(model: LocalModel, *, fixed: bool = False) -> None:
     """Write the mode in which the model was trained into the chat template of the tokenizer, for every program.
 
-    A caller of the other program can still switch, unless the model answers with something else than text.
-
-    Args:
-        model: the tuned model.
-        fixed: the program always sets the switch itself, as llama.cpp does, so that a default would have no effect: a
-            model that was trained without thoughts then has no switch.
+    A caller of the other program can still switch, unless the model answers with something else than text. `fixed`
+    is for programs that always set the switch themselves, such as llama.cpp, so that a default would have no effect: a
+    model that was trained without thoughts then has no switch.
     """
     template = model.template
     thinks = model.thinking_mode()

@@ -202,17 +202,10 @@ def _reorder(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def write_adapter_gguf(wrapped: Any, file: Path) -> bool:
-    """Write a plain LoRA adapter as a GGUF adapter file.
+    """Write the plain LoRA adapter of a PEFT model as a GGUF adapter file.
 
-    Args:
-        wrapped: PEFT's model.
-        file: the file to write.
-
-    Returns:
-        True if it was written; False for adapters that GGUF cannot represent, such as DoRA.
-
-    Raises:
-        ModelError: if an adapted layer has no name in GGUF.
+    Returns False for adapters that GGUF cannot represent, such as DoRA. Raises ModelError if an adapted layer has no
+    name in GGUF.
     """
     network = wrapped.get_base_model()
     config = wrapped.peft_config["default"]

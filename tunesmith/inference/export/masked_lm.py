@@ -17,13 +17,9 @@ NEVER = -1e4
 
 @torch.no_grad()
 def masked_language_model(model: LocalModel) -> Any | None:
-    """Build transformers' own masked language model with the weights of a tuned encoder.
+    """Build transformers' own masked language model with the weights of a merged encoder.
 
-    Args:
-        model: the merged model.
-
-    Returns:
-        The network; None if the model has no such head, or the family has no class of this structure.
+    Returns None if the model has no such head, or the family has no class of this structure.
     """
     from transformers import AutoModelForMaskedLM
 

@@ -116,14 +116,10 @@ def linear_head(model: LocalModel) -> LinearHead | None:
 
 @torch.no_grad()
 def sequence_classifier(model: LocalModel, dtype: str) -> Any | None:
-    """Build transformers' own classifier that computes the logits of a tuned model.
+    """Build transformers' own classifier, in float32, that computes the logits of a merged model.
 
-    Args:
-        model: the merged model.
-        dtype: dtype in which the weights will be stored: f32, f16 or bf16.
-
-    Returns:
-        The network in float32; None if the family has no class that can express the head.
+    The weights will be stored as `dtype`: f32, f16 or bf16. Returns None if the family has no class that can express
+    the head.
     """
     head = linear_head(model)
     network = model.policy.network

@@ -281,14 +281,7 @@ def read_usage(folder: Path) -> Usage | None:
 
 
 def readme(usage: Usage, *, name: str, class_name: str, multi: bool) -> str:
-    """Return the README of an export: front matter of the Hub, code and limits.
-
-    Args:
-        usage: how the export is used.
-        name: name of the run.
-        class_name: class of transformers that opens the export.
-        multi: whether a text may have several labels.
-    """
+    """Return the README of an export: front matter of the Hub, code and limits; `multi`: several labels per text."""
     limit = usage.settings["max_tokens"]
     notes = [f"`{class_name}` of transformers opens this folder."]
     if "own head" in usage.form:

@@ -50,12 +50,7 @@ class GenerationRequest:
         self.check_size(limit=model.limit, most=most)
 
     def check_size(self, *, limit: int, most: int) -> None:
-        """Raise AskError if the prompt or the requested completion is too large.
-
-        Args:
-            limit: prompt tokens of the model.
-            most: greatest number of new tokens.
-        """
+        """Raise AskError if the prompt has more than `limit` tokens, or more than `most` new ones are requested."""
         calls = sum(len(call.arguments) for message in self.messages for call in message.calls)
         characters = sum(len(message.content) + len(message.tools) for message in self.messages) + calls
         characters += len(self.text or "")

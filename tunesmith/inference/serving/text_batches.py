@@ -49,16 +49,9 @@ def together(waiting: deque[Texts]) -> list[Texts]:
 
 
 def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
-    """Process a slice of the texts of one run.
+    """Process the next `tokens` of texts of one run and kind, at least one text; return the requests with texts left.
 
     Finished requests get their results. Errors are passed to all requests; internal errors are raised again.
-
-    Args:
-        jobs: requests of the same run and kind.
-        tokens: greatest size of the slice, at least one text; None for no limit.
-
-    Returns:
-        The requests with remaining texts.
     """
     model, kind = jobs[0].run.model, jobs[0].kind
     parts = [(job, text) for job in jobs for text in job.left][:TEXTS]

@@ -62,13 +62,7 @@ class ClassifierArm(Arm):
 
 
 def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = None) -> Arm:
-    """Build an arm.
-
-    Args:
-        context: the comparison.
-        name: name of the arm, or the address of a server.
-        tuned: the model of its run, for an arm that has one.
-    """
+    """Build the arm of this name, or of the address of a server; `tuned` is the model of its run, if it has one."""
     if tuned is not None:
         return _tuned(context, name, tuned)
     if name == "few-shot":

@@ -46,13 +46,7 @@ PValues = Mapping[tuple[str, str], float]
 
 
 def build_comparison(context: ComparisonContext, answers: Sequence[ArmAnswers], *, price_per_hour: float) -> Comparison:
-    """Build the report of a comparison.
-
-    Args:
-        context: the comparison.
-        answers: answers of each arm to the test rows.
-        price_per_hour: price of this machine, 0 if unknown.
-    """
+    """Build the report of a comparison from the answers of each arm to the test rows."""
     metric, reference, groups = context.objective.metric, accepted_answers(context.test), groups_of(context.test)
     pairs = {
         (a.name, b.name): task_score(metric, reference, base=a.given, tuned=b.given, name="compare", groups=groups)

@@ -117,14 +117,7 @@ def compare(
 
 
 def reopened(folder: Path, *, callbacks: Callbacks, key: str = "", offline: bool = False) -> ComparisonContext:
-    """Open a finished comparison for further questions: with the documents as they are now, without test rows.
-
-    Args:
-        folder: folder of the comparison.
-        callbacks: receive progress events.
-        key: of a server.
-        offline: do not access the network.
-    """
+    """Open a finished comparison for further questions: with the documents as they are now, without test rows."""
     recipe = pin_machine(load_recipe(folder / RECIPE)[0], folder / MACHINE)
     split = _read_split(recipe, offline=offline)
     objective = _bound_objective(recipe, split)
@@ -152,13 +145,7 @@ def _tune_arms(context: ComparisonContext, arms: Sequence[str], *, on: str) -> N
 def tune_arm(folder: Path, offline: bool, name: str) -> str:
     """Tune the run of an arm in a process of its own, into the folder of the comparison.
 
-    Args:
-        folder: folder of the comparison.
-        offline: do not access the network.
-        name: the arm.
-
-    Returns:
-        The reason why the run failed; it is tried again with its arm. Empty if it has finished.
+    Returns the reason why the run failed, empty if it has finished; it is tried again with its arm.
     """
     context = reopened(folder, callbacks=Callbacks(lambda event: None), offline=offline)
     context.test = subsample(context.split.test, context.recipe.compare.rows, context.recipe.seed)

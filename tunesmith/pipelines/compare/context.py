@@ -144,9 +144,7 @@ class ComparisonContext:
     def check_unchanged(self, name: str, fingerprint: str) -> None:
         """Raise CheckpointError if a model changed since its first answers were stored.
 
-        Args:
-            name: name of a model, or address of a server.
-            fingerprint: digest of its weights, or name of the model that the server offers.
+        The fingerprint is the digest of its weights, or the name of the model that a server offers.
         """
         file = self.folder / "models.json"
         known = read_page(file, dict[str, str]) if file.exists() else {}

@@ -24,14 +24,8 @@ from tunesmith.retrieval.index import Index, open_index
 def measure_knowledge_update(context: ComparisonContext, arms: Sequence[ArmAnswers]) -> dict[str, Update]:
     """Measure for each arm the shares of changed facts that it answers with the new and with the old value.
 
-    An arm without passages keeps its answers: it changes only when it is tuned again.
-
-    Args:
-        context: the comparison.
-        arms: the answers of the arms to the test rows.
-
-    Returns:
-        The result by name of the arm; empty if no fact can be changed.
+    An arm without passages keeps its answers: it changes only when it is tuned again. The result is empty if no fact
+    can be changed.
     """
     file = context.folder / "knowledge.json"
     if file.exists():

@@ -38,12 +38,9 @@ PromptBuilder = Callable[[Sequence[Example]], list[Prompt]]
 def ask_model(
     model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: Classify | Instruct
 ) -> BatchAnswers:
-    """Answer a batch of prompts: by the likeliest label, or by generating text.
+    """Answer a batch of prompts: by the likeliest label of the objective, or by generating text.
 
-    Args:
-        model: a local model, or a server, whose text is searched for a label.
-        batch: messages of each prompt.
-        objective: its labels are the possible answers; its `max_new_tokens` limits generated ones.
+    The text of a server is searched for a label.
     """
     began = time.perf_counter()
     options = objective.known_labels
@@ -67,12 +64,7 @@ def ask_model(
 
 
 def label_in(text: str, labels: Sequence[str]) -> str:
-    """Return the label that an answer names first, or the answer itself if it names none.
-
-    Args:
-        text: the answer.
-        labels: of two that begin at the same word, the longer one is returned.
-    """
+    """Return the label that an answer names first, of two at one word the longer one; the answer if it names none."""
     exact = [label for label in labels if label.strip().casefold() == text.strip().casefold()]
     if exact:  # the only way to match a label of punctuation alone
         return exact[0]
@@ -121,13 +113,7 @@ def passage_prompts(
 
 
 def fit_messages(model: LocalModel, most: int, make: Callable[[int], list[Message]]) -> tuple[int, list[Message]]:
-    """Return the greatest number of extras whose messages fit the context of the model, and the messages.
-
-    Args:
-        model: the model that will answer.
-        most: available extras, such as passages or examples.
-        make: returns the messages with this number of extras.
-    """
+    """Return the greatest number of extras, at most `most`, whose messages fit the context, and the messages."""
     thinking = model.thinking_mode()
     thoughts = model.objective.thinking_tokens if thinking else 0
     budget = model.prompt_budget((model.objective.max_new_tokens or LABEL_TOKENS) + thoughts)

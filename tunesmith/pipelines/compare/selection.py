@@ -20,10 +20,6 @@ from tunesmith.pipelines.compare.arm_kinds import kind_of
 def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
     """Return the arms of the recipe, or those that suit its rows and model.
 
-    Args:
-        recipe: the recipe; its field `arms` may be empty.
-        offline: do not download the configuration of a model.
-
     Raises:
         RecipeError: an arm cannot work with these rows or models, or there is nothing to compare.
     """
@@ -72,12 +68,7 @@ def _default_arms(recipe: Recipe, *, offline: bool) -> list[str]:
 
 
 def answers_prompts(recipe: Recipe, *, offline: bool) -> bool:
-    """Return whether the model of the arms without tuning is a decoder.
-
-    Args:
-        recipe: its `compare.model`, or else its model, is checked.
-        offline: do not download the configuration of the model.
-    """
+    """Return whether the model of the arms without tuning, `compare.model` or else that of the recipe, is a decoder."""
     return _is_decoder(recipe.compare.model or recipe.model, offline=offline)
 
 

@@ -66,12 +66,7 @@ class TunedArm:
 
 
 def run_tuned(context: ComparisonContext, percent: int = 100) -> TunedArm:
-    """Run the recipe in the folder of the comparison; a finished run of it elsewhere is reused.
-
-    Args:
-        context: the comparison.
-        percent: share of the training rows.
-    """
+    """Run the recipe on a share of its rows in the folder of the comparison; a finished run elsewhere is reused."""
     recipe, split = context.source, context.split
     if percent < 100:
         rows = max(MIN_ROWS, len(split.train) * percent // 100)
@@ -142,15 +137,9 @@ def as_row(chat: Chat) -> dict[str, Any]:
 
 
 def passages_of(hits: Sequence[Hit], correct: Sequence[Chunk], rng: random.Random) -> list[Hit]:
-    """Choose the passages of a training row.
+    """Choose the passages of a training row from the retrieved chunks, best first, and those with the answer.
 
-    Args:
-        hits: the retrieved chunks, best first.
-        correct: the chunks with the answer.
-        rng: decides which row gets a correct chunk, and where.
-
-    Returns:
-        The best hits with a correct chunk among them, or, in one of five rows, wrong chunks alone.
+    Returns the best hits with a correct chunk among them, or, in one of five rows, wrong chunks alone.
     """
     ids = {chunk.id for chunk in correct}
     wrong = [hit for hit in hits if hit.chunk.id not in ids]

@@ -109,13 +109,7 @@ class CurveReading:
         return ScoreEstimate(rows=0, score=self.curve.ceiling, low=float(low), high=float(high))
 
     def rows_for(self, target: float, least: int, most: int) -> int | None:
-        """Return the smallest number of rows with an expected score of `target`.
-
-        Args:
-            target: the score.
-            least: smallest number of rows to return.
-            most: greatest number of rows; None is returned if the score is not reached with these.
-        """
+        """Return the smallest number of rows, from `least` to `most`, with the expected score `target`, or None."""
         if self.curve.at(most) < target:
             return None
         if self.curve.at(least) >= target:
@@ -140,11 +134,9 @@ def sizes_of(largest: int, *, smallest: int = 0) -> list[int]:
 
 
 def read_curve(cells: Sequence[CurveCell], *, best: float) -> CurveReading:
-    """Fit a curve through all cells and test it on the largest size.
+    """Fit a curve through the scores of several runs per size, and test it on the largest size.
 
-    Args:
-        cells: scores of several runs per size.
-        best: the highest possible score, for example 1 for accuracy.
+    `best` is the highest possible score, for example 1 for accuracy.
     """
     largest = max(cell.rows for cell in cells)
     smaller = [cell for cell in cells if cell.rows < largest]

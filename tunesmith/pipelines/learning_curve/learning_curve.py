@@ -196,28 +196,14 @@ def measure_cell(
     *,
     on_event: EventHandler = lambda event: None,
 ) -> CurveCell:
-    """Train one cell in a process of its own; one that was lost resumes from its checkpoint.
-
-    Args:
-        recipe: the recipe, with the machine of the first cell.
-        folder: folder of the curve.
-        offline: do not access the network.
-        cell: rows and seed.
-        on_event: observes the progress.
-    """
+    """Train one cell (rows, seed) in a process of its own; one that was lost resumes from its checkpoint."""
     context = prepare(recipe, on_event=on_event, offline=offline)
     run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder, Callbacks(on_event), offline)
     return run.cell(*cell)
 
 
 def epochs_at(rows: int, all_rows: int, epochs: float) -> float:
-    """Return the passes over a subsample: as many steps as all rows take, at most MOST_EPOCHS or those of the recipe.
-
-    Args:
-        rows: training rows of the subsample.
-        all_rows: available training rows.
-        epochs: passes of the recipe.
-    """
+    """Return the passes over a subsample: as many steps as all rows take, at most MOST_EPOCHS or the recipe's."""
     return max(epochs, min(MOST_EPOCHS, epochs * all_rows / rows))
 
 

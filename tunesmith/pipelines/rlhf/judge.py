@@ -33,11 +33,7 @@ class Replies:
 def judge_by_rule(session: PairSession, prompts: Sequence[RLPrompt], score: Scorer, *, rater: str) -> None:
     """Vote on every pair without a vote: the completion with the higher score wins, equal scores are a tie.
 
-    Args:
-        session: the pairs of a round; votes are cast as raters cast them.
-        prompts: the prompts of the pairs.
-        score: the rule.
-        rater: name of the rater, which shows that it is a simulation.
+    Votes are cast as raters cast them; the name of the rater shows that it is a simulation.
     """
     who = Who(rater, TAB)
     prompt_of = {prompt_key(prompt.prompt): prompt for prompt in prompts}
@@ -71,27 +67,14 @@ def require_votes(session: PairSession, request: FeedbackRequest) -> None:
 
 
 def replies_of(name: str, prompts: Sequence[RLPrompt], *, longest: int, limit: int) -> Replies:
-    """Generate greedy completions.
-
-    Args:
-        name: a run or a base model.
-        prompts: the held-out prompts, used unchanged.
-        longest: longest completion, in tokens.
-        limit: longest row, in tokens.
-    """
+    """Generate greedy completions of at most `longest` tokens for prompts that are used unchanged."""
     model = open_model(name, objective=Instruct(max_new_tokens=longest), offline=True, limit=limit)
     replies = model.replies([prompt.prompt for prompt in prompts], sampling=Sampling(max_new_tokens=longest))
     return Replies([reply.text for reply in replies], [reply.finished for reply in replies])
 
 
 def win_rate_over_base(base: Replies, tuned: Replies, prompts: Sequence[RLPrompt], score: Scorer) -> WinRate:
-    """Compute how often the final judge prefers the completions of the tuned model over those of the base model.
-
-    Args:
-        base: completions of the base model.
-        tuned: completions of the tuned model.
-        prompts: the held-out prompts.
-        score: the final judge, which trains nothing in the loop.
+    """Compute how often the final judge, which trains nothing, prefers the completions of the tuned model.
 
     Raises:
         Refused: the judge gives all completions of both models the same score.

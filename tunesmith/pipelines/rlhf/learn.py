@@ -56,12 +56,7 @@ def enough(rows: Sequence[dict[str, Any]]) -> bool:
 def train_round(loop: LoopState, folder: Path) -> list[Run]:
     """Train a policy, and with `rl` first a reward model, on all votes so far, starting from the base model.
 
-    Args:
-        loop: the loop.
-        folder: the folder of the round, with its votes.
-
-    Returns:
-        The runs of the round, the policy last. Unfinished runs resume.
+    Returns the runs of the round, the policy last. Unfinished runs resume.
     """
 
     def tuned(recipe: Recipe, name: str) -> Run:

@@ -151,12 +151,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
 
 
 def multitask_report(run: RunResults, tasks: Sequence[TaskScore]) -> MultitaskReport | None:
-    """Report each task of a multitask run and the conflicts between them; None for a single task.
-
-    Args:
-        run: everything that was measured.
-        tasks: the metrics of all tasks, each task's headline first.
-    """
+    """Report each task of a multitask run and the conflicts between them; None for a single task."""
     objective = run.prepared.recipe.objective
     if not isinstance(objective, Multitask):
         return None
@@ -215,12 +210,7 @@ def broken_gates(run: RunResults, headlines: Sequence[TaskScore]) -> list[str]:
 
 
 def broken_thinking_gates(gates: Gates, ledger: ThinkingLedger) -> list[str]:
-    """Return a sentence on each gate on the thinking ledger that the tuned model violates.
-
-    Args:
-        gates: the gates of the recipe.
-        ledger: the ledger of the run.
-    """
+    """Return a sentence on each gate on the thinking ledger that the tuned model violates."""
     broken = []
     if (least := gates.min_thoughts_finished) is not None:
         finished = ledger.finished.tuned
@@ -244,11 +234,7 @@ def broken_thinking_gates(gates: Gates, ledger: ThinkingLedger) -> list[str]:
 
 
 def thinking_warnings(ledger: ThinkingLedger) -> list[str]:
-    """Return what makes the thinking of the tuned model useless or surprising, with the fix.
-
-    Args:
-        ledger: the ledger of the run.
-    """
+    """Return what makes the thinking of the tuned model useless or surprising, with the fix."""
     warnings = []
     finished, off = ledger.finished.tuned, ledger.obeyed_off.tuned
     if finished is not None and finished < FEW_FINISHED:

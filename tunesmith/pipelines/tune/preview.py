@@ -160,12 +160,7 @@ def _first_epoch(row: Encoded, masking: Masking | None) -> tuple[Tokens, ...]:
 
 
 def pieces_of(tokens: Tokens, template: Template) -> Iterator[Stretch]:
-    """Yield a row as stretches of text that are learned or not, special tokens included.
-
-    Args:
-        tokens: one sequence of a row.
-        template: its tokenizer.
-    """
+    """Yield a row as stretches of text that are learned or not, special tokens included."""
     end, before = 0, ""
     for learned, run in groupby(tokens.learn):
         end += len(list(run))
@@ -201,12 +196,7 @@ def _statistics(prepared: TrainingContext, tasks: Sequence[tuple[TrainingContext
 def check_beginnings(sequences: Sequence[Tokens], template: Template) -> str:
     """Check that every row begins with the beginning token as often as the model expects it: once, or never.
 
-    Args:
-        sequences: all training rows.
-        template: their tokenizer.
-
-    Returns:
-        A sentence, which starts with `warning` if the rows spoil training.
+    Returns a sentence, which starts with `warning` if the rows spoil training.
     """
     name = template.tokenizer.bos_token or template.tokenizer.cls_token
     if name is None:
@@ -228,12 +218,7 @@ def check_beginnings(sequences: Sequence[Tokens], template: Template) -> str:
 def check_ends(sequences: Sequence[Tokens], template: Template) -> str:
     """Check that the end token of every answer is learned, so that the model learns to stop.
 
-    Args:
-        sequences: all training rows.
-        template: their tokenizer.
-
-    Returns:
-        A sentence, which starts with `warning` if an end token is not learned.
+    Returns a sentence, which starts with `warning` if an end token is not learned.
     """
     last = [tokens.ids[max(i for i, yes in enumerate(tokens.learn) if yes)] for tokens in sequences if tokens.learned]
     ended = sum(token in template.stop_ids for token in last)

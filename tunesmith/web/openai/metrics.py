@@ -28,13 +28,7 @@ class Metrics:
         )
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
-        """Count one request.
-
-        Args:
-            route: path of the route.
-            status: HTTP status.
-            seconds: duration of the request.
-        """
+        """Count one request with the path of its route, HTTP status and seconds."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 

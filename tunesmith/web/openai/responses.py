@@ -174,13 +174,7 @@ def _finish_reason(end: str, calls: int) -> str | None:
 
 
 def split_calls(text: str, messages: Sequence[Message], template: Template) -> tuple[str, list[Call]]:
-    """Split an answer into the text before the first tool call and the calls of known tools.
-
-    Args:
-        text: the complete answer.
-        messages: the prompt; its first message lists the tools.
-        template: the chat template, which knows the format of its calls.
-    """
+    """Split an answer into the text before the first tool call and the calls of tools that the prompt lists."""
     text = template.in_json(text, messages)
     calls = _offered(text, messages)
     return _text_before(text, calls), [call.plain() for call in calls]
