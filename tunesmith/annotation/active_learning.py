@@ -54,10 +54,7 @@ def tfidf_vectors(texts: Sequence[str]) -> Vectors:
 def rank(vectors: Vectors, labels: Mapping[int, str], *, seed: int) -> list[int]:
     """Rank all unlabelled rows, the most informative first.
 
-    Args:
-        vectors: unit-length vectors of all rows, [N, D].
-        labels: labels known so far, by row index.
-        seed: of the clustering and sampling.
+    The vectors of all rows, [N, D], have unit length; labels known so far are by row index.
 
     Returns:
         Row indices.

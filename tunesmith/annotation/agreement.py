@@ -33,11 +33,9 @@ class Agreement(BaseModel):
 
 
 def agreement(units: Sequence[Mapping[str, str]], *, each_two: bool = False) -> Agreement:
-    """Measure the agreement on these units; units with a single vote are ignored.
+    """Measure the agreement on maps of rater to label, of all raters and, with `each_two`, of every pair.
 
-    Args:
-        units: for each item, rater -> label.
-        each_two: also compare every pair of raters.
+    Units with a single vote are ignored.
     """
     several = [unit for unit in units if len(unit) > 1]
     equal_pairs = sum(math.comb(count, 2) for unit in several for count in Counter(unit.values()).values())

@@ -81,14 +81,9 @@ def games(items: Mapping[str, Item], votes: Iterable[Event]) -> list[Game]:
 
 
 def rank(played: Sequence[Game], *, seed: int = 0) -> list[Ranked]:
-    """Rank models by the Bradley-Terry model, the strongest first.
+    """Rank models by the Bradley-Terry model, the strongest first; empty where the games do not connect all models.
 
-    Args:
-        played: the games.
-        seed: of the bootstrap over prompts.
-
-    Returns:
-        The ranking; empty where the games do not connect all models.
+    The seed is that of the bootstrap over prompts.
     """
     names = sorted({name for game in played for name in game.models})
     index = {name: i for i, name in enumerate(names)}

@@ -106,10 +106,6 @@ def raters(items: Mapping[str, Item], votes: Sequence[Event]) -> list[Rater]:
     rater who chooses one side too often is marked as well. Two raters who disagree cannot be distinguished without
     control items; neither is marked.
 
-    Args:
-        items: items by key.
-        votes: current votes.
-
     Source: Wald 1945, "Sequential Tests of Statistical Hypotheses".
     """
     by_rater: dict[str, list[Event]] = {}

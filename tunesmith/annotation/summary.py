@@ -43,13 +43,7 @@ class Summary(Displayed, BaseModel):
 
 
 def summarise(items: Mapping[str, Item], votes: VoteState, *, store: str) -> Summary:
-    """Summarise votes.
-
-    Args:
-        items: items by key.
-        votes: state of the votes.
-        store: name or path of the store, for display.
-    """
+    """Summarise votes; `store` is the name or path of their store, for display."""
     cast = [vote for vote in votes.standing() if vote.item in items]
     plain = [vote for vote in cast if not items[vote.item].gold]
     units = [votes.on(key) for key in votes.items() if key in items and not items[key].gold]

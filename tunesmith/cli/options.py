@@ -175,12 +175,9 @@ def naming_options(args: argparse.Namespace) -> Iterator[None]:
 
 
 def recipe_of(args: argparse.Namespace, *more: str, check: Callable[[Recipe], None] | None = None) -> Recipe:
-    """Return the recipe of `add_source`, and log what was detected, chosen or translated.
+    """Return the recipe of `add_source` with further changes, and log what was detected, chosen or translated.
 
-    Args:
-        args: parsed arguments.
-        more: further `key=value` changes.
-        check: called with the recipe, if possible before its rows are read; may raise TunesmithError.
+    `check` is called with the recipe, if possible before its rows are read; it may raise TunesmithError.
 
     Raises:
         RecipeError: a key or value is invalid.

@@ -29,12 +29,7 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 def launch(count: int, words: Sequence[str]) -> int:
     """Run a command in several processes of this machine, which talk over the loopback interface only.
 
-    Args:
-        count: number of processes.
-        words: arguments of the command.
-
-    Returns:
-        The exit code of the first process that failed; 0 if none did.
+    Returns the exit code of the first process that failed; 0 if none did.
     """
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         shared = {

@@ -183,12 +183,7 @@ class Bar:
 
 @contextmanager
 def listening(signals: Signals, show: EventHandler | None = None) -> Iterator[EventHandler]:
-    """Yield a handler of events; during training, signals take effect after the current step.
-
-    Args:
-        signals: the signals received.
-        show: shows events; by default on stderr.
-    """
+    """Yield a handler of events, by default on stderr; in training, signals take effect after the current step."""
     if show is not None:
         with reporting(show):
             yield _deferring_signals(show, signals)

@@ -152,12 +152,7 @@ def check_gates(recipe: Recipe, family: str) -> None:
 
 
 def check_thinking_gates(recipe: Recipe, *, thinks: bool) -> None:
-    """Raise RecipeError for a gate on the thinking ledger of a model that has none.
-
-    Args:
-        recipe: the recipe.
-        thinks: whether the chat template of the model has a thinking mode.
-    """
+    """Raise RecipeError for a gate on the thinking ledger if the chat template of the model does not think."""
     if recipe.gates.thinking and not thinks:
         raise RecipeError(
             f"gates.{recipe.gates.thinking}: the chat template of {recipe.model} has no thinking mode; "

@@ -50,10 +50,10 @@ KINDS = {"objective": OBJECTIVES, "technique": TECHNIQUES}
 
 
 def explain(error: ValidationError, place: str, *, changes: Mapping[str, str], text: str = "") -> str:
-    """Return one line on the first error of a recipe.
+    """Return one line on the first error that pydantic found in a recipe.
 
     Args:
-        error: the errors that pydantic found.
+        error: the errors.
         place: file or command.
         changes: changed key -> the change as the user wrote it, which replaces the place.
         text: the YAML, to find lines in; may be empty.
@@ -87,13 +87,7 @@ def explain(error: ValidationError, place: str, *, changes: Mapping[str, str], t
 
 
 def line_of(text: str, path: Sequence[str], *, key: bool = False) -> int:
-    """Return the line of a key in YAML, or of the nearest section around it; 0 if it is not in the text.
-
-    Args:
-        text: YAML.
-        path: keys from the top.
-        key: only the key itself will do, not a section around it.
-    """
+    """Return the line of a key path in YAML, or of the nearest section around it unless `key`; 0 if there is none."""
     node = None
     with suppress(yaml.YAMLError, RecursionError):
         node = yaml.compose(text, yaml.SafeLoader)

@@ -24,18 +24,9 @@ def sampling_of(objective: AnyObjective, *, thinking: bool | None = False) -> Sa
 
 
 def thinking_mode(template: Template, thinking: bool | None, *, default: bool) -> bool | None:
-    """Return the mode of a prompt, as `Template.prompt` takes it.
+    """Return the requested mode of a prompt, or the default, as `Template.prompt` takes it.
 
-    Args:
-        template: the chat template of the model.
-        thinking: the requested mode; None for the default.
-        default: whether the model thinks if nothing is requested.
-
-    Returns:
-        Whether the model thinks; None for a model that has no such mode.
-
-    Raises:
-        RecipeError: the model cannot think.
+    None stands for a model that has no such mode. Raises RecipeError if thoughts are requested of it.
     """
     if not template.thinks:
         if thinking:

@@ -92,13 +92,7 @@ def pair_states(policy: Policy, pairs: Sequence[Encoded]) -> Tensor:
 
 @torch.inference_mode()
 def row_scores(policy: Policy, objective: Objective, rows: Sequence[Encoded]) -> list[list[float]]:
-    """Return the score of each sequence of each row: a log-probability in nats, a reward or a number.
-
-    Args:
-        policy: the network.
-        objective: computes the scores.
-        rows: encoded examples.
-    """
+    """Return the score of each sequence of each row: a log-probability in nats, a reward or a number."""
     world = current_world()
     if world.size > 1:
         return world.map(rows, lambda part: row_scores(policy, objective, part), costs=[row.size for row in rows])
@@ -145,13 +139,10 @@ def masked_words(policy: Policy, template: Template, ids: list[int], *, options:
 
 
 def classified(logits: Tensor, labels: Sequence[str], *, multi: bool, temperature: float) -> list[Classified]:
-    """Return the labels of each row of logits and the probabilities of all.
+    """Return the labels of each row of logits or log-probabilities [N, K] and the probabilities of all K labels.
 
-    Args:
-        logits: logits or log-probabilities [N, K].
-        labels: the K labels.
-        multi: a row has every label of probability 0.5 or more, not the likeliest one.
-        temperature: calibrates the probabilities of a single label.
+    With `multi`, a row has every label of probability 0.5 or more, not the likeliest one; the temperature calibrates
+    the probabilities of a single label.
     """
     logits = logits.double()  # at a small temperature, small probabilities underflow in float32
     probabilities = logits.sigmoid() if multi else (logits / temperature).softmax(dim=1)

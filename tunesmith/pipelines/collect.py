@@ -265,12 +265,7 @@ def ask_writer(writer: Writer, *, offline: bool) -> Ask:
 
 
 def counted(request: Ask, on_event: EventHandler) -> Ask:
-    """Return a function that sends prompts and reports the number of answers every few seconds.
-
-    Args:
-        request: sends prompts to a model.
-        on_event: receives progress.
-    """
+    """Return a function that sends prompts and reports the number of answers every few seconds."""
 
     def ask(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
         last = time.monotonic()

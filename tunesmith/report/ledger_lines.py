@@ -53,14 +53,7 @@ def ledger_lines(ledger: ThinkingLedger) -> list[LedgerLine]:
 
 
 def _line(name: str, measure: PairedMeasure, form: Callable[[float], str], *, higher: bool) -> LedgerLine:
-    """Format a measure.
-
-    Args:
-        name: its name.
-        measure: the measure.
-        form: formats a value of it.
-        higher: whether a lower value is worse.
-    """
+    """Format a measure; with `higher`, a lower value is worse."""
     delta = measure.delta
     significant = measure.p_value is not None and measure.p_value < ALPHA
     return LedgerLine(

@@ -108,15 +108,10 @@ def rows_of_task(rows: Sequence[Prediction], task: str = "") -> list[Prediction]
 
 
 def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[FloatArray, FloatArray] | None:
-    """Compute the score of every row, higher being better.
+    """Compute the scores of N rows of the base model and of the tuned model, each [N], higher being better.
 
-    Args:
-        rows: N predictions.
-        metric: name of the headline metric. Not used if all rows have stored scores.
-
-    Returns:
-        Scores of the base model and of the tuned model, each [N]; None if neither stored scores nor the texts
-        determine them.
+    The headline metric is not used if all rows have stored scores. Returns None if neither stored scores nor the texts
+    determine them.
     """
     if not rows:
         return None

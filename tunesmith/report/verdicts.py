@@ -24,8 +24,7 @@ _STATUS: dict[str, Status] = {"better": "good", "worse": "bad", "inconclusive": 
 def status(report: Report) -> Status:
     """Return the colour class of a verdict.
 
-    Returns:
-        `good` only if the tuned model is better than the base, beats every baseline and control, and violates no gate.
+    It is `good` only if the tuned model is better than the base, every baseline and control, and violates no gate.
     """
     if report.broken_gates or (report.multitask is not None and regressed_tasks(report.multitask)):
         return "bad"

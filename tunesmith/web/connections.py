@@ -124,12 +124,7 @@ class BoundedConnection(Connection):
 
 
 def configuration(app: Any, *, drain: int) -> uvicorn.Config:
-    """Return uvicorn's configuration of an app.
-
-    Args:
-        app: ASGI app.
-        drain: time limit for running requests at the end, in seconds.
-    """
+    """Return uvicorn's configuration of an app; running requests have `drain` seconds at the end."""
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 

@@ -137,11 +137,7 @@ def extras(requirements: Sequence[str]) -> list[DoctorCheck]:
 
 
 def disk(free_in: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> list[DoctorCheck]:
-    """Check free space and write access of the model cache and the working directory.
-
-    Args:
-        free_in: returns the free bytes at a path.
-    """
+    """Check free space and write access of the model cache and the working directory."""
     from tunesmith.data.user_cache import cache_dir
 
     checks = []

@@ -73,11 +73,7 @@ class Adapted:
         return cls(base, adapted, folder, row, before, expected)
 
     def gradients(self, rows: Sequence[Tokens]) -> Measured:
-        """Run one backward pass over some rows and look at every parameter.
-
-        Args:
-            rows: token ids, and for a decoder which of them are learned.
-        """
+        """Run one backward pass over the tokens of some rows and look at every parameter."""
         batch = pack(rows).to(self.policy.device)
         decoder = self.base.family == "decoder"
         loss = self.policy.sum_nll(batch) if decoder else self.policy.pooled(batch).square().sum()

@@ -105,10 +105,6 @@ def certificate_of(base: Base, *, on_event: EventHandler) -> Certificate:
 
     The random generators and the network are left as they were. What needs a copy of the weights is not measured above
     COPIED_BYTES, and nothing more is measured once SECONDS have passed. GGUF is left to `export`.
-
-    Args:
-        base: the base model of a run, without an adapter.
-        on_event: receives a stage if something is measured.
     """
     kept = read_certificate(digest_of(base))
     known = kept.checks if kept else [Measured(outcome="passed").check("loads")]
@@ -185,13 +181,7 @@ class Subject:
     def certificate(
         self, names: Iterable[str], *, known: Sequence[Check], on_event: EventHandler = ignore
     ) -> Certificate:
-        """Measure claims and return the certificate.
-
-        Args:
-            names: keys of CLAIMS to measure.
-            known: checks that are known already.
-            on_event: receives a stage for each claim.
-        """
+        """Measure these claims, keys of CLAIMS, and return the certificate with the checks that are known already."""
         began = time.perf_counter()
         checks = {check.name: check for check in known}
         wanted = {*names}

@@ -167,11 +167,7 @@ def _tfidf(context: ComparisonContext) -> Arm:
 
 
 def remote(context: ComparisonContext, address: str) -> Remote:
-    """Connect to a server.
-
-    Args:
-        context: the comparison.
-        address: `URL`, or `URL#MODEL` if the server offers several models.
+    """Connect to the server at `URL`, or `URL#MODEL` if it offers several models.
 
     Raises:
         DataError: the server cannot be reached.

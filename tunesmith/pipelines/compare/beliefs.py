@@ -59,12 +59,7 @@ BELIEFS = {
 
 
 def table(arms: Sequence[ArmPage], verdict: Verdict) -> list[TableRow]:
-    """Build the table with one cell per arm.
-
-    Args:
-        arms: the measured arms.
-        verdict: its text is the last row.
-    """
+    """Build the table with one cell per arm; the text of the verdict is the last row."""
     rows = []
     for name, belief in BELIEFS.items():
         here = {arm.name: belief.cell(arm) for arm in arms} if belief.cell else {verdict.arm: verdict.text}

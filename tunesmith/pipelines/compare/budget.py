@@ -29,18 +29,10 @@ class BudgetedRows(BaseModel):
 def sizes(
     seconds: float, arms: Sequence[str], *, row: float, epochs: float, test_rows: int, train_rows: int
 ) -> BudgetedRows:
-    """Compute how many test and training rows fit into a time budget.
+    """Compute how many of the test and training rows fit into a budget of seconds.
 
-    The estimate uses fixed ratios; a run may take 50 % longer. The numbers of rows have a minimum, so the estimated
-    time may exceed the budget.
-
-    Args:
-        seconds: the budget.
-        arms: names of the arms of the comparison.
-        row: seconds to answer one row by the plain prompt.
-        epochs: passes over the training rows.
-        test_rows: available test rows.
-        train_rows: available training rows.
+    The estimate uses fixed ratios to the seconds of one row by the plain prompt; a run may take 50 % longer. The
+    numbers of rows have a minimum, so the estimated time may exceed the budget.
     """
     runs = {kind_of(arm).run for arm in arms}
     answer_seconds = row * sum(kind_of(arm).row_time for arm in arms)

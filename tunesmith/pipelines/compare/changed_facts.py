@@ -61,19 +61,9 @@ def change(
     *,
     most: int,
 ) -> tuple[list[SourceDocument], list[Fact]]:
-    """Change answers in the documents.
+    """Change at most `most` answers in the documents, and return all documents and the changed answers.
 
     A row is used if its document is known and contains its evidence with the exact answer in it.
-
-    Args:
-        pages: the documents.
-        questions: one per row.
-        answers: one per row.
-        origins: document and evidence of each row.
-        most: greatest number of changed answers.
-
-    Returns:
-        All documents, some with changes, and the changed answers.
     """
     changed_pages = {page.doc_id: page for page in pages}
     others = OtherAnswers(questions, answers)

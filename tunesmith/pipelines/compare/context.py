@@ -240,12 +240,7 @@ class ComparisonContext:
         return self.folder / "answers" / f"{file_name(arm)}.json"
 
     def setting(self, arm: str, choose: Callable[[], ArmSetting]) -> ArmSetting:
-        """Return the setting of an arm; it is chosen once per comparison.
-
-        Args:
-            arm: name of the arm.
-            choose: chooses the setting on validation rows.
-        """
+        """Return the setting of an arm; it is chosen once per comparison, on validation rows."""
         if (known := self.choices().settings.get(arm)) is not None:
             return known
         setting = choose()

@@ -92,14 +92,7 @@ def base_prompt(context: ComparisonContext, row: Example, wording: str) -> list[
 
 
 def within(model: LocalModel, messages: Sequence[Message], hits: Sequence[Hit], form: str) -> Prompt:
-    """Insert as many passages before the question as fit the context of the model.
-
-    Args:
-        model: the model that will answer.
-        messages: the question.
-        hits: the passages, best first; the last ones are dropped.
-        form: template that joins passages and question.
-    """
+    """Insert the best passages before the question, as many as fit the context of the model."""
     count, filled = fit_messages(model, len(hits), lambda count: with_passages(messages, hits[:count], form))
     return Prompt(filled, hits[:count], len(hits) - count)
 

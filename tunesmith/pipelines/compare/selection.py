@@ -106,11 +106,6 @@ def has_origins(recipe: Recipe) -> bool:
 def check_rows(recipe: Recipe, split: Split, *, offline: bool) -> None:
     """Check that the rows can be compared on.
 
-    Args:
-        recipe: the recipe with its arms.
-        split: its rows.
-        offline: do not access the network for rows of a hub data set.
-
     Raises:
         DataError: there are no validation or test rows, or a server cannot be given the tools of a row.
         RecipeError: a column of `documents` does not exist.

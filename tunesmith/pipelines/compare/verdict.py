@@ -63,12 +63,9 @@ def needed(margin: float, cheap: float, dear: float) -> float:
 def choose(
     candidates: Sequence[Candidate], p_values: Mapping[tuple[str, str], float], *, margin: float
 ) -> tuple[Candidate, list[tuple[Candidate, Candidate]]]:
-    """Choose the cheapest arm that no other beats significantly and by the required gain.
+    """Choose the cheapest arm that no other beats significantly and by the margin, in units of the score.
 
-    Args:
-        candidates: the arms.
-        p_values: of each pair, in either order, adjusted for multiple comparisons.
-        margin: smallest relevant difference, in units of the score.
+    The p-values of each pair, in either order, are adjusted for multiple comparisons.
 
     Returns:
         The chosen arm, and each rejected cheaper arm with the best arm that beats it.
@@ -92,12 +89,7 @@ def choose(
 def shares(candidates: Sequence[Candidate], *, margin: float) -> dict[str, float]:
     """Compute in which share of resampled test sets each arm would be chosen, without a significance test.
 
-    Args:
-        candidates: the arms, A of them.
-        margin: smallest relevant difference, in units of the score.
-
-    Returns:
-        Share by name of the arm; empty if there are no resampled test sets.
+    Returns the share by name of the arm; empty if there are no resampled test sets.
     """
     order = sorted(candidates, key=lambda arm: (arm.cost, arm.name))
     scores = np.stack([arm.resampled for arm in order])  # [A, R]
@@ -127,14 +119,10 @@ def verdict(
     learned: str = "",
     extra: Sequence[str] = (),
 ) -> Verdict:
-    """Choose an arm and explain the choice.
+    """Choose an arm, as `choose` does, and explain the choice.
 
-    Args:
-        candidates: the arms that may be chosen.
-        p_values: of each pair, adjusted for multiple comparisons.
-        margin: smallest relevant difference, in units of the score.
-        learned: the part of the training rows that tuned arms used, if it was not all of them.
-        extra: further findings, appended to the reasons.
+    `learned` is the part of the training rows that tuned arms used, if it was not all of them; `extra` are further
+    findings, appended to the reasons.
     """
     chosen, rejected = choose(candidates, p_values, margin=margin)
     reasons = [

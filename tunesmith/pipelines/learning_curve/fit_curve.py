@@ -119,14 +119,9 @@ class CurveReading:
 
 
 def sizes_of(largest: int, *, smallest: int = 0) -> list[int]:
-    """Return geometric training sizes for a learning curve.
+    """Return up to `SIZES` geometric training sizes for a learning curve, in rows.
 
-    Args:
-        largest: the available training rows.
-        smallest: the smallest size; by default a sixteenth of the largest, at least `FEWEST_ROWS`.
-
-    Returns:
-        Up to `SIZES` different sizes, in rows.
+    The smallest is by default a sixteenth of the largest, at least `FEWEST_ROWS`.
     """
     smallest = smallest or max(FEWEST_ROWS, round(largest / 2**DOUBLINGS))
     spaced = np.geomspace(smallest, largest, SIZES) if smallest < largest else [largest]
@@ -175,12 +170,7 @@ def read_curve(cells: Sequence[CurveCell], *, best: float) -> CurveReading:
 
 
 def fit(cells: Sequence[CurveCell], *, best: float) -> Curve:
-    """Fit a curve by weighted least squares, each cell weighted by its rows.
-
-    Args:
-        cells: the measured scores.
-        best: the highest possible score, an upper bound of the ceiling.
-    """
+    """Fit a curve by weighted least squares, each cell weighted by its rows; `best` bounds the ceiling."""
     rows, scores = _columns(cells)
     return _fit_all(rows, scores[None], best)[0]
 

@@ -84,10 +84,7 @@ class LearningCurveRun:
     def cell(self, rows: int, seed: int, *, place: str = "") -> CurveCell:
         """Return the score of a model tuned on a subsample; each cell is trained once and stored.
 
-        Args:
-            rows: training rows.
-            seed: selects the subsample; added to the seed of the recipe.
-            place: which of the runs it is, for the progress.
+        The seed selects the subsample and is added to that of the recipe; `place` counts the runs for the progress.
         """
         file = self.file(rows, seed)
         if file.exists():

@@ -88,10 +88,7 @@ class RunResults:
 def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
     """Build the report of a finished run.
 
-    Args:
-        run: everything that was measured.
-        name: name of the run.
-        seconds: duration of this call; a resumed run has trained before.
+    `seconds` is the duration of this call; a resumed run has trained before.
     """
     prepared, recipe, diagnostics = run.prepared, run.prepared.recipe, run.diagnostics
     tasks = run.evaluator.compare(run.base, run.tuned, name=name)
@@ -185,12 +182,7 @@ def multitask_report(run: RunResults, tasks: Sequence[TaskScore]) -> MultitaskRe
 
 
 def broken_gates(run: RunResults, headlines: Sequence[TaskScore]) -> list[str]:
-    """Return a sentence on each gate of the recipe that the run violates.
-
-    Args:
-        run: everything that was measured.
-        headlines: the headline of each task.
-    """
+    """Return a sentence on each gate of the recipe that the run violates by the headline of a task."""
     gates, rise = run.prepared.recipe.gates, run.general_rise
     broken = [] if run.ledger is None else broken_thinking_gates(gates, run.ledger)
     if gates.max_general_nats is not None and run.retention and rise > gates.max_general_nats:
@@ -258,14 +250,7 @@ def thinking_warnings(ledger: ThinkingLedger) -> list[str]:
 def verdict(
     task: TaskScore, baselines: Sequence[ArmScore], *, controls: Sequence[ArmScore], broken: Sequence[str]
 ) -> str:
-    """State in one sentence whether the tuned model is better, and whether a baseline or a control scores as high.
-
-    Args:
-        task: the headline.
-        baselines: the base model and the baselines.
-        controls: the control runs.
-        broken: violated gates.
-    """
+    """State in one sentence whether the tuned model is better, and whether a baseline or a control scores as high."""
     if broken:
         return f"gate broken: {'; '.join(broken)}. {task.sentence}"
     if task.verdict != "better":
@@ -358,12 +343,7 @@ def environment(machine: ChosenMachine) -> dict[str, str]:
 
 
 def conflicts(metrics: Sequence[TaskMetrics], tasks: Iterable[str]) -> list[GradientConflict]:
-    """Return the cosine of every two tasks' gradients over all validations.
-
-    Args:
-        metrics: one entry per validation.
-        tasks: names of the tasks.
-    """
+    """Return the cosine of every two tasks' gradients over all validations."""
     summary = []
     for pair in combinations(tasks, 2):
         cosines = [each.gradient_cosines[pair] for each in metrics if pair in each.gradient_cosines]

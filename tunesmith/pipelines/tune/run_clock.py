@@ -122,12 +122,7 @@ class RunClock:
 
 
 def remaining(forecast: RunForecast, run: RunClock) -> ForecastUpdated:
-    """Return the rest of a run: the forecast of the phases to come, corrected by the pace of this run.
-
-    Args:
-        forecast: the forecast from before the run.
-        run: what was measured since.
-    """
+    """Return the rest of a run: the forecast of the phases to come, corrected by the pace of this run."""
     over = [phase for phase in forecast.phases if run.is_over(phase.name)]
     share = run.step / run.steps if run.steps else 0.0
     taken = run.phases.so_far()
@@ -163,12 +158,9 @@ def _rest_of_steps(phase: PhaseForecast, run: RunClock, share: float) -> tuple[f
 
 
 def compared(run: RunClock, *, seconds: float, resumed: bool) -> Forecast | None:
-    """Compare the forecast of a run with the time it took; None if the run had no forecast.
+    """Compare the forecast of a run with the seconds it took; None if the run had no forecast.
 
-    Args:
-        run: its clock.
-        seconds: duration of the whole run.
-        resumed: the run was interrupted, so that its duration is not comparable with the forecast.
+    The duration of a resumed run is not comparable with the forecast.
     """
     forecast = run.forecast
     if forecast is None:
@@ -194,11 +186,7 @@ def compared(run: RunClock, *, seconds: float, resumed: bool) -> Forecast | None
 def record(run: RunClock, prepared: TrainingContext, *, seconds: float, resumed: bool) -> None:
     """Append what the phases of a finished run took to the history of this machine.
 
-    Args:
-        run: its clock.
-        prepared: the run.
-        seconds: duration of the whole run.
-        resumed: the run was interrupted; only what this process really did is recorded.
+    Of a resumed run, only what this process really did is recorded.
     """
     forecast = run.forecast
     if forecast is None:

@@ -66,13 +66,9 @@ class ChatTurn(_Sent):
         return self.content or ""
 
     def message(self, *, tools: str = "") -> Message:
-        """Convert the turn to a message.
+        """Convert the turn to a message, the first one with the tools of the request as JSON.
 
-        Args:
-            tools: tools of the request as JSON, for the first message.
-
-        Raises:
-            DataError: a tool call is malformed.
+        Raises DataError for a malformed tool call.
         """
         role = "system" if self.role == "developer" else self.role
         calls = [_with_arguments(call) for call in self.tool_calls or []]
@@ -109,11 +105,7 @@ class ResponseFormat(_Sent):
 
     @property
     def schema_(self) -> Mapping[str, Any] | None:
-        """Return the JSON schema, None for any text.
-
-        Raises:
-            AskError: the type is json_schema, but there is no schema.
-        """
+        """Return the JSON schema, None for any text. Raises AskError if there is none for the type json_schema."""
         if self.type == "json_schema":
             if self.json_schema is None:
                 raise AskError("response_format: json_schema is missing; send the schema")
@@ -157,11 +149,7 @@ class SamplingFields(_Sent):
     repetition_penalty: Literal[1] = 1
 
     def sampling(self, default: Sampling) -> Sampling:
-        """Return the options of this request, completed by the model's defaults.
-
-        Raises:
-            AskError: top_k is set at a temperature above 0.
-        """
+        """Return the options of this request over the model's. Raises AskError for top_k at a temperature above 0."""
         temperature = default.temperature if self.temperature is None else self.temperature
         if temperature and self.top_k > 0:
             raise AskError("top_k: not supported; use top_p, or temperature 0")
@@ -218,11 +206,7 @@ class ChatCompletionRequest(SamplingFields):
 
     @property
     def thinking(self) -> bool | None:
-        """Return whether thoughts are requested; None if the request does not say.
-
-        Raises:
-            AskError: two keys contradict each other.
-        """
+        """Return whether thoughts are requested, None if nothing is said. Raises AskError if two keys contradict."""
         switches = self.thinking_switches
         if len(set(switches.values())) > 1:
             *others, last = switches
@@ -308,11 +292,7 @@ class TextsRequest(_Sent):
 
     @property
     def texts(self) -> list[str]:
-        """Return the texts.
-
-        Raises:
-            AskError: there are none, or more than TEXTS.
-        """
+        """Return the texts. Raises AskError if there are none, or more than TEXTS."""
         texts = [self.input] if isinstance(self.input, str) else self.input
         if not 1 <= len(texts) <= TEXTS:
             raise AskError(f"input: expected 1 to {TEXTS} texts, got {len(texts)}; send several requests")
@@ -334,11 +314,7 @@ class RatingRequest(_Sent):
         return self.rater.strip() or f"anonymous {secrets.token_hex(8)}"
 
     def judged(self) -> list[Message]:
-        """Return the turns before the answer.
-
-        Raises:
-            AskError: the chat could not become a training row.
-        """
+        """Return the turns before the answer. Raises AskError if the chat could not become a training row."""
         turns = [turn.message() for turn in self.messages]
         if not self.answer.strip():
             raise AskError("answer: empty; send the answer that is rated")
