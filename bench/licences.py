@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, metadata
+from importlib.metadata import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -57,16 +57,14 @@ def needed() -> set[str]:
 
 
 def page() -> str:
-    """Return the page for the present lock; a package of another platform has a row without a licence."""
+    """Return the page for the present lock; a package of other platforms has a row without a licence."""
     core = needed()
     rows = []
     for requirement in locked():
         star = " *" if requirement.name in core else ""
         version = str(requirement.specifier).removeprefix("==")
-        try:
-            stated = licence(requirement.name)
-        except PackageNotFoundError:
-            stated = f"not installed here ({requirement.marker})"
+        here = requirement.marker is None or requirement.marker.evaluate()
+        stated = licence(requirement.name) if here else f"only where {requirement.marker}"
         rows.append(f"| {requirement.name}{star} | {version} | {stated} |")
     return HEAD + "\n".join(rows) + "\n"
 

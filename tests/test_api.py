@@ -208,7 +208,7 @@ def test_a_run_names_its_base_without_the_home_folder_and_resumes_and_answers(
     for name in ("recipe.yaml", "report.json", "report.html", "README.md", "model/tunesmith.json", "journal.jsonl"):
         assert str(home) not in (out / name).read_text()
     assert json.loads((out / "model" / "tunesmith.json").read_text())["base"] == "~/models/bert"
-    assert ts.tune(out / "recipe.yaml", **fixed).reused
+    assert ts.preview(out / "recipe.yaml", offline=True).recipe.model == "~/models/bert"
     assert ts.tune("reviews.jsonl", model=str(base), technique="full", **fixed).reused
     answer = ts.load(run.folder, offline=True).classify("phone 1 is bad").label
     monkeypatch.setenv("HOME", str(place))  # another user reads the run

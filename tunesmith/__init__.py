@@ -15,9 +15,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.api import Listing, Served
-from tunesmith.api_data import audit, collect, export_labels, feedback, label, votes_export, votes_import, votes_summary
+from tunesmith.api_data import (
+    audit,
+    collect,
+    export_labels,
+    feedback,
+    init,
+    label,
+    votes_export,
+    votes_import,
+    votes_summary,
+)
 from tunesmith.api_models import ask, check_model, diff_runs, doctor, evaluate, export, list_models, load, runs, serve
-from tunesmith.api_training import compare, demo, init, learning_curve, plan, plan_rlhf, preview, rlhf, tune
+from tunesmith.api_training import compare, demo, learning_curve, plan, plan_rlhf, preview, rlhf, tune
 from tunesmith.errors import (
     CheckpointError,
     DataError,

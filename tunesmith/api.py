@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# A section of a recipe: a kind such as "lora", or a mapping with its keys.
+Section = str | Mapping[str, Any]
 
 
 def python_words(function: Callable[P, R]) -> Callable[P, R]:
@@ -105,15 +107,13 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def changes_of(
-    named: Mapping[str, Any], settings: Mapping[str, Any] | None = None, more: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Return parameters as `key=value` changes of a recipe; later mappings override earlier ones.
+def changes_of(settings: Mapping[str, Any] | None, more: Mapping[str, Any] | None = None, **named: Any) -> list[str]:
+    """Return parameters as `key=value` changes of a recipe, each kind over those before it.
 
     Args:
-        named: keys that are parameters of the function; None is not set.
-        settings: further keys, dotted or nested.
-        more: keyword arguments that the function does not name.
+        settings: further keys, dotted or nested, over the named ones.
+        more: keyword arguments that the function does not name, over both.
+        **named: keys that are parameters of the function; None is not set.
     """
     from tunesmith.config.resolve import as_changes
 

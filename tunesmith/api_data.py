@@ -1,4 +1,4 @@
-"""Functions of the commands that make, check and judge rows: `audit`, `collect`, `label`, `feedback` and `votes`."""
+"""Functions of the commands on rows: `init`, `audit`, `collect`, `label`, `feedback` and `votes`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,76 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.api import Served, changes_of, messages, python_words, reporting, words
+from tunesmith.api import Section, Served, changes_of, messages, python_words, reporting, words
 
 if TYPE_CHECKING:
     from tunesmith.annotation.import_export import Imported, VoteExport
     from tunesmith.annotation.label_rows import LabelExport
     from tunesmith.annotation.summary import Summary
+    from tunesmith.config.annotated_yaml import AnnotatedRecipe
     from tunesmith.events import EventHandler
     from tunesmith.pipelines.audit import Done
     from tunesmith.pipelines.collect import Collected
+
+
+@python_words
+def init(
+    data: str | Path = "",
+    *,
+    model: str | None = None,
+    objective: Section | None = None,
+    technique: Section | None = None,
+    settings: Mapping[str, Any] | None = None,
+    from_: str | Path | None = None,
+    out: str | Path | None = "recipe.yaml",
+    quick: bool = False,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+) -> AnnotatedRecipe:
+    """Write a commented recipe for a data file, or from another trainer's configuration.
+
+    >>> import tunesmith
+    >>> made = tunesmith.init("reviews.jsonl", out=None, quick=True, progress=False)
+    >>> made.recipe.objective.kind
+    'classify'
+
+    Args:
+        data: file of rows.
+        model: alias, Hub id, folder or GGUF file; by default the cheapest that is expected to hold.
+        objective: objective, by default detected from the columns.
+        technique: technique.
+        settings: further recipe keys, such as `{"schedule.epochs": 2}`.
+        from_: configuration of axolotl or LLaMA-Factory to convert.
+        out: file to write; None writes nothing.
+        quick: choose the model without loading one.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event, see `tunesmith.events`.
+
+    Returns:
+        The recipe with `.recipe`, `.reasons`, `.candidates` (models), `.dropped` and `.text(folder)`.
+
+    Raises:
+        TunesmithError: the rows cannot be read, or the file exists.
+    """
+    from tunesmith.config.importers.convert import convert
+    from tunesmith.errors import RecipeError
+    from tunesmith.pipelines.init import draft_with_candidates
+
+    changes = changes_of(settings, model=model, objective=objective, technique=technique)
+    if from_ is not None:
+        made = convert(Path(from_), data=str(data), changes=changes)
+    elif data:
+        with reporting(progress, callback) as callbacks:
+            made = draft_with_candidates(
+                str(data), changes=changes, quick=quick, offline=offline, on_event=callbacks.on_event
+            ).made
+    else:
+        raise RecipeError("init: no input; give data, or from_='axolotl.yaml'")
+    if out is not None:
+        made.write(Path(out))
+    return made
 
 
 @python_words
@@ -61,7 +122,7 @@ def audit(
     from tunesmith.pipelines.requests import AuditRequest
 
     pages = tuple(path for path in (_path(html),) if path is not None)
-    changes = tuple(changes_of({}, settings))
+    changes = tuple(changes_of(settings))
     request = AuditRequest(str(source), str(against), model, changes, _path(fix), pages)
     done = audit_rows(request, workers=cores(), offline=offline, log=messages(progress))
     if html is not None:

@@ -96,7 +96,7 @@ def evaluate(
     from tunesmith.pipelines.evaluate import evaluate as evaluate_rows
     from tunesmith.pipelines.requests import EvaluateRequest
 
-    changes = tuple(changes_of({}, settings))
+    changes = tuple(changes_of(settings))
     request = EvaluateRequest(
         str(model), str(data), str(against), objective, str(base), rows=rows, changes=changes, task=task, engine=engine
     )

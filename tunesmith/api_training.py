@@ -1,4 +1,4 @@
-"""Functions of the commands that read a recipe: `init`, `plan`, `tune`, `compare`, `learning_curve`, `rlhf`, `demo`."""
+"""Functions of the commands that read a recipe: `plan`, `tune`, `compare`, `learning_curve`, `rlhf`, `demo`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.api import changes_of, python_words, recipe_of, reporting, words
+from tunesmith.api import Section, changes_of, python_words, recipe_of, reporting, words
 
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
-    from tunesmith.config.annotated_yaml import AnnotatedRecipe
     from tunesmith.events import EventHandler
     from tunesmith.pipelines.compare.report import Comparison
     from tunesmith.pipelines.demo import Demo
@@ -21,69 +20,6 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.rlhf.report import LoopPlan, LoopReport
     from tunesmith.pipelines.tune.preview import Preview
     from tunesmith.pipelines.tune.tune import Run
-
-# A section of a recipe: a kind such as "lora", or a mapping with its keys.
-Section = str | Mapping[str, Any]
-
-
-@python_words
-def init(
-    data: str | Path = "",
-    *,
-    model: str | None = None,
-    objective: Section | None = None,
-    technique: Section | None = None,
-    settings: Mapping[str, Any] | None = None,
-    from_: str | Path | None = None,
-    out: str | Path | None = "recipe.yaml",
-    quick: bool = False,
-    offline: bool = False,
-    progress: bool = True,
-    callback: EventHandler | None = None,
-) -> AnnotatedRecipe:
-    """Write a commented recipe for a data file, or from another trainer's configuration.
-
-    >>> import tunesmith
-    >>> made = tunesmith.init("reviews.jsonl", out=None, quick=True, progress=False)
-    >>> made.recipe.objective.kind
-    'classify'
-
-    Args:
-        data: file of rows.
-        model: alias, Hub id, folder or GGUF file; by default the cheapest that is expected to hold.
-        objective: objective, by default detected from the columns.
-        technique: technique.
-        settings: further recipe keys, such as `{"schedule.epochs": 2}`.
-        from_: configuration of axolotl or LLaMA-Factory to convert.
-        out: file to write; None writes nothing.
-        quick: choose the model without loading one.
-        offline: do not access the network.
-        progress: show progress.
-        callback: receives every progress event, see `tunesmith.events`.
-
-    Returns:
-        The recipe with `.recipe`, `.reasons`, `.candidates` (models), `.dropped` and `.text(folder)`.
-
-    Raises:
-        TunesmithError: the rows cannot be read, or the file exists.
-    """
-    from tunesmith.config.importers.convert import convert
-    from tunesmith.errors import RecipeError
-    from tunesmith.pipelines.init import draft_with_candidates
-
-    changes = changes_of({"model": model, "objective": objective, "technique": technique}, settings)
-    if from_ is not None:
-        made = convert(Path(from_), data=str(data), changes=changes)
-    elif data:
-        with reporting(progress, callback) as callbacks:
-            made = draft_with_candidates(
-                str(data), changes=changes, quick=quick, offline=offline, on_event=callbacks.on_event
-            ).made
-    else:
-        raise RecipeError("init: no input; give data, or from_='axolotl.yaml'")
-    if out is not None:
-        made.write(Path(out))
-    return made
 
 
 @python_words
@@ -137,15 +73,9 @@ def plan(
     """
     from tunesmith.training.read import check_rows, check_settings
 
-    named: dict[str, Any] = {
-        "model": model,
-        "objective": objective,
-        "technique": technique,
-        "data": data,
-        "schedule": schedule,
-    }
+    named = {"model": model, "objective": objective, "technique": technique, "data": data, "schedule": schedule}
     with reporting(progress, callback) as callbacks:
-        changes = changes_of(named, settings, more)
+        changes = changes_of(settings, more, **named)
         recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline, check=check_settings)
         check_rows(recipe, on_event=callbacks.on_event, offline=offline)
         if gpu:
@@ -197,15 +127,9 @@ def preview(
     Raises:
         TunesmithError: wrong input, or a model that cannot be loaded.
     """
-    named: dict[str, Any] = {
-        "model": model,
-        "objective": objective,
-        "technique": technique,
-        "data": data,
-        "schedule": schedule,
-    }
+    named = {"model": model, "objective": objective, "technique": technique, "data": data, "schedule": schedule}
     with reporting(progress=False) as callbacks:
-        changes = changes_of(named, settings, more)
+        changes = changes_of(settings, more, **named)
         recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline)
     from tunesmith.pipelines.tune.preview import preview as preview_rows  # after the recipe, because it imports torch
 
@@ -275,15 +199,8 @@ def tune(
     from tunesmith.training.read import check_rows, check_settings
 
     callback, source = _former_parameters(more, callback, source)
-    named: dict[str, Any] = {
-        "model": model,
-        "objective": objective,
-        "technique": technique,
-        "data": data,
-        "schedule": schedule,
-    }
-    named |= {"gates": gates, "replay": replay, "seed": seed}
-    changes = changes_of(named, settings, more)
+    named = {"model": model, "objective": objective, "technique": technique, "data": data, "schedule": schedule}
+    changes = changes_of(settings, more, **named, gates=gates, replay=replay, seed=seed)
     folder = local_run(None if out is None else Path(out))
     leads = started_as()[0] == 0  # of several processes, the first one reports and deletes
     with reporting(progress and leads, callback if leads else None) as callbacks:
@@ -371,18 +288,12 @@ def learning_curve(
     from tunesmith.pipelines.requests import LearningCurveOptions
 
     options = LearningCurveOptions((rows,) if isinstance(rows, int) else tuple(rows), target, minutes, on)
-    named: dict[str, Any] = {
-        "model": model,
-        "objective": objective,
-        "technique": technique,
-        "data": data,
-        "schedule": schedule,
-    }
+    named = {"model": model, "objective": objective, "technique": technique, "data": data, "schedule": schedule}
     with reporting(progress, callback) as callbacks:
-        changes = changes_of(named, settings, more)
+        changes = changes_of(settings, more, **named)
         recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline)
-        folder = None if out is None else Path(out)
-        return measure_learning_curve(recipe, options, out=folder, callbacks=callbacks, offline=offline)[1]
+        out = None if out is None else Path(out)
+        return measure_learning_curve(recipe, options, out=out, callbacks=callbacks, offline=offline)[1]
 
 
 @python_words
@@ -447,16 +358,9 @@ def compare(
     from tunesmith.pipelines.requests import SERVER_KEY, CompareOptions, key_from_environment
 
     options = CompareOptions(budget, price_per_hour, key_from_environment(SERVER_KEY), engine, on)
-    named: dict[str, Any] = {
-        "model": model,
-        "objective": objective,
-        "technique": technique,
-        "data": data,
-        "schedule": schedule,
-    }
-    named |= {"documents": documents, "arms": words(arms) or None}
+    named = {"model": model, "objective": objective, "technique": technique, "data": data, "schedule": schedule}
     with reporting(progress, callback) as callbacks:
-        changes = changes_of(named, settings, more)
+        changes = changes_of(settings, more, **named, documents=documents, arms=words(arms) or None)
         recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline)
         folder = None if out is None else Path(out)
         comparison = compare_arms(recipe, options, callbacks=callbacks, out=folder, offline=offline)
@@ -507,11 +411,10 @@ def rlhf(
     """
     from tunesmith.pipelines.rlhf.loop import rlhf as run_loop
 
-    named: dict[str, Any] = {"model": model, "objective": objective, "technique": technique, "loop": loop}
-    folder = None if out is None else Path(out)
+    named = {"model": model, "objective": objective, "technique": technique, "loop": loop}
     with reporting(progress, callback) as callbacks:
-        loaded = _loop_recipe(recipe, changes_of(named, settings, more), callbacks.on_event)
-        return run_loop(loaded, callbacks=callbacks, out=folder, offline=offline)
+        loaded = _loop_recipe(recipe, changes_of(settings, more, **named), callbacks.on_event)
+        return run_loop(loaded, callbacks=callbacks, out=None if out is None else Path(out), offline=offline)
 
 
 @python_words
@@ -549,8 +452,8 @@ def plan_rlhf(
     from tunesmith.events import ignore
     from tunesmith.pipelines.rlhf.setup import plan_loop
 
-    named: dict[str, Any] = {"model": model, "objective": objective, "technique": technique, "loop": loop}
-    loaded = _loop_recipe(recipe, changes_of(named, settings, more), ignore)
+    named = {"model": model, "objective": objective, "technique": technique, "loop": loop}
+    loaded = _loop_recipe(recipe, changes_of(settings, more, **named), ignore)
     return plan_loop(loaded, out=None if out is None else Path(out), offline=offline)
 
 

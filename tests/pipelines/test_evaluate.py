@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from tests.cli.conftest import reviews, write_rows
 from tests.engine_stub import engine_stub
@@ -21,10 +22,10 @@ from tunesmith.pipelines.evaluate import (
     Compared,
     EvaluateRequest,
     Evaluation,
+    Page,
     ScoredAlone,
     evaluate,
     read_task,
-    schema,
 )
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
@@ -259,7 +260,7 @@ def test_macro_f1_alone_has_the_interval_of_a_bootstrap() -> None:
 
 
 def test_the_schema_names_what_other_programs_rely_on() -> None:
-    shapes = json.loads(schema())["$defs"]
+    shapes = TypeAdapter(Page).json_schema()["$defs"]
     wanted = {"name", "metric", "base", "tuned", "delta", "ci95", "p_value", "n"}
     assert wanted <= set(shapes["Compared"]["properties"])
 

@@ -140,11 +140,6 @@ def summarise_votes(path: Path, *, without: Collection[str] = ()) -> Summary:
     return summarise(read_items(events), _votes_without(without, events, path), store=str(path))
 
 
-def schema() -> str:
-    """Return the JSON schema of `votes summary --json`."""
-    return json.dumps(Summary.model_json_schema(), indent=1)
-
-
 def read_events(path: Path) -> list[Event]:
     """Read all events of a store.
 

@@ -69,8 +69,11 @@ class PrintSchema(argparse.Action):
     """`--schema`: print the JSON schema of the `--json` output and exit, without checking other arguments."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        """Print the result of `schema()` of the module named by `const` and exit with 0."""
-        print(import_module(str(self.const)).schema())
+        """Print the schema of the model named by `const`, as `module:name`, and exit with 0."""
+        from pydantic import TypeAdapter
+
+        module, name = str(self.const).split(":")
+        print(json.dumps(TypeAdapter(getattr(import_module(module), name)).json_schema(), indent=1))
         parser.exit()
 
 
@@ -103,10 +106,10 @@ def add_common(parser: argparse.ArgumentParser, *, out: str = "") -> None:
         parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON document to this file")
 
 
-def add_schema(parser: argparse.ArgumentParser, module: str) -> None:
-    """Add `--schema`, which prints the result of `schema()` of a module; the module is imported when needed."""
+def add_schema(parser: argparse.ArgumentParser, model: str) -> None:
+    """Add `--schema` for a pydantic model, named as `module:name`; the module is imported when needed."""
     text = "print the JSON schema of the --json output and exit"
-    parser.add_argument("--schema", action=PrintSchema, const=module, nargs=0, help=text)
+    parser.add_argument("--schema", action=PrintSchema, const=model, nargs=0, help=text)
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -70,11 +69,6 @@ class Collected(Displayed, BaseModel):
         origins = ", ".join(f"{count} {origin}" for origin, count in self.origins.items())
         failed = [f"skipped {name}: {reason}" for name, reason in self.failed.items()]
         return Display(f"Collected({self.path}): {self.rows} rows ({origins}) from {self.sources} files", failed)
-
-
-def schema() -> str:
-    """Return the JSON schema of `Collected`."""
-    return json.dumps(Collected.model_json_schema(), indent=1)
 
 
 def collect(request: CollectRequest, *, on_event: EventHandler, offline: bool = False) -> Collected:

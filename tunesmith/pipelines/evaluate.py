@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
-
-from pydantic import TypeAdapter
 
 from tunesmith.config import AnyObjective, make_recipe
 from tunesmith.config.resolve import COLUMN_KEYS
@@ -108,17 +105,15 @@ class Compared(TaskScore):
         return Display(f"{self.model} against {self.against} on {self.data}", (self.sentence,), columns, rows)
 
 
+Page = ScoredAlone | Compared
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """The output of `evaluate --json`, and for each row the prompt, the reference answer and the completions."""
 
-    page: ScoredAlone | Compared
+    page: Page
     answers: list[dict[str, Any]]
-
-
-def schema() -> str:
-    """Return the JSON schema of `evaluate --json`."""
-    return json.dumps(TypeAdapter(ScoredAlone | Compared).json_schema(), indent=1)
 
 
 def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool = False) -> Evaluation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import Field
@@ -233,8 +232,3 @@ def read_report(run: Path) -> Report:
         raise CheckpointError(
             f"{run}: no report.json, so the run is not finished; finish it with `tunesmith tune`"
         ) from None
-
-
-def schema() -> str:
-    """Return the JSON schema of report.json."""
-    return json.dumps(Report.model_json_schema(), indent=1)

@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
         help="model that also checks labels and row lengths; an encoder also detects paraphrased test rows",
     )
     add_set(parser, "set how rows are read, for example objective.text=body")
-    add_schema(parser, "tunesmith.data.audit.findings")
+    add_schema(parser, "tunesmith.data.audit.findings:Audit")
     add_common(parser)
     parser.set_defaults(run=run)
 

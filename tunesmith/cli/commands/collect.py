@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
     group.add_argument("--per-passage", type=int, default=3, metavar="N", help=text)
     group.add_argument("--passages", type=int, default=0, metavar="N", help="use N random passages (default: all)")
     add_common_sampling(group, temperature=0.7, longest=512)
-    add_schema(parser, "tunesmith.pipelines.collect")
+    add_schema(parser, "tunesmith.pipelines.collect:Collected")
     add_common(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("collected.jsonl"), metavar="FILE", help="output file (default: %(default)s)"

@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--price-per-hour", type=float, default=0.0, metavar="PRICE", help=text)
     add_engine(parser)
     add_place(parser)
-    add_schema(parser, "tunesmith.pipelines.compare.report")
+    add_schema(parser, "tunesmith.pipelines.compare.report:Comparison")
     parser.set_defaults(run=run)
 
 

@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--answers", type=Path, metavar="FILE", help="write prompts and answers to this jsonl file")
     add_engine(parser)
     add_set(parser, "set how rows are read, for example objective.text=body or data.group=thread")
-    add_schema(parser, "tunesmith.pipelines.evaluate")
+    add_schema(parser, "tunesmith.pipelines.evaluate:Page")
     add_common(parser)
     parser.set_defaults(run=run)
 

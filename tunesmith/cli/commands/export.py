@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,16 +37,9 @@ def add(commands: Commands) -> None:
         "--numbers", dest="dtype", choices=DTYPES, action=DeprecatedOption, const="--dtype",
         default=argparse.SUPPRESS, help=argparse.SUPPRESS,
     )  # fmt: skip
-    add_schema(parser, __name__)
+    add_schema(parser, "tunesmith.report.schema:Export")
     add_common(parser, out="folder of the export (default: RUN/export/FORMAT)")
     parser.set_defaults(run=run)
-
-
-def schema() -> str:
-    """Return the JSON schema of an export."""
-    from tunesmith.report.schema import Export
-
-    return json.dumps(Export.model_json_schema(), indent=1)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--minutes", type=float, metavar="MINUTES", help=text)
     add_place(parser)
     add_source(parser)
-    add_schema(parser, "tunesmith.pipelines.learning_curve.report")
+    add_schema(parser, "tunesmith.pipelines.learning_curve.report:LearningCurveReport")
     add_common(parser, out="folder of the curve (default: runs/need-NAME)")
     parser.set_defaults(run=run)
 

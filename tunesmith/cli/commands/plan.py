@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
     text = "what all machines see, for the run folder: a folder (slurm), a volume claim (jobset) or a bucket (sky)"
     parser.add_argument("--store", default="", metavar="PLACE", help=text)
     add_source(parser)
-    add_schema(parser, "tunesmith.pipelines.plan.report")
+    add_schema(parser, "tunesmith.pipelines.plan.report:PlanReport")
     add_common(parser)
     parser.set_defaults(run=run)
 

@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     add_changes(parser)
     add_common(parser, out="folder of the loop (default: loops/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="print all steps with their state and exit")
-    add_schema(parser, "tunesmith.pipelines.rlhf.report")
+    add_schema(parser, "tunesmith.pipelines.rlhf.report:LoopReport")
     parser.set_defaults(run=run)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +42,7 @@ def add(commands: Commands) -> None:
     text = "`check` and an alias, Hub id, folder, run folder or GGUF file"
     models.add_argument("words", nargs="*", metavar="check MODEL", help=text)
     models.add_argument("--fetch", action="store_true", help="download them to the cache")
-    add_schema(models, __name__)
+    add_schema(models, "tunesmith.models.certificate:Certificate")
     add_common(models)
     models.set_defaults(run=run_models)
 
@@ -154,13 +153,6 @@ def run_models(args: argparse.Namespace) -> int:
     if not all(entry["in_cache"] for entry in models):
         show("missing models are downloaded on first use, or by `tunesmith models --fetch`")
     return 0
-
-
-def schema() -> str:
-    """Return the JSON schema of a certificate."""
-    from tunesmith.models.certificate import Certificate
-
-    return json.dumps(Certificate.model_json_schema(), indent=1)
 
 
 def _check(args: argparse.Namespace) -> int:

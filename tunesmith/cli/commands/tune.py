@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--force", action="store_true", help=text)
     text = "share the work among N processes of this machine, with the same rows in each step (default: 1)"
     parser.add_argument("--processes", type=int, default=1, metavar="N", help=text)
-    add_schema(parser, "tunesmith.report.schema")
+    add_schema(parser, "tunesmith.report.schema:Report")
     parser.set_defaults(run=run)
 
 

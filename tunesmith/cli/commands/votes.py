@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help=text)
     text = "import: rater of the rows that name none"
     parser.add_argument("--rater", default="", metavar="NAME", help=text)
-    add_schema(parser, "tunesmith.annotation.import_export")
+    add_schema(parser, "tunesmith.annotation.import_export:Summary")
     add_common(parser)
     parser.set_defaults(run=run)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -194,8 +193,3 @@ def verdict_of(findings: tuple[Finding, ...]) -> str:
     if any(finding.severity == "blocking" for finding in findings):
         return "blocked"
     return "look" if findings else "clean"
-
-
-def schema() -> str:
-    """Return the JSON schema of an audit."""
-    return json.dumps(Audit.model_json_schema(), indent=1)

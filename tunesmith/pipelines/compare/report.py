@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.display import Display, Displayed, ModelName
@@ -191,11 +189,6 @@ class Comparison(Displayed, _Part):
             ("arm", metric_name(self.metric), "95 % interval", "per 1,000 answers"),
             rows,
         )
-
-
-def schema() -> str:
-    """Return the JSON schema of a comparison."""
-    return json.dumps(Comparison.model_json_schema(), indent=1)
 
 
 def page(comparison: Comparison) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.display import Display, Displayed, ModelName
@@ -64,11 +62,6 @@ class LearningCurveReport(Displayed, _Part):
             interval = f"{summary(self, point.low)} to {summary(self, point.high)}"
             rows.append((count(point.rows), summary(self, point.score), f"predicted, {interval}"))
         return Display(f"LearningCurve({self.data}): {self.sentence}", self.faults, ("rows", "score", ""), rows)
-
-
-def schema() -> str:
-    """Return the JSON schema of `learning-curve --json`."""
-    return json.dumps(LearningCurveReport.model_json_schema(), indent=1)
 
 
 def summary(curve: LearningCurveReport, score: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -134,11 +133,6 @@ class PlanReport(Displayed, _Part):
             ("technique", "trainable", "peak memory", "training", "whole run", "fits"),
             rows,
         )
-
-
-def schema() -> str:
-    """Return the JSON schema of `plan --json`."""
-    return json.dumps(PlanReport.model_json_schema(), indent=1)
 
 
 def read_prediction(run: Path) -> CostPrediction | None:

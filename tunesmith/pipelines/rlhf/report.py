@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -142,8 +141,3 @@ def verdict_of(rounds: list[Round]) -> str:
 def page(report: LoopReport) -> str:
     """Render the HTML page of a loop. All text from people, rows and models is escaped."""
     return environment().get_template("rlhf.html.jinja").render(r=report)
-
-
-def schema() -> str:
-    """Return the JSON schema of `rlhf.json`."""
-    return json.dumps(LoopReport.model_json_schema(), indent=1)
