@@ -29,11 +29,7 @@ class Overlap:
         return self.raters if int(key[:8], 16) < self.share * 2**32 else 1
 
     def check(self) -> None:
-        """Check the settings.
-
-        Raises:
-            DataError: a value is out of range.
-        """
+        """Raise DataError for a value that is out of range."""
         if not 0 <= self.share <= 1:
             raise DataError(f"--overlap: expected a share of the items in [0, 1], got {self.share}; change it")
         if self.raters < 2:
@@ -68,14 +64,9 @@ class Assignment:
         self._rules = rules
 
     def next(self, who: Who, *, skipped: bool = False) -> str | None:
-        """Lease the next item to this tab.
+        """Lease the next item to this tab and return its key; None when no item is left.
 
-        Args:
-            who: the rater and their tab. A tab that has not voted on its item gets the same item again.
-            skipped: choose among the items that the rater has skipped.
-
-        Returns:
-            The key, or None when no item is left.
+        A tab that has not voted on its item gets the same item again. With `skipped`, one that the rater has skipped.
         """
         with self.lock:
             self.catch_up()
@@ -123,11 +114,7 @@ class Assignment:
             self.catch_up()
 
     def undo(self, who: Who) -> str | None:
-        """Undo the last vote or skip of this rater and lease its item to the tab again.
-
-        Returns:
-            The key, or None when there is nothing to undo.
-        """
+        """Undo the last vote or skip of this rater and lease its item to the tab again; None without one."""
         with self.lock:
             self.catch_up()
             last = self.votes.last(who.rater)

@@ -78,15 +78,7 @@ def export_votes(path: Path, out: Path, *, format: str = "", without: Collection
 
 
 def preference_rows(path: Path, format: str) -> VoteRows:
-    """Return the rows of the votes of a store, possibly none.
-
-    Args:
-        path: the store.
-        format: a key of `FORMATS`.
-
-    Raises:
-        DataError: the store is missing.
-    """
+    """Return the votes of a store as rows, possibly none, in one of the `FORMATS`. Raises DataError without a store."""
     events = read_events(path)
     return FORMATS[format](read_items(events), VoteState(events))
 
@@ -141,11 +133,7 @@ def summarise_votes(path: Path, *, without: Collection[str] = ()) -> Summary:
 
 
 def read_events(path: Path) -> list[Event]:
-    """Read all events of a store.
-
-    Raises:
-        DataError: the file is missing, empty or not a store of votes.
-    """
+    """Read all events of a store. Raises DataError if the file is missing, empty or not a store of votes."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; `tunesmith feedback` prints the path of the votes")
     if not path.stat().st_size:

@@ -134,12 +134,7 @@ def alike(first: str, second: str) -> bool:
 
 
 def sample(prompts: Sequence[Sequence[Message]], sides: Sequence[AnswerSide]) -> Sampled:
-    """Make an item for each prompt whose answers are neither empty nor equal.
-
-    Args:
-        prompts: the prompts.
-        sides: one or two sets of answers, one answer per prompt.
-    """
+    """Make an item for each prompt whose answers, one of each side, are neither empty nor equal."""
     items = []
     same = 0
     empty = 0

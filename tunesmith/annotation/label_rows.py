@@ -189,8 +189,7 @@ def words(labels: Sequence[str], votes: VoteState) -> list[Entry]:
 def check_label(label: str) -> str:
     """Return a label with normalized spaces.
 
-    Raises:
-        DataError: it is empty, too long, or contains a control character.
+    Raises DataError if it is empty, too long, or contains a control character.
     """
     plain = " ".join(label.split())
     if not plain:

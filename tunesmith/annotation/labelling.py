@@ -90,11 +90,7 @@ class LabelSession:
             return list(self.votes.words)
 
     def progress(self, rater: str = "") -> LabelProgress:
-        """Compute the progress.
-
-        Args:
-            rater: the rater whose own counts are included.
-        """
+        """Compute the progress, with the counts of the rater who asks."""
         with self.assignment.lock:
             self.assignment.catch_up()
             voted = [key for key in self.votes.items() if key in self._items]

@@ -77,9 +77,7 @@ class PairSession:
     def shown(self, key: str, rater: str) -> tuple[int, ...]:
         """Return the indices of the answers from left to right.
 
-        Args:
-            key: key of the item.
-            rater: name of the rater; each rater and item has its own order, the same at every request.
+        Each rater and item has its own order, the same at every request.
         """
         if len(self.item(key).answers) == 1:
             return (0,)
@@ -120,11 +118,7 @@ class PairSession:
         self.assignment.vote(who, key, body, late=label == OWN)
 
     def progress(self, rater: str = "") -> JudgingProgress:
-        """Compute the progress.
-
-        Args:
-            rater: the rater whose own counts are included.
-        """
+        """Compute the progress, with the counts of the rater who asks."""
         with self.assignment.lock:
             self.assignment.catch_up()
             votes = self.assignment.votes

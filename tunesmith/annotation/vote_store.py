@@ -131,11 +131,7 @@ class VoteStore:
             raise DataError(f"{self.path}: expected votes on {what}, got votes on {stored}; give another vote store")
 
     def append(self, *entries: Entry) -> list[Event]:
-        """Write the entries in one transaction and return them as events.
-
-        Raises:
-            Unwritten: the file is not writable at the moment.
-        """
+        """Write the entries in one transaction and return them as events; raise Unwritten if that fails now."""
         at = self._clock()
         events = []
         with self._writing():
@@ -149,11 +145,7 @@ class VoteStore:
         return events
 
     def since(self, after: int = 0) -> list[Event]:
-        """Return the events with a number above `after`, in order.
-
-        Raises:
-            DataError: the store is damaged.
-        """
+        """Return the events with a number above `after`, in order. Raises DataError if the store is damaged."""
         try:
             with self._lock:
                 rows = self._db.execute("select * from events where number > ? order by number", (after,)).fetchall()

@@ -234,13 +234,9 @@ def reported() -> Iterator[EventHandler]:
 
 @contextmanager
 def work(show: EventHandler | None = None) -> Iterator[Callbacks]:
-    """Yield the callbacks of a command: progress, and a stop on Ctrl-C.
+    """Yield the callbacks of a command: progress, by default on stderr, and a stop on Ctrl-C.
 
-    Args:
-        show: shows events; by default on stderr.
-
-    Raises:
-        Interruption: the work was stopped by a signal.
+    Raises Interruption if the work was stopped by a signal.
     """
     from tunesmith.training.callbacks import Callbacks, Interrupted
 

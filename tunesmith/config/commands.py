@@ -38,22 +38,13 @@ def clean_name(source: str) -> Path:
 
 
 def columns_set(objective: Mapping[str, Any]) -> str:
-    """Return the option that names an objective and its columns; empty if it names no column.
-
-    Args:
-        objective: the section `objective` of a recipe.
-    """
+    """Return the option that names the objective of a recipe's section and its columns; empty if it names no column."""
     named = {key: objective[key] for key in ROLE_KEYS if objective.get(key)}
     return Guess(objective["kind"], named).change() if named else ""
 
 
 def audit_fix(source: str, columns: str = "") -> str:
-    """Return the command that writes a cleaned copy of a file.
-
-    Args:
-        source: file or Hub dataset.
-        columns: option that names the columns, from `columns_set`.
-    """
+    """Return the command that writes a cleaned copy of a file or dataset, with the option of `columns_set`."""
     return " ".join(filter(None, ["tunesmith audit", quoted(source), columns, "--fix", quoted(clean_name(source))]))
 
 

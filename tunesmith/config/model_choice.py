@@ -22,12 +22,7 @@ class ModelPick:
 
 
 def pick_by_rule(objective: AnyObjective, named: Set[str]) -> ModelPick:
-    """Choose between the bundled models by the objective alone.
-
-    Args:
-        objective: the objective of the rows.
-        named: keys of the recipe that the user set.
-    """
+    """Choose between the bundled models by the objective alone, and by the keys that the user set."""
     if isinstance(objective, Classify):
         if objective.output == "words" or ADAPT in named:
             return ModelPick(DECODER, "label words and instructions need a decoder")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunesmith.config.aliases import ACCUMULATION, OF_A_STEP
 
 AUTO = "chosen automatically by a measurement"
-ONE_DEVICE = "training uses one process on one device"
+ONE_DEVICE = "use `tunesmith tune --processes N` or torchrun; machine.shard divides the weights"
 IN_PASSES = "the length of training is set in epochs: schedule.epochs"
 PACKED = "rows are always packed without padding"
 UNKNOWN = "no counterpart in Tunesmith"

@@ -13,12 +13,7 @@ BASE_CHAT = Instruct(max_thinking_tokens=2048)
 
 
 def sampling_of(objective: AnyObjective, *, thinking: bool | None = False) -> Sampling:
-    """Return greedy sampling with the length of the training answers of an objective.
-
-    Args:
-        objective: the objective of the model.
-        thinking: add the length of the thoughts.
-    """
+    """Return greedy sampling with the length of the training answers of an objective, and of thoughts if it thinks."""
     answer = objective.max_new_tokens or Sampling().max_new_tokens
     return Sampling(max_new_tokens=answer + (objective.thinking_tokens or THOUGHT_TOKENS if thinking else 0))
 

@@ -89,12 +89,7 @@ class LlamaCpp:
         return [int(token) for token in self._post("tokenize", body)["tokens"]]
 
     def answers(self, prompts: Sequence[list[int]], *, longest: int) -> list[str]:
-        """Generate greedily.
-
-        Args:
-            prompts: token ids.
-            longest: greatest number of new tokens.
-        """
+        """Generate at most `longest` tokens for each prompt, greedily."""
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
             answers = pool.map(lambda ids: self._answer(ids, longest), prompts)
             return list(track(answers, "generating in llama.cpp", unit="rows", total=len(prompts)))

@@ -92,12 +92,7 @@ def open_model(
 
 
 def engine_refusal(found: ModelSource, title: str) -> str:
-    """Return why an engine cannot answer for a model, with the alternative; empty if it can.
-
-    Args:
-        found: the model.
-        title: name of the engine.
-    """
+    """Return why an engine cannot answer for a model, with the alternative; empty if it can."""
     manifest = read_manifest(found.folder) if found.kind == "run" and found.folder else None
     adapted = found.kind == "adapter" or (manifest is not None and manifest.technique.kind != "full")
     config = read_json(found.folder / CONFIG, where=found.name) if adapted and found.folder else {}

@@ -75,15 +75,7 @@ def score_answers(policy: Policy, objective: Objective, rows: Sequence[Encoded])
 
 @torch.inference_mode()
 def pair_states(policy: Policy, pairs: Sequence[Encoded]) -> Tensor:
-    """Compute the pooled states of both answers of each pair, the input of the reward head.
-
-    Args:
-        policy: the network of a reward model.
-        pairs: N encoded preference pairs.
-
-    Returns:
-        States [N, 2, D], chosen first.
-    """
+    """Compute the states [N, 2, D] of N pairs, chosen first: the input of the reward head."""
     states = torch.empty(len(pairs), 2, policy.hidden)
     for indices, batch in _batches(policy, pairs, "scoring"):
         states[indices] = policy.pooled(batch).float().cpu().view(len(indices), 2, -1)

@@ -99,15 +99,7 @@ class ExportRequest:
 
     @classmethod
     def of(cls, kind: str, dtype: str = "") -> ExportRequest:
-        """Return the request for a format.
-
-        Args:
-            kind: merged, gguf or adapter.
-            dtype: precision of the weights; empty for the default of the format.
-
-        Raises:
-            RecipeError: the format does not support the precision.
-        """
+        """Return the request for a format, by default with its first dtype. Raises RecipeError for another dtype."""
         if dtype and dtype not in DTYPES[kind]:
             supported = " or ".join(DTYPES[kind])
             raise RecipeError(f"--dtype {dtype}: not supported by {kind}; use {supported}, or omit it")

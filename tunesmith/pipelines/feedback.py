@@ -164,8 +164,7 @@ class CompletionSource:
 def completion_sources(name: str, against: str, sampling: Sampling, *, offline: bool) -> list[CompletionSource]:
     """Return the two sources of answers: the model, and another one, OWN_BASE or itself with another seed.
 
-    Raises:
-        RecipeError: a model does not generate text, or has no base.
+    Raises RecipeError if a model does not generate text, or has no base.
     """
     model = identify(name, offline=offline)
     first = CompletionSource(model, sampling, _limit(model))
@@ -181,12 +180,7 @@ def completion_sources(name: str, against: str, sampling: Sampling, *, offline: 
 
 
 def usual_sampling(name: str, *, offline: bool) -> Sampling:
-    """Return sampling options with the length of a run's training answers and thoughts.
-
-    Args:
-        name: the model.
-        offline: do not access the network.
-    """
+    """Return sampling options with the length of a run's training answers and thoughts."""
     manifest = _manifest(identify(name, offline=offline))
     if manifest is None:
         return Sampling()
@@ -203,8 +197,7 @@ def generate_side(
 ) -> AnswerSide:
     """Return an answer to each prompt; answers that are not in the store are generated and added to it.
 
-    Raises:
-        DataError: the store contains answers of an earlier model of the same path.
+    Raises DataError if the store contains answers of an earlier model of the same path.
     """
     weights = source.weights
     name = _stored_name(store, source.found.name, weights)

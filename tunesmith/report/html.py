@@ -96,20 +96,10 @@ def environment() -> Environment:
         # Only plain strings: `Markup` is our own and stays unchanged.
         finalize=lambda value: formatting.clean(value) if type(value) is str else value,
     )
-    made.filters |= {
-        "figure": formatting.figure,
-        "signed": formatting.signed,
-        "bounds": formatting.bounds,
-        "p": formatting.p_value,
-        "share": formatting.share,
-        "count": formatting.count,
-        "price": formatting.price,
-        "size": formatting.size,
-        "duration": formatting.duration,
-        "metric": formatting.metric_name,
-        "model_label": model_label,
-    }
-    made.filters["name_of_test"] = name_of_test
+    names = ("figure", "signed", "bounds", "share", "count", "price", "size", "duration")
+    made.filters |= {name: getattr(formatting, name) for name in names}
+    made.filters |= {"p": formatting.p_value, "metric": formatting.metric_name}
+    made.filters |= {"model_label": model_label, "name_of_test": name_of_test}
     made.tests["behind"] = trails_single_task
     made.globals |= {"SHORT": MAX_SHOWN_CHARS, "LONGEST": MAX_FOLDED_CHARS, "exp": math.exp}
     return made

@@ -96,12 +96,7 @@ def read_predictions(run: Path) -> list[Prediction]:
 
 
 def rows_of_task(rows: Sequence[Prediction], task: str = "") -> list[Prediction]:
-    """Return the rows of one task.
-
-    Args:
-        rows: predictions of a run.
-        task: name of a task; empty is the first, which is the headline. Ignored in a run with a single task.
-    """
+    """Return the rows of one task; the empty name is the first, which is the headline. A single task ignores it."""
     first = rows[0].task if rows else ""
     name = task if task and first else first
     return [row for row in rows if row.task == name]

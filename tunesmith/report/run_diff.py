@@ -169,8 +169,7 @@ def pair_runs(a: Path, b: Path, task: str = "") -> PairedRows:
 def pair_with_base(run: Path) -> PairedRows:
     """Pair the answers of base and tuned model of a run with a single task.
 
-    Raises:
-        CheckpointError: the run is not finished, or its predictions are missing.
+    Raises CheckpointError if it is not finished, or its predictions are missing.
     """
     return _paired(_predictions(run, ""), read_report(run).task.metric, run)
 

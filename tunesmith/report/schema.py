@@ -218,14 +218,7 @@ class Report(Displayed, ReportPart):
 
 
 def read_report(run: Path) -> Report:
-    """Read the report of a finished run.
-
-    Args:
-        run: the run folder.
-
-    Raises:
-        CheckpointError: the folder has no report, or one that cannot be read.
-    """
+    """Read the report of a finished run. Raises CheckpointError if there is none, or it cannot be read."""
     try:
         return read_page(run / "report.json", Report)
     except OSError:

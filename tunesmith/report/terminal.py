@@ -42,12 +42,7 @@ FILES = {
 
 
 def render(report: Report, folder: Path) -> list[RenderableType]:
-    """Return the result of a run: headline, scores, general ability, cost and files.
-
-    Args:
-        report: report of the run.
-        folder: the run folder.
-    """
+    """Return the result of the run in a folder: headline, scores, general ability, cost and files."""
     task = report.task
     colour = COLOURS[status(report)]
     headline = Text(f"{metric_name(task.metric)} {figure(task.base)} → ")

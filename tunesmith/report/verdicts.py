@@ -53,12 +53,7 @@ def trails_single_task(part: TaskReport) -> bool:
 
 
 def multitask_verdict(multitask: MultitaskReport, headline: str) -> str:
-    """Return the verdict on several tasks, as sentences separated by ". ".
-
-    Args:
-        multitask: results of all tasks.
-        headline: verdict on the first task.
-    """
+    """Return the verdict on several tasks, after that on the first, as sentences separated by ". "."""
     first, *others = multitask.tasks
     sentences = [f"{first.name}: {headline}", *(f"{part.name}: {part.verdict}" for part in others)]
     if worse := regressed_tasks(multitask):
@@ -82,12 +77,7 @@ def scores_as_high(arm: ArmScore, task: TaskScore) -> bool:
 def rivalry(arm: ArmScore, task: TaskScore) -> str:
     """Compare an arm that is not beaten with the tuned model, as a sentence without a full stop.
 
-    Args:
-        arm: the arm.
-        task: base against tuned model.
-
-    Returns:
-        `TF-IDF scores higher: 0.981 against 0.970, adjusted p = 0.210`, or the opposite direction.
+    Such as `TF-IDF scores higher: 0.981 against 0.970, adjusted p = 0.210`, or the opposite direction.
     """
     theirs, ours = apart(arm.score, task.tuned)
     adjusted = arm.p_adjusted is not None and arm.name != BASE  # the base is judged by the test of the headline

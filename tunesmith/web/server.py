@@ -54,11 +54,7 @@ def need_libraries(extra: str = "studio") -> None:
 
 
 def listen(address: Address) -> socket.socket:
-    """Open a listening socket.
-
-    Raises:
-        ServeError: the address is invalid or in use.
-    """
+    """Open a listening socket. Raises ServeError if the address is invalid or in use."""
     host_port = f"{address.host}:{address.port}"
     fix = "give another --port, or 0 for any free one"
     if not 0 <= address.port < 2**16:

@@ -51,12 +51,7 @@ class Plain:
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[list[int]], *, longest: int) -> list[str]:
-        """Generate greedily, one prompt after the other.
-
-        Args:
-            prompts: token ids.
-            longest: greatest number of new tokens.
-        """
+        """Generate at most `longest` tokens greedily, one prompt after the other."""
         draw = self._token_by_token if self._virtual else self._generated
         tracked = track(prompts, "generating in transformers", unit="rows")
         return [self._tokenizer.decode(draw(ids, longest), skip_special_tokens=True).strip() for ids in tracked]

@@ -65,12 +65,7 @@ class Engine:
         self._thread.start()
 
     def ask(self, request: GenerationRequest, on_chunk: ChunkHandler) -> Ticket:
-        """Accept a request; raise UnknownModel, AskError or Busy.
-
-        Args:
-            request: the request.
-            on_chunk: receives the completion in chunks, the last one with its end.
-        """
+        """Accept a request, as `AnsweringEngine.ask` does."""
         run = self.registry.get(request.model)
         request.check(run.model, most=self.limits.new_tokens)
         ticket = Ticket(run, request, on_chunk, time.monotonic() + self.limits.seconds)

@@ -126,15 +126,7 @@ class ModelRegistry:
         self.changed: Callable[[], None] = lambda: None  # called when a run is loaded or unloaded
 
     def load(self, name: str, *, version: int = 0) -> ServedModel:
-        """Load or reload a run.
-
-        Args:
-            name: a registered name.
-            version: from 1; 0 for the newest.
-
-        Raises:
-            UnknownModel: the name or version is not registered.
-        """
+        """Load or reload a run, by default its newest version. Raises UnknownModel if it is not registered."""
         if name not in self.sources:
             raise UnknownModel(f"model: {name!r} was not registered when the server started; {self._known()}")
         folders = self.sources[name]

@@ -18,11 +18,9 @@ class Splits:
         self._rng = Random(seed)
 
     def choose(self, name: str, *, who: str = "") -> str:
-        """Choose the model for a request.
+        """Choose the model for a request to a split; the name of a model is returned unchanged.
 
-        Args:
-            name: name of a split, or of a model, which is returned unchanged.
-            who: user id; the same user always gets the same model.
+        The same user id always gets the same model.
         """
         if name not in self.shares:
             return name

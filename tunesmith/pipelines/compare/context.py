@@ -179,8 +179,7 @@ class ComparisonContext:
     def retrieval(self) -> Retrieval:
         """Return the documents, indexed in the folder of the comparison.
 
-        Raises:
-            DataError: the documents cannot be read, or no test row names one of them.
+        Raises DataError if they cannot be read, or no test row names one of them.
         """
         if self._retrieval is not None:
             return self._retrieval

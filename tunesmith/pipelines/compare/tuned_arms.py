@@ -155,8 +155,7 @@ def passages_of(hits: Sequence[Hit], correct: Sequence[Chunk], rng: random.Rando
 def run_closed_book(context: ComparisonContext) -> TunedArm:
     """Tune the base model on chunks of the documents and on paraphrases of them, without any question.
 
-    Raises:
-        RecipeError: the documents have fewer than two chunks.
+    Raises RecipeError for fewer than two chunks.
     """
     chunks = context.retrieval().index.chunks
     answering = set().union(*context.retrieval().correct(context.test))

@@ -76,8 +76,7 @@ def replies_of(name: str, prompts: Sequence[RLPrompt], *, longest: int, limit: i
 def win_rate_over_base(base: Replies, tuned: Replies, prompts: Sequence[RLPrompt], score: Scorer) -> WinRate:
     """Compute how often the final judge, which trains nothing, prefers the completions of the tuned model.
 
-    Raises:
-        Refused: the judge gives all completions of both models the same score.
+    Raises Refused if it gives all completions of both models the same score.
     """
     base_scores, tuned_scores = (
         score([Completion(*fields) for fields in zip(prompts, replies.texts, replies.finished, strict=True)])

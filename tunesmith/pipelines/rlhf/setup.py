@@ -122,8 +122,7 @@ def plan_loop(recipe: Recipe, *, out: Path | None = None, offline: bool = False)
 def read_loop(recipe: Recipe, out: Path | None, callbacks: Callbacks, *, offline: bool = False) -> LoopState:
     """Read the prompts of a loop and check everything that can be checked; nothing is written.
 
-    Raises:
-        RecipeError: the objective, a judge, the rows or the runs of the loop cannot work.
+    Raises RecipeError if its objective, a judge, the rows or the runs cannot work.
     """
     objective, settings = recipe.objective, recipe.loop
     if not isinstance(objective, Preference | Rl):

@@ -212,12 +212,7 @@ class CallSplitter:
         self._calls = 0  # calls passed on
 
     def take(self, text: str, *, final: bool) -> tuple[str, list[Call]]:
-        """Add a piece of the answer; return the text and the calls that are certain now and were not before.
-
-        Args:
-            text: the piece.
-            final: whether the answer ends with it.
-        """
+        """Add a piece of the answer, or the final one; return the text and calls that have become certain."""
         if not (self._messages and self._messages[0].tools):
             return text, []
         self._answer += text

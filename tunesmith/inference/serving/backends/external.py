@@ -135,12 +135,7 @@ class ExternalEngine:
         return len(self._tasks) - self.at_work
 
     def ask(self, request: GenerationRequest, on_chunk: ChunkHandler) -> asyncio.Task[None]:
-        """Accept a request; raise UnknownModel, AskError or Busy.
-
-        Args:
-            request: the request.
-            on_chunk: receives the completion in chunks, the last one with its end.
-        """
+        """Accept a request, as `AnsweringEngine.ask` does."""
         model = self.registry.get(request.model)
         request.check_size(limit=model.limit, most=self.limits.new_tokens)
         if self.queued >= self.limits.waiting:
