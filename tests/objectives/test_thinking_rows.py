@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.bases import folder, policy, template
-from tunesmith.config.scaffold import draft
+from tests.drafts import draft
 from tunesmith.data.audit.row_view import view
 from tunesmith.data.examples.types import Chat, Pair
 from tunesmith.data.readers.row import Row

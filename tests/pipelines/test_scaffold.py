@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from tests.cli.conftest import reviews, write_rows
+from tests.drafts import draft
 from tunesmith.config import Recipe, load_recipe, make_recipe
 from tunesmith.config.annotated_yaml import AnnotatedRecipe
 from tunesmith.config.importers.convert import convert
-from tunesmith.config.scaffold import draft
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.objectives import Instruct
 from tunesmith.pipelines.tune.preview import preview

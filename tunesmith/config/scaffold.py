@@ -89,22 +89,6 @@ class Inspection:
         return pick_by_rule(self.recipe.objective, self.named)
 
 
-def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> AnnotatedRecipe:
-    """Draft a recipe for a data file, with a model that is chosen by rule.
-
-    Args:
-        data: the data file.
-        changes: `key=value` changes of the recipe.
-        offline: do not access the network.
-
-    Raises:
-        DataError: the rows cannot be read, or the roles of their columns cannot be guessed.
-        RecipeError: a change is invalid.
-    """
-    seen = inspect_rows(data, changes=changes, offline=offline)
-    return draft_recipe(seen, seen.pick())
-
-
 def inspect_rows(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> Inspection:
     """Read a data file and find its objective, columns and groups.
 

@@ -14,10 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.bases import folder, template
+from tests.drafts import draft
 from tests.pipelines.conftest import answers, recipe, tune
 from tests.pipelines.tune.test_tune import digests, stop_after
 from tunesmith.config.resolve import resolve_recipe
-from tunesmith.config.scaffold import draft
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.inference.saved_model import load
 from tunesmith.models.loading.checkpoint import write_folder
