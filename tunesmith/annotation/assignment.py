@@ -50,12 +50,7 @@ class AssignmentRules:
 
 
 class Assignment:
-    """Assigns the items of one store to raters and tabs, and records their votes.
-
-    Args:
-        store: the events.
-        rules: the items, their order and raters per item.
-    """
+    """Assigns the items of one store to raters and tabs by the rules, and records their votes."""
 
     def __init__(self, store: VoteStore, rules: AssignmentRules) -> None:
         self.store = store

@@ -36,14 +36,7 @@ class LabelProgress(BaseModel):
 
 
 class LabelSession:
-    """A file of rows that any number of raters label.
-
-    Args:
-        rows: the rows.
-        store: the votes.
-        order: active learning.
-        overlap: share of the rows that several raters label.
-    """
+    """A file of rows that any number of raters label, in the order of active learning."""
 
     def __init__(self, rows: RowsFile, store: VoteStore, order: LabelQueue, *, overlap: Overlap = NO_OVERLAP) -> None:
         self.rows = rows

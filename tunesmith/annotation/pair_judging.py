@@ -45,14 +45,7 @@ class PageChoice:
 
 
 class PairSession:
-    """Items that any number of raters judge, in an order that depends on the seed.
-
-    Args:
-        items: the items, control items included.
-        store: the votes.
-        overlap: share of the items that several raters judge.
-        seed: determines the order.
-    """
+    """Items, control items included, that any number of raters judge, in an order that depends on the seed."""
 
     def __init__(
         self, items: Sequence[Item], store: VoteStore, *, overlap: Overlap = NO_OVERLAP, seed: int = 0

@@ -92,10 +92,7 @@ class LocalModel:
         return f"LocalModel({', '.join(part for part in parts if part)})"
 
     def at(self, task: str) -> LocalModel:
-        """Return the model of one task.
-
-        Args:
-            task: name of the task; empty for a model with a single task.
+        """Return the model of one task; the empty name is for a model with a single task.
 
         Raises:
             RecipeError: the task is unknown, or none is given for a multitask model.
@@ -178,16 +175,9 @@ class LocalModel:
             yield from stream_pieces(self._decoder(), prompt, sampling=sampling, splitter=splitter)
 
     def thinking_mode(self, thinking: bool | None = None) -> bool | None:
-        """Return the mode of a prompt, as `Template.prompt` takes it.
+        """Return the mode of a prompt, as `Template.prompt` takes it; None for a model that has no such mode.
 
-        Args:
-            thinking: the requested mode; None for the default: `thinks` if it is set, else as the model was trained.
-
-        Returns:
-            Whether the model thinks; None for a model that has no such mode.
-
-        Raises:
-            RecipeError: the model cannot think.
+        The default is that of `thinks`, else of training. Raises RecipeError if the model cannot think.
         """
         default = self.objective.thinks if self.thinks is None else self.thinks
         return thinking_mode(self.template, thinking, default=default)

@@ -32,11 +32,9 @@ READ_SECONDS = 30.0
 
 
 class BoundedConnection(Connection):
-    """A connection that is closed if its request does not arrive.
+    """A connection of uvicorn that is closed if its request does not arrive.
 
-    Args:
-        incomplete: the connections of this server without a complete request, oldest first.
-        arguments: those of uvicorn's protocol.
+    It is kept among the incomplete ones of its server, oldest first, until then.
     """
 
     def __init__(self, *, incomplete: dict[BoundedConnection, None], **arguments: Any) -> None:

@@ -251,14 +251,7 @@ def chat(args: argparse.Namespace) -> int:
 class Conversation:
     """Messages so far, and the model that answers the next one.
 
-    Args:
-        model: the tuned model.
-        sampling: sampling options.
-        name: name of the model in tables and ratings.
-        base: loads the base model for /base.
-        thumbs: store of the ratings.
-        system: system message; may be empty.
-        silent: print no answers.
+    `base` loads the base model for /base; `silent` prints no answers.
     """
 
     def __init__(

@@ -120,11 +120,9 @@ def certificate_of(base: Base, *, on_event: EventHandler) -> Certificate:
 
 
 class Subject:
-    """A loaded base that is measured.
+    """A loaded base that is measured; its network is not changed, but for packed attention, which every run installs.
 
-    Args:
-        base: the base model; its network is not changed, but for packed attention, which every run installs.
-        deadline: time after which nothing more is measured, as `time.perf_counter` gives it; None for no bounds.
+    Nothing more is measured after the deadline, as `time.perf_counter` gives it.
     """
 
     def __init__(self, base: Base, *, deadline: float | None = None) -> None:

@@ -30,10 +30,7 @@ Call = Mapping[str, Any]
 class ChatCompletionBuilder:
     """Builds the response bodies of one answer, whole or as a stream of chunks.
 
-    Args:
-        model: name of the model.
-        template: its tokenizer, for the text and bytes of tokens.
-        chat: chat completions schema, otherwise text completions.
+    With `chat` in the schema of chat completions, otherwise of text completions.
     """
 
     def __init__(self, model: str, template: Template, *, chat: bool) -> None:

@@ -24,9 +24,7 @@ class InternalError(TunesmithError):
 class CompletionStream:
     """Asynchronous iterator over the pieces of an answer; cancels the request when the client disconnects.
 
-    Args:
-        request: the Starlette request.
-        done: called with the last piece.
+    `done` is called with the last piece.
     """
 
     def __init__(self, request: Any, done: Callable[[CompletionChunk], None]) -> None:

@@ -72,9 +72,7 @@ class VotePage(Protocol):
 class Routes:
     """Handlers of one annotation page.
 
-    Args:
-        desk: items and their assignment.
-        state: makes the response from the request and the key of the item to show, if any.
+    `state` makes the response from the request and the key of the item to show, if any.
     """
 
     def __init__(self, desk: VotePage, state: Callable[[RaterSession, str | None], BaseModel]) -> None:
