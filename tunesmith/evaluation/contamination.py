@@ -25,12 +25,7 @@ def recipe_file(source: ModelSource) -> Path | None:
 
 
 def recipe_of(page: Path, part: str) -> Recipe:
-    """Return the recipe of a run, or of one of its tasks.
-
-    Args:
-        page: the recipe file.
-        part: name of the task; empty for the whole recipe.
-    """
+    """Return the recipe of a run from its file, or of one of its tasks if `part` names one."""
     recipe = load_recipe(page)[0]
     return recipe.parts.get(part, recipe)
 
@@ -69,13 +64,7 @@ def find_seen_rows(source: ModelSource, examples: Sequence[Example], *, part: st
 
 
 def with_contamination_check(prepared: TrainingContext, *, on_event: EventHandler, offline: bool) -> TrainingContext:
-    """Add a note if test rows are training rows of a run that this one is tuned over.
-
-    Args:
-        prepared: the run.
-        on_event: receives the note.
-        offline: do not access the network.
-    """
+    """Add a note if test rows are training rows of a run that this one is tuned over."""
     base = identify(prepared.recipe.model, offline=offline)
     tests = [example for task in prepared.tasks.values() for example in task.test]
     notes = find_seen_rows(base, tests, offline=offline)

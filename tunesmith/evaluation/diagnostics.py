@@ -1,4 +1,7 @@
-"""Measurements besides the headline: baselines, controls, general ability, calibration and style."""
+"""Measurements besides the headline: baselines, controls, general ability, calibration and style.
+
+In all functions, `prepared` is the run, and `test` are the rows to answer.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +44,7 @@ HEAD_ONLY, SHUFFLED = "head only, frozen model", "shuffled labels"
 
 
 def baselines(prepared: TrainingContext, test: Sequence[Example]) -> AnswersByArm:
-    """Return the answers of the baselines of single-label classification: majority label, and TF-IDF.
-
-    Args:
-        prepared: the run.
-        test: rows to answer.
-
-    Returns:
-        Answers by baseline; empty for other objectives.
-    """
+    """Return the answers of the baselines of single-label classification, by name; empty for other objectives."""
     objective = prepared.recipe.objective
     if objective.label_mode != "single":
         return {}
@@ -63,15 +58,9 @@ def baselines(prepared: TrainingContext, test: Sequence[Example]) -> AnswersByAr
 
 
 def frozen_head_control(prepared: TrainingContext, model: LocalModel, test: Sequence[Example]) -> AnswersByArm:
-    """Return the answers of a linear probe on the frozen decoder, which every technique should beat.
+    """Return the answers of a linear probe on the frozen decoder `model`, which every technique should beat.
 
-    Args:
-        prepared: the run.
-        model: the base model, before tuning.
-        test: rows to answer.
-
-    Returns:
-        Answers by control; empty for an encoder, whose base score is that of the same probe.
+    There are none for an encoder, whose base score is that of the same probe.
     """
     objective = prepared.recipe.objective
     if objective.label_mode != "single" or prepared.base.family == "encoder":
@@ -177,15 +166,7 @@ def general_ability_file(prepared: TrainingContext) -> Path:
 
 
 def base_general_ability(prepared: TrainingContext, policy: Policy) -> GeneralAbility | None:
-    """Measure the general ability of the base model, once per model: the result is cached.
-
-    Args:
-        prepared: the run.
-        policy: the base model.
-
-    Returns:
-        The general ability; None if `not_measured` has a reason.
-    """
+    """Measure the general ability of the base model, cached for all runs; None if `not_measured` has a reason."""
     if not_measured(prepared):
         return None
     file = general_ability_file(prepared)
@@ -220,12 +201,7 @@ def retention(base: GeneralAbility, tuned: GeneralAbility) -> Retention:
 
 
 def fit_calibration(prepared: TrainingContext, model: LocalModel) -> None:
-    """Fit temperature and confidence threshold of each single-label task on its validation rows, and set them.
-
-    Args:
-        prepared: the run.
-        model: the tuned model; changed in place.
-    """
+    """Fit temperature and confidence threshold of each single-label task on its validation rows, in the tuned model."""
     for name, task in prepared.tasks.items():
         view = model.at(name)  # the model itself if it has a single task
         if _can_be_calibrated(task):
@@ -243,15 +219,10 @@ def fit_calibration(prepared: TrainingContext, model: LocalModel) -> None:
 
 
 def reliability(prepared: TrainingContext, model: LocalModel, tuned: AnswerSet) -> Calibration | None:
-    """Measure the calibration of the stated probabilities on the test rows, with and without temperature scaling.
-
-    Args:
-        prepared: the run.
-        model: the tuned model with its temperature and threshold.
-        tuned: its answers with probabilities.
+    """Measure the calibration of the tuned model's probabilities, with and without temperature scaling.
 
     Returns:
-        The calibration; None without validation rows or for other objectives.
+        The calibration on the test rows; None without validation rows or for other objectives than single labels.
     """
     if not _can_be_calibrated(prepared):
         return None
@@ -262,14 +233,13 @@ def reliability(prepared: TrainingContext, model: LocalModel, tuned: AnswerSet) 
     before = calibration.softmax(logits)
     right = after.argmax(axis=1) == labels
     confidence = after.max(axis=1)
-    curve = calibration.coverage_curve(confidence, right)
     accepted = confidence >= (2.0 if model.threshold is None else model.threshold)
     return Calibration(
         temperature=model.temperature,
         ece_before=calibration.ece(before.max(axis=1), right),
         ece=calibration.ece(confidence, right),
         brier=calibration.brier(after, labels),
-        coverage=[curve[i] for i in np.linspace(0, len(curve) - 1, min(CURVE_POINTS, len(curve))).round().astype(int)],
+        coverage=calibration.coverage_curve(confidence, right, points=CURVE_POINTS),
         threshold=model.threshold,
         target_accuracy=TARGET_ACCURACY,
         answered=None if model.threshold is None else float(accepted.mean()),
@@ -290,17 +260,7 @@ def _label_indices(prepared: TrainingContext, examples: Sequence[Example]) -> ND
 def style_report(
     prepared: TrainingContext, test: Sequence[Example], *, base: AnswerSet, tuned: AnswerSet
 ) -> Style | None:
-    """Compare the style of both models' answers with that of the references.
-
-    Args:
-        prepared: the run, whose recipe has style rules.
-        test: rows with references.
-        base: answers of the base model.
-        tuned: answers of the tuned model.
-
-    Returns:
-        AUC of a discriminator, rates of the style rules, and habits; None for labels.
-    """
+    """Compare the style of both models' answers with that of the references; None for labels."""
     if prepared.recipe.objective.produces == "labels":
         return None
     references = reference_answers(test)
@@ -323,13 +283,7 @@ def style_report(
 
 
 def tool_call_counts(references: Sequence[str], *, base: Sequence[str], tuned: Sequence[str]) -> ToolCallCounts:
-    """Count what became of the tool calls of both models.
-
-    Args:
-        references: reference answers with their calls.
-        base: answers of the base model.
-        tuned: answers of the tuned model.
-    """
+    """Count what became of the tool calls in the reference answers, in those of the base and of the tuned model."""
     sides = [[call_outcome(r, a) for r, a in zip(references, given, strict=True)] for given in (base, tuned)]
     due = [bool(calls_in(text)) for text in references]
 

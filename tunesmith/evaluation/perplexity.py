@@ -96,16 +96,10 @@ class _WindowJob:
 
 @torch.inference_mode()
 def read(policy: Policy, template: Template, texts: Sequence[str], options: ReadingOptions) -> list[TokenLikelihood]:
-    """Score each text; windows and masked words are equal for all models with the same tokenizer.
+    """Score D texts with a decoder, or an encoder with a masked-LM head.
 
-    Args:
-        policy: the model, a decoder or an encoder with a masked-LM head.
-        template: its tokenizer and format.
-        texts: D documents of any length; long ones are scored in windows.
-        options: window length, domain terms and masking.
-
-    Returns:
-        D likelihoods, in the order of the texts.
+    Texts may have any length: long ones are scored in windows. Windows and masked words are equal for all models with
+    the same tokenizer.
     """
     jobs = [job for index, text in enumerate(texts) for job in _window_jobs(index, text, template, options)]
     jobs.sort(key=lambda job: -job.row.length)
@@ -198,11 +192,7 @@ def row_score(metric: str, likelihood: TokenLikelihood) -> float:
 def rate_interval(
     metric: str, likelihoods: Sequence[TokenLikelihood], *, groups: Sequence[str] | None
 ) -> tuple[float, float] | None:
-    """Return the 95 % interval of one model's metric by a bootstrap over documents or groups.
-
-    Returns:
-        (low, high), or None where there are fewer than two documents or groups.
-    """
+    """Return the 95 % interval of one model's metric by a bootstrap over documents or groups; None for a single one."""
     # Resamples of documents with denominator 0 alone would have no value.
     defined = [i for i, likelihood in enumerate(likelihoods) if RATES[metric].under(likelihood)]
     likelihoods = [likelihoods[i] for i in defined]
@@ -229,12 +219,6 @@ def compare(
     The p-value is a sign-flip permutation of the differences summed per document or group: without an effect, base
     and tuned are exchangeable. The interval is a bootstrap over documents or groups, extended to 0 where the test
     does not reject.
-
-    Args:
-        metric: a key of RATES.
-        base: likelihoods under the base model, D.
-        tuned: likelihoods under the tuned model, D.
-        groups: group of each document, or None.
 
     Returns:
         The comparison in the sign of the metric. Its scale is the base's value where lower is better, else 1.

@@ -69,15 +69,7 @@ def subsample(examples: Sequence[Example], count: int, seed: int) -> list[Exampl
 
 
 def answer(model: LocalModel, examples: Sequence[Example]) -> AnswerSet:
-    """Answer rows with a model.
-
-    Args:
-        model: a model of a `classify` or `instruct` objective.
-        examples: rows with a reference answer.
-
-    Returns:
-        Greedy answers, or labels with their probabilities.
-    """
+    """Answer rows with a model of a `classify` or `instruct` objective: labels with probabilities, or greedy texts."""
     start = time.perf_counter()
     if model.objective.produces == "labels":
         labelled = model.classify([example.text for example in examples if isinstance(example, LabelledText)])

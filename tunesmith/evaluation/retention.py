@@ -63,11 +63,11 @@ def spread(questions: Sequence[ProbeItem], count: int) -> list[ProbeItem]:
 
 
 def measure(policy: Policy, template: Template, *, window: int = WINDOW, extent: Extent = FULL) -> GeneralAbility:
-    """Measure the general ability of a decoder in its current state.
+    """Measure the general ability of a decoder in its current state, without its chat format.
 
     Args:
         policy: the decoder.
-        template: its tokenizer; no chat format is used.
+        template: its tokenizer.
         window: tokens per window of the general text.
         extent: how many texts and questions; without texts there is no loss.
     """
@@ -80,18 +80,10 @@ def measure(policy: Policy, template: Template, *, window: int = WINDOW, extent:
 def general_nll(policy: Policy, template: Template, *, window: int = WINDOW, texts: int = 0) -> float:
     """Return the loss on the shipped general text in nats per token.
 
-    Args:
-        policy: the decoder.
-        template: its tokenizer.
-        window: tokens per window; the windows are separate texts.
-        texts: windows to score; 0 for WINDOWS, the most.
+    It is scored in separate windows of `window` tokens: `texts` of them, or WINDOWS, the most, for 0.
     """
     count = min(texts or WINDOWS, WINDOWS)
-    ids = [
-        i
-        for text in general_text()
-        for i in template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    ]
+    ids = [i for text in general_text() for i in _ids(template, text)]
     before, _ = frame(template.tokenizer)
     windows = [ids[start : start + window] for start in range(0, len(ids) - window, window)][:count]
     learn = [False] * (len(before) + 1) + [True] * (window - 1)
@@ -111,18 +103,18 @@ def probe(policy: Policy, template: Template, questions: Sequence[ProbeItem]) ->
 
     Items are scored as plain text without a chat format.
     """
-
-    def ids(text: str) -> list[int]:
-        return list(template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
     before, _ = frame(template.tokenizer)
-    prompts = [[*before, *ids(item.question)] for item in questions]
-    options = [[ids(f" {option}") for option in item.options] for item in questions]
+    prompts = [[*before, *_ids(template, item.question)] for item in questions]
+    options = [[_ids(template, f" {option}") for option in item.options] for item in questions]
     with measuring("answering general questions", len(questions), unit="questions"):
         scores = option_scores(policy, prompts, options)
     lengths = torch.tensor([[len(option) for option in item.options] for item in questions])
     chosen = (scores / lengths).argmax(dim=1).tolist()
     return [choice == item.answer for choice, item in zip(chosen, questions, strict=True)]
+
+
+def _ids(template: Template, text: str) -> list[int]:
+    return list(template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def by_field(questions: Sequence[ProbeItem], right: Sequence[bool]) -> dict[str, float]:

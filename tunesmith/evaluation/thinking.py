@@ -76,13 +76,10 @@ def ledger_limit(prepared: TrainingContext, *, thinking: bool) -> int:
 
 
 def ledger_rows(prepared: TrainingContext) -> LedgerRows:
-    """Return the rows of the ledger of a run.
+    """Return the rows of the ledger of a run for which `no_ledger` is empty.
 
     They are held-out rows of the first task. Documents ask nothing, so that a run on documents gets the general
     questions instead, each with its options.
-
-    Args:
-        prepared: a run for which `no_ledger` is empty.
     """
     task = ledger_task(prepared)
     count, objective = prepared.recipe.ledger.rows, task.recipe.objective
@@ -113,12 +110,7 @@ def _prompt(task: TrainingContext, example: Example) -> list[Message]:
 
 
 def answer_both_ways(prepared: TrainingContext, model: LocalModel) -> ThinkingAnswers:
-    """Answer the rows of the ledger greedily, with and without thinking.
-
-    Args:
-        prepared: a run for which `no_ledger` is empty.
-        model: the base or the tuned model.
-    """
+    """Answer the rows of the ledger greedily with the base or the tuned model, with and without thinking."""
     rows = ledger_rows(prepared)
     modes = {}
     for thinking in (True, False):
@@ -137,13 +129,7 @@ def _collected(replies: Sequence[Reply]) -> ModeAnswers:
 
 
 def thinking_ledger(prepared: TrainingContext, *, base: ThinkingAnswers, tuned: ThinkingAnswers) -> ThinkingLedger:
-    """Compare base and tuned model in both positions of the switch.
-
-    Args:
-        prepared: the run.
-        base: answers of the base model.
-        tuned: answers of the tuned model.
-    """
+    """Compare base and tuned model in both positions of the switch."""
     rows, objective = ledger_rows(prepared), ledger_task(prepared).recipe.objective
     groups, most = rows.groups, float(ledger_limit(prepared, thinking=True))
     scores: dict[str, PairedMeasure] = {}

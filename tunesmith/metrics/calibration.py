@@ -96,13 +96,16 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return math.exp(float(result.x))
 
 
-def coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> list[tuple[float, float]]:
+def coverage_curve(confidence: ArrayLike, correct: ArrayLike, *, points: int = 0) -> list[tuple[float, float]]:
     """Return (coverage, accuracy of the accepted answers) for every threshold, highest confidence first.
 
-    There is one point per distinct confidence: no threshold separates rows of equal confidence.
+    There is one point per distinct confidence, as no threshold separates rows of equal confidence; with `points`, at
+    most so many, evenly chosen.
     """
     coverage, accuracy, _ = _selective(confidence, correct)
-    return list(zip(coverage.tolist(), accuracy.tolist(), strict=True))
+    curve = list(zip(coverage.tolist(), accuracy.tolist(), strict=True))
+    chosen = np.linspace(0, len(curve) - 1, min(points or len(curve), len(curve))).round().astype(int)
+    return [curve[i] for i in chosen]
 
 
 def threshold_for(confidence: ArrayLike, correct: ArrayLike, target_accuracy: float) -> float | None:

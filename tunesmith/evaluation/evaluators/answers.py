@@ -15,7 +15,7 @@ from tunesmith.evaluation.diagnostics import (
     style_report,
     tool_call_counts,
 )
-from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet
+from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, Evaluator, divided
 from tunesmith.evaluation.predict import (
     AnswersByArm,
     AnswerSet,
@@ -54,7 +54,7 @@ class AnswerPredictions:
         return self.answers.seconds
 
 
-class AnswerEvaluator:
+class AnswerEvaluator(Evaluator[AnswerPredictions]):
     """Evaluates `classify` and `instruct` by the metric of the objective."""
 
     shape: ClassVar[type[Any]] = AnswerPredictions
@@ -81,15 +81,9 @@ class AnswerEvaluator:
     def compare(self, base: AnswerPredictions, tuned: AnswerPredictions, *, name: str) -> list[TaskScore]:
         """Compare base and tuned model by the headline metric and the metrics reported with it."""
         references, clusters = accepted_answers(self._examples), groups_of(self._examples)
+        before, after = base.answers.given, tuned.answers.given
         return [
-            task_score(
-                metric,
-                references,
-                base=base.answers.given,
-                tuned=tuned.answers.given,
-                name=name,
-                groups=clusters,
-            )
+            task_score(metric, references, base=before, tuned=after, name=name, groups=clusters)
             for metric in self._metrics()
             if metric not in ALONE_ONLY
         ]
@@ -111,16 +105,9 @@ class AnswerEvaluator:
         """Compare the tuned model with base model, baselines and controls."""
         control_answers = {**base.controls, **{name: one.answers.given for name, one in controls.items()}}
         answers = {BASE: base.answers.given, **base.ways, **control_answers}
-        details = {BASE: base.answers.how, **DETAILS}
         references, clusters = accepted_answers(self._examples), groups_of(self._examples)
-        scores = [
-            arm.model_copy(update={"detail": details.get(arm.name, "")})
-            for arm in arms(task.metric, references, answers, tuned.answers.given, groups=clusters)
-        ]
-        return (
-            [arm for arm in scores if arm.name not in control_answers],
-            [arm for arm in scores if arm.name in control_answers],
-        )
+        scores = arms(task.metric, references, answers, tuned.answers.given, groups=clusters)
+        return divided(scores, control_answers, {BASE: base.answers.how, **DETAILS})
 
     def to_rows(self, predictions: Mapping[str, AnswerPredictions]) -> list[dict[str, Any]]:
         """Return each row with its reference, the answer of each model, and the last model's probabilities."""

@@ -1,8 +1,9 @@
-"""The protocol of evaluators: one per kind of objective, for base and tuned model on the same held-out rows."""
+"""The interface of evaluators: one per kind of objective, for base and tuned model on the same held-out rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -72,68 +73,56 @@ class Diagnostics:
     warnings: tuple[str, ...] = ()
 
 
-class Evaluator(Protocol[S]):
-    """Evaluates models on held-out rows. Scores need only the predictions, not the model."""
+class Evaluator(ABC, Generic[S]):
+    """Evaluates models on held-out rows. Scores need only the predictions, not the model.
+
+    In all methods, `prepared` is the run, `base` and `tuned` are the predictions of both models, and `name` is that of
+    the task in the report.
+    """
 
     shape: ClassVar[type[Any]]  # the class of the predictions
 
+    @abstractmethod
     def __init__(self, eval_set: EvalSet[Any]) -> None: ...
 
+    @abstractmethod
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> S:
-        """Compute the best predictions of the base model without tuning, and those of the baselines.
+        """Compute the best predictions of the base model without tuning, and those of the baselines."""
 
-        Args:
-            prepared: the run.
-            policy: the base model.
-            out: the run folder.
-        """
-        ...
-
+    @abstractmethod
     def predict(self, model: LocalModel) -> S:
         """Compute the predictions of any other model."""
-        ...
 
+    @abstractmethod
     def compare(self, base: S, tuned: S, *, name: str) -> list[TaskScore]:
-        """Compare base and tuned model, the headline metric first.
+        """Compare base and tuned model, the headline metric first."""
 
-        Args:
-            base: predictions of the base model.
-            tuned: predictions of the tuned model.
-            name: name of the task in the report.
-        """
-        ...
-
+    @abstractmethod
     def score(self, predictions: S, *, name: str) -> list[Score]:
         """Score one model, the headline metric first."""
-        ...
 
+    @abstractmethod
     def compare_arms(
         self, task: TaskScore, *, base: S, tuned: S, controls: Mapping[str, S]
     ) -> tuple[list[ArmScore], list[ArmScore]]:
-        """Compare the tuned model with the baselines, the base model first, and with the controls.
-
-        Args:
-            task: the headline.
-            base: predictions of the base model.
-            tuned: predictions of the tuned model.
-            controls: predictions of each control.
+        """Compare the tuned model by the headline `task` with the baselines, the base model first, and the controls.
 
         Returns:
             Baselines and controls. p-values are adjusted over all of them together.
         """
-        ...
 
+    @abstractmethod
     def to_rows(self, predictions: Mapping[str, S]) -> list[dict[str, Any]]:
         """Return one record per row: prompt, reference, and what each named model predicted."""
-        ...
 
     def diagnose(self, prepared: TrainingContext, model: LocalModel, *, base: S, tuned: S) -> Diagnostics:
-        """Measure what the scores do not show, for base and tuned model.
+        """Measure what the scores do not show, for base and tuned model; nothing by default."""
+        return Diagnostics()
 
-        Args:
-            prepared: the run.
-            model: the tuned model.
-            base: predictions of the base model.
-            tuned: predictions of the tuned model.
-        """
-        ...
+
+def divided(
+    arms: Sequence[ArmScore], controls: Container[str], details: Mapping[str, str]
+) -> tuple[list[ArmScore], list[ArmScore]]:
+    """Divide arms into baselines and controls, each with what the report says about it."""
+    arms = [arm.model_copy(update={"detail": details.get(arm.name, "")}) for arm in arms]
+    return [arm for arm in arms if arm.name not in controls], [arm for arm in arms if arm.name in controls]

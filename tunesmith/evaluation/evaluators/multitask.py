@@ -33,7 +33,7 @@ class PredictionsByTask:
         return sum(predictions.seconds for predictions in self.parts.values())
 
 
-class MultitaskEvaluator:
+class MultitaskEvaluator(Evaluator[PredictionsByTask]):
     """Evaluates each task by its own evaluator."""
 
     shape: ClassVar[type[Any]] = PredictionsByTask

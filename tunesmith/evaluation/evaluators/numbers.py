@@ -13,7 +13,7 @@ import numpy as np
 
 from tunesmith.data.examples.types import Example, RatedText
 from tunesmith.evaluation.diagnostics import SHUFFLED
-from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet
+from tunesmith.evaluation.evaluators.base import EvalSet, Evaluator, divided
 from tunesmith.evaluation.results import BASE
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.numbers import METRICS, arms, compare, score
@@ -38,7 +38,7 @@ class NumberPredictions:
     ways: dict[str, list[float]] = field(default_factory=dict)
 
 
-class NumberEvaluator:
+class NumberEvaluator(Evaluator[NumberPredictions]):
     """Evaluates `regress` by Spearman's correlation, the mean absolute error and R squared."""
 
     shape: ClassVar[type[Any]] = NumberPredictions
@@ -62,13 +62,7 @@ class NumberEvaluator:
         return found
 
     def probe(self, model: LocalModel, train: Sequence[Example], *, seed: int = 0) -> NumberPredictions:
-        """Predict by ridge regression on the states of a model that is not tuned.
-
-        Args:
-            model: the base model.
-            train: training rows of the run.
-            seed: assigns rows to the folds of the cross-validation.
-        """
+        """Predict by ridge regression on the states of a model that is not tuned, fitted on the training rows."""
         texts, numbers = _texts_and_numbers(train)
         fitted = fit_ridge(model.embed(texts).numpy(), numbers, seed=seed)
         start = time.perf_counter()  # as for other models, fitting is not counted
@@ -104,11 +98,8 @@ class NumberEvaluator:
     ) -> tuple[list[ArmScore], list[ArmScore]]:
         """Compare the tuned model with base model, baselines and controls."""
         ways = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
-        scores = [
-            arm.model_copy(update={"detail": DETAILS.get(arm.name, "")})
-            for arm in arms(task.metric, self._gold, ways, tuned.given, groups=groups_of(self._examples))
-        ]
-        return [arm for arm in scores if arm.name not in controls], [arm for arm in scores if arm.name in controls]
+        scores = arms(task.metric, self._gold, ways, tuned.given, groups=groups_of(self._examples))
+        return divided(scores, controls, DETAILS)
 
     def to_rows(self, predictions: Mapping[str, NumberPredictions]) -> list[dict[str, Any]]:
         """Return each row with its number, and the number and the negative absolute error of each model."""
@@ -120,12 +111,6 @@ class NumberEvaluator:
             errors = {f"score_{name}": -abs(one.given[i] - example.number) for name, one in predictions.items()}
             records.append(record | errors)
         return records
-
-    def diagnose(
-        self, prepared: TrainingContext, model: LocalModel, *, base: NumberPredictions, tuned: NumberPredictions
-    ) -> Diagnostics:
-        """Return empty diagnostics: there are no labels to calibrate and no answers with a style."""
-        return Diagnostics()
 
 
 def _texts_and_numbers(examples: Sequence[Example]) -> tuple[list[str], list[float]]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from tunesmith.data.examples.types import Text
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import DataError
-from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet
+from tunesmith.evaluation.evaluators.base import EvalSet, Evaluator
 from tunesmith.evaluation.perplexity import (
     REPORTED,
     ReadingOptions,
@@ -45,7 +45,7 @@ class PerplexityPredictions:
     how: str = ""
 
 
-class PerplexityEvaluator:
+class PerplexityEvaluator(Evaluator[PerplexityPredictions]):
     """Evaluates `domain` by perplexity or masked-token loss, and by the accuracy on domain terms."""
 
     shape: ClassVar[type[Any]] = PerplexityPredictions
@@ -119,17 +119,6 @@ class PerplexityEvaluator:
             record |= {f"score_{name}": row_score(metric, likelihood) for name, likelihood in by_model.items()}
             records.append(record | {"counts": {name: asdict(likelihood) for name, likelihood in by_model.items()}})
         return records
-
-    def diagnose(
-        self,
-        prepared: TrainingContext,
-        model: LocalModel,
-        *,
-        base: PerplexityPredictions,
-        tuned: PerplexityPredictions,
-    ) -> Diagnostics:
-        """Return empty diagnostics: there are no labels to calibrate and no answers with a style."""
-        return Diagnostics()
 
     def _read(self, policy: Policy, template: Template, *, how: str = "") -> PerplexityPredictions:
         start = time.perf_counter()

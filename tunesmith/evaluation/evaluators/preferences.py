@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tunesmith.data.examples.types import Example, Pair, UnpairedPreference
 from tunesmith.errors import DataError
-from tunesmith.evaluation.diagnostics import SHUFFLED
-from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet
+from tunesmith.evaluation.diagnostics import CURVE_POINTS, SHUFFLED
+from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, Evaluator, divided
 from tunesmith.evaluation.results import BASE, Calibration, PreferenceDiagnostics
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.scoring import AnswerScore, pair_states, score_answers
@@ -27,11 +27,10 @@ from tunesmith.metrics.significance import (
     compare_paired,
     corpus_compare,
     corpus_interval,
-    holm,
     interval,
 )
 from tunesmith.metrics.style import habits
-from tunesmith.metrics.task_scores import ArmScore, Difference, Score, TaskScore, as_task
+from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, arm_scores, as_task
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Preference, Reward
 from tunesmith.training.prepare import TrainingContext
@@ -59,7 +58,7 @@ class PairScores:
     written: tuple[str, ...] = ()
 
 
-class PreferenceEvaluator:
+class PreferenceEvaluator(Evaluator[PairScores]):
     """Evaluates `preference` and `reward`: accuracy on pairs, AUC on rated answers."""
 
     shape: ClassVar[type[Any]] = PairScores
@@ -84,12 +83,7 @@ class PreferenceEvaluator:
         return replace(self.predict(model), how="unchanged")
 
     def probe(self, model: LocalModel, train: Sequence[Example]) -> PairScores:
-        """Score answers by a linear probe that is fitted on the frozen states of the training pairs.
-
-        Args:
-            model: the base model.
-            train: training pairs.
-        """
+        """Score answers by a linear probe that is fitted on the frozen states of the training pairs."""
         train_pairs, test_pairs = ([e for e in part if isinstance(e, Pair)] for part in (train, self._examples))
         direction = difference_probe(
             pair_states(model.policy, model.encode(train_pairs)).numpy(), groups=groups_of(train_pairs)
@@ -134,17 +128,8 @@ class PreferenceEvaluator:
         values |= {name: self._values(control, task.metric) for name, control in controls.items()}
         own = self._values(tuned, task.metric)
         comparisons = {name: self._compared(other, own) for name, other in values.items()}
-        adjusted = holm({name: comparison.p_value for name, comparison in comparisons.items()})
-        details = {BASE: base.how, **DETAILS}
-        arms = [
-            ArmScore(
-                **{**self._score(task.metric, other, name=name).model_dump(), "detail": details.get(name, "")},
-                gain=Difference(**asdict(comparisons[name])),
-                p_adjusted=adjusted[name],
-            )
-            for name, other in values.items()
-        ]
-        return [arm for arm in arms if arm.name not in controls], [arm for arm in arms if arm.name in controls]
+        scores = {name: self._score(task.metric, other, name=name) for name, other in values.items()}
+        return divided(arm_scores(scores, comparisons), controls, {BASE: base.how, **DETAILS})
 
     def to_rows(self, predictions: Mapping[str, PairScores]) -> list[dict[str, Any]]:
         """Return each row with the preferred answer, or the rating, and the scores of each model."""
@@ -200,14 +185,12 @@ class PreferenceEvaluator:
         confidence = 1 / (1 + np.exp(-np.abs(margin)))
         table = np.stack([1 - 1 / (1 + np.exp(-margin)), 1 / (1 + np.exp(-margin))], axis=1)
         error = calibration.ece(confidence, margin > 0)
-        curve = calibration.coverage_curve(confidence, margin > 0)
-        points = np.linspace(0, len(curve) - 1, min(21, len(curve))).round().astype(int)
         return Calibration(
             temperature=None,  # nothing is fitted
             ece_before=error,
             ece=error,
             brier=calibration.brier(table, np.ones(len(margin), dtype=np.int64)),
-            coverage=[curve[i] for i in points],
+            coverage=calibration.coverage_curve(confidence, margin > 0, points=CURVE_POINTS),
         )
 
     def _metrics(self) -> tuple[str, ...]:
@@ -258,11 +241,7 @@ class PreferenceEvaluator:
 
 
 def find_warnings(facts: PreferenceDiagnostics) -> tuple[str, ...]:
-    """Return warnings about known side effects of preference tuning.
-
-    Args:
-        facts: measurements of base and tuned model.
-    """
+    """Return warnings about known side effects of preference tuning."""
     warnings = []
     if facts.chosen_logprob and (lost := facts.chosen_logprob[0] - facts.chosen_logprob[1]) > FALL:
         fix = "raise objective.nll or lower schedule.learning_rate"

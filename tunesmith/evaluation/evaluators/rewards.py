@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from tunesmith.data.examples.prompts import Completion, RLPrompt, Scorer
 from tunesmith.evaluation.diagnostics import style_report
-from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet
+from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, Evaluator, divided
 from tunesmith.evaluation.predict import AnswerSet
 from tunesmith.evaluation.results import BASE, RewardDiagnostics
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.scores import rouge_l
-from tunesmith.metrics.significance import compare_paired, holm, interval
+from tunesmith.metrics.significance import compare_paired, interval
 from tunesmith.metrics.style import habits
-from tunesmith.metrics.task_scores import ArmScore, Difference, Score, TaskScore, as_task
+from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, arm_scores, as_task
 from tunesmith.models.batch import collate
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Rl
@@ -52,7 +52,7 @@ class RewardedCompletions:
         return self.answers.seconds
 
 
-class RewardEvaluator:
+class RewardEvaluator(Evaluator[RewardedCompletions]):
     """Evaluates `rl` by the recipe's reward, and by the references of the rows if there are any."""
 
     shape: ClassVar[type[Any]] = RewardedCompletions
@@ -86,17 +86,11 @@ class RewardEvaluator:
 
     def score(self, predictions: RewardedCompletions, *, name: str) -> list[Score]:
         """Score one model by the same metrics."""
-        clusters = groups_of(self._prompts)
-        return [
-            Score(
-                name=name,
-                metric=metric,
-                score=float(of(predictions).mean()),
-                ci95=interval(of(predictions), groups=clusters),
-                n=len(predictions.rewards),
-            )
-            for metric, of in self._metrics()
-        ]
+        return [self._scored(metric, of(predictions), name=name) for metric, of in self._metrics()]
+
+    def _scored(self, metric: str, values: FloatArray, *, name: str) -> Score:
+        bounds = interval(values, groups=groups_of(self._prompts))
+        return Score(name=name, metric=metric, score=float(values.mean()), ci95=bounds, n=len(values))
 
     def compare_arms(
         self,
@@ -107,27 +101,11 @@ class RewardEvaluator:
         controls: Mapping[str, RewardedCompletions],
     ) -> tuple[list[ArmScore], list[ArmScore]]:
         """Compare the tuned model with the base model and the controls by the reward."""
-        rewards_of = {BASE: base.rewards, **{name: control.rewards for name, control in controls.items()}}
-        clusters = groups_of(self._prompts)
-        comparisons = {
-            arm: compare_paired(np.array(rewards), np.array(tuned.rewards), groups=clusters)
-            for arm, rewards in rewards_of.items()
-        }
-        adjusted = holm({arm: comparison.p_value for arm, comparison in comparisons.items()})
-        arms = [
-            ArmScore(
-                name=arm,
-                metric=task.metric,
-                score=float(np.mean(rewards)),
-                ci95=interval(np.array(rewards), groups=clusters),
-                n=len(rewards),
-                detail=base.answers.how if arm == BASE else "",
-                gain=Difference(**{name: getattr(comparisons[arm], name) for name in Difference.model_fields}),
-                p_adjusted=adjusted[arm],
-            )
-            for arm, rewards in rewards_of.items()
-        ]
-        return [arm for arm in arms if arm.name not in controls], [arm for arm in arms if arm.name in controls]
+        rewards = {name: np.array(arm.rewards) for name, arm in {BASE: base, **controls}.items()}
+        own, clusters = np.array(tuned.rewards), groups_of(self._prompts)
+        comparisons = {name: compare_paired(other, own, groups=clusters) for name, other in rewards.items()}
+        scores = {name: self._scored(task.metric, other, name=name) for name, other in rewards.items()}
+        return divided(arm_scores(scores, comparisons), controls, {BASE: base.answers.how})
 
     def to_rows(self, predictions: Mapping[str, RewardedCompletions]) -> list[dict[str, Any]]:
         """Return each row with its prompt and reference, and the answer of each model with its reward."""
@@ -202,11 +180,7 @@ class RewardEvaluator:
 
 
 def find_warnings(facts: RewardDiagnostics) -> tuple[str, ...]:
-    """Return warnings about known side effects of optimizing a reward.
-
-    Args:
-        facts: measurements of base and tuned model.
-    """
+    """Return warnings about known side effects of optimizing a reward."""
     warnings = []
     if facts.kl_per_token is not None and facts.kl_per_token > FAR:
         warnings.append(
