@@ -51,17 +51,14 @@ class Rollout:
     metrics: StepMetrics = field(default_factory=dict)
 
     def of(self, chosen: Tensor, metrics: StepMetrics) -> Rollout:
-        """Return the record of some of the tokens.
+        """Return the record of some of the tokens, chosen by a mask [M].
 
-        Args:
-            chosen: mask of the tokens to keep, [M] bool.
-            metrics: metrics of the result. They are sums, so only one part of a batch may carry them.
+        Metrics are sums, so only one part of a batch may carry them.
         """
-        old, reference, values, returns, sampled = (
-            None if part is None else part[chosen]
-            for part in (self.old, self.reference, self.values, self.returns, self.sampled)
+        parts = (self.old, self.reference, self.values, self.returns, self.sampled)
+        return Rollout(
+            self.advantages[chosen], *(None if part is None else part[chosen] for part in parts), metrics=metrics
         )
-        return Rollout(self.advantages[chosen], old, reference, values, returns, sampled, metrics)
 
 
 def sum_metrics(metrics: Sequence[StepMetrics]) -> dict[str, tuple[float, float]]:
@@ -152,15 +149,9 @@ def scored_tokens(device: torch.device) -> int:
 
 
 def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Split rows into batches by their padded size.
+    """Split rows, given by their index, longest first, into batches of at most `tokens` tokens with padding.
 
-    Args:
-        rows: index of each row, longest row first.
-        lengths: length of every row in tokens, by index.
-        tokens: largest product of a batch's rows and its longest row. A row alone may exceed it.
-
-    Returns:
-        The index lists of the batches, in order.
+    `lengths` are the lengths of all rows. A row alone may exceed the limit.
     """
     batches: list[list[int]] = []
     for row in rows:
@@ -242,13 +233,10 @@ def pack(
 
 
 def mismatched(rows: Sequence[Encoded]) -> list[tuple[Tokens, ...]]:
-    """Pair each prompt with the completion of the previous example, as the KL estimate of KTO needs.
+    """Pair each prompt of a step with the completion of the previous example, as the KL estimate of KTO needs.
 
-    Args:
-        rows: the examples of one step, whose learned ids are their last ones; the last one precedes the first.
-
-    Returns:
-        The sequences of each example with the other completion, truncated to the longest row of the step.
+    The last one precedes the first. Sequences are truncated to the longest row of the step; learned ids are the last
+    ones of a row.
     """
     split = [[_prompt_and_learned(tokens) for tokens in row.sequences] for row in rows]
     longest = 1 + max(len(_Row.of(tokens, whole=False).ids) for row in rows for tokens in row.sequences)
@@ -269,9 +257,6 @@ def _prompt_and_learned(tokens: Tokens) -> tuple[list[int], list[int]]:
 
 def halve(batch: Batch) -> list[Batch]:
     """Split a batch into two with half the examples each, for a retry after running out of memory.
-
-    Args:
-        batch: rows whose learned ids are their last ones.
 
     Returns:
         Two batches, or the batch itself if it has only one example. Rollout records are split with the rows; the

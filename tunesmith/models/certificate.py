@@ -86,12 +86,7 @@ class Measured:
     outcome: Outcome | None = None  # None: passed if the difference is within the bound
 
     def check(self, name: str, seconds: float = 0.0) -> Check:
-        """Return the check of this name; a difference that is not a number is a failure.
-
-        Args:
-            name: a key of CLAIMS.
-            seconds: time that the measurement took.
-        """
+        """Return the check of a key of CLAIMS; a difference that is not a number is a failure."""
         outcome = self.outcome
         difference = self.difference
         if outcome is None:

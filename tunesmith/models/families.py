@@ -42,36 +42,22 @@ def scales_by_column(config: Any) -> bool:
 
 
 def positions_of(config: Mapping[str, Any]) -> int:
-    """Return the context length in tokens; 0 if the network itself sets no limit.
-
-    Args:
-        config: contents of config.json.
-    """
+    """Return the context length in tokens that config.json states; 0 if the network itself sets no limit."""
     most = int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
     unused = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in PADDING_OFFSET else 0
     return max(0, most - unused)
 
 
 def prompt_limit(answer: int, *, positions: int, limit: int) -> int:
-    """Return the largest prompt in tokens that leaves positions for the completion.
+    """Return the largest prompt, up to `limit` tokens, that leaves positions for the completion.
 
-    Args:
-        answer: limit of the completion, in tokens.
-        positions: context length; 0 for none.
-        limit: largest prompt in any case.
-
-    Returns:
-        The limit, or less; but a prompt may always have half of the positions.
+    It may always have half of the positions; 0 positions are no limit.
     """
     return min(limit, max(positions - answer, positions // 2)) if positions else limit
 
 
 def family_of(config: Mapping[str, Any], *, where: str) -> str:
-    """Return the model family, `decoder` or `encoder`.
-
-    Args:
-        config: contents of config.json.
-        where: the model's name, for messages.
+    """Return the model family, `decoder` or `encoder`, of a config.json; `where` names the model in messages.
 
     Raises:
         ModelError: for every other kind of network, with the reason.

@@ -2,7 +2,8 @@
 
 Those know neither packing nor prefixes nor caches, so whatever differs from them is an error.
 
-Letters: B rows, T tokens of a row, S tokens of a script, D hidden width, V vocabulary.
+Letters: B rows, T tokens of a row, S tokens of a script, D hidden width, V vocabulary. Rows and prompts are token ids,
+and `network` has no adapter.
 """
 
 from __future__ import annotations
@@ -25,12 +26,7 @@ from tunesmith.models.sharded import run_body
 
 @torch.no_grad()
 def states_alone(network: Any, rows: Sequence[list[int]]) -> list[Tensor]:
-    """Compute the last hidden states [T, D] of each row by transformers, one row at a time.
-
-    Args:
-        network: a transformers model without an adapter.
-        rows: token ids of each row.
-    """
+    """Compute the last hidden states [T, D] of each row by transformers, one row at a time."""
     return [
         run_body(network, input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
         for row in rows
@@ -39,13 +35,7 @@ def states_alone(network: Any, rows: Sequence[list[int]]) -> list[Tensor]:
 
 @torch.no_grad()
 def states_together(policy: Policy, rows: Sequence[list[int]], *, share: bool) -> list[Tensor]:
-    """Compute the states [T, D] of each row in one batch, as training and scoring do.
-
-    Args:
-        policy: the base model.
-        rows: token ids of each row.
-        share: a prefix that rows have in common runs once.
-    """
+    """Compute the states [T, D] of each row in one batch, as training and scoring do; `share` what rows begin with."""
     batch = pack([Tokens.of(row) for row in rows], share=share).to(policy.device)
     states = policy.states(batch).float()
     return [states[index[index >= 0]] for index in batch.row_index]
@@ -53,12 +43,7 @@ def states_together(policy: Policy, rows: Sequence[list[int]], *, share: bool) -
 
 @torch.no_grad()
 def loss_of_transformers(network: Any, rows: Sequence[Tokens]) -> float:
-    """Compute the sum of -log p over the learned ids from the logits of transformers, in nats.
-
-    Args:
-        network: a decoder.
-        rows: token ids, and which of them are learned.
-    """
+    """Compute the sum of -log p over the learned ids from the logits of transformers, in nats."""
     total = 0.0
     for row in rows:
         logits = network(input_ids=torch.tensor([row.ids], device=network.device)).logits[0].float()
@@ -105,14 +90,9 @@ class ScriptedHead:
 def scripted(
     policy: Policy, prompts: Sequence[list[int]], script: list[int], *, template: Template, copies: int = 1
 ) -> tuple[list[AnswerIds], list[Tensor]]:
-    """Generate with a head that says `script`.
+    """Generate with a head that says `script`, at most until its first stop token, if generation stops there.
 
-    Args:
-        policy: a decoder.
-        prompts: token ids of each prompt, longest first, which is the order in which they run.
-        script: what is said; at most until its first stop token, if generation stops there.
-        template: supplies the stop tokens.
-        copies: completions of each prompt; they share one copy of it.
+    Prompts run longest first, and should be in this order. The `copies` completions of a prompt share one copy of it.
 
     Returns:
         The completions, and for each the states [S, D] from which its tokens were chosen.
@@ -136,13 +116,6 @@ def scripted(
 def scripted_states_alone(
     network: Any, prompts: Sequence[list[int]], script: list[int], *, copies: int = 1
 ) -> list[Tensor]:
-    """Compute the states [S, D] that `scripted` returns by forward passes without a cache.
-
-    Args:
-        network: a transformers model without an adapter.
-        prompts: token ids of each prompt.
-        script: the tokens that were said, the stop token included.
-        copies: completions of each prompt.
-    """
+    """Compute the states [S, D] that `scripted` returns for what was said, by forward passes without a cache."""
     alone = states_alone(network, [[*prompt, *script[:-1]] for prompt in prompts])
     return [states[-len(script) :] for states in alone for _ in range(copies)]

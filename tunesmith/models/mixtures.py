@@ -31,12 +31,9 @@ class Mixture:
 
 
 def find_mixture(network: Any) -> Mixture | None:
-    """Return the experts and routers of a network; None if it has no experts in shared parameters.
+    """Return the experts and routers of a network without an adapter; None if it has no experts in shared parameters.
 
     Experts are parameters of three dimensions next to a router: a matrix with one row for each of them.
-
-    Args:
-        network: a transformers model without an adapter.
     """
     modules = dict(network.named_modules())
     declared = [name for name, _, _ in _declared_routers(network)]
@@ -105,9 +102,6 @@ class RouterLoss:
 
         It does if the network's configuration asks for it (`output_router_logits`), as in transformers, or if routers
         are trained: without it, training tends to send all tokens to a few experts.
-
-        Args:
-            network: a transformers model under any technique, with the parameters to train marked.
         """
         function = getattr(sys.modules[type(network).__module__], LOSS, None)
         config = network.config.get_text_config()
@@ -167,9 +161,7 @@ class RouterLoss:
 def _tokens_per_entry(batch: Batch, size: int) -> Tensor:
     """Return how many tokens of the rows each router input stands for, [size].
 
-    Args:
-        batch: the batch that ran.
-        size: router inputs: the packed tokens, or rows padded to one length, with virtual tokens in front or without.
+    Inputs are the packed tokens, or rows padded to one length, with virtual tokens in front or without.
     """
     real = batch.row_index >= 0
     if size == len(batch.ids):

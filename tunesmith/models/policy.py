@@ -106,21 +106,24 @@ class Policy:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which matrix products use the autocast dtype, if there is one."""
-        return (
-            nullcontext()
-            if self.autocast_dtype is None
-            else torch.autocast(self.device.type, dtype=self.autocast_dtype)
-        )
+        dtype = self.autocast_dtype
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
     @contextmanager
-    def full_precision(self) -> Iterator[None]:
-        """Enter a context in which matrix products use the parameters' own dtype, as reported scores do."""
-        mixed = self.autocast_dtype
-        self.autocast_dtype = None
+    def _with(self, **values: Any) -> Iterator[None]:
+        """Enter a context in which some attributes have other values."""
+        own = {name: getattr(self, name) for name in values}
+        for name, value in values.items():
+            setattr(self, name, value)
         try:
             yield
         finally:
-            self.autocast_dtype = mixed
+            for name, value in own.items():
+                setattr(self, name, value)
+
+    def full_precision(self) -> AbstractContextManager[None]:
+        """Return a context in which matrix products use the parameters' own dtype, as reported scores do."""
+        return self._with(autocast_dtype=None)
 
     def _states(self, batch: Batch) -> Tensor:
         if self.packs and (self.virtual is None or self.virtual.is_past):
@@ -155,14 +158,9 @@ class Policy:
         return () if self.virtual is None else self.virtual.past(self.network)
 
     def prefill(self, prefix: Tensor, *, rows: int) -> Cache | None:
-        """Run the virtual tokens and a prefix that all rows share, and return the cache with a copy for each row.
+        """Run the virtual tokens and a prefix [P] that all rows share, and return the cache with a copy for each row.
 
-        Args:
-            prefix: ids of the shared prefix, [P] int64; may be empty.
-            rows: number of copies in the cache, one per row.
-
-        Returns:
-            The cache; None if it is empty and the network makes its own in the first pass.
+        It is None if the prefix is empty and the network makes its own cache in the first pass.
         """
         virtual = self.virtual
         if virtual is not None and virtual.is_past:
@@ -182,28 +180,13 @@ class Policy:
         """Number of virtual tokens in front of every row."""
         return 0 if self.virtual is None else self.virtual.size
 
-    @contextmanager
-    def without_virtual(self) -> Iterator[None]:
-        """Enter a context without virtual tokens in front of the rows."""
-        virtual = self.virtual
-        self.virtual = None
-        try:
-            yield
-        finally:
-            self.virtual = virtual
+    def without_virtual(self) -> AbstractContextManager[None]:
+        """Return a context without virtual tokens in front of the rows."""
+        return self._with(virtual=None)
 
-    @contextmanager
-    def answered_by(self, other: Policy) -> Iterator[None]:
-        """Enter a context in which another policy's network replaces this one's."""
-        network = self.network
-        language_head = self.language_head
-        self.network = other.network
-        self.language_head = other.language_head
-        try:
-            yield
-        finally:
-            self.network = network
-            self.language_head = language_head
+    def answered_by(self, other: Policy) -> AbstractContextManager[None]:
+        """Return a context in which another policy's network replaces this one's."""
+        return self._with(network=other.network, language_head=other.language_head)
 
     def learned(self, batch: Batch) -> Tensor:
         """Compute the states that predict the learned ids, [M, D]."""

@@ -43,12 +43,7 @@ class ActivationMemory:
     block: int = 1  # tokens of each row are rounded up to a multiple of this
 
     def stored(self, tokens: float, rows: int) -> float:
-        """Return the number of tokens whose activations are stored.
-
-        Args:
-            tokens: padded tokens of some rows.
-            rows: the number of rows.
-        """
+        """Return the number of tokens whose activations are stored, of some rows with so many padded tokens."""
         return rows * math.ceil(tokens / rows / self.block) * self.block if self.block > 1 and rows else tokens
 
 
@@ -83,13 +78,8 @@ class NetworkSize:
 def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> NetworkSize:
     """Measure the sizes of a network without adapters, with the dtypes it is trained in.
 
-    Args:
-        policy: the base model.
-        modes: whether to measure activations with trained weights (True), with frozen ones (False), or both. What is
-            not measured is NaN, so that an estimate made from it is NaN too.
-
-    Returns:
-        The sizes.
+    The `modes` are whether to measure activations with trained weights (True), with frozen ones (False), or both. What
+    is not measured is NaN, so that an estimate made from it is NaN too.
     """
     network = policy.network
     config = network.config
@@ -118,14 +108,9 @@ def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> Ne
 
 @torch.no_grad()
 def matmul_parameters(policy: Policy, *, moving: bool = False) -> int:
-    """Count the weights of linear layers that a token is multiplied with.
+    """Count the weights of linear layers that a token is multiplied with; with `moving` only trainable ones.
 
-    Args:
-        policy: the model.
-        moving: count only trainable ones.
-
-    Returns:
-        Number of weights. A layer that is used at several depths (ALBERT has one for all) counts once per use.
+    A layer that is used at several depths (ALBERT has one for all) counts once per use.
     """
     network = policy.network
     uses = Counter[str]()
@@ -159,9 +144,6 @@ def bypassed_layers(network: Any) -> set[str]:
 
     Such a mixer multiplies by the weight of some layers instead of calling them; which ones, a training pass shows. Its
     last layer always counts: fused kernels do the same with it, and PEFT refuses an adapter there.
-
-    Args:
-        network: a transformers model.
     """
     # A state space has a decay A and a skip connection D; a linear attention has no D, and calls its layers.
     mixers = {name for name, module in network.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")}
@@ -259,11 +241,7 @@ def _training(policy: Policy, *, weights: bool) -> Iterator[None]:
 
 
 def copy_rate(device: str) -> float:
-    """Measure memory bandwidth, in bytes per second read and written, best of a few copies.
-
-    Args:
-        device: cpu, cuda or mps.
-    """
+    """Measure the memory bandwidth of a device, in bytes per second read and written, best of a few copies."""
     size = GPU_COPY_BYTES if device.startswith("cuda") else COPY_BYTES  # a GPU would copy the smaller one in its cache
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)

@@ -21,11 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def recompute_layers(network: nn.Module, on: bool = True) -> bool:
-    """Switch the recomputation of a network's layers on or off.
-
-    Args:
-        network: a transformers model under any technique.
-        on: whether the backward pass computes the activations inside of layers again.
+    """Switch on or off that the backward pass computes the activations inside of a network's layers again.
 
     Returns:
         False if the network does not mark its layers as ones that can run again; it is unchanged then.

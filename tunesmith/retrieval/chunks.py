@@ -141,12 +141,7 @@ def _join_passages(rows: Sequence[Row]) -> list[Row]:
 
 
 def cut(pages: Sequence[SourceDocument], size: int) -> list[Chunk]:
-    """Split documents into chunks, without the text that most of them repeat.
-
-    Args:
-        pages: the documents.
-        size: greatest length of a chunk, in characters.
-    """
+    """Split documents into chunks of at most `size` characters, without the text that most of them repeat."""
     boilerplate = repeated([page.document.blocks for page in pages])
     chunks = list[Chunk]()
     for page in pages:

@@ -64,16 +64,7 @@ class Index:
     words: Any = None  # BM25 over the chunks
 
     def find(self, questions: Sequence[str], *, shown: int, search: str = "") -> list[list[Hit]]:
-        """Return the best chunks for each question.
-
-        Args:
-            questions: the queries, [Q].
-            shown: number of chunks per question.
-            search: overrides the default search.
-
-        Returns:
-            [Q] lists of hits, best first.
-        """
+        """Return the best `shown` chunks for each question, best first; `search` overrides the default."""
         method = search or self.search
         methods = {"words": self._by_words, "vectors": self._by_vectors}
         rankings = {name: rank(questions) for name, rank in methods.items() if method in (name, "fused")}
@@ -108,10 +99,9 @@ class Index:
 
 
 def fused(lists: Sequence[tuple[float, Sequence[int]]]) -> list[tuple[int, float]]:
-    """Fuse weighted ranked lists by reciprocal rank: the sum of weight / (60 + rank), ranks from 1.
+    """Fuse weighted ranked lists by the sum of weight / (60 + rank), ranks from 1, to pairs of index and score.
 
-    Returns:
-        Pairs of index and score, best first; ties in order of index.
+    The best come first; ties are in the order of the index.
     """
     scores: dict[int, float] = {}
     for weight, ranking in lists:
@@ -128,14 +118,7 @@ def open_index(
     on_event: EventHandler,
     offline: bool = False,
 ) -> Index:
-    """Build or update the index in a folder; only new texts are embedded.
-
-    Args:
-        folder: directory of the index, created if it does not exist.
-        chunks: all chunks to be searched, [C].
-        settings: search method and embedding model.
-        on_event: receives progress events.
-        offline: do not download the embedding model.
+    """Build or update the index of all chunks in a folder; only new texts are embedded.
 
     Raises:
         DataError: there are no chunks, the folder cannot be read, or a library is missing.

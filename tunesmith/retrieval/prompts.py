@@ -36,15 +36,7 @@ class Nearest:
         self._known = self._vectorizer.fit_transform(known) if any(map(words_of, known)) else None
 
     def to(self, texts: Sequence[str], count: int) -> list[list[int]]:
-        """Find the most similar known texts.
-
-        Args:
-            texts: the queries.
-            count: number of neighbours.
-
-        Returns:
-            Indices of known texts for each query, the most similar first.
-        """
+        """Return the indices of the `count` known texts that are most similar to each query, most similar first."""
         if self._known is None:
             return [list(range(min(count, self._count)))] * len(texts)
         queries = self._vectorizer.transform(texts)
@@ -68,13 +60,9 @@ SHOT = 600
 def with_shots(
     objective: Classify | Instruct, messages: Sequence[Message], shots: Sequence[Example], wording: str = ""
 ) -> list[Message]:
-    """Insert few-shot examples before a question, the most similar one last; system messages stay first.
+    """Insert few-shot examples, given the most similar one first, before a question; system messages stay first.
 
-    Args:
-        objective: classification or instruction following.
-        messages: the question.
-        shots: the examples, the most similar one first.
-        wording: prompt template; empty for the default.
+    The most similar one comes last. `wording` is a prompt template; empty for the default.
     """
     before = [turn for shot in reversed(shots) for turn in _shot_messages(objective, shot, wording)]
     turns = [replace(turn, tools="") for turn in messages]
@@ -93,13 +81,7 @@ def _shot_messages(objective: Classify | Instruct, shot: Example, wording: str) 
 
 
 def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = FORMS[0]) -> list[Message]:
-    """Insert retrieved passages before the last message, the best one closest to it.
-
-    Args:
-        messages: the question.
-        hits: the passages, best first; without any the question is unchanged.
-        form: one of `FORMS`.
-    """
+    """Insert passages, given best first, before the last message by one of `FORMS`, the best one closest to it."""
     if not hits:
         return list(messages)
     passages = "\n\n".join(hit.chunk.text for hit in reversed(hits))
@@ -110,15 +92,7 @@ def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = 
 
 
 def cited(answer: str, hits: Sequence[Hit]) -> str:
-    """Find the source of an answer.
-
-    Args:
-        answer: the generated text.
-        hits: the passages in the prompt.
-
-    Returns:
-        The id of the chunk that contains most words of the answer; empty if no chunk contains half of them.
-    """
+    """Return the id of the chunk with most words of an answer; empty if none in its prompt contains half of them."""
     words = set(plain(answer).split())
     overlaps = [len(words & set(plain(hit.chunk.text).split())) for hit in hits]
     most = max(overlaps, default=0)
@@ -126,15 +100,7 @@ def cited(answer: str, hits: Sequence[Hit]) -> str:
 
 
 def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | Instruct) -> Chat:
-    """Build a training row with passages in its prompt.
-
-    Args:
-        example: the training row.
-        hits: the passages, best first.
-        objective: classification or instruction following.
-
-    Source: RAFT, Zhang et al. 2024, arXiv 2403.10131.
-    """
+    """Build a training row with passages, best first, in its prompt. Source: RAFT (Zhang 2024), arXiv 2403.10131."""
     prompt = with_passages(objective.prompt_messages(example), hits)
     answer = example.labels[0] if isinstance(example, LabelledText) else reference(example)
     return Chat(example.where, (*prompt, Message("assistant", answer)), example.group)

@@ -34,15 +34,7 @@ class Recall(BaseModel):
 
 
 def right_chunks(chunks: Sequence[Chunk], origins: Sequence[Origin]) -> list[set[str]]:
-    """Find the chunks that contain the evidence of each row.
-
-    Args:
-        chunks: all chunks.
-        origins: evidence and document of each row.
-
-    Returns:
-        Ids of chunks for each row; an empty set if no chunk contains the evidence.
-    """
+    """Return the ids of the chunks that contain the evidence of each row."""
     by_document: dict[str, list[Chunk]] = {}
     by_word: dict[str, list[Chunk]] = {}
     texts = {chunk.id: f" {plain(chunk.text)} " for chunk in chunks}
@@ -62,15 +54,9 @@ def right_chunks(chunks: Sequence[Chunk], origins: Sequence[Origin]) -> list[set
 
 
 def recall(search: str, hits: Sequence[Sequence[Hit]], right: Sequence[set[str]]) -> Recall:
-    """Compute recall and MRR over the rows whose evidence is in a chunk.
+    """Compute recall and MRR of a search method over the rows with a correct chunk; ValueError if there are none.
 
-    Args:
-        search: name of the search method.
-        hits: the retrieved chunks of each row, best first.
-        right: ids of the correct chunks of each row.
-
-    Raises:
-        ValueError: no row has a correct chunk.
+    `hits` are the retrieved chunks of each row, best first, and `right` the ids of the correct ones.
     """
     ranks = [
         next((rank for rank, hit in enumerate(row_hits, 1) if hit.chunk.id in correct), 0)
@@ -86,13 +72,9 @@ def recall(search: str, hits: Sequence[Sequence[Hit]], right: Sequence[set[str]]
 def origins_of(
     rows: Sequence[Mapping[str, object]], answers: Sequence[str], *, evidence: str, document: str
 ) -> list[Origin]:
-    """Read evidence and document of each row.
+    """Read evidence and document of each row from the columns of these names, which may be empty.
 
-    Args:
-        rows: the fields of each row.
-        answers: the evidence of rows without an evidence column.
-        evidence: name of the column with the words that contain the answer; empty if there is none.
-        document: name of the column with the document id; empty if there is none.
+    A row without evidence has its answer as evidence.
     """
     return [
         Origin(cell(row, evidence) or answer, cell(row, document)) for row, answer in zip(rows, answers, strict=True)
@@ -100,11 +82,6 @@ def origins_of(
 
 
 def cell(row: Mapping[str, object], column: str) -> str:
-    """Return the value of a column as text, or an empty string if it is missing.
-
-    Args:
-        row: the fields of a row.
-        column: name of the column; may be empty.
-    """
+    """Return the value of a column as text, or an empty string if it is missing."""
     value = row.get(column) if column else None
     return "" if value is None else str(value)

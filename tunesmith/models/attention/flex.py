@@ -147,14 +147,7 @@ def _capped(cap: float, device: torch.device) -> Callable[..., Tensor]:
 
 
 def flex_attend(states: Sequence[Tensor], mask: BlockMask, *, scale: float | None, cap: float | None) -> Tensor:
-    """Compute attention [1, N, H, W].
-
-    Args:
-        states: query [1, H, N, W], key and value [1, G, K, W].
-        mask: which token attends to which key.
-        scale: factor of the scores; None for W ** -0.5.
-        cap: if given, a score becomes cap * tanh(score / cap).
-    """
+    """Compute attention [1, N, H, W] of query [1, H, N, W] to key and value [1, G, K, W], as in `capped_attention`."""
     kind = states[0].device.type
     width = states[0].shape[-1]
     # Under autocast, rotated queries and keys are float32 again; other kernels cast them by themselves.

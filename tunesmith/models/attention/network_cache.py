@@ -4,7 +4,8 @@ A cache of keys and values has one column per token, so rows in it can be padded
 keep states that stand for everything before: a convolution its last inputs, a linear attention or state space layer one
 matrix. Such a state changes with every token, padding included. Which rows may run together is therefore measured.
 
-Letters: B rows, T tokens of a pass, S columns of the cache, D hidden width.
+Letters: B rows, T tokens of a pass, S columns of the cache, D hidden width. In all functions, `network` is a model of
+transformers with a language model head.
 """
 
 from __future__ import annotations
@@ -50,12 +51,7 @@ class RowRules:
 
     @classmethod
     def of(cls, network: Any, *, packs: bool) -> RowRules:
-        """Measure the rules of a decoder.
-
-        Args:
-            network: a transformers model with a language model head.
-            packs: packed attention works in it, so padding does not change what its rows attend to.
-        """
+        """Measure the rules of a decoder; where it `packs`, padding does not change what its rows attend to."""
         inside = not (counts_places(network.config) or scales_by_column(network.config))
         if packs:
             return cls(pads_inside=inside)
@@ -105,35 +101,21 @@ class RowState:
 
 
 def expose_decoder(network: Any) -> None:
-    """Let `network.base_model` be the decoder below the output layer, also where its class names another attribute.
-
-    Args:
-        network: a transformers model with a language model head; changed in place.
-    """
+    """Let `network.base_model` be the decoder below the output layer, also where its class names another attribute."""
     inner = [name for name, module in network.named_children() if isinstance(module, PreTrainedModel)]
     if network.base_model is network and inner:
         network.base_model_prefix = inner[0]
 
 
 def new_cache(network: Any) -> Cache | None:
-    """Return an empty cache as transformers' `generate` makes it; None if the network makes its own in its first pass.
-
-    Args:
-        network: a transformers model with a language model head.
-    """
-    if not network._supports_default_dynamic_cache():
-        return None
-    return DynamicCache(config=network.config)
+    """Return an empty cache as transformers' `generate` makes it; None if the network's first pass makes its own."""
+    return DynamicCache(config=network.config) if network._supports_default_dynamic_cache() else None
 
 
 def forward_cached(network: Any, cache: Cache | None, **inputs: Any) -> tuple[Tensor, Cache]:
     """Run a network over new tokens and return their states [B, T, D] and the cache, which now contains them.
 
-    Args:
-        network: a transformers model with a language model head.
-        cache: the tokens before; None lets the network make a cache.
-        inputs: `input_ids` or `inputs_embeds`, `position_ids`, and other arguments of the network. An
-            `attention_mask` covers the tokens before as well.
+    Without a cache of the tokens before, the network makes one. An `attention_mask` covers the tokens before as well.
 
     Raises:
         ValueError: if the network makes no cache, ignores the given one, or reads the mask in another way.
@@ -157,14 +139,7 @@ def has_columns(cache: Cache) -> bool:
 
 
 def read_prefix(network: Any, cache: Cache | None, start: int, **inputs: Tensor) -> Cache:
-    """Run tokens of one row, and return the cache.
-
-    Args:
-        network: a transformers model with a language model head.
-        cache: the tokens before.
-        start: number of the tokens before.
-        inputs: `input_ids` [1, T] or `inputs_embeds` [1, T, D].
-    """
+    """Run `input_ids` [1, T] or `inputs_embeds` [1, T, D] of one row after `start` tokens, and return the cache."""
     (given,) = inputs.values()
     positions = torch.arange(start, start + given.shape[1], device=given.device)[None]
     return forward_cached(network, cache, position_ids=positions, **inputs)[1]
@@ -210,11 +185,7 @@ def caches_keys_only(network: Any) -> bool:
 
 @torch.no_grad()
 def cached_values(network: Any) -> tuple[int, int]:
-    """Return the number of values that the cache gains with each token, and of those it has per row in any case.
-
-    Args:
-        network: a transformers model with a language model head.
-    """
+    """Return the number of values that the cache gains with each token, and of those it has per row in any case."""
     sizes = []
     for tokens in (2, 3):
         cache = read_prefix(network, new_cache(network), 0, input_ids=_ids(network, PREFIX[:tokens]))

@@ -99,10 +99,7 @@ class Level:
         return self.queries.numel() == self.size
 
     def after_virtual(self, virtual: int) -> Level:
-        """Return the level with `virtual` more keys in front of the N tokens, at the positions before theirs.
-
-        Every token attends to them.
-        """
+        """Return the level with `virtual` more keys, which every token attends to, in front of the N tokens."""
         index = torch.arange(virtual, device=self.keys.device).expand(len(self.keys), virtual)
         shifted = torch.where(self.key_positions >= 0, self.key_positions + virtual, -1)
         return replace(
@@ -167,10 +164,8 @@ class Layout:
 def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """Compute attention over packed tokens [1, N, H, W]; without a layout, call transformers' own attention.
 
-    Args:
-        module: the attention layer that calls.
-        states: as transformers passes them: query [1, H, N, W], key and value [1, G, N, W], and the mask.
-        kwargs: transformers' options, and `layout`, which the caller of the network passes through.
+    An attention layer calls it with query [1, H, N, W], key and value [1, G, N, W], the mask, and its options, with the
+    `layout` that the caller of the network passes.
 
     Raises:
         ValueError: if the layer changes its scores in a way not implemented here.
@@ -294,14 +289,10 @@ def _level(members: Sequence[int], layout: Layout) -> Level:
 
 
 def run(network: Any, ids: Tensor, positions: Tensor, layout: Layout, *, past: Past = ()) -> Tensor:
-    """Run a network over packed tokens and return their last hidden states [N, D].
+    """Run a network in which `install` succeeded over packed tokens and return their last hidden states [N, D].
 
-    Args:
-        network: a transformers model in which `install` succeeded.
-        ids: token ids, [N] int64.
-        positions: position of each token in its row, [N] int64.
-        layout: which token attends to which.
-        past: keys and values of virtual tokens in front of every row, per layer.
+    `positions` [N] are those of the tokens in their rows. `past` holds keys and values, per layer, of virtual tokens in
+    front of every row.
     """
     cache: dict[str, Any] = {}
     if past:
@@ -341,9 +332,7 @@ def install(network: Any, *, causal: bool) -> bool:
 def state_tolerance(network: Any, *, float32: float = TOLERANCE) -> float:
     """Return the largest relative distance between states or logits that should be equal, in the network's own dtype.
 
-    Args:
-        network: a transformers model.
-        float32: the distance in float32, which depends on what is compared; in half precision, rounding decides.
+    In `float32` it depends on what is compared; in half precision, rounding decides.
     """
     return float32 if network.dtype == torch.float32 else HALF_TOLERANCE
 

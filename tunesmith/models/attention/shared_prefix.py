@@ -30,13 +30,7 @@ class SharedPrefixAttention:
 
     @classmethod
     def of(cls, past: Past, mask: Tensor, *, copies: int) -> SharedPrefixAttention:
-        """Return the attention of `copies` completions per prompt.
-
-        Args:
-            past: keys and values [P, G, S, W] of every layer.
-            mask: 1 for tokens and 0 for padding, [P, S].
-            copies: completions of each prompt.
-        """
+        """Return the attention of `copies` completions per prompt; the mask [P, S] of the prompts is 0 on padding."""
         bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(mask == 0, -torch.inf)
         full = [(keys.float(), values.float()) for keys, values in past]
         prompt_index = torch.arange(len(mask), device=mask.device).repeat_interleave(copies)
@@ -51,11 +45,7 @@ class SharedPrefixAttention:
     def attend(self, layer: int, states: Sequence[Tensor], *, scale: float | None, cap: float | None) -> Tensor:
         """Compute attention [B, 1, H, W] of each completion's last token to its prompt and its own tokens.
 
-        Args:
-            layer: index of the layer.
-            states: query [B, H, 1, W], and key and value [B, G, T, W] of the completions.
-            scale: factor of the scores; None for W ** -0.5.
-            cap: if given, a score becomes cap * tanh(score / cap).
+        `states` are query [B, H, 1, W], and key and value [B, G, T, W] of the completions; see `capped_attention`.
         """
         query, key, value = (state.float() for state in states)
         heads = key.shape[1]

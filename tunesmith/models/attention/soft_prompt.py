@@ -69,15 +69,7 @@ class Virtual:
 
 
 def keys_of(network: Any, **inputs: Tensor) -> Past:
-    """Compute the keys and values of one row in every layer.
-
-    Args:
-        network: a transformers model.
-        inputs: `input_ids` [1, V] or `inputs_embeds` [1, V, D].
-
-    Returns:
-        Keys and values [1, G, V, W], layer by layer.
-    """
+    """Compute keys and values [1, G, V, W], layer by layer, of `input_ids` [1, V] or `inputs_embeds` [1, V, D]."""
     cache = DynamicCache()
     run_body(network, **inputs, cache=cache, use_cache=True)
     layers: list[Any] = cache.layers
@@ -86,21 +78,13 @@ def keys_of(network: Any, **inputs: Tensor) -> Past:
 
 @torch.no_grad()
 def key_sizes(network: Any) -> list[tuple[int, int]]:
-    """Return G and W of every layer, measured on one token, because families name them differently in their configs.
-
-    Args:
-        network: a transformers model.
-    """
+    """Return G and W of every layer, measured on one token, because families name them differently in their configs."""
     return [(keys.shape[1], keys.shape[3]) for keys, _ in _one_token(network)]
 
 
 @torch.no_grad()
 def even_keys(network: Any) -> bool:
-    """Return whether every layer has keys and values of its own, all of one size.
-
-    Args:
-        network: a transformers model that caches keys and values only.
-    """
+    """Return whether every layer of a network that caches only keys and values has its own, all of one size."""
     past = _one_token(network)
     return len(past) == network.config.num_hidden_layers and len({half.shape for pair in past for half in pair}) == 1
 
@@ -130,10 +114,6 @@ def _one_token(network: Any) -> Past:
 
 
 def flat(past: Past) -> Tensor:
-    """Return keys and values in the order in which PEFT stores a prefix, [V, layers * 2 * G * W].
-
-    Args:
-        past: keys and values [1, G, V, W], layer by layer.
-    """
+    """Return keys and values in the order in which PEFT stores a prefix, [V, layers * 2 * G * W]."""
     each = torch.stack([half[0] for pair in past for half in pair])  # [2 * layers, G, V, W]
     return each.permute(2, 0, 1, 3).flatten(1)

@@ -36,17 +36,7 @@ class RowCaches:
     def feed(
         self, network: Any, rows: Sequence[Sequence[int]], *, slots: Sequence[int], starts: Sequence[int]
     ) -> Sequence[Tensor]:
-        """Run new tokens of several rows, one row after another.
-
-        Args:
-            network: a transformers model with a language model head.
-            rows: new token ids of each row, at least one each.
-            slots: the slot of each row.
-            starts: number of tokens before the new ones; 0 begins a new row.
-
-        Returns:
-            For each row the states of its new tokens, [T, D].
-        """
+        """Run new tokens of rows as `SlotKVCache.feed` does, one row after another; start 0 begins a new row."""
         states = []
         for ids, slot, start in zip(rows, slots, starts, strict=True):
             cache = self._caches[slot] if start else new_cache(network)
@@ -66,12 +56,7 @@ class RowCaches:
         return states
 
     def put(self, slot: int, state: RowState) -> None:
-        """Begin a row in a slot from a copy of a state.
-
-        Args:
-            slot: index of the slot.
-            state: the state of tokens that the row begins with.
-        """
+        """Begin a row in a slot from a copy of the state of its first tokens."""
         self._caches[slot] = state.fresh()
 
     def take(self, slot: int, size: int) -> RowState:

@@ -76,11 +76,9 @@ class _Layer(CacheLayerMixin):
         if rows <= have_rows and columns <= have_columns:
             assert block is not None
             return block
-        wide = (
-            have_columns
-            if columns <= have_columns
-            else max(columns + COLUMN_STEP, have_columns * 3 // 2) // COLUMN_STEP * COLUMN_STEP
-        )
+        wide = have_columns
+        if columns > have_columns:
+            wide = max(columns + COLUMN_STEP, have_columns * 3 // 2) // COLUMN_STEP * COLUMN_STEP
         high = have_rows if rows <= have_rows else max(rows, 2 * have_rows)
         larger = like.new_zeros(high, max(wide, columns), like.shape[1], like.shape[3])
         if block is not None:
@@ -167,12 +165,7 @@ class SlotKVCache(Cache):
         return states
 
     def put(self, slot: int, past: Past) -> None:
-        """Write a prefix to the first columns of a slot.
-
-        Args:
-            slot: index of the slot.
-            past: keys and values [1, G, P, W] of every layer.
-        """
+        """Write a prefix, keys and values [1, G, P, W] of every layer, to the first columns of a slot."""
         layers: list[Any] = self.layers
         for layer, (keys, values) in zip(layers, past, strict=True):
             width = keys.shape[2]
@@ -217,11 +210,7 @@ class SlotKVCache(Cache):
 
 @torch.no_grad()
 def fits(network: Any) -> bool:
-    """Return whether a decoder works with slots: two rows fed piece by piece must have the states they have alone.
-
-    Args:
-        network: a transformers model.
-    """
+    """Return whether a decoder works with slots: two rows fed piece by piece must have the states they have alone."""
     # The first counts every row's window from the longest row of the batch.
     if network.config.model_type == "gpt_neo" or scales_by_column(network.config):
         return False

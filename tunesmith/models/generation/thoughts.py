@@ -30,12 +30,7 @@ class ThoughtSplitter:
 
     @classmethod
     def of(cls, template: Template, *, thinking: bool | None) -> Self:
-        """Return the splitter for the prompts of a mode.
-
-        Args:
-            template: the chat template of the model.
-            thinking: the mode, as in `Template.prompt`.
-        """
+        """Return the splitter for the prompts of a mode, as in `Template.prompt`."""
         return cls(template, template.thinks and template.opens(thinking=thinking))
 
     def decode(self, ids: Sequence[int]) -> str:

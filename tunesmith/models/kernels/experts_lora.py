@@ -64,8 +64,7 @@ class FusedParameter(ParamWrapper):
 def fuse_experts(network: nn.Module) -> None:
     """Switch PEFT's updates of experts, and of linear layers that it adapts as parameters, to this path, in place.
 
-    Args:
-        network: a network that PEFT has wrapped; parameters of other modules, such as routers, keep PEFT's forward.
+    Parameters of other modules, such as routers, keep PEFT's forward.
     """
     for module in network.modules():
         if type(module) is ParamWrapper:
@@ -75,15 +74,7 @@ def fuse_experts(network: nn.Module) -> None:
 
 
 def _experts(experts: Any, x: Tensor, chosen: Tensor, weights: Tensor, *, updates: Mapping[str, Update]) -> Tensor:
-    """Compute the experts of each token, [N, O], as transformers does, with the updates added to the outputs.
-
-    Args:
-        experts: the experts of one layer.
-        x: states, [N, I].
-        chosen: the experts of each token, [N, K] int64.
-        weights: their weights, [N, K].
-        updates: the update of each adapted parameter.
-    """
+    """Compute the chosen experts of each token as transformers does, with the updates added, [N, I] -> [N, O]."""
     count = chosen.shape[1]
     order = chosen.flatten().argsort(stable=True)
     owners = chosen.flatten()[order]

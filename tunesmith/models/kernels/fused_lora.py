@@ -190,11 +190,7 @@ def fuse(network: nn.Module, *, devices: Sequence[str] = ("cpu",)) -> None:
 
 
 def drop_peft_wrappers(network: nn.Module) -> None:
-    """Replace PEFT's layers by `LowRank`, in place.
-
-    Args:
-        network: a network that will only be used for inference.
-    """
+    """Replace PEFT's layers by `LowRank`, in place, in a network that will only be used for inference."""
     fuse(network, devices=("cpu", "cuda", "mps"))
     for name, module in list(network.named_modules()):
         layer = module.update_alone() if isinstance(module, FusedLora) else None

@@ -22,11 +22,7 @@ Rows = Tensor  # [B'] int64, index of rows
 
 
 def share_parameters(network: Any) -> Any:
-    """Return a copy of a network's modules that shares its parameters and buffers.
-
-    Args:
-        network: any module. Adapters can then be added to the copy without changing the original.
-    """
+    """Return a copy of a network's modules that shares its parameters and buffers, for adapters in the copy alone."""
     shared = (*network.parameters(), *network.buffers())
     return copy.deepcopy(network, {id(value): value for value in shared})
 
@@ -105,12 +101,7 @@ class _Route:
         self._scales: dict[tuple[tuple[int, int, float], ...], Tensor] = {}
 
     def set(self, rows: Sequence[tuple[int, Rows]], count: int) -> None:
-        """Send these rows through these adapters from now on.
-
-        Args:
-            rows: the rows of each adapter.
-            count: rows of the pass, B; 0 if no layer gets all of them several times over.
-        """
+        """Send the rows of each adapter through it from now on, of `count` rows of the pass (see `MultiLora.by`)."""
         self.rows = rows
         self._count = count
         self._scales = {}

@@ -51,11 +51,7 @@ class SkinnyLinear(nn.Linear):
 
 
 def install(network: nn.Module) -> None:
-    """Replace a network's nn.Linear layers on a CPU by SkinnyLinear, in place and without copying.
-
-    Args:
-        network: any module; subclasses of nn.Linear are left unchanged.
-    """
+    """Replace nn.Linear layers on a CPU, but not subclasses of it, by SkinnyLinear, in place and without copying."""
     for module in network.modules():
         if type(module) is nn.Linear and module.weight.is_cpu:
             module.__class__ = SkinnyLinear
