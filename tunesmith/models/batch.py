@@ -55,10 +55,11 @@ class Rollout:
 
         Metrics are sums, so only one part of a batch may carry them.
         """
-        parts = (self.old, self.reference, self.values, self.returns, self.sampled)
-        return Rollout(
-            self.advantages[chosen], *(None if part is None else part[chosen] for part in parts), metrics=metrics
+        old, reference, values, returns, sampled = (
+            None if part is None else part[chosen]
+            for part in (self.old, self.reference, self.values, self.returns, self.sampled)
         )
+        return Rollout(self.advantages[chosen], old, reference, values, returns, sampled, metrics)
 
 
 def sum_metrics(metrics: Sequence[StepMetrics]) -> dict[str, tuple[float, float]]:
