@@ -27,11 +27,8 @@ def sha256_of_file(path: Path) -> str:
 def write_whole(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file atomically: readers see the old content or the new content, never a part of it.
 
-    Pipes and devices are written directly. A symbolic link is kept and its target is replaced.
-
-    Args:
-        path: file to create or replace.
-        text: new content, or its parts, written as UTF-8.
+    Pipes and devices are written directly. A symbolic link is kept and its target is replaced. The content is a text or
+    its parts.
 
     Raises:
         DataError: if the file cannot be written.
@@ -59,14 +56,7 @@ def read_json(text: str | bytes) -> Any:
 
 
 def read_page(path: Path, shape: type[T]) -> T:
-    """Load a JSON file written by this program and validate its structure.
-
-    Args:
-        path: file to read.
-        shape: type to validate against, such as a pydantic model or a TypedDict.
-
-    Returns:
-        The validated value.
+    """Load a JSON file written by this program, and validate it as a type such as a pydantic model or a TypedDict.
 
     Raises:
         CheckpointError: if the file is not JSON or does not match `shape`.
@@ -92,14 +82,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError inside the context into a DataError about `path`.
-
-    Args:
-        path: file or folder named in the message.
-
-    Raises:
-        DataError: if the operating system refuses to write.
-    """
+    """Turn an OSError inside the context into a DataError about `path`."""
     try:
         yield
     except OSError as error:
@@ -141,11 +124,7 @@ def is_recipe(path: Path) -> bool:
 
 
 def check_folder(path: Path) -> None:
-    """Check that a file can be created at `path`: its folder exists and it is not a folder itself.
-
-    Raises:
-        DataError: otherwise.
-    """
+    """Raise DataError unless a file can be created at `path`: its folder exists and it is not a folder itself."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give a file name")
     if not path.absolute().parent.is_dir():

@@ -27,19 +27,12 @@ Labels = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class LabelledRows:
-    """Rows whose labels are predicted from one another.
+    """Rows whose labels are predicted from one another."""
 
-    Attributes:
-        texts: N texts.
-        labels: labels of each row, one unless rows may have several.
-        groups: source of each row, which stays in one fold; None if there are no sources.
-        metric: accuracy, macro_f1 or sample_f1.
-    """
-
-    texts: Sequence[str]
-    labels: Sequence[Labels]
-    groups: Sequence[str] | None
-    metric: str
+    texts: Sequence[str]  # N texts
+    labels: Sequence[Labels]  # labels of each row, one unless rows may have several
+    groups: Sequence[str] | None  # source of each row, which stays in one fold; None if there are no sources
+    metric: str  # accuracy, macro_f1 or sample_f1
 
 
 @dataclass(frozen=True, slots=True)

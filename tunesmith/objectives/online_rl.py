@@ -40,25 +40,16 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OnlineRLLearner(Learner):
-    """Learner of an `rl` objective. All randomness derives from the seed and the step, so a run can resume anywhere.
+    """Learner of an `rl` objective. All randomness derives from the seed and the step, so a run can resume anywhere."""
 
-    Args:
-        objective: the bound objective.
-        template: tokenizer and chat template.
-        prompts: the prompts by their location.
-        score: scores completions.
-        seed: seed of the run.
-        completion_metrics: metrics of the completions themselves, for the training log.
-        sampler: samples the completions.
-    """
-
-    objective: Rl
-    template: Template
-    prompts: Mapping[str, RLPrompt]
-    score: Scorer
-    seed: int
+    objective: Rl  # the bound objective
+    template: Template  # tokenizer and chat template
+    prompts: Mapping[str, RLPrompt]  # the prompts by their location
+    score: Scorer  # scores completions
+    seed: int  # seed of the run
+    # metrics of the completions themselves, for the training log
     completion_metrics: Callable[[Sequence[Completion]], StepMetrics] = lambda completions: {}
-    sampler: Sampler = sample
+    sampler: Sampler = sample  # samples the completions
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
         """Sample completions of the prompts of a batch and score them.

@@ -12,19 +12,12 @@ from tunesmith.display import MAX_LINES, Display, Displayed, shortened
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One kind of problem.
+    """One kind of problem."""
 
-    Attributes:
-        severity: `blocking`, `warning` or `note`.
-        blocks_from: share of the rows above which the finding blocks; None: never.
-        about: what the problem is.
-        fix: how to fix it; the key in JSON is `cure`.
-    """
-
-    severity: str
-    blocks_from: float | None
-    about: str
-    fix: str
+    severity: str  # `blocking`, `warning` or `note`
+    blocks_from: float | None  # share of the rows above which the finding blocks; None: never
+    about: str  # what the problem is
+    fix: str  # how to fix it; the key in JSON is `cure`
 
 
 DROP = "--fix OUT drops these rows"

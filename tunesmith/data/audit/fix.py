@@ -30,21 +30,13 @@ JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True, slots=True)
 class CleanedCopy:
-    """The files written and the number of rows.
+    """The files written and the number of rows."""
 
-    Attributes:
-        out: the cleaned copy.
-        log: its log.
-        kept: rows in the copy, changed ones included.
-        changed: rows changed.
-        dropped: rows dropped.
-    """
-
-    out: Path
-    log: Path
-    kept: int
-    changed: int
-    dropped: int
+    out: Path  # the cleaned copy
+    log: Path  # its log
+    kept: int  # rows in the copy, changed ones included
+    changed: int  # rows changed
+    dropped: int  # rows dropped
 
 
 def log_of(out: Path) -> Path:
@@ -53,14 +45,7 @@ def log_of(out: Path) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Check that the copy can be written.
-
-    Args:
-        out: path of the copy.
-
-    Raises:
-        DataError: if the file type is unsupported, a file exists, or the folder does not.
-    """
+    """Raise DataError if the copy cannot be written: an unsupported type, an existing file, or a missing folder."""
     if out.suffix.lower() not in (*JSON_LINES, *TABLES):
         raise DataError(f"{out}: unsupported file type; use .jsonl, .csv or .tsv")
     for path in (out, log_of(out)):
@@ -70,13 +55,7 @@ def check_out(out: Path) -> None:
 
 
 def fix(ask: AuditSource, fixes: Fixes, out: Path, *, offline: bool = False) -> CleanedCopy:
-    """Write the cleaned copy and its log. The source is not changed.
-
-    Args:
-        ask: the audited file.
-        fixes: rows to drop and label spellings, from `audit`.
-        out: path of the copy; its suffix decides the format.
-        offline: do not download datasets.
+    """Write the cleaned copy, in the format of its suffix, and its log. The source is not changed.
 
     Raises:
         DataError: if a file cannot be written or no row would be kept.

@@ -42,23 +42,14 @@ AT_ONCE = 50_000  # training rows compared together
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Result of the checks.
+    """Result of the checks."""
 
-    Attributes:
-        problems: one line per problem that stops a run.
-        notes: one line per problem for the report.
-    """
-
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    problems: tuple[str, ...]  # one line per problem that stops a run
+    notes: tuple[str, ...]  # one line per problem for the report
 
 
 def gate(split: Split) -> Gate:
-    """Run the checks on the rows of a run.
-
-    Args:
-        split: train, validation and test examples.
-    """
+    """Run the checks on the rows of a run."""
     train = split.train
     found: dict[str, list[str]] = {"secret": [], "encoding_damage": [], "contradiction": _contradicting(train)}
     for example in train:

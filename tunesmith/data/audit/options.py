@@ -16,21 +16,14 @@ LogHandler = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class AuditSource:
-    """The file to audit.
+    """The file to audit."""
 
-    Attributes:
-        source: file or Hub dataset.
-        columns: role -> column.
-        against: test files that must not be repeated.
-        where: column -> allowed values; filters the rows of every file.
-        shape: the detected format in words.
-    """
-
-    source: str
-    columns: Mapping[str, str]
-    against: tuple[str, ...] = ()
+    source: str  # file or Hub dataset
+    columns: Mapping[str, str]  # role -> column
+    against: tuple[str, ...] = ()  # test files that must not be repeated
+    # column -> allowed values; filters the rows of every file
     where: Mapping[str, Sequence[object]] = field(default_factory=dict)
-    shape: str = ""
+    shape: str = ""  # the detected format in words
 
     @property
     def labelled(self) -> bool:
@@ -50,22 +43,12 @@ class AuditSource:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Optional tools of an audit.
+    """Optional tools of an audit."""
 
-    Attributes:
-        workers: number of processes.
-        embed: sentence embeddings of texts, [N, D], unit length.
-        read: final states of a model, [N, D], for texts prompted with "which of these labels fits".
-        count: number of tokens of each text.
-        limit: token limit of the model; 0: none.
-        offline: do not download datasets.
-        log: receives progress messages.
-    """
-
-    workers: int = 1
-    embed: Embed | None = None
-    read: Read | None = None
-    count: Count | None = None
-    limit: int = 0
-    offline: bool = False
-    log: LogHandler = field(default=lambda text: None)
+    workers: int = 1  # number of processes
+    embed: Embed | None = None  # sentence embeddings of texts, [N, D], unit length
+    read: Read | None = None  # final states of a model, [N, D], for texts prompted with "which of these labels fits"
+    count: Count | None = None  # number of tokens of each text
+    limit: int = 0  # token limit of the model; 0: none
+    offline: bool = False  # do not download datasets
+    log: LogHandler = field(default=lambda text: None)  # receives progress messages

@@ -21,37 +21,21 @@ MOST_NOTES = 20_000
 
 @dataclass(slots=True)
 class Digest:
-    """The rows of one chunk; arrays have one entry per row, N rows.
+    """The rows of one chunk; arrays have one entry per row, N rows."""
 
-    Attributes:
-        lines: line of each row, [N].
-        asked: hash of the prompt, normalized, [N].
-        said: hash of the answer, normalized, [N].
-        whole: hash of both, exact, [N].
-        near: MinHash signatures, [N, K].
-        edges: hashes of the first and last sentence, [N, 2]; 0: none.
-        language: index in LANGUAGES, [N].
-        labels: labels of each row.
-        types: pairs of a label and its type in the file.
-        marks: kind -> row -> note.
-        texts: prompt and answer, UTF-8.
-        counts: word slots, and the number of rows that contain each.
-        leaks: per test file, row -> row of that file.
-    """
-
-    lines: NDArray[np.int64]
-    asked: Longs
-    said: Longs
-    whole: Longs
-    near: Shorts
-    edges: Longs
-    language: NDArray[np.uint8]
-    labels: list[tuple[str, ...]]
-    types: set[tuple[str, str]]
-    marks: dict[str, dict[int, str]]
-    texts: list[bytes]
-    counts: tuple[NDArray[np.uint32], NDArray[np.uint32]]
-    leaks: list[dict[int, int]] = field(default_factory=list)
+    lines: NDArray[np.int64]  # line of each row, [N]
+    asked: Longs  # hash of the prompt, normalized, [N]
+    said: Longs  # hash of the answer, normalized, [N]
+    whole: Longs  # hash of both, exact, [N]
+    near: Shorts  # MinHash signatures, [N, K]
+    edges: Longs  # hashes of the first and last sentence, [N, 2]; 0: none
+    language: NDArray[np.uint8]  # index in LANGUAGES, [N]
+    labels: list[tuple[str, ...]]  # labels of each row
+    types: set[tuple[str, str]]  # pairs of a label and its type in the file
+    marks: dict[str, dict[int, str]]  # kind -> row -> note
+    texts: list[bytes]  # prompt and answer, UTF-8
+    counts: tuple[NDArray[np.uint32], NDArray[np.uint32]]  # word slots, and the number of rows that contain each
+    leaks: list[dict[int, int]] = field(default_factory=list)  # per test file, row -> row of that file
 
 
 class RowTable:

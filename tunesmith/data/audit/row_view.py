@@ -20,52 +20,25 @@ from tunesmith.data.tokenization.tool_calls import as_words, read_calls
 from tunesmith.errors import DataError
 
 # Placeholders for a missing answer. "none", "unknown" and "x" are not listed, because they can be answers.
-NO_ANSWER = frozenset(
-    [
-        "n/a",
-        "null",
-        "nan",
-        "todo",
-        "tbd",
-        "tba",
-        "fixme",
-        "?",
-        "??",
-        "...",
-        "-",
-        "--",
-        ".",
-        "..",
-        "xxx",
-        "placeholder",
-        "lorem",
-    ]
-)
+NO_ANSWER = frozenset([
+    "n/a", "null", "nan", "todo", "tbd", "tba", "fixme", "?", "??", "...", "-", "--", ".", "..", "xxx",
+    "placeholder", "lorem",
+])  # fmt: skip
 ASKED = ("history", "context", "prompt", "input")
 LETTERS = re.compile(r"\w")
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Prompt and answer of a row.
+    """Prompt and answer of a row."""
 
-    Attributes:
-        question: text of the prompt.
-        answer: text of the answer.
-        labels: the labels, if the answer is one.
-        problem: kind of the finding; empty for a valid row.
-        why: reason of the finding.
-        calls: findings about tool calls, kind -> note.
-        types: of the labels, as they are in the file.
-    """
-
-    question: str
-    answer: str
-    labels: tuple[str, ...] = ()
-    problem: str = ""
-    why: str = ""
-    calls: Mapping[str, str] = field(default_factory=dict)
-    types: tuple[str, ...] = ()
+    question: str  # text of the prompt
+    answer: str  # text of the answer
+    labels: tuple[str, ...] = ()  # the labels, if the answer is one
+    problem: str = ""  # kind of the finding; empty for a valid row
+    why: str = ""  # reason of the finding
+    calls: Mapping[str, str] = field(default_factory=dict)  # findings about tool calls, kind -> note
+    types: tuple[str, ...] = ()  # of the labels, as they are in the file
 
 
 def view(row: Row, columns: Mapping[str, str]) -> View:

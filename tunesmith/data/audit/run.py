@@ -38,26 +38,14 @@ Rows = Mapping[int, str]  # row -> note
 
 @dataclass(slots=True)
 class Fixes:
-    """Changes that `--fix` makes.
+    """Changes that `--fix` makes."""
 
-    Attributes:
-        dropped: line -> (kind, reason) of rows to drop.
-        labels: label -> common spelling.
-    """
-
-    dropped: dict[int, tuple[str, str]] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
+    dropped: dict[int, tuple[str, str]] = field(default_factory=dict)  # line -> (kind, reason) of rows to drop
+    labels: dict[str, str] = field(default_factory=dict)  # label -> common spelling
 
 
 def audit(ask: AuditSource, tools: Tools) -> tuple[Audit, Fixes]:
-    """Find the problems of a file and their fixes.
-
-    Args:
-        ask: the file, its columns and the test files.
-        tools: processes, models and the progress callback.
-
-    Returns:
-        The findings, and what `fix` should do.
+    """Find the problems of a file, and what `fix` should do about them.
 
     Raises:
         DataError: if a file cannot be read or has no rows.

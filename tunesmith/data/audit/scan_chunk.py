@@ -25,17 +25,11 @@ from tunesmith.data.text.words import words_of
 
 @dataclass(frozen=True, slots=True)
 class ScanPlan:
-    """Options for scanning the rows of a file.
+    """Options for scanning the rows of a file."""
 
-    Attributes:
-        name: file name for locations.
-        ask: the audit's options.
-        held: indices of the test files.
-    """
-
-    name: str
-    ask: AuditSource
-    held: tuple[HeldOutRuns, ...] = ()
+    name: str  # file name for locations
+    ask: AuditSource  # the audit's options
+    held: tuple[HeldOutRuns, ...] = ()  # indices of the test files
 
 
 def digest_of(plan: ScanPlan, chunk: RowChunk) -> Digest:

@@ -52,11 +52,7 @@ class CollectStore:
         return _summary(self._about)
 
     def document(self, kept: str) -> Document | None:
-        """Return a cached document, or None if it is missing, damaged or was written by another version.
-
-        Args:
-            kept: the cache key, see `Source.kept`.
-        """
+        """Return the document of a cache key (`Source.kept`); None if it is missing, damaged or of another version."""
         try:
             return from_json(json.loads(self._document(kept).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
@@ -70,9 +66,7 @@ class CollectStore:
     def write(self, rows: Iterable[Mapping[str, object]], about: Mapping[str, Any]) -> None:
         """Write the rows and the summary of the run, and delete documents that no output file needs.
 
-        Args:
-            rows: the rows.
-            about: the summary. Its `documents` are the cache keys of the documents that the rows were made from.
+        The `documents` of the summary are the cache keys of the documents that the rows were made from.
 
         Raises:
             DataError: a file or folder cannot be written.

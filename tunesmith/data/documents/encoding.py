@@ -33,11 +33,7 @@ BROKEN_SHARE = 0.25
 
 
 def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
-    """Decode the bytes of a file.
-
-    Args:
-        data: the bytes.
-        declared: the encoding that the file declares; ignored if it is wrong.
+    """Decode the bytes of a file by the encoding that it declares, unless that is wrong.
 
     Returns:
         The text, and a note if the encoding was guessed or bytes are broken.

@@ -43,9 +43,6 @@ class FoundFiles:
 def find(named: Sequence[str | Path]) -> FoundFiles:
     """Find all documents in files and folders, without hidden files and symbolic links.
 
-    Args:
-        named: paths of files and folders.
-
     Raises:
         DataError: a path does not exist, a file has an unknown type, or there is no document at all.
     """
@@ -64,9 +61,6 @@ def sorted_out(named: Sequence[str | Path]) -> tuple[dict[str, Path], Counter[st
 
     Returns:
         The path of each document by its name in rows, and the number of skipped files by extension.
-
-    Raises:
-        DataError: as in `find`.
     """
     paths: dict[str, Path] = {}
     skipped: Counter[str] = Counter()

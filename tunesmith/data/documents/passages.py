@@ -49,9 +49,6 @@ def passages(
         title: title of the document, for the first line.
         fewest: drop passages with fewer letters. Letters of scripts without spaces count twice, because they carry
             more information.
-
-    Returns:
-        The passages in document order.
     """
     sections = _sections(blocks) if joined else (_titled(section, title) for section in _sections(blocks))
     pieces = [piece for section in sections for piece in _pieces(section, size, joined=joined)]
@@ -190,14 +187,7 @@ def _chopped(text: str, size: int) -> Iterator[str]:
 
 
 def repeated(documents: Sequence[Sequence[Block]]) -> frozenset[str]:
-    """Find boilerplate: texts that occur in more than half of at least five documents.
-
-    Args:
-        documents: the blocks of each document.
-
-    Returns:
-        Normalized texts (see `plain`), to be passed to `without`.
-    """
+    """Find boilerplate: normalized texts that occur in more than half of at least five documents, for `without`."""
     if len(documents) < 5:
         return frozenset()
     counts: dict[str, int] = {}

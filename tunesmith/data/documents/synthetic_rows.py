@@ -46,14 +46,8 @@ def named(rows: Sequence[Made]) -> list[Made]:
 def linked(asked: Sequence[WriterQuestion], rows: Sequence[Made]) -> list[WriterQuestion]:
     """Set the source of each request to the row that contains most of its passage.
 
-    A split by `source_id` then keeps a passage and the rows generated from it in one split.
-
-    Args:
-        asked: the requests to the model.
-        rows: the document rows, with `source_id` (see `named`).
-
-    Returns:
-        The requests with their source; a digest of the passage if no row shares a run of words with it.
+    A split by `source_id` then keeps a passage and the rows generated from it in one split. The source is a digest of
+    the passage if no row shares a run of words with it. The rows have been `named`.
     """
     source_of: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -126,12 +120,7 @@ class WritingOptions:
 
 
 def requests(parts: Sequence[DocumentPart], options: WritingOptions) -> list[WriterQuestion]:
-    """Build all requests to the model, in a fixed order.
-
-    Args:
-        parts: the documents.
-        options: templates, passages and random seed.
-    """
+    """Build all requests to the model, in a fixed order."""
     rng = random.Random(f"collect/{options.seed}")
     questions: list[WriterQuestion] = []
     for template in options.templates:
@@ -164,11 +153,7 @@ def _tools(parts: Sequence[DocumentPart]) -> Iterator[tuple[DocumentPart, str, i
 def answered(asked: Sequence[WriterQuestion], request: Ask, cache: Path, writer: str) -> list[Answer]:
     """Return the answer to each request; earlier answers are read from a file, and new ones appended to it.
 
-    Args:
-        asked: the requests.
-        request: sends prompts to the model.
-        cache: file of answers, as JSON lines.
-        writer: identity of the model and its options, part of the cache key.
+    `writer` is the identity of the model and its options, a part of the key of each answer.
 
     Raises:
         DataError: the file cannot be read or written; checked before the first request.
@@ -214,15 +199,7 @@ def _read(path: Path) -> dict[str, Answer]:
 
 
 def written_rows(asked: Sequence[WriterQuestion], answers: Sequence[Answer]) -> tuple[list[Made], Counter[str]]:
-    """Build rows from the answers and check them.
-
-    Args:
-        asked: the requests.
-        answers: one answer per request.
-
-    Returns:
-        The rows that pass every check, and the number of rejected rows by reason.
-    """
+    """Return the rows of the answers that pass every check, and the number of rejected rows by reason."""
     rejected: Counter[str] = Counter()
     rows: list[Made] = []
     for request, answer in zip(asked, answers, strict=True):

@@ -96,11 +96,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def once(rows: Sequence[Made]) -> tuple[list[Made], int]:
-    """Remove rows with equal content, apart from whitespace and origin.
-
-    Returns:
-        The first of each group of duplicates, and the number of removed rows.
-    """
+    """Return rows without duplicates, apart from whitespace and origin, and the number of removed rows."""
     unique: dict[str, Made] = {}
     for row in rows:
         values = (str(value) for name, value in row.items() if name not in (*ORIGIN, "id", "table"))

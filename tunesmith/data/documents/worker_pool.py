@@ -38,15 +38,12 @@ class Converted:
 def convert_all(
     paths: Sequence[Path], *, on_page: Callable[[Path, int], None] = lambda path, page: None, silence: float = SILENCE
 ) -> Iterator[Converted]:
-    """Convert files in up to four worker processes.
+    """Convert files in up to four worker processes, and yield the result of each in the order of completion.
 
     Args:
         paths: the files.
         on_page: called with the path and the page number after each page of a PDF.
         silence: seconds without a result after which a worker is stopped and its file fails.
-
-    Yields:
-        The result of each file, in the order of completion.
     """
     count = max(1, min(len(paths), cores(), 4))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()

@@ -1,4 +1,8 @@
-"""The parsers that make typed examples of rows. Each parser checks all rows before it reports errors."""
+"""The parsers that make typed examples of the rows of one file.
+
+Each parser checks all rows before it reports errors: a DataError if a column is missing or no row is valid, a RowError
+if some rows are invalid. `group` is the column with the source of a row; it may be empty.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +44,7 @@ PAIR_PARTS = {"prompt", "context", "choices", "answer", "input", "history", "sys
 
 
 def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
-    """Parse one Text per row.
-
-    Args:
-        rows: rows of one file.
-        text: column with the text.
-        group: column with the source of a row; may be empty.
-
-    Raises:
-        DataError: if a column is missing or no row is valid.
-        RowError: if some rows are invalid.
-    """
+    """Parse one Text per row."""
     need(rows, text, group)
     return parsed(rows, lambda row: Text(row.where, text_of(row, text), group_of(row, group)))
 
@@ -60,16 +54,7 @@ def labelled(
 ) -> list[LabelledText]:
     """Parse one LabelledText per row. If any row has a list of labels, all rows are multi-label.
 
-    Args:
-        rows: rows of one file.
-        text: column with the text.
-        label: column with the label or the list of labels.
-        group: column with the source of a row; may be empty.
-        known: labels of the training file or of the model, by which several labels in one text are recognized.
-
-    Raises:
-        DataError: if a column is missing or no row is valid.
-        RowError: if some rows are invalid.
+    By the `known` labels of the training file or of the model, several labels in one text are recognized.
     """
     need(rows, text, label, group)
     separator = label_separator(rows, label, known)
@@ -83,18 +68,7 @@ def labelled(
 
 
 def rated(rows: Sequence[Row], *, text: str, target: str, group: str = "") -> list[RatedText]:
-    """Parse one RatedText per row.
-
-    Args:
-        rows: rows of one file.
-        text: column with the text.
-        target: column with the number.
-        group: column with the source of a row; may be empty.
-
-    Raises:
-        DataError: if a column is missing or no row is valid.
-        RowError: if some rows are invalid.
-    """
+    """Parse one RatedText per row."""
     need(rows, text, target, group)
 
     def parse(row: Row) -> RatedText:
@@ -122,12 +96,8 @@ def chats(
             `tools`, and with a prompt `context`, `input`, `history` and `thoughts`. An answer may be a list of accepted
             ones. The key `thinking` of a row, if it is one of `MODES`, says what happens to its thoughts.
         instruction: text before the first user turn.
-        group: column with the source of a row; may be empty. Without one, rows with the same context are a group.
+        group: without one, rows with the same context are a group.
         unanswerable: answer of a row whose list of accepted answers is empty.
-
-    Raises:
-        DataError: if the columns do not form a chat, are missing, or no row is valid.
-        RowError: if some rows are invalid.
     """
     dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
     if set(columns) - (DIALOGUE_PARTS if dialogue else PAIR_PARTS) or not (
@@ -216,12 +186,8 @@ def fingerprint(example: Example) -> str:
 def question(example: Example) -> str:
     """Return the prompt, normalized for letter case and spacing: equal for rows that must not be in two splits.
 
-    Args:
-        example: any example.
-
-    Returns:
-        The text; for chats the turns before the last answer; for preferences the prompt and the sorted completions,
-        because the answer to learn is the judgement.
+    It is the text; for chats the turns before the last answer; for preferences the prompt and the sorted completions,
+    because the answer to learn is the judgement.
     """
     if isinstance(example, Pair):
         return "\x1e".join([prompt_of(example), *sorted(map(folded, (example.chosen, example.rejected)))])

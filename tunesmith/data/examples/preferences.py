@@ -29,11 +29,7 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
             `history`, and `system` and `margin`. With `winner`, that column names the better one of both. Whole chats
             must agree in all turns before their last answers.
         instruction: text before the first user turn.
-        group: column with the source of a row; may be empty.
-
-    Raises:
-        DataError: if a column is missing or no row is valid.
-        RowError: if some rows are invalid.
+        group: as in `parsers`, also for errors.
     """
     need(rows, *columns.values(), group)
 
@@ -65,11 +61,7 @@ def unpaired_preferences(
         columns: `label`, the rating, and either a chat that ends with the answer (`messages` or `conversations`) or
             `prompt` and `answer`; optionally `system`, and with a prompt `input` and `history`.
         instruction: text before the first user turn.
-        group: column with the source of a row; may be empty.
-
-    Raises:
-        DataError: if a column is missing or no row is valid.
-        RowError: if some rows are invalid.
+        group: as in `parsers`, also for errors.
     """
     need(rows, *columns.values(), group)
     dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")

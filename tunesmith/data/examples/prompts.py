@@ -29,19 +29,9 @@ PROMPTS = ("prompt", "question", "instruction", "input", "source", "document", *
 
 
 def prompts(rows: Sequence[Row], *, column: str = "", instruction: str = "") -> list[tuple[Message, ...]]:
-    """Parse the prompt of each row, from a text or a chat without its final answers.
+    """Parse the turns of each row's prompt, from a text or a chat without its final answers.
 
-    Args:
-        rows: rows of one file.
-        column: column with the prompt; empty: found by its name.
-        instruction: text before the first user turn.
-
-    Returns:
-        The turns of each prompt.
-
-    Raises:
-        DataError: if there is no such column or no row is valid.
-        RowError: if some rows are invalid.
+    An empty column is found by its name. The instruction is put before the first user turn.
     """
     column = column or prompt_column(rows)
     if not column:
@@ -64,23 +54,15 @@ def prompts(rows: Sequence[Row], *, column: str = "", instruction: str = "") -> 
 
 
 def prompt_column(rows: Sequence[Row]) -> str:
-    """Return the column with the prompt by its name; empty if there is none.
-
-    Args:
-        rows: rows of no known format.
-    """
+    """Return the column with the prompt by its name; empty if there is none."""
     return next((name for name in PROMPTS if name in columns_of(rows)), "")
 
 
 @dataclass(frozen=True, slots=True)
 class RLPrompt(Chat):
-    """A prompt, or a prompt with a reference answer, and its row.
+    """A prompt, or a prompt with a reference answer, and its row."""
 
-    Attributes:
-        row: the fields of the row, for reward functions.
-    """
-
-    row: Mapping[str, object] = field(default_factory=dict)
+    row: Mapping[str, object] = field(default_factory=dict)  # the fields of the row, for reward functions
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -95,17 +77,11 @@ class RLPrompt(Chat):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion that a model sampled.
+    """A completion that a model sampled."""
 
-    Attributes:
-        prompt: its prompt.
-        text: the completion.
-        finished: whether the model ended it, before the token limit.
-    """
-
-    prompt: RLPrompt
-    text: str
-    finished: bool
+    prompt: RLPrompt  # its prompt
+    text: str  # the completion
+    finished: bool  # whether the model ended it, before the token limit
 
     @property
     def exercise(self) -> RLPrompt:
@@ -131,18 +107,7 @@ Scorer = Callable[[Sequence[Completion]], list[float]]
 def rl_prompts(
     rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = ""
 ) -> list[RLPrompt]:
-    """Parse one RLPrompt per row.
-
-    Args:
-        rows: rows of one file.
-        columns: as for `chats`; "answer" may be omitted, and a chat may end with the prompt.
-        instruction: text before the first user turn.
-        group: column with the source of a row; may be empty.
-
-    Raises:
-        DataError: if a column is missing or no row is valid.
-        RowError: if some rows are invalid.
-    """
+    """Parse one RLPrompt per row, as `chats` does; "answer" may be omitted, and a chat may end with the prompt."""
     if "answer" in columns and "prompt" in columns:
         result = []
         for chat, row in zip(chats(rows, columns=columns, instruction=instruction, group=group), rows, strict=True):

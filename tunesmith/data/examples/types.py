@@ -42,67 +42,41 @@ class RatedText:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation.
+    """A conversation."""
 
-    Attributes:
-        where: location of the row.
-        messages: turns of the chat.
-        group: source of the row.
-        reference_index: index of the reference answer; the number of messages if the chat ends with the prompt.
-        accepted: all accepted answers of a row that lists them, empty if the question has no answer; else None.
-        thinking: one of `thinking.MODES`, what happens to the thoughts of this row; empty: what the recipe names.
-    """
-
-    where: str
-    messages: tuple[Message, ...]
-    group: str = ""
-    reference_index: int = -1
+    where: str  # location of the row
+    messages: tuple[Message, ...]  # turns of the chat
+    group: str = ""  # source of the row
+    reference_index: int = -1  # index of the reference answer; the number of messages if the chat ends with the prompt
+    # all accepted answers of a row that lists them, empty if the question has no answer; else None
     accepted: tuple[str, ...] | None = None
+    # one of `thinking.MODES`, what happens to the thoughts of this row; empty: what the recipe names
     thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A preference pair: two completions of one prompt.
+    """A preference pair: two completions of one prompt."""
 
-    Attributes:
-        where: location of the row.
-        prompt: turns before the completions.
-        chosen: preferred completion.
-        rejected: other completion.
-        group: source of the row.
-        margin: by how much `chosen` is better; 0 if unknown.
-        cut: whether the chosen and the rejected completion were truncated.
-    """
-
-    where: str
-    prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
-    group: str = ""
-    margin: float = 0.0
-    cut: tuple[bool, bool] = (False, False)
+    where: str  # location of the row
+    prompt: tuple[Message, ...]  # turns before the completions
+    chosen: str  # preferred completion
+    rejected: str  # other completion
+    group: str = ""  # source of the row
+    margin: float = 0.0  # by how much `chosen` is better; 0 if unknown
+    cut: tuple[bool, bool] = (False, False)  # whether the chosen and the rejected completion were truncated
 
 
 @dataclass(frozen=True, slots=True)
 class UnpairedPreference:
-    """An unpaired preference: one completion rated good or bad.
+    """An unpaired preference: one completion rated good or bad."""
 
-    Attributes:
-        where: location of the row.
-        prompt: turns before the completion.
-        answer: the completion.
-        good: the rating.
-        group: source of the row.
-        cut: whether the completion was truncated.
-    """
-
-    where: str
-    prompt: tuple[Message, ...]
-    answer: str
-    good: bool
-    group: str = ""
-    cut: bool = False
+    where: str  # location of the row
+    prompt: tuple[Message, ...]  # turns before the completion
+    answer: str  # the completion
+    good: bool  # the rating
+    group: str = ""  # source of the row
+    cut: bool = False  # whether the completion was truncated
 
 
 Example = Text | LabelledText | RatedText | Chat | Pair | UnpairedPreference

@@ -20,13 +20,6 @@ def usable(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], 
     """Return the rows that have a value in every needed column, and a note per reason for skipping others.
 
     A column that is blank in every row is left to the parser, which reports it.
-
-    Args:
-        rows: rows of one file.
-        columns: role -> column, as named or detected.
-
-    Returns:
-        The rows, and one line per reason with the number of rows and the first locations.
     """
     skipper = Skipper(rows, columns)
     return skipper.usable(rows), skipper.notes

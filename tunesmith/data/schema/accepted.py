@@ -22,12 +22,7 @@ UNANSWERABLE = "unanswerable"
 
 
 def lists_answers(rows: Sequence[Row], column: str) -> bool:
-    """Return whether a column contains lists of accepted answers.
-
-    Args:
-        rows: rows of one file.
-        column: the column of the answer.
-    """
+    """Return whether the column of the answer contains lists of accepted answers."""
     values = [value for row in rows[:LOOKED_AT] if (value := cell(row, column)) not in (None, "")]
     return bool(values) and sum(is_answer_list(value, column) for value in values) >= ENOUGH * len(values)
 
@@ -38,11 +33,9 @@ def is_answer_list(value: object, column: str) -> bool:
 
 
 def accepted_answers(row: Row, column: str) -> tuple[str, ...]:
-    """Return the distinct accepted answers of a row; empty for a question without an answer.
+    """Return the distinct accepted answers of a row in a column for which `lists_answers` is true.
 
-    Args:
-        row: the row.
-        column: a column for which `lists_answers` is true.
+    They are empty for a question without an answer.
 
     Raises:
         DataError: the cell is not a list of texts.

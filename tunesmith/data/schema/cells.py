@@ -11,15 +11,12 @@ FLAGS = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0"
 
 
 def cell(row: Row, column: str) -> object:
-    """Return the value of a row in a column.
+    """Return the value of a row in a column; None if the row has none.
 
     Args:
         row: the row.
         column: name of a column, dotted for a value inside objects; or several names joined by ` + `, whose texts
             are put on lines of their own, each after its name. An existing name comes first.
-
-    Returns:
-        The value; None if the row has none.
     """
     if PLUS in column and column not in row.fields:
         values = {name: cell(row, name) for name in map(str.strip, column.split(PLUS))}
@@ -31,12 +28,8 @@ def cell(row: Row, column: str) -> object:
 def label_cell(row: Row, column: str) -> object:
     """Return the label of a row: the value of a column, or the names of those joined columns whose value is 1.
 
-    Args:
-        row: the row.
-        column: see `cell`; joined columns have one label each, with 1 or true in the rows that have it.
-
-    Returns:
-        The value; a list of labels for joined columns; None if one of them has another value than 0 or 1.
+    Joined columns (see `cell`) have one label each, with 1 or true in the rows that have it. The result is None if one
+    of them has another value than 0 or 1.
     """
     if PLUS not in column or column in row.fields:
         return cell(row, column)
@@ -58,11 +51,6 @@ def has_column(rows: Sequence[Row], column: str) -> bool:
 
 
 def names_in(column: str, fields: Mapping[str, object]) -> list[str]:
-    """Return the columns of a row that a column means: itself, or several joined ones, as far as they exist.
-
-    Args:
-        column: see `cell`.
-        fields: the fields of a row.
-    """
+    """Return the columns of a row that a column means (see `cell`): itself, or several, as far as they exist."""
     names = [column] if column in fields else [name.strip() for name in column.split(PLUS)]
     return [name for name in names if name in fields]

@@ -30,10 +30,7 @@ def choice_columns(names: Sequence[str]) -> list[str]:
 def choices_of(row: Row, column: str) -> dict[str, str]:
     """Return the choices of a row: key -> text, the keys being the letters A, B, C, ... unless the row has others.
 
-    Args:
-        row: the row.
-        column: column with a list, or with `{"text": [...], "label": [...]}`; or one column per choice, joined by
-            ` + `.
+    The column has a list, or `{"text": [...], "label": [...]}`; or there is one column per choice, joined by ` + `.
     """
     if PLUS in column and column not in row.fields:
         names = column.split(PLUS)
@@ -55,14 +52,10 @@ def choices_of(row: Row, column: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Positions of choices in an answer column.
+    """Positions of choices in an answer column."""
 
-    Attributes:
-        from_one: the first choice is 1, not 0.
-        before_texts: a number is a position even where it equals the text of a choice, as in questions of arithmetic.
-    """
-
-    from_one: bool = False
+    from_one: bool = False  # the first choice is 1, not 0
+    # a number is a position even where it equals the text of a choice, as in questions of arithmetic
     before_texts: bool = False
 
 
@@ -70,14 +63,7 @@ FROM_ZERO, FROM_ONE = Positions(), Positions(from_one=True)
 
 
 def named_choice(row: Row, column: str, answer: str, positions: Positions) -> str:
-    """Return the key of the choice that the answer names: by key, letter, text or position; empty if by none.
-
-    Args:
-        row: the row.
-        column: see `choices_of`.
-        answer: column with the answer.
-        positions: see `positions_in`.
-    """
+    """Return the key of the choice that the answer names: by key, letter, text or position; empty if by none."""
     choices = choices_of(row, column)
     word = (as_word(cell(row, answer)) or "").strip()
     keys = list(choices)
@@ -106,11 +92,6 @@ def positions_in(rows: Sequence[Row], column: str, answer: str) -> Positions:
 
     An integer that is also the text of a choice is a position if the answers are stored as integers and the choices
     as texts, or if more rows can only be read as positions than as texts.
-
-    Args:
-        rows: rows of one file.
-        column: see `choices_of`.
-        answer: column with the answer.
 
     Raises:
         DataError: the positions fit counting from 0 and from 1.

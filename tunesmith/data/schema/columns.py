@@ -84,12 +84,7 @@ def columns_held(rows: Sequence[Row]) -> list[Column]:
 
 
 def left_over(rows: Sequence[Row], used: Collection[str]) -> dict[str, str]:
-    """Return the columns that have no role, each with the reason; columns that group rows are left out.
-
-    Args:
-        rows: rows of one file.
-        used: columns with a role; several may be joined by ` + `.
-    """
+    """Return the columns that are not used, each with the reason; columns that group rows are left out."""
     taken = {name for column in used for name in (column, *column.split(PLUS))}
     roots = {name.partition(".")[0] for name in taken}
     reasons: dict[str, str] = {}
@@ -120,15 +115,12 @@ def ignored_columns(reasons: Mapping[str, str]) -> str:
 
 
 def beside(rows: Sequence[Row], taken: Collection[str], **parts: Sequence[str]) -> dict[str, str]:
-    """Find optional columns by their exact names.
+    """Return role -> column for optional columns, which are found by their exact names.
 
     Args:
         rows: rows of one file.
         taken: columns that already have a role.
         **parts: role -> possible names, in order of preference.
-
-    Returns:
-        Role -> column, only for roles with a column.
     """
     free = set(columns_of(rows)) - {*taken}
     columns = {part: next((name for name in names if name in free), "") for part, names in parts.items()}

@@ -70,17 +70,8 @@ PAIRS = (
 PASSAGES = ("context", "passage")
 CHOICES = ("choices", "options", "endings")
 KEYS = (
-    "answer",
-    "answerkey",
-    "answer_key",
-    "answer_idx",
-    "label",
-    "target",
-    "gold",
-    "key",
-    "correct",
-    "correct_answer",
-)
+    "answer", "answerkey", "answer_key", "answer_idx", "label", "target", "gold", "key", "correct", "correct_answer",
+)  # fmt: skip
 WINNERS = ("winner", "preference", "preferred", "better", "choice", "label", "winner_model")
 TRANSLATED = ("target", "tgt", "translation", "translated", "output")
 # Pairs of prompt and answer that may be translations without a named language.
@@ -125,21 +116,13 @@ PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A known row format.
+    """A known row format."""
 
-    Attributes:
-        name: name of the format.
-        objective: kind of the objective that it serves.
-        columns: role -> column of the file.
-        settings: settings of the objective that suit the format.
-        ignored: column that is not used -> reason.
-    """
-
-    name: str
-    objective: str
-    columns: Mapping[str, str]
-    settings: Mapping[str, str] = field(default_factory=dict)
-    ignored: Mapping[str, str] = field(default_factory=dict)
+    name: str  # name of the format
+    objective: str  # kind of the objective that it serves
+    columns: Mapping[str, str]  # role -> column of the file
+    settings: Mapping[str, str] = field(default_factory=dict)  # settings of the objective that suit the format
+    ignored: Mapping[str, str] = field(default_factory=dict)  # column that is not used -> reason
 
     def explain(self) -> str:
         """Return the mapping in one line, for the user to check."""
@@ -154,9 +137,7 @@ class Format:
 def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
     """Detect the most specific format that at least 90 % of the first 200 rows have.
 
-    Args:
-        rows: rows of one file.
-        learned: whether the answers will be trained on; if not, columns that rate them are ignored.
+    Unless the answers are to be `learned`, columns that rate them are ignored.
 
     Raises:
         DataError: if no format matches; the message has the fix.
@@ -180,15 +161,7 @@ def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
 
 
 def detect_or_guess(rows: Sequence[Row]) -> Format | Guess:
-    """Detect the format, or guess the roles of columns whose names are unknown.
-
-    Args:
-        rows: rows of one file.
-
-    Raises:
-        DataError: if no format matches and nothing can be guessed.
-        UnsettledError: if the format is known but it is unclear which answers to train on.
-    """
+    """Detect the format, or guess the roles of columns whose names are unknown; raise an error as `detect` does."""
     try:
         return detect(rows)
     except UnsettledError:
@@ -203,9 +176,6 @@ def by_word(rows: Sequence[Row]) -> dict[str, str]:
     """Map lower-case names to columns; of `Text` and `text` the exact one is used.
 
     A value inside an object is also found by its last name, `text` of `review.text`, if no other column has it.
-
-    Args:
-        rows: rows of one file.
     """
     columns = [name for name in columns_of(rows) if name.strip()]
     exact = {name: name for name in columns if name == name.strip().lower()}
@@ -223,10 +193,17 @@ class _Sample:
         self.rows = rows
         self.names = by_word(rows)
 
+    def present(self, names: Sequence[str]) -> list[str]:
+        """Return the columns of these names that the rows have, in this order."""
+        return [self.names[name] for name in names if name in self.names]
+
+    def first(self, names: Sequence[str]) -> str:
+        """Return the first of these columns; empty if the rows have none."""
+        return next(iter(self.present(names)), "")
+
     def column(self, names: Sequence[str], holds: Callable[[object], bool]) -> str | None:
         """Return the first of these columns in which at least 90 % of the values satisfy the predicate."""
-        present = (self.names[name] for name in names if name in self.names)
-        return next((column for column in present if self.share(column, holds) >= ENOUGH), None)
+        return next((column for column in self.present(names) if self.share(column, holds) >= ENOUGH), None)
 
     def chat(self, holds: Callable[[object], bool]) -> str | None:
         """Return the only column of any name that contains whole chats."""
@@ -235,8 +212,7 @@ class _Sample:
 
     def lists(self, names: Sequence[str]) -> str | None:
         """Return the first of these columns that contains lists of accepted answers."""
-        present = (self.names[name] for name in names if name in self.names)
-        return next((column for column in present if lists_answers(self.rows, column)), None)
+        return next((column for column in self.present(names) if lists_answers(self.rows, column)), None)
 
     def answers(self, names: Sequence[str]) -> str | None:
         """Return the first of these columns with answers, or with lists of accepted answers."""
@@ -260,26 +236,29 @@ class _Sample:
 
     def tagged(self, names: Sequence[str]) -> str | None:
         """Return the first of these columns whose texts are several labels with a separator."""
-        present = (self.names[name] for name in names if name in self.names)
-        return next((column for column in present if label_separator(self.rows, column)), None)
+        return next((column for column in self.present(names) if label_separator(self.rows, column)), None)
+
+    def pairs(self, first: str, second: str) -> set[tuple[str, str]]:
+        """Return the distinct pairs of values of two columns."""
+        return set(zip(map(str, self.values(first)), map(str, self.values(second)), strict=True))
 
     def same(self, first: str, second: str) -> bool:
         """Return whether each value of one column occurs with exactly one value of the other."""
-        pairs = set(zip(map(str, self.values(first)), map(str, self.values(second)), strict=True))
+        pairs = self.pairs(first, second)
         return len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs})
 
     def settles(self, answer: str, label: str) -> bool:
         """Return whether a few answers repeat, each always with the same label: then the label is not a rating."""
-        pairs = set(zip(map(str, self.values(answer)), map(str, self.values(label)), strict=True))
+        pairs = self.pairs(answer, label)
         answers = {text for text, _ in pairs}
         return len(pairs) == len(answers) and 2 <= len(answers) <= len(self.rows) / FEW
 
     def about(self, *taken: str) -> str | None:
         """Return the context column of a prompt: texts, or lists and objects, which the parser reports."""
         names = [name for name in INPUTS if self.names.get(name) not in taken]
-        columns = (self.names[name] for name in names if name in self.names)
-        nested = (c for c in columns if any(isinstance(value, list | dict) and value for value in self.values(c)))
-        return self.column(names, may_be_text) or next(nested, None)
+        return self.column(names, may_be_text) or next(
+            (c for c in self.present(names) if any(isinstance(v, list | dict) and v for v in self.values(c))), None
+        )
 
     def history(self) -> dict[str, str]:
         """Return the column of earlier turns if it has lists; the parser rejects lists that are not exchanges."""
@@ -292,17 +271,18 @@ class _Sample:
 
     def thoughts(self) -> dict[str, str]:
         """Return the column with the thoughts before the answer, if there is one; it may be blank in any row."""
-        found = (self.names[name] for name in THOUGHTS if name in self.names and self.names[name] not in self.modes())
+        found = (column for column in self.present(THOUGHTS) if column not in self.modes())
         column = next((c for c in found if self.share(c, is_text) and self.share(c, may_be_text) >= ENOUGH), "")
         return {"thoughts": column} if column else {}
 
+    def passage(self) -> dict[str, str]:
+        """Return the column of a passage that is put before the question, if there is one."""
+        passage = self.column(PASSAGES, may_be_text)
+        return {"context": passage} if passage else {}
+
     def optional(self, **parts: Sequence[str]) -> dict[str, str]:
         """Return columns that may be blank in most rows: the name alone decides."""
-        columns = {
-            part: next((self.names[name] for name in names if name in self.names), None)
-            for part, names in parts.items()
-        }
-        return {part: column for part, column in columns.items() if column}
+        return {part: column for part, names in parts.items() if (column := self.first(names))}
 
 
 def _odd(sample: _Sample) -> str:
@@ -313,7 +293,7 @@ def _odd(sample: _Sample) -> str:
         (LABELS, is_label, "label"),
         (ANSWERS, is_answer, "text"),
     ):
-        for column in (sample.names[name] for name in names if name in sample.names):
+        for column in sample.present(names):
             for row in sample.rows:
                 if not holds(row.fields.get(column)):
                     value = row.fields.get(column)
@@ -324,7 +304,7 @@ def _odd(sample: _Sample) -> str:
 
 
 def _preference(sample: _Sample) -> Format | None:
-    sides = [sample.names[side] for side in ("chosen", "rejected") if side in sample.names]
+    sides = sample.present(("chosen", "rejected"))
     if len(sides) < 2:
         return None
     for column in sides:
@@ -362,19 +342,13 @@ def _thumbs(sample: _Sample) -> Format | None:
     return Format("thumbs", "preference", {**sample.optional(system=SYSTEMS), **columns, "label": label})
 
 
-def _messages(sample: _Sample) -> Format | None:
-    column = sample.column(DIALOGUES, are_turns) or sample.chat(are_turns)
-    if column is None:
-        return None
-    return Format("messages", "instruct", {"messages": column, **sample.optional(system=SYSTEMS, tools=TOOLS)})
-
-
-def _sharegpt(sample: _Sample) -> Format | None:
-    column = sample.column(DIALOGUES, are_shares) or sample.chat(are_shares)
-    if column is None:
-        return None
-    extra = sample.optional(system=SYSTEMS, tools=TOOLS)
-    return Format("sharegpt", "instruct", {"conversations": column, **extra})
+def _chats(sample: _Sample) -> Format | None:
+    """Detect whole chats: turns by role and content, or by from and value."""
+    for name, part, holds in (("messages", "messages", are_turns), ("sharegpt", "conversations", are_shares)):
+        if column := sample.column(DIALOGUES, holds) or sample.chat(holds):
+            extra = sample.optional(system=SYSTEMS, tools=TOOLS)
+            return Format(name, "instruct", {part: column, **extra})
+    return None
 
 
 def _alpaca(sample: _Sample) -> Format | None:
@@ -393,9 +367,8 @@ def _prompt_completion(sample: _Sample) -> Format | None:
             continue
         extra = sample.optional(system=SYSTEMS, tools=TOOLS) | sample.history() | sample.thoughts()
         if sample.lists([answer_name]):
-            passage = sample.column(PASSAGES, may_be_text)
-            passages = {"context": passage} if passage else {}
-            return Format("question_answers", "instruct", {**passages, **extra, "prompt": prompt, "answer": answer})
+            parts = {**sample.passage(), **extra, "prompt": prompt, "answer": answer}
+            return Format("question_answers", "instruct", parts)
         if (prompt_name, answer_name) in TRANSLATION_PAIRS and (translated := _from_texts(sample, prompt, answer)):
             return translated
         context = {"input": about} if (about := sample.about(prompt, answer)) else {}
@@ -430,25 +403,21 @@ def _from_texts(sample: _Sample, prompt: str, answer: str) -> Format | None:
 
 def _translated(prompt: str, answer: str, language: str) -> Format:
     into = f"Translate into {language}:" if language else "Translate:"
-    return Format(
-        "translation", "instruct", {"prompt": prompt, "answer": answer}, {"instruction": into, "metric": "chrf"}
-    )
+    settings = {"instruction": into, "metric": "chrf"}
+    return Format("translation", "instruct", {"prompt": prompt, "answer": answer}, settings)
 
 
 def _choices(sample: _Sample) -> Format | None:
     """Detect a question with choices, in one column or one each, and the key of the right one."""
     prompt = sample.column((*ASKED, "sentence", "ctx", "stem"), is_text)
-    listed_column = next((sample.names[name] for name in CHOICES if name in sample.names), "")
-    columns = listed_column or PLUS.join(choice_columns(list(sample.names.values())))
-    answer = next((sample.names[name] for name in KEYS if name in sample.names), "")
+    columns = sample.first(CHOICES) or PLUS.join(choice_columns(list(sample.names.values())))
+    answer = sample.first(KEYS)
     if not (prompt and columns and answer) or answer in columns.split(PLUS) or prompt in columns.split(PLUS):
         return None
     named = [row for row in sample.rows if names_a_choice(row, columns, answer)]
     if len(named) < ENOUGH * len(sample.rows):
         return None
-    passage = sample.column(PASSAGES, may_be_text)
-    passages = {"context": passage} if passage else {}
-    parts = {**passages, **sample.thoughts(), "prompt": prompt, "choices": columns, "answer": answer}
+    parts = {**sample.passage(), **sample.thoughts(), "prompt": prompt, "choices": columns, "answer": answer}
     return Format("multiple_choice", "instruct", parts, {"metric": "exact_match"})
 
 
@@ -456,7 +425,7 @@ def _compared(sample: _Sample) -> Format | None:
     """Detect two answers whose names differ by a letter or number, and a column that names the better one."""
     columns = columns_held(sample.rows)
     first, second = rivals(columns)
-    winner = next((sample.names[name] for name in WINNERS if name in sample.names), "")
+    winner = sample.first(WINNERS)
     if not (first and second and winner) or any(sample.share(c, is_answer) < ENOUGH for c in (first, second)):
         return None
     values = [value for value in sample.values(winner) if value not in (None, "")]
@@ -469,19 +438,14 @@ def _compared(sample: _Sample) -> Format | None:
 
 def _text_number(sample: _Sample) -> Format | None:
     """Detect a text, or two that are read together, with a number on a scale."""
-    names = [name for name in (*QUANTITIES, *LABELS) if name in sample.names]
-    scales = (
-        sample.names[name]
-        for name in names
-        if sample.share(sample.names[name], is_number) >= ENOUGH
-        and is_scale([*sample.values(sample.names[name])], counted=name in QUANTITIES)
-    )
+    numbers = ((name, sample.column([name], is_number)) for name in (*QUANTITIES, *LABELS))
+    scales = (c for name, c in numbers if c and is_scale([*sample.values(c)], counted=name in QUANTITIES))
     target = next(scales, None)
     pair = read_together(columns_held(sample.rows))
     text = PLUS.join(pair) if pair and target not in pair else sample.column(TEXTS, is_text)
-    return (
-        None if target is None or text is None else Format("text_number", "regress", {"text": text, "target": target})
-    )
+    if target is None or text is None:
+        return None
+    return Format("text_number", "regress", {"text": text, "target": target})
 
 
 def _text_pair(sample: _Sample) -> Format | None:
@@ -508,7 +472,7 @@ def _label(sample: _Sample) -> str | None:
     if name is None:
         return None
     label = sample.names[name]
-    twins = (sample.names[twin] for end in TWIN_ENDS if (twin := f"{name}{end}") in sample.names)
+    twins = sample.present([f"{name}{end}" for end in TWIN_ENDS])
     return next((twin for twin in twins if sample.share(twin, is_label) >= ENOUGH and sample.same(label, twin)), label)
 
 
@@ -523,8 +487,7 @@ DETECTORS: tuple[Callable[[_Sample], Format | None], ...] = (
     _preference,
     _compared,
     _thumbs,
-    _messages,
-    _sharegpt,
+    _chats,
     _choices,
     _alpaca,
     _prompt_completion,

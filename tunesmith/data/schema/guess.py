@@ -35,19 +35,12 @@ FEWEST_FLAGS = 3  # columns of 0 and 1 that are one label each
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A guessed objective and its columns.
+    """A guessed objective and its columns."""
 
-    Attributes:
-        objective: kind of the objective.
-        columns: role -> column of the file.
-        ignored: column that is not used -> reason.
-        other_labels: columns that could be the label as well.
-    """
-
-    objective: str
-    columns: dict[str, str]
-    ignored: Mapping[str, str] = field(default_factory=dict)
-    other_labels: tuple[str, ...] = ()
+    objective: str  # kind of the objective
+    columns: dict[str, str]  # role -> column of the file
+    ignored: Mapping[str, str] = field(default_factory=dict)  # column that is not used -> reason
+    other_labels: tuple[str, ...] = ()  # columns that could be the label as well
 
     def explain(self) -> str:
         """Return the role of each column in one line, for the user to check."""
@@ -71,12 +64,7 @@ def guess(rows: Sequence[Row]) -> Guess | None:
     """Guess an objective from column names and values.
 
     Prompts and answers are recognized by their names; else a text and a label with few distinct values, or a number.
-
-    Args:
-        rows: rows of one file.
-
-    Returns:
-        The guess; None if there is no candidate or the columns are ambiguous.
+    The guess is None if there is no candidate or the columns are ambiguous.
     """
     guessed = _guess(rows)
     return guessed and replace(guessed, ignored=left_over(rows, guessed.columns.values()))
@@ -137,11 +125,7 @@ def unguessed(rows: Sequence[Row]) -> str:
 
 
 def alternatives(rows: Sequence[Row]) -> str:
-    """Return what the text columns may be, as options to paste; empty without a text column.
-
-    Args:
-        rows: rows whose columns have unknown names and no clear roles.
-    """
+    """Return what text columns without clear roles may be, as options to paste; empty without a text column."""
     texts = [column for column in columns_held(rows) if column.text and not column.few and "." not in column.name]
     texts = sorted(texts, key=lambda column: -column.words)[:2]
     names = [column.name for column in columns_held(rows) if column.name in {text.name for text in texts}]

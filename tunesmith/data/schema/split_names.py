@@ -24,13 +24,9 @@ def part_of(value: object) -> str:
 
 
 def split_parts(values: Iterable[object]) -> dict[str, int]:
-    """Count the rows of each part that the values of a column name.
+    """Count the rows of each part that the values of a column name, blank ones as train.
 
-    Args:
-        values: value of every row.
-
-    Returns:
-        Part -> number of rows, blank cells as train; empty if there are other values, or no or all rows are held out.
+    The result is empty if there are other values, or no or all rows are held out.
     """
     parts: Counter[str] = Counter()
     for value in values:

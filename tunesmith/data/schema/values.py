@@ -121,13 +121,10 @@ def is_number(value: object) -> bool:
 
 
 def is_scale(values: Sequence[object], *, counted: bool = False) -> bool:
-    """Return whether values are on a numeric scale rather than the codes of labels.
+    """Return whether values of a column are on a numeric scale rather than the codes of labels.
 
-    Codes are integers, and few. So are stars, which may be learned as labels. Fractions of JSON cannot be labels.
-
-    Args:
-        values: values of one column.
-        counted: integers may be a scale, too, as the column has the name of a quantity.
+    Codes are integers, and few. So are stars, which may be learned as labels. Fractions of JSON cannot be labels. If
+    `counted`, integers may be a scale, too, as the column has the name of a quantity.
     """
     numbers = [number for number in map(number_of, values) if number is not None]
     distinct = set(numbers)
@@ -143,11 +140,7 @@ def is_scale(values: Sequence[object], *, counted: bool = False) -> bool:
 
 
 def label_items(value: object) -> list[Any]:
-    """Return the labels of a cell: the items of a list, also of one written as text, or the single value.
-
-    Args:
-        value: value of the label column.
-    """
+    """Return the labels of a cell: the items of a list, also of one written as text, or the single value."""
     if isinstance(value, list | tuple):
         return list(value)
     if is_array(value):
@@ -159,12 +152,8 @@ def label_items(value: object) -> list[Any]:
 def label_separator(rows: Sequence[Row], column: str, known: Collection[str] = ()) -> str:
     """Return what separates several labels in the texts of a column; empty if each text is one label.
 
-    The column must have a plural name. Its parts must be known, or repeat and have no more kinds than its whole texts.
-
-    Args:
-        rows: rows of one file.
-        column: the label column.
-        known: labels of the training file or of the model; empty if they are not known yet.
+    The column must have a plural name. Its parts must be `known` labels of the training file or of the model, or repeat
+    and have no more kinds than its whole texts.
     """
     if not column.rpartition(".")[2].strip().lower().endswith(PLURALS):
         return ""

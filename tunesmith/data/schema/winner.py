@@ -14,15 +14,10 @@ LETTERS = {"a": "first", "b": "second"}
 
 
 def side(value: object, first: str, second: str) -> Side:
-    """Return which of two answer columns a value names.
+    """Return which of two answer columns a value names, or a tie.
 
-    Args:
-        value: name of a column, or its letter or number, as in `response_a`, `a`, `A`, `model_a`, `1`; or a tie.
-        first: column of the first answer.
-        second: column of the second answer.
-
-    Returns:
-        The side; empty for anything else, such as 0 and 1 if the columns are named by letters.
+    A value is the name of a column, or its letter or number, as in `response_a`, `a`, `A`, `model_a`, `1`. The side is
+    empty for anything else, such as 0 and 1 if the columns are named by letters.
     """
     word = (as_word(value) or "").strip().lower()
     if word in (first.strip().lower(), second.strip().lower()):

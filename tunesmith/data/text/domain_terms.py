@@ -29,9 +29,6 @@ def field_terms(texts: Iterable[str]) -> tuple[str, ...]:
 
     Candidates are at least eight times as frequent as in general text. They are ranked by the log-likelihood ratio of
     their counts (Dunning 1993, Computational Linguistics 19(1)).
-
-    Args:
-        texts: documents of the domain.
     """
     counts: Counter[str] = Counter()
     documents: Counter[str] = Counter()
@@ -55,11 +52,7 @@ def field_terms(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def word_places(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield each possible term in lower case with its start and end character.
-
-    Args:
-        text: any text.
-    """
+    """Yield each possible term in lower case with its start and end character."""
     for match in WORD.finditer(text):
         word = match[0]
         if len(word) >= SHORTEST and not any(c.isdigit() for c in word):

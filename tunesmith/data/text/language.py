@@ -118,13 +118,9 @@ SAMPLED = 20  # texts
 
 
 def language_of_name(column: str) -> str:
-    """Return the language that a column is named after; empty if it is not.
+    """Return the English name of the language that a column is named after; empty if it is not.
 
-    Args:
-        column: name such as `en`, `pt_BR`, `eng_Latn`, `German`, `text_fr`, `de_sentence` or `translation.en`.
-
-    Returns:
-        The English name of the language.
+    Such names are `en`, `pt_BR`, `eng_Latn`, `German`, `text_fr`, `de_sentence` and `translation.en`.
     """
     name = column.rpartition(".")[2].strip()
     if region := REGION.match(name):
@@ -139,23 +135,12 @@ def language_of_name(column: str) -> str:
 
 
 def language_of_texts(texts: Sequence[str]) -> str:
-    """Return the English name of the language of most texts; empty if it is unclear.
-
-    Args:
-        texts: texts of one column.
-    """
+    """Return the English name of the language of most texts; empty if it is unclear."""
     joined = "\n".join(texts[:SAMPLED])
     name = LANGUAGES[language(joined, list(dict.fromkeys(words_of(joined))))]
-    codes = {
-        "chinese": "zh",
-        "japanese": "ja",
-        "korean": "ko",
-        "greek": "el",
-        "hebrew": "he",
-        "thai": "th",
-        "hindi": "hi",
-    }
-    return NAMES.get(codes.get(name, name), "")  # Cyrillic and Arabic letters serve several languages
+    # Not Cyrillic and Arabic letters, which serve several languages.
+    own_script = ("chinese", "japanese", "korean", "greek", "hebrew", "thai", "hindi")
+    return name.capitalize() if name in own_script else NAMES.get(name, "")
 
 
 def language(text: str, words: Sequence[str]) -> int:

@@ -17,17 +17,11 @@ SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class QuotationRule:
-    """Definition of a quotation.
+    """Definition of a quotation."""
 
-    Attributes:
-        run: words per run.
-        fewest: minimum number of common runs.
-        most_owners: runs in more held-out texts than this are common phrases and ignored; 0: all runs count.
-    """
-
-    run: int = GRAM
-    fewest: int = 1
-    most_owners: int = 2
+    run: int = GRAM  # words per run
+    fewest: int = 1  # minimum number of common runs
+    most_owners: int = 2  # runs in more held-out texts than this are common phrases and ignored; 0: all runs count
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +30,13 @@ class HeldOutRuns:
 
     A band is a set of runs with the same owners. Common text of many held-out documents is one band, however many runs
     it has, so that overlaps are counted per band.
-
-    Attributes:
-        runs: distinct run hashes, sorted, [R].
-        bands: band of each run, [R].
-        owned: texts of each band.
-        sizes: number of runs of each text.
-        rule: the rule that the index serves.
     """
 
-    runs: Longs
-    bands: NDArray[np.int64]
-    owned: tuple[NDArray[np.int64], ...]
-    sizes: NDArray[np.int64]
-    rule: QuotationRule
+    runs: Longs  # distinct run hashes, sorted, [R]
+    bands: NDArray[np.int64]  # band of each run, [R]
+    owned: tuple[NDArray[np.int64], ...]  # texts of each band
+    sizes: NDArray[np.int64]  # number of runs of each text
+    rule: QuotationRule  # the rule that the index serves
 
 
 def held(texts: Slots, rule: QuotationRule) -> HeldOutRuns:

@@ -21,39 +21,24 @@ def words_of(text: str) -> list[str]:
     """Return the lower-case words of a text in order: runs of letters and digits with their combining marks.
 
     In scripts without spaces between words, each character is a word.
-
-    Args:
-        text: any text.
     """
     return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def folded(text: str) -> str:
-    """Normalize letter case, spacing and Unicode composition (NFC), so that equal content compares equal.
-
-    Args:
-        text: any text.
-    """
+    """Normalize letter case, spacing and Unicode composition (NFC), so that equal content compares equal."""
     # str.split also removes the separators \x1e and \x1f, so content cannot imitate them.
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def spaced(text: str) -> str:
-    """Return the text in NFC with spaces around each character of scripts without spaces.
-
-    Args:
-        text: any text.
-    """
+    """Return the text in NFC with spaces around each character of scripts without spaces."""
     text = unicodedata.normalize("NFC", text)
     return _ALONE.sub(r" \g<0> ", text) if _LETTER.search(text) else text
 
 
 def searched(text: str) -> list[str]:
-    """Return the search terms of a text: words of two letters or more; in scripts without spaces, character bigrams.
-
-    Args:
-        text: any text.
-    """
+    """Return the search terms of a text: words of two letters or more; in scripts without spaces, character bigrams."""
     words: list[str] = []
     for run in _SEARCHED.finditer(unicodedata.normalize("NFC", text).lower()):
         letters = _ALONE.findall(run["unparted"] or "")
@@ -62,9 +47,5 @@ def searched(text: str) -> list[str]:
 
 
 def unspaced(text: str) -> int:
-    """Count the characters of scripts without spaces.
-
-    Args:
-        text: any text.
-    """
+    """Count the characters of scripts without spaces."""
     return len(_LETTER.findall(text))

@@ -48,19 +48,14 @@ _TAG_BEHIND = re.compile(r"\s*</tool_call>")
 
 @dataclass(frozen=True, slots=True)
 class CallFormat:
-    """The format in which a template writes calls.
+    """The format in which a template writes calls."""
 
-    Attributes:
-        parse: returns the calls in a text, given the parameters of the offered functions.
-        json: whether the calls are JSON objects with name and arguments already.
-        closing: pattern of the tags that end a value, which no text of a value may contain; None: values are JSON.
-        marked: whether a call begins with a mark that text rarely contains: `{`, `[`, `<` or a code fence.
-    """
-
+    # returns the calls in a text, given the parameters of the offered functions
     parse: Callable[[str, Parameters], list[PlacedCall]]
-    json: bool = False
+    json: bool = False  # whether the calls are JSON objects with name and arguments already
+    # pattern of the tags that end a value, which no text of a value may contain; None: values are JSON
     closing: re.Pattern[str] | None = None
-    marked: bool = True
+    marked: bool = True  # whether a call begins with a mark that text rarely contains: `{`, `[`, `<` or a code fence
 
     def harmless(self, call: Call) -> Call:
         """Return the call with a space inside each closing tag in its arguments, so that no text can end its value."""
@@ -69,12 +64,7 @@ class CallFormat:
         return Call(call.name, self.closing.sub(lambda match: f"{match[0][0]} {match[0][1:]}", call.arguments))
 
     def in_json(self, text: str, tools: str) -> str:
-        """Return a completion with its calls as JSON, and without the text between and behind them.
-
-        Args:
-            text: the completion.
-            tools: the offered tools as JSON text.
-        """
+        """Return a completion with its calls as JSON, and without the text between and behind them."""
         if self.json or not tools:
             return text
         calls = self.parse(text, parameters_of(tools))
@@ -87,9 +77,7 @@ class CallFormat:
 def in_words(messages: Sequence[Message], escape: Callable[[str], str] = str) -> list[Message]:
     """Render tools, calls and results into the contents of the messages; results become user turns.
 
-    Args:
-        messages: the chat.
-        escape: applied to the JSON of tools and calls.
+    `escape` is applied to the JSON of tools and calls.
     """
     rendered: list[Message] = []
     for message in messages:
@@ -111,11 +99,7 @@ def in_words(messages: Sequence[Message], escape: Callable[[str], str] = str) ->
 
 
 def parameters_of(tools: str) -> Parameters:
-    """Return the schema of each parameter of each tool.
-
-    Args:
-        tools: the tools as JSON text.
-    """
+    """Return the schema of each parameter of each tool; `tools` is JSON text."""
     found: dict[str, Mapping[str, Mapping[str, Any]]] = {}
     for name, schema in schemas_of(tools).items():
         properties = schema.get("properties")
@@ -151,9 +135,7 @@ def keyed_calls(text: str, parameters: Parameters) -> list[PlacedCall]:
 def separated_calls(lead: str, between: str) -> Callable[[str, Parameters], list[PlacedCall]]:
     """Return a parser of calls that write the name, then a separator, then the arguments as JSON (DeepSeek, Kimi).
 
-    Args:
-        lead: text before the name, as decoded without special tokens.
-        between: text between name and arguments; its digits count the calls.
+    `lead` is the text before the name, as decoded without special tokens. Digits in the separator count the calls.
     """
     separator = re.sub(r"\d+", r"\\d+", re.escape(between))
 
@@ -176,9 +158,7 @@ def separated_calls(lead: str, between: str) -> Callable[[str, Parameters], list
 def calls_as_content(message: Message, write: Callable[[Sequence[Message]], str]) -> Message:
     """Return a message with its calls as a part of its content, each as the template writes a single call.
 
-    Args:
-        message: an assistant turn with calls.
-        write: renders a chat and returns its last turn without its end.
+    `write` renders a chat and returns its last turn without its end.
     """
     offer = Message("user", "q", tools=_TOOL_OFFER)
     written = [write([offer, Message("assistant", "", (call,))]) for call in message.calls]
@@ -216,10 +196,7 @@ def format_of_template(
 def find_call_format(learned: str, calls: Sequence[Call], tools: str) -> CallFormat | None:
     """Return the format in which a template wrote calls; None if they cannot be parsed back.
 
-    Args:
-        learned: what the template rendered for the calls, decoded as a completion is.
-        calls: the calls.
-        tools: the offered tools as JSON text.
+    `learned` is what it rendered for the calls, decoded as a completion is.
     """
     name, arguments = calls[0].name, re.search(re.escape(calls[0].name) + r"([^{]*)\{", learned)
     candidates = [

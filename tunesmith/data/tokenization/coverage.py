@@ -14,11 +14,8 @@ def fragment_share(tokenizer: Path, texts: Sequence[str]) -> float:
     """Return the share of tokens that stand for less than a part of a word.
 
     These are unknown tokens, bytes of a character, and single letters that are not ASCII: none in English, a tenth in
-    German, and nine tenths of a script that the tokenizer was not trained on (Chinese, Russian; bundled models).
-
-    Args:
-        tokenizer: a `tokenizer.json`.
-        texts: texts; the first 500 characters of the first 200 are read.
+    German, and nine tenths of a script that the tokenizer was not trained on (Chinese, Russian; bundled models). The
+    tokenizer is a `tokenizer.json`, and the first 500 characters of the first 200 texts are read.
     """
     from tokenizers import Tokenizer
 

@@ -17,28 +17,16 @@ REPLACED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Masking:
-    """Masks a share of the words of a row. The choice depends only on (seed, epoch, row), so a run can resume anywhere.
+    """Masks a share of the words of a row, chosen by (seed, epoch, row) alone, so that a run can resume anywhere."""
 
-    Attributes:
-        share: fraction of words to predict.
-        seed: seed of the run.
-        mask: id of the mask token.
-        ordinary: ids of all tokens that are not special.
-    """
-
-    share: float
-    seed: int
-    mask: int
+    share: float  # fraction of words to predict
+    seed: int  # seed of the run
+    mask: int  # id of the mask token
     ordinary: tuple[int, ...]  # ids that may replace a word
 
     @classmethod
     def of(cls, template: Template, *, share: float, seed: int) -> Masking:
-        """Create the masking for a tokenizer.
-
-        Args:
-            template: tokenizer of an encoder.
-            share: fraction of words to predict.
-            seed: seed of the run.
+        """Create the masking for the tokenizer of an encoder.
 
         Raises:
             ModelError: if the tokenizer has no mask token.
@@ -50,15 +38,7 @@ class Masking:
         return cls(share, seed, tokenizer.mask_token_id, tuple(i for i in range(len(tokenizer)) if i not in special))
 
     def hide(self, row: Encoded, turn: int | str) -> Encoded:
-        """Mask a row for one epoch.
-
-        Args:
-            row: one window with the word index of each token.
-            turn: epoch, or a name for a fixed masking.
-
-        Returns:
-            The row with masked ids; `hidden` lists (index, original id) of each token to predict.
-        """
+        """Return a row, one window with the word index of each token, masked for one epoch or for a name."""
         (tokens,) = row.sequences
         rng = random.Random(f"{self.seed}/{turn}/{row.where}")
         words = sorted(set(row.words) - {NO_WORD})

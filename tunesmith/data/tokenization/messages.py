@@ -48,23 +48,14 @@ SPEAKER = re.compile(rf"""['"](?:role|from)['"]\s*:\s*['"](?:{"|".join(ROLES)})[
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat.
+    """One turn of a chat."""
 
-    Attributes:
-        role: system, user, assistant or tool.
-        content: text of the turn.
-        calls: tools that an assistant turn calls.
-        tools: on the first turn of a chat, the tools that may be called, as JSON text.
-        thoughts: the thoughts of an assistant turn before its content; empty: it has none.
-        weight: factor of the loss of an assistant turn; 0: the turn is context and is not learned.
-    """
-
-    role: str
-    content: str
-    calls: tuple[Call, ...] = ()
-    tools: str = ""
-    thoughts: str = ""
-    weight: float = 1.0
+    role: str  # system, user, assistant or tool
+    content: str  # text of the turn
+    calls: tuple[Call, ...] = ()  # tools that an assistant turn calls
+    tools: str = ""  # on the first turn of a chat, the tools that may be called, as JSON text
+    thoughts: str = ""  # the thoughts of an assistant turn before its content; empty: it has none
+    weight: float = 1.0  # factor of the loss of an assistant turn; 0: the turn is context and is not learned
 
     @property
     def said(self) -> str:
@@ -78,15 +69,7 @@ class Message:
 
 
 def check_order(turns: Sequence[Message], where: str) -> None:
-    """Check that the roles alternate as in a chat.
-
-    Args:
-        turns: messages of one row.
-        where: location for the error message.
-
-    Raises:
-        DataError: at the first turn whose role may not follow the previous one.
-    """
+    """Raise DataError at the first turn whose role may not follow the previous one, as in a chat."""
     before = ""
     for number, turn in enumerate(turns, 1):
         if turn.role not in FOLLOWING[before]:
@@ -140,11 +123,9 @@ def turn_of(item: object, where: str) -> Message:
         raise DataError(f"{where} ({role}): expected text, got {short(content)}; write the content as text")
     whole("".join(f"{call.name}{call.arguments}" for call in calls), where)
     turn = Message(role, whole(content, where), calls)
-    return (
-        replace(turn, thoughts=_thoughts_of(item, where), weight=_weight_of(item, where))
-        if role == "assistant"
-        else turn
-    )
+    if role != "assistant":
+        return turn
+    return replace(turn, thoughts=_thoughts_of(item, where), weight=_weight_of(item, where))
 
 
 def _thoughts_of(item: Mapping[str, object], where: str) -> str:
@@ -218,12 +199,7 @@ def unworded(turn: Message, *, bare: bool) -> Message:
 
 
 def instructed(turns: Sequence[Message], instruction: str) -> list[Message]:
-    """Return the turns with an instruction before the first user turn.
-
-    Args:
-        turns: messages with at least one user turn.
-        instruction: text to insert; may be empty.
-    """
+    """Return the turns with an instruction, which may be empty, before the first user turn."""
     first = next(i for i, turn in enumerate(turns) if turn.role == "user")
     content = "\n\n".join(filter(None, [instruction, turns[first].content]))
     return [*turns[:first], replace(turns[first], content=content), *turns[first + 1 :]]
@@ -239,15 +215,7 @@ def joined(content: object) -> object:
 
 
 def whole(text: str, where: str) -> str:
-    """Return the text if it can be encoded as UTF-8; tokenizers cannot read half of a surrogate pair.
-
-    Args:
-        text: text to check.
-        where: location for the error message.
-
-    Raises:
-        DataError: if it contains a lone surrogate.
-    """
+    """Return the text, or raise DataError for half of a surrogate pair, which tokenizers cannot read."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

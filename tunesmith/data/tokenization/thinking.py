@@ -71,22 +71,15 @@ THINK = KNOWN_MARKS[0]
 
 @dataclass(frozen=True, slots=True)
 class ThoughtFormat:
-    """The thoughts of one template.
+    """The thoughts of one template."""
 
-    Attributes:
-        switch: variable of the template that switches thoughts; empty: it has none.
-        field: key of a message under which the template renders thoughts; `content`: it reads a block in the
-            content; empty: it renders none, so the text of the answer is put together from the other attributes.
-        begin: text that the model writes before its thoughts; empty: the generation prompt has opened the block.
-        between: text between thoughts and answer.
-        opening: mark that opens a block, in `begin` or at the end of the generation prompt.
-    """
-
-    switch: Switch
+    switch: Switch  # variable of the template that switches thoughts; empty: it has none
+    # key of a message under which the template renders thoughts; `content`: it reads a block in the content; empty:
+    # it renders none, so the text of the answer is put together from the other attributes
     field: str
-    begin: str
-    between: str
-    opening: str
+    begin: str  # text that the model writes before its thoughts; empty: the generation prompt has opened the block
+    between: str  # text between thoughts and answer
+    opening: str  # mark that opens a block, in `begin` or at the end of the generation prompt
 
     @property
     def opened(self) -> bool:
@@ -101,9 +94,7 @@ class ThoughtFormat:
     def variables(self, *, thinking: bool, effort: str = "") -> dict[str, object]:
         """Return the template's variables for one position of the switch.
 
-        Args:
-            thinking: whether the model thinks.
-            effort: value of `reasoning_effort`, for templates that have it; by default `low` or `medium`.
+        The effort is for templates that have `reasoning_effort`; by default it is `low` or `medium`.
         """
         if not self.switch:
             return {}
@@ -159,14 +150,9 @@ class ThoughtFormat:
 
 
 def find_format(render: Render, source: str) -> ThoughtFormat | None:
-    """Find out how a template writes thoughts.
+    """Return how a template writes thoughts; None if it neither renders nor switches them.
 
-    Args:
-        render: renders a chat by the template.
-        source: text of the template, in which marks are looked up that no chat shows.
-
-    Returns:
-        The format; None if the template neither renders nor switches thoughts.
+    Marks that no chat shows are looked up in the `source` of the template.
     """
     ask = [{"role": "user", "content": "q"}]
     switch: Switch = next((name for name in SWITCHES if _differs(render, ask, name)), "")
@@ -207,14 +193,7 @@ def _differs(render: Render, ask: Sequence[Mapping[str, Any]], name: Switch) -> 
 
 
 def _composed(switch: Switch, prompt: str, without: str, marks: Marks) -> ThoughtFormat:
-    """Return the format of a template that renders no thoughts.
-
-    Args:
-        switch: variable that switches thoughts.
-        prompt: generation prompt with thinking on.
-        without: generation prompt with thinking off.
-        marks: marks that occur in the template.
-    """
+    """Return the format of a template that renders no thoughts, from its generation prompts `without` and with them."""
     begin, between = marks.begin, marks.between
     before, opened, space = prompt.rpartition(marks.opened)
     if opened and not space.strip():  # the prompt has opened the block

@@ -42,21 +42,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the BOS id if the tokenizer puts it before every text, else None.
-
-    Args:
-        tokenizer: tokenizer to probe.
-    """
+    """Return the BOS id if the tokenizer puts it before every text, else None."""
     bos = tokenizer.bos_token_id
     return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
 
 
 def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids that the tokenizer adds before and after every text.
-
-    Args:
-        tokenizer: tokenizer to probe.
-    """
+    """Return the ids that the tokenizer adds before and after every text."""
     bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
@@ -67,9 +59,7 @@ def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 def choose_pad(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> None:
     """Set a pad token if the tokenizer has none: an unused special token, else the end token.
 
-    Args:
-        tokenizer: changed in place.
-        rows: rows of the embedding matrix; ids beyond them cannot be used.
+    Ids beyond the `rows` of the embedding matrix cannot be used.
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < rows:
         return
@@ -92,12 +82,7 @@ def choose_pad(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> None:
 
 
 def homeless(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> str:
-    """Return the first token of the chat format that has no row in the embedding matrix; empty if all have one.
-
-    Args:
-        tokenizer: tokenizer with a chat template.
-        rows: rows of the embedding matrix.
-    """
+    """Return the first token of the chat format beyond the `rows` of the embedding matrix; empty if there is none."""
     source = chat_source(tokenizer)
     beyond = {token.content for index, token in tokenizer.added_tokens_decoder.items() if index >= rows}
     return next((token for token in sorted(beyond) if token in source or token == tokenizer.eos_token), "")

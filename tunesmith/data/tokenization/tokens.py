@@ -8,26 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids and their loss mask.
+    """Token ids and their loss mask."""
 
-    Attributes:
-        ids: token ids, [T].
-        learn: whether each id is a target of the loss, [T].
-        weights: factor of the loss of each id, [T]; empty: 1 for all.
-    """
-
-    ids: list[int]
-    learn: list[bool]
-    weights: list[float] = field(default_factory=list)
+    ids: list[int]  # token ids, [T]
+    learn: list[bool]  # whether each id is a target of the loss, [T]
+    weights: list[float] = field(default_factory=list)  # factor of the loss of each id, [T]; empty: 1 for all
 
     @classmethod
     def of(cls, prompt: Sequence[int], answer: Sequence[int] = ()) -> Tokens:
-        """Join a prompt and its answer; only the answer is learned.
-
-        Args:
-            prompt: ids of the prompt.
-            answer: ids of the answer.
-        """
+        """Join the ids of a prompt and of its answer; only the answer is learned."""
         return cls([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
 
     @property
@@ -42,27 +31,17 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example as token sequences: one for most objectives, two for a pair, one per window of a document.
+    """One example as token sequences: one for most objectives, two for a pair, one per window of a document."""
 
-    Attributes:
-        sequences: token sequences with their loss masks.
-        where: location of the row.
-        label: targets of a classification head, one per class, or the score of a reward model.
-        shortened: whether text was cut to fit the token limit.
-        words: for masked language models, the word index of each id, [T]; -1: no word.
-        hidden: for masked language models, (index, original id) of each masked token.
-        reference: summed log-probability of the learned tokens of each sequence under the reference model, nats.
-        asks: whether completions are sampled from this prompt during training.
-    """
-
-    sequences: tuple[Tokens, ...]
-    where: str
-    label: tuple[float, ...] = ()
-    shortened: bool = False
-    words: tuple[int, ...] = ()
-    hidden: tuple[tuple[int, int], ...] = ()
+    sequences: tuple[Tokens, ...]  # token sequences with their loss masks
+    where: str  # location of the row
+    label: tuple[float, ...] = ()  # targets of a classification head, one per class, or the score of a reward model
+    shortened: bool = False  # whether text was cut to fit the token limit
+    words: tuple[int, ...] = ()  # for masked language models, the word index of each id, [T]; -1: no word
+    hidden: tuple[tuple[int, int], ...] = ()  # for masked language models, (index, original id) of each masked token
+    # summed log-probability of the learned tokens of each sequence under the reference model, nats
     reference: tuple[float, ...] = ()
-    asks: bool = False  # if true, the row is used although it has no learned tokens
+    asks: bool = False  # completions are sampled from this prompt; it is used although it has no learned tokens
 
     @property
     def length(self) -> int:

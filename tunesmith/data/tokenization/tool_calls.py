@@ -13,6 +13,10 @@ from tunesmith.errors import DataError
 # Keys under which templates and models write the arguments of a call.
 ARGUMENTS = ("arguments", "parameters")
 MARKED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+# Python types of JSON schema types, except for integers.
+TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "string": str, "number": (int, float), "boolean": bool, "array": list, "object": dict, "null": type(None),
+}  # fmt: skip
 # Starts of calls in the formats of `call_formats`. Outside of a parsed call, one was attempted and failed.
 ATTEMPT = re.compile(
     r"""<tool_call>(?!\s*</tool_call>)|<function=|<arg_key>|\{\s*['"]name['"]\s*:|['"](?:arguments|parameters)['"]\s*:"""
@@ -54,14 +58,9 @@ class PlacedCall:
 
 
 def read_calls(turn: Mapping[str, Any], where: str) -> tuple[Call, ...]:
-    """Parse the tool calls of a turn.
+    """Parse the tool calls of a turn, in order.
 
-    Args:
-        turn: turn with `tool_calls` or `function_call` (OpenAI), or a ShareGPT turn of the role `function_call`.
-        where: location for error messages.
-
-    Returns:
-        The calls in order; empty if the turn calls nothing.
+    A turn has `tool_calls` or `function_call` (OpenAI), or it is a ShareGPT turn of the role `function_call`.
 
     Raises:
         DataError: if a call has no name or its arguments are not a JSON object.
@@ -78,14 +77,7 @@ def read_calls(turn: Mapping[str, Any], where: str) -> tuple[Call, ...]:
 
 
 def read_tools(value: object, where: str) -> str:
-    """Parse the tools that a chat offers.
-
-    Args:
-        value: list of tools, or such a list as JSON text.
-        where: location for error messages.
-
-    Returns:
-        The tools as JSON text; empty if there are none.
+    """Return the tools that a chat offers, a list or such a list as JSON text, as JSON text; empty if there are none.
 
     Raises:
         DataError: if the value is not a list of objects with names.
@@ -101,22 +93,24 @@ def read_tools(value: object, where: str) -> str:
 
 
 def schemas_of(tools: str) -> dict[str, Mapping[str, Any]]:
-    """Return the JSON schema of the parameters of each tool, by name; empty for a tool that lists none.
-
-    Args:
-        tools: the tools as JSON text, as `read_tools` returns it.
-    """
+    """Return the JSON schema of the parameters of each tool of `read_tools`, by name; empty for one that lists none."""
     functions = [tool.get("function", tool) for tool in (json.loads(tools) if tools else ())]
     schemas = {each["name"]: each.get("parameters", each.get("input_schema")) for each in functions}
     return {name: schema if isinstance(schema, Mapping) else {} for name, schema in schemas.items()}
 
 
+def has_json_type(value: object, kind: str) -> bool:
+    """Return whether a value has a JSON schema type. 2.0 is an integer, True is not; unknown types fit."""
+    if kind == "integer":
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    expected = TYPES.get(kind)
+    return expected is None or (isinstance(value, expected) and (kind == "boolean" or not isinstance(value, bool)))
+
+
 def as_words(calls: Sequence[Call], escape: Callable[[str], str] = str) -> str:
     """Render calls as text, each as JSON between `<tool_call>` tags (the format of Hermes and Qwen).
 
-    Args:
-        calls: the calls.
-        escape: applied to the JSON of each call.
+    `escape` is applied to the JSON of each call.
     """
     texts = [escape(json.dumps(call.plain(), ensure_ascii=False)) for call in calls]
     return "\n".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)

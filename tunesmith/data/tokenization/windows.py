@@ -12,26 +12,17 @@ NO_WORD = -1
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a document.
+    """A part of a document."""
 
-    Attributes:
-        text: the whole document.
-        ids: token ids, [T].
-        spans: start and end character of each id in `text`, [T]; (0, 0) for special tokens.
-        words: index of each id's word, counted over the document, [T]; -1 for special and unknown tokens.
-    """
-
-    text: str
-    ids: list[int]
-    spans: list[tuple[int, int]]
-    words: list[int]
+    text: str  # the whole document
+    ids: list[int]  # token ids, [T]
+    spans: list[tuple[int, int]]  # start and end character of each id in `text`, [T]; (0, 0) for special tokens
+    words: list[int]  # index of each id's word, counted over the document, [T]; -1 for special and unknown tokens
 
     def row(self, where: str, *, next_token: bool) -> Encoded:
         """Return the window as a training row.
 
-        Args:
-            where: location of the document.
-            next_token: train on every next token, the end token included; else keep the words for masking.
+        Train on every `next_token`, the end token included; else keep the words for masking.
         """
         if next_token:
             return Encoded((Tokens(self.ids, [True] * len(self.ids)),), where)
@@ -57,12 +48,7 @@ def windows(text: str, template: Template, *, limit: int) -> list[Window]:
     """Split a document into windows of at most `limit` ids, each with the tokens that the tokenizer adds before a text.
 
     The last window of a decoder ends with the end token; every window of an encoder ends with what the tokenizer adds
-    after a text.
-
-    Args:
-        text: the document.
-        template: tokenizer.
-        limit: tokens per window, special tokens included.
+    after a text. Special tokens count.
     """
     tokenizer = template.tokenizer
     text = template.harmless(text)
@@ -94,13 +80,7 @@ def windows(text: str, template: Template, *, limit: int) -> list[Window]:
 
 
 def beginning(text: str, template: Template, *, limit: int) -> list[int]:
-    """Return the ids of a text to continue: what the tokenizer adds before a text, and the last ids of the text.
-
-    Args:
-        text: beginning of a document.
-        template: tokenizer.
-        limit: maximum number of ids; the start of the text is cut.
-    """
+    """Return at most `limit` ids to continue: what the tokenizer adds before a text, and the last ids of the text."""
     before, _ = template.frame
     ids = template.tokenizer(template.harmless(text), add_special_tokens=False, verbose=False)["input_ids"]
     return [*before, *ids[-(limit - len(before)) :]]

@@ -32,21 +32,13 @@ S = TypeVar("S", bound=Predictions)
 
 @dataclass(frozen=True, slots=True)
 class EvalSet(Generic[O_co]):
-    """The held-out rows of a run with their objective.
+    """The held-out rows of a run with their objective."""
 
-    Args:
-        objective: encodes and scores the rows.
-        examples: the rows.
-        limit: tokens of the longest row.
-        seed: seed of masked words.
-        subtasks: multitask: the rows of each task.
-    """
-
-    objective: O_co
-    examples: Sequence[Example]
-    limit: int
-    seed: int = 0
-    subtasks: Mapping[str, EvalSet[Any]] = field(default_factory=dict)
+    objective: O_co  # encodes and scores the rows
+    examples: Sequence[Example]  # the rows
+    limit: int  # tokens of the longest row
+    seed: int = 0  # seed of masked words
+    subtasks: Mapping[str, EvalSet[Any]] = field(default_factory=dict)  # multitask: the rows of each task
 
     @property
     def tasks(self) -> Mapping[str, EvalSet[Any]]:

@@ -18,15 +18,10 @@ PROBE = "zq"
 
 @dataclass(frozen=True, slots=True)
 class ThoughtSplitter:
-    """Splits the completions of one prompt; without a thinking template, every text is an answer.
+    """Splits the completions of one prompt; without a thinking template, every text is an answer."""
 
-    Args:
-        template: the chat template of the model.
-        open: whether the prompt has opened the block of thoughts.
-    """
-
-    template: Template
-    open: bool = False
+    template: Template  # the chat template of the model
+    open: bool = False  # whether the prompt has opened the block of thoughts
 
     @classmethod
     def of(cls, template: Template, *, thinking: bool | None) -> Self:

@@ -69,19 +69,12 @@ class Judges:
 
 @dataclass(frozen=True, slots=True)
 class Doubts:
-    """Result of the check.
+    """Result of the check."""
 
-    Attributes:
-        doubted: index of a row -> (more likely label, probability ratio).
-        right: label -> share of its rows predicted as labelled.
-        judges: the fitted models.
-        folds: fold of each row, [N].
-    """
-
-    doubted: dict[int, tuple[str, float]]
-    right: dict[str, float]
-    judges: Judges
-    folds: NDArray[np.int64]
+    doubted: dict[int, tuple[str, float]]  # index of a row -> (more likely label, probability ratio)
+    right: dict[str, float]  # label -> share of its rows predicted as labelled
+    judges: Judges  # the fitted models
+    folds: NDArray[np.int64]  # fold of each row, [N]
 
 
 def doubts(
@@ -94,12 +87,7 @@ def doubts(
 ) -> Doubts | None:
     """Find rows whose label the models doubt; None if there is too little data to fit them.
 
-    Args:
-        texts: returns the text of row i.
-        labels: label of each row.
-        keys: hash of each text, [N]; equal texts share a fold.
-        workers: number of processes.
-        read: final states of a language model for texts; None: not used.
+    Equal texts, by their hashes `keys` [N], share a fold. `read` returns final states of a language model for texts.
     """
     counts = Counter(labels)
     usable = sorted(label for label, count in counts.items() if count >= MIN_ROWS_PER_LABEL)

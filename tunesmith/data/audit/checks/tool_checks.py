@@ -7,25 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.tokenization.messages import ROLES
-from tunesmith.data.tokenization.tool_calls import Call, calls_alone, read_calls, read_tools, schemas_of
+from tunesmith.data.tokenization.tool_calls import Call, calls_alone, has_json_type, read_calls, read_tools, schemas_of
 from tunesmith.errors import DataError
-
-TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "string": str,
-    "number": (int, float),
-    "boolean": bool,
-    "array": list,
-    "object": dict,
-    "null": type(None),
-}
 
 
 def tool_findings(turns: Sequence[Mapping[str, Any]], tools: object) -> dict[str, str]:
     """Return the findings about the tool calls of a chat: kind -> note.
 
-    Args:
-        turns: turns of the chat.
-        tools: the cell with the offered tools; without any, functions and arguments are not checked.
+    Without a cell of offered `tools`, functions and arguments are not checked.
     """
     try:
         offered = schemas_of(read_tools(tools, ""))
@@ -64,12 +53,8 @@ def _misfit(call: Call, schema: Mapping[str, Any]) -> str:
 def misfit(value: Any, schema: Any, place: str = "") -> str:
     """Return why a value does not fit a JSON schema; empty if it does, or if the schema uses other keywords.
 
-    Checked are `type`, `enum`, `const`, `required`, `properties`, `items`, `anyOf` and `oneOf`.
-
-    Args:
-        value: a JSON value.
-        schema: its schema.
-        place: name of the value in the message.
+    Checked are `type`, `enum`, `const`, `required`, `properties`, `items`, `anyOf` and `oneOf`. In the message, the
+    value is called `place`.
     """
     if not isinstance(schema, Mapping):
         return ""
@@ -78,7 +63,7 @@ def misfit(value: Any, schema: Any, place: str = "") -> str:
             return "" if "" in problems else problems[0]
     kinds = schema.get("type")
     kinds = kinds if isinstance(kinds, list) else [kinds] if isinstance(kinds, str) else []
-    if kinds and not any(_is(value, kind) for kind in kinds):
+    if kinds and not any(has_json_type(value, str(kind)) for kind in kinds):
         return f"{place or 'the arguments'} must be {' or '.join(map(str, kinds))}"
     allowed = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(allowed, list) and value not in allowed:
@@ -101,14 +86,6 @@ def _misfit_inside(value: Any, schema: Mapping[str, Any], place: str) -> str:
     if isinstance(value, list):
         return _first(misfit(part, schema.get("items"), f"{place}[{i}]") for i, part in enumerate(value))
     return ""
-
-
-def _is(value: Any, kind: object) -> bool:
-    """Return whether a value has a JSON type. 2.0 is an integer, True is not; unknown types fit."""
-    if kind == "integer":
-        return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
-    expected = TYPES.get(str(kind))
-    return expected is None or (isinstance(value, expected) and (kind == "boolean" or not isinstance(value, bool)))
 
 
 def _wrong_id(turns: Sequence[Mapping[str, Any]]) -> str:

@@ -31,10 +31,6 @@ _CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w.:-]+)", re.IGN
 def html_document(data: bytes, *, declared: str = "") -> Document:
     """Convert a page to blocks, with question-answer pairs from `<details>`, definition lists and schema.org.
 
-    Args:
-        data: bytes of the page.
-        declared: the encoding, if it is known.
-
     Raises:
         DataError: the page has no element, or its elements are nested too deeply.
     """

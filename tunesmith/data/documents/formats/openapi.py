@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunesmith.data.documents.document import Block, Document, QuestionAnswer, Tool, clean, markdown, one_line, tidy
+from tunesmith.data.tokenization.tool_calls import has_json_type
 from tunesmith.errors import DataError
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace")
@@ -218,22 +219,11 @@ def schema_errors(arguments: object, tool: Tool) -> str:
             return f"unknown argument {key}"
         kinds = known[key].get("type")
         allowed = kinds if isinstance(kinds, list) else [kinds]
-        if kinds and not any(_has_type(value, str(kind)) for kind in allowed):
+        if kinds and not any(has_json_type(value, str(kind)) for kind in allowed):
             return f"{key} is not of type {kinds}"
         if known[key].get("enum") and value not in known[key]["enum"]:
             return f"{key} is not one of the listed values"
     return ""
-
-
-def _has_type(value: object, kind: str) -> bool:
-    """Return whether a value has a JSON schema type; unlike in Python, a boolean is not an integer there."""
-    kinds: dict[str, tuple[type, ...]] = {
-        "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,),
-        "object": (dict,), "null": (type(None),),
-    }  # fmt: skip
-    if isinstance(value, bool):
-        return kind == "boolean"
-    return kind not in kinds or isinstance(value, kinds[kind])
 
 
 def _strings(value: object) -> list[str]:

@@ -31,10 +31,6 @@ EITHER_SIDE = 0.04  # least share of the words in each column
 def pdf_document(data: bytes, on_page: Callable[[int], None]) -> Document:
     """Convert headings, paragraphs, lists, code and ruled tables, each with its page.
 
-    Args:
-        data: bytes of the file.
-        on_page: called with the number of each page after it is read.
-
     Raises:
         DataError: the file is encrypted, broken, too long, or contains only images.
     """
