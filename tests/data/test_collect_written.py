@@ -19,7 +19,6 @@ from tunesmith.data.documents.synthetic_prompts import (
     CALLS,
     PARAPHRASES,
     QUESTIONS,
-    Filling,
     messages,
     pairs_of,
     template,
@@ -134,8 +133,8 @@ def test_a_reply_is_taken_apart_in_the_ways_that_models_write():
 
 
 def test_a_passage_with_braces_changes_nothing_else_in_the_prompt():
-    filling = Filling("use {count} and {title}", "T", 3, "s", "")
-    text = messages(QUESTIONS, filling)[1].content
+    passage = "use {count} and {title}"
+    text = messages(QUESTIONS, passage=passage, title="T", count=3, style="s", examples="")[1].content
     assert text.endswith("Passage from T:\n\nuse {count} and {title}")
     assert text.startswith("Write 3 questions")
 

@@ -157,7 +157,9 @@ def thinking_ledger(prepared: TrainingContext, *, base: ThinkingAnswers, tuned: 
         **scores,
         finished=paired_statistic(ended[0], ended[1], np.mean, groups=groups, most=1.0),
         median_tokens=paired_statistic(tokens[0], tokens[1], np.median, groups=groups, most=most),
-        p95_tokens=paired_statistic(tokens[0], tokens[1], _p95, groups=groups, most=most),
+        p95_tokens=paired_statistic(
+            tokens[0], tokens[1], lambda values: float(np.quantile(values, 0.95)), groups=groups, most=most
+        ),
         obeyed_on=paired_mean(obeyed_on[0], obeyed_on[1], groups=groups),
         obeyed_off=paired_mean(obeyed_off[0], obeyed_off[1], groups=groups),
     )
@@ -166,7 +168,3 @@ def thinking_ledger(prepared: TrainingContext, *, base: ThinkingAnswers, tuned: 
 def _of_thoughts(answers: ModeAnswers, values: Sequence[float]) -> list[float]:
     """Return the value of each row that has thoughts, NaN for the others."""
     return [float(value) if thought else np.nan for value, thought in zip(values, answers.thought, strict=True)]
-
-
-def _p95(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    return float(np.quantile(values, 0.95))

@@ -247,9 +247,7 @@ def compare_macro_f1(
     return corpus_compare(macro_f1_pair(gold, base, tuned), moved, groups=groups)
 
 
-def interval(
-    values: ArrayLike, *, groups: Sequence[str] | None = None, seed: int = 0, scale: float = 1.0
-) -> tuple[float, float]:
+def interval(values: ArrayLike, *, groups: Sequence[str] | None = None, scale: float = 1.0) -> tuple[float, float]:
     """Return the 95 % interval of a mean: Wilson for binary scores of independent rows, else a cluster bootstrap.
 
     Constant scores, or scores of a single cluster, get the Wilson interval with clusters as rows: the bootstrap would
@@ -258,7 +256,6 @@ def interval(
     Args:
         values: score per row, [N].
         groups: group of each row, or None.
-        seed: of the resampling.
         scale: highest possible score; the interval is clipped to [0, scale] if all scores are inside.
 
     Raises:
@@ -274,7 +271,7 @@ def interval(
     if not varied:
         low, high = wilson(float(scores.mean()) / scale, clusters.count) if inside else (scores.min(), scores.max())
         return (scale * low, scale * high) if inside else (float(low), float(high))
-    resampled = clusters.drawn_means(scores, np.random.default_rng(seed), 10_000)
+    resampled = clusters.drawn_means(scores, np.random.default_rng(0), 10_000)
     low, high = percentiles(resampled, clusters.count)
     return (max(0.0, low), min(scale, high)) if inside else (low, high)
 

@@ -62,20 +62,6 @@ def first_of(gold: Sequence[Reference]) -> list[str]:
     return [one if isinstance(one, str) else one[0] for one in gold]
 
 
-def _macro_f1(gold: Sequence[Reference], given: Sequence[str]) -> float:
-    return metrics.macro_f1(first_of(gold), given)  # of labels, which have one reference each
-
-
-def _macro_f1_pair(gold: Sequence[Reference], base: Sequence[str], tuned: Sequence[str]) -> metrics.RowStatistic:
-    return metrics.macro_f1_pair(first_of(gold), base, tuned)
-
-
-def _compare_macro_f1(
-    gold: Sequence[Reference], base: Sequence[str], tuned: Sequence[str], *, groups: Sequence[str] | None
-) -> PairedComparison:
-    return compare_macro_f1(first_of(gold), base, tuned, groups=groups)
-
-
 # Metrics with a value per row, whose mean is the score; and metrics of the whole set.
 PER_ROW: dict[str, RowMetric] = {
     "accuracy": _best(metrics.accuracy),
@@ -88,12 +74,14 @@ PER_ROW: dict[str, RowMetric] = {
     "tool_calls": _best(metrics.tool_calls),
 }
 WHOLE: dict[str, Callable[[Sequence[Reference], Sequence[str]], float]] = {
-    "macro_f1": _macro_f1,
+    "macro_f1": lambda gold, given: metrics.macro_f1(first_of(gold), given),  # labels have one reference each
     "bleu": metrics.corpus_bleu,
 }
 # Metrics of the whole set in a form that is fast enough for resampling.
-_RESAMPLED = {"macro_f1": _macro_f1_pair, "bleu": metrics.corpus_bleu_pair}
-_COMPARED = {"macro_f1": _compare_macro_f1}
+_RESAMPLED: dict[str, Callable[[Sequence[Reference], Sequence[str], Sequence[str]], metrics.RowStatistic]] = {
+    "macro_f1": lambda gold, base, tuned: metrics.macro_f1_pair(first_of(gold), base, tuned),
+    "bleu": metrics.corpus_bleu_pair,
+}
 # Further metrics reported for each headline metric.
 BESIDE: dict[str, tuple[str, ...]] = {
     "accuracy": ("macro_f1",),
@@ -244,8 +232,8 @@ def arm_scores(scores: Mapping[str, Score], comparisons: Mapping[str, PairedComp
 def _compared(
     metric: str, gold: Sequence[Reference], base: Sequence[str], tuned: Sequence[str], *, groups: Sequence[str] | None
 ) -> PairedComparison:
-    if metric in _COMPARED:
-        return _COMPARED[metric](gold, base, tuned, groups=groups)
+    if metric == "macro_f1":
+        return compare_macro_f1(first_of(gold), base, tuned, groups=groups)
     return compare_paired(PER_ROW[metric](gold, base), PER_ROW[metric](gold, tuned), groups=groups)
 
 

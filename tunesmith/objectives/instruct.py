@@ -112,7 +112,9 @@ class Instruct(Objective, Learner):
         """Return the column of thoughts, named or found by its name; rows to evaluate on may have none."""
         if self.thoughts:
             return beside(rows, {self.prompt, self.answer}, thoughts=[self.thoughts])
-        unusable = {name for row in rows for name in THOUGHTS if not _may_be_thoughts(row.fields.get(name))}
+        values = ((name, row.fields.get(name)) for row in rows for name in THOUGHTS)
+        # The name of a treatment is a setting of its row.
+        unusable = {name for name, value in values if not may_be_text(value) or value in MODES}
         return beside(rows, {self.prompt, self.answer, *unusable}, thoughts=THOUGHTS)
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
@@ -146,7 +148,8 @@ class Instruct(Objective, Learner):
             if isinstance(chat, Chat):
                 answers.append(_tokens_about(reference(chat)))
                 thoughts.extend(_tokens_about(turn.thoughts) for turn in chat.messages if turn.thoughts)
-                learned += self._learned_with_thoughts(chat)
+                mode = self.mode_of(chat)  # with `keep`, the answer is learned after thoughts of the model
+                learned += mode == "keep" or (has_thoughts(chat) and mode != "drop")
         longest, default = self.max_thinking_tokens, self.think_by_default
         if longest == THOUGHT_TOKENS:  # the default
             longest = max(longest, _budget(thoughts))
@@ -159,11 +162,6 @@ class Instruct(Objective, Learner):
                 "think_by_default": default,
             }
         )
-
-    def _learned_with_thoughts(self, chat: Chat) -> bool:
-        """Return whether the answer of a row is learned after thoughts: its own, or with `keep` those of the model."""
-        mode = self.mode_of(chat)
-        return mode == "keep" or (has_thoughts(chat) and mode != "drop")
 
     def prompt_templates(self, family: str) -> tuple[str, ...]:
         """Return prompts that ask for the answer alone."""
@@ -258,11 +256,6 @@ class Instruct(Objective, Learner):
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Compute the negative log-likelihood of the learned tokens times their weights, summed, in nats."""
         return Loss(policy.sum_nll(batch), self.units(batch))
-
-
-def _may_be_thoughts(value: object) -> bool:
-    """Return whether a value is text or blank; the name of a treatment is a setting of its row."""
-    return may_be_text(value) and value not in MODES
 
 
 def has_thoughts(chat: Chat) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from tunesmith.techniques.peft_base import Adapter, names_in, put_inside, unfit
+from tunesmith.techniques.peft_base import Adapter, SplitNames, put_inside, unfit
 
 if TYPE_CHECKING:
     from tunesmith.models.policy import Policy
@@ -26,14 +26,12 @@ class Ia3(Adapter):
     """
 
     kind: Literal["ia3"] = "ia3"
-    targets: tuple[str, ...] = Field((), description="layers by name; empty: those of the model family")
-    feedforward: tuple[str, ...] = Field((), description="those of `targets` whose input is scaled, not the output")
-
-    @field_validator("targets", "feedforward", mode="before")
-    @classmethod
-    def _names(cls, value: object) -> object:
-        """Split a text of names."""
-        return names_in(value)
+    targets: Annotated[tuple[str, ...], SplitNames] = Field(
+        (), description="layers by name; empty: those of the model family"
+    )
+    feedforward: Annotated[tuple[str, ...], SplitNames] = Field(
+        (), description="those of `targets` whose input is scaled, not the output"
+    )
 
     @model_validator(mode="after")
     def _some_of_targets(self) -> Self:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.techniques.base import width_rule
-from tunesmith.techniques.peft_base import Adapter, names_in, put_inside, unfit
+from tunesmith.techniques.peft_base import Adapter, SplitNames, put_inside, unfit
 
 if TYPE_CHECKING:
     from tunesmith.models.mixtures import Mixture
@@ -38,7 +38,7 @@ class Lora(Adapter):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout on the update's input; off for losses that use a reference model"
     )
-    targets: str | tuple[str, ...] = Field(
+    targets: Annotated[str | tuple[str, ...], SplitNames] = Field(
         "all-linear", description="layers by name, a pattern of names, or all-linear"
     )
     rslora: bool = Field(False, description="divide by the square root of the rank; more stable above rank 64")
@@ -51,12 +51,6 @@ class Lora(Adapter):
     router: bool = Field(
         False, description="all-linear includes the routers of a mixture; adds the load-balancing loss of its family"
     )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _names(cls, value: object) -> object:
-        """Split a text of names: PEFT would take it as a pattern of full names, which it never is."""
-        return names_in(value)
 
     def load_options(self) -> LoadOptions:
         """Return the options of plain or 4-bit weights."""

@@ -45,7 +45,7 @@ def mixture_targets(
     tree = adapter_tree(base)
     modules = dict(tree.named_modules())
     layers = {name for name, module in modules.items() if isinstance(module, (nn.Linear, Conv1D))}
-    routers = _owners(mixture.routers)
+    routers = set(map(_owner, mixture.routers))
     stacked = set(mixture.experts)
     if targets == ALL_LINEAR:
         output = tree.get_output_embeddings()
@@ -54,7 +54,8 @@ def mixture_targets(
         stacked = stacked if experts else set()
         routers = routers if router else set()
     else:
-        layers = {name for name in modules if name not in routers and reaches(name, targets)} - _owners(stacked)
+        layers = {name for name in modules if name not in routers and reaches(name, targets)}
+        layers -= set(map(_owner, stacked))
         stacked = {name for name in stacked if any(reaches(part, targets) for part in (name, _owner(name)))}
         routers = {name for name in routers if reaches(name, targets) or reaches(f"{name}.weight", targets)}
     # A router that computes more than a product, such as Llama 4's, is adapted through its weight.
@@ -75,10 +76,6 @@ def mixture_targets(
 def _owner(name: str) -> str:
     """Return the module of a parameter."""
     return name.rpartition(".")[0]
-
-
-def _owners(names: Iterable[str]) -> set[str]:
-    return {_owner(name) for name in names}
 
 
 def _rewritten(base: Any, layers: Iterable[str]) -> set[str]:

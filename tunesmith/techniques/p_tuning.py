@@ -25,7 +25,6 @@ class PTuning(soft.Soft):
     """
 
     kind: Literal["p-tuning"] = "p-tuning"
-    tokens: int = Field(20, ge=1, le=512, description="virtual tokens")
     init: Literal["text", "random"] = Field("text", description="text: start as the words of instruction and labels")
     encoder: Literal["mlp", "lstm"] = Field("mlp", description="the network that computes the embeddings")
     width: int = Field(0, ge=0, description="hidden width of the encoder; 0: that of the model")
@@ -33,10 +32,6 @@ class PTuning(soft.Soft):
     def learning_rate(self, hidden: int, family: str) -> float:
         """Return 1e-3, for any width: the trainable parameters are the encoder's weights."""
         return 1e-3
-
-    def virtual_tokens(self) -> int:
-        """Return the number of virtual tokens."""
-        return self.tokens
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Put virtual tokens in front of an unchanged base."""

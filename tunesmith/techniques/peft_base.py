@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BeforeValidator
+
 from tunesmith.errors import CheckpointError, RecipeError, briefly
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.techniques.base import Technique
@@ -83,11 +85,15 @@ def pattern_of(layers: Sequence[str], names: Sequence[str]) -> str | list[str]:
     return pattern if exact else sorted(layers)
 
 
-def names_in(value: object) -> object:
+def _names_in(value: object) -> object:
     """Split a text of comma-separated names; return anything else unchanged."""
     if isinstance(value, str) and NAMES.fullmatch(value):
         return tuple(name.strip() for name in value.split(","))
     return value
+
+
+# Makes a text of names a tuple: PEFT would take it as a pattern of full names, which it never is.
+SplitNames = BeforeValidator(_names_in)
 
 
 def reaches(name: str, targets: str | Sequence[str]) -> bool:

@@ -32,10 +32,6 @@ class Prefix(soft.Soft):
         """
         return 2e-2
 
-    def virtual_tokens(self) -> int:
-        """Return the number of virtual tokens."""
-        return self.tokens
-
     def refusal(self, base: Any, *, family: str) -> str:
         """Return why a prefix cannot be given to an encoder, or why a decoder's layers cannot all take one."""
         from tunesmith.models.attention.network_cache import caches_keys_only

@@ -30,10 +30,6 @@ class Prompt(soft.Soft):
         """
         return 1e-1
 
-    def virtual_tokens(self) -> int:
-        """Return the number of virtual tokens."""
-        return self.tokens
-
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Put virtual tokens in front of an unchanged base."""
         from peft import PromptTuningConfig

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from tunesmith.errors import RecipeError
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.techniques.peft_base import Adapter
@@ -23,6 +25,12 @@ TASKS = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 
 class Soft(Adapter):
     """A technique with virtual tokens."""
+
+    tokens: int = Field(20, ge=1, le=512, description="virtual tokens")
+
+    def virtual_tokens(self) -> int:
+        """Return the number of virtual tokens."""
+        return self.tokens
 
     def refusal(self, base: Any, *, family: str) -> str:
         """Return why a decoder does not read virtual tokens as PEFT writes them; empty if it does."""

@@ -89,22 +89,12 @@ def template(name: str) -> WritingTemplate:
     return WritingTemplate(path.stem, value["form"], str(value["prompt"]), str(value.get("system", SYSTEM)))
 
 
-@dataclass(frozen=True, slots=True)
-class Filling:
-    """The values of the placeholders of a prompt."""
-
-    passage: str
-    title: str
-    count: int
-    style: str
-    examples: str
-
-
-def messages(template: WritingTemplate, filling: Filling) -> list[Message]:
+def messages(
+    template: WritingTemplate, *, passage: str, title: str, count: int, style: str, examples: str
+) -> list[Message]:
     """Fill a template and return the messages; braces in the passage are not placeholders."""
-    values = {"{passage}": filling.passage, "{title}": filling.title, "{count}": str(filling.count),
-              "{style}": filling.style, "{examples}": filling.examples}  # fmt: skip
-    prompt = re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], template.prompt)
+    values = {"passage": passage, "title": title, "count": str(count), "style": style, "examples": examples}
+    prompt = re.sub(rf"\{{({'|'.join(values)})\}}", lambda match: values[match[1]], template.prompt)
     return [Message("system", template.system), Message("user", prompt.strip())]
 
 

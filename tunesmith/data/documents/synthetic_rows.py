@@ -21,7 +21,6 @@ from tunesmith.data.documents.grounding import checked_call, pair_problem, text_
 from tunesmith.data.documents.passages import passages
 from tunesmith.data.documents.synthetic_prompts import (
     STYLES,
-    Filling,
     WritingTemplate,
     messages,
     pairs_of,
@@ -132,9 +131,10 @@ def requests(parts: Sequence[DocumentPart], options: WritingOptions) -> list[Wri
             examples = shown(rng.sample(options.seeds, min(SHOWN_SEEDS, len(options.seeds))))
             title = part.document.title or part.doc_id
             for style in STYLES[: options.count] if template.form == "text" else STYLES[:1]:
-                filling = Filling(passage, title, options.count, style, examples)
-                turns = tuple(messages(template, filling))
-                questions.append(WriterQuestion(template, turns, part, passage, page, tool))
+                turns = messages(
+                    template, passage=passage, title=title, count=options.count, style=style, examples=examples
+                )
+                questions.append(WriterQuestion(template, tuple(turns), part, passage, page, tool))
     return questions
 
 

@@ -118,7 +118,8 @@ def tagged_calls(text: str, parameters: Parameters) -> list[PlacedCall]:
     calls = []
     for match in _FUNCTION.finditer(text):
         name = match[1].strip()
-        values = {key.strip(): _unframed(value) for key, value in _PARAMETER.findall(match[2])}
+        # The format writes a line end before and behind each value.
+        values = {k.strip(): v.removeprefix("\n").removesuffix("\n") for k, v in _PARAMETER.findall(match[2])}
         calls.append(_placed(text, match, name, _typed_arguments(values, parameters.get(name, {}))))
     return calls
 
@@ -223,11 +224,6 @@ def _placed(text: str, match: re.Match[str], name: str, arguments: dict[str, Any
 
 def _typed_arguments(values: Mapping[str, str], schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {key: _typed(value, schemas.get(key, {})) for key, value in values.items()}
-
-
-def _unframed(value: str) -> str:
-    """Return a value without the line ends that the format writes around it."""
-    return value.removeprefix("\n").removesuffix("\n")
 
 
 def _typed(value: str, schema: Mapping[str, Any]) -> Any:

@@ -155,7 +155,10 @@ def find_format(render: Render, source: str) -> ThoughtFormat | None:
     Marks that no chat shows are looked up in the `source` of the template.
     """
     ask = [{"role": "user", "content": "q"}]
-    switch: Switch = next((name for name in SWITCHES if _differs(render, ask, name)), "")
+    switches = (
+        name for name, (off, on) in SWITCHES.items() if render(ask, True, {name: off}) != render(ask, True, {name: on})
+    )
+    switch: Switch = next(switches, "")
     off: dict[str, object] = {switch: SWITCHES[switch][0]} if switch else {}
     on: dict[str, object] = {switch: SWITCHES[switch][1]} if switch else {}
     prompt = render(ask, True, on)
@@ -184,12 +187,6 @@ def find_format(render: Render, source: str) -> ThoughtFormat | None:
 def _generation_prompt(render: Render, ask: Sequence[Mapping[str, Any]], variables: Mapping[str, object]) -> str:
     """Return the text that opens an answer; what comes before it may depend on the switch, too."""
     return render(ask, True, variables).removeprefix(render(ask, False, variables))
-
-
-def _differs(render: Render, ask: Sequence[Mapping[str, Any]], name: Switch) -> bool:
-    """Return whether a variable changes the prompt."""
-    off, on = SWITCHES[name]
-    return render(ask, True, {name: off}) != render(ask, True, {name: on})
 
 
 def _composed(switch: Switch, prompt: str, without: str, marks: Marks) -> ThoughtFormat:
