@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tunesmith.data.examples.accepted import answer_notes
 from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair
-from tunesmith.data.examples.usable import usable
+from tunesmith.data.examples.usable import answer_notes, usable
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.schema.formats import Format, detect_or_guess
 from tunesmith.data.text.language import NAMES, language_of_name

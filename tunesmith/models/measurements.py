@@ -16,21 +16,12 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.tokenization.chat_template import Template, Tokens
+from tunesmith.models.attention.packed import states_alone
 from tunesmith.models.batch import pack
 from tunesmith.models.generation.generate import AnswerIds, generate, sample
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.lm_head import LanguageHead
 from tunesmith.models.policy import Policy
-from tunesmith.models.sharded import run_body
-
-
-@torch.no_grad()
-def states_alone(network: Any, rows: Sequence[list[int]]) -> list[Tensor]:
-    """Compute the last hidden states [T, D] of each row by transformers, one row at a time."""
-    return [
-        run_body(network, input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
-        for row in rows
-    ]
 
 
 @torch.no_grad()
@@ -117,5 +108,5 @@ def scripted_states_alone(
     network: Any, prompts: Sequence[list[int]], script: list[int], *, copies: int = 1
 ) -> list[Tensor]:
     """Compute the states [S, D] that `scripted` returns for what was said, by forward passes without a cache."""
-    alone = states_alone(network, [[*prompt, *script[:-1]] for prompt in prompts])
+    alone = (states_alone(network, [*prompt, *script[:-1]]) for prompt in prompts)
     return [states[-len(script) :] for states in alone for _ in range(copies)]

@@ -11,9 +11,8 @@ from typing import Any, cast
 
 from tunesmith.config import AnyObjective, make_recipe
 from tunesmith.config.resolve import COLUMN_KEYS
-from tunesmith.data.examples.accepted import answer_notes
 from tunesmith.data.examples.types import Example, LabelledText
-from tunesmith.data.examples.usable import usable
+from tunesmith.data.examples.usable import answer_notes, usable
 from tunesmith.data.files import read_page
 from tunesmith.data.readers.read import read_file
 from tunesmith.data.readers.row import columns_of, keep

@@ -1,10 +1,11 @@
-"""Skip rows that have nothing to learn or score: a blank text, label or answer. Each reason is counted in a note."""
+"""Notes on rows: those skipped because they have nothing to learn or score, and those with several or no answers."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from tunesmith.data.examples.types import Chat, Example
 from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.schema.cells import cell
 from tunesmith.data.schema.values import is_nothing
@@ -82,3 +83,32 @@ def _reason(row: Row, needed: Sequence[str], columns: Mapping[str, str]) -> str:
 def _blank(value: object) -> bool:
     """Return whether a cell is missing or only spaces. An empty list is a value: a row may have no labels."""
     return value != [] and (is_nothing(value) or (isinstance(value, str) and not value.strip()))
+
+
+def answer_notes(examples: Sequence[Example]) -> list[str]:
+    """Return how rows with several accepted answers and with none are learned and scored; empty without such rows."""
+    lists = [example.accepted for example in examples if isinstance(example, Chat) and example.accepted is not None]
+    choices = sum(map(_are_of_choice, lists))
+    several = [answers for answers in lists if len(answers) > 1 and not _are_of_choice(answers)]
+    notes = []
+    if choices:
+        notes.append(
+            f"{choices} of {len(examples)} rows have choices: the letter of the right one is learned, and its text is "
+            "accepted too"
+        )
+    if several:
+        notes.append(
+            f"{len(several)} of {len(examples)} rows have several accepted answers: the first is learned, and a "
+            f"score is the best of up to {max(map(len, several))} accepted answers"
+        )
+    if unanswerable := lists.count(()):
+        notes.append(
+            f"{unanswerable} of {len(examples)} rows have no accepted answer: the text of objective.unanswerable "
+            "is learned and expected"
+        )
+    return notes
+
+
+def _are_of_choice(answers: Sequence[str]) -> bool:
+    """Return whether the accepted answers are the key of a choice, both, and its text (`parsers._choice_answers`)."""
+    return len(answers) == 3 and answers[1] == f"{answers[0]}. {answers[2]}"

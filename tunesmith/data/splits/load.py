@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.examples.accepted import answer_notes
 from tunesmith.data.examples.parsers import fingerprint, group_of, prompt_of
 from tunesmith.data.examples.stored import StoredExamples
 from tunesmith.data.examples.types import Example, Pair, UnpairedPreference
+from tunesmith.data.examples.usable import answer_notes
 from tunesmith.data.readers.read import RowStream, read_file
 from tunesmith.data.readers.row import Row, columns_of, file_of, keep
 from tunesmith.data.schema.split_names import DEFAULT_SPLIT, part_of, split_parts

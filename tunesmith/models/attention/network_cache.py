@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from tunesmith.errors import out_of_memory
-from tunesmith.models.attention.packed import state_tolerance
+from tunesmith.models.attention.packed import state_tolerance, states_alone
 from tunesmith.models.families import counts_places, scales_by_column
 from tunesmith.models.sharded import run_body
 
@@ -229,7 +229,7 @@ def _padded_right(network: Any) -> list[tuple[Tensor, Tensor]]:
     ids = torch.cat([_ids(network, (*row, *[0] * (width - len(row)))) for row in ROWS])
     real = torch.cat([_ids(network, (*[1] * len(row), *[0] * (width - len(row)))) for row in ROWS])
     out = run_body(network, input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state.float()
-    return [(out[i, : len(row)], _alone(network, row)) for i, row in enumerate(ROWS)]
+    return [(out[i, : len(row)], states_alone(network, row, use_cache=False)) for i, row in enumerate(ROWS)]
 
 
 def _padded_left(network: Any, prefix: Sequence[int] = (), *, even: bool = False) -> list[tuple[Tensor, Tensor]]:
@@ -256,14 +256,9 @@ def _padded_left(network: Any, prefix: Sequence[int] = (), *, even: bool = False
         position_ids=positions[swapped, -1:] + 1,
     )
     found = torch.stack([states[:, -1], after[swapped, -1]], dim=1).float()
-    alone = [_alone(network, (*prefix, *row, last))[-2:] for row, last in zip(rows, NEXT, strict=True)]
+    whole = ((*prefix, *row, last) for row, last in zip(rows, NEXT, strict=True))
+    alone = [states_alone(network, row, use_cache=False)[-2:] for row in whole]
     return list(zip(found, alone, strict=True))
-
-
-def _alone(network: Any, row: Sequence[int]) -> Tensor:
-    """Return the states [T, D] of a row alone, without a cache."""
-    states: Tensor = run_body(network, input_ids=_ids(network, row), use_cache=False).last_hidden_state[0].float()
-    return states
 
 
 def _ids(network: Any, ids: Sequence[int]) -> Tensor:

@@ -338,6 +338,14 @@ def state_tolerance(network: Any, *, float32: float = TOLERANCE) -> float:
 
 
 @torch.no_grad()
+def states_alone(network: Any, row: Sequence[int], **options: Any) -> Tensor:
+    """Compute the last hidden states [T, D] of one row by transformers, in float32."""
+    out = run_body(network, input_ids=torch.tensor([list(row)], device=network.device), **options)
+    states: Tensor = out.last_hidden_state[0].float()
+    return states
+
+
+@torch.no_grad()
 def _same_states(network: Any, *, causal: bool) -> bool:
     """Return whether two packed rows with a common prefix have the states they have alone, and windows are passed."""
     # Only causal rows can share a prefix: an encoder's prefix attends to what follows it.
@@ -357,8 +365,7 @@ def _same_states(network: Any, *, causal: bool) -> bool:
     if slides(network.config) and windows == {None}:
         return False  # its windows exist only in its masks, and two short rows fit into any window
     for row, states in ((rows[0], packed[: shared + own]), (rows[1], packed[-own - 1 :])):
-        alone = run_body(network, input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
-        alone = alone[-len(states) :]
+        alone = states_alone(network, row)[-len(states) :]
         if not (states - alone).norm() <= state_tolerance(network) * alone.norm():  # NaN fails, too
             return False
     return True

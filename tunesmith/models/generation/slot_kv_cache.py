@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tunesmith.errors import out_of_memory
-from tunesmith.models.attention.packed import NAME, NO_MASK, TOLERANCE, RaggedAttention
+from tunesmith.models.attention.packed import NAME, NO_MASK, TOLERANCE, RaggedAttention, states_alone
 from tunesmith.models.attention.shared_prefix import Past
 from tunesmith.models.families import scales_by_column
 from tunesmith.models.sharded import run_body
@@ -227,8 +227,7 @@ def fits(network: Any) -> bool:
             raise
         return False
     for row, start, head, tail in zip(rows, (3, 2), first, last, strict=True):
-        ids = torch.tensor([row], device=network.device)
-        alone = run_body(network, input_ids=ids, use_cache=False).last_hidden_state[0].float()
+        alone = states_alone(network, row, use_cache=False)
         for expected, actual in ((alone[:2], head[:2]), (alone[start:], tail)):
             if not (expected - actual.float()).norm() <= TOLERANCE * expected.norm():  # NaN fails, too
                 return False

@@ -23,7 +23,7 @@ from tunesmith.errors import ModelError, TemplateError, TunesmithError, briefly
 from tunesmith.events import EventHandler, StageStarted, ignore
 from tunesmith.inference.export.gguf_writer import write_gguf
 from tunesmith.inference.llamacpp import EXTRA, LlamaCpp
-from tunesmith.models.attention.packed import state_tolerance
+from tunesmith.models.attention.packed import state_tolerance, states_alone
 from tunesmith.models.batch import pack
 from tunesmith.models.certificate import (
     CLAIMS,
@@ -45,7 +45,6 @@ from tunesmith.models.measurements import (
     loss_of_transformers,
     scripted,
     scripted_states_alone,
-    states_alone,
     states_together,
 )
 from tunesmith.models.policy import Policy
@@ -174,7 +173,7 @@ class Subject:
     @cached_property
     def alone(self) -> list[Tensor]:
         """The states of `rows`, by transformers."""
-        return states_alone(self.network, self.rows)
+        return [states_alone(self.network, row) for row in self.rows]
 
     def certificate(
         self, names: Iterable[str], *, known: Sequence[Check], on_event: EventHandler = ignore

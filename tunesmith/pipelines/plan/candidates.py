@@ -16,7 +16,7 @@ from tunesmith.config.model_choice import DECODER, ENCODER, pick_by_rule, unsuit
 from tunesmith.config.recipe import AnyObjective
 from tunesmith.config.resolve import BYTES_A_TOKEN, default_epochs, size_of
 from tunesmith.data.examples.types import Example, LabelledText
-from tunesmith.data.tokenization.coverage import fragment_share
+from tunesmith.data.tokenization.tokenizer import fragment_share
 from tunesmith.data.user_cache import cache_dir
 from tunesmith.errors import TunesmithError
 from tunesmith.events import EventHandler, Note, StageStarted
