@@ -77,11 +77,17 @@ class RLPrompt(Chat):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion that a model sampled."""
+    """A completion that a model sampled.
 
-    prompt: RLPrompt  # its prompt
-    text: str  # the completion
-    finished: bool  # whether the model ended it, before the token limit
+    Attributes:
+        prompt: its prompt.
+        text: the completion.
+        finished: whether the model ended it, before the token limit.
+    """
+
+    prompt: RLPrompt
+    text: str
+    finished: bool
 
     @property
     def exercise(self) -> RLPrompt:

@@ -48,14 +48,23 @@ SPEAKER = re.compile(rf"""['"](?:role|from)['"]\s*:\s*['"](?:{"|".join(ROLES)})[
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
 
-    role: str  # system, user, assistant or tool
-    content: str  # text of the turn
-    calls: tuple[Call, ...] = ()  # tools that an assistant turn calls
-    tools: str = ""  # on the first turn of a chat, the tools that may be called, as JSON text
-    thoughts: str = ""  # the thoughts of an assistant turn before its content; empty: it has none
-    weight: float = 1.0  # factor of the loss of an assistant turn; 0: the turn is context and is not learned
+    Attributes:
+        role: system, user, assistant or tool.
+        content: text of the turn.
+        calls: tools that an assistant turn calls.
+        tools: on the first turn of a chat, the tools that may be called, as JSON text.
+        thoughts: the thoughts of an assistant turn before its content; empty: it has none.
+        weight: factor of the loss of an assistant turn; 0: the turn is context and is not learned.
+    """
+
+    role: str
+    content: str
+    calls: tuple[Call, ...] = ()
+    tools: str = ""
+    thoughts: str = ""
+    weight: float = 1.0
 
     @property
     def said(self) -> str:
