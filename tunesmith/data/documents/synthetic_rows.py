@@ -19,14 +19,7 @@ from tunesmith.data.documents.document import Tool, markdown, plain, tidy
 from tunesmith.data.documents.formats.openapi import describe
 from tunesmith.data.documents.grounding import checked_call, pair_problem, text_problem
 from tunesmith.data.documents.passages import passages
-from tunesmith.data.documents.synthetic_prompts import (
-    STYLES,
-    WritingTemplate,
-    messages,
-    pairs_of,
-    shown,
-    spoken,
-)
+from tunesmith.data.documents.synthetic_prompts import STYLES, WritingTemplate, messages, pairs_of, shown, spoken
 from tunesmith.data.documents.to_rows import DocumentPart, Made
 from tunesmith.data.files import writing
 from tunesmith.data.text.words import words_of

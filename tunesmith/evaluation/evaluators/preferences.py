@@ -22,13 +22,7 @@ from tunesmith.metrics import calibration
 from tunesmith.metrics.preference_metrics import auc_pair, difference_probe, length_bias, wins
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.scores import RowStatistic
-from tunesmith.metrics.significance import (
-    PairedComparison,
-    compare_paired,
-    corpus_compare,
-    corpus_interval,
-    interval,
-)
+from tunesmith.metrics.significance import PairedComparison, compare_paired, corpus_compare, corpus_interval, interval
 from tunesmith.metrics.style import habits
 from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, arm_scores, as_task
 from tunesmith.models.policy import Policy

@@ -14,15 +14,7 @@ MOST_BYTES = 512 * 2**20  # bytes of all parts, unpacked
 MOST_PART = 128 * 2**20  # bytes of one part, unpacked
 MOST_PARTS = 20_000
 # Raised by opening and unpacking if bytes are missing or wrong, or compressed by a method that zipfile lacks.
-BROKEN = (
-    zipfile.BadZipFile,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    zlib.error,
-    lzma.LZMAError,
-)
+BROKEN = (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
