@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import re
 import time
 from collections.abc import Sequence
@@ -179,6 +180,14 @@ def through_the_api(text: str, chat: Chat, form: Template) -> list[dict[str, Any
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_writes_calls_itself_only_where_they_are_parsed(name: str):
     assert (FORMATS[name].call_format is not None) == TEMPLATES[name][1]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_goes_to_another_process_with_the_format_of_its_calls(name: str):
+    form, chat = FORMATS[name], row_of([{"name": "look", "arguments": {"count": 1}}])
+    text = completion(form, chat)  # the format has been found
+    copied = pickle.loads(pickle.dumps(form))  # as rows are encoded by several cores
+    assert copied.in_json(text, chat.messages) == form.in_json(text, chat.messages)
 
 
 @pytest.mark.parametrize("second", [False, True])

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tunesmith.data.tokenization.messages import RESULT, Message
@@ -133,27 +134,23 @@ def keyed_calls(text: str, parameters: Parameters) -> list[PlacedCall]:
     return calls
 
 
-def separated_calls(lead: str, between: str) -> Callable[[str, Parameters], list[PlacedCall]]:
-    """Return a parser of calls that write the name, then a separator, then the arguments as JSON (DeepSeek, Kimi).
+def separated_calls(text: str, parameters: Parameters, *, lead: str, between: str) -> list[PlacedCall]:
+    """Parse calls that write the name, then a separator, then the arguments as JSON (DeepSeek, Kimi).
 
     `lead` is the text before the name, as decoded without special tokens. Digits in the separator count the calls.
     """
     separator = re.sub(r"\d+", r"\\d+", re.escape(between))
-
-    def parse(text: str, parameters: Parameters) -> list[PlacedCall]:
-        names = "|".join(map(re.escape, sorted(parameters, key=len, reverse=True)))
-        calls: list[PlacedCall] = []
-        for match in re.finditer(rf"(?:{re.escape(lead)})?({names}){separator}(?=\{{)", text) if names else ():
-            if calls and match.start() < calls[-1].end:  # inside the arguments of the call before
-                continue
-            try:
-                arguments, end = STRICT_JSON.raw_decode(text, match.end())
-            except (ValueError, RecursionError):
-                continue
-            calls.append(PlacedCall(match.start(), end, match[1], arguments))
-        return calls
-
-    return parse
+    names = "|".join(map(re.escape, sorted(parameters, key=len, reverse=True)))
+    calls: list[PlacedCall] = []
+    for match in re.finditer(rf"(?:{re.escape(lead)})?({names}){separator}(?=\{{)", text) if names else ():
+        if calls and match.start() < calls[-1].end:  # inside the arguments of the call before
+            continue
+        try:
+            arguments, end = STRICT_JSON.raw_decode(text, match.end())
+        except (ValueError, RecursionError):
+            continue
+        calls.append(PlacedCall(match.start(), end, match[1], arguments))
+    return calls
 
 
 def calls_as_content(message: Message, write: Callable[[Sequence[Message]], str]) -> Message:
@@ -206,9 +203,9 @@ def find_call_format(learned: str, calls: Sequence[Call], tools: str) -> CallFor
         CallFormat(keyed_calls, closing=re.compile(r"</?(?:arg_key|arg_value|tool_call)>")),
     ]
     if arguments is not None:
-        candidates.append(
-            CallFormat(separated_calls(learned[: learned.index(name)].strip(), arguments[1]), marked=False)
-        )
+        # A part of the template, which is sent to other processes: no function inside of another.
+        parse = partial(separated_calls, lead=learned[: learned.index(name)].strip(), between=arguments[1])
+        candidates.append(CallFormat(parse, marked=False))
     wanted = [call.plain() for call in calls]
     parameters = parameters_of(tools)
     return next((one for one in candidates if [c.plain() for c in one.parse(learned, parameters)] == wanted), None)
