@@ -64,7 +64,13 @@ def find_seen_rows(source: ModelSource, examples: Sequence[Example], *, part: st
 
 
 def with_contamination_check(prepared: TrainingContext, *, on_event: EventHandler, offline: bool) -> TrainingContext:
-    """Add a note if test rows are training rows of a run that this one is tuned over."""
+    """Add a note if test rows are training rows of a run that this one is tuned over.
+
+    Args:
+        prepared: the run.
+        on_event: receives the note.
+        offline: do not access the network.
+    """
     base = identify(prepared.recipe.model, offline=offline)
     tests = [example for task in prepared.tasks.values() for example in task.test]
     notes = find_seen_rows(base, tests, offline=offline)

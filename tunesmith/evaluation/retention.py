@@ -80,7 +80,11 @@ def measure(policy: Policy, template: Template, *, window: int = WINDOW, extent:
 def general_nll(policy: Policy, template: Template, *, window: int = WINDOW, texts: int = 0) -> float:
     """Return the loss on the shipped general text in nats per token.
 
-    It is scored in separate windows of `window` tokens: `texts` of them, or WINDOWS, the most, for 0.
+    Args:
+        policy: the decoder.
+        template: its tokenizer.
+        window: tokens per window; the windows are separate texts.
+        texts: windows to score; 0 for WINDOWS, the most.
     """
     count = min(texts or WINDOWS, WINDOWS)
     ids = [i for text in general_text() for i in _ids(template, text)]

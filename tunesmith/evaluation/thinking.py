@@ -129,7 +129,13 @@ def _collected(replies: Sequence[Reply]) -> ModeAnswers:
 
 
 def thinking_ledger(prepared: TrainingContext, *, base: ThinkingAnswers, tuned: ThinkingAnswers) -> ThinkingLedger:
-    """Compare base and tuned model in both positions of the switch."""
+    """Compare base and tuned model in both positions of the switch.
+
+    Args:
+        prepared: the run.
+        base: answers of the base model.
+        tuned: answers of the tuned model.
+    """
     rows, objective = ledger_rows(prepared), ledger_task(prepared).recipe.objective
     groups, most = rows.groups, float(ledger_limit(prepared, thinking=True))
     scores: dict[str, PairedMeasure] = {}

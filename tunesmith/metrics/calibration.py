@@ -99,8 +99,12 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 def coverage_curve(confidence: ArrayLike, correct: ArrayLike, *, points: int = 0) -> list[tuple[float, float]]:
     """Return (coverage, accuracy of the accepted answers) for every threshold, highest confidence first.
 
-    There is one point per distinct confidence, as no threshold separates rows of equal confidence; with `points`, at
-    most so many, evenly chosen.
+    There is one point per distinct confidence: no threshold separates rows of equal confidence.
+
+    Args:
+        confidence: stated probability of each answer, [N].
+        correct: 1 where the answer is right, else 0, [N].
+        points: largest number of points, evenly chosen; 0 for all.
     """
     coverage, accuracy, _ = _selective(confidence, correct)
     curve = list(zip(coverage.tolist(), accuracy.tolist(), strict=True))

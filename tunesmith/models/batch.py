@@ -150,9 +150,15 @@ def scored_tokens(device: torch.device) -> int:
 
 
 def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Split rows, given by their index, longest first, into batches of at most `tokens` tokens with padding.
+    """Split rows into batches by their padded size.
 
-    `lengths` are the lengths of all rows. A row alone may exceed the limit.
+    Args:
+        rows: index of each row, longest row first.
+        lengths: length of every row in tokens, by index.
+        tokens: largest product of a batch's rows and its longest row. A row alone may exceed it.
+
+    Returns:
+        The index lists of the batches, in order.
     """
     batches: list[list[int]] = []
     for row in rows:

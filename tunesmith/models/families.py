@@ -49,9 +49,15 @@ def positions_of(config: Mapping[str, Any]) -> int:
 
 
 def prompt_limit(answer: int, *, positions: int, limit: int) -> int:
-    """Return the largest prompt, up to `limit` tokens, that leaves positions for the completion.
+    """Return the largest prompt in tokens that leaves positions for the completion.
 
-    It may always have half of the positions; 0 positions are no limit.
+    Args:
+        answer: limit of the completion, in tokens.
+        positions: context length; 0 for none.
+        limit: largest prompt in any case.
+
+    Returns:
+        The limit, or less; but a prompt may always have half of the positions.
     """
     return min(limit, max(positions - answer, positions // 2)) if positions else limit
 

@@ -143,7 +143,12 @@ class _Logprobs(torch.autograd.Function):
 
 @torch.no_grad()
 def judge(logits: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Score each target [M] at states [M, D] by an output layer, [N, D] -> [N, V], without gradient.
+    """Score each target without gradient.
+
+    Args:
+        logits: the output layer, from states [N, D] to logits [N, V].
+        states: states of the positions, [M, D].
+        targets: the ids at those positions, [M] int64.
 
     Returns:
         -log p of each target [M] in nats, and whether it is the most likely id [M] bool.

@@ -26,7 +26,13 @@ from tunesmith.models.policy import Policy
 
 @torch.no_grad()
 def states_together(policy: Policy, rows: Sequence[list[int]], *, share: bool) -> list[Tensor]:
-    """Compute the states [T, D] of each row in one batch, as training and scoring do; `share` what rows begin with."""
+    """Compute the states [T, D] of each row in one batch, as training and scoring do.
+
+    Args:
+        policy: the base model.
+        rows: token ids of each row.
+        share: a prefix that rows have in common runs once.
+    """
     batch = pack([Tokens.of(row) for row in rows], share=share).to(policy.device)
     states = policy.states(batch).float()
     return [states[index[index >= 0]] for index in batch.row_index]
@@ -81,9 +87,14 @@ class ScriptedHead:
 def scripted(
     policy: Policy, prompts: Sequence[list[int]], script: list[int], *, template: Template, copies: int = 1
 ) -> tuple[list[AnswerIds], list[Tensor]]:
-    """Generate with a head that says `script`, at most until its first stop token, if generation stops there.
+    """Generate with a head that says `script`.
 
-    Prompts run longest first, and should be in this order. The `copies` completions of a prompt share one copy of it.
+    Args:
+        policy: a decoder.
+        prompts: token ids of each prompt, longest first, which is the order in which they run.
+        script: what is said; at most until its first stop token, if generation stops there.
+        template: supplies the stop tokens.
+        copies: completions of each prompt; they share one copy of it.
 
     Returns:
         The completions, and for each the states [S, D] from which its tokens were chosen.
@@ -107,6 +118,13 @@ def scripted(
 def scripted_states_alone(
     network: Any, prompts: Sequence[list[int]], script: list[int], *, copies: int = 1
 ) -> list[Tensor]:
-    """Compute the states [S, D] that `scripted` returns for what was said, by forward passes without a cache."""
+    """Compute the states [S, D] that `scripted` returns by forward passes without a cache.
+
+    Args:
+        network: a transformers model without an adapter.
+        prompts: token ids of each prompt.
+        script: the tokens that were said, the stop token included.
+        copies: completions of each prompt.
+    """
     alone = (states_alone(network, [*prompt, *script[:-1]]) for prompt in prompts)
     return [states[-len(script) :] for states in alone for _ in range(copies)]

@@ -17,9 +17,15 @@ from tunesmith.progress import track
 
 @torch.inference_mode()
 def sentence_vectors(base: Base, texts: Sequence[str], limit: int) -> NDArray[np.float32]:
-    """Embed the first `limit` tokens of texts as vectors of length 1, [N, D].
+    """Embed texts with a base model.
 
-    The states of an encoder are averaged over the tokens; of a decoder, the last state is taken.
+    Args:
+        base: an encoder, whose states are averaged over the tokens, or a decoder, whose last state is taken.
+        texts: N texts.
+        limit: tokens of each text that are read.
+
+    Returns:
+        Vectors of length 1, [N, D], in the order of the texts.
     """
     policy = Policy.over(base.network, family=base.family)
     policy.train(False)

@@ -118,7 +118,14 @@ def open_index(
     on_event: EventHandler,
     offline: bool = False,
 ) -> Index:
-    """Build or update the index of all chunks in a folder; only new texts are embedded.
+    """Build or update the index in a folder; only new texts are embedded.
+
+    Args:
+        folder: directory of the index, created if it does not exist.
+        chunks: all chunks to be searched, [C].
+        settings: search method and embedding model.
+        on_event: receives progress events.
+        offline: do not download the embedding model.
 
     Raises:
         DataError: there are no chunks, the folder cannot be read, or a library is missing.

@@ -60,9 +60,13 @@ SHOT = 600
 def with_shots(
     objective: Classify | Instruct, messages: Sequence[Message], shots: Sequence[Example], wording: str = ""
 ) -> list[Message]:
-    """Insert few-shot examples, given the most similar one first, before a question; system messages stay first.
+    """Insert few-shot examples before a question, the most similar one last; system messages stay first.
 
-    The most similar one comes last. `wording` is a prompt template; empty for the default.
+    Args:
+        objective: classification or instruction following.
+        messages: the question.
+        shots: the examples, the most similar one first.
+        wording: prompt template; empty for the default.
     """
     before = [turn for shot in reversed(shots) for turn in _shot_messages(objective, shot, wording)]
     turns = [replace(turn, tools="") for turn in messages]
@@ -81,7 +85,13 @@ def _shot_messages(objective: Classify | Instruct, shot: Example, wording: str) 
 
 
 def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = FORMS[0]) -> list[Message]:
-    """Insert passages, given best first, before the last message by one of `FORMS`, the best one closest to it."""
+    """Insert retrieved passages before the last message, the best one closest to it.
+
+    Args:
+        messages: the question.
+        hits: the passages, best first; without any the question is unchanged.
+        form: one of `FORMS`.
+    """
     if not hits:
         return list(messages)
     passages = "\n\n".join(hit.chunk.text for hit in reversed(hits))
@@ -100,7 +110,15 @@ def cited(answer: str, hits: Sequence[Hit]) -> str:
 
 
 def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | Instruct) -> Chat:
-    """Build a training row with passages, best first, in its prompt. Source: RAFT (Zhang 2024), arXiv 2403.10131."""
+    """Build a training row with passages in its prompt.
+
+    Args:
+        example: the training row.
+        hits: the passages, best first.
+        objective: classification or instruction following.
+
+    Source: RAFT, Zhang et al. 2024, arXiv 2403.10131.
+    """
     prompt = with_passages(objective.prompt_messages(example), hits)
     answer = example.labels[0] if isinstance(example, LabelledText) else reference(example)
     return Chat(example.where, (*prompt, Message("assistant", answer)), example.group)

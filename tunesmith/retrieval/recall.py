@@ -54,9 +54,15 @@ def right_chunks(chunks: Sequence[Chunk], origins: Sequence[Origin]) -> list[set
 
 
 def recall(search: str, hits: Sequence[Sequence[Hit]], right: Sequence[set[str]]) -> Recall:
-    """Compute recall and MRR of a search method over the rows with a correct chunk; ValueError if there are none.
+    """Compute recall and MRR over the rows whose evidence is in a chunk.
 
-    `hits` are the retrieved chunks of each row, best first, and `right` the ids of the correct ones.
+    Args:
+        search: name of the search method.
+        hits: the retrieved chunks of each row, best first.
+        right: ids of the correct chunks of each row.
+
+    Raises:
+        ValueError: no row has a correct chunk.
     """
     ranks = [
         next((rank for rank, hit in enumerate(row_hits, 1) if hit.chunk.id in correct), 0)
@@ -72,9 +78,13 @@ def recall(search: str, hits: Sequence[Sequence[Hit]], right: Sequence[set[str]]
 def origins_of(
     rows: Sequence[Mapping[str, object]], answers: Sequence[str], *, evidence: str, document: str
 ) -> list[Origin]:
-    """Read evidence and document of each row from the columns of these names, which may be empty.
+    """Read evidence and document of each row.
 
-    A row without evidence has its answer as evidence.
+    Args:
+        rows: the fields of each row.
+        answers: the evidence of rows without an evidence column.
+        evidence: name of the column with the words that contain the answer; empty if there is none.
+        document: name of the column with the document id; empty if there is none.
     """
     return [
         Origin(cell(row, evidence) or answer, cell(row, document)) for row, answer in zip(rows, answers, strict=True)

@@ -80,7 +80,16 @@ def parsed(raw: bytes | dict[str, object] | str) -> Mapping[str, object] | str:
 
 
 def head(source: str, count: int, *, offline: bool = False) -> list[Row]:
-    """Load the first readable rows of a file or Hub dataset, at most `count`; raise DataError if there are none."""
+    """Load the first readable rows, for format detection.
+
+    Args:
+        source: file or Hub dataset.
+        count: number of rows, at most.
+        offline: do not download datasets.
+
+    Raises:
+        DataError: if no row can be read.
+    """
     rows, errors, more = list[Row](), list[str](), 0
     name = name_of(source)
     for chunk in chunks(source, offline=offline):
@@ -102,7 +111,13 @@ def head(source: str, count: int, *, offline: bool = False) -> list[Row]:
 
 
 def has_column(source: str, column: str, *, offline: bool = False) -> bool:
-    """Return whether any row of a file or Hub dataset has the column."""
+    """Return whether any row of a file has the column.
+
+    Args:
+        source: file or Hub dataset.
+        column: name of the column.
+        offline: do not download datasets.
+    """
     rows = (parsed(raw) for chunk in chunks(source, offline=offline) for raw in chunk.rows)
     return any(column in fields for fields in rows if not isinstance(fields, str))
 

@@ -55,7 +55,13 @@ def check_out(out: Path) -> None:
 
 
 def fix(ask: AuditSource, fixes: Fixes, out: Path, *, offline: bool = False) -> CleanedCopy:
-    """Write the cleaned copy, in the format of its suffix, and its log. The source is not changed.
+    """Write the cleaned copy and its log. The source is not changed.
+
+    Args:
+        ask: the audited file.
+        fixes: rows to drop and label spellings, from `audit`.
+        out: path of the copy; its suffix decides the format.
+        offline: do not download datasets.
 
     Raises:
         DataError: if a file cannot be written or no row would be kept.

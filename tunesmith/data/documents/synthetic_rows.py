@@ -146,7 +146,11 @@ def _tools(parts: Sequence[DocumentPart]) -> Iterator[tuple[DocumentPart, str, i
 def answered(asked: Sequence[WriterQuestion], request: Ask, cache: Path, writer: str) -> list[Answer]:
     """Return the answer to each request; earlier answers are read from a file, and new ones appended to it.
 
-    `writer` is the identity of the model and its options, a part of the key of each answer.
+    Args:
+        asked: the requests.
+        request: sends prompts to the model.
+        cache: file of answers, as JSON lines.
+        writer: identity of the model and its options, part of the cache key.
 
     Raises:
         DataError: the file cannot be read or written; checked before the first request.

@@ -44,7 +44,17 @@ PAIR_PARTS = {"prompt", "context", "choices", "answer", "input", "history", "sys
 
 
 def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
-    """Parse one Text per row."""
+    """Parse one Text per row.
+
+    Args:
+        rows: rows of one file.
+        text: column with the text.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
+    """
     need(rows, text, group)
     return parsed(rows, lambda row: Text(row.where, text_of(row, text), group_of(row, group)))
 
@@ -54,7 +64,16 @@ def labelled(
 ) -> list[LabelledText]:
     """Parse one LabelledText per row. If any row has a list of labels, all rows are multi-label.
 
-    By the `known` labels of the training file or of the model, several labels in one text are recognized.
+    Args:
+        rows: rows of one file.
+        text: column with the text.
+        label: column with the label or the list of labels.
+        group: column with the source of a row; may be empty.
+        known: labels of the training file or of the model, by which several labels in one text are recognized.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
     """
     need(rows, text, label, group)
     separator = label_separator(rows, label, known)
@@ -68,7 +87,18 @@ def labelled(
 
 
 def rated(rows: Sequence[Row], *, text: str, target: str, group: str = "") -> list[RatedText]:
-    """Parse one RatedText per row."""
+    """Parse one RatedText per row.
+
+    Args:
+        rows: rows of one file.
+        text: column with the text.
+        target: column with the number.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
+    """
     need(rows, text, target, group)
 
     def parse(row: Row) -> RatedText:

@@ -29,9 +29,19 @@ PROMPTS = ("prompt", "question", "instruction", "input", "source", "document", *
 
 
 def prompts(rows: Sequence[Row], *, column: str = "", instruction: str = "") -> list[tuple[Message, ...]]:
-    """Parse the turns of each row's prompt, from a text or a chat without its final answers.
+    """Parse the prompt of each row, from a text or a chat without its final answers.
 
-    An empty column is found by its name. The instruction is put before the first user turn.
+    Args:
+        rows: rows of one file.
+        column: column with the prompt; empty: found by its name.
+        instruction: text before the first user turn.
+
+    Returns:
+        The turns of each prompt.
+
+    Raises:
+        DataError: if there is no such column or no row is valid.
+        RowError: if some rows are invalid.
     """
     column = column or prompt_column(rows)
     if not column:
@@ -113,7 +123,18 @@ Scorer = Callable[[Sequence[Completion]], list[float]]
 def rl_prompts(
     rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = ""
 ) -> list[RLPrompt]:
-    """Parse one RLPrompt per row, as `chats` does; "answer" may be omitted, and a chat may end with the prompt."""
+    """Parse one RLPrompt per row.
+
+    Args:
+        rows: rows of one file.
+        columns: as for `chats`; "answer" may be omitted, and a chat may end with the prompt.
+        instruction: text before the first user turn.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
+    """
     if "answer" in columns and "prompt" in columns:
         result = []
         for chat, row in zip(chats(rows, columns=columns, instruction=instruction, group=group), rows, strict=True):

@@ -48,7 +48,12 @@ def windows(text: str, template: Template, *, limit: int) -> list[Window]:
     """Split a document into windows of at most `limit` ids, each with the tokens that the tokenizer adds before a text.
 
     The last window of a decoder ends with the end token; every window of an encoder ends with what the tokenizer adds
-    after a text. Special tokens count.
+    after a text.
+
+    Args:
+        text: the document.
+        template: tokenizer.
+        limit: tokens per window, special tokens included.
     """
     tokenizer = template.tokenizer
     text = template.harmless(text)
@@ -80,7 +85,13 @@ def windows(text: str, template: Template, *, limit: int) -> list[Window]:
 
 
 def beginning(text: str, template: Template, *, limit: int) -> list[int]:
-    """Return at most `limit` ids to continue: what the tokenizer adds before a text, and the last ids of the text."""
+    """Return the ids of a text to continue: what the tokenizer adds before a text, and the last ids of the text.
+
+    Args:
+        text: beginning of a document.
+        template: tokenizer.
+        limit: maximum number of ids; the start of the text is cut.
+    """
     before, _ = template.frame
     ids = template.tokenizer(template.harmless(text), add_special_tokens=False, verbose=False)["input_ids"]
     return [*before, *ids[-(limit - len(before)) :]]

@@ -3,9 +3,6 @@
 Prompts run in groups of similar length. What they share is computed once, and a row that has ended leaves the batch.
 
 Letters: B unfinished rows, S tokens so far, T new tokens, D hidden width, V vocabulary, O options of a prompt.
-
-In all functions, `policy` is a decoder, `prompts` are the token ids of each prompt, and `template` supplies the stop
-tokens and decodes for stop strings. Results are in the order of the prompts.
 """
 
 from __future__ import annotations
@@ -106,7 +103,17 @@ class AnswerIds:
 def generate(
     policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template
 ) -> list[AnswerIds]:
-    """Generate a completion for each prompt, which does not depend on the other prompts of the call."""
+    """Generate a completion for each prompt.
+
+    Args:
+        policy: a decoder.
+        prompts: token ids of each prompt.
+        sampling: decoding settings.
+        template: supplies the stop tokens and decodes for stop strings.
+
+    Returns:
+        Completions in the order of the prompts. A completion does not depend on the other prompts of the call.
+    """
     completions: dict[int, AnswerIds] = {}
     divided = groups(policy, prompts, ROWS)
     for group in track(divided, "generating", unit="rows", total=len(prompts), size=len):
@@ -118,9 +125,17 @@ def generate(
 def generate_within(
     policy: Policy, prompts: Sequence[list[int]], longest: Sequence[int], *, sampling: Sampling, template: Template
 ) -> list[AnswerIds]:
-    """Generate as `generate` does, with a token limit for each completion in place of that of the settings.
+    """Generate as `generate` does, with a token limit for each completion.
 
-    With a limit of 0, a completion is empty and unfinished. Of several processes, each generates a share of them.
+    Args:
+        policy: a decoder.
+        prompts: token ids of each prompt.
+        longest: largest number of tokens of each completion. With 0 it is empty and unfinished.
+        sampling: decoding settings; `max_new_tokens` is replaced.
+        template: supplies the stop tokens and decodes for stop strings.
+
+    Returns:
+        Completions in the order of the prompts. Of several processes, each generates a share of them.
     """
     world = current_world()
     if world.size > 1:
@@ -149,9 +164,17 @@ def generate_within(
 def sample(
     policy: Policy, prompts: Sequence[list[int]], *, count: int, sampling: Sampling, template: Template
 ) -> list[list[AnswerIds]]:
-    """Sample `count` completions for each prompt, each from its own random generator.
+    """Sample several completions for each prompt, each from its own random generator.
 
-    Keys and values of a prompt are computed once for all its completions.
+    Args:
+        policy: a decoder.
+        prompts: token ids of each prompt. Its keys and values are computed once for all its completions.
+        count: completions per prompt.
+        sampling: decoding settings.
+        template: supplies the stop tokens and decodes for stop strings.
+
+    Returns:
+        `count` completions for each prompt, in the order of the prompts.
     """
     completions: dict[int, list[AnswerIds]] = {}
     divided = groups(policy, prompts, max(1, SAMPLED_ROWS // count), copies=count)
@@ -183,9 +206,16 @@ def _complete(
 
 
 def groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int = 1) -> Iterator[list[int]]:
-    """Yield the indices of prompts that run together with `copies` completions each, longest first.
+    """Group the prompts that run together, longest first.
 
-    A group has at most `size` prompts, fewer where they are long.
+    Args:
+        policy: the decoder they run on.
+        prompts: token ids of each prompt.
+        size: largest number of prompts in a group; fewer where they are long.
+        copies: completions per prompt.
+
+    Yields:
+        Indices of the prompts of one group.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     # Where padding would change a row, only prompts of equal length form a group. With virtual tokens in front, padding
@@ -211,6 +241,12 @@ def stream_pieces(
 
     Text that may become a stop string or a mark of thoughts, and white space that may be the last of the completion, is
     held back until that is decided.
+
+    Args:
+        policy: a decoder.
+        prompt: token ids.
+        sampling: decoding settings.
+        splitter: decodes the ids and splits off the thoughts; its template supplies the stop tokens.
 
     Yields:
         Pieces of whole characters. Joined, they equal the text up to the first stop string, each part stripped.
@@ -318,10 +354,13 @@ MIN_TEMPERATURE = 1e-5
 
 
 def choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
-    """Choose the next token of each row from float32 logits [B, V] by its own random generator. Returns [B] int64.
+    """Choose the next token of each row from logits [B, V]. Returns [B] int64.
 
-    Temperature 0 takes the most likely token; otherwise it is sampled from the smallest set of tokens whose
-    probabilities sum to `top_p`.
+    Args:
+        logits: one row per completion, float32.
+        chance: the random generator of each row.
+        sampling: temperature 0 takes the most likely token; otherwise it is sampled from the smallest set of tokens
+            whose probabilities sum to `top_p`.
     """
     if sampling.temperature < MIN_TEMPERATURE:
         return logits.argmax(dim=1)
@@ -339,9 +378,14 @@ def choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling
 
 
 def chance_of(seed: int, prompt: list[int], copy: int = 0) -> torch.Generator:
-    """Return the random generator of one completion, number `copy` of its prompt.
+    """Return the random generator of one completion.
 
     It depends on these arguments only, not on the batch, so a completion is the same in any company.
+
+    Args:
+        seed: seed of the sampling settings.
+        prompt: token ids.
+        copy: index of the completion among those of its prompt.
     """
     return torch.Generator().manual_seed(seed_of(seed, prompt, copy))
 
@@ -360,7 +404,16 @@ def seed_of(seed: int, prompt: list[int], copy: int = 0) -> int:
 
 @torch.inference_mode()
 def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> Tensor:
-    """Compute the log-probability [B, O] of each option of a prompt as its completion, in nats, summed over tokens."""
+    """Compute the log-probability of each of a prompt's options as its completion.
+
+    Args:
+        policy: a decoder.
+        prompts: token ids of each prompt.
+        options: token ids of the O options of each prompt.
+
+    Returns:
+        Log-probabilities [B, O] in nats, summed over the tokens of an option.
+    """
     world = current_world()
     if world.size > 1:
 
