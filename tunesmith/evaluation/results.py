@@ -80,7 +80,7 @@ class ToolCallCounts(ReportPart):
     outcomes: dict[str, tuple[int, int]]  # rows by `call_outcome`; they add up to all rows
 
     def sentence(self, rows: int) -> str:
-        """Return the counts of base and tuned model in so many test rows as text, without outcomes that neither had."""
+        """Return the counts of both models in a number of test `rows` as text, without outcomes that neither had."""
         quiet = tuple(whole - due for whole, due in zip(self.outcomes["exact"], self.exact, strict=True))
         parts = [f"exact {self.exact[0]} → {self.exact[1]} of {self.due} rows with a due call"]
         if rows > self.due:

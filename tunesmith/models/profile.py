@@ -43,7 +43,7 @@ class ActivationMemory:
     block: int = 1  # tokens of each row are rounded up to a multiple of this
 
     def stored(self, tokens: float, rows: int) -> float:
-        """Return the number of tokens whose activations are stored, of some rows with so many padded tokens."""
+        """Return the number of tokens whose activations are stored, given the padded tokens of a number of rows."""
         return rows * math.ceil(tokens / rows / self.block) * self.block if self.block > 1 and rows else tokens
 
 

@@ -115,6 +115,6 @@ class Evaluator(ABC, Generic[S]):
 def divided(
     arms: Sequence[ArmScore], controls: Container[str], details: Mapping[str, str]
 ) -> tuple[list[ArmScore], list[ArmScore]]:
-    """Divide arms into baselines and controls, each with what the report says about it."""
+    """Divide arms into baselines and controls, each with the details of its name."""
     arms = [arm.model_copy(update={"detail": details.get(arm.name, "")}) for arm in arms]
     return [arm for arm in arms if arm.name not in controls], [arm for arm in arms if arm.name in controls]
