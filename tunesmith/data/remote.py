@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, suggestion
 
 # A `Path` of s3://bucket has lost a slash. One letter is a drive of Windows.
 URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.DOTALL)
@@ -32,11 +32,17 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
         DataError: in the block, the place could not be reached; the message names the fix.
     """
     try:
-        yield import_module("fsspec.core").url_to_fs(url)
+        fsspec, scheme = import_module("fsspec"), url.partition(":")[0]
+        if scheme not in (known := fsspec.available_protocols()):
+            fix = suggestion(scheme, known) or "use one of fsspec's, such as s3, gs or https"
+            raise DataError(f"{_shown(url)}: unknown scheme {scheme}; {fix}")
+        yield fsspec.url_to_fs(url)
     except DataError:
         raise
     except ImportError as error:
-        raise DataError(f"{_shown(url)}: requires a package ({error}); pip install 'tunesmith[remote]'") from error
+        package = error.name or getattr(error.__cause__, "name", None)  # fsspec raises one without a name from another
+        install = package if package not in ("fsspec", "s3fs", None) else "'tunesmith[remote]'"
+        raise DataError(f"{_shown(url)}: requires a package ({error}); pip install {install}") from error
     except FileNotFoundError as error:
         raise DataError(f"{_shown(url)}: no such file; check the name") from error
     except Exception as error:  # every place has errors of its own library

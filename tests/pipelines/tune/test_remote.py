@@ -19,6 +19,7 @@ from tunesmith.config import Recipe, load_recipe
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.remote import fetched, remote_url
 from tunesmith.errors import DataError
+from tunesmith.models.loading import checkpoint
 from tunesmith.pipelines.tune import remote_run
 from tunesmith.pipelines.tune.remote_run import copied, local_run
 from tunesmith.pipelines.tune.tune import tune_recipe
@@ -91,9 +92,10 @@ def test_a_recipe_keeps_a_url_as_it_is_written(tmp_path: Path, s3):
         ("s3://rows/none-*.jsonl", r"s3://rows/none-\*\.jsonl: no such file"),
         (
             "gcs://rows/a.jsonl",
-            r"gcs://rows/a\.jsonl: requires a package \(.*gcsfs.*\); pip install",
+            r"gcs://rows/a\.jsonl: requires a package \(.*gcsfs.*\); pip install gcsfs$",
         ),
-        ("xyz://rows/a.jsonl", r"xyz://rows/a\.jsonl: cannot be reached \(ValueError: Protocol not known: xyz"),
+        ("htps://rows/a.jsonl", r"htps://rows/a\.jsonl: unknown scheme htps; did you mean 'https'\?$"),
+        ("xyz://rows/a.jsonl", r"xyz://rows/a\.jsonl: unknown scheme xyz; use one of fsspec's, such as s3, gs or"),
     ],
 )
 def test_a_place_that_cannot_be_read_is_one_line_with_a_fix(s3, url: str, message: str):
@@ -241,3 +243,17 @@ def write_unplugged(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cut.setattr(remote_run, "_copy", unplugged)
         with pytest.raises(DataError, match="unplugged"):
             write()
+
+
+def test_what_has_not_changed_is_hashed_once_for_all_copies(s3, monkeypatch: pytest.MonkeyPatch):
+    place = local_run(Path("s3://rows/hashed"))
+    assert place is not None
+    read: list[str] = []
+    real = checkpoint.sha256_of_file
+    monkeypatch.setattr(checkpoint, "sha256_of_file", lambda path: (read.append(path.name), real(path))[1])
+    monkeypatch.setattr(checkpoint, "CLOCK_TICK", 0)
+    (place / "large").write_text("weights")
+    for step in range(3):
+        (place / "journal.jsonl").write_text("{}" * step)
+        remote_run._copy(place, "s3://rows/hashed")
+    assert (read.count("large"), read.count("journal.jsonl")) == (1, 3)

@@ -129,7 +129,7 @@ def verify_folder(folder: Path, *, editable: Container[str] = ()) -> list[str]:
     edited = []
     for name, expected in _sums(folder).items():
         path = folder / name
-        if path.is_file() and _digest(path) == expected:
+        if path.is_file() and file_digest(path) == expected:
             continue
         if not path.is_file() or name not in editable:
             raise CheckpointError(f"{path}: missing or changed since it was written; restore it or run again")
@@ -150,7 +150,9 @@ def verify_model(folder: Path) -> None:
         _report(f"{folder}: {MANIFEST} is missing, so nothing shows whether its files have changed; restore it", "")
         return
     for name in verify_folder(folder, editable=EDITABLE):
-        _report(f"{folder / name}: edited since it was written; restore it if that was not you", _digest(folder / name))
+        _report(
+            f"{folder / name}: edited since it was written; restore it if that was not you", file_digest(folder / name)
+        )
     known = {*_sums(folder), MANIFEST}
     for path in sorted(folder.iterdir()):
         if path.name not in known and path.suffix in READ_BY_LIBRARIES:
@@ -182,7 +184,7 @@ def _sums(folder: Path) -> dict[str, str]:
     return sums
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file; weights that are opened several times in one process are read once."""
     state = path.stat()
     if time.time() - max(state.st_mtime, state.st_ctime) < CLOCK_TICK:

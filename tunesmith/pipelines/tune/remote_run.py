@@ -18,16 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files import sha256_of_file, write_whole
+from tunesmith.data.files import write_whole
 from tunesmith.data.remote import reaching, remote_url
 from tunesmith.data.user_cache import cache_dir
 from tunesmith.errors import DataError
 from tunesmith.events import Event, Note
+from tunesmith.models.loading.checkpoint import file_digest
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.run_folder import exclusive_lock
 
 UNFINISHED = ".unfinished"
-MANIFEST = "manifest.json"
+MANIFEST = f"{UNFINISHED}/manifest.json"
 FINISHED = "report.json"
 
 
@@ -52,7 +53,7 @@ def local_run(out: Path | None) -> Path | None:
     folder = cache_dir() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:32] / url.rpartition("/")[2]
     with exclusive_lock(folder), reaching(url) as (place, root):
         place.invalidate_cache()
-        if (pending := _pending_file(folder)).exists() and any(folder.glob("*")):
+        if (pending := folder.parent / "pending").exists() and any(folder.glob("*")):
             if _state(place, root) in pending.read_text(encoding="utf-8").split("\n"):
                 return folder
             raise DataError(
@@ -60,35 +61,30 @@ def local_run(out: Path | None) -> Path | None:
             )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        write_whole(_url_file(folder), url)
-        unfinished = f"{root}/{UNFINISHED}"
-        if place.exists(f"{unfinished}/{MANIFEST}"):
-            digests = _read_manifest(place.cat_file(f"{unfinished}/{MANIFEST}"), url)
-            files = {name: f"{unfinished}/{digest}" for name, digest in digests.items()}
-        elif place.exists(f"{root}/{FINISHED}"):
-            digests = {}
+        write_whole(folder.parent / "url", url)
+        digests = _manifest(place, root, url)
+        files = {name: f"{root}/{UNFINISHED}/{digest}" for name, digest in digests.items()}
+        if not digests and place.exists(f"{root}/{FINISHED}"):
             files = {name.removeprefix(root).lstrip("/"): name for name in place.find(root)}
-        else:
-            digests, files = {}, {}
         for name, remote in files.items():
             local = (folder / name).resolve()
             if not local.is_relative_to(folder.resolve()):  # a name that another program wrote
                 raise DataError(f"{url}: {name!r} in its manifest is not a file of a run; delete the place")
             local.parent.mkdir(parents=True, exist_ok=True)
             place.get_file(remote, str(local))
-            if name in digests and sha256_of_file(local) != digests[name]:
+            if name in digests and file_digest(local) != digests[name]:
                 raise DataError(f"{url}: {name} is damaged; delete {UNFINISHED} there to begin again")
     return folder
 
 
-def _read_manifest(data: bytes, url: str) -> dict[str, str]:
+def _manifest(place: Any, root: str, url: str) -> dict[str, str]:
     """Return the digest of each file of an unfinished run; raise DataError if another program wrote the manifest."""
     try:
-        digests = dict(json.loads(data))
+        digests = dict(json.loads(place.cat_file(f"{root}/{MANIFEST}"))) if place.exists(f"{root}/{MANIFEST}") else {}
     except (ValueError, TypeError):
         digests = {"": ""}
     if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values()):
-        raise DataError(f"{url}: {UNFINISHED}/{MANIFEST} is not the manifest of a run; delete the place")
+        raise DataError(f"{url}: {MANIFEST} is not the manifest of a run; delete the place")
     return digests
 
 
@@ -103,13 +99,13 @@ def copied(folder: Path | None, callbacks: Callbacks) -> Iterator[Callbacks]:
     Raises:
         DataError: the place cannot be reached at the end; the next start copies the run.
     """
-    if folder is None or not folder.is_relative_to(cache_dir() / "runs") or not _url_file(folder).exists():
+    if folder is None or not folder.is_relative_to(cache_dir() / "runs") or not (folder.parent / "url").exists():
         yield callbacks
         return
-    url = _url_file(folder).read_text(encoding="utf-8")
-    if not _pending_file(folder).exists():
+    url = (folder.parent / "url").read_text(encoding="utf-8")
+    if not (pending := folder.parent / "pending").exists():
         with reaching(url) as (place, root):
-            write_whole(_pending_file(folder), _state(place, root))
+            write_whole(pending, _state(place, root))
     saved = _checkpoint(folder)
 
     def on_event(event: Event) -> None:
@@ -126,21 +122,13 @@ def copied(folder: Path | None, callbacks: Callbacks) -> Iterator[Callbacks]:
         yield replace(callbacks, on_event=on_event)
     finally:
         _copy(folder, url)
-        _pending_file(folder).unlink(missing_ok=True)
+        pending.unlink(missing_ok=True)
     callbacks.on_event(Note(f"run folder copied to {url}"))
-
-
-def _url_file(folder: Path) -> Path:
-    return folder.parent / "url"
-
-
-def _pending_file(folder: Path) -> Path:
-    return folder.parent / "pending"
 
 
 def _state(place: Any, root: str) -> str:
     """Return the digest of the manifest in a place; empty if there is none."""
-    manifest = f"{root}/{UNFINISHED}/{MANIFEST}"
+    manifest = f"{root}/{MANIFEST}"
     return hashlib.sha256(place.cat_file(manifest)).hexdigest() if place.exists(manifest) else ""
 
 
@@ -160,15 +148,15 @@ def _copy(folder: Path, url: str) -> None:
             if place.exists(unfinished):
                 place.rm(unfinished, recursive=True)
             return
-        digests = {name: sha256_of_file(file) for name, file in files.items()}
-        there = {name.rpartition("/")[2] for name in place.find(unfinished)}
+        digests = {name: file_digest(file) for name, file in files.items()}
+        there = {name.rpartition("/")[2] for name in place.find(unfinished)} - {"manifest.json"}
         for name, digest in digests.items():
             if digest not in there:
                 place.put_file(str(files[name]), f"{unfinished}/{digest}")
         manifest = json.dumps(digests).encode()
-        pending, state = _pending_file(folder), hashlib.sha256(manifest).hexdigest()
+        pending, state = folder.parent / "pending", hashlib.sha256(manifest).hexdigest()
         write_whole(pending, f"{_state(place, root)}\n{state}")  # which of the two, if this process is killed here
-        place.pipe_file(f"{unfinished}/{MANIFEST}", manifest)
+        place.pipe_file(f"{root}/{MANIFEST}", manifest)
         write_whole(pending, state)
-        for old in there - {MANIFEST, *digests.values()}:
+        for old in there - set(digests.values()):
             place.rm_file(f"{unfinished}/{old}")
