@@ -1,7 +1,9 @@
-"""A server that speaks the part of vLLM's protocol that Tunesmith uses, over a tiny model in this process.
+"""A server that speaks the part of vLLM's or SGLang's protocol that Tunesmith uses, over a tiny model in this process.
 
 Its routes, fields, statuses and messages are those of vLLM 0.32.0, recorded from `vllm serve` on SmolLM2 (see "vLLM and
-SGLang over HTTP" in bench/NOTES.md). It generates with transformers and PEFT, without any code of Tunesmith.
+SGLang over HTTP" in bench/NOTES.md), or with `owner="sglang"` those in SGLang's source: tokens as text, the end of a
+stream apart, errors that are not nested, adapters by `lora_path`. It generates with transformers and PEFT, without any
+code of Tunesmith.
 """
 
 from __future__ import annotations
@@ -51,17 +53,28 @@ class Stub:
         if not self.loads:
             return 404, {"detail": "Not Found"}
         if not Path(path, "adapter_model.safetensors").exists():
-            return 404, error(f"Loading lora {name} failed: No adapter found for {path}", 404)
+            return self.refusal(404, f"Loading lora {name} failed: No adapter found for {path}")
         with quiet():
             made = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(self.base), path)
         self.adapters[name] = made.eval()
         self.folders.append(path)
+        if self.owner == "sglang":
+            return 200, {"success": True, "error_message": "", "loaded_adapters": {name: path}}
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
     def unload(self, name: str) -> tuple[int, Any]:
         if self.adapters.pop(name, None) is None:
-            return 404, error(f"The lora adapter '{name}' cannot be found.", 404)
+            return self.refusal(404, f"The lora adapter '{name}' cannot be found.")
         return 200, f"Success: LoRA adapter '{name}' removed successfully."
+
+    def refusal(self, status: int, message: str) -> tuple[int, Any]:
+        """A status and the page of an error."""
+        page = {"message": message, "type": "BadRequestError", "param": None, "code": status}
+        return (400, {"object": "error", **page}) if self.owner == "sglang" else (status, {"error": page})
+
+    def named(self, token: int, words: Any) -> str:
+        """How log-probabilities name a token."""
+        return words.decode([token]) if self.owner == "sglang" else f"token_id:{token}"
 
     def model(self, body: dict[str, Any]) -> str | None:
         """The name of the adapter that a request names, empty for the base, None for neither."""
@@ -91,7 +104,7 @@ class Stub:
             logprobs.append(float(logs[token]) + self.off)
             best = logs.topk(body.get("logprobs") or 1)
             pairs = [*zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-            tops.append({f"token_id:{i}": value for i, value in pairs} | {f"token_id:{token}": float(logs[token])})
+            tops.append({self.named(i, words): value for i, value in [*pairs, (token, float(logs[token]))]})
             if token in body["stop_token_ids"]:
                 reason = "stop"
                 break
@@ -99,7 +112,7 @@ class Stub:
             if any(stop in text for stop in body["stop"]):
                 reason = "stop"
                 break
-        scored = {"token_logprobs": logprobs, "top_logprobs": tops, "tokens": [f"token_id:{i}" for i in drawn]}
+        scored = {"token_logprobs": logprobs, "top_logprobs": tops, "tokens": [self.named(i, words) for i in drawn]}
         return {
             "index": number,
             "text": words.decode(drawn),
@@ -109,14 +122,10 @@ class Stub:
         }
 
 
-def error(message: str, code: int) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "BadRequestError", "param": None, "code": code}}
-
-
-def pieces(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The parts of a choice as they are streamed: a token each, the last one with the reason of the end."""
+def pieces(choice: dict[str, Any], *, apart: bool) -> Iterator[dict[str, Any]]:
+    """The parts of a choice as they are streamed: a token each, the reason of the end with the last one or apart."""
     for i, token in enumerate(choice["token_ids"]):
-        last = i + 1 == len(choice["token_ids"])
+        last = i + 1 == len(choice["token_ids"]) and not apart
         scored = choice["logprobs"]
         part = None if scored is None else {name: values[i : i + 1] for name, values in scored.items()}
         yield {
@@ -126,6 +135,8 @@ def pieces(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "logprobs": part,
             "finish_reason": choice["finish_reason"] if last else None,
         }
+    if apart:
+        yield {"index": 0, "text": "", "token_ids": [], "logprobs": None, "finish_reason": choice["finish_reason"]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -159,14 +170,14 @@ class Handler(BaseHTTPRequestHandler):
         stub = self.stub
         stub.asked.append(body)
         if stub.model(body) is None:
-            return self.send(404, error(f"The model `{body['model']}` does not exist.", 404))
+            return self.send(*stub.refusal(404, f"The model `{body['model']}` does not exist."))
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema", {})
         if schema.get("type") == "nonsense":
-            return self.send(400, error("Grammar error: Invalid type: nonsense", 400))
+            return self.send(*stub.refusal(400, "Grammar error: Invalid type: nonsense"))
         choices = [stub.draw(body, number) for number in range(body.get("n", 1))]
         if not body.get("stream"):
             return self.send(200, {"choices": choices})
-        lines = [json.dumps({"choices": [part]}) for part in pieces(choices[0])]
+        lines = [json.dumps({"choices": [part]}) for part in pieces(choices[0], apart=stub.owner == "sglang")]
         return self.send(200, "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]))
 
     def send(self, status: int, page: Any) -> None:
@@ -191,18 +202,21 @@ def engine_stub(base: Path, *, port: int = 0, **state: Any) -> Iterator[Stub]:
         server.shutdown()
 
 
-def write_program(environment: Path) -> Path:
-    """Write an environment whose program `vllm` is the stub, and return it."""
-    program = environment / "bin" / "vllm"
+def write_program(environment: Path, owner: str = "vllm") -> Path:
+    """Write an environment whose program `vllm` or `sglang` is the stub, and return it."""
+    program = environment / "bin" / owner
     program.parent.mkdir(parents=True)
+    config = "yaml.safe_load(open(sys.argv[sys.argv.index('--config') + 1]))['api-key']"
+    key = config if owner == "sglang" else "os.environ['VLLM_API_KEY']"
+    base = f"sys.argv[{3 if owner == 'sglang' else 2}]"  # after serve, and SGLang's --model-path
     lines = [
         f"#!{sys.executable}",
-        "import os, sys, time",
+        "import os, sys, time, yaml",
         f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})",
         "from pathlib import Path",
         "from tests.engine_stub import engine_stub",
         "port = int(sys.argv[sys.argv.index('--port') + 1])",
-        "with engine_stub(Path(sys.argv[2]), key=os.environ['VLLM_API_KEY'], port=port):",
+        f"with engine_stub(Path({base}), owner={owner!r}, key={key}, port=port):",
         "    time.sleep(600)",
     ]
     program.write_text("\n".join(lines), encoding="utf-8")

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from tests.bases import folder
-from tests.engine_stub import Stub, engine_stub
+from tests.engine_stub import Stub, engine_stub, write_program
 from tests.served import HEAD, LABELS, save_run, served_outside
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError
-from tunesmith.inference.engine_program import command_of
+from tunesmith.inference.engine_program import check_engine, command_of
 from tunesmith.inference.engine_server import EngineServer
 from tunesmith.inference.identify import MANIFEST_FILE, find_model
 from tunesmith.inference.open_model import open_model
@@ -249,11 +249,68 @@ def test_settings_log_probabilities_and_schemas_reach_the_engine(runs: Path, stu
 def test_sglang_names_adapters_in_a_field_of_its_own_and_scores_no_labels(runs: Path):
     with engine_stub(folder("llama"), owner="sglang") as other, EngineServer(other.url, offline=True) as engine:
         chats = [[Message("user", question)] for question in QUESTIONS]
-        assert open_model(runs / "lora", engine=engine).replies(chats) == load(runs / "lora").replies(chats)
+        model = open_model(runs / "lora", engine=engine)
+        assert model.replies(chats) == load(runs / "lora").replies(chats)
         assert other.asked[-1]["model"] == "base"
         assert other.asked[-1]["lora_path"].startswith("adapter-")
+        prompts = [model.prompt(chat) for chat in chats]
+        adapter = model.adapter  # type: ignore[attr-defined]
+        more: Any = {"sampling": FEW, "template": model.template, "scored": True}
+        (first, second), *_ = engine.sample(adapter, prompts, count=2, **more)  # as rollouts are
+        assert first.logprobs == second.logprobs
+        assert len(first.logprobs) == len(first.ids) + len(first.end)
         with pytest.raises(ModelError, match="SGLang: labels are scored by vLLM or torch"):
             open_model(runs / "labels", engine=engine).classify("x")
+        with pytest.raises(
+            ModelError, match=r"SGLang: cannot load the adapter .*No adapter found.* --enable-lora, wher"
+        ):
+            engine.open(folder("llama"), runs, rank=4)
+
+
+def test_the_server_before_sglang_answers_in_pieces_with_the_end_apart_and_reports_its_errors(runs: Path):
+    with engine_stub(folder("llama"), owner="sglang") as other:
+        program = EngineBackend({"one": runs / "lora"}, EngineServer(other.url, offline=True), offline=True)
+        with served_outside(program, limits=Limits(rows=2)) as server:
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+            turns: Any = [{"role": "user", "content": QUESTIONS[1]}]
+            parts = list(client.chat.completions.create(model="one", messages=turns, stream=True, logprobs=True))
+            wanted = load(runs / "lora").reply([Message("user", QUESTIONS[1])])
+            assert "".join(part.choices[0].delta.content or "" for part in parts) == wanted.text
+            assert parts[-1].choices[0].finish_reason == ("stop" if wanted.finished else "length")
+            form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+            with pytest.raises(openai.BadRequestError, match=r"response_format: rejected by SGLang \(Grammar error"):
+                client.chat.completions.create(model="one", messages=turns, response_format=form)
+            with pytest.raises(openai.BadRequestError, match="top_logprobs: this engine does not report ids of tokens"):
+                client.chat.completions.create(model="one", messages=turns, logprobs=True, top_logprobs=2)
+            assert server.bugs == []
+
+
+def test_sglang_that_is_started_here_reads_its_key_from_a_file_that_is_gone_once_it_answers(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TUNESMITH_SGLANG", str(write_program(tmp_path / "environment", "sglang")))
+    with EngineServer("sglang", offline=True) as engine:
+        chat = [Message("user", QUESTIONS[1])]
+        assert open_model(runs / "lora", engine=engine).reply(chat) == load(runs / "lora").reply(chat)
+        assert engine.title == "SGLang"
+        process = engine._process
+        assert process is not None
+        words = Path(f"/proc/{process._process.pid}/cmdline").read_text().split("\0")
+        assert not any(engine.endpoint.key in word for word in words)
+        assert "--enable-lora" in words
+        assert not Path(words[words.index("--config") + 1]).exists()
+        with EngineServer(engine.endpoint.url) as stranger, pytest.raises(DataError, match="401"):
+            open_model(folder("llama"), engine=stranger).reply(chat)
+
+
+def test_an_encoder_is_refused_before_the_program_is_looked_for(runs: Path, tmp_path: Path):
+    save_run(tmp_path / "one", Lora(rank=4), HEAD, kind="bert")
+    missing = str(tmp_path / "vllm")
+    with pytest.raises(ModelError, match="one: an encoder generates no text in vLLM; leave --engine out"):
+        check_engine(missing, tmp_path / "one", offline=True)
+    with pytest.raises(ModelError, match="engine: no program"):
+        check_engine(missing, runs / "lora", offline=True)
+    check_engine("", runs / "lora", offline=True)
 
 
 def test_an_engine_that_loads_no_adapters_says_how_to_start_it(runs: Path):

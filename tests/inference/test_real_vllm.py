@@ -123,9 +123,8 @@ def test_greedy_tokens_and_their_log_probabilities_are_those_of_python(
         assert prompts == [there.prompt([Message("user", question)]) for question in QUESTIONS]
         sampling = Sampling(max_new_tokens=24)
         wanted = here._generate(prompts, sampling)
-        each = [sampling] * len(prompts)
         adapter = there.adapter  # type: ignore[attr-defined]
-        found = engine.sample(adapter, prompts, sampling=each, template=there.template, scored=True)
+        found = engine.sample(adapter, prompts, sampling=sampling, template=there.template, scored=True)
     same = total = 0
     worst = 0.0
     for prompt, mine, (theirs,) in zip(prompts, wanted, found, strict=True):

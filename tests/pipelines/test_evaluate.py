@@ -171,7 +171,7 @@ def test_an_engine_is_not_asked_for_losses_and_heads(decoder: Path, encoder: Pat
     with engine_stub(tiny_llama) as stub:
         with pytest.raises(RecipeError, match="--engine: an engine generates and chooses answers, not"):
             ask(tiny_llama, new, objective="domain", engine=stub.url)
-        with pytest.raises(ModelError, match="an encoder generates no text in vLLM; leave --engine out"):
+        with pytest.raises(ModelError, match="an encoder generates no text in an engine; leave --engine out"):
             ask(encoder, new, engine=stub.url)
     assert stub.asked == []
 

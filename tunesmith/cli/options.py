@@ -61,8 +61,9 @@ class Parser(argparse.ArgumentParser):
 
 def _kinds(package: str) -> str:
     """Return the kinds of objectives or techniques; imports their package, so only for `--help`."""
-    parts = getattr(import_module(f"tunesmith.{package}"), package.upper())
-    return ", ".join(part.model_fields["kind"].default for part in parts)
+    module = import_module(f"tunesmith.{package}")
+    kinds = [part.model_fields["kind"].default for part in getattr(module, package.upper())]
+    return ", ".join(kinds + [name for name, short in getattr(module, "SHORTHANDS", {}).items() if len(short) > 1])
 
 
 class PrintSchema(argparse.Action):
@@ -112,9 +113,9 @@ def add_schema(parser: argparse.ArgumentParser, model: str) -> None:
     parser.add_argument("--schema", action=PrintSchema, const=model, nargs=0, help=text)
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add `--on`."""
-    text = "where the runs are trained: local, ray, or ray://HOST:PORT (default: %(default)s)"
+def add_place(parser: argparse.ArgumentParser, what: str = "the runs") -> None:
+    """Add `--on`; `what` names in its help what is trained there."""
+    text = f"where {what} are trained: local, ray, or ray://HOST:PORT (default: %(default)s)"
     parser.add_argument("--on", default="local", metavar="PLACE", help=text)
 
 
@@ -128,11 +129,11 @@ def add_engine(parser: argparse.ArgumentParser, *own: str, default: str = "torch
     """Add `--engine`, the program that computes answers: vLLM, SGLang or one of the command's own."""
 
     def checked(engine: str) -> str:
-        """Return the engine, after checking that it is installed: here, before torch is imported."""
-        from tunesmith.inference.engine_program import command_of
+        """Return the engine, after checking its name; whether it is installed, the command checks after its models."""
+        from tunesmith.inference.engine_program import kind_of
 
         if engine and engine not in own:
-            command_of(engine)
+            kind_of(engine)
         return engine
 
     named = "".join(f"{name}, " for name in own)

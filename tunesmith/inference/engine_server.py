@@ -12,8 +12,8 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ from tunesmith.techniques import Lora
 CONCURRENT_REQUESTS = 64
 
 
-class EngineServer:
+class EngineServer(AbstractContextManager["EngineServer"]):
     """An engine over one base model and adapters of it; it starts with the first model that needs it.
 
         with EngineServer("vllm --gpu-memory-utilization 0.5") as engine:
@@ -83,9 +83,6 @@ class EngineServer:
         self._process: EngineProcess | None = None
         self._client: httpx.Client | None = None
 
-    def __enter__(self) -> EngineServer:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -95,21 +92,10 @@ class EngineServer:
         return self.program.title
 
     def open(self, base: Path, adapter: Path | None = None, *, rank: int = 0) -> str:
-        """Start the engine over a base model, or connect to it, if that was not done yet, and load an adapter.
+        """Start the engine over a base model, or connect to it, unless that is done, and load an adapter of a rank.
 
-        A name of an adapter is never used twice, because the engine keeps the states of prompts by that name.
-
-        Args:
-            base: folder of the base model.
-            adapter: folder of an adapter; None for the base alone.
-            rank: rank of the adapter.
-
-        Returns:
-            The name of the adapter in the engine; empty for the base.
-
-        Raises:
-            ModelError: it does not start, serves another base, or refuses the adapter.
-            DataError: it cannot be reached.
+        Returns the name of the adapter in the engine, empty for the base. No name is used twice, because the engine
+        keeps the states of prompts by it.
         """
         if self.command and (self._process is None or self._rank < rank):  # too little room for the adapter
             self.start(base, rank=rank)
@@ -126,11 +112,6 @@ class EngineServer:
         self._loaded[name] = adapter
         return name
 
-    def connect(self, url: str, key: str) -> None:
-        """Use an engine that another process of this run has started."""
-        self.command = []
-        self.endpoint = Endpoint(url, key=key)
-
     def remove(self, name: str) -> None:
         """Unload an adapter."""
         self._change("unload", name, self._loaded.pop(name))
@@ -138,15 +119,7 @@ class EngineServer:
     def request(
         self, adapter: str, ids: Sequence[int], *, sampling: Sampling, template: Template, best: int = -1
     ) -> dict[str, Any]:
-        """Return the body of a request to `/v1/completions`.
-
-        Args:
-            adapter: name of the adapter; empty for the base.
-            ids: token ids of the prompt.
-            sampling: decoding settings.
-            template: supplies the stop tokens.
-            best: alternatives reported per token; -1: no log-probabilities.
-        """
+        """Return the body of a request to `/v1/completions`, with `best` alternatives of each token; -1: unscored."""
         body: dict[str, Any] = {
             "model": self._model,
             "prompt": list(ids),
@@ -165,43 +138,29 @@ class EngineServer:
         }
         if adapter:
             body[self.program.adapter_key] = adapter
-        if best >= 0:
-            body |= {"logprobs": best, "return_tokens_as_token_ids": True}
-        return body
+        return body | ({"logprobs": best, "return_tokens_as_token_ids": True} if best >= 0 else {})
 
     def sample(
         self,
         adapter: str,
         prompts: Sequence[list[int]],
         *,
-        sampling: Sequence[Sampling],
+        sampling: Sampling,
         template: Template,
+        limits: Sequence[int] = (),
         count: int = 1,
         scored: bool = False,
     ) -> list[list[AnswerIds]]:
-        """Generate completions, many prompts at a time.
-
-        Args:
-            adapter: name of the adapter; empty for the base.
-            prompts: token ids of each prompt.
-            sampling: decoding settings of each prompt.
-            template: supplies the stop tokens.
-            count: completions of each prompt.
-            scored: return the log-probabilities of the tokens.
-
-        Returns:
-            `count` completions for each prompt, in order.
-
-        Raises:
-            DataError: the engine does not answer.
-        """
+        """Return `count` completions of each prompt; `limits` are most tokens of each, 0 for an empty one."""
 
         def complete(i: int) -> list[AnswerIds]:
-            best = 0 if scored else -1
-            body = self.request(adapter, prompts[i], sampling=sampling[i], template=template, best=best)
-            # A completion depends on its prompt only, not on the others. The engine adds its index to the seed.
-            more = {"n": count, "seed": seed_of(sampling[i].seed, prompts[i])}
-            return [answer_ids(choice, template) for choice in self._choices(body | more)]
+            longest = limits[i] if limits else sampling.max_new_tokens
+            if longest < 1:
+                return [AnswerIds([], False)] * count
+            body = self.request(adapter, prompts[i], sampling=sampling, template=template, best=0 if scored else -1)
+            # A completion depends on its prompt only, not on the others. vLLM adds its index to the seed.
+            body |= {"max_tokens": longest, "n": count, "seed": seed_of(sampling.seed, prompts[i])}
+            return [answer_ids(choice, template) for choice in self._choices(body)]
 
         return self._each(complete, len(prompts), "generating")
 
@@ -212,15 +171,11 @@ class EngineServer:
 
         Every token of an option is asked for by itself, as the only one that may follow. One request for the
         log-probabilities of a prompt would do, but it ends vLLM 0.32 on a CPU when adapters are enabled.
-
-        Raises:
-            ModelError: the engine does not support this.
-            DataError: the engine does not answer.
         """
         if self.title != "vLLM":
             raise ModelError(f"{self.title}: labels are scored by vLLM or torch; use --engine vllm, or leave it out")
-        starts = sorted({(*option[: end + 1],) for option in options for end in range(len(option))})
-        wanted = [(i, start) for i in range(len(prompts)) for start in starts]
+        starts = [[(*option[: end + 1],) for end in range(len(option))] for option in options]
+        wanted = [(i, start) for i in range(len(prompts)) for start in sorted({start for of in starts for start in of})]
         sampling = Sampling(max_new_tokens=1)
 
         def score(k: int) -> float:
@@ -230,11 +185,9 @@ class EngineServer:
             return float(choice["logprobs"]["token_logprobs"][0])
 
         scores = dict(zip(wanted, self._each(score, len(wanted), "scoring options"), strict=True))
-
-        def total(i: int, option: list[int]) -> float:
-            return math.fsum(scores[i, (*option[: end + 1],)] for end in range(len(option)))
-
-        return torch.tensor([[total(i, option) for option in options] for i in range(len(prompts))])
+        return torch.tensor(
+            [[math.fsum(scores[i, start] for start in of) for of in starts] for i in range(len(prompts))]
+        )
 
     def close(self) -> None:
         """Stop a process that was started here; one that was running before is left alone."""
@@ -245,28 +198,17 @@ class EngineServer:
         self._client = self._process = None
 
     def start(self, base: Path, *, rank: int = 0) -> tuple[str, str]:
-        """Start the program again, and wait until it answers.
-
-        Args:
-            base: folder of the base model.
-            rank: greatest rank of an adapter.
-
-        Returns:
-            The address and the key.
-        """
+        """Start the program again with room for adapters of a rank, and return its address and key once it answers."""
         self.close()
         self._rank = max(self._rank, rank)
-        program, key = self.program, secrets.token_urlsafe(24)
-        # The precision of our own answers.
-        dtype = frozen_dtype("cuda" if torch.cuda.is_available() else "cpu")
-        text = f"{program.options} --dtype {dtype}"
+        options = f"{self.program.options} --dtype {frozen_dtype('cuda' if torch.cuda.is_available() else 'cpu')}"
         if self._rank:
             self._rank = next((rank for rank in LORA_RANKS if rank >= self._rank), self._rank)
-            text = f"{text} {program.lora_options}"
-        values = {"base": base, "rows": self.rows, "key": key, "rank": self._rank}
+            options = f"{options} {self.program.lora_options}"
+        values = {"base": base, "rows": self.rows, "rank": self._rank}
         values |= {"adapters": self.adapters, "places": self.adapters + 1}
-        options = [word.format(**values) for word in text.split()]  # a folder may have spaces in its name
-        self._process = EngineProcess(self.command, options, key=key, offline=self.offline)
+        key = secrets.token_urlsafe(24)
+        self._process = EngineProcess(self.command, options, values, key=key, offline=self.offline)
         self.endpoint = Endpoint(self._process.url, key=key)
         return self._process.url, key
 
@@ -275,8 +217,8 @@ class EngineServer:
         assert self._client is not None
         listed = request_json(self._client, self.endpoint, "v1/models", None).get("data")
         models = [model for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
-        base = next((model for model in models if not model.get("parent")), None)
-        if base is None or base.get("owned_by") not in PROGRAMS:
+        base = next((model for model in models if not model.get("parent")), {})
+        if base.get("owned_by") not in PROGRAMS:
             raise DataError(f"{self.endpoint.url}: neither vLLM nor SGLang; check the address")
         self.program = PROGRAMS[base["owned_by"]]
         self._model, self._root = str(base["id"]), str(base.get("root") or base["id"])
@@ -285,10 +227,8 @@ class EngineServer:
     def _check_base(self, base: Path) -> None:
         """Raise ModelError if the engine serves another base than the one in a folder."""
         try:
-            same = self._root == str(base) or (
-                fingerprint_of(locate(self._root, offline=True), where=self._root)
-                == fingerprint_of(base, where=str(base))
-            )
+            there = self._root != str(base) and fingerprint_of(locate(self._root, offline=True), where=self._root)
+            same = not there or there == fingerprint_of(base, where=str(base))
         except ModelError:
             same = not self.command  # on another machine, whose files are not here
         if not same:
@@ -308,9 +248,10 @@ class EngineServer:
         if status != 200:
             fix = "check its log"
             if not self.command:
-                fix = "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where it sees the folder"
+                variable = " and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" if self.title == "vLLM" else ""
+                fix = f"start it with --enable-lora{variable}, where it sees the folder"
             problem = f"cannot {what} the adapter {folder} ({status} {briefly(text)})"
-            raise ModelError(f"{self.program.title}: {problem}; {fix}")
+            raise ModelError(f"{self.title}: {problem}; {fix}")
 
     def _choices(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         assert self._client is not None
@@ -340,9 +281,9 @@ def rollout_sampler(recipe: Recipe) -> Iterator[Sampler]:
         yield sample
         return
     assert isinstance(technique, Lora), "checked with the recipe"
-    base = locate(recipe.model, offline=True)
-    # The weights of the loss compare log-probabilities at the temperature of sampling.
-    option = " --logprobs-mode processed_logprobs" if command_of(objective.engine)[:1] == ["vllm"] else ""
+    base, world, kind = locate(recipe.model, offline=True), current_world(), command_of(objective.engine)[:1]
+    # The weights of the loss compare log-probabilities at the temperature of sampling, as SGLang reports them anyway.
+    option = " --logprobs-mode processed_logprobs" if kind == ["vllm"] else ""
 
     def sample_in_engine(
         policy: Policy, prompts: Sequence[list[int]], *, count: int, sampling: Sampling, template: Template
@@ -351,26 +292,20 @@ def rollout_sampler(recipe: Recipe) -> Iterator[Sampler]:
             technique.save(policy, Path(folder))
             adapter = engine.open(base, Path(folder), rank=technique.rank)
             try:
-                each = [sampling] * len(prompts)
-                return engine.sample(adapter, prompts, sampling=each, template=template, count=count, scored=True)
+                return engine.sample(adapter, prompts, sampling=sampling, template=template, count=count, scored=True)
             finally:
                 engine.remove(adapter)
 
-    world = current_world()
     # The base is here already; an address was checked when the run began.
-    starts = bool(command_of(objective.engine))
-    with EngineServer(f"{objective.engine}{option}", offline=starts, adapters=world.size) as engine:
-        if engine.command and world.size > 1:
-            engine.connect(*world.lead(lambda: engine.start(base, rank=technique.rank)))
+    with EngineServer(f"{objective.engine}{option}", offline=bool(kind), adapters=world.size) as engine:
+        if kind and world.size > 1:  # the first process starts it for all
+            url, key = world.lead(lambda: engine.start(base, rank=technique.rank))
+            engine.command, engine.endpoint = [], Endpoint(url, key=key)
         yield sample_in_engine
 
 
 def answer_ids(choice: Mapping[str, Any], template: Template) -> AnswerIds:
-    """Return the token ids of a completion, with log-probabilities if the response has them.
-
-    Raises:
-        DataError: the response has no token ids.
-    """
+    """Return the token ids of a completion, with log-probabilities if the response has them."""
     ids = choice.get("token_ids")
     if not isinstance(ids, list):
         raise DataError("engine: the response has no token ids; use vLLM 0.10.2 or newer, or SGLang 0.5.6 or newer")
@@ -400,18 +335,9 @@ class EngineModel(LocalModel):
 
     def _generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[AnswerIds]:
         assert self.engine is not None
-        longest = [self.longest(prompt, sampling) for prompt in prompts]
-        completions = [AnswerIds([], False)] * len(prompts)
-        chosen = [i for i, limit in enumerate(longest) if limit > 0]
-        generated = self.engine.sample(
-            self.adapter,
-            [prompts[i] for i in chosen],
-            sampling=[replace(sampling, max_new_tokens=longest[i]) for i in chosen],
-            template=self.template,
-        )
-        for i, (completion,) in zip(chosen, generated, strict=True):
-            completions[i] = completion
-        return completions
+        limits = [self.longest(prompt, sampling) for prompt in prompts]
+        found = self.engine.sample(self.adapter, prompts, sampling=sampling, template=self.template, limits=limits)
+        return [answer for (answer,) in found]
 
     def _option_scores(self, prompts: Sequence[list[int]], options: Sequence[list[int]]) -> Tensor:
         assert self.engine is not None

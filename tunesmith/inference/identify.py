@@ -20,6 +20,7 @@ from tunesmith.models.loading.weight_files import INDEX, SINGLE, read_json
 
 MANIFEST_FILE = MODEL_FILE
 CONFIG = "adapter_config.json"
+HEAD = "head.safetensors"  # of a model that answers through one
 PACKED = "base_in_memory.json"  # next to an exported adapter that was trained over a 4-bit base
 
 

@@ -9,17 +9,16 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import choose_pad
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.inference.defaults import BASE_CHAT, always_thinks
+from tunesmith.inference.engine_program import engine_refusal
 from tunesmith.inference.engine_server import EngineModel, EngineServer
-from tunesmith.inference.export.formats import HEAD
 from tunesmith.inference.identify import CONFIG, ModelSource, identify, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import check_base, load, read_template
 from tunesmith.models.loading.adapter_files import INSIDE, WEIGHTS, open_adapter, shapes_of, vet_adapter
-from tunesmith.models.loading.base_from_run import begins_from, model_folder
 from tunesmith.models.loading.checkpoint import verify_model
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, fingerprint_of, load_base, read_tokenizer
-from tunesmith.models.loading.locate import LoadOptions, local_family, locate
+from tunesmith.models.loading.locate import LoadOptions, locate
 from tunesmith.models.loading.text_part import adapter_tree, share_head
 from tunesmith.models.loading.weight_files import read_json
 from tunesmith.models.policy import Policy
@@ -89,25 +88,6 @@ def open_model(
     # As a part of an evaluation it thinks as its objective says, by itself as it would without tuning.
     thinks = always_thinks(template) if objective is None else None
     return LocalModel(policy, template, chosen, limit, thinks=thinks)
-
-
-def engine_refusal(found: ModelSource, title: str) -> str:
-    """Return why an engine cannot answer for a model, with the alternative; empty if it can."""
-    manifest = read_manifest(found.folder) if found.kind == "run" and found.folder else None
-    adapted = found.kind == "adapter" or (manifest is not None and manifest.technique.kind != "full")
-    config = read_json(found.folder / CONFIG, where=found.name) if adapted and found.folder else {}
-    problem, fix = "", "leave --engine out, so that torch answers"
-    if found.folder is None or found.quantize or (manifest and manifest.technique.load_options().quantize):
-        problem = f"{title} would not load these weights as they are"
-    elif (manifest.family if manifest else "" if adapted else local_family(found.name)) == "encoder":
-        problem = f"an encoder generates no text in {title}"
-    elif (found.folder / HEAD).exists():
-        problem = f"answers through a head, which {title} would not load"
-    elif adapted and (config.get("peft_type") != "LORA" or config.get("use_dora")):
-        problem = f"{title} takes plain LoRA and whole models, not this adapter"
-    elif adapted and manifest and begins_from(model_folder(Path(manifest.base)), where=manifest.base)[0]:
-        problem, fix = f"its base is a run, whose adapter {title} would not merge", "give its merged export instead"
-    return f"{found.name}: {problem}; {fix}" if problem else ""
 
 
 def _in_engine(

@@ -7,7 +7,7 @@ from pathlib import Path
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.display import model_label
 from tunesmith.errors import CheckpointError, ModelError, TemplateError
-from tunesmith.inference.identify import MANIFEST_FILE, ModelManifest, find_model, read_manifest
+from tunesmith.inference.identify import HEAD, MANIFEST_FILE, ModelManifest, find_model, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.checkpoint import load_tensors, save_tensors, verify_model
@@ -29,7 +29,7 @@ def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None
         _end_turns(model, folder, whole=manifest.technique.kind == "full")
     manifest.technique.save(model.policy, folder)
     if model.policy.head is not None:
-        save_tensors(model.policy.head.state_dict(), folder / "head.safetensors")
+        save_tensors(model.policy.head.state_dict(), folder / HEAD)
     if model.template.chats:  # the default template too, so that every program uses the format of training
         model.template.tokenizer.chat_template = model.template.source
     model.template.tokenizer.save_pretrained(folder)
@@ -107,7 +107,7 @@ def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalMo
     policy = manifest.technique.restore(base.network, folder, family=manifest.family)
     policy.head = manifest.objective.head(policy)
     if policy.head is not None:
-        policy.head.load_state_dict(load_tensors(folder / "head.safetensors"))
+        policy.head.load_state_dict(load_tensors(folder / HEAD))
     policy.train(False)
     for _, value in policy.trainable():
         value.requires_grad_(False)

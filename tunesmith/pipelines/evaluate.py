@@ -30,6 +30,7 @@ from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.predict import BaseModelPrompter
 from tunesmith.events import EventHandler, StageStarted
+from tunesmith.inference.engine_program import check_engine
 from tunesmith.inference.engine_server import EngineServer
 from tunesmith.inference.identify import ModelManifest, ModelSource, identify, read_manifest
 from tunesmith.inference.local_model import LocalModel
@@ -130,6 +131,7 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
         CheckpointError: a run is broken.
         TemplateError: the chat template of a run has changed.
     """
+    check_engine(request.engine, request.model, offline=offline)
     with EngineServer(request.engine, offline=offline) if request.engine else nullcontext() as engine:
         return _evaluate(request, engine, on_event=on_event, offline=offline)
 

@@ -16,10 +16,10 @@ from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.events import EventHandler, StageStarted
-from tunesmith.inference.export.formats import GGUF, HEAD, merged, refuse, write_adapter, write_file, write_merged
+from tunesmith.inference.export.formats import GGUF, merged, refuse, write_adapter, write_file, write_merged
 from tunesmith.inference.export.transformers_runner import Plain, pooled_states
 from tunesmith.inference.export.usage import read_usage
-from tunesmith.inference.identify import MANIFEST_FILE, ModelManifest, find_model, read_manifest
+from tunesmith.inference.identify import HEAD, MANIFEST_FILE, ModelManifest, find_model, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load

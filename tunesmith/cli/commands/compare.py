@@ -42,11 +42,18 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume the comparison and print it."""
+    from tunesmith.inference.engine_program import check_engine
     from tunesmith.pipelines.requests import SERVER_KEY, CompareOptions, key_from_environment
     from tunesmith.training.read import read_data
 
     options = CompareOptions(args.budget, args.price_per_hour, key_from_environment(SERVER_KEY), args.engine, args.on)
-    recipe = recipe_of(args, check=_check_models)
+
+    def check(recipe: Recipe) -> None:
+        _check_models(recipe)
+        if args.engine:
+            check_engine(args.engine, recipe.compare.model or recipe.model, offline=args.offline)
+
+    recipe = recipe_of(args, check=check)
     if not recipe.parts:
         read_data(recipe, offline=args.offline)  # only to report wrong rows before torch is imported
     from tunesmith.pipelines.compare.compare import HTML, compare

@@ -72,13 +72,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(request: EvaluateRequest, *, offline: bool) -> None:
-    """Raise TunesmithError if there is no such model or file."""
+    """Raise TunesmithError if there is no such model or file, or an engine cannot answer for the model."""
     from tunesmith.data.readers.read import read_rows
-    from tunesmith.inference.identify import identify
+    from tunesmith.inference.engine_program import check_engine
 
-    for name in (request.model, "" if request.against == "base" else request.against):
-        if name and not name.startswith(("http://", "https://")):
-            identify(name, offline=offline)
+    names = (request.model, "" if request.against == "base" else request.against)
+    local = [name for name in names if name and not name.startswith(("http://", "https://"))]
+    check_engine(request.engine, *local, offline=offline)
     read_rows(request.data, offline=offline)
 
 

@@ -84,13 +84,17 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
         args: arguments of the command.
         say: receives the engine, the URL and the token when the models are loaded.
     """
+    from tunesmith.inference.engine_program import check_engine
     from tunesmith.web.server import need_libraries
 
     need_libraries("serve")
     sources = sources_of(args.runs)
     kind = _kind(args, sources)
-    for path in (path for versions in sources.values() for path in versions):
+    paths = [path for versions in sources.values() for path in versions]
+    for path in paths:
         _check_source(path, offline=args.offline)
+    if kind not in ("torch", "llamacpp"):
+        check_engine(kind, *paths, offline=args.offline)
     hush()
     limits = _limits(args, kind)
     from tunesmith.annotation.thumbs import FILE, Thumbs

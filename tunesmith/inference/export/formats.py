@@ -15,7 +15,7 @@ from tunesmith.inference.export.masked_lm import masked_language_model
 from tunesmith.inference.export.ollama_modelfile import modelfile
 from tunesmith.inference.export.sequence_classifier import sequence_classifier
 from tunesmith.inference.export.usage import README, SETTINGS, readme, usage_of, with_own_head
-from tunesmith.inference.identify import MANIFEST_FILE, PACKED, ModelManifest, read_manifest
+from tunesmith.inference.identify import HEAD, MANIFEST_FILE, PACKED, ModelManifest, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.models.loading.checkpoint import MANIFEST
@@ -24,7 +24,6 @@ from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.text_part import merge_adapter, save_network
 from tunesmith.objectives import Classify, Domain
 
-HEAD = "head.safetensors"
 ROUNDED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
 # Other programs think unless the template says otherwise. The first line fixes the switch, the second sets its default.

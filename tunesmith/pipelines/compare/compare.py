@@ -22,6 +22,7 @@ from tunesmith.data.splits.split import Split
 from tunesmith.errors import CheckpointError, RecipeError, TunesmithError
 from tunesmith.evaluation.predict import question, subsample
 from tunesmith.events import Note, StageStarted
+from tunesmith.inference.engine_program import check_engine
 from tunesmith.inference.engine_server import EngineServer
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import ArmAnswers
@@ -77,6 +78,8 @@ def compare(
         Interrupted: stopped after an arm whose answers were stored.
         TunesmithError: recipe, rows, documents or models cannot be used, or fewer than two arms are left.
     """
+    if options.engine:
+        check_engine(options.engine, recipe.compare.model or recipe.model, offline=offline)
     arms = chosen_arms(recipe, offline=offline)
     recipe = recipe.model_copy(update={"arms": arms})
     callbacks.on_event(StageStarted(f"reading {recipe.data.train}"))

@@ -20,10 +20,11 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError, DataError, RecipeError
 from tunesmith.evaluation.predict import question, reference_answers
 from tunesmith.events import EventHandler, StageStarted
+from tunesmith.inference.engine_program import engine_refusal
 from tunesmith.inference.engine_server import EngineServer
 from tunesmith.inference.identify import identify
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.open_model import engine_refusal, open_model
+from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.device import ChosenMachine, choose_machine

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import httpx
 
@@ -98,21 +98,12 @@ class FixedModels:
         """Return all models."""
         return list(self._program.models.values())
 
-    def load(self, name: str) -> ExternalModel:
+    def load(self, name: str) -> NoReturn:
         """Raise AskError: the models are fixed."""
-        raise self._stays(name)
-
-    def unload(self, name: str) -> None:
-        """Raise AskError: the models are fixed."""
-        raise self._stays(name)
-
-    def roll_back(self, name: str) -> ExternalModel:
-        """Raise AskError: the models are fixed."""
-        raise self._stays(name)
-
-    def _stays(self, name: str) -> AskError:
         known = self.get(name).name
-        return AskError(f"model: {known} stays loaded in {self._program.title}; start the server again to change it")
+        raise AskError(f"model: {known} stays loaded in {self._program.title}; start the server again to change it")
+
+    unload = roll_back = load
 
 
 class ExternalEngine:
@@ -253,8 +244,9 @@ async def lines_of(response: httpx.Response) -> AsyncGenerator[str, None]:
 def refused(title: str, status: int, body: bytes, request: GenerationRequest) -> Exception:
     """Return AskError for an invalid request, RuntimeError for an internal error of a program."""
     try:
-        reason = str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+        page = json.loads(body)
+        reason = str(page.get("error", page)["message"])  # SGLang's errors are not nested
+    except (ValueError, KeyError, TypeError, AttributeError):
         reason = body.decode(errors="replace")
     if 400 <= status < 500:
         field = "messages" if request.schema is None else "response_format"

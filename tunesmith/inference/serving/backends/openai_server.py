@@ -122,7 +122,7 @@ class EngineBackend:
 
 def _scored(choice: Mapping[str, Any], best: int, model: ExternalModel) -> tuple[ScoredToken, ...]:
     """Return the log-probabilities of the tokens in a part of a completion, without those of its end."""
-    if best < 0:
+    if best < 0 or not choice["token_ids"]:  # SGLang may report the end apart from the last token
         return ()
     found = choice["logprobs"]
     tops: list[Mapping[str, float]] = (found.get("top_logprobs") if best else None) or [{}] * len(choice["token_ids"])
