@@ -13,7 +13,8 @@ from pathlib import Path
 from tunesmith.config import Recipe
 from tunesmith.models.profile import NetworkSize
 from tunesmith.objectives import Domain
-from tunesmith.pipelines.plan.on_paper import GPUS, Gpu, PaperRows, paper_estimate, paper_size, paper_ways
+from tunesmith.pipelines.plan.gpus import GPUS, Gpu
+from tunesmith.pipelines.plan.on_paper import PaperRows, paper_estimate, paper_size, paper_ways
 from tunesmith.techniques import Full, Lora
 
 CONFIGS = Path(__file__).with_name("configs")

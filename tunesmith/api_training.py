@@ -33,6 +33,7 @@ def plan(
     schedule: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     quick: bool = False,
+    processes: int = 1,
     gpu: str = "",
     gpus: int | Sequence[int] = (),
     machines: int = 1,
@@ -57,8 +58,9 @@ def plan(
         schedule: keys of the section `schedule`, such as `{"epochs": 2}`.
         settings: further recipe keys, nested or dotted.
         quick: use analytic estimates only, without timing any steps.
+        processes: number of processes that share the run on this machine.
         gpu: plan on paper for GPUs that are not here: `a100`, `h100`, `h200` or `b200`; the estimates are in `.paper`.
-        gpus: number of GPUs on each machine, one or several; default 1, 8 and 64.
+        gpus: number of GPUs on each machine, one or several; default 1, 8 and 64, or 8 of each of several machines.
         machines: number of machines.
         offline: do not access the network.
         progress: show progress.
@@ -71,8 +73,11 @@ def plan(
     Raises:
         TunesmithError: wrong input, or a model that cannot be loaded.
     """
+    from tunesmith.pipelines.plan.gpus import gpu_of
     from tunesmith.training.read import check_rows, check_settings
 
+    numbers = [gpus] if isinstance(gpus, int) else gpus
+    gpu = gpu_of(gpu, numbers, machines)
     named = {"model": model, "objective": objective, "technique": technique, "data": data, "schedule": schedule}
     with reporting(progress, callback) as callbacks:
         changes = changes_of(settings, more, **named)
@@ -81,13 +86,12 @@ def plan(
         if gpu:
             from tunesmith.pipelines.plan.on_paper import plan_on_paper
 
-            numbers = [gpus] if isinstance(gpus, int) else gpus
             return plan_on_paper(
                 recipe, gpu=gpu, gpus=numbers, machines=machines, on_event=callbacks.on_event, offline=offline
             )
         from tunesmith.pipelines.plan.plan import plan_recipe  # after the checks, because it imports torch
 
-        return plan_recipe(recipe, on_event=callbacks.on_event, timed=not quick, offline=offline)
+        return plan_recipe(recipe, on_event=callbacks.on_event, timed=not quick, processes=processes, offline=offline)
 
 
 @python_words
@@ -152,6 +156,7 @@ def tune(
     out: str | Path | None = None,
     force: bool = False,
     offline: bool = False,
+    on: str = "local",
     progress: bool = True,
     callback: EventHandler | None = None,
     **more: Any,
@@ -184,6 +189,7 @@ def tune(
         out: run folder or its URL; default `runs/NAME` with a name of data, objective, technique and model.
         force: overwrite an earlier run in this folder, and continue despite severe data errors.
         offline: do not access the network.
+        on: where the control runs are trained: `local`, `ray`, or `ray://HOST:PORT`.
         progress: show progress in the terminal or notebook.
         callback: receives every progress event, see `tunesmith.events`.
         **more: further recipe keys, or their names in other trainers (`lora_r=8`).
@@ -214,7 +220,7 @@ def tune(
 
         if force and leads:
             delete_run(recipe, folder)
-        return tune_recipe(recipe, out=folder, callbacks=callbacks, offline=offline)
+        return tune_recipe(recipe, out=folder, callbacks=callbacks, offline=offline, on=on)
 
 
 def _former_parameters(

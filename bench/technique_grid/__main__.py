@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from bench.technique_grid.cells import TASKS, Setting, cells
 from bench.technique_grid.report import Grid, control, page
 from bench.technique_grid.run import FAILED, REFUSED, fill, read
+from tunesmith.cli import main as tunesmith
 from tunesmith.cli.options import Parser, UsageError, add_place
 from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import log, show, show_table
@@ -127,17 +129,18 @@ def _fill(setting: Setting, args: argparse.Namespace) -> int:
             words = [sys.executable, "-m", "tunesmith", "tune", str(recipe), "--out", str(folder), "--json", *offline]
             return _outcome(*_child(words, signals))
 
-        elsewhere = partial(_tune_elsewhere, offline)
+        elsewhere = partial(tune_in_task, offline)
         chosen = tune if args.on == LOCAL else elsewhere
         fill(cells(args.only), setting, tune=chosen, on_event=lambda event: log(event.text), stop=stop, on=args.on)
         return signals.received
 
 
-def _tune_elsewhere(offline: list[str], recipe: Path, folder: Path) -> tuple[str, str]:
-    """Tune in a child of a Ray task, which receives no signals of this process."""
-    words = [sys.executable, "-m", "tunesmith", "tune", str(recipe), "--out", str(folder), "--json", *offline]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-    return _outcome(done.returncode, done.stdout)
+def tune_in_task(offline: Sequence[str], recipe: Path, folder: Path) -> tuple[str, str]:
+    """Tune in the process of a Ray task, which does nothing else, and ends with it if it is killed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = tunesmith(["tune", str(recipe), "--out", str(folder), "--json", *offline])
+    return _outcome(code, printed.getvalue())
 
 
 def _child(words: list[str], signals: Signals) -> tuple[int, str]:

@@ -70,15 +70,49 @@ def test_gpus_that_are_not_here_are_planned_on_paper(
     done = command(*words)
     assert done.code == 0
     assert "no: 2 GPUs" in done.out
+    assert "lora*" in done.out
+    assert done.out.endswith("lora: fits on 1, 8 GPUs\n")
     assert "not run on a GPU yet" in done.out
     document = json.loads(command(*words, "--json").out)
     assert [(part["gpus"], part["technique"]) for part in document["paper"]] == [
         (gpus, technique) for gpus in (1, 8) for technique in ("full", "lora", "qlora")
     ]
-    assert command(*words[:-2], "--gpus", "0").code == 2
+    full = command(*words[:4], "--gpu", "H100", "--gpus", "1", "--technique", "full")
+    assert full.code == 1
+    assert full.out.endswith("full: does not fit; use 2 GPUs\n")
     assert command("plan", review_file, "--model", folder, "--gpu", "h1000").err.endswith(
         "error: --gpu h1000: unknown, did you mean 'h100'?\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--gpu", "H1000"), "--gpu H1000: unknown, did you mean 'h100'?"),
+        (("--gpu", "h100", "--gpus", "0"), "--gpus: expected an integer >= 1, got 0; give 1 or more"),
+        (("--gpu", "h100", "--machines", "0"), "--machines: expected an integer >= 1, got 0; give 1 or more"),
+        (("--gpu", "h100", "--processes", "2"), "--processes 2: counts processes of this machine; give --gpus instead"),
+        (("--gpus", "8"), "--gpus: counts GPUs that are not here; add their name, for example --gpu h100"),
+        (("--machines", "2"), "--machines: counts GPUs that are not here; add their name, for example --gpu h100"),
+        (("--render", "slurm", "--machines", "0"), "--machines: expected an integer >= 1, got 0; give 1 or more"),
+    ],
+)
+def test_a_wrong_gpu_or_number_is_named_before_rows_are_read(command: Command, words, problem: str, review_file: Path):
+    rows = review_file if "--render" in words else "missing.jsonl"
+    done = command("plan", rows, *words)
+    assert (done.code, done.err.splitlines()[-1]) == (2, f"error: {problem}")
+
+
+def test_the_help_names_every_technique(command: Command):
+    assert "dora, rslora, qlora" in " ".join(command("plan", "--help").out.split())
+
+
+def test_several_processes_of_this_machine_are_planned(command: Command, review_file: Path, tiny_llama: Path):
+    words = ("plan", review_file, "--quick", "--model", tiny_llama, "--json", *PLAIN)
+    one, two = (json.loads(command(*words, "--processes", n).out) for n in (1, 2))
+    costs = [page["options"][0]["prediction"]["memory"]["expected"] for page in (one, two)]
+    assert costs[0] != costs[1]
+    assert command(*words, "--processes", 0).code == 2
 
 
 def test_a_cluster_file_is_printed_or_written(command: Command, review_file: Path, tiny_bert: Path, tmp_path: Path):

@@ -14,8 +14,9 @@ from tests.bases import base, policy
 from tunesmith.models.policy import Policy
 from tunesmith.models.profile import ActivationMemory, NetworkSize, measure_size
 from tunesmith.pipelines.plan.cost_model import (
-    FigureBounds,
+    MOMENTS_8BIT,
     MachinePace,
+    Placement,
     TrainingWork,
     Written,
     estimate,
@@ -242,11 +243,41 @@ def test_virtual_tokens_run_once_a_pass_in_a_decoder_and_in_every_row_of_an_enco
 
 def test_bounds_are_factors_of_the_expected_value():
     found = estimate(Lora(), SIZE, WORK, PACE, held=0)
-    assert found.seconds.high == pytest.approx(2.5 * found.seconds.expected)
-    assert FigureBounds.around(100.0, "memory").low == pytest.approx(87.0)
+    assert found.memory.high == pytest.approx(1.15 * found.memory.expected)
+    assert found.memory.low == pytest.approx(0.87 * found.memory.expected)
 
 
 def test_reading_costs_the_way_forward_and_writing_the_weights_once_a_step():
     assert reading_seconds(100, SIZE, PACE) == pytest.approx(100 * (2 * 400 + 600 * 3) / 1e9)
     each = (4 * 1400 + 32 * 2 * 1400) / 1e9 + 2 * 2e-3 / 4
     assert writing_seconds(10, 32, SIZE, PACE) == pytest.approx(10 * each)
+
+
+def test_moments_in_eight_bits_take_two_bytes_instead_of_eight_in_memory_and_in_traffic():
+    bits = Placement(moments=MOMENTS_8BIT)
+    saved = (8 - 2 * (1 + 4 / 256)) * 2000
+    memory = [peak_bytes(Full(), SIZE, WORK, PACE, held=0, placement=one) for one in (Placement(), bits)]
+    assert memory[0] - memory[1] == pytest.approx(saved)
+    seconds = [step_seconds(Full(), SIZE, WORK, PACE, placement=one) for one in (Placement(), bits)]
+    assert (seconds[0] - seconds[1]) * 1e9 == pytest.approx(WORK.steps * 2 * saved)
+
+
+def test_processes_add_up_gradients_and_shards_divide_what_is_trained():
+    pace = replace(PACE, link=1e6, net=1e3)
+    alone = step_seconds(Full(), SIZE, WORK, pace)
+    ring = WORK.steps * 2 * 4 * 2000 * 3 / 4
+    for local, speed in ((4, 1e6), (2, 1e3)):  # on one machine, and on two
+        four = Placement(processes=4, local=local)
+        assert step_seconds(Full(), SIZE, WORK, pace, placement=four) - alone == pytest.approx(ring / speed)
+    sharded = Placement(processes=4, local=4, shards=4)
+    gathered = WORK.passes * 8 * 2000 * 3 / 4 / 1e6
+    assert step_seconds(Full(), SIZE, WORK, pace, placement=sharded) == pytest.approx(max(alone, gathered))
+    empty = replace(WORK, widest=0, widest_rows=0, widest_padded=0, learned=0)
+    needed = [
+        peak_bytes(Full(), replace(SIZE, moving=ActivationMemory(0, 0)), empty, PACE, held=8000, placement=one)
+        for one in (Placement(), Placement(processes=4), sharded)
+    ]
+    assert needed[0] == pytest.approx(8000 + 200e6 + 12 * 2000)
+    assert needed[1] - needed[0] == 4 * 2000  # the tensor in which gradients are added up
+    whole = 2 * 2 * (2 * SIZE.matrices / 2 + 2000 - SIZE.matrices)
+    assert needed[2] == pytest.approx(200e6 + 16 * 2000 / 4 + whole)

@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig, Qwen3M
 
 from bench import paper
 from tunesmith.config import Recipe
-from tunesmith.errors import ModelError, OptionError
+from tunesmith.config.recipe import Machine
+from tunesmith.errors import ModelError, OptionError, RecipeError
 from tunesmith.models.policy import Policy
 from tunesmith.models.profile import measure_size
 from tunesmith.pipelines.plan.cost_model import LIBRARIES, MachinePace, Placement, peak_bytes, step_seconds
+from tunesmith.pipelines.plan.gpus import GPUS
 from tunesmith.pipelines.plan.on_paper import (
-    GPUS,
     PaperRows,
     paper_estimate,
     paper_size,
@@ -93,7 +94,7 @@ def test_full_tuning_of_8b_on_eight_cards_takes_16_bytes_per_parameter_divided_b
         paper_work(paper.recipe(), ROWS, 8),
         MachinePace(products=1e15, products32=1e15, moved=1e12, mixed=True),
     )
-    held = 4 * eight.parameters / 8
+    held = 4 * eight.parameters
     bare = replace(work, widest=0, widest_rows=0, widest_padded=0, learned=0)
     needed = peak_bytes(Full(), eight, bare, pace, held=held, placement=Placement(shards=8, frozen=2))
     outside = eight.parameters - eight.matrices
@@ -136,7 +137,8 @@ def test_one_process_is_planned_as_before(eight):
     assert peak_bytes(Lora(), eight, work, pace, held=1e9) == peak_bytes(
         Lora(), eight, work, pace, held=1e9, placement=Placement()
     )
-    assert step_seconds(Lora(), eight, work, pace) < step_seconds(Lora(), eight, work, pace, recompute=True)
+    again = step_seconds(Lora(), eight, work, pace, placement=Placement(recompute=True))
+    assert step_seconds(Lora(), eight, work, pace) < again
 
 
 def test_where_nothing_fits_the_number_of_gpus_or_the_technique_that_fits_is_named(eight):
@@ -162,11 +164,38 @@ def test_each_gpu_has_its_share_of_a_steps_rows_and_idle_ones_are_noted(llama: P
             "objective": {"kind": "classify", "text": "text", "label": "label"},
         }
     )
-    plan = plan_on_paper(rows, gpu="h100", gpus=[64], on_event=lambda event: None)
+    plan = plan_on_paper(rows, gpu="H100", gpus=[64], on_event=lambda event: None)
+    assert [(option.technique, option.own) for option in plan.paper] == [
+        ("full", False), ("lora", True), ("qlora", False)
+    ]  # fmt: skip
     assert plan.notes == ["64 GPUs share the 16 rows of a step; raise schedule.batch_rows"]
     assert plan.how.endswith("not run on a GPU yet")
     with pytest.raises(OptionError, match="did you mean 'h100'"):
         plan_on_paper(rows, gpu="h1000", gpus=[1], on_event=lambda event: None)
+    qlora = rows.model_copy(update={"technique": QLORA, "machine": Machine(shard="full")})
+    with pytest.raises(RecipeError, match="machine.shard: 4-bit weights are copied to every process"):
+        plan_on_paper(qlora, gpu="h100", machines=2, on_event=lambda event: None)
+
+
+def test_machines_of_few_gpus_send_over_the_network_what_machines_of_eight_keep(eight):
+    settings = paper.recipe(batch_rows=128)
+    wide, narrow = (
+        next(way for way in paper_ways(settings, Full(), eight, ROWS, gpu=GPUS["h100"], gpus=8, local=local)
+             if (way.shards, way.recompute) == (8, False))
+        for local in (8, 4)
+    )  # fmt: skip
+    assert narrow.seconds.expected > 1.5 * wide.seconds.expected
+    assert narrow.memory == wide.memory
+    within = paper_ways(settings, Full(), eight, ROWS, gpu=GPUS["h100"], gpus=8, local=4)
+    assert {way.shards for way in within} == {1, 4, 8}
+
+
+@pytest.mark.parametrize(("wish", "shards"), [("none", {1}), ("full", {8, 64}), ("auto", {1, 8, 64})])
+def test_shards_are_those_that_the_recipe_asks_for(eight, wish: str, shards: set[int]):
+    settings = paper.recipe().model_copy(update={"machine": Machine(shard=wish)})
+    ways = paper_ways(settings, Full(), eight, ROWS, gpu=GPUS["h100"], gpus=64)
+    assert {way.shards for way in ways} == shards
+    assert {way.shards for way in paper_ways(settings, QLORA, eight, ROWS, gpu=GPUS["h100"], gpus=64)} == {1}
 
 
 def test_the_formula_is_near_what_others_measured_with_the_same_settings(eight):

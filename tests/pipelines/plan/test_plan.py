@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from tests.bases import policy
 from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tests.pipelines.tune.test_multitask import mixed
+from tunesmith.config.recipe import Machine
 from tunesmith.errors import RecipeError
+from tunesmith.models.profile import measure_size
 from tunesmith.objectives import Rl
 from tunesmith.pipelines.plan import plan as story
+from tunesmith.pipelines.plan.cost_model import Placement
 from tunesmith.pipelines.plan.phase_costs import CHECK_STEPS, count_run
 from tunesmith.pipelines.plan.plan import plan_recipe, techniques_of
 from tunesmith.pipelines.plan.predict_run import predict_run
-from tunesmith.pipelines.plan.profile import named, predict, process_memory, profile_run
+from tunesmith.pipelines.plan.profile import named, placements, process_memory, profile_run
 from tunesmith.pipelines.plan.report import PlanReport
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.batches import Batches
@@ -64,7 +68,7 @@ def test_half_the_look_at_the_network_tells_the_same_of_the_recipes_own_techniqu
     for technique in techniques_of(prepared.recipe):
         one = replace(prepared, recipe=prepared.recipe.model_copy(update={"technique": technique}))
         half = replace(whole, size=profile_run(one, own=True).size)
-        assert predict(technique, half, how="") == predict(technique, whole, how=""), technique.kind
+        assert half.cost(technique) == whole.cost(technique), technique.kind
 
 
 def test_what_is_counted_is_what_the_steps_compute(tmp_path: Path):
@@ -256,3 +260,39 @@ def test_a_run_gone_on_with_keeps_its_first_prediction(tmp_path: Path):
     first = predict_run(prepare(recipe(tmp_path, reviews(), "llama"), on_event=nobody), out, measured={})
     other = prepare(recipe(tmp_path, reviews(40), "llama"), on_event=nobody)
     assert predict_run(other, out, measured={}) == first
+
+
+def test_the_forecast_on_this_machine_knows_optimizer_recompute_and_processes(tmp_path: Path):
+    prepared = prepare(recipe(tmp_path, reviews(), "llama", technique="full"), on_event=nobody)
+    plain = profile_run(prepared)
+
+    def cost(key: str, value: Any, processes: int = 1) -> Any:
+        section, name = key.split(".")
+        changed = getattr(prepared.recipe, section).model_copy(update={name: value})
+        made = prepared.recipe.model_copy(update={section: changed})
+        return replace(plain, recipe=made).shared(prepared, processes).cost(Full())
+
+    one = plain.cost(Full())
+    assert cost("schedule.recompute", "auto") == one
+    bits, again = cost("schedule.optimizer", "adamw-8bit"), cost("schedule.recompute", True)
+    assert one.memory.expected - bits.memory.expected == pytest.approx((8 - 2.03125) * plain.size.parameters)
+    assert bits.seconds < one.seconds < again.seconds
+    two, sharded = (cost("machine.shard", wish, 2) for wish in ("auto", "full"))
+    assert plain.shared(prepared, 2).work.rows == pytest.approx(plain.work.rows / 2, abs=plain.work.steps)
+    assert two.memory.expected > sharded.memory.expected
+    assert 0.5 * one.seconds < sharded.seconds < two.seconds
+
+
+def test_an_encoder_and_four_bit_weights_are_never_planned_in_shards(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert").model_copy(update={"machine": Machine(shard="full")})
+    decoder = measure_size(policy("llama"))
+    four = Placement(processes=4, local=2)
+    found = {
+        name: {one.shards for one in placements(made, technique, size, four)}
+        for name, technique, size in (
+            ("encoder", Lora(), measure_size(policy("bert"))),
+            ("nf4", Lora(quantize="nf4"), decoder),
+            ("lora", Lora(), decoder),
+        )
+    }
+    assert found == {"encoder": {1}, "nf4": {1}, "lora": {2, 4}}

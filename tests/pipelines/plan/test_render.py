@@ -184,7 +184,7 @@ def test_an_unknown_key_would_be_refused_by_the_schema():
     ("cluster", "message"),
     [
         (Cluster("pbs"), "--render pbs: unknown; choose from slurm, jobset, sky"),
-        (Cluster("slurm", machines=0), "--machines, --gpus: expected integers >= 1"),
+        (Cluster("slurm", machines=0), "--machines: expected an integer >= 1, got 0"),
         (Cluster("jobset"), "--image: missing"),
         (Cluster("jobset", image="i", store="a b"), "--store a b: expected the name of a volume claim"),
         (Cluster("sky"), "--gpu: missing"),

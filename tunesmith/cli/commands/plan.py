@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.candidates import show_candidates
-from tunesmith.cli.options import add_common, add_schema, add_source, changes_of, recipe_of
+from tunesmith.cli.options import UsageError, add_common, add_schema, add_source, changes_of, recipe_of
 from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import emit, hush, publish, show, show_table
 from tunesmith.data.files import check_folder, write_whole
+from tunesmith.pipelines.plan.gpus import PER_MACHINE, gpu_of
 from tunesmith.report.formatting import count, duration, size
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from tunesmith.config import Recipe
     from tunesmith.events import EventHandler
     from tunesmith.pipelines.plan.report import PaperEstimate, PlanReport, TechniqueEstimate
-
-PER_MACHINE = 8  # GPUs of a rendered file
 
 
 def add(commands: Commands) -> None:
@@ -30,12 +29,15 @@ def add(commands: Commands) -> None:
         description="Count the rows and the parameters of the model, time a few training steps, and estimate for each "
         "technique its trainable parameters, peak memory, time and expected score. Recommends one technique. Exits "
         "with 1 if none fits into memory. With `--gpu`: memory and time on GPUs that are not here, from the model's "
-        "configuration alone. With `--render`: the file that starts the run on a cluster.",
+        "configuration alone; exits with 1 if the recipe's own technique fits on none of them. With "
+        "`--render`: the file that starts the run on a cluster.",
     )
     parser.add_argument("--quick", action="store_true", help="use analytic estimates only, without timing any steps")
     text = "plan on paper for GPUs that are not here: a100, h100, h200 or b200"
-    parser.add_argument("--gpu", metavar="NAME", help=text)
-    text = "number of GPUs, with --machines on each of them; may be repeated (default: 1, 8 and 64)"
+    parser.add_argument("--gpu", default="", metavar="NAME", help=text)
+    text = "number of processes that share the run on this machine (default: 1)"
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help=text)
+    text = "number of GPUs, with --machines on each of them; may be repeated (default: 1, 8 and 64; 8 of each machine)"
     parser.add_argument("--gpus", type=int, action="append", default=[], metavar="N", help=text)
     text = "print the file that starts the run on a cluster, or write it to --out: slurm, jobset or sky"
     parser.add_argument("--render", metavar="KIND", help=text)
@@ -51,9 +53,13 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the estimates; return 1 if no technique fits into memory."""
+    """Print the estimates; return 1 if no technique fits into memory, on paper that of the recipe."""
     from tunesmith.training.read import check_rows, check_settings
 
+    if not args.render:
+        args.gpu = gpu_of(args.gpu, args.gpus, args.machines)
+    if args.processes != 1 and (args.gpu or args.render):
+        raise UsageError(f"--processes {args.processes}: counts processes of this machine; give --gpus instead")
     if args.out:
         check_folder(Path(args.out))  # fail before steps are timed
     recipe = recipe_of(args, check=check_settings)
@@ -66,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
             return _on_paper(recipe, args, on_event)
         from tunesmith.pipelines.plan.plan import plan_recipe  # after the checks, because it imports torch
 
-        plan = plan_recipe(recipe, on_event=on_event, timed=not args.quick, offline=args.offline)
+        plan = plan_recipe(
+            recipe, on_event=on_event, timed=not args.quick, processes=args.processes, offline=args.offline
+        )
     if not publish(plan.model_dump(mode="json"), args):
         _show(plan)
     return 0 if plan.recommendation else 1
@@ -77,7 +85,7 @@ def _render(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.plan.render import Cluster, render
 
     gpus = args.gpus[-1] if args.gpus else PER_MACHINE
-    cluster = Cluster(args.render, args.machines, gpus, gpu=args.gpu or "", image=args.image, store=args.store)
+    cluster = Cluster(args.render, args.machines, gpus, gpu=args.gpu, image=args.image, store=args.store)
     text = render(args.source, changes_of(args), cluster)
     if args.out:
         write_whole(args.out, text)
@@ -95,21 +103,26 @@ def _on_paper(recipe: Recipe, args: argparse.Namespace, on_event: EventHandler) 
     plan = plan_on_paper(
         recipe, gpu=args.gpu, gpus=args.gpus, machines=args.machines, on_event=on_event, offline=args.offline
     )
+    own = [option for option in plan.paper if option.own]
+    fitting = [option for option in own if option.fits]
     if not publish(plan.model_dump(mode="json"), args):
         show(f"{plan.model}, {plan.objective} on {count(plan.train_rows)} rows: {count(plan.steps)} steps")
         columns = ("GPUs>", "technique", "shards>", "recompute", "memory>", "fits", "tokens/s per GPU>", "training>")
         show_table(columns, [_paper_cells(option) for option in plan.paper], drop=("shards", "tokens/s per GPU"))
-        show(f"{plan.machine}, {size(plan.room_bytes)} each; {plan.how}; --json has the bounds")
+        show(f"{plan.machine}, {size(plan.room_bytes)} each; {plan.how}; *: of the recipe; --json has the bounds")
         for note in plan.notes:
             show(note)
-    return 0 if any(option.fits for option in plan.paper) else 1
+        where = f"fits on {', '.join(count(option.gpus) for option in fitting)} GPUs"
+        show(f"{own[0].technique}: {where if fitting else f'does not fit; use {own[-1].change}'}")
+    return 0 if fitting else 1
 
 
 def _paper_cells(option: PaperEstimate) -> tuple[str, ...]:
     fits = "yes" if option.fits else f"no: {option.change}"
     seconds = duration(option.seconds.expected)
     cells = (size(option.memory.expected), fits, count(option.tokens_per_second), seconds)
-    return (count(option.gpus), option.technique, count(option.shards), "yes" if option.recompute else "no", *cells)
+    name = option.technique + "*" * option.own
+    return (count(option.gpus), name, count(option.shards), "yes" if option.recompute else "no", *cells)
 
 
 def _show(plan: PlanReport) -> None:

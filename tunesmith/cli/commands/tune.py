@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import UsageError, add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.options import UsageError, add_common, add_place, add_schema, add_source, recipe_of
 from tunesmith.cli.processes import launch
 from tunesmith.cli.progress import reported, work
 from tunesmith.cli.terminal import console, emit, hush, log, show
@@ -38,6 +38,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--force", action="store_true", help=text)
     text = "share the work among N processes of this machine, with the same rows in each step (default: 1)"
     parser.add_argument("--processes", type=int, default=1, metavar="N", help=text)
+    add_place(parser, "the control runs")
     add_schema(parser, "tunesmith.report.schema:Report")
     parser.set_defaults(run=run)
 
@@ -46,9 +47,12 @@ def run(args: argparse.Namespace) -> int:
     """Tune and print the result; return 1 if a gate of the recipe is violated."""
     if args.processes < 1:
         raise UsageError(f"--processes: expected an integer >= 1, got {args.processes}; use 1 for a single process")
+    if args.on != "local" and max(args.processes, started_as()[1]) > 1:
+        raise UsageError(f"--on {args.on}: not for several processes, which share their control runs; leave it out")
     if args.processes > 1 and started_as()[1] == 1 and not args.dry_run:
         return launch(args.processes, args.command_line)
     # Whatever can be judged without torch is judged before the imports that take seconds.
+    from tunesmith.pipelines.many_runs import check_place
     from tunesmith.training.read import check_rows, check_settings
     from tunesmith.training.run_folder import earlier_run
 
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     folder = not (args.force or args.dry_run)
 
     def check(recipe: Recipe) -> None:
+        check_place(args.on, controls=recipe.controls)
         check_settings(recipe, out=args.out, folder=folder)
         if args.force and not args.dry_run:
             earlier_run(recipe, args.out)  # refuses to overwrite anything but a run
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
                 log(f"deleted the run in {deleted}")
     hush()
     with work() as callbacks:
-        done = tune_recipe(recipe, out=args.out, callbacks=callbacks, offline=args.offline)
+        done = tune_recipe(recipe, out=args.out, callbacks=callbacks, offline=args.offline, on=args.on)
     if args.json:
         emit(as_document(done))
     else:

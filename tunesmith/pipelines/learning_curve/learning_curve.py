@@ -156,7 +156,7 @@ def measure_learning_curve(
         _check(options, context)
         folder.start(recipe, machine=context.machine, base=context.base.fingerprint)
         run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder.path, callbacks, offline)
-        sizes, notes = _sizes(run, options.minutes)
+        sizes, notes = _sizes(run, options.minutes, on=options.on)
         wanted = [(rows, seed) for rows in sizes for seed in range(SEEDS)]
         cells = _measure_cells(run, wanted, on=options.on)
         if context.recipe.replay.share:
@@ -232,7 +232,7 @@ def _check(options: LearningCurveOptions, context: TrainingContext) -> None:
             raise RecipeError(f"--rows: expected at most {limit}, got {rows:,}; give fewer")
 
 
-def _sizes(run: LearningCurveRun, minutes: float | None) -> tuple[list[int], list[str]]:
+def _sizes(run: LearningCurveRun, minutes: float | None, *, on: str) -> tuple[list[int], list[str]]:
     """Return the training sizes, and notes; with a time budget they are chosen once, after timing the smallest cell."""
     available = len(run.context.train)
     sizes = sizes_of(available)
@@ -243,7 +243,7 @@ def _sizes(run: LearningCurveRun, minutes: float | None) -> tuple[list[int], lis
     if known is not None and known.minutes == minutes:
         largest = known.largest
     else:
-        seconds = run.cell(sizes[0], 0).seconds
+        seconds = _measure_cells(run, [(sizes[0], 0)], on=on)[0].seconds
         largest = _largest(sizes[0], available, seconds / (60 * minutes), run.context.recipe.schedule.epochs)
         write_whole(file, json.dumps(asdict(BudgetedSize(largest, minutes))))
     if largest >= available:

@@ -199,16 +199,16 @@ def _cheap(name: str, measured: _Measured, job: Job) -> ModelCandidate:
     times = len(job.examples) / score.rows
     if name == TFIDF:
         characters = sum(len(example.text) for example in job.examples if isinstance(example, LabelledText))
-        memory = _around(TFIDF_BYTES + BYTES_PER_CHARACTER * characters, MEMORY_BOUNDS)
+        memory = Bounds.around(TFIDF_BYTES + BYTES_PER_CHARACTER * characters, *MEMORY_BOUNDS)
     else:
-        memory = _around(PROCESS + VALUE * ROUGH_SIZES[ENCODER].parameters, MEMORY_BOUNDS)
+        memory = Bounds.around(PROCESS + VALUE * ROUGH_SIZES[ENCODER].parameters, *MEMORY_BOUNDS)
     return ModelCandidate(
         name=name,
         about=ABOUT[name],
         basis="measured",
         score=Bounds(low=round(score.low, 6), expected=round(score.score, 6), high=round(score.high, 6)),
         rows=score.rows,
-        seconds=_around(measured.seconds * max(1.0, times), MEASURED_BOUNDS),
+        seconds=Bounds.around(measured.seconds * max(1.0, times), *MEASURED_BOUNDS),
         memory=memory,
     )
 
@@ -254,14 +254,7 @@ def _judged(candidates: Sequence[ModelCandidate], best: MeasuredScore | None) ->
 
 
 def _reasons(candidates: Sequence[ModelCandidate], sufficient: str, chosen: str, *, chance: float | None) -> list[str]:
-    """Return the reasons of a choice, the most important first.
-
-    Args:
-        candidates: all of them, judged.
-        sufficient: the cheapest that holds.
-        chosen: the model of the recipe.
-        chance: score of the most frequent label if nothing measured is better; else None.
-    """
+    """Return the reasons of a choice, the most important first."""
     named = {part.name: part for part in candidates}
     networks = [named[ENCODER], named[DECODER]]
     first = named.get(sufficient, networks[0])
@@ -300,10 +293,6 @@ def _expected(part: ModelCandidate) -> str:
     return f"{figure(part.score.expected)} ({figure(part.score.low)} to {figure(part.score.high)}) {seconds}"
 
 
-def _around(expected: float, factors: tuple[float, float]) -> Bounds:
-    return Bounds(low=factors[0] * expected, expected=expected, high=factors[1] * expected)
-
-
 def _run(job: Job, name: str) -> RoughRun:
     """Return the statistics of a run with a bundled model."""
     sizes = [size_of(example) for example in job.examples]
@@ -334,7 +323,7 @@ def _memory(job: Job, name: str) -> Bounds:
     longest = float(np.percentile([size_of(example) for example in job.examples], 95)) / BYTES_A_TOKEN
     tokens = min(PASS_TOKENS, run.batch_rows * min(longest, LONGEST[size.family]))
     activations = PASS_OVER_KEPT * size.trained_bytes * tokens
-    return _around(PROCESS + VALUE * size.parameters + ADAM * trainable + activations, MEMORY_BOUNDS)
+    return Bounds.around(PROCESS + VALUE * size.parameters + ADAM * trainable + activations, *MEMORY_BOUNDS)
 
 
 def _fragments(name: str, texts: Sequence[str]) -> float | None:

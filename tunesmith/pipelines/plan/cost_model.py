@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.models.profile import ActivationMemory, NetworkSize
+from tunesmith.pipelines.plan.report import Bounds
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
 from tunesmith.techniques.ia3 import layers_of
 from tunesmith.techniques.peft_base import reaches
 
 NUMBER = 4  # bytes of a float32 value
-LEARNING = 12  # bytes per trainable parameter in addition to itself: gradient and the two moments of AdamW, in float32
-STEP_BYTES = 40  # read and written per trainable parameter and step, including the gradient norm
+MOMENTS = 8  # bytes per trainable parameter of the two moments of AdamW, in float32
+MOMENTS_8BIT = 2 * (1 + 4 / 256)  # the same with `adamw-8bit`: a byte each, and a float32 scale for every 256
+STEP_BYTES = 24  # read and written per trainable parameter and step, including the gradient norm, without the moments
 # Bytes per output that DoRA stores in addition to LoRA: the product before it is scaled.
 DORA_KEPT = 4
 # Peak memory of a pass relative to its stored activations, for tokens and for pairs of tokens. It includes gradients
@@ -47,11 +49,12 @@ HEAD_COPIES = 3
 # Bytes of a 4-bit weight with its scales, in the format of bitsandbytes.
 FOUR_BITS = 0.52
 HALF = 2  # bytes of a bfloat16 value
+GLOO = 2.3e9  # bytes per second between processes of a CPU: the best of 8 all-reduces of 64 MB between two
 # Layers that exist whole while sharded weights are computed with: the one at work and the one that is fetched next.
 WHOLE_LAYERS = 2
 
-# Bounds as factors of the expected value, chosen by judgement; twelve small runs were within them (bench/PLAN.md).
-BOUNDS = {"memory": (0.87, 1.15), "formula": (0.4, 2.5)}
+# Bounds of memory as factors of the expected value, by judgement; twelve small runs were within them (bench/PLAN.md).
+MEMORY_BOUNDS = (0.87, 1.15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +102,19 @@ class MachinePace:
     moved: float  # bytes per second
     mixed: bool  # training multiplies in a 2-byte dtype
     calls: float = CALLS  # seconds per layer and pass that small operations take to launch
+    link: float = GLOO  # bytes per second to another process of the machine, in one direction
+    net: float = GLOO  # bytes per second to a process of another machine, in one direction
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The placement of a run's weights on its devices, and what is kept of a pass."""
+    """The placement of a run on its processes, and what is kept of a pass."""
 
+    processes: int = 1  # that share the rows of a step
+    local: int = 1  # of them on each machine
     shards: int = 1  # processes among which the weights are divided, with their gradients and optimizer state
     frozen: float = NUMBER  # bytes of a frozen weight that is not quantized
+    moments: float = MOMENTS  # bytes of optimizer state per trainable parameter
     recompute: bool = False  # only the input of each layer is kept for the backward pass
 
 
@@ -114,47 +122,36 @@ SINGLE = Placement()
 
 
 @dataclass(frozen=True, slots=True)
-class FigureBounds:
-    """An expected value and its bounds."""
-
-    low: float
-    expected: float
-    high: float
-
-    @classmethod
-    def around(cls, expected: float, kind: str) -> FigureBounds:
-        """Return the value with the bounds of its kind, a key of `BOUNDS`."""
-        low, high = BOUNDS[kind]
-        return cls(low * expected, expected, high * expected)
-
-
-@dataclass(frozen=True, slots=True)
 class Estimate:
-    """The estimated cost of one technique."""
+    """The estimated cost of one technique, for each of the processes."""
 
     trainable: int  # parameters
-    memory: FigureBounds  # bytes
-    seconds: FigureBounds  # of training
+    memory: Bounds  # bytes
+    seconds: float  # of training
 
 
 def estimate(
-    technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, held: float
+    technique: Technique,
+    size: NetworkSize,
+    work: TrainingWork,
+    pace: MachinePace,
+    *,
+    held: float,
+    placement: Placement = SINGLE,
 ) -> Estimate:
     """Estimate the cost of training with a technique.
 
     Args:
         technique: the technique.
         size: sizes of the base model.
-        work: workload of the training rows.
-        pace: speed of the machine.
-        held: bytes of the process with unquantized weights before training.
+        work: workload of the training rows of one process.
+        pace: speed of its device.
+        held: bytes of a process with all weights, unquantized, before training.
+        placement: how the run is divided, and what is kept of a pass.
     """
-    seconds = step_seconds(technique, size, work, pace)
-    return Estimate(
-        trainable(technique, size, work),
-        FigureBounds.around(peak_bytes(technique, size, work, pace, held=held), "memory"),
-        FigureBounds.around(seconds, "formula"),
-    )
+    needed = peak_bytes(technique, size, work, pace, held=held, placement=placement)
+    seconds = step_seconds(technique, size, work, pace, placement=placement)
+    return Estimate(trainable(technique, size, work), Bounds.around(needed, *MEMORY_BOUNDS), seconds)
 
 
 def trainable(technique: Technique, size: NetworkSize, work: TrainingWork) -> int:
@@ -163,12 +160,7 @@ def trainable(technique: Technique, size: NetworkSize, work: TrainingWork) -> in
 
 
 def moving(technique: Technique, size: NetworkSize) -> int:
-    """Return the number of trainable parameters of a technique, without the heads of the objective.
-
-    Args:
-        technique: the technique.
-        size: sizes of the base model.
-    """
+    """Return the number of trainable parameters of a technique, without the heads of the objective."""
     count = next((count for kind, count in COUNTS.items() if isinstance(technique, kind)), None)
     # A technique without a formula is planned as full fine-tuning, which is an upper bound.
     return size.parameters if count is None else int(count(technique, size))
@@ -229,29 +221,22 @@ def peak_bytes(
     held: float,
     placement: Placement = SINGLE,
 ) -> float:
-    """Estimate the peak memory of a run: of training, or of evaluation or the baselines if that is more.
+    """Estimate the peak memory of a process: in training, or in evaluation or the baselines if that is more; bytes.
 
-    Args:
-        technique: the technique.
-        size: sizes of the base model.
-        work: workload of the training rows.
-        pace: speed and dtype of the machine.
-        held: bytes of the process with unquantized weights before training.
-        placement: how the weights are divided, and what is kept of a pass.
-
-    Returns:
-        Bytes of one process.
+    The arguments are those of `estimate`.
     """
-    count = trainable(technique, size, work)
+    count, full = trainable(technique, size, work), isinstance(technique, Full)
+    held -= (NUMBER if full else placement.frozen) * size.parameters * (1 - 1 / placement.shards)
     quantized = isinstance(technique, Lora) and bool(technique.quantize)
     saved = (placement.frozen - FOUR_BITS) * size.matrices if quantized else 0.0
     before = held - saved
     held = before + work.controls * (NUMBER * size.parameters - saved)
     fixed = held + LIBRARIES + whole_bytes(technique, size, placement)
-    if isinstance(technique, Full):
-        fixed += (LEARNING * count + NUMBER * size.parameters * work.copies) / placement.shards
+    learning = NUMBER + placement.moments  # of a trainable parameter: its gradient and the optimizer state
+    if full:
+        fixed += (learning * count + NUMBER * size.parameters * work.copies) / placement.shards
     else:
-        fixed += (LEARNING + NUMBER) * count  # what is added to a network is not divided
+        fixed += (learning + NUMBER) * count  # what is added to a network is not divided
     activations = _activations(technique, size, pace)
     if placement.recompute:  # the insides of one layer exist at a time
         inputs = HALF * size.hidden * size.layers
@@ -265,7 +250,10 @@ def peak_bytes(
     width = (2 if pace.mixed else NUMBER) if size.causal else 1.5 * NUMBER
     passing = activations.token * stored + width * size.past * max(0, work.widest_padded - work.widest)
     pairs = PAIRS_OVER_KEPT * activations.pair * work.widest_attended
-    training = fixed + activations.once + (1.0 if work.widest_first else PASS_OVER_KEPT) * passing + pairs + logits
+    passing *= 1.0 if work.widest_first else PASS_OVER_KEPT
+    # Gradients that every process has whole are copied into one tensor to be added up.
+    flat = NUMBER * count if placement.processes > 1 and not (full and placement.shards > 1) else 0.0
+    training = fixed + max(activations.once + passing + pairs + logits, flat)
     return max(training, before + work.baseline_bytes, *(held + written_bytes(group, size) for group in work.written))
 
 
@@ -323,27 +311,18 @@ def _tokens(technique: Technique, size: NetworkSize, tokens: tuple[int, int], ba
 
 
 def step_seconds(
-    technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, recompute: bool = False
+    technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, placement: Placement = SINGLE
 ) -> float:
-    """Compute the seconds of all training steps.
-
-    Args:
-        technique: the technique.
-        size: sizes of the base model.
-        work: workload of the training rows.
-        pace: speed of the machine.
-        recompute: each layer runs forward a second time in the backward pass.
-    """
+    """Compute the seconds of all training steps; with recompute, layers run forward again in the backward pass."""
     tokens = _tokens(technique, size, (work.computed, work.padded), (work.passes, work.rows))
-    full = isinstance(technique, Full)
+    full, count, again = isinstance(technique, Full), trainable(technique, size, work), placement.recompute
     activations = _activations(technique, size, pace)
-    operations = tokens * (4 + 2 * full) * size.matmul_parameters + work.attended * PAIR * size.hidden * size.layers
-    read = work.read + (tokens if recompute else 0)
-    operations += read * 2 * size.matmul_parameters
-    operations += recompute * work.attended * PAIR // 3 * size.hidden * size.layers
+    pairs = work.attended * PAIR + again * (work.attended * PAIR // 3)
+    read = work.read + again * tokens
+    operations = (tokens * (4 + 2 * full) + read * 2) * size.matmul_parameters + pairs * size.hidden * size.layers
     moved = (activations.stored(tokens, work.rows) * KEPT_MOVED + read * READ_MOVED) * activations.token
     moved += work.attended * KEPT_MOVED * activations.pair
-    moved += work.steps * STEP_BYTES * trainable(technique, size, work)
+    moved += work.steps * (STEP_BYTES + 2 * placement.moments) * count
     if isinstance(technique, Lora):
         operations += 6 * tokens * moving(technique, size)
         moved += work.passes * size.matrices * (UNPACK_BYTES * bool(technique.quantize) + NORM_BYTES * technique.dora)
@@ -351,29 +330,30 @@ def step_seconds(
         moved += work.passes * activations.once * CAST_MOVED
     head = (work.learned * (4 + 2 * full) + 2 * work.read_learned) * size.words * size.hidden + 6 * work.headed
     calls = work.passes * size.layers * pace.calls
-    return operations / pace.products + head / pace.products32 + moved / pace.moved + calls
+    computing = operations / pace.products + head / pace.products32 + moved / pace.moved + calls
+    # Shards arrive while others are computed with: weights for forward and backward in bfloat16, gradients in float32.
+    shards, processes = placement.shards, placement.processes
+    gathered = work.passes * (2 * HALF + NUMBER * full) * size.parameters * _ring(shards, shards, pace, placement)
+    own, copies = (count / shards, processes // shards) if full else (count, processes)
+    summed = work.steps * 2 * NUMBER * own * _ring(copies, processes, pace, placement)
+    return max(computing, gathered) + summed
+
+
+def _ring(among: int, spread: int, pace: MachinePace, placement: Placement) -> float:
+    """Return the seconds per byte of an exchange among N processes: a ring moves (N - 1) / N of it through each.
+
+    It is as fast as the links of a machine if all `spread` processes that take part in such rings are on one.
+    """
+    return (among - 1) / among / (pace.link if spread <= placement.local else pace.net)
 
 
 def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace) -> float:
-    """Estimate the seconds of forward passes without a backward pass.
-
-    Args:
-        tokens: number of tokens.
-        size: sizes of the base model.
-        pace: speed of the machine.
-    """
+    """Estimate the seconds of forward passes over some tokens without a backward pass."""
     return tokens * (2 * size.matmul_parameters / pace.products32 + size.frozen.token * READ_MOVED / pace.moved)
 
 
 def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachinePace) -> float:
-    """Estimate the seconds of generation.
-
-    Args:
-        steps: decoding steps.
-        rows: rows that get a token in each step.
-        size: sizes of the base model.
-        pace: speed of the machine.
-    """
+    """Estimate the seconds of generation in decoding steps that add a token to each of some rows."""
     parameters = size.matmul_parameters + size.words * size.hidden
     step = NUMBER * parameters / pace.moved + rows * 2 * parameters / pace.products32
     return steps * (step + size.layers * CALLS / 4)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.pipelines.plan.history import RunKind, RunTimings, machine_of, read_history
+from tunesmith.pipelines.plan.report import Bounds, CostPrediction
 from tunesmith.pipelines.plan.rough_costs import RoughRun, rough_seconds
 
 if TYPE_CHECKING:
     from tunesmith.config import AnyTechnique
+    from tunesmith.pipelines.plan.cost_model import Estimate
     from tunesmith.pipelines.plan.phase_costs import RunWork
     from tunesmith.pipelines.plan.profile import RunProfile
     from tunesmith.training.prepare import TrainingContext
@@ -98,6 +100,17 @@ class RunForecast(_Part):
         """Return the expected seconds of some phases; 0 for one that the run does not have."""
         return sum(phase.seconds for phase in self.phases if phase.name in names)
 
+    def prediction(self, technique: str, cost: Estimate) -> CostPrediction:
+        """Return the cost of a technique with the seconds of this forecast."""
+        training = next(phase for phase in self.phases if phase.name == "training")
+        return CostPrediction(
+            technique=technique,
+            trainable=cost.trainable,
+            memory=cost.memory,
+            seconds=Bounds(low=training.low, expected=training.seconds, high=training.high),
+            how=self.basis,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Correction:
@@ -149,14 +162,7 @@ def forecast_run(
 
 
 def rough_forecast(run: RoughRun) -> RunForecast:
-    """Forecast a whole run from statistics of its rows alone, without torch, a model or a measurement.
-
-    Args:
-        run: rows, sizes and settings.
-
-    Returns:
-        The forecast, corrected by earlier runs on this machine.
-    """
+    """Forecast a whole run from statistics of its rows alone, without torch, a model or a measurement."""
     history = read_history(machine_of())
     pace = next((line.pace for line in reversed(history) if line.pace), {})
     kind = RunKind(model="", family=run.size.family, objective=run.objective, technique=run.technique)
@@ -172,36 +178,21 @@ def correct(
     earliest: float = 1.0,
     timed_now: bool = False,
 ) -> RunForecast:
-    """Correct the seconds of each phase by earlier runs.
+    """Correct the computed seconds of each phase by earlier runs on the same machine, the oldest first.
 
-    Args:
-        formula: seconds by phase, computed.
-        kind: the run.
-        history: timings of earlier runs on the same machine, oldest first.
-        done: measured seconds of phases that are over.
-        earliest: share of training after which the run may stop early at the soonest.
-        timed_now: the last timings are of steps that were timed in this process.
+    Phases in `done` are over. `earliest` is the share of training after which the run may stop at the soonest.
     """
     done = done or {}
-    # Phases without a formula that are over, such as the check of a model that is new here.
-    phases = [
-        PhaseForecast(name=name, formula=0.0, seconds=actual, low=actual, high=actual)
-        for name, actual in done.items()
-        if name not in formula
-    ]
-    corrections = []
-    for name, seconds in formula.items():
-        if name in done:
-            actual = done[name]
-            phases.append(PhaseForecast(name=name, formula=seconds, seconds=actual, low=actual, high=actual))
-            continue
-        correction = correction_of(name, kind, history)
-        expected = seconds * math.exp(correction.mean)
-        reach = correction.reach()
-        corrections.append((expected, correction))
-        phases.append(
-            PhaseForecast(name=name, formula=seconds, seconds=expected, low=expected / reach, high=expected * reach)
-        )
+    phases, corrections = [], []
+    # Phases without a formula that are over, such as the check of a model that is new here, come first.
+    for name in [*(name for name in done if name not in formula), *formula]:
+        seconds = low = high = done.get(name, 0.0)
+        if name not in done:
+            correction = correction_of(name, kind, history)
+            seconds, reach = formula[name] * math.exp(correction.mean), correction.reach()
+            low, high = seconds / reach, seconds * reach
+            corrections.append((seconds, correction))
+        phases.append(PhaseForecast(name=name, formula=formula.get(name, 0.0), seconds=seconds, low=low, high=high))
     over = sum(phase.seconds for phase in phases if phase.name in done)
     expected = sum(seconds for seconds, _ in corrections)
     reach = _combined(corrections).reach()

@@ -64,13 +64,7 @@ class RunTimings(_Line):
 
 
 def machine_of(*, device: str = "cpu", dtype: str = "", threads: int = 0) -> dict[str, str]:
-    """Describe the machine by everything that its speed depends on.
-
-    Args:
-        device: device of training.
-        dtype: number format of training; empty if it is not chosen yet.
-        threads: threads that are used; 0 for one per core.
-    """
+    """Describe the machine by everything that its speed depends on."""
     used = str(threads or cores())
     return {"processor": _processor(), "cores": used, "device": device, "dtype": dtype, "torch": version("torch")}
 
@@ -91,27 +85,13 @@ def _processor() -> str:
 
 
 def read_history(machine: Mapping[str, str]) -> list[RunTimings]:
-    """Return the timings of earlier runs on a machine, oldest first.
-
-    Args:
-        machine: as `machine_of` returns it; an empty value matches every value.
-
-    Returns:
-        The timings; empty if there are none or they cannot be read. Damaged lines are skipped.
-    """
+    """Return the timings of earlier runs on a machine, oldest first; an empty value of it matches every value."""
     wanted = {key: value for key, value in machine.items() if value}
     return [line for line in _lines() if all(line.machine.get(key) == value for key, value in wanted.items())]
 
 
 def append(timings: RunTimings) -> bool:
-    """Append the timings of a run to the history.
-
-    Args:
-        timings: the run.
-
-    Returns:
-        Whether it was written. If the cache cannot be written, forecasts stay less precise.
-    """
+    """Append the timings of a run to the history, and return whether the cache could be written."""
     file = cache_dir() / FILE
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

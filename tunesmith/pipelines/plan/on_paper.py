@@ -7,7 +7,7 @@ The formulas are those of `cost_model`; time is corrected as that of a machine w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.masking_utils import sdpa_mask
 
 from tunesmith.config import AnyTechnique, Recipe
+from tunesmith.config.checks import sharding_refusal
 from tunesmith.config.resolve import size_of
-from tunesmith.errors import OptionError, RecipeError, suggestion
+from tunesmith.errors import RecipeError
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.models.loading.load import refuse_foreign_code
 from tunesmith.models.loading.locate import local_family, locate
@@ -30,49 +31,18 @@ from tunesmith.models.loading.text_part import text_config
 from tunesmith.models.loading.weight_files import read_json, reading
 from tunesmith.models.policy import Policy
 from tunesmith.models.profile import NetworkSize, measure_size
-from tunesmith.pipelines.plan.cost_model import (
-    HALF,
-    NUMBER,
-    FigureBounds,
-    MachinePace,
-    Placement,
-    TrainingWork,
-    peak_bytes,
-    step_seconds,
-    trainable,
-)
+from tunesmith.pipelines.plan.cost_model import HALF, NUMBER, MachinePace, Placement, TrainingWork, estimate
 from tunesmith.pipelines.plan.forecast import correction_of
+from tunesmith.pipelines.plan.gpus import COUNTS, GPUS, PER_MACHINE, Gpu, gpu_of
 from tunesmith.pipelines.plan.history import RunKind
-from tunesmith.pipelines.plan.profile import named
+from tunesmith.pipelines.plan.plan import techniques_of
+from tunesmith.pipelines.plan.profile import named, placements
 from tunesmith.pipelines.plan.report import Bounds, PaperEstimate, PlanReport
 from tunesmith.pipelines.plan.rough_costs import FRAME, TOKENS_PER_CHARACTER
-from tunesmith.techniques import Full, Lora
+from tunesmith.techniques import Full
 from tunesmith.training.read import read_tasks
 
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """Rounded public figures of a GPU."""
-
-    memory: float  # bytes
-    products: float  # bfloat16 operations per second that large matrix products reach
-    moved: float  # bytes per second of its memory
-    link: float  # bytes per second to another GPU of the machine, in one direction
-    net: float  # bytes per second to a GPU of another machine, in one direction
-
-
-# Memory, bandwidth and links: data sheets of the SXM cards and of DGX A100, H100, H200 and B200. Products: measured by
-# the finder of maximum achievable matmul FLOPS (github.com/stas00/ml-engineering, compute/accelerator): 271 of 312
-# TFLOP/s on an A100, 795 of 989 on an H100 and H200, 1745 of 2250 on a B200.
-GPUS: Mapping[str, Gpu] = {
-    "a100": Gpu(memory=80e9, products=270e12, moved=2.0e12, link=300e9, net=25e9),
-    "h100": Gpu(memory=80e9, products=800e12, moved=3.35e12, link=450e9, net=50e9),
-    "h200": Gpu(memory=141e9, products=800e12, moved=4.8e12, link=450e9, net=50e9),
-    "b200": Gpu(memory=180e9, products=1750e12, moved=8.0e12, link=900e9, net=50e9),
-}
 NOT_RUN = "by formula; not run on a GPU yet"
-PER_MACHINE = 8  # GPUs
-COUNTS = (1, 8, 64)  # GPUs that are planned for
 PASS_TOKENS = 4096  # of a forward pass, where the recipe leaves them to the machine
 CONTEXT = 1e9  # bytes of the CUDA context, the libraries' workspaces and the buffers of collectives
 # Seconds per layer and pass in which kernels are launched: about 180 of 5 microseconds, forward and backward.
@@ -105,22 +75,19 @@ def plan_on_paper(
 
     Args:
         recipe: the recipe; its own technique is planned, and full tuning, LoRA and QLoRA.
-        gpu: a key of `GPUS`.
-        gpus: numbers of GPUs of each machine, one plan for each; COUNTS if empty.
+        gpu: a key of `GPUS`, in any case.
+        gpus: numbers of GPUs of each machine, one plan for each; if empty, COUNTS, or PER_MACHINE of several machines.
+            Without a number of machines, more than PER_MACHINE are on several.
         machines: number of machines.
         on_event: observes the progress.
         offline: do not access the network.
 
     Raises:
-        OptionError: an unknown GPU.
+        OptionError: an unknown GPU, or a number below 1.
         ModelError: the configuration cannot be read, or the network cannot be built from it.
-        RecipeError: the objective samples completions, whose length is unknown.
+        RecipeError: the objective samples completions, whose length is unknown, or `machine.shard` is not supported.
     """
-    if gpu not in GPUS:
-        raise OptionError(f"--gpu {gpu}: unknown, {suggestion(gpu, GPUS) or 'choose from ' + ', '.join(GPUS)}")
-    gpus = [machines * number for number in gpus or COUNTS]
-    if min(gpus) < 1:
-        raise OptionError(f"--gpus: expected integers >= 1, got {min(gpus)}; give 1 or more")
+    gpu = gpu_of(gpu, gpus, machines)
     if recipe.objective.samples_completions:
         raise RecipeError("plan: rl: the length of completions is unknown; plan the same rows with objective: instruct")
     splits = read_tasks(recipe, on_event=on_event, offline=offline)
@@ -129,38 +96,35 @@ def plan_on_paper(
     rows = PaperRows(len(counts), sum(counts) / len(counts), math.ceil(max(counts)))
     on_event(StageStarted(f"building {recipe.model} without weights"))
     size = paper_size(recipe.model, offline=offline)
+    family = "decoder" if size.causal else "encoder"
+    gpus = gpus or (COUNTS if machines == 1 else (PER_MACHINE,))
+    totals = [machines * number for number in gpus]
+    if max(totals) > 1 and recipe.machine.shard == "full" and (refusal := sharding_refusal(recipe, family)):
+        raise RecipeError(f"machine.shard: {refusal}")
     paper = [
-        paper_estimate(recipe, technique, size, rows, gpu=GPUS[gpu], gpus=number)
-        for number in gpus
-        for technique in _techniques(recipe)
+        paper_estimate(recipe, technique, size, rows, gpu=GPUS[gpu], gpus=total, local=local)
+        for total, local in zip(totals, (gpus if machines > 1 else [PER_MACHINE] * len(totals)), strict=True)
+        for technique in techniques_of(recipe)
+        if named(technique) in (named(recipe.technique), "full", "lora", "qlora")
     ]
     work = paper_work(recipe, rows, 1)
-    idle = [number for number in gpus if number > recipe.schedule.batch_rows]
     share = f"share the {recipe.schedule.batch_rows} rows of a step; raise schedule.batch_rows"
     return PlanReport(
         data=", ".join(Path(part.data.train).name for part in recipe.parts.values() or [recipe]),
         model=recipe.model,
-        family="decoder" if size.causal else "encoder",
+        family=family,
         objective=recipe.objective.kind,
         train_rows=rows.rows,
         steps=work.steps,
         tokens=work.computed,
-        machine=f"{gpu}, {PER_MACHINE} per machine",
+        machine=f"{gpu}, {machines} machines" if machines > 1 else f"{gpu}, {PER_MACHINE} per machine",
         room_bytes=round(GPUS[gpu].memory),
         how=NOT_RUN,
         options=[],
         paper=paper,
         recommendation=None,
-        notes=[f"{number} GPUs {share}" for number in idle],
+        notes=[f"{total} GPUs {share}" for total in totals if total > recipe.schedule.batch_rows],
     )
-
-
-def _techniques(recipe: Recipe) -> list[AnyTechnique]:
-    """Return the recipe's own technique, and full tuning, LoRA and QLoRA."""
-    own = recipe.technique
-    lora = own.model_copy(update={"dora": False, "quantize": ""}) if isinstance(own, Lora) else Lora()
-    others: list[AnyTechnique] = [Full(), lora, lora.model_copy(update={"quantize": "nf4"})]
-    return others if named(own) in {named(other) for other in others} else [own, *others]
 
 
 def paper_size(model: str, *, offline: bool = False) -> NetworkSize:
@@ -227,91 +191,70 @@ def paper_work(recipe: Recipe, rows: PaperRows, gpus: int) -> TrainingWork:
 
 
 def paper_estimate(
-    recipe: Recipe, technique: AnyTechnique, size: NetworkSize, rows: PaperRows, *, gpu: Gpu, gpus: int
+    recipe: Recipe,
+    technique: AnyTechnique,
+    size: NetworkSize,
+    rows: PaperRows,
+    *,
+    gpu: Gpu,
+    gpus: int,
+    local: int = PER_MACHINE,
 ) -> PaperEstimate:
-    """Estimate a technique on a number of GPUs: the simplest of the fastest ways that fit, or else the smallest way.
+    """Estimate a technique on GPUs: the simplest of the fastest ways that fit, or else the smallest, with a change.
 
-    Args:
-        recipe: schedule of the run.
-        technique: the technique.
-        size: sizes of the base model.
-        rows: the training rows.
-        gpu: figures of one GPU.
-        gpus: number of GPUs.
+    A machine has `local` GPUs at most.
     """
-    ways = list(paper_ways(recipe, technique, size, rows, gpu=gpu, gpus=gpus))
-    fitting = [way for way in ways if way.fits]
-    if fitting:
+
+    def ways(number: int) -> list[PaperEstimate]:
+        return list(paper_ways(recipe, technique, size, rows, gpu=gpu, gpus=number, local=local))
+
+    if fitting := [way for way in ways(gpus) if way.fits]:
         limit = SIMILAR * min(way.seconds.expected for way in fitting)
         return next(way for way in fitting if way.seconds.expected <= limit)
-    smallest = min(ways, key=lambda way: way.memory.expected)
-    return smallest.model_copy(update={"change": _change(recipe, technique, size, rows, gpu=gpu, gpus=gpus)})
-
-
-def _change(recipe: Recipe, technique: AnyTechnique, size: NetworkSize, rows: PaperRows, *, gpu: Gpu, gpus: int) -> str:
-    """Return what to change if nothing fits."""
-    more = gpus * 2
-    while more <= MOST_GPUS:
-        if any(way.fits for way in paper_ways(recipe, technique, size, rows, gpu=gpu, gpus=more)):
-            return f"{more} GPUs"
-        more *= 2
-    return "a smaller model" if technique.load_options().quantize else "technique=qlora"
+    doublings = range(1, (MOST_GPUS // gpus).bit_length())
+    more = next((gpus << n for n in doublings if any(way.fits for way in ways(gpus << n))), 0)
+    smaller = "a smaller model" if technique.load_options().quantize else "technique=qlora"
+    smallest = min(ways(gpus), key=lambda way: way.memory.expected)
+    return smallest.model_copy(update={"change": f"{more} GPUs" if more else smaller})
 
 
 def paper_ways(
-    recipe: Recipe, technique: AnyTechnique, size: NetworkSize, rows: PaperRows, *, gpu: Gpu, gpus: int
+    recipe: Recipe,
+    technique: AnyTechnique,
+    size: NetworkSize,
+    rows: PaperRows,
+    *,
+    gpu: Gpu,
+    gpus: int,
+    local: int = PER_MACHINE,
 ) -> Iterator[PaperEstimate]:
     """Yield the estimates of a technique by how many GPUs share the base model, without and with recompute."""
-    quantized = bool(technique.load_options().quantize)
-    # 4-bit weights are not sharded; shards within a machine need no network between layers.
-    sharings = {1} if quantized else {1, min(gpus, PER_MACHINE), gpus}
-    work = paper_work(recipe, rows, gpus)
-    pace = MachinePace(products=gpu.products, products32=gpu.products, moved=gpu.moved, mixed=True, calls=LAUNCHES)
-    weight = NUMBER if isinstance(technique, Full) else HALF
-    copy = HALF * size.matrices if isinstance(technique, Full) else 0  # of weights that autocast has cast
+    work, full = paper_work(recipe, rows, gpus), isinstance(technique, Full)
     kind = RunKind(model="", family="", objective=recipe.objective.kind, technique=technique.kind)
     correction = correction_of("training", kind, [])
-    asked = recipe.schedule.recompute
-    for shards in sorted(sharings):
-        for recompute in (False, True) if asked == "auto" else (bool(asked),):
-            placement = Placement(shards=shards, frozen=HALF, recompute=recompute)
-            held = CONTEXT + weight * size.parameters / shards + (copy if shards == 1 else 0)
-            needed = peak_bytes(technique, size, work, pace, held=held, placement=placement)
-            memory = FigureBounds.around(needed, "memory")
-            computing = step_seconds(technique, size, work, pace, recompute=recompute) * math.exp(correction.mean)
-            sending = _sending(technique, size, work, gpu, gpus=gpus, shards=shards)
-            seconds = max(computing, sending.gathered) + sending.summed
-            reach = correction.reach()
-            yield PaperEstimate(
-                gpus=gpus,
-                technique=named(technique),
-                shards=shards,
-                recompute=recompute,
-                memory=Bounds(low=memory.low, expected=memory.expected, high=memory.high),
-                fits=memory.high <= gpu.memory,
-                seconds=Bounds(low=seconds / reach, expected=seconds, high=seconds * reach),
-                tokens_per_second=work.steps * recipe.schedule.batch_rows * rows.tokens / seconds / gpus,
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Sending:
-    """Seconds in which a GPU exchanges values with others."""
-
-    gathered: float  # weights and gradients of shards, while it computes
-    summed: float  # gradients after a step
-
-
-def _sending(
-    technique: AnyTechnique, size: NetworkSize, work: TrainingWork, gpu: Gpu, *, gpus: int, shards: int
-) -> Sending:
-    """Return the seconds of collectives: a ring moves (N - 1) / N of the values through each GPU."""
-    full = isinstance(technique, Full)
-    gathered = 0.0
-    if shards > 1:  # weights for forward and backward in bfloat16, gradients in float32
-        moved = (2 * HALF + NUMBER * full) * size.parameters * (shards - 1) / shards
-        gathered = work.passes * moved / (gpu.link if shards <= PER_MACHINE else gpu.net)
-    copies = gpus // shards if full else gpus
-    own = trainable(technique, size, work) / (shards if full else 1)
-    summed = 2 * NUMBER * own * (copies - 1) / copies / (gpu.link if gpus <= PER_MACHINE else gpu.net)
-    return Sending(gathered, work.steps * summed)
+    slower, reach = math.exp(correction.mean), correction.reach()  # than the rates of large products and copies
+    products = gpu.products / slower
+    pace = MachinePace(
+        products=products,
+        products32=products,
+        moved=gpu.moved / slower,
+        mixed=True,
+        calls=LAUNCHES * slower,
+        link=gpu.link,
+        net=gpu.net,
+    )
+    held = CONTEXT + (NUMBER if full else HALF) * size.parameters
+    for placement in placements(recipe, technique, size, Placement(gpus, min(gpus, local), frozen=HALF)):
+        copy = HALF * size.matrices if full and placement.shards == 1 else 0  # of weights that autocast has cast
+        cost = estimate(technique, size, work, pace, held=held + copy, placement=placement)
+        yield PaperEstimate(
+            gpus=gpus,
+            technique=named(technique),
+            own=named(technique) == named(recipe.technique),
+            shards=placement.shards,
+            recompute=placement.recompute,
+            memory=cost.memory,
+            fits=cost.memory.high <= gpu.memory,
+            seconds=Bounds.around(cost.seconds, 1 / reach, reach),
+            tokens_per_second=work.steps * recipe.schedule.batch_rows * rows.tokens / cost.seconds / gpus,
+        )

@@ -16,8 +16,9 @@ from tunesmith.evaluation.thinking import ledger_limit, ledger_task, no_ledger
 from tunesmith.inference.defaults import sampling_of
 from tunesmith.models.generation.generate import ROWS as ROWS_AT_ONCE
 from tunesmith.models.mlm_head import own_head
+from tunesmith.models.world import alone
 from tunesmith.objectives import Classify
-from tunesmith.pipelines.plan.cost_model import NUMBER, reading_seconds, step_seconds, trainable, writing_seconds
+from tunesmith.pipelines.plan.cost_model import NUMBER, reading_seconds, trainable, writing_seconds
 from tunesmith.pipelines.plan.history import RunKind, machine_of
 from tunesmith.pipelines.plan.profile import RunProfile, named
 from tunesmith.pipelines.plan.workload import READINGS, planned
@@ -38,8 +39,6 @@ GENERAL_TOKENS = 20_000
 TFIDF_SECONDS = 3e-6
 PROBE_SECONDS = 1e-3
 FILE_BYTES = 300e6
-# Bytes of a checkpoint per trainable parameter: the parameter and two moments.
-CHECKPOINT_BYTES = 12
 # Tokens per second of reading and encoding rows.
 ENCODED = 100e3
 
@@ -97,17 +96,14 @@ def machine(prepared: TrainingContext) -> dict[str, str]:
 
 
 def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
-    """Count the work of every phase of a run.
-
-    Args:
-        prepared: the run.
-        profile: its workload.
-    """
+    """Count the work of every phase of a run."""
     recipe, tasks = prepared.recipe, list(prepared.tasks.values())
     plan = planned(prepared, base_policy(prepared))
     learned = plan.steps * recipe.schedule.batch_rows
     decoder = prepared.base.family == "decoder"
-    computed = profile.work.computed / learned * len(prepared.train) / sum(map(_tokens, tasks))
+    computed = (
+        profile.placement.processes * profile.work.computed / learned * len(prepared.train) / sum(map(_tokens, tasks))
+    )
     answers = tuple((float(group.answer), group.rows / 2) for group in profile.work.written)
     scored = sum((_scored(task, computed) for task in tasks), PhaseWork(written=answers))
     general = PhaseWork(read=general_tokens(recipe.retention) * decoder)
@@ -145,24 +141,19 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
 
 
 def phase_seconds(run: RunWork, profile: RunProfile, technique: AnyTechnique) -> dict[str, float]:
-    """Return the seconds of each phase by formula; phases without work are left out.
-
-    Args:
-        run: the work of its phases.
-        profile: the network and the speed of the machine.
-        technique: trains the network.
-    """
+    """Return the seconds of each phase by formula; phases without work are left out."""
     size, pace = profile.size, profile.pace
-    training = step_seconds(technique, size, profile.work, pace)
+    training, placement = profile.cost(technique).seconds, profile.placed(technique)
+    dealt = 1 / placement.processes if placement.shards == 1 else 1.0  # answers; over shards, all compute the same
     seconds = {
         name: work.trainings * training
-        + reading_seconds(work.read, size, pace)
-        + sum(writing_seconds(steps, rows, size, pace) for steps, rows in work.written)
+        + dealt * reading_seconds(work.read, size, pace)
+        + dealt * sum(writing_seconds(steps, rows, size, pace) for steps, rows in work.written)
         + work.seconds
         for name, work in run.phases.items()
     }
     trained = trainable(technique, size, profile.work)
-    seconds["checkpoints"] = run.saves * CHECKPOINT_BYTES * trained / FILE_BYTES
+    seconds["checkpoints"] = run.saves * (NUMBER + placement.moments) * trained / FILE_BYTES
     seconds["saving"] = 0.1 + NUMBER * trained / FILE_BYTES
     return {name: value for name, value in seconds.items() if value > 0}
 
@@ -251,7 +242,8 @@ def _validation_tokens(task: TrainingContext, profile: RunProfile) -> int:
     objective = task.recipe.objective
     compared = objective.reference != "none" and not objective.samples_completions
     passes = 1 + compared + (READINGS if objective.reference == "per_step" else 0)
-    return passes * sum(map(profile.counter.computed, Batches(task, task.validation).all()))
+    with alone():
+        return passes * sum(map(profile.counter.computed, Batches(task, task.validation).all()))
 
 
 def _baseline_seconds(task: TrainingContext) -> float:

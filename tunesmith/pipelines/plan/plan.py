@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config import AnyTechnique, Recipe
-from tunesmith.errors import RecipeError, Refused, out_of_memory
+from tunesmith.errors import OptionError, RecipeError, Refused, out_of_memory
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.models.loading.locate import not_in_4_bits
+from tunesmith.models.recompute import recompute_layers
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.pipelines.plan.candidates import Job, choose_model
-from tunesmith.pipelines.plan.cost_model import moving, peak_bytes, step_seconds
+from tunesmith.pipelines.plan.cost_model import moving
 from tunesmith.pipelines.plan.forecast import forecast_run
 from tunesmith.pipelines.plan.history import PhaseTiming, RunTimings, append
 from tunesmith.pipelines.plan.phase_costs import RunWork, count_run, kind_of, machine
-from tunesmith.pipelines.plan.profile import RunProfile, named, predict, profile_run
+from tunesmith.pipelines.plan.profile import RunProfile, named, profile_run
 from tunesmith.pipelines.plan.recommend import ENCODERS, STANDINGS, Case, recommend
 from tunesmith.pipelines.plan.report import Bounds, ModelChoice, PlanReport, Recommended, TechniqueEstimate
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -44,18 +45,24 @@ def techniques_of(recipe: Recipe) -> list[AnyTechnique]:
     return [Full(), *variants, *(own if type(own) is type(other) else other for other in others)]
 
 
-def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, offline: bool = False) -> PlanReport:
+def plan_recipe(
+    recipe: Recipe, *, on_event: EventHandler, timed: bool = True, processes: int = 1, offline: bool = False
+) -> PlanReport:
     """Estimate the cost of each technique and recommend one.
 
     Args:
         recipe: the recipe; its technique only provides settings.
         on_event: observes the progress.
         timed: time a few steps of LoRA and full tuning, and correct all estimates by them.
+        processes: number of processes on this machine that share the run.
         offline: do not access the network.
 
     Raises:
         RecipeError: the objective samples completions, or the recipe cannot be prepared.
+        OptionError: there cannot be such a number of processes.
     """
+    if processes < 1:
+        raise OptionError(f"--processes: expected an integer >= 1, got {processes}; use 1 for a single process")
     if recipe.objective.samples_completions:
         raise RecipeError(
             "plan: rl: the length of completions is unknown before they are sampled; nearest that works: a plan of the "
@@ -68,6 +75,7 @@ def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, o
     on_event(StageStarted("counting rows and network"))
     profile = profile_run(prepared)
     timings = _time_techniques(prepared, profile, on_event) if timed else []
+    profile = profile.shared(prepared, processes)
     work = count_run(prepared, profile)
     options = [_estimate(prepared, technique, profile, work, timings=timings) for technique in techniques_of(recipe)]
     for line in timings:  # `tune` then forecasts from the same steps
@@ -111,10 +119,7 @@ def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, o
 def _models(prepared: TrainingContext, on_event: EventHandler, own: TechniqueEstimate | None) -> ModelChoice | None:
     """Return the models that can learn the objective; None for several tasks, whose scores are not comparable.
 
-    Args:
-        prepared: the run.
-        on_event: observes the progress.
-        own: estimate of the recommended technique, which replaces the rough one of the recipe's model.
+    The estimate of the recommended technique replaces the rough one of the recipe's model.
     """
     if SINGLE_TASK not in prepared.tasks:
         return None
@@ -152,11 +157,9 @@ def _estimate(
     if reason:
         return TechniqueEstimate(refused=reason, **known)
     forecast = forecast_run(prepared, profile, technique=technique, work=work, timed=timings)
-    cost = predict(technique, profile, how=forecast.basis)
-    training = next(phase for phase in forecast.phases if phase.name == "training")
-    seconds = Bounds(low=training.low, expected=training.seconds, high=training.high)
+    cost = forecast.prediction(name, profile.cost(technique))
     return TechniqueEstimate(
-        prediction=cost.model_copy(update={"seconds": seconds}),
+        prediction=cost,
         whole_seconds=Bounds(low=forecast.low, expected=forecast.seconds, high=forecast.high),
         fits=cost.memory.high <= profile.available,
         **known,
@@ -176,8 +179,7 @@ def _time_techniques(prepared: TrainingContext, profile: RunProfile, on_event: E
     timed: list[AnyTechnique] = [techniques_of(prepared.recipe)[1], Full()]
     timings: list[RunTimings] = []
     for technique in timed:
-        peak = peak_bytes(technique, profile.size, profile.work, profile.pace, held=profile.held)
-        if peak >= SAFE_SHARE * profile.available:
+        if profile.cost(technique).memory.expected >= SAFE_SHARE * profile.available:
             continue
         on_event(StageStarted(f"timing a few steps: {technique.kind}"))
         try:
@@ -196,6 +198,7 @@ def _measure_steps(prepared: TrainingContext, technique: AnyTechnique, profile: 
     """Return the step with the median of measured over computed seconds, of a few at a learning rate of 0."""
     recipe = prepared.recipe.model_copy(update={"technique": technique})
     policy = adapted_policy(replace(prepared, recipe=recipe))
+    recompute_layers(policy.network, on=recipe.schedule.recompute is True)
     try:
         optimizer = make_optimizer(policy, make_plan(recipe, policy, rows=len(prepared.train)))
         set_rate(optimizer, 0.0)
@@ -208,14 +211,13 @@ def _measure_steps(prepared: TrainingContext, technique: AnyTechnique, profile: 
             seconds = time.perf_counter() - start
             counts: dict[str, Any] = {name: round(value) for name, value in profile.counter.counts(window).items()}
             work = replace(profile.work, steps=1, **counts)
-            timings.append(
-                PhaseTiming(formula=step_seconds(technique, profile.size, work, profile.pace), actual=seconds)
-            )
+            timings.append(PhaseTiming(formula=replace(profile, work=work).cost(technique).seconds, actual=seconds))
             if index and time.perf_counter() - started > MAX_SECONDS:
                 break
         ordered = sorted(timings[1:], key=lambda timing: timing.actual / timing.formula)
         return ordered[len(ordered) // 2]
     finally:
+        recompute_layers(policy.network, on=False)
         policy.train(False)
         if policy.adapter is not None:
             policy.adapter.unload()  # restores the base

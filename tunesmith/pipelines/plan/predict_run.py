@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.pipelines.plan.forecast import RunForecast, forecast_run
-from tunesmith.pipelines.plan.profile import predict, profile_run
-from tunesmith.pipelines.plan.report import PREDICTION, Bounds, CostPrediction, memory, read_prediction
+from tunesmith.pipelines.plan.profile import named, profile_run
+from tunesmith.pipelines.plan.report import PREDICTION, CostPrediction, memory, read_prediction
 from tunesmith.report.formatting import count, forecast_text
 from tunesmith.training.prepare import TrainingContext
 
@@ -43,12 +43,9 @@ def predicted(
     prepared: TrainingContext, *, measured: Mapping[str, float] | None = None
 ) -> tuple[CostPrediction, RunForecast]:
     """Return the cost of the recipe's technique and the forecast of the whole run; nothing is trained."""
-    profile = profile_run(prepared, own=True)
+    technique, profile = prepared.recipe.technique, profile_run(prepared, own=True)
     forecast = forecast_run(prepared, profile, measured=measured)
-    cost = predict(prepared.recipe.technique, profile, how=forecast.basis)
-    (training,) = [phase for phase in forecast.phases if phase.name == "training"]
-    seconds = Bounds(low=training.low, expected=training.seconds, high=training.high)
-    return cost.model_copy(update={"seconds": seconds}), forecast
+    return forecast.prediction(named(technique), profile.cost(technique)), forecast
 
 
 def read_forecast(run: Path) -> RunForecast | None:

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from tunesmith.errors import OptionError
+from tunesmith.pipelines.plan.gpus import PER_MACHINE, check_counts
 
-KINDS = ("slurm", "jobset", "sky")
 PORT = 29500
 RESTARTS = 3  # of a worker that fails, on the same machines
 RECOVERIES = 10  # of the whole run, on other machines
@@ -34,12 +34,17 @@ NAME_LENGTH = 40
 class Cluster:
     """The machines of a run."""
 
-    kind: str  # one of KINDS
+    kind: str  # slurm, jobset or sky
     machines: int = 1
-    gpus: int = 8  # of each machine
+    gpus: int = PER_MACHINE
     gpu: str = ""  # name of the GPU; SkyPilot looks for it
     image: str = ""  # container image with Tunesmith; a JobSet needs one
     store: str = ""  # what all machines see: a folder, a volume claim, or a bucket
+
+    def torchrun(self, run_id: str = "") -> list[str]:
+        """Return the words before the endpoint and the command."""
+        sizes = [f"--nnodes={self.machines}", f"--nproc-per-node={self.gpus}", f"--max-restarts={RESTARTS}"]
+        return ["torchrun", *sizes, "--rdzv-backend=c10d", *([f"--rdzv-id={run_id}"] if run_id else [])]
 
 
 def render(source: str, changes: Sequence[str], cluster: Cluster) -> str:
@@ -53,24 +58,15 @@ def render(source: str, changes: Sequence[str], cluster: Cluster) -> str:
     Raises:
         OptionError: an option is missing or does not fit the kind.
     """
-    if cluster.kind not in KINDS:
-        raise OptionError(f"--render {cluster.kind}: unknown; choose from {', '.join(KINDS)}")
-    if cluster.machines < 1 or cluster.gpus < 1:
-        raise OptionError(
-            f"--machines, --gpus: expected integers >= 1, got {cluster.machines} and {cluster.gpus}; give 1 or more"
-        )
+    kinds = {"slurm": _slurm, "jobset": _jobset, "sky": _sky}
+    if cluster.kind not in kinds:
+        raise OptionError(f"--render {cluster.kind}: unknown; choose from {', '.join(kinds)}")
+    check_counts([cluster.gpus], cluster.machines)
     path = f"./{source}" if source.startswith("-") else source  # no option of the command
     tune = ["-m", "tunesmith", "tune", path, *(f"--set={change}" for change in changes)]
     name = re.sub(r"[^a-z0-9]+", "-", Path(source).stem.lower()).strip("-")[:NAME_LENGTH].strip("-") or "run"
-    if cluster.kind == "slurm":
-        return _slurm(name, tune, cluster)
-    return _jobset(name, tune, cluster) if cluster.kind == "jobset" else _sky(name, tune, cluster)
-
-
-def _torchrun(cluster: Cluster, run_id: str = "") -> list[str]:
-    """Return the words before the endpoint and the command."""
-    sizes = [f"--nnodes={cluster.machines}", f"--nproc-per-node={cluster.gpus}", f"--max-restarts={RESTARTS}"]
-    return ["torchrun", *sizes, "--rdzv-backend=c10d", *([f"--rdzv-id={run_id}"] if run_id else [])]
+    page = kinds[cluster.kind](name, tune, cluster)
+    return page if isinstance(page, str) else yaml.safe_dump(page, sort_keys=False, allow_unicode=False, width=1000)
 
 
 def _slurm(name: str, tune: Sequence[str], cluster: Cluster) -> str:
@@ -89,7 +85,7 @@ def _slurm(name: str, tune: Sequence[str], cluster: Cluster) -> str:
 set -euo pipefail
 cd -- {shlex.quote(str(Path.cwd()))}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun {shlex.join(_torchrun(cluster))} --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:{PORT}" \\
+srun {shlex.join(cluster.torchrun())} --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:{PORT}" \\
   {shlex.join(tune)} &
 run=$!
 # Before the time limit: stop after the current step, save, and continue in a new job.
@@ -104,14 +100,14 @@ wait "$run"
 """
 
 
-def _jobset(name: str, tune: Sequence[str], cluster: Cluster) -> str:
+def _jobset(name: str, tune: Sequence[str], cluster: Cluster) -> dict[str, Any]:
     """Return a JobSet with one pod per machine; the claim has the recipe, the rows and the run folder."""
     if not cluster.image:
         raise OptionError("--image: missing; a JobSet runs in a container, name an image with tunesmith")
     if cluster.store and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", cluster.store):
         raise OptionError(f"--store {cluster.store}: expected the name of a volume claim: a-z, 0-9, - and .")
     endpoint = f"--rdzv-endpoint={name}-machines-0-0.{name}:{PORT}"
-    words = [*_torchrun(cluster, name), endpoint, *tune]
+    words = [*cluster.torchrun(name), endpoint, *tune]
     container = {
         "name": "tune",
         "image": cluster.image,
@@ -135,19 +131,16 @@ def _jobset(name: str, tune: Sequence[str], cluster: Cluster) -> str:
         "backoffLimit": 0,  # a lost pod ends the job, and the JobSet starts all of them again
         "template": {"spec": pod},
     }
-    document = {
+    machines = {"name": "machines", "replicas": 1, "template": {"spec": job}}
+    return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": {"name": name},
-        "spec": {
-            "failurePolicy": {"maxRestarts": RECOVERIES},
-            "replicatedJobs": [{"name": "machines", "replicas": 1, "template": {"spec": job}}],
-        },
+        "spec": {"failurePolicy": {"maxRestarts": RECOVERIES}, "replicatedJobs": [machines]},
     }
-    return _yaml(document)
 
 
-def _sky(name: str, tune: Sequence[str], cluster: Cluster) -> str:
+def _sky(name: str, tune: Sequence[str], cluster: Cluster) -> dict[str, Any]:
     """Return a task for `sky jobs launch`: the working folder is sent along, the run folder is in a bucket."""
     if not cluster.gpu:
         raise OptionError("--gpu: missing; SkyPilot looks for a GPU by its name, for example --gpu h100")
@@ -156,10 +149,10 @@ def _sky(name: str, tune: Sequence[str], cluster: Cluster) -> str:
     words = shlex.join([*tune, "--out", f"{MOUNT}/{name}"])
     start = (
         'head=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)\n'
-        f'{shlex.join(_torchrun(cluster, name))} --rdzv-endpoint="$head:{PORT}" {words}\n'
+        f'{shlex.join(cluster.torchrun(name))} --rdzv-endpoint="$head:{PORT}" {words}\n'
     )
     gpu = SKY_GPUS.get(cluster.gpu, cluster.gpu.upper())
-    document = {
+    return {
         "name": name,
         "num_nodes": cluster.machines,
         "resources": {
@@ -172,8 +165,3 @@ def _sky(name: str, tune: Sequence[str], cluster: Cluster) -> str:
         **({} if cluster.image else {"setup": "python -m pip install tunesmith\n"}),
         "run": start,
     }
-    return _yaml(document)
-
-
-def _yaml(document: dict[str, Any]) -> str:
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=False, width=1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,11 @@ class Bounds(_Part):
     low: float
     expected: float
     high: float
+
+    @classmethod
+    def around(cls, expected: float, low: float, high: float) -> Self:
+        """Return a value with bounds that are factors of it."""
+        return cls(low=low * expected, expected=expected, high=high * expected)
 
 
 class CostPrediction(_Part):
@@ -87,6 +92,7 @@ class PaperEstimate(_Part):
 
     gpus: int
     technique: str
+    own: bool = False  # that of the recipe
     shards: int  # GPUs that the base model is divided among
     recompute: bool  # only the input of each layer is kept for the backward pass
     memory: Bounds  # peak of one GPU, in bytes
@@ -139,14 +145,6 @@ def read_prediction(run: Path) -> CostPrediction | None:
     """Return the recorded prediction of a run, or None if it has none."""
     path = run / PREDICTION
     return read_page(path, CostPrediction) if path.exists() else None
-
-
-def prediction_line(prediction: CostPrediction) -> str:
-    """Format a prediction as one line."""
-    return (
-        f"plan: {prediction.technique}: {count(prediction.trainable)} trainable parameters, peak memory "
-        f"{memory(prediction.memory)}, training {time(prediction.seconds)} ({prediction.how})"
-    )
 
 
 def memory(bounds: Bounds) -> str:

@@ -67,12 +67,7 @@ class RoughRun:
 
 
 def rough_seconds(run: RoughRun, pace: Mapping[str, float]) -> dict[str, float]:
-    """Return the seconds of each phase by formula.
-
-    Args:
-        run: rows, sizes and settings.
-        pace: measured speed of this machine, fields of `MachinePace`; empty if nothing was measured.
-    """
+    """Return the seconds of each phase by formula; `pace` has what was measured of this machine, as `MachinePace`."""
     pace = {**PACE, **pace}
     size, decoder = run.size, run.size.family == "decoder"
     steps = max(1, round(run.epochs * -(-run.train // run.batch_rows)))

@@ -43,12 +43,7 @@ class WorkloadCounter:
 
     @classmethod
     def of(cls, prepared: TrainingContext, policy: Policy) -> Self:
-        """Return the counter of a run.
-
-        Args:
-            prepared: the run.
-            policy: the base model.
-        """
+        """Return the counter of a run."""
         objectives = {name: task.recipe.objective for name, task in prepared.tasks.items()}
         heads = {name: objective.head(policy) for name, objective in objectives.items()}
         return cls(
@@ -92,13 +87,7 @@ def padded(batch: Batch) -> int:
 
 
 def count_work(prepared: TrainingContext, policy: Policy, counter: WorkloadCounter) -> TrainingWork:
-    """Count the work of all training steps from the micro-batches of some of them.
-
-    Args:
-        prepared: the run.
-        policy: the base model.
-        counter: counts the work of micro-batches.
-    """
+    """Count the work of all training steps from the micro-batches of some of them."""
     batches, steps = batches_of(prepared), planned(prepared, policy).steps
     epoch = range(batches.steps_per_epoch)
     counted = min(COUNTED, len(epoch))

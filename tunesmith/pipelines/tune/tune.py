@@ -7,12 +7,14 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import TypeAdapter
 
 from tunesmith.config import AnyObjective, Recipe, save_recipe
+from tunesmith.data.cpu_count import cores
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.display import Display, Displayed
 from tunesmith.evaluation.contamination import with_contamination_check
@@ -25,7 +27,8 @@ from tunesmith.evaluation.diagnostics import (
     retention,
     shuffled_labels,
 )
-from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, MultitaskEvaluator, evaluator_for
+from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, evaluator_for
+from tunesmith.evaluation.evaluators.multitask import PredictionsByTask
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
 from tunesmith.evaluation.thinking import ThinkingAnswers, answer_both_ways, no_ledger, thinking_ledger
@@ -39,6 +42,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.world import alone, current_world, join, passes
 from tunesmith.phases import phase, timing
 from tunesmith.pipelines.certify.certify import certificate_of
+from tunesmith.pipelines.many_runs import LOCAL, check_place, each
 from tunesmith.pipelines.plan.predict_run import predict_run, prediction_line
 from tunesmith.pipelines.plan.report import CostPrediction
 from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report, step_flops
@@ -57,7 +61,7 @@ from tunesmith.pipelines.tune.run_clock import (
 )
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
-from tunesmith.training.callbacks import Callbacks
+from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.mlm_head import train_mlm_head
 from tunesmith.training.multitask import single_task_contexts
 from tunesmith.training.own_thoughts import with_own_thoughts
@@ -101,6 +105,7 @@ def tune_recipe(
     out: Path | None = None,
     callbacks: Callbacks,
     offline: bool = False,
+    on: str = LOCAL,
 ) -> Run:
     """Tune a model, compare it with its base on the same test rows, and write the run folder.
 
@@ -112,21 +117,24 @@ def tune_recipe(
         out: the run folder; by default a new one in `runs`.
         callbacks: observe and stop the run.
         offline: do not access the network.
+        on: where the control runs are trained, see `many_runs.each`.
 
     Returns:
         The run with its report.
 
     Raises:
+        OptionError: nothing can be trained there.
         TunesmithError: the recipe, the rows or the model cannot be used, or nothing can be learned.
         Interrupted: `callbacks.should_stop` returned true; the last finished step is saved.
     """
+    check_place(on, controls=recipe.controls)
     world = join()
     folder = open_run(recipe, out)
     if not world.broadcast(folder.finished):
         with exclusive_lock(folder.path), copied(out if world.leads else None, callbacks) as callbacks:
             folder = open_run(recipe, out)  # another run may have finished it before this one got the lock
             if not world.broadcast(folder.finished):
-                return Run(folder.path, _run_steps(recipe, folder, callbacks, offline=offline))
+                return Run(folder.path, _run_steps(recipe, folder, callbacks, offline=offline, on=on))
     _reward_digests(recipe, folder, callbacks.on_event)
     with world.first():
         if not (folder.path / "report.html").exists():  # the process was killed between the report and its page
@@ -135,12 +143,12 @@ def tune_recipe(
     return Run(folder.path, read_report(folder.path), reused=True)
 
 
-def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: bool) -> Report:
+def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: bool, on: str) -> Report:
     """Run all steps. Each one reuses what it finds in the run folder, so that an interrupted run resumes."""
     started, resumed = time.perf_counter(), folder.started
     clock, world = RunClock(callbacks.on_event, numbered_phases(recipe)), current_world()
     with timing(clock.phases):
-        results = _results(recipe, folder, replace(callbacks, on_event=clock), clock, offline=offline)
+        results = _results(recipe, folder, replace(callbacks, on_event=clock), clock, offline=offline, on=on)
         if results is None:
             world.barrier()
             return read_report(folder.path)
@@ -163,7 +171,7 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
 
 @passes()
 def _results(
-    recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: RunClock, *, offline: bool
+    recipe: Recipe, folder: RunFolder, callbacks: Callbacks, clock: RunClock, *, offline: bool, on: str
 ) -> RunResults | None:
     """Evaluate the base model, train it, and evaluate it again; of several processes, the first has the results."""
     on_event, world = callbacks.on_event, current_world()
@@ -197,7 +205,7 @@ def _results(
     if recipe.controls:
         clock.start(CONTROLS)
         with phase("controls", whole=True):
-            controls = _run_controls(prepared, folder.path, evaluator, callbacks)
+            controls = _run_controls(prepared, folder.path, callbacks, offline=offline, on=on)
 
     # Train.
     clock.start(TRAINING)
@@ -356,30 +364,49 @@ def _think(prepared: TrainingContext, model: LocalModel, on_event: EventHandler)
 
 
 def _run_controls(
-    prepared: TrainingContext, out: Path, evaluator: Evaluator[Any], callbacks: Callbacks
+    prepared: TrainingContext, out: Path, callbacks: Callbacks, *, offline: bool, on: str
 ) -> dict[str, Any]:
     """Return the predictions of the control runs: on shuffled labels, or of several tasks one model for each."""
+    names = list(prepared.tasks) if prepared.subtasks else [""]
+    here = partial(_run_control, prepared, out, callbacks)
+    work = here if on == LOCAL else partial(control_in_task, prepared.recipe, out.absolute(), offline)
+    threads, stop = prepared.recipe.machine.threads or cores(), callbacks.should_stop
+    parts = dict(each(work, names, on=on, threads=threads, stop=(lambda: False) if on == LOCAL else stop))
+    if len(parts) < len(names):
+        raise Interrupted("stopped; finished runs are kept")
+    return {SINGLE_TASK_MODEL: PredictionsByTask(parts)} if prepared.subtasks else {SHUFFLED: parts[""]}
 
-    def tuned(control: TrainingContext, folder: Path, stage: str) -> LocalModel:
-        """Tune a base model of its own: the network of the run itself must stay unchanged."""
-        callbacks.on_event(StageStarted(stage))
-        folder.mkdir(parents=True, exist_ok=True)
-        options = training_options(control.recipe, control.machine)
-        control = replace(control, base=load_base(control.recipe.model, options=options, offline=True))
-        policy = train(control, folder, callbacks=callbacks).policy
-        callbacks.on_event(StageStarted(f"{len(control.test)} test rows"))
-        return _local_model(control, policy)
 
-    if not prepared.subtasks:
-        model = tuned(shuffled_labels(prepared), out / "control", "control run: shuffled labels")
-        return {SHUFFLED: evaluator.predict(model)}
-    contexts = single_task_contexts(prepared)
-    evaluators = {name: evaluator_for(EvalSet.of(task)) for name, task in prepared.tasks.items()}
+def control_in_task(recipe: Recipe, out: Path, offline: bool, name: str) -> Any:
+    """Return the predictions of a control run in a process of its own; one that was lost resumes.
 
-    def alone(name: str) -> LocalModel:
-        return tuned(contexts[name], out / "alone" / name, f"control run: {name} alone, on as many of its rows")
+    Args:
+        recipe: the recipe, with the machine of the run.
+        out: the run folder.
+        offline: do not access the network.
+        name: task that is tuned alone; empty for shuffled labels.
+    """
+    callbacks = Callbacks(lambda event: None)
+    prepared = prepare(recipe, on_event=callbacks.on_event, offline=offline)
+    prepared = prepared.map_tasks(
+        lambda task, context: with_own_thoughts(context, task_dir(out, task), on_event=callbacks.on_event)
+    )
+    return _run_control(_prepare_texts(prepared, out, callbacks, offline=offline), out, callbacks, name)
 
-    return {SINGLE_TASK_MODEL: MultitaskEvaluator(evaluators).gathered(alone)}
+
+def _run_control(prepared: TrainingContext, out: Path, callbacks: Callbacks, name: str) -> Any:
+    """Return the predictions of a model that is tuned on one task alone, or without a name on shuffled labels."""
+    control = single_task_contexts(prepared)[name] if name else shuffled_labels(prepared)
+    folder = out / "alone" / name if name else out / "control"
+    what = f"{name} alone, on as many of its rows" if name else "shuffled labels"
+    callbacks.on_event(StageStarted(f"control run: {what}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    # A base model of its own: the network of the run itself must stay unchanged.
+    options = training_options(control.recipe, control.machine)
+    control = replace(control, base=load_base(control.recipe.model, options=options, offline=True))
+    policy = train(control, folder, callbacks=callbacks).policy
+    callbacks.on_event(StageStarted(f"{len(control.test)} test rows"))
+    return evaluator_for(EvalSet.of(control)).predict(_local_model(control, policy))
 
 
 def _general_text_gate(prepared: TrainingContext, general: GeneralAbility | None) -> Callable[[Policy], str | None]:
