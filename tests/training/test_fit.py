@@ -216,12 +216,13 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoi
     fifth = sum(len(window()(number)) for number in range(4)) + 1
 
     def loss(self, batch, made):
-        calls.append(batch)
         found = real(self, batch, made)
+        if torch.is_grad_enabled():  # not where an alarm looks at the start
+            calls.append(batch)
         return replace(found, total=found.total * bad) if len(calls) == fifth else found
 
     monkeypatch.setattr(Instruct, "loss", loss)
-    with pytest.raises(Refused, match=r"^step 5: the loss is (nan|inf), .* lower schedule\.learning_rate"):
+    with pytest.raises(Refused, match=r"^step 5: the loss is (nan|inf), .*last good checkpoint: .*last, of step 3$"):
         run(tmp_path)
     kept = json.loads((tmp_path / "last" / "state.json").read_text())
     assert kept["step"] == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from tunesmith.models.sharded import clip_gradients, is_shard
 from tunesmith.models.world import added, alone, among, current_world
 from tunesmith.objectives.base import Learner, Loss
 from tunesmith.phases import phase
+from tunesmith.training.alarms import DETACHED, Alarms
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.train_state import (
@@ -116,6 +116,7 @@ class Trainer:
         self.validate = validate
         self.clock = clock
         self.optimizer = make_optimizer(policy, plan)
+        self.alarms = Alarms(policy, learner, plan, folder)
         self.state = TrainingState()
         self.world = current_world().dealing
         self.lockstep = current_world().lockstep
@@ -131,7 +132,7 @@ class Trainer:
 
         Raises:
             Interrupted: `should_stop` returned true; the last finished step is saved.
-            Refused: the loss is not finite, or memory does not hold a single row.
+            Refused: an alarm, see `Alarms`, or memory does not hold a single row.
             RewardError: a reward function failed; the step before it is saved.
         """
         plan = self.plan
@@ -174,16 +175,13 @@ class Trainer:
         set_rate(self.optimizer, plan.rate(state.step))
         # Outside the retries below: what processes exchange has to be exchanged equally often by all of them.
         sums = added(world.collect(self._step_sums))
+        self.alarms.before(state.step, lambda: self.learner.with_sums(self._load(), sums))
         for _ in range(plan.updates):
             parts = world.collect(lambda: self._accumulate(sums))
             world.sum_gradients(plain_parameters(self.policy))
             norm = optimizer_step(self.policy, self.optimizer, clip=plan.clip)
         loss = sum(part["loss"] for part in parts)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Refused(
-                f"step {state.step + 1}: the loss is {loss}, the gradient norm {norm}; lower schedule.learning_rate "
-                f"(now {plan.learning_rate:g}) or inspect the rows with `tunesmith tune --dry-run`"
-            )
+        self.alarms.check(state, loss, norm)
         limit = min((part["limit"] for part in parts if part["limit"]), default=0)
         if limit and limit != self._limit:  # memory ran out in another process
             self.batches.at_once(limit)
@@ -441,6 +439,8 @@ def _backward(
         if policy.network.training is not dropout:
             policy.train(dropout)
         loss = _loss(learner, batch, policy)
+        if not loss.total.requires_grad:
+            raise Refused(DETACHED)
         ((loss.total if batch.counts else 0 * loss.total) / units).backward()
         if batch.counts:
             totals.append(loss.total.detach())

@@ -10,6 +10,7 @@ from tunesmith.models.batch import Batch
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner
 from tunesmith.progress import measuring
+from tunesmith.training.alarms import INSPECT
 from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.train_state import load_trainable_state, trainable_state
@@ -52,7 +53,10 @@ def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, p
     try:
         with measuring("overfit check", STEPS, unit="steps") as meter:
             while len(losses) < STEPS and not learned:
-                losses.append(step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)[0])
+                loss, norm = step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)
+                if not norm and loss > NEGLIGIBLE:
+                    raise Refused(f"overfit check: all gradients are 0; {INSPECT}")
+                losses.append(loss)
                 learned = losses[-1] < WANTED * losses[0] or losses[0] < NEGLIGIBLE
                 meter.add()
     finally:

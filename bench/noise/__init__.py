@@ -1,0 +1,1 @@
+"""How often a verdict says "better" where nothing is better, and how often it finds what is."""
