@@ -23,7 +23,9 @@ def test_equal_models_are_called_better_in_less_than_one_comparison_of_twenty(ki
     with resampling(RESAMPLES):
         for seed in range(EACH):
             for name in (SMALL, MANY, GROUPED):
-                better.update(task.metric for task in judged(kind, DESIGNS[name], seed=seed) if task.verdict == "better")
+                better.update(
+                    task.metric for task in judged(kind, DESIGNS[name], seed=seed) if task.verdict == "better"
+                )
     bounds = {metric: clopper_pearson(hits, 3 * EACH)[1] for metric, hits in better.items()}
     assert max(bounds.values(), default=0.0) < 0.05
 
@@ -32,7 +34,9 @@ def test_equal_models_are_called_better_in_less_than_one_comparison_of_twenty(ki
 def test_the_larger_an_effect_the_more_often_it_is_found(kind: str):
     with resampling(RESAMPLES):
         found = [
-            sum(judged(kind, DESIGNS["150 rows"], effect=effect, seed=seed)[0].verdict == "better" for seed in range(12))
+            sum(
+                judged(kind, DESIGNS["150 rows"], effect=effect, seed=seed)[0].verdict == "better" for seed in range(12)
+            )
             for effect in (0.0, 0.4, 2.0)
         ]
     assert found[0] <= found[1] <= found[2]
