@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import string
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tunesmith as ts
-from bench.noise.paired import DESIGNS, KINDS, clopper_pearson, judged
+from bench.noise.paired import DESIGNS, KINDS, clopper_pearson, judged, resampling
 from tests.tiny import tiny_decoder, tiny_encoder
 from tunesmith.models.loading import device
 from tunesmith.pipelines.tune import tune as tuning
@@ -89,6 +90,7 @@ NOISE: Mapping[str, Noise] = {
     "regress, encoder": Noise("bert", {"kind": "regress", "target": "score"}, rated, "full"),
 }
 FORM_ROWS = 3000
+RESAMPLES = 500
 
 
 def tune(noise: Noise, folder: Path, model: str, *, count: int, seed: int, **schedule: Any) -> Path:
@@ -132,10 +134,10 @@ def bases(folder: Path, kinds: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def runs(folder: Path, count: int, kinds: Sequence[str]) -> Iterator[Row]:
+def runs(folder: Path, numbers: range, kinds: Sequence[str]) -> Iterator[Row]:
     """Take turns among the kinds; seeds, sizes, groups and learning rates differ from run to run."""
     models = bases(folder, kinds)
-    for i in range(count):
+    for i in numbers:
         name, seed = kinds[i % len(kinds)], 1 + i // len(kinds)
         noise = NOISE[name]
         rate = noise.rates[seed // 2 % 2]
@@ -192,17 +194,20 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--kinds", nargs="*", choices=list(NOISE), default=list(NOISE), metavar="KIND")
     parser.add_argument("--paired", type=int, default=0, metavar="N")
-    parser.add_argument("--out", type=Path, help="a file that gets one line per run")
+    parser.add_argument("--out", type=Path, help="a file that gets one line per run; the runs in it are not repeated")
     asked = parser.parse_args()
     # Half of the time of such a small run goes into its page, and into measuring the same machine again.
     tuning.write_reports = lambda run: None
     device.gemm_gflops = cache(device.gemm_gflops)
     if asked.paired:
-        print(paired(asked.paired))
+        with resampling(RESAMPLES):
+            print(paired(asked.paired))
         return
-    records = []
-    with tempfile.TemporaryDirectory(prefix="noise-") as folder:
-        for record in runs(Path(folder), asked.runs, asked.kinds):
+    known = asked.out.read_text(encoding="utf-8").splitlines() if asked.out and asked.out.exists() else []
+    records = [json.loads(line) for line in known]
+    with tempfile.TemporaryDirectory(prefix="noise-") as folder, resampling(RESAMPLES):
+        os.environ["TUNESMITH_CACHE"] = folder  # later forecasts do not learn from such runs
+        for record in runs(Path(folder), range(len(records), asked.runs), asked.kinds):
             records.append(record)
             line = json.dumps(record)
             print(line, flush=True)

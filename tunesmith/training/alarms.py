@@ -20,8 +20,8 @@ from tunesmith.objectives.base import Learner
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.train_state import TrainingState
 
-WATCHED = 3  # steps after which parameters must have changed, and in a row of which a high loss is looked into
-WAIT = 10  # steps until a high loss is looked into again
+WATCHED = 3  # steps after which parameters must have changed
+HIGH = 10  # steps in a row with a high loss; heads that start as a probe are high for fewer, and recover
 INSPECT = "inspect the learned tokens with `tunesmith tune --dry-run`, or name other technique.targets"
 DETACHED = f"training: the loss does not depend on what is trained; {INSPECT}"
 
@@ -35,7 +35,7 @@ def far(loss: float, reference: float) -> bool:
 class Alarms:
     """Watches the loss and the gradient norm that every step reports.
 
-    All else is computed rarely: before the first step the loss of its first rows, and after three steps in a row far
+    All else is computed rarely: before the first step the loss of its first rows, and after ten steps in a row far
     above it the loss of the same rows again. Sampled completions have no such rows, so that only losses that are not
     finite are an alarm, and zero gradients are none: rewards may be equal.
     """
@@ -84,12 +84,12 @@ class Alarms:
         if self.taken == WATCHED and all(current_world().dealing.gather(self.norms == self._parameter_norms())):
             raise Refused(f"{place}: no trained parameter has changed in {WATCHED} steps; raise {rate}")
         if self.start is not None:
-            self.high = self.high + 1 if far(loss, self.start) else min(self.high, 0)
-        if self.start is not None and self.high == WATCHED:
+            self.high = self.high + 1 if far(loss, self.start) else 0
+        if self.start is not None and self.high == HIGH:
             if (now := self._loss()) is not None and far(now, self.start):
                 risen = f"the loss of the first rows has risen from {self.start:.3g} to {now:.3g}"
                 raise Refused(f"{place}: {risen}, training diverges; lower {rate}; {self._good(state)}")
-            self.high = -WAIT
+            self.high = 0
 
     @torch.no_grad()
     def _loss(self) -> float | None:
@@ -119,6 +119,6 @@ class Alarms:
             return f"last good checkpoint: {self.folder / f'best-{state.best_step}'}"
         last = find_folder(self.folder / "last")
         saved = json.loads((last / "state.json").read_text(encoding="utf-8"))["step"] if last else 0
-        if not saved or saved > state.step + 1 - max(self.high, 0):
+        if not saved or saved > state.step + 1 - self.high:
             return "there is no good checkpoint before it"
         return f"last good checkpoint: {self.folder / 'last'}, of step {saved}"
