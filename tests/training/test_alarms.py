@@ -167,7 +167,7 @@ def test_alarms_cost_three_passes_and_leave_every_number_as_it_is(tmp_path: Path
     watched = run(tmp_path / "a", technique, learner=Counting())
     assert (seen.count(True), seen.count(False)) == (30, 2)
     quiet: Callable[..., None] = lambda *args, **more: None  # noqa: E731
-    monkeypatch.setattr("tunesmith.training.alarms.Alarms.before", quiet)
-    monkeypatch.setattr("tunesmith.training.alarms.Alarms.check", quiet)
+    monkeypatch.setattr("tunesmith.training.train_state.Alarms.before", quiet)
+    monkeypatch.setattr("tunesmith.training.train_state.Alarms.check", quiet)
     numbers = [[(r["loss"], r["grad_norm"]) for r in records] for records in (watched, run(tmp_path / "b", technique))]
     assert numbers[0] == numbers[1]

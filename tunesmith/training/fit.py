@@ -20,10 +20,11 @@ from tunesmith.models.sharded import clip_gradients, is_shard
 from tunesmith.models.world import added, alone, among, current_world
 from tunesmith.objectives.base import Learner, Loss
 from tunesmith.phases import phase
-from tunesmith.training.alarms import DETACHED, Alarms
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.train_state import (
+    DETACHED,
+    Alarms,
     StepCounts,
     TrainingState,
     load_best,

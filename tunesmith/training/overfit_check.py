@@ -10,10 +10,9 @@ from tunesmith.models.batch import Batch
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner
 from tunesmith.progress import measuring
-from tunesmith.training.alarms import INSPECT
 from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
-from tunesmith.training.train_state import load_trainable_state, trainable_state
+from tunesmith.training.train_state import INSPECT, load_trainable_state, trainable_state
 
 ROWS = 8
 STEPS = 24
