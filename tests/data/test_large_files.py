@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,13 @@ def write(path: Path, made: Sequence[dict[str, Any]]) -> Path:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """Every file is a large one, read in parts of 70 rows."""
+    """Every file is a large one, read in parts of 70 rows; arrays are in files, computed 30 values at a time."""
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tunesmith.data.readers.read.LARGE_BYTES", 1)
     monkeypatch.setattr("tunesmith.data.splits.load.FIRST_ROWS", 70)
+    monkeypatch.setattr("tunesmith.data.splits.split.SORTED", 50)
+    monkeypatch.setattr("tunesmith.data.stored.MAPPED_FROM", 1)
+    monkeypatch.setattr("tunesmith.data.stored.AT_ONCE", 30)
     return monkeypatch
 
 
@@ -233,7 +237,8 @@ def test_stored_examples_are_equal_to_what_was_written(tmp_path: Path, examples:
     stored = StoredExamples.write(tmp_path / "part", examples)
     assert list(stored) == examples
     assert [stored[-1]] == list(stored[-1:]) == examples[-1:]
-    assert list(stored.take([1, 0])) == examples[::-1] == list(take(examples, [1, 0]))
+    assert list(stored.take(np.array([1, 0]))) == examples[::-1] == list(take(examples, np.array([1, 0])))
+    assert list(stored.take(np.array([False, True]))) == examples[1:] == take(examples, np.array([False, True]))
     assert list(joined(stored, examples)) == examples * 2
     assert joined(stored, examples)[3] == examples[1]
 
@@ -262,9 +267,9 @@ def test_stored_tokens_are_equal_to_what_was_encoded(tmp_path_factory: pytest.Te
     store = EncodedStore.write(tmp_path_factory.mktemp("store") / "part", [packed(made[:cut]), packed(made[cut:])])
     assert list(store) == made
     assert list(sizes_of(store)) == [row.size for row in made]
-    assert list(store.take(range(len(made))[::-2])) == made[::-2]
+    assert list(store.take(np.arange(len(made))[::-2])) == made[::-2]
     assert list(store[1:3]) == made[1:3]
-    assert not [path for path in store.folder.iterdir() if path.suffix != ".npy"]
+    assert not [path for path in store.folder.iterdir() if path.suffix not in (".values", ".starts")]
 
 
 def test_several_processes_encode_to_the_same_files_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -273,7 +278,7 @@ def test_several_processes_encode_to_the_same_files_as_one(tmp_path: Path, monke
     files = []
     for workers in (1, 2):
         monkeypatch.setattr("tunesmith.data.tokenization.token_store.cores", lambda count=workers: count)
-        pieces = encoded_pieces(Domain(), texts, template("llama"), limit=8)
+        pieces = encoded_pieces(partial(Domain().encode_all, template=template("llama"), limit=8), texts)
         store = EncodedStore.write(tmp_path / str(workers), pieces)
         files.append({path.name: path.read_bytes() for path in sorted(store.folder.iterdir())})
     assert files[0] == files[1]

@@ -48,7 +48,7 @@ class Schedule(_Section):
     )
     batch_rows: int = Field(16, ge=1, description="rows per optimizer step")
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="tokens per forward pass; auto: 4096"
+        "auto", description="tokens per forward pass; auto: 4096, on a GPU as many as fill its memory"
     )
     recompute: bool | Literal["auto"] = Field(
         "auto",

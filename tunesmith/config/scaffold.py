@@ -32,8 +32,7 @@ from tunesmith.data.readers.read import read_file
 from tunesmith.data.readers.row import Row, as_word, columns_of, keep
 from tunesmith.data.schema.formats import Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess, guess
-from tunesmith.data.schema.split_names import DEFAULT_SPLIT
-from tunesmith.data.splits.split_column import split_column
+from tunesmith.data.schema.split_names import DEFAULT_SPLIT, split_parts
 from tunesmith.errors import DataError, RowError, UnsettledError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import has_thoughts, reference
@@ -291,7 +290,7 @@ def _data(
 
 def _keep_own_split(rows: Sequence[Row], section: dict[str, Any], reasons: dict[str, str]) -> None:
     """Write the split column of a file, in place, instead of the sizes of the parts that it names."""
-    counts = split_column(rows)
+    counts = split_parts(row.fields.get(DEFAULT_SPLIT) for row in rows)
     if not counts:
         return
     section["split"] = DEFAULT_SPLIT

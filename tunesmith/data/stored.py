@@ -1,4 +1,4 @@
-"""Sequences in files instead of memory: .npy arrays, written piece by piece and mapped, never half written."""
+"""Sequences in files instead of memory: arrays, written piece by piece and mapped, never half written."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import mmap
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Self, TypeVar, overload
 
 import numpy as np
@@ -23,9 +24,12 @@ from tunesmith.data.user_cache import cache_dir
 
 T = TypeVar("T")
 # Raised when the files in a cache folder change.
-FORMAT = 1
+FORMAT = 2
 # Reads after which the pages of a mapped file are released: they stay in the cache of the system, not in this process.
 RELEASE_EVERY = 1 << 15
+# Values of an array from which it is in a file, and those that are computed at a time.
+MAPPED_FROM = 1 << 20
+AT_ONCE = 1 << 18
 
 
 def cached_folder(kind: str, *key: object) -> Path:
@@ -37,9 +41,7 @@ def cached_folder(kind: str, *key: object) -> Path:
 def build_once(folder: Path, fill: Callable[[Path], None]) -> None:
     """Build a folder unless it exists. Other processes wait for it, and a killed one leaves nothing that is read.
 
-    Args:
-        folder: the folder.
-        fill: writes its files into the folder it is given, which is renamed afterwards.
+    `fill` writes the files into the folder it is given, which is renamed afterwards.
     """
     if folder.is_dir():
         return
@@ -59,109 +61,114 @@ def build_once(folder: Path, fill: Callable[[Path], None]) -> None:
                 raise
 
 
-class ArrayWriter:
-    """Appends values to a .npy file. numpy leaves space in its header for the final number of values."""
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.path = path
-        self._file = path.open("wb")
-        self._dtype = dtype
-        self._count = 0
-        self._write_header()
-
-    def append(self, values: ArrayLike) -> None:
-        """Append values."""
-        array = np.asarray(values, dtype=self._dtype)
-        self._file.write(array.tobytes())
-        self._count += len(array)
-
-    def close(self) -> None:
-        """Write the number of values and flush the file to the disk."""
-        self._file.seek(0)
-        self._write_header()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def _write_header(self) -> None:
-        header = {"descr": self._dtype, "fortran_order": False, "shape": (self._count,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def mapped(path: Path) -> NDArray[Any]:
-    """Map a .npy file into memory, read-only."""
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+def array_of(count: int, dtype: str, values: Iterable[Any] = ()) -> NDArray[Any]:
+    """Return an array with some values and zeros after them; a long one is in a file without a name, not in memory."""
+    array: NDArray[Any]
+    if count < MAPPED_FROM:
+        array = np.zeros(count, dtype)
+    else:
+        cache = cache_dir()
+        with writing(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=cache) as file:
+                file.truncate(count * np.dtype(dtype).itemsize)
+                array = np.asarray(np.memmap(file, dtype, "r+", shape=count))
+    rest = iter(values)
+    start = 0
+    while len(part := np.fromiter(islice(rest, AT_ONCE), dtype)):
+        array[start : start + len(part)] = part
+        start += len(part)
     return array
 
 
-class RaggedWriter:
-    """Appends items of different lengths to two .npy files: the values of all items, and where each one starts.
+def slices(count: int) -> list[slice]:
+    """Return the parts of an array that are computed one after another."""
+    return [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
 
-    Args:
-        folder: where the files are written.
-        name: of the files.
-        dtype: type of the values.
-        optional: delete the files if no item has a value.
+
+def mapped(path: Path, dtype: str) -> NDArray[Any]:
+    """Map a file of values into memory, read-only; one that is empty or not there has no values."""
+    return np.memmap(path, dtype, "r") if path.exists() and path.stat().st_size else np.zeros(0, dtype)
+
+
+class RaggedWriter:
+    """Appends items of different lengths to two files: the values of all items, and where each one starts.
+
+    If no item has a value, there are no files.
     """
 
-    def __init__(self, folder: Path, name: str, dtype: str, *, optional: bool = False) -> None:
-        self._optional = optional
-        self._values = ArrayWriter(folder / f"{name}.npy", dtype)
-        self._starts = ArrayWriter(folder / f"{name}.starts.npy", "<i8")
-        self._starts.append([0])
+    def __init__(self, folder: Path, name: str, dtype: str) -> None:
+        self._files = [(folder / f"{name}.{part}").open("wb") for part in ("values", "starts")]
+        self._dtype = dtype
         self._end = 0
+        self._files[1].write(bytes(8))
 
     def append(self, values: ArrayLike, sizes: ArrayLike) -> None:
-        """Append items.
-
-        Args:
-            values: the values of all items, one item after another.
-            sizes: the number of values of each item.
-        """
-        ends = self._end + np.cumsum(np.asarray(sizes, np.int64))
-        self._values.append(values)
-        self._starts.append(ends)
+        """Append the values of some items, one item after another, and how many values each item has."""
+        ends = self._end + np.cumsum(sizes, dtype="<i8")
+        for file, array in zip(self._files, (np.ascontiguousarray(values, self._dtype), ends), strict=True):
+            file.write(array.data)
         self._end = int(ends[-1]) if len(ends) else self._end
 
     def close(self) -> None:
-        """Finish both files."""
-        for writer in (self._values, self._starts):
-            writer.close()
-            if self._optional and not self._end:
-                writer.path.unlink()
+        """Flush both files to the disk."""
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            if not self._end:
+                Path(file.name).unlink()
 
 
 class Ragged:
     """Items of different lengths in two mapped files, read one by one."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._mapped = [mapped(folder / f"{name}.npy"), mapped(folder / f"{name}.starts.npy")]
-        # Views without the class `memmap`, whose slices cost ten times as much.
-        self.values, self.starts = (np.asarray(array) for array in self._mapped)
+    def __init__(self, folder: Path, name: str, dtype: str) -> None:
+        self._mapped = [mapped(folder / f"{name}.values", dtype), mapped(folder / f"{name}.starts", "<i8")]
+        # Slices of arrays cost several times as much, of the class `memmap` ten times.
+        self.values, self.starts = (array.data for array in self._mapped)
         self._reads = 0
 
     def __len__(self) -> int:
         """Return the number of items."""
-        return len(self.starts) - 1
+        return max(0, len(self.starts) - 1)
 
-    def __getitem__(self, index: int) -> NDArray[Any]:
+    def __getitem__(self, index: int) -> memoryview:
         """Return the values of an item."""
         self._reads += 1
-        if self._reads % RELEASE_EVERY == 0:
-            self.release()
+        if self._reads % RELEASE_EVERY == 0:  # give the pages that were read back to the system
+            for array in self._mapped:
+                if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+                    array.base.madvise(mmap.MADV_DONTNEED)
         return self.values[self.starts[index] : self.starts[index + 1]]
 
-    def release(self) -> None:
-        """Give the pages that were read back to the system."""
-        for array in self._mapped:
-            if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-                array.base.madvise(mmap.MADV_DONTNEED)
+
+class ReadSequence(Sequence[T]):
+    """A sequence whose items are read when they are used."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        """Read one item, or choose a range of them."""
+        return self._range(index) if isinstance(index, slice) else self._at(index)
+
+    @abstractmethod
+    def _at(self, index: int) -> T:
+        """Read an item, counted from the end if the index is negative; raise IndexError if there is none."""
+
+    @abstractmethod
+    def _range(self, part: slice) -> Sequence[T]:
+        """Choose a range of items."""
 
 
-class StoredSequence(Sequence[T]):
-    """Items in a folder, or a choice of them, each read when it is used; an item takes 4 bytes of memory.
+class StoredSequence(ReadSequence[T]):
+    """Items in a folder, or a choice of them.
 
-    >>> part = StoredExamples(folder).take([3, 1])  # two rows, in this order
+    >>> part = StoredExamples(folder).take(np.array([3, 1]))  # two rows, in this order
 
     Args:
         folder: the folder of a whole sequence.
@@ -172,8 +179,8 @@ class StoredSequence(Sequence[T]):
         self.folder = folder
         count = self._open()
         if isinstance(chosen, Path):
-            chosen = np.asarray(mapped(chosen))
-        self.chosen = np.arange(count, dtype=np.int32) if chosen is None else chosen
+            chosen = np.asarray(mapped(chosen, "<i4"))
+        self.chosen: NDArray[np.int32] = array_of(count, "<i4", range(count)) if chosen is None else chosen
 
     @abstractmethod
     def _open(self) -> int:
@@ -183,40 +190,40 @@ class StoredSequence(Sequence[T]):
     def _read(self, index: int) -> T:
         """Read an item of the folder."""
 
-    def take(self, indices: ArrayLike) -> Self:
-        """Return the items at some indices, which stay in their files."""
-        return type(self)(self.folder, self.chosen[np.asarray(indices, np.int64)])
+    def take(self, which: NDArray[Any]) -> Self:
+        """Return the items at some indices, or those for which a mask is true; they stay in their files."""
+        if which.dtype != bool:
+            return type(self)(self.folder, self.chosen[which])
+        kept = (index for part in slices(len(which)) for index in self.chosen[part][which[part]].tolist())
+        return type(self)(self.folder, array_of(int(which.sum()), "<i4", kept))
 
     def save(self, path: Path) -> None:
         """Write which items of the folder these are."""
-        with closing(ArrayWriter(path, "<i4")) as writer:
-            writer.append(self.chosen)
+        self.chosen.tofile(path)
 
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
+    def __iter__(self) -> Iterator[T]:
+        """Read one item after another."""
+        return (self._read(index) for part in slices(len(self)) for index in self.chosen[part].tolist())
 
-    @overload
-    def __getitem__(self, index: slice) -> Self: ...
-
-    def __getitem__(self, index: int | slice) -> T | Self:
-        """Read one item, or choose a range of them."""
-        if isinstance(index, slice):
-            return type(self)(self.folder, self.chosen[index])
+    def _at(self, index: int) -> T:
         return self._read(int(self.chosen[index]))
 
+    def _range(self, part: slice) -> Self:
+        return type(self)(self.folder, self.chosen[part])
 
-def take(items: Sequence[T], indices: ArrayLike) -> Sequence[T]:
-    """Return the items at some indices: of a list a list, of stored items the same files."""
+
+def take(items: Sequence[T], which: NDArray[Any]) -> Sequence[T]:
+    """Return the items at some indices, or where a mask is true: of a list a list, of stored items the same files."""
     if isinstance(items, StoredSequence):
-        return items.take(indices)
-    return [items[i] for i in np.asarray(indices).tolist()]
+        return items.take(which)
+    return [items[i] for i in (np.flatnonzero(which) if which.dtype == bool else which).tolist()]
 
 
-class Joined(Sequence[T]):
+class Joined(ReadSequence[T]):
     """Sequences one after another, without a copy."""
 
     def __init__(self, *parts: Sequence[T]) -> None:
@@ -228,25 +235,18 @@ class Joined(Sequence[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Yield the items of each part."""
-        for part in self.parts:
-            yield from part
+        return chain.from_iterable(self.parts)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        """Return one item, or a list of them."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _at(self, index: int) -> T:
         index = index + len(self) if index < 0 else index
         for part in self.parts:
             if index < len(part):
                 return part[index]
             index -= len(part)
         raise IndexError(index)
+
+    def _range(self, part: slice) -> list[T]:
+        return [self[i] for i in range(*part.indices(len(self)))]
 
 
 def joined(*parts: Sequence[T]) -> Sequence[T]:

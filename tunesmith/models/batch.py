@@ -21,8 +21,9 @@ Letters: E examples, B rows, N packed tokens, M learned ids, L tokens of the lon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,8 +141,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
-        parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        return replace(self, **{name: part.to(device) for name, part in parts.items() if hasattr(part, "to")})
+        away = torch.device(device).type == "cuda"
+        return self._each(lambda tensor: tensor.to(device, non_blocking=away), layout=self.layout.to(device))
+
+    def pinned(self) -> Batch:
+        """Return the same batch in memory from which a GPU, if there is one, copies while it computes."""
+        return self._each(Tensor.pin_memory) if torch.cuda.is_available() else self
+
+    def _each(self, change: Callable[[Tensor], Tensor], **changed: Any) -> Batch:
+        parts = ((part.name, getattr(self, part.name)) for part in fields(self))
+        changed |= {name: change(part) for name, part in parts if isinstance(part, Tensor)}
+        return replace(self, **changed)
 
 
 def scored_tokens(device: torch.device) -> int:

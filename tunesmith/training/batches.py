@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 import random
-from array import array
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from heapq import nsmallest
+from itertools import chain
+from typing import Any, cast
 
 from tunesmith.config import Recipe
+from tunesmith.data.stored import array_of
 from tunesmith.data.tokenization.token_store import sizes_of
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
 from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, mismatched, split_by_tokens
@@ -55,13 +59,12 @@ class Sampler:
         return sorted(chosen, key=lambda row: (-self.lengths[row], row))
 
     def window(self, step: int, world: World = SINGLE) -> list[list[int]]:
-        """Return the micro-batches of one optimizer step as row indices, the longest rows first.
-
-        Args:
-            step: the step.
-            world: the processes that share its rows; the micro-batches are those of this process.
-        """
+        """Return the micro-batches of this process in one step as row indices, the longest rows first."""
         return self.cut(self.step_rows(step), world)
+
+    def padded(self, rows: Sequence[int]) -> int:
+        """Return the tokens of a micro-batch, each row counted with the length of the longest."""
+        return len(rows) * self.lengths[rows[0]]
 
     def cut(self, rows: Sequence[int], world: World = SINGLE) -> list[list[int]]:
         """Return the share of this process in some rows, the longest first, as micro-batches."""
@@ -70,26 +73,25 @@ class Sampler:
 
 
 @lru_cache(maxsize=2)
-def _order_of_epoch(sampler: Sampler, epoch: int) -> tuple[array[int], array[int]]:
+def _order_of_epoch(sampler: Sampler, epoch: int) -> tuple[memoryview, memoryview]:
     """Shuffle the rows, sort them by length within pools, cut them into steps and shuffle these.
 
     Returns:
         The rows in order, and where each step starts in them.
     """
     rng = random.Random(f"{sampler.seed}/{epoch}")
-    order = _shuffled(rng, len(sampler.lengths))
+    order = _shuffled(rng, range(len(sampler.lengths)))
     for start in range(0, len(order), sampler.rows * POOL):
         pool = slice(start, start + sampler.rows * POOL)
-        order[pool] = array("i", sorted(order[pool], key=sampler.lengths.__getitem__))
-    starts = array("i", range(0, len(order), sampler.rows))
-    rng.shuffle(starts)
-    return order, starts
+        by_length = sorted(order[pool], key=sampler.lengths.__getitem__)
+        order[pool] = array_of(len(by_length), "<i4", by_length).data
+    return order, _shuffled(rng, range(0, len(order), sampler.rows))
 
 
-def _shuffled(rng: random.Random, count: int) -> array[int]:
-    """Return the indices of rows in random order: 4 bytes per row, where a list of integers takes 36."""
-    order = array("i", range(count))
-    rng.shuffle(order)
+def _shuffled(rng: random.Random, numbers: range) -> memoryview:
+    """Return numbers in random order: 4 bytes for each, where a list of integers takes 36."""
+    order = array_of(len(numbers), "<i4", numbers).data
+    rng.shuffle(cast(MutableSequence[int], order))
     return order
 
 
@@ -100,6 +102,10 @@ class Draw:
     task: int
     epoch: int
     rows: list[int]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,15 @@ class Mixture:
     rows: int  # per step, at least as many as tasks
     tokens: int  # per micro-batch
     seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the optimizer steps that use as many rows as all tasks have."""
+        return -(-sum(map(len, self.lengths)) // self.rows)
+
+    def padded(self, draw: Draw) -> int:
+        """Return the tokens of a micro-batch, each row counted with the length of the longest."""
+        return len(draw.rows) * self.lengths[draw.task][draw.rows[0]]
 
     def drawn(self, task: int, step: int) -> int:
         """Return the rows of a task used before this step; tasks alternate if a share is below one row."""
@@ -133,12 +148,7 @@ class Mixture:
         return draws
 
     def window(self, step: int, world: World = SINGLE) -> list[Draw]:
-        """Return the micro-batches of one step, task by task, the longest rows first; none mixes two epochs.
-
-        Args:
-            step: the step.
-            world: the processes that share its rows; the micro-batches are those of this process.
-        """
+        """Return the micro-batches of this process in one step, task by task; none mixes two epochs."""
         draws = self.step_rows(step)
         chosen = set(world.share([self.lengths[draw.task][row] for draw in draws for row in draw.rows]))
         batches, first = [], 0
@@ -151,9 +161,9 @@ class Mixture:
 
 
 @lru_cache(maxsize=32)
-def _task_order(seed: int, task: int, epoch: int, count: int) -> array[int]:
+def _task_order(seed: int, task: int, epoch: int, count: int) -> memoryview:
     """Shuffle the row indices of a task for one epoch."""
-    return _shuffled(random.Random(f"{seed}/{task}/{epoch}"), count)
+    return _shuffled(random.Random(f"{seed}/{task}/{epoch}"), range(count))
 
 
 def tokens_of(recipe: Recipe) -> int:
@@ -161,7 +171,7 @@ def tokens_of(recipe: Recipe) -> int:
     return TOKENS_PER_PASS if recipe.schedule.batch_tokens == "auto" else recipe.schedule.batch_tokens
 
 
-def batches_of(prepared: TrainingContext, *, whole: bool = False) -> Batches | MultitaskBatches:
+def batches_of(prepared: TrainingContext, *, whole: bool = False) -> StepBatches:
     """Return the training rows of a run as batches; `whole` as in `models.batch.pack`."""
     if SINGLE_TASK in prepared.tasks:
         return Batches(prepared, prepared.train, prepared.general, whole=whole)
@@ -169,7 +179,45 @@ def batches_of(prepared: TrainingContext, *, whole: bool = False) -> Batches | M
     return MultitaskBatches(prepared, tasks, tokens=tokens_of(prepared.recipe))
 
 
-class Batches:
+class StepBatches(ABC):
+    """The rows of a run as the micro-batches of each step, and the limit of tokens of a micro-batch."""
+
+    sampler: Sampler | Mixture
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the optimizer steps of one epoch."""
+        return self.sampler.steps_per_epoch
+
+    @abstractmethod
+    def window(self, step: int) -> list[Batch]:
+        """Return the micro-batches of one optimizer step: of several processes, those of this one."""
+
+    @abstractmethod
+    def largest(self, tokens: int) -> Batch:
+        """Return the longest rows in one micro-batch of at most so many tokens, and at most the rows of a step."""
+
+    def widest(self, step: int) -> int:
+        """Return rows times longest row of the largest micro-batch of a step, in tokens."""
+        parts: list[Any] = [*self.sampler.window(step)]
+        return max(map(self.sampler.padded, parts))
+
+    def halve(self, step: int) -> int:
+        """Limit micro-batches to half the tokens of the largest of a step; return 0 if each has one row already."""
+        return self._halve(self.sampler.window(step, current_world()))
+
+    def at_once(self, tokens: int) -> None:
+        """Limit the tokens of a micro-batch; a longer row is a micro-batch by itself."""
+        self.sampler = replace(self.sampler, tokens=tokens)
+
+    def _halve(self, parts: Iterable[Any]) -> int:
+        half = max((self.sampler.padded(part) for part in parts if len(part) > 1), default=0) // 2
+        if half:
+            self.at_once(half)
+        return half
+
+
+class Batches(StepBatches):
     """Encoded rows of one task as the micro-batches of each step.
 
     Args:
@@ -199,9 +247,10 @@ class Batches:
         self._mismatches = objective.reference == "per_step" and not objective.samples_completions
         # The longest row that any epoch has at an index, and the completions that are sampled for it.
         longest = [max(row.size for row in choices) for choices in zip(*general, strict=True)]
-        sizes = [sizes_of(rows)[: self._own], longest]
-        lengths = array("i", (size + recipe.objective.completion_budget for part in sizes for size in part))
-        self.sampler = Sampler(lengths, recipe.schedule.batch_rows, tokens_of(recipe), recipe.seed)
+        budget = recipe.objective.completion_budget
+        sizes = (size + budget for size in chain(sizes_of(rows)[: self._own], longest))
+        lengths = array_of(len(rows), "<i4", sizes).data
+        self.sampler: Sampler = Sampler(lengths, recipe.schedule.batch_rows, tokens_of(recipe), recipe.seed)
 
     def of(
         self,
@@ -210,12 +259,9 @@ class Batches:
         *,
         pairs: Mapping[int, tuple[Tokens, ...]] | None = None,
     ) -> Batch:
-        """Collate rows into one batch.
+        """Collate rows into one batch, with the general rows and the masked words of an epoch.
 
-        Args:
-            indices: indices of the rows.
-            epoch: selects the general rows and the masked words.
-            pairs: `mismatched` of all rows of their step; by default of these.
+        `pairs` are `mismatched` of all rows of their step; by default of these.
         """
         if isinstance(epoch, int) and self._general:
             general = self._general[epoch % len(self._general)]
@@ -235,15 +281,6 @@ class Batches:
         pairs = mismatched([self._rows[i] for i in rows]) if self._mismatches else []
         return dict(zip(rows, pairs, strict=False))
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Return the optimizer steps that use every row once."""
-        return self.sampler.steps_per_epoch
-
-    def widest(self, step: int) -> int:
-        """Return rows times longest row of the largest micro-batch of a step, in tokens."""
-        return max(len(rows) * self.sampler.lengths[rows[0]] for rows in self.sampler.window(step))
-
     def window(self, step: int) -> list[Batch]:
         """Return the micro-batches of one optimizer step: of several processes, those of this one."""
         epoch, rows = step // self.sampler.steps_per_epoch, self.sampler.step_rows(step)
@@ -260,81 +297,47 @@ class Batches:
         pairs = self.mismatched(rows)
         return [self.of(part, pairs=pairs) for part in self.sampler.cut(rows, world)]
 
-    def halve(self, step: int) -> int:
-        """Limit micro-batches to half the tokens of the largest one of this step.
-
-        Returns:
-            The new limit; 0 if each micro-batch has one row already.
-        """
-        return self._halve(self.sampler.window(step, current_world()))
-
     def recompute(self, step: int) -> bool:
         """Return False: where these train alone, a head, nothing is kept inside of layers."""
         return False
 
+    def largest(self, tokens: int) -> Batch:
+        """Return the longest rows in one micro-batch of at most so many tokens, and at most the rows of a step."""
+        lengths = self.sampler.lengths
+        rows = nsmallest(self.sampler.rows, range(len(lengths)), key=lambda row: (-lengths[row], row))
+        return self.of(split_by_tokens(rows, lengths, tokens)[0], 0)
+
     def halve_all(self) -> int:
         """Limit micro-batches as `halve` does, by the batches of `all`."""
         return self._halve(self.sampler.cut(self._longest_first(), current_world()))
-
-    def at_once(self, tokens: int) -> None:
-        """Limit the tokens of a micro-batch; a longer row is a micro-batch by itself."""
-        self.sampler = replace(self.sampler, tokens=tokens)
-
-    def _halve(self, batches: Sequence[Sequence[int]]) -> int:
-        half = max((len(rows) * self.sampler.lengths[rows[0]] for rows in batches if len(rows) > 1), default=0) // 2
-        if half:
-            self.at_once(half)
-        return half
 
     def _longest_first(self) -> list[int]:
         lengths = self.sampler.lengths
         return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
 
 
-class MultitaskBatches:
+class MultitaskBatches(StepBatches):
     """The rows of several tasks as the micro-batches of each step; every micro-batch has rows of one task."""
 
     def __init__(self, prepared: TrainingContext, tasks: Mapping[str, Batches], *, tokens: int) -> None:
         self._tasks = dict(tasks)
-        self.mixture = mixture_of(prepared, tokens=tokens)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Return the optimizer steps that use as many rows as all tasks have."""
-        return -(-sum(map(len, self.mixture.lengths)) // self.mixture.rows)
-
-    def widest(self, step: int) -> int:
-        """Return rows times longest row of the largest micro-batch of a step, in tokens."""
-        return max(len(d.rows) * self.mixture.lengths[d.task][d.rows[0]] for d in self.mixture.window(step))
+        self.sampler: Mixture = mixture_of(prepared, tokens=tokens)
 
     def window(self, step: int) -> list[Batch]:
         """Return the micro-batches of one optimizer step: of several processes, those of this one."""
         tasks = list(self._tasks.items())
-        pairs = {(d.task, d.epoch): tasks[d.task][1].mismatched(d.rows) for d in self.mixture.step_rows(step)}
+        pairs = {(d.task, d.epoch): tasks[d.task][1].mismatched(d.rows) for d in self.sampler.step_rows(step)}
         batches = []
-        for draw in self.mixture.window(step, current_world()):
+        for draw in self.sampler.window(step, current_world()):
             name, rows = tasks[draw.task]
             batch = rows.of(draw.rows, draw.epoch, pairs=pairs[draw.task, draw.epoch])
             batches.append(replace(batch, task=name))
         return batches
 
-    def halve(self, step: int) -> int:
-        """Limit micro-batches to half the tokens of the largest one of this step.
-
-        Returns:
-            The new limit; 0 if each micro-batch has one row already.
-        """
-        lengths = self.mixture.lengths
-        window = self.mixture.window(step, current_world())
-        sizes = [len(draw.rows) * lengths[draw.task][draw.rows[0]] for draw in window if len(draw.rows) > 1]
-        half = max(sizes, default=0) // 2
-        if half:
-            self.at_once(half)
-        return half
-
-    def at_once(self, tokens: int) -> None:
-        """Limit the tokens of a micro-batch; a longer row is a micro-batch by itself."""
-        self.mixture = replace(self.mixture, tokens=tokens)
+    def largest(self, tokens: int) -> Batch:
+        """Return the largest micro-batch of one task, as `Batches.largest` does."""
+        found = [replace(rows.largest(tokens), task=name) for name, rows in self._tasks.items()]
+        return max(found, key=lambda batch: batch.forward_tokens)
 
 
 def mixture_of(prepared: TrainingContext, *, tokens: int) -> Mixture:

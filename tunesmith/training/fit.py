@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tunesmith.errors import ProcessError, Refused, RewardError, out_of_memory
 from tunesmith.events import Resumed, StepFinished, Validated
-from tunesmith.models.batch import Batch, StepMetrics, halve, mean_metrics, sum_metrics
+from tunesmith.models.batch import TOKENS_PER_PASS, Batch, StepMetrics, halve, mean_metrics, sum_metrics
 from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, peak_bytes
 from tunesmith.models.policy import Policy
 from tunesmith.models.sharded import clip_gradients, is_shard
@@ -35,6 +35,8 @@ from tunesmith.training.train_state import (
 )
 
 T = TypeVar("T")
+# Share of a GPU's memory that a pass may take with the moments of AdamW: allocators need the rest.
+FILLED = 0.88
 
 
 class StepBatches(Protocol):
@@ -214,14 +216,7 @@ class Trainer:
         return self._until_it_fits(attempt)
 
     def _accumulate(self, sums: Mapping[str, float]) -> _StepPart:
-        """Run forward and backward over the micro-batches of this step, in sizes that fit into memory.
-
-        Args:
-            sums: sums over all micro-batches of the step.
-
-        Returns:
-            The share of this process in the loss and the metrics of the step.
-        """
+        """Run forward and backward over the micro-batches of this step, whose sums are given, in sizes that fit."""
 
         def attempt() -> tuple[float, dict[str, tuple[float, float]]]:
             prepared = self.learner.with_sums(self._load(), sums)
@@ -254,9 +249,8 @@ class Trainer:
     def _until_it_fits(self, attempt: Callable[[], T], *, recompute: bool = False) -> T:
         """Repeat a part of the step while memory runs out: without kept activations, then in smaller micro-batches.
 
-        The gradients of the step are dropped and it starts again. Rollouts were sampled before any parameter changed,
-        so these batches are cut in half and not made again. In lockstep the other processes wait in the middle of a
-        pass, which cannot be repeated: all end, and the next start keeps less in memory.
+        Rollouts were sampled before any parameter changed, so these batches are cut in half and not made again. In
+        lockstep the other processes wait in the middle of a pass, so all end, and the next start keeps less in memory.
 
         Args:
             attempt: the part of the step.
@@ -269,39 +263,21 @@ class Trainer:
                 if not out_of_memory(error):
                     raise
             # Outside the except clause, where the error no longer references the tensors of its frames.
+            drop_gradients(self.policy)
             before, self._prepared = self._prepared or [], None
             sampled = any(batch.rollout is not None for batch in before)
-            if recompute and self._recompute():
-                self._prepared = before if sampled else None
-            else:
-                was_cut = False
-                if sampled:
-                    self._prepared = [half for batch in before for half in halve(batch)]
-                    was_cut = len(self._prepared) > len(before)
-                self._release_memory(was_cut=was_cut)
+            kept = list(before)
+            if not (recompute and self.batches.recompute(self.state.step)):
+                kept = [half for batch in before for half in halve(batch)] if sampled else []
+                self._limit = self.batches.halve(self.state.step)
+                if not self._limit and len(kept) <= len(before):
+                    raise Refused(f"step {self.state.step + 1}: {NOT_ONE_ROW}")
+            self._prepared = kept if sampled else None
             if self.lockstep:
                 raise ProcessError(
                     f"step {self.state.step + 1}: out of memory; run the same command again, which resumes with less "
                     "in memory at once"
                 )
-
-    def _release_memory(self, *, was_cut: bool = False) -> None:
-        """Drop the gradients of a step that did not fit and halve the micro-batches from here on."""
-        self._drop_gradients()
-        self._limit = self.batches.halve(self.state.step)
-        if not self._limit and not was_cut:
-            raise Refused(f"step {self.state.step + 1}: {NOT_ONE_ROW}")
-
-    def _recompute(self) -> bool:
-        """Drop the gradients of a step that did not fit and keep fewer activations from here on, if that is new."""
-        self._drop_gradients()
-        return self.batches.recompute(self.state.step)
-
-    def _drop_gradients(self) -> None:
-        for _, value in self.policy.trainable():
-            value.grad = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _validate(self) -> None:
         """Score the parameters; keep them if they are the best so far, count towards `patience` if not."""
@@ -327,14 +303,7 @@ class Trainer:
 
 
 def retry_smaller(step: Callable[[], T], halve: Callable[[], bool]) -> T:
-    """Repeat a computation in smaller batches until memory holds it.
-
-    Args:
-        step: computes in the present batch size.
-        halve: halves that size and returns whether that was possible.
-
-    Returns:
-        The result of the first `step` that does not run out of memory.
+    """Repeat `step` until memory holds it; before each repetition, `halve` halves its batches if that is possible.
 
     Raises:
         ProcessError: memory ran out in one of several processes that run in lockstep.
@@ -377,24 +346,64 @@ def step(
     return copies * loss, optimizer_step(policy, optimizer, clip=clip)
 
 
+def drop_gradients(policy: Policy) -> None:
+    """Drop the gradients of a step that is not taken, and give what they held back to a GPU."""
+    for _, value in policy.trainable():
+        value.grad = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def plain_parameters(policy: Policy) -> list[nn.Parameter]:
     """Return the trainable parameters that every process has whole; FSDP adds up the gradients of all others."""
     return [value for _, value in policy.trainable() if not is_shard(value)]
 
 
 def prepare_batches(policy: Policy, learner: Learner, batches: Iterable[Batch]) -> list[Batch]:
-    """Prepare the micro-batches of a step: everything that needs no gradient, before any parameter changes.
+    """Prepare all micro-batches of a step, on the policy's device and in evaluation mode.
 
-    Args:
-        policy: the policy, switched to evaluation mode.
-        learner: adds reference log-probabilities, rollouts, advantages, as its loss needs them.
-        batches: all micro-batches of one step.
-
-    Returns:
-        The prepared micro-batches on the policy's device.
+    The learner adds what needs no gradient, before any parameter changes: rollouts, reference log-probabilities.
     """
     prepared = prepare_each(policy, learner, batches)
     return learner.with_sums(prepared, learner.step_sums(prepared, policy))
+
+
+def pass_tokens(
+    policy: Policy, learner: Learner, largest: Callable[[int], Batch], *, most: int, filled: Callable[[], float]
+) -> int:
+    """Find how many tokens of a micro-batch fill the memory of a device, within an eighth; at least TOKENS_PER_PASS.
+
+    Args:
+        policy: the policy. No parameter changes, no gradient is left, and no random number is used up.
+        learner: computes the loss.
+        largest: returns the largest micro-batch of at most so many tokens.
+        most: tokens of a whole step.
+        filled: returns the largest share of the memory that was used since it was last called.
+    """
+
+    def fits(tokens: int) -> bool:
+        ran_out = False
+        try:
+            accumulate_gradients(policy, learner, prepare_batches(policy, learner, [largest(tokens)]))
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            ran_out = True
+        drop_gradients(policy)
+        return filled() <= FILLED and not ran_out
+
+    with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
+        filled()
+        fit, full = TOKENS_PER_PASS, 0
+        if not fits(fit):  # the run recomputes or halves, as its own steps demand
+            return fit
+        while fit < most and (not full or full - fit > fit // 8):
+            tokens = (fit + full) // 2 if full else 2 * fit
+            if fits(tokens):
+                fit = tokens
+            else:
+                full = tokens
+    return fit
 
 
 def prepare_each(policy: Policy, learner: Learner, batches: Iterable[Batch]) -> list[Batch]:

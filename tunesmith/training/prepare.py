@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -32,7 +33,7 @@ from tunesmith.data.examples.types import Example
 from tunesmith.data.files import is_there, read_page, write_whole
 from tunesmith.data.splits.load import DataFacts, DatasetSplits
 from tunesmith.data.splits.split import Split
-from tunesmith.data.stored import build_once, cached_folder, joined, take
+from tunesmith.data.stored import array_of, build_once, cached_folder, joined, take
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.masking import Masking
 from tunesmith.data.tokenization.token_store import EncodedStore, encoded_pieces
@@ -65,6 +66,8 @@ FULL_BYTES = 16
 # Share of a GPU's memory for these; the rest is for activations.
 ROOM = 0.8
 
+# Counts of tasks that add up.
+ADDED_FACTS = ("rows", "train", "validation", "test", "copies_removed", "learned_tokens")
 NO_TEST_ROWS = "no test rows: scored on the validation rows, by which checkpoint and settings were chosen too"
 
 
@@ -124,7 +127,8 @@ class TrainingContext:
         rows = self.loaded.split.train
         if not isinstance(rows, StoredExamples) or len(rows) <= MOST_BASELINE_ROWS:
             return rows
-        return rows.take(sorted(random.Random(self.recipe.seed).sample(range(len(rows)), MOST_BASELINE_ROWS)))
+        sample = random.Random(self.recipe.seed).sample(range(len(rows)), MOST_BASELINE_ROWS)
+        return rows.take(np.array(sorted(sample)))
 
     def noted(self, *notes: str) -> TrainingContext:
         """Return the context with further notes for the report."""
@@ -138,9 +142,6 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
         recipe: the recipe of a single task or of several.
         on_event: receives the stages, the machine and the counts of the rows.
         offline: do not access the network.
-
-    Returns:
-        Everything that training and evaluation need.
 
     Raises:
         TunesmithError: the recipe, the rows, the model or a reward cannot be used; the message names the fix.
@@ -221,29 +222,17 @@ def shared_machine(recipe: Recipe) -> ChosenMachine:
     """
     settings, world = recipe.machine, current_world()
     threads = settings.threads or (cores() // world.local_size or 1 if world.size > 1 else 0)
-
-    def measured() -> dict[str, Any]:
-        return asdict(
-            choose_machine(device=settings.device, dtype=settings.dtype, threads=threads, exact=settings.exact)
-        )
-
-    machine = ChosenMachine(**world.lead(measured))
+    own: dict[str, Any] = {"threads": threads, "exact": settings.exact}
+    measured = world.lead(lambda: asdict(choose_machine(device=settings.device, dtype=settings.dtype, **own)))
+    machine = ChosenMachine(**measured)
     if world.size == 1:
         return machine
     device = f"cuda:{world.local_rank}" if machine.device.startswith("cuda") else machine.device
-    return replace(machine, device=configure_device(device, threads=threads, exact=settings.exact))
+    return replace(machine, device=configure_device(device, **own))
 
 
 def fit_max_length(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:
-    """Lower `data.max_tokens` to what the model holds besides virtual tokens and sampled completions.
-
-    Args:
-        recipe: the recipe, its objective bound to the rows if it samples completions.
-        base: the base model; 0 positions mean no limit.
-        on_event: receives a message if the limit was lowered.
-
-    Returns:
-        The recipe, with a lower limit if necessary.
+    """Lower `data.max_tokens` to what the model holds besides virtual tokens and sampled completions, and say so.
 
     Raises:
         RecipeError: virtual tokens or completions leave fewer than 16 tokens for a row.
@@ -288,14 +277,7 @@ def check_max_length(recipe: Recipe, template: Template) -> None:
 def encode_all(
     objective: AnyObjective, examples: Sequence[Example], template: Template, *, limit: int
 ) -> list[Encoded]:
-    """Encode examples, each as one row; a document as one row per window, a chat with thoughts as one per answer.
-
-    Args:
-        objective: the objective that encodes them.
-        examples: typed rows.
-        template: tokenizer and chat format.
-        limit: tokens of the longest row.
-    """
+    """Encode examples, each as one row; a document as one row per window, a chat with thoughts as one per answer."""
     tracked = track(examples, "encoding", unit="rows", total=len(examples))
     return [row for example in tracked for row in objective.encode_all(example, template, limit=limit)]
 
@@ -313,71 +295,47 @@ def masking_of(objective: AnyObjective, template: Template, seed: int) -> Maskin
     return Masking.of(template, share=objective.masked_share, seed=seed)
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedRows:
-    """The rows of one task as tokens, without those that have nothing to learn, and the objective bound to them."""
-
-    objective: AnyObjective
-    train: Sequence[Encoded]
-    validation: Sequence[Encoded]
-    facts: DataFacts
-
-    def save(self, folder: Path) -> None:
-        """Save in the folder of the token stores everything that is not in them, for `open`."""
-        for name, rows in (("train", self.train), ("validation", self.validation)):
-            assert isinstance(rows, EncodedStore)
-            rows.save(folder / f"{name}.npy")
-        write_whole(folder / "objective.json", self.objective.model_dump_json())
-        write_whole(folder / "facts.json", TypeAdapter(DataFacts).dump_json(self.facts).decode())
-
-    @classmethod
-    def open(cls, folder: Path, objective: type[AnyObjective]) -> EncodedRows:
-        """Map the saved rows."""
-        train, validation = (EncodedStore(folder / name, folder / f"{name}.npy") for name in ("train", "validation"))
-        bound = read_page(folder / "objective.json", objective)
-        return cls(bound, train, validation, read_page(folder / "facts.json", DataFacts))
-
-
 def _encode_task(recipe: Recipe, loaded: DatasetSplits, base: Base, machine: ChosenMachine) -> TrainingContext:
     """Bind the objective of one task to its rows and encode them, or map what was encoded before."""
     template = Template(base.tokenizer, chat=base.family == "decoder")
     folder = _tokens_folder(recipe, loaded, template)
+    empty = TrainingContext(recipe, loaded, base, machine, template, [], [], DataFacts())
     if folder is None:
-        encoded = _encode(recipe, loaded, template, base.family)
-    else:
-        build_once(folder, lambda partial: _encode(recipe, loaded, template, base.family, folder=partial).save(partial))
-        encoded = EncodedRows.open(folder, type(recipe.objective))
-    recipe = recipe.model_copy(update={"objective": encoded.objective})
+        return _encode(empty)
+    build_once(folder, lambda partial: _save(_encode(empty, folder=partial), partial))
+    recipe = recipe.model_copy(update={"objective": read_page(folder / "objective.json", type(recipe.objective))})
     check_pair(recipe, base.family)
-    return TrainingContext(recipe, loaded, base, machine, template, encoded.train, encoded.validation, encoded.facts)
+    train, validation = (EncodedStore(folder / name, folder / f"{name}.rows") for name in ("train", "validation"))
+    facts = read_page(folder / "facts.json", DataFacts)
+    return replace(empty, recipe=recipe, train=train, validation=validation, facts=facts)
+
+
+def _save(encoded: TrainingContext, folder: Path) -> None:
+    """Save what `_encode` has found, beside the tokens."""
+    for name, rows in (("train", encoded.train), ("validation", encoded.validation)):
+        assert isinstance(rows, EncodedStore)
+        rows.save(folder / f"{name}.rows")
+    write_whole(folder / "objective.json", encoded.recipe.objective.model_dump_json())
+    write_whole(folder / "facts.json", TypeAdapter(DataFacts).dump_json(encoded.facts).decode())
 
 
 def _tokens_folder(recipe: Recipe, loaded: DatasetSplits, template: Template) -> Path | None:
-    """Return the folder in the user's cache for the tokens of stored rows; None for rows in memory.
-
-    Its name is a digest of the chosen rows, the tokenizer with its template, the objective and the limit.
-    """
+    """Return the folder in the user's cache for the tokens of stored rows; None for rows in memory."""
     split = loaded.split
     parts = [part for part in (split.train, split.validation, split.test) if isinstance(part, StoredExamples)]
     if len(parts) < 3:
         return None
-    rows = [(part.folder.parent.name, hashlib.sha256(part.chosen.tobytes()).hexdigest()) for part in parts]
-    vocabulary = template.tokenizer.backend_tokenizer.to_str()
-    return cached_folder(
-        "tokens",
-        rows,
-        split.notes,
-        (hashlib.sha256(vocabulary.encode()).hexdigest(), template.hash, template.chats),
-        recipe.objective.model_dump(mode="json"),
-        recipe.data.max_tokens,
-    )
+    chosen = [hashlib.sha256(np.ascontiguousarray(part.chosen).data).hexdigest() for part in parts]
+    rows = list(zip((part.folder.parent.name for part in parts), chosen, strict=True))
+    vocabulary = hashlib.sha256(template.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    tokenizer = (vocabulary, template.hash, template.chats, recipe.data.max_tokens)
+    return cached_folder("tokens", rows, split.notes, tokenizer, recipe.objective.model_dump(mode="json"))
 
 
-def _encode(
-    recipe: Recipe, loaded: DatasetSplits, template: Template, family: str, *, folder: Path | None = None
-) -> EncodedRows:
-    """Bind the objective of one task to its rows and encode them, into a folder if one is given."""
-    split, limit = loaded.split, recipe.data.max_tokens
+def _encode(task: TrainingContext, *, folder: Path | None = None) -> TrainingContext:
+    """Bind the objective of a task to its rows and encode them, into a folder if one is given."""
+    recipe, template, family = task.recipe, task.template, task.base.family
+    split, limit = task.loaded.split, recipe.data.max_tokens
     objective = recipe.objective.bind(split.examples(), family)
     recipe = recipe.model_copy(update={"objective": objective})
     check_pair(recipe, family)
@@ -390,31 +348,36 @@ def _encode(
         if folder is None:
             return encode_all(objective, examples, template, limit=limit)
         tracked = track(examples, "encoding", unit="rows", total=len(examples))
-        return EncodedStore.write(folder / name, encoded_pieces(objective, tracked, template, limit=limit))
+        encode = partial(objective.encode_all, template=template, limit=limit)
+        return EncodedStore.write(folder / name, encoded_pieces(encode, tracked))
 
     train = encoded("train", split.train)
     validation = encoded("validation", split.validation)
     notes += objective.encoded_notes(split.train, train, template, limit=limit)
     tokens, longest = 0, 0
-    truncated, zero_label, learned = list[str](), list[str](), array("i")
-    for index, row in enumerate(train):
-        tokens += sum(sequence.learned for sequence in row.sequences)
-        longest = max(longest, row.length)
-        if row.shortened:
-            truncated.append(row.where)
-        if _is_learned(row):
-            learned.append(index)
-        else:
-            zero_label.append(row.where)
+    truncated, zero_label = list[str](), list[str]()
+
+    def learned() -> Iterator[bool]:
+        nonlocal tokens, longest
+        for row in train:
+            tokens += sum(sequence.learned for sequence in row.sequences)
+            longest = max(longest, row.length)
+            if row.shortened:
+                truncated.append(row.where)
+            if not (is_learned := _is_learned(row)):
+                zero_label.append(row.where)
+            yield is_learned
+
+    learned_train = take(train, array_of(len(train), "?", learned()))
     if not split.test and not split.validation:
         raise Refused(f"{recipe.data.train}: no held-out rows to score; set data.test or data.validation")
-    if not learned:
+    if not learned_train:
         raise Refused(
             f"{recipe.data.train}: none of {len(train)} rows contains training tokens within {limit} tokens; "
             "shorten the prompts, or raise data.max_tokens if the context of the model is longer"
         )
     facts = DataFacts(
-        rows=loaded.rows,
+        rows=task.loaded.rows,
         train=len(split.train),
         validation=len(split.validation),
         test=len(split.test),
@@ -423,11 +386,13 @@ def _encode(
         longest=longest,
         truncated=tuple(truncated),
         zero_label=tuple(zero_label),
-        sha256=dict(loaded.sha256),
+        sha256=dict(task.loaded.sha256),
         notes=(*split.notes, *notes, *([] if split.test else [NO_TEST_ROWS])),
     )
-    validation = take(validation, [index for index, row in enumerate(validation) if _is_learned(row)])
-    return EncodedRows(objective.bind_encoded(train), take(train, learned), validation, facts)
+    validation = take(validation, array_of(len(validation), "?", map(_is_learned, validation)))
+    recipe = recipe.model_copy(update={"objective": objective.bind_encoded(train)})
+    check_pair(recipe, family)
+    return replace(task, recipe=recipe, train=learned_train, validation=validation, facts=facts)
 
 
 def _is_learned(row: Encoded) -> bool:
@@ -467,12 +432,7 @@ def _join_tasks(recipe: Recipe, tasks: Mapping[str, TrainingContext]) -> Trainin
         train=joined(*(task.train for task in contexts)),
         validation=joined(*(task.validation for task in contexts)),
         facts=DataFacts(
-            rows=sum(part.rows for part in facts),
-            train=sum(part.train for part in facts),
-            validation=sum(part.validation for part in facts),
-            test=sum(part.test for part in facts),
-            copies_removed=sum(part.copies_removed for part in facts),
-            learned_tokens=sum(part.learned_tokens for part in facts),
+            **{name: sum(getattr(part, name) for part in facts) for name in ADDED_FACTS},
             longest=max(part.longest for part in facts),
             truncated=tuple(location for part in facts for location in part.truncated),
             zero_label=tuple(location for part in facts for location in part.zero_label),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import asdict, dataclass, field, replace
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +17,7 @@ import torch
 
 from tunesmith.data.examples.prompts import RLPrompt
 from tunesmith.data.files import read_page, write_whole
+from tunesmith.data.stored import build_once, cached_folder
 from tunesmith.data.tokenization.token_store import sizes_of
 from tunesmith.errors import Refused
 from tunesmith.events import (
@@ -34,21 +37,21 @@ from tunesmith.metrics import calibration
 from tunesmith.models.batch import Batch, collate
 from tunesmith.models.generation.generate import sample
 from tunesmith.models.loading.checkpoint import find_folder
-from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW
+from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW, gpu_share
 from tunesmith.models.mixtures import RouterLoss
 from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recompute_layers, recomputes
 from tunesmith.models.sharded import reshard
-from tunesmith.models.world import added, current_world, passes
+from tunesmith.models.world import added, alone, current_world, passes
 from tunesmith.objectives import Classify, Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.online_rl import OnlineRLLearner, Sampler
 from tunesmith.phases import phase
 from tunesmith.progress import track
 from tunesmith.techniques import Full
-from tunesmith.training.batches import Batches, MultitaskBatches, batches_of
+from tunesmith.training.batches import Batches, StepBatches, batches_of
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.training.fit import Trainer, ValidationResult, prepare_each, retry_smaller
+from tunesmith.training.fit import Trainer, ValidationResult, pass_tokens, prepare_each, retry_smaller
 from tunesmith.training.head_init import init_heads_from_probe
 from tunesmith.training.journal import KEPT_KEY, Journal
 from tunesmith.training.multitask import TaskMetrics, gradient_cosines, mean_loss, read_task_metrics
@@ -144,14 +147,17 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
                 write_whole(out / PROBE, json.dumps(asdict(checks[0])))
         with phase("adapter and head"):
             init_heads_from_probe(prepared, policy, callbacks.on_event)
+        if world.leads and not world.lockstep:
+            with alone():
+                _fill_passes(prepared, policy, learner, batches, journal=journal)
     probe = read_page(out / PROBE, Probe) if (out / PROBE).exists() else None
     tracked = recipe.track if world.leads else ()
     trackers = open_trackers(tracked, run=out, config=recipe.model_dump(mode="json"))
-    log = RunLog(journal, trackers, batches, recompute, callbacks.on_event)
+    log = RunLog(journal, trackers, batches, recompute, callbacks.on_event, _packer(policy.device))
     trainer = Trainer(
         policy,
         learner,
-        LoggedBatches(batches, log),
+        log,
         plan=plan,
         folder=out / "checkpoints",
         callbacks=replace(callbacks, on_event=log),
@@ -171,6 +177,31 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
     recompute_layers(policy.network, on=False)
     policy.autocast_dtype = None  # answers are computed in full precision, here and wherever the run is loaded
     return TrainResult(policy, plan, state, probe, tuple(notes), read_task_metrics(journal, prepared))
+
+
+def _fill_passes(
+    prepared: TrainingContext, policy: Policy, learner: Learner, batches: StepBatches, *, journal: Journal
+) -> None:
+    """Find how many tokens of a micro-batch fill a GPU, once for each model, technique and GPU, and record it."""
+    recipe, device = prepared.recipe, policy.device
+    fixed = recipe.schedule.batch_tokens != "auto" or recipe.objective.samples_completions
+    if fixed or gpu_share(device) is None or any(TOKENS_AT_ONCE_KEY in record for record in journal.read()):
+        return
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else device
+    settings = recipe.model_dump(mode="json", include={"model", "objective", "technique", "schedule", "machine"})
+    folder = cached_folder("passes", settings, prepared.machine.dtype, batches.largest(1).tokens, gpu)
+
+    def find(partial: Path) -> None:
+        # What AdamW adds to the first step: two values for each trained one, in float32.
+        moments = 8 * sum(value.numel() for _, value in policy.trainable())
+        held = torch.empty(moments, dtype=torch.uint8, device=device)
+        most = recipe.schedule.batch_rows * recipe.data.max_tokens
+        tokens = pass_tokens(policy, learner, batches.largest, most=most, filled=lambda: gpu_share(device) or 0.0)
+        del held
+        write_whole(partial / "tokens.json", json.dumps(tokens))
+
+    build_once(folder, find)
+    journal.write({"step": 0, TOKENS_AT_ONCE_KEY: read_page(folder / "tokens.json", int)})
 
 
 def _notes(journal: Journal, state: TrainingState, plan: TrainingPlan, on_event: EventHandler) -> list[str]:
@@ -408,18 +439,21 @@ class Recompute:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunLog:
-    """Writes events of the loop to the journal and the trackers, and passes them on.
+    """Passes the batches of a run to the loop, and its events on; both are written to the journal and the trackers.
 
-    Of several processes, only the first one writes.
+    Of several processes, only the first one writes. With a thread, the batches of the next step are packed ahead.
     """
 
     journal: Journal
     trackers: Sequence[Tracker]
-    batches: Batches | MultitaskBatches
-    recompute: Recompute
+    batches: StepBatches
+    recomputing: Recompute
     on_event: EventHandler
+    thread: ThreadPoolExecutor | None
+    step: int = 0
+    ahead: dict[int, Future[list[Batch]]] = field(default_factory=dict)
 
     def __call__(self, event: Event) -> None:
         """Record a step or a validation; on resuming, drop what was recorded after the checkpoint."""
@@ -429,7 +463,7 @@ class RunLog:
                     if TOKENS_AT_ONCE_KEY in record:
                         self.batches.at_once(record[TOKENS_AT_ONCE_KEY])
                     if RECOMPUTE_KEY in record:
-                        recompute_layers(self.recompute.policy.network)
+                        recompute_layers(self.recomputing.policy.network)
             case Validated(step, math.inf):  # a gate was violated, which is noted already; JSON has no infinity
                 self._write({"step": step, "outside_gate": True})
                 return
@@ -443,8 +477,38 @@ class RunLog:
             self._write({"step": event.step, "alarm": warning})
             self.on_event(Note(warning))
 
-    def out_of_memory(self, step: int, tokens: int) -> None:
-        """Record that micro-batches are smaller from this step on."""
+    def window(self, step: int) -> Sequence[Batch]:
+        """Return the micro-batches of one optimizer step."""
+        self.step = step
+        if self.thread is None:
+            return self.batches.window(step)
+        runs = {  # in the world of this thread
+            number: self.ahead.get(number) or self.thread.submit(copy_context().run, self._pinned, number)
+            for number in (step, step + 1)
+        }
+        self.ahead = {step + 1: runs[step + 1]}
+        return runs[step].result()
+
+    def halve(self, step: int) -> int:
+        """Halve the tokens per micro-batch from this step on and return the new limit; 0 if one row is the limit."""
+        if tokens := self.batches.halve(step):
+            self._cut(step, tokens)
+        return tokens
+
+    def at_once(self, tokens: int) -> None:
+        """Limit the tokens of a micro-batch, because memory ran out in another process."""
+        self.batches.at_once(tokens)
+        self._cut(self.step, tokens)
+
+    def recompute(self, step: int) -> bool:
+        """Keep no activations inside of layers from this step on; return False if that is so already, or refused."""
+        return self.recomputing.start(step)
+
+    def _pinned(self, step: int) -> list[Batch]:
+        return [batch.pinned() for batch in self.batches.window(step)]
+
+    def _cut(self, step: int, tokens: int) -> None:
+        self.ahead = {}
         _record_out_of_memory(self.journal, {"step": step, TOKENS_AT_ONCE_KEY: tokens})
         self.on_event(Note(_out_of_memory_note(step, tokens)))
 
@@ -465,34 +529,9 @@ def _record_out_of_memory(journal: Journal, record: Mapping[str, Any]) -> None:
         journal.write({**record, "out_of_memory": True, **({KEPT_KEY: True} if world.lockstep else {})})
 
 
-@dataclass(slots=True)
-class LoggedBatches:
-    """The batches of a run; a cut in their size is logged."""
-
-    batches: Batches | MultitaskBatches
-    log: RunLog
-    step: int = 0
-
-    def window(self, step: int) -> Sequence[Batch]:
-        """Return the micro-batches of one optimizer step."""
-        self.step = step
-        return self.batches.window(step)
-
-    def halve(self, step: int) -> int:
-        """Halve the tokens per micro-batch from this step on and return the new limit; 0 if one row is the limit."""
-        tokens = self.batches.halve(step)
-        if tokens:
-            self.log.out_of_memory(step, tokens)
-        return tokens
-
-    def at_once(self, tokens: int) -> None:
-        """Limit the tokens of a micro-batch, because memory ran out in another process."""
-        self.batches.at_once(tokens)
-        self.log.out_of_memory(self.step, tokens)
-
-    def recompute(self, step: int) -> bool:
-        """Keep no activations inside of layers from this step on; return False if that is so already, or refused."""
-        return self.log.recompute.start(step)
+def _packer(device: torch.device) -> ThreadPoolExecutor | None:
+    """Return the thread that packs batches while a GPU computes; None on a CPU, which has no core to spare."""
+    return ThreadPoolExecutor(1) if device.type == "cuda" else None
 
 
 def _recompute_note(step: int) -> str:

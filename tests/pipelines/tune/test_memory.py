@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recomputes
 from tunesmith.objectives import Classify
 from tunesmith.objectives.base import Loss
+from tunesmith.training.batches import Batches
 from tunesmith.training.callbacks import Interrupted
+from tunesmith.training.fit import FILLED
 
 pytestmark = pytest.mark.usefixtures("small_world")
 SCHEDULE = {"probe": False, "patience": 99, "save_steps": 1}
@@ -119,3 +123,80 @@ def test_a_probe_that_memory_never_holds_is_refused_with_the_cure(monkeypatch: p
     monkeypatch.setattr(Classify, "loss", loss)
     with pytest.raises(Refused, match="overfit check: memory does not hold one row at a time; lower data.max_tokens"):
         tune(recipe(tmp_path, reviews(), "llama", schedule={**SCHEDULE, "probe": True}), tmp_path / "run")
+
+
+class Simulated:
+    """The memory of a device that holds a forward and backward pass over so many tokens."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, tokens: int, *, raises: bool) -> None:
+        self.tokens, self.peak = tokens, 0
+        self.passes: list[int] = []
+        learned = Classify.loss
+
+        def loss(objective: Classify, batch: Batch, policy: Policy) -> Loss:
+            if torch.is_grad_enabled():
+                size = batch.rows * batch.row_index.shape[1]
+                self.passes.append(size)
+                self.peak = max(self.peak, size)
+                if raises and size > tokens:
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+            return learned(objective, batch, policy)
+
+        patch.setattr(Classify, "loss", loss)
+        patch.setattr("tunesmith.training.train.gpu_share", self.share)
+        patch.setattr("tunesmith.training.fit.TOKENS_PER_PASS", 64)
+
+    def share(self, device: torch.device) -> float:
+        share, self.peak = FILLED * self.peak / self.tokens, 0
+        return share
+
+
+def weights(run: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted((run / "model").glob("*.safetensors")))
+
+
+@pytest.mark.parametrize("raises", [True, False], ids=["out of memory", "nearly full"])
+def test_a_pass_fills_the_memory_of_a_device_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raises: bool
+):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    settings = {"schedule": {**SCHEDULE, "batch_rows": 16}, "technique": {"kind": "lora", "rank": 4, "dropout": 0.2}}
+    made = recipe(tmp_path, reviews(), "llama", **settings)
+    with monkeypatch.context() as patch:
+        memory = Simulated(patch, 200, raises=raises)
+        found = tune(made, tmp_path / "found")
+        trials = len(memory.passes)
+        again = tune(made, tmp_path / "again")
+    (tokens,) = (record["tokens_at_once"] for record in journal(found.folder) if "tokens_at_once" in record)
+    assert 200 * 8 / 9 < tokens < 200 * 9 / 8  # rows are as long as their tokens, passes a token shorter
+    assert max(memory.passes[:trials]) > 200  # larger sizes were tried
+    assert max(memory.passes[trials:]) <= 200  # but not again by the second run
+    assert not any("out of memory" in note for note in found.report.data.notes)
+    settings["schedule"]["batch_tokens"] = tokens
+    told = tune(recipe(tmp_path, reviews(), "llama", **settings), tmp_path / "told")
+    assert weights(found.folder) == weights(again.folder) == weights(told.folder)
+    losses = [[record["loss"] for record in journal(run.folder) if "loss" in record] for run in (found, again, told)]
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["cramped", "roomy"])
+def test_batches_packed_ahead_in_a_thread_are_those_packed_in_their_step(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path, memory: bool
+):
+    if memory:
+        request.getfixturevalue("cramped")
+    made = recipe(tmp_path, reviews(), "llama", schedule={**SCHEDULE, "epochs": 3})
+    whole = tune(made, tmp_path / "whole")
+    packed = set[str]()
+    real = Batches.window
+    with monkeypatch.context() as patch:
+        patch.setattr("tunesmith.training.train._packer", lambda device: ThreadPoolExecutor(1, "packs"))
+        patch.setattr(Batches, "window", lambda *given: (packed.add(threading.current_thread().name), real(*given))[1])
+        left = [False, False, False, True]
+        with pytest.raises(Interrupted):
+            tune(made, tmp_path / "ahead", stop=lambda: left.pop(0))
+        ahead = tune(made, tmp_path / "ahead")
+    assert any(name.startswith("packs") for name in packed)
+    assert weights(whole.folder) == weights(ahead.folder)
+    steps = [[{**r, "seconds": 0, "tokens_per_second": 0} for r in journal(run.folder)] for run in (whole, ahead)]
+    assert steps[0] == steps[1]

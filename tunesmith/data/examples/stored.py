@@ -28,7 +28,7 @@ class StoredExamples(StoredSequence[Example]):
     """Examples of one kind."""
 
     def _open(self) -> int:
-        self._lines = Ragged(self.folder, NAME)
+        self._lines = Ragged(self.folder, NAME, "|u1")
         self._adapter = ADAPTERS[(self.folder / "kind").read_text(encoding="utf-8")]
         return len(self._lines)
 

@@ -87,9 +87,15 @@ def _blank(value: object) -> bool:
 
 def answer_notes(examples: Sequence[Example]) -> list[str]:
     """Return how rows with several accepted answers and with none are learned and scored; empty without such rows."""
-    lists = [example.accepted for example in examples if isinstance(example, Chat) and example.accepted is not None]
-    choices = sum(map(_are_of_choice, lists))
-    several = [answers for answers in lists if len(answers) > 1 and not _are_of_choice(answers)]
+    choices = several = most = unanswerable = 0
+    for example in examples:
+        if isinstance(example, Chat) and example.accepted is not None:
+            count = len(example.accepted)
+            of_choice = _are_of_choice(example.accepted)
+            choices += of_choice
+            several += count > 1 and not of_choice
+            most = max(most, 0 if of_choice else count)
+            unanswerable += count == 0
     notes = []
     if choices:
         notes.append(
@@ -98,10 +104,10 @@ def answer_notes(examples: Sequence[Example]) -> list[str]:
         )
     if several:
         notes.append(
-            f"{len(several)} of {len(examples)} rows have several accepted answers: the first is learned, and a "
-            f"score is the best of up to {max(map(len, several))} accepted answers"
+            f"{several} of {len(examples)} rows have several accepted answers: the first is learned, and a "
+            f"score is the best of up to {most} accepted answers"
         )
-    if unanswerable := lists.count(()):
+    if unanswerable:
         notes.append(
             f"{unanswerable} of {len(examples)} rows have no accepted answer: the text of objective.unanswerable "
             "is learned and expected"

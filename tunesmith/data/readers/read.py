@@ -78,24 +78,15 @@ def read_file(source: str | Path, *, offline: bool = False) -> RowFile:
 
 
 def large_file(source: str | Path) -> bool:
-    """Return whether a source is a file that is read row by row, and kept in files instead of memory.
-
-    Args:
-        source: source of rows.
-    """
+    """Return whether a source is a file that is read row by row, and kept in files instead of memory."""
     file = locate(source)
     return file is not None and file.kind in STREAMED and file.path.stat().st_size >= LARGE_BYTES
 
 
 class RowStream:
-    """The rows of a file, read from its start whenever they are iterated.
+    """The rows of a file with some values (see `keep`), read from its start whenever they are iterated.
 
-    Attributes:
-        notes: as those of `RowFile`.
-
-    Args:
-        source: a file; of those for which `large_file` is false, all rows are read at once.
-        where: column -> allowed values, as in `keep`.
+    A file for which `large_file` is false is read at once. `notes` are those of `RowFile`.
     """
 
     def __init__(self, source: str | Path, where: Mapping[str, Sequence[object]]) -> None:

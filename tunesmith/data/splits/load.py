@@ -18,12 +18,11 @@ from tunesmith.data.examples.stored import StoredExamples
 from tunesmith.data.examples.types import Example, Pair, UnpairedPreference
 from tunesmith.data.examples.usable import answer_notes
 from tunesmith.data.readers.read import RowStream, read_file
-from tunesmith.data.readers.row import Row, columns_of, file_of, keep
+from tunesmith.data.readers.row import Row, columns_of, file_of, keep, missing_column
 from tunesmith.data.schema.split_names import DEFAULT_SPLIT, part_of, split_parts
 from tunesmith.data.splits.near_duplicates import without_near_copies
 from tunesmith.data.splits.split import FEWEST_PROMPTS, PARTS, Split, by_prompt, separate, split, unlearned_labels
-from tunesmith.data.splits.split_column import column_note
-from tunesmith.data.stored import joined, take
+from tunesmith.data.stored import array_of, joined, take
 from tunesmith.errors import DataError
 from tunesmith.progress import track
 
@@ -32,6 +31,7 @@ from tunesmith.progress import track
 FIRST_ROWS = 20_000
 
 
+SHOWN_VALUES = 5
 Parse = Callable[[list[Row]], Sequence[Example]]
 
 
@@ -76,7 +76,7 @@ class DatasetSplits:
         for name in PARTS:
             part = getattr(self.split, name)
             stored[name] = part.folder.name
-            part.save(folder / f"{name}.npy")
+            part.save(folder / f"{name}.rows")
         facts = {"rows": self.rows, "sha256": self.sha256, "removed": self.split.removed, "notes": self.split.notes}
         (folder / "facts.json").write_text(json.dumps({**facts, "stored": stored}), encoding="utf-8")
 
@@ -85,7 +85,7 @@ class DatasetSplits:
         """Return the saved examples; they are read from their files when they are used."""
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         parts = {
-            name: StoredExamples(folder / stored, folder / f"{name}.npy") for name, stored in facts["stored"].items()
+            name: StoredExamples(folder / stored, folder / f"{name}.rows") for name, stored in facts["stored"].items()
         }
         return cls(
             Split(**parts, removed=facts["removed"], notes=tuple(facts["notes"])), facts["rows"], facts["sha256"]
@@ -122,19 +122,13 @@ def load(
     notes: list[str] = []
     for name, source in inputs.items():
         if isinstance(source, str):
-            if folder is None:
-                file = read_file(source, offline=offline)
-                rows: Iterable[Row] = keep(file.rows, sources.where)
-                notes += file.notes
-                read = _examples(rows, lambda _: parse, sources, train=name == "train", folder=None)
-            else:
-                rows = RowStream(source, sources.where)
-                notes += rows.notes
-                start = parser_of or (lambda _: parse)
-                read = _examples(rows, start, sources, train=name == "train", folder=folder / name)
+            file = RowStream(source, sources.where) if folder else read_file(source, offline=offline)
+            rows = file if isinstance(file, RowStream) else keep(file.rows, sources.where)
+            start = (parser_of if folder else None) or (lambda _: parse)
+            read = _examples(rows, start, sources, train=name == "train", folder=folder and folder / name)
             row_count += read.rows
             parts |= _by_column(read, sources) if name == "train" else {name: read.examples}
-            notes += read.notes
+            notes += [*file.notes, *read.notes]
     fractions = {name: fraction for name, fraction in fractions.items() if name not in parts}
     if len(parts) > 1:  # `split` groups a single file
         _group_by_prompt(parts, split_train=any(fractions.values()))
@@ -156,8 +150,10 @@ def _digest(examples: Sequence[Example]) -> str:
     """Return a digest of the contents, independent of their order; of stored examples, a digest of their hashes."""
     contents = (fingerprint(example).encode(errors="surrogatepass") for example in examples)
     if isinstance(examples, StoredExamples):
-        hashes = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
-        return hashlib.sha256(np.sort(np.fromiter(hashes, "S8", len(examples))).tobytes()).hexdigest()
+        digests = (int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) for content in contents)
+        hashes = array_of(len(examples), "<u8", digests)
+        hashes.sort()
+        return hashlib.sha256(hashes.byteswap(inplace=True).data).hexdigest()
     return hashlib.sha256(b"\n".join(sorted(contents))).hexdigest()
 
 
@@ -188,7 +184,7 @@ def _examples(
     counts, notes = dict[str, int](), list[str]()
     if train:
         counts = split_parts(row.fields.get(column) for row in rows) if column in columns_of(first) else {}
-        notes += filter(None, [column_note(first, sources.split, counts)])
+        notes += filter(None, [_column_note(first, sources.split, counts)])
     row_count, named = 0, bytearray()
 
     def examples() -> Iterator[Example]:
@@ -208,7 +204,32 @@ def _examples(
         parsed: Sequence[Example] = StoredExamples.write(folder, tracked)
     else:
         parsed = list(examples())
-    return FileExamples(parsed, row_count, np.frombuffer(bytes(named), np.uint8), notes)
+    return FileExamples(parsed, row_count, np.frombuffer(named, np.uint8), notes)
+
+
+def _column_note(rows: Sequence[Row], column: str, counts: Mapping[str, int]) -> str:
+    """Return a note on the split column of a train file: what was used or ignored; empty if it has no such column.
+
+    Args:
+        rows: rows of the train file, or the first of them.
+        column: column with the parts; empty: none is used.
+        counts: rows of each part over the whole file.
+    """
+    listed = ", ".join(f"{part} {count}" for part, count in counts.items())
+    if not column:
+        fix = f"set data.split: {DEFAULT_SPLIT} to use it"
+        return f"{file_of(rows)}: column {DEFAULT_SPLIT!r} ({listed}) is not used; {fix}" if counts else ""
+    if counts:
+        return f'{file_of(rows)}: split by the column {column!r}: {listed} rows (data.split: "" to ignore it)'
+    if column not in columns_of(rows):
+        if column != DEFAULT_SPLIT:
+            raise DataError(f"data.split: {missing_column(rows, column)}")
+        return ""
+    values = Counter(str(row.fields.get(column)) for row in rows).most_common(SHOWN_VALUES)
+    found = f"column {column!r} contains {', '.join(value for value, _ in values)}"
+    if column != DEFAULT_SPLIT:
+        raise DataError(f"{file_of(rows)}: {found}; data.split needs train, validation or test, and held-out rows")
+    return f"{file_of(rows)}: {found}, which hold out no rows or all; not used for the split"
 
 
 def _by_column(read: FileExamples, sources: Sources) -> dict[str, Sequence[Example]]:
@@ -220,11 +241,11 @@ def _by_column(read: FileExamples, sources: Sources) -> dict[str, Sequence[Examp
         return {"train": read.examples}
     parts: dict[str, Sequence[Example]] = {}
     for number, name in enumerate(PARTS):
-        indices = np.flatnonzero(read.parts == number)
-        if len(indices) and name != "train" and isinstance(getattr(sources, name), str):
-            read.notes[-1] += f"; its {len(indices)} {name} rows are left out, because data.{name} is a file"
-        elif len(indices) or name == "train":
-            parts[name] = take(read.examples, indices)
+        own = read.parts == number
+        if own.any() and name != "train" and isinstance(getattr(sources, name), str):
+            read.notes[-1] += f"; its {own.sum()} {name} rows are left out, because data.{name} is a file"
+        elif own.any() or name == "train":
+            parts[name] = take(read.examples, own)
     return parts
 
 
@@ -289,7 +310,8 @@ def _set_apart(parts: dict[str, Sequence[Example]]) -> list[str]:
         groups = {example.group for example in parts[held_out]} - {""}
         parts[other] = remaining
         if groups:
-            parts[other] = take(remaining, np.flatnonzero([example.group not in groups for example in remaining]))
+            outside = (example.group not in groups for example in remaining)
+            parts[other] = take(remaining, array_of(len(remaining), "?", outside))
         if not parts[other]:
             fix = fix.replace("with other rows", "from other sources")
             raise DataError(f"{file}: every row or its group also appears in {held_file}; {fix}")
@@ -304,14 +326,14 @@ def _set_apart(parts: dict[str, Sequence[Example]]) -> list[str]:
 class DataFacts:
     """Counts over the rows of a run, and the locations of rows that were shortened or contain no learned token."""
 
-    rows: int
-    train: int
-    validation: int
-    test: int
-    copies_removed: int
-    learned_tokens: int
-    longest: int
-    truncated: tuple[str, ...]
-    zero_label: tuple[str, ...]
-    sha256: dict[str, str]
-    notes: tuple[str, ...]
+    rows: int = 0
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+    copies_removed: int = 0
+    learned_tokens: int = 0
+    longest: int = 0
+    truncated: tuple[str, ...] = ()
+    zero_label: tuple[str, ...] = ()
+    sha256: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

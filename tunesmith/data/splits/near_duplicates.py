@@ -40,7 +40,9 @@ def without_near_copies(split: Split) -> Split:
         near = near_copies(parts[name], against)
         removed += len(near)
         if near:
-            parts[name] = take(parts[name], np.setdiff1d(np.arange(len(parts[name])), sorted(near)))
+            kept = np.ones(len(parts[name]), bool)
+            kept[list(near)] = False
+            parts[name] = take(parts[name], kept)
             other = "test" if name == "validation" else "a held-out part"
             notes.append(f"{len(near)} documents removed from {name}: {other} contains most of the same text")
     if len(parts["train"]) < 2:

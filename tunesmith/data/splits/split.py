@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from tunesmith.data.examples.parsers import prompt_of, question
 from tunesmith.data.examples.types import Example, LabelledText, Pair, Text, UnpairedPreference
 from tunesmith.data.readers.row import file_of
-from tunesmith.data.stored import joined, take
+from tunesmith.data.stored import array_of, joined, slices, take
 from tunesmith.errors import DataError, Refused
 
 Keys = NDArray[np.uint64]
+# Rows that are sorted at a time: what is held in memory does not grow with the file.
+SORTED = 1 << 20
 TOO_MANY_COPIES = 0.95
 # Below this number of prompts, preference rows are not split by prompt.
 FEWEST_PROMPTS = 10
@@ -74,11 +77,11 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
         raise DataError(f"{rows}, so test {test} and validation {validation} leave no training rows; lower them")
     if not counted and test + validation >= 1:
         raise DataError(f"test {test} and validation {validation} leave no training rows; lower them")
-    prompts = _prompts(examples, seed)
-    grouped = np.fromiter((bool(example.group) for example in examples), bool, len(examples))
+    keys = array_of(len(examples), "<u8,?", ((_key(example, seed), bool(example.group)) for example in examples))
+    prompts, grouped = keys["f0"], keys["f1"]
     single = len(examples) - int(grouped.sum())
     group_keys = _groups(examples, seed) if grouped.any() else prompts[:0]
-    groups = len(np.unique(group_keys[grouped])) if grouped.any() else 0
+    groups = sum(len(np.unique(group_keys[rows][grouped[rows]])) for rows in _ranges(group_keys))
     assignment = _by_group(group_keys, sizes) if groups else _by_label(examples, prompts, sizes)
     parts = _without_copies(examples, prompts, assignment)
     removed = len(examples) - sum(map(len, parts.values()))
@@ -102,11 +105,12 @@ def separate(
     Raise Refused if 95 % of the held-out rows appear in train: then the file is a copy, not a test.
     """
     train_prompts, held_out_prompts = _prompts(train, 0), _prompts(held_out, 0)
-    copies = int(_among(held_out_prompts, train_prompts).sum())
+    in_both = _among(train_prompts, held_out_prompts)
+    copies = int(_among(held_out_prompts, train_prompts[in_both]).sum())
     if len(held_out) and copies >= TOO_MANY_COPIES * len(held_out):
         problem = f"{copies} of {len(held_out)} {what} rows also appear in {file_of(train)}"
         raise Refused(f"{file_of(held_out)}: {problem}; {fix or f'give a {what} file with other rows'}")
-    remaining = take(train, np.flatnonzero(~_among(train_prompts, held_out_prompts)))
+    remaining = take(train, ~in_both)
     return remaining, len(train) - len(remaining)
 
 
@@ -178,22 +182,34 @@ def _more(examples: Sequence[Example], groups: int) -> str:
 
 def _prompts(examples: Sequence[Example], seed: int) -> Keys:
     """Return the hash of each prompt: equal for equal prompts, in random order, and 8 bytes however long they are."""
-    return np.fromiter((_seeded_hash(question(example), seed) for example in examples), np.uint64, len(examples))
+    return array_of(len(examples), "<u8", (_key(example, seed) for example in examples))
+
+
+def _key(example: Example, seed: int) -> int:
+    return _seeded_hash(question(example), seed)
 
 
 def _among(keys: Keys, others: Keys) -> NDArray[np.bool_]:
     """Return whether each key is one of others, as `np.isin` does, without sorting both together."""
     others = np.unique(others)
-    if not len(others):
-        return np.zeros(len(keys), bool)
-    found: NDArray[np.bool_] = others[np.searchsorted(others, keys).clip(max=len(others) - 1)] == keys
+    found = np.zeros(len(keys), bool)
+    for part in slices(len(keys)) if len(others) else ():
+        found[part] = others[np.searchsorted(others, keys[part]).clip(max=len(others) - 1)] == keys[part]
     return found
+
+
+def _ranges(keys: Keys) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of the keys in ascending ranges of keys, those of one range in order."""
+    count = -(-len(keys) // SORTED)
+    for number in range(count):
+        hits = (((keys[part] >> 32) * count >> 32 == number, part.start) for part in slices(len(keys)))
+        yield np.concatenate([start + np.flatnonzero(hit) for hit, start in hits])
 
 
 def _groups(examples: Sequence[Example], seed: int) -> Keys:
     """Return the hash of each group; a row without a group is its own group."""
     names = (example.group or f"\x1f{index}" for index, example in enumerate(examples))
-    return np.fromiter((_seeded_hash(name, seed) for name in names), np.uint64, len(examples))
+    return array_of(len(examples), "<u8", (_seeded_hash(name, seed) for name in names))
 
 
 def _by_group(groups: Keys, sizes: Mapping[str, int]) -> NDArray[np.uint8]:
@@ -202,17 +218,19 @@ def _by_group(groups: Keys, sizes: Mapping[str, int]) -> NDArray[np.uint8]:
     Returns:
         The index in `PARTS` of the part of each row.
     """
-    keys, members, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    part_of_group = np.zeros(len(keys), np.uint8)
-    available = np.arange(len(keys))
-    for name, size in sizes.items():
-        taken = 0
-        for group, count in zip(available.tolist(), counts[available].tolist(), strict=True):
-            if abs(taken + count - size) < abs(taken - size):
-                part_of_group[group] = PARTS.index(name)
-                taken += count
-        available = np.flatnonzero(part_of_group == 0)
-    return part_of_group[members]
+    assignment = array_of(len(groups), "|u1")
+    taken = dict.fromkeys(sizes, 0)
+    for rows in _ranges(groups):
+        _, members, counts = np.unique(groups[rows], return_inverse=True, return_counts=True)
+        part_of_group = np.zeros(len(counts), np.uint8)
+        for group, count in enumerate(counts.tolist()):
+            for name, size in sizes.items():
+                if abs(taken[name] + count - size) < abs(taken[name] - size):
+                    part_of_group[group] = PARTS.index(name)
+                    taken[name] += count
+                    break
+        assignment[rows] = part_of_group[members]
+    return assignment
 
 
 def _by_label(examples: Sequence[Example], prompts: Keys, sizes: Mapping[str, int]) -> NDArray[np.uint8]:
@@ -222,22 +240,32 @@ def _by_label(examples: Sequence[Example], prompts: Keys, sizes: Mapping[str, in
         The index in `PARTS` of the part of each row.
     """
     known: dict[tuple[str, ...], int] = {}
-    labels = (tuple(sorted(e.labels)) if isinstance(e, LabelledText) else () for e in examples)
-    strata = np.fromiter((known.setdefault(label, len(known)) for label in labels), np.int32, len(examples))
-    if any(isinstance(e, LabelledText) and e.multi for e in examples):
+    labelled = isinstance(next(iter(examples), None), LabelledText)
+    labels = (tuple(sorted(e.labels)) for e in examples if isinstance(e, LabelledText))
+    combinations = labels if labelled else repeat((), len(examples))
+    strata = array_of(len(examples), "<i4", (known.setdefault(label, len(known)) for label in combinations))
+    seen = np.zeros(len(known), np.int64)
+    rows_of = sum((np.bincount(strata[part], minlength=len(seen)) for part in slices(len(strata))), seen)
+    merged = np.arange(len(seen))
+    if labelled and any(isinstance(e, LabelledText) and e.multi for e in examples):
         # Multi-label: combinations of labels that occur once form one stratum, in the place of the first of them.
-        once = np.flatnonzero(np.bincount(strata) == 1)
-        strata[np.isin(strata, once)] = once[0] if len(once) else 0
-    order = np.lexsort((prompts, strata))
-    names, starts = np.unique(strata[order], return_index=True)
-    members = np.split(order, starts[1:])
-    stratum_sizes = [len(rows) for rows in members]
-    assignment = np.zeros(len(examples), np.uint8)
+        once = np.flatnonzero(rows_of == 1)
+        merged[once] = once[:1]
+    stratum_sizes = np.bincount(merged, rows_of).astype(int).tolist()
+    limits = [max(0, size - 1) for size in stratum_sizes]
+    ends: list[tuple[int, NDArray[np.int64]]] = []  # by part, the rank in its stratum where the part ends
     for name, size in sizes.items():
-        counts = _apportioned(size, stratum_sizes, limits=[len(rows) - 1 for rows in members])
-        for index, count in enumerate(counts):
-            assignment[members[index][:count]] = PARTS.index(name)
-            members[index] = members[index][count:]
+        counts = _apportioned(size, stratum_sizes, limits=limits)
+        limits = [limit - count for limit, count in zip(limits, counts, strict=True)]
+        ends.append((PARTS.index(name), np.array(counts, np.int64) + (ends[-1][1] if ends else 0)))
+    assignment = array_of(len(examples), "|u1")
+    for rows in _ranges(prompts):
+        rows = rows[np.lexsort((prompts[rows], merged[strata[rows]]))]
+        own = merged[strata[rows]]
+        ranks = seen[own] + np.arange(len(own)) - np.searchsorted(own, own)
+        for part, end in reversed(ends):
+            assignment[rows[ranks < end[own]]] = part
+        seen += np.bincount(own, minlength=len(seen))
     return assignment
 
 
@@ -259,18 +287,16 @@ def _without_copies(
     examples: Sequence[Example], prompts: Keys, assignment: NDArray[np.uint8]
 ) -> dict[str, Sequence[Example]]:
     """Build the parts without rows that repeat a prompt of test, and in train of validation."""
-    held_out = {name: prompts[assignment == PARTS.index(name)] for name in PARTS}
-    excluded = {"train": np.concatenate([held_out["validation"], held_out["test"]]), "validation": held_out["test"]}
-    parts: dict[str, Sequence[Example]] = {}
-    for number, name in enumerate(PARTS):
-        rows = np.flatnonzero(assignment == number)
-        copies = _among(prompts[rows], excluded.get(name, prompts[:0]))
-        parts[name] = take(examples, rows[~copies])
-    return parts
+    for rows in _ranges(prompts):
+        keys, parts = prompts[rows], assignment[rows]
+        for number in range(len(PARTS)):  # a later part keeps what an earlier one repeats
+            assignment[rows[(parts == number) & _among(keys, keys[parts > number])]] = len(PARTS)
+    return {name: take(examples, assignment == number) for number, name in enumerate(PARTS)}
 
 
 def _labels(examples: Iterable[Example]) -> Counter[str]:
-    return Counter(label for e in examples if isinstance(e, LabelledText) for label in e.labels)
+    labelled = isinstance(next(iter(examples), None), LabelledText)
+    return Counter(label for e in (examples if labelled else ()) if isinstance(e, LabelledText) for label in e.labels)
 
 
 def _seeded_hash(text: str, seed: int) -> int:

@@ -55,7 +55,7 @@ def word_places(text: str) -> Iterator[tuple[str, int, int]]:
     """Yield each possible term in lower case with its start and end character."""
     for match in WORD.finditer(text):
         word = match[0]
-        if len(word) >= SHORTEST and not any(c.isdigit() for c in word):
+        if len(word) >= SHORTEST and (word.isalpha() or not any(c.isdigit() for c in word)):
             yield word.casefold(), match.start(), match.end()
 
 

@@ -5,91 +5,76 @@ A row takes 4 bytes per token on the disk and some 60 bytes more, and in memory 
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.cpu_count import cores
 from tunesmith.data.parallel import in_order
-from tunesmith.data.stored import ArrayWriter, Joined, Ragged, RaggedWriter, StoredSequence, mapped
-from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.data.stored import Joined, Ragged, RaggedWriter, StoredSequence, array_of
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
 
-E_contra = TypeVar("E_contra", contravariant=True)
+E = TypeVar("E")
 # Examples that one process encodes at a time.
 AT_ONCE = 1000
-# Parts of a row and of its sequences: name -> type of the values.
-SEQUENCE_PARTS = {"ids": "<u4", "learned": "<i4", "weights": "<f8"}
-ROW_PARTS = {"where": "|u1", "label": "<f8", "words": "<i4", "reference": "<f8", "counts": "|u1"}
-NEVER_EMPTY = ("ids", "where", "counts")
-# Properties of a row: its size in tokens, and two flags.
-ROW_VALUES = {"size": "<i4", "flags": "|u1"}
+# Parts of a sequence, then of a row, with the type of their values. `flags` has one value for each sequence of a row.
+PARTS = {
+    "ids": "<u4",
+    "learned": "<i4",
+    "weights": "<f8",
+    "where": "|u1",
+    "label": "<f8",
+    "words": "<i4",
+    "reference": "<f8",
+    "flags": "|u1",
+    "size": "<i4",
+}
 SHORTENED, ASKS = 1, 2
 # Of each part the values of all rows or sequences, and how many each of them has.
-Piece = Mapping[str, tuple[NDArray[Any], ...]]
-
-
-class Encoder(Protocol[E_contra]):
-    """Encodes an example as rows; every objective does."""
-
-    def encode_all(self, example: E_contra, template: Template, *, limit: int) -> list[Encoded]:
-        """Encode one example as training rows."""
-        ...
+Piece = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 
 
 class EncodedStore(StoredSequence[Encoded]):
     """Encoded rows in a folder of arrays, read one by one."""
 
     def _open(self) -> int:
-        names = [name for name in SEQUENCE_PARTS | ROW_PARTS if (self.folder / f"{name}.npy").exists()]
-        self._parts = {name: Ragged(self.folder, name) for name in names}
-        self._values = {name: np.asarray(mapped(self.folder / f"{name}.npy")) for name in ROW_VALUES}
-        self._first = self._parts["counts"].starts  # the first sequence of each row
-        return len(self._values["size"])
+        parts = {name: Ragged(self.folder, name, dtype) for name, dtype in PARTS.items()}
+        self._parts = {name: part for name, part in parts.items() if len(part)}
+        return len(parts["size"])
 
     @classmethod
     def write(cls, folder: Path, pieces: Iterable[Piece]) -> EncodedStore:
-        """Write encoded rows to a new folder and return them.
-
-        Args:
-            folder: the folder, a part of one that `build_once` makes.
-            pieces: what `packed` returns for consecutive rows.
-        """
+        """Write consecutive rows, as `packed` returns them, to a new folder and return them."""
         folder.mkdir()
         with ExitStack() as stack:
-            writers: dict[str, RaggedWriter | ArrayWriter] = {
-                name: RaggedWriter(folder, name, dtype, optional=name not in NEVER_EMPTY)
-                for name, dtype in (SEQUENCE_PARTS | ROW_PARTS).items()
+            writers = {
+                name: stack.enter_context(closing(RaggedWriter(folder, name, dtype))) for name, dtype in PARTS.items()
             }
-            writers |= {name: ArrayWriter(folder / f"{name}.npy", dtype) for name, dtype in ROW_VALUES.items()}
-            for writer in writers.values():
-                stack.enter_context(closing(writer))
             for piece in pieces:
                 for name, arrays in piece.items():
                     writers[name].append(*arrays)
         return cls(folder)
 
-    @property
-    def sizes(self) -> array[int]:
-        """Return the size of each row, in tokens."""
-        return array("i", self._values["size"][self.chosen].tobytes())
+    def sizes(self) -> Iterator[int]:
+        """Yield the size of each row, in tokens."""
+        return map(self._parts["size"].values.__getitem__, self.chosen.data) if len(self) else iter(())
 
     def _read(self, row: int) -> Encoded:
-        flags = int(self._values["flags"][row])
+        flags = self._parts["flags"]
+        first, end = flags.starts[row], flags.starts[row + 1]
         return Encoded(
-            sequences=tuple(map(self._sequence, range(self._first[row], self._first[row + 1]))),
-            where=self._parts["where"][row].tobytes().decode(errors="surrogateescape"),
+            sequences=tuple(map(self._sequence, range(first, end))),
+            where=bytes(self._parts["where"][row]).decode(errors="surrogateescape") if "where" in self._parts else "",
             label=tuple(self._part("label", row)),
-            shortened=bool(flags & SHORTENED),
+            shortened=bool(flags.values[first] & SHORTENED),
             words=tuple(self._part("words", row)),
             reference=tuple(self._part("reference", row)),
-            asks=bool(flags & ASKS),
+            asks=bool(flags.values[first] & ASKS),
         )
 
     def _part(self, name: str, index: int) -> list[Any]:
@@ -105,42 +90,32 @@ class EncodedStore(StoredSequence[Encoded]):
         return Tokens(ids, learn, self._part("weights", index))
 
 
-def encoded_pieces(
-    encoder: Encoder[E_contra], examples: Iterable[E_contra], template: Template, *, limit: int
-) -> Iterator[Piece]:
-    """Encode examples on all cores and yield the packed rows in order.
-
-    Args:
-        encoder: the objective.
-        examples: typed rows.
-        template: tokenizer and chat format.
-        limit: tokens of the longest row.
-    """
+def encoded_pieces(encode: Callable[[E], list[Encoded]], examples: Iterable[E]) -> Iterator[Piece]:
+    """Encode examples on all cores, each as rows, and yield the packed rows in order."""
     rest = iter(examples)
     parts = iter(lambda: list(islice(rest, AT_ONCE)), [])
-    return in_order(_encode, (encoder, template, limit), parts, workers=cores())
+    return in_order(_encode, encode, parts, workers=cores())
 
 
-def _encode(shared: tuple[Encoder[E_contra], Template, int], examples: list[E_contra]) -> Piece:
-    encoder, template, limit = shared
-    return packed([row for example in examples for row in encoder.encode_all(example, template, limit=limit)])
+def _encode(encode: Callable[[E], list[Encoded]], examples: list[E]) -> Piece:
+    return packed([row for example in examples for row in encode(example)])
 
 
 def packed(rows: Sequence[Encoded]) -> Piece:
     """Return rows as arrays: of each part the values of all items, and how many each item has."""
     sequences = [tokens for row in rows for tokens in row.sequences]
-    return {
-        "ids": _items([tokens.ids for tokens in sequences], "<u4"),
-        "learned": _items([_spans(tokens.learn) for tokens in sequences], "<i4"),
-        "weights": _items([tokens.weights for tokens in sequences], "<f8"),
-        "where": _items([list(row.where.encode(errors="surrogateescape")) for row in rows], "|u1"),
-        "label": _items([row.label for row in rows], "<f8"),
-        "words": _items([row.words for row in rows], "<i4"),
-        "reference": _items([row.reference for row in rows], "<f8"),
-        "counts": _items([[0] * len(row.sequences) for row in rows], "|u1"),
-        "size": _items([[row.size for row in rows]], "<i4")[:1],
-        "flags": _items([[SHORTENED * row.shortened + ASKS * row.asks for row in rows]], "|u1")[:1],
+    items: dict[str, list[Sequence[float]]] = {
+        "ids": [tokens.ids for tokens in sequences],
+        "learned": [_spans(tokens.learn) for tokens in sequences],
+        "weights": [tokens.weights for tokens in sequences],
+        "where": [row.where.encode(errors="surrogateescape") for row in rows],
+        "label": [row.label for row in rows],
+        "words": [row.words for row in rows],
+        "reference": [row.reference for row in rows],
+        "flags": [[SHORTENED * row.shortened + ASKS * row.asks] * len(row.sequences) for row in rows],
+        "size": [[row.size] for row in rows],
     }
+    return {name: _items(values, PARTS[name]) for name, values in items.items()}
 
 
 def _items(items: Sequence[Sequence[float]], dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -154,8 +129,8 @@ def _spans(learn: Sequence[bool]) -> list[int]:
     return edges
 
 
-def sizes_of(rows: Sequence[Encoded]) -> array[int]:
+def sizes_of(rows: Sequence[Encoded]) -> memoryview:
     """Return the size of each row, in tokens."""
-    if isinstance(rows, Joined):
-        return array("i", chain.from_iterable(map(sizes_of, rows.parts)))
-    return rows.sizes if isinstance(rows, EncodedStore) else array("i", (row.size for row in rows))
+    parts = rows.parts if isinstance(rows, Joined) else (rows,)
+    sizes = (part.sizes() if isinstance(part, EncodedStore) else (row.size for row in part) for part in parts)
+    return array_of(len(rows), "<i4", chain.from_iterable(sizes)).data

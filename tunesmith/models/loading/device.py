@@ -177,6 +177,15 @@ def _seconds(left: torch.Tensor, right: torch.Tensor, clock: Callable[[], float]
     return max(clock() - start, 1e-9)
 
 
+def gpu_share(device: torch.device) -> float | None:
+    """Return the largest share of a GPU's memory that tensors took since the last call; None for another device."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak / torch.cuda.get_device_properties(device).total_memory
+
+
 def peak_bytes(device: str | torch.device = "cpu") -> int:
     """Return the most memory that this process has used so far, in bytes: on a GPU of tensors, else resident."""
     if torch.device(device).type == "cuda":
