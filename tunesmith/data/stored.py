@@ -62,7 +62,7 @@ def build_once(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def array_of(count: int, dtype: str, values: Iterable[Any] = ()) -> NDArray[Any]:
-    """Return an array with some values and zeros after them; a long one is in a file without a name, not in memory."""
+    """Return an array of `count` numbers of a `dtype`: `values`, then zeros; a long one is in an unnamed file."""
     array: NDArray[Any]
     if count < MAPPED_FROM:
         array = np.zeros(count, dtype)

@@ -153,9 +153,8 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     machine = shared_machine(recipe)
     on_event(MachineChosen(machine.why))
     on_event(StageStarted(f"loading {recipe.model}"))
-    world = current_world()
-    if world.size > 1 and not is_there(recipe.model):
-        with world.first(of_machine=True):
+    if current_world().size > 1 and not is_there(recipe.model):
+        with current_world().first(of_machine=True):
             locate(recipe.model, offline=offline)  # downloaded once per machine
     options = training_options(recipe, machine)
     base = load_base(recipe.model, options=options, offline=offline)
@@ -277,7 +276,10 @@ def check_max_length(recipe: Recipe, template: Template) -> None:
 def encode_all(
     objective: AnyObjective, examples: Sequence[Example], template: Template, *, limit: int
 ) -> list[Encoded]:
-    """Encode examples, each as one row; a document as one row per window, a chat with thoughts as one per answer."""
+    """Encode examples, each as one row; a document as one row per window, a chat with thoughts as one per answer.
+
+    `objective` encodes the `examples` with a `template` to at most `limit` tokens.
+    """
     tracked = track(examples, "encoding", unit="rows", total=len(examples))
     return [row for example in tracked for row in objective.encode_all(example, template, limit=limit)]
 

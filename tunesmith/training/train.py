@@ -482,12 +482,9 @@ class RunLog:
         self.step = step
         if self.thread is None:
             return self.batches.window(step)
-        runs = {  # in the world of this thread
-            number: self.ahead.get(number) or self.thread.submit(copy_context().run, self._pinned, number)
-            for number in (step, step + 1)
-        }
-        self.ahead = {step + 1: runs[step + 1]}
-        return runs[step].result()
+        runs = [self.ahead.get(n) or self.thread.submit(copy_context().run, self._pinned, n) for n in (step, step + 1)]
+        self.ahead = {step + 1: runs[1]}
+        return runs[0].result()
 
     def halve(self, step: int) -> int:
         """Halve the tokens per micro-batch from this step on and return the new limit; 0 if one row is the limit."""

@@ -23,8 +23,8 @@ from tunesmith.data.audit.findings import CHECKS
 from tunesmith.data.examples.parsers import question
 from tunesmith.data.examples.preferences import written
 from tunesmith.data.examples.types import Example, LabelledText, Text
-from tunesmith.data.splits.split import Split
-from tunesmith.data.stored import joined
+from tunesmith.data.splits.split import Split, key_ranges
+from tunesmith.data.stored import array_of, joined
 from tunesmith.data.text.minhash import WORD_BITS, digest, signatures, slots
 from tunesmith.data.text.overlap import QuotationRule, held, leaked
 from tunesmith.data.text.words import words_of
@@ -79,15 +79,18 @@ def _contradicting(train: Sequence[Example]) -> list[str]:
     """Return the locations of texts that occur with different labels, text by text."""
     if not isinstance(next(iter(train), None), LabelledText):
         return []
-    texts = np.fromiter((digest(question(example), exact=True) for example in train), np.uint64, len(train))
+    texts = array_of(len(train), "<u8", (digest(question(example), exact=True) for example in train))
     known: dict[frozenset[str], int] = {}
     sets = (frozenset(example.labels) if isinstance(example, LabelledText) else frozenset() for example in train)
-    labels = np.fromiter((known.setdefault(own, len(known)) for own in sets), np.int64, len(train))
-    _, first, same = np.unique(texts, return_index=True, return_inverse=True)
-    differs = np.zeros(len(first), bool)
-    np.logical_or.at(differs, same, labels != labels[first][same])
-    rows = np.flatnonzero(differs[same])
-    return [train[i].where for i in rows[np.argsort(first[same[rows]], kind="stable")].tolist()]
+    labels = array_of(len(train), "<i4", (known.setdefault(own, len(known)) for own in sets))
+    found: list[tuple[int, int]] = []  # first row with the text, row
+    for part in key_ranges(texts):
+        _, first, same = np.unique(texts[part], return_index=True, return_inverse=True)
+        differs = np.zeros(len(first), bool)
+        np.logical_or.at(differs, same, labels[part] != labels[part[first]][same])
+        rows = np.flatnonzero(differs[same])
+        found += zip(part[first[same[rows]]].tolist(), part[rows].tolist(), strict=True)
+    return [train[row].where for _, row in sorted(found)]
 
 
 def _near_copies(train: Sequence[Example], test: Sequence[Example]) -> tuple[float, str]:

@@ -208,12 +208,9 @@ def _examples(
 
 
 def _column_note(rows: Sequence[Row], column: str, counts: Mapping[str, int]) -> str:
-    """Return a note on the split column of a train file: what was used or ignored; empty if it has no such column.
+    """Return a note on what of the split column of a train file is used or ignored; empty if it has no such column.
 
-    Args:
-        rows: rows of the train file, or the first of them.
-        column: column with the parts; empty: none is used.
-        counts: rows of each part over the whole file.
+    `counts` are the rows of each part over the whole file, `rows` the first ones; an empty `column` uses none.
     """
     listed = ", ".join(f"{part} {count}" for part, count in counts.items())
     if not column:

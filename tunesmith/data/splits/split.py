@@ -81,7 +81,7 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
     prompts, grouped = keys["f0"], keys["f1"]
     single = len(examples) - int(grouped.sum())
     group_keys = _groups(examples, seed) if grouped.any() else prompts[:0]
-    groups = sum(len(np.unique(group_keys[rows][grouped[rows]])) for rows in _ranges(group_keys))
+    groups = sum(len(np.unique(group_keys[rows][grouped[rows]])) for rows in key_ranges(group_keys))
     assignment = _by_group(group_keys, sizes) if groups else _by_label(examples, prompts, sizes)
     parts = _without_copies(examples, prompts, assignment)
     removed = len(examples) - sum(map(len, parts.values()))
@@ -198,8 +198,8 @@ def _among(keys: Keys, others: Keys) -> NDArray[np.bool_]:
     return found
 
 
-def _ranges(keys: Keys) -> Iterator[NDArray[np.int64]]:
-    """Yield the indices of the keys in ascending ranges of keys, those of one range in order."""
+def key_ranges(keys: Keys) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of keys, equal ones together: in ascending ranges of keys, those of one range in order."""
     count = -(-len(keys) // SORTED)
     for number in range(count):
         hits = (((keys[part] >> 32) * count >> 32 == number, part.start) for part in slices(len(keys)))
@@ -220,7 +220,7 @@ def _by_group(groups: Keys, sizes: Mapping[str, int]) -> NDArray[np.uint8]:
     """
     assignment = array_of(len(groups), "|u1")
     taken = dict.fromkeys(sizes, 0)
-    for rows in _ranges(groups):
+    for rows in key_ranges(groups):
         _, members, counts = np.unique(groups[rows], return_inverse=True, return_counts=True)
         part_of_group = np.zeros(len(counts), np.uint8)
         for group, count in enumerate(counts.tolist()):
@@ -259,7 +259,7 @@ def _by_label(examples: Sequence[Example], prompts: Keys, sizes: Mapping[str, in
         limits = [limit - count for limit, count in zip(limits, counts, strict=True)]
         ends.append((PARTS.index(name), np.array(counts, np.int64) + (ends[-1][1] if ends else 0)))
     assignment = array_of(len(examples), "|u1")
-    for rows in _ranges(prompts):
+    for rows in key_ranges(prompts):
         rows = rows[np.lexsort((prompts[rows], merged[strata[rows]]))]
         own = merged[strata[rows]]
         ranks = seen[own] + np.arange(len(own)) - np.searchsorted(own, own)
@@ -287,7 +287,7 @@ def _without_copies(
     examples: Sequence[Example], prompts: Keys, assignment: NDArray[np.uint8]
 ) -> dict[str, Sequence[Example]]:
     """Build the parts without rows that repeat a prompt of test, and in train of validation."""
-    for rows in _ranges(prompts):
+    for rows in key_ranges(prompts):
         keys, parts = prompts[rows], assignment[rows]
         for number in range(len(PARTS)):  # a later part keeps what an earlier one repeats
             assignment[rows[(parts == number) & _among(keys, keys[parts > number])]] = len(PARTS)
