@@ -194,10 +194,10 @@ def _fill_passes(
     def find(partial: Path) -> None:
         # What AdamW adds to the first step: two values for each trained one, in float32.
         moments = 8 * sum(value.numel() for _, value in policy.trainable())
-        held = torch.empty(moments, dtype=torch.uint8, device=device)
         most = recipe.schedule.batch_rows * recipe.data.max_tokens
-        tokens = pass_tokens(policy, learner, batches.largest, most=most, filled=lambda: gpu_share(device) or 0.0)
-        del held
+        tokens = pass_tokens(
+            policy, learner, batches.largest, most=most, filled=lambda: gpu_share(device, moments) or 0
+        )
         write_whole(partial / "tokens.json", json.dumps(tokens))
 
     build_once(folder, find)

@@ -146,7 +146,7 @@ class Simulated:
         patch.setattr("tunesmith.training.train.gpu_share", self.share)
         patch.setattr("tunesmith.training.fit.TOKENS_PER_PASS", 64)
 
-    def share(self, device: torch.device) -> float:
+    def share(self, device: torch.device, more: int = 0) -> float:
         share, self.peak = FILLED * self.peak / self.tokens, 0
         return share
 

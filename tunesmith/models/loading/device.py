@@ -177,13 +177,13 @@ def _seconds(left: torch.Tensor, right: torch.Tensor, clock: Callable[[], float]
     return max(clock() - start, 1e-9)
 
 
-def gpu_share(device: torch.device) -> float | None:
-    """Return the largest share of a GPU's memory that tensors took since the last call; None for another device."""
+def gpu_share(device: torch.device, more: int = 0) -> float | None:
+    """Return the largest share of a GPU's memory used since the last call, with some bytes more; None without one."""
     if device.type != "cuda":
         return None
     peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    return peak / torch.cuda.get_device_properties(device).total_memory
+    return (peak + more) / torch.cuda.get_device_properties(device).total_memory
 
 
 def peak_bytes(device: str | torch.device = "cpu") -> int:
