@@ -89,7 +89,7 @@ def _order_of_epoch(sampler: Sampler, epoch: int) -> tuple[memoryview, memoryvie
 
 
 def _shuffled(rng: random.Random, numbers: range) -> memoryview:
-    """Return numbers in random order: 4 bytes for each, where a list of integers takes 36."""
+    """Return integers in random order: 4 bytes for each, where a list of integers takes 36."""
     order = array_of(len(numbers), "<i4", numbers).data
     rng.shuffle(cast(MutableSequence[int], order))
     return order
@@ -195,7 +195,7 @@ class StepBatches(ABC):
 
     @abstractmethod
     def largest(self, tokens: int) -> Batch:
-        """Return the longest rows in one micro-batch of at most so many tokens, and at most the rows of a step."""
+        """Return the longest rows in one micro-batch of at most `tokens` tokens, and at most the rows of a step."""
 
     def widest(self, step: int) -> int:
         """Return rows times longest row of the largest micro-batch of a step, in tokens."""
@@ -302,7 +302,7 @@ class Batches(StepBatches):
         return False
 
     def largest(self, tokens: int) -> Batch:
-        """Return the longest rows in one micro-batch of at most so many tokens, and at most the rows of a step."""
+        """Return the longest rows in one micro-batch of at most `tokens` tokens, and at most the rows of a step."""
         lengths = self.sampler.lengths
         rows = nsmallest(self.sampler.rows, range(len(lengths)), key=lambda row: (-lengths[row], row))
         return self.of(split_by_tokens(rows, lengths, tokens)[0], 0)

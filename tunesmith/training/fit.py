@@ -376,7 +376,7 @@ def pass_tokens(
     Args:
         policy: the policy. No parameter changes, no gradient is left, and no random number is used up.
         learner: computes the loss.
-        largest: returns the largest micro-batch of at most so many tokens.
+        largest: returns the largest micro-batch within a number of tokens.
         most: tokens of a whole step.
         filled: returns the largest share of the memory that was used since it was last called.
     """

@@ -313,7 +313,7 @@ def _encode_task(recipe: Recipe, loaded: DatasetSplits, base: Base, machine: Cho
 
 
 def _save(encoded: TrainingContext, folder: Path) -> None:
-    """Save what `_encode` has found, beside the tokens."""
+    """Save what `_encode` has found, in the folder of the tokens."""
     for name, rows in (("train", encoded.train), ("validation", encoded.validation)):
         assert isinstance(rows, EncodedStore)
         rows.save(folder / f"{name}.rows")
