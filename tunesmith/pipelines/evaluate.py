@@ -27,7 +27,7 @@ from tunesmith.evaluation.contamination import find_seen_rows, recipe_file, reci
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.evaluators.answers import AnswerPredictions
 from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
-from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
+from tunesmith.evaluation.evaluators.preferences import PairScores, PreferenceEvaluator
 from tunesmith.evaluation.predict import BaseModelPrompter
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.engine_program import check_engine
@@ -39,8 +39,6 @@ from tunesmith.inference.saved_model import read_base
 from tunesmith.metrics.task_scores import Score, TaskScore
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import SINGLE_TASK
-from tunesmith.objectives.classify import WORDINGS
-from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.pipelines.requests import EvaluateRequest
 from tunesmith.report.formatting import bounds, figure, p_value, signed
 from tunesmith.training.mlm_head import open_base
@@ -327,17 +325,13 @@ def _base_of_run(evaluator: Evaluator[Any], source: ModelSource, task: ScoringTa
     base = read_base(manifest, offline=offline)
     policy = Policy.over(base.network, family=base.family)
     template = Template(base.tokenizer, chat=base.family == "decoder")
-    if isinstance(evaluator, PreferenceEvaluator):
+    if isinstance(evaluator, PreferenceEvaluator | NumberEvaluator):
         policy.train(False)
         train = _training_rows(source, task, offline=offline)
         scores = evaluator.probe(LocalModel(policy, template, objective, manifest.limit), train)
-        task.notes.append(f"base: {scores.how}")
+        how = scores.how if isinstance(scores, PairScores) else "ridge regression on the frozen model"
+        task.notes.append(f"base: {how}")
         return scores
-    if isinstance(evaluator, NumberEvaluator):
-        policy.train(False)
-        train = _training_rows(source, task, offline=offline)
-        task.notes.append("base: ridge regression on the frozen model")
-        return evaluator.probe(LocalModel(policy, template, objective, manifest.limit), train)
     prompter = BaseModelPrompter(base, policy, template, objective, manifest.limit)
     if base.family == "encoder" or objective.label_mode == "multi":
         answers = prompter.answer(
@@ -363,11 +357,7 @@ def chosen_wording(source: ModelSource, part: str = "") -> str:
     predictions = read_page(path, dict[str, Any])["said"]
     # Only objectives whose base generates answers choose among prompt templates.
     answers = (predictions["parts"][part] if part else predictions).get("answers", {})
-    if "wording" in answers:
-        return answers["wording"] or ""
-    # Older runs contain the template only at the end of a sentence.
-    how = str(answers.get("how", ""))
-    return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
+    return answers.get("wording") or ""
 
 
 def _training_rows(source: ModelSource, task: ScoringTask, *, offline: bool) -> Sequence[Example]:
