@@ -9,9 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 # Lines below the title in `repr`, and rows of a table in a notebook; the object itself has everything.
 MAX_LINES = 4
@@ -68,9 +65,6 @@ def under_home(name: str) -> str:
     """Return a path below the home directory as `~/...`, any other name unchanged: records name no user."""
     home = os.path.expanduser("~")
     return f"~/{Path(name).relative_to(home).as_posix()}" if name.startswith(os.path.join(home, "")) else name
-
-
-ModelName = Annotated[str, AfterValidator(under_home)]
 
 
 def model_label(name: str) -> str:

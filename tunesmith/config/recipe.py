@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from tunesmith import objectives, techniques
 from tunesmith.config.aliases import OLD_ARMS, VALUES
-from tunesmith.display import ModelName
+from tunesmith.display import under_home
 from tunesmith.errors import suggestion
 from tunesmith.objectives import OBJECTIVES, Multitask
 from tunesmith.objectives.base import SINGLE_TASK
@@ -20,6 +20,7 @@ from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Lora
 
 # Values that are not file names: votes of a loop as reward, human raters as judge, text sampled from the base model.
 VOTES, PEOPLE, SELF = "votes", "page", "self"
+ModelName = Annotated[str, AfterValidator(under_home)]
 
 
 class _Section(BaseModel):

@@ -8,9 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.config import AnyObjective, AnyTechnique
+from tunesmith.config import AnyObjective, AnyTechnique, ModelName
 from tunesmith.data.files import read_page
-from tunesmith.display import ModelName
 from tunesmith.errors import CheckpointError
 from tunesmith.models.loading.base_from_run import base_place
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS

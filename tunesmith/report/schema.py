@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tunesmith.data.files import read_page
-from tunesmith.display import Display, Displayed, ModelName, model_label
+from tunesmith.display import Display, Displayed, model_label, under_home
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.results import (
     Calibration,
@@ -167,7 +168,7 @@ class Report(Displayed, ReportPart):
     """All results of one run. `verdict` is the sentence at its top."""
 
     name: str
-    model: ModelName
+    model: Annotated[str, AfterValidator(under_home)]
     family: str
     objective: str
     technique: str

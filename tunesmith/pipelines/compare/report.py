@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.display import Display, Displayed, ModelName
+from tunesmith.config import ModelName
+from tunesmith.display import Display, Displayed
 from tunesmith.pipelines.compare.verdict import DECIDED, Verdict
 from tunesmith.report.formatting import bounds, duration, figure, metric_name, price
 from tunesmith.report.html import environment

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.display import Display, Displayed, ModelName
+from tunesmith.config import ModelName
+from tunesmith.display import Display, Displayed
 from tunesmith.pipelines.learning_curve.fit_curve import FARTHEST, FitCheck, ScoreEstimate
 from tunesmith.report.formatting import count, figure, metric_name
 from tunesmith.report.html import environment

@@ -7,8 +7,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.config import ModelName
 from tunesmith.data.files import read_page
-from tunesmith.display import Display, Displayed, ModelName
+from tunesmith.display import Display, Displayed
 from tunesmith.report.formatting import count, duration, size
 
 PREDICTION = "prediction.json"

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.annotation.summary import Summary
-from tunesmith.display import Display, Displayed, ModelName
+from tunesmith.config import ModelName
+from tunesmith.display import Display, Displayed
 from tunesmith.metrics.resampling import ALPHA, MIN_GROUPS
 from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.metrics.win_rate import WinRate
