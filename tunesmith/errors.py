@@ -9,6 +9,7 @@ TunesmithError            exit 2: invalid input
 ├── TemplateError         chat template that cannot be masked, or differs from that of the run
 ├── ModelError            model not found, unreadable or not trusted
 ├── CheckpointError       run folder damaged, of another base, or not a run
+├── StorageError          file or folder that cannot be written or read; a DataError and a CheckpointError
 ├── RewardError           reward function failed or returned no number
 ├── ProcessError          another process of the run ended
 └── Refused               exit 1: data check or quality gate failed
@@ -106,6 +107,10 @@ class ModelError(TunesmithError):
 
 class CheckpointError(TunesmithError):
     """A run folder is damaged, belongs to another base model, or is not a run."""
+
+
+class StorageError(DataError, CheckpointError):
+    """The disk is full or read-only, or a file cannot be opened; what was saved before is kept."""
 
 
 class RewardError(TunesmithError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.files import sha256_of_file, write_whole
+from tunesmith.data.files import sha256_of_file, storage_error, write_whole
 from tunesmith.errors import DataError
 
 
@@ -32,6 +32,31 @@ def test_a_file_that_cannot_be_finished_stays_as_it_was(tmp_path: Path):
     with pytest.raises(DataError, match=r"a\.json: cannot be written \(No space left on device\); free some space$"):
         write_whole(file, full())
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left", "a"), "a: cannot be written (No space left); free some space"),
+        (OSError(28, "No space left"), "a file: cannot be written (No space left); free some space"),
+        (
+            PermissionError(13, "Denied", "a"),
+            "a: cannot be opened or written (Denied); give a path in an exist",
+        ),
+        (
+            OSError(36, "Name too long", "a" * 5000),
+            f"{'a' * 200}: cannot be opened or written (Name too long); use a s",
+        ),
+        # Of tokenizers and safetensors, which have no OSError.
+        (Exception("Read-only file system (os error 30)"), "a file: cannot be written (Read-only file system); give"),
+        (ConnectionRefusedError(111, "Connection refused"), None),
+        (ValueError("no file"), None),
+        (DataError("a (os error 30)"), None),
+    ],
+)
+def test_an_error_of_the_operating_system_about_a_file_is_one_line(error: Exception, message: str | None):
+    found = storage_error(error)
+    assert found is None if message is None else str(found).startswith(message), found
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path):

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from tunesmith.data.files import sha256_of_file
-from tunesmith.errors import CheckpointError
+from tunesmith.errors import CheckpointError, StorageError
 from tunesmith.models.loading import checkpoint
 from tunesmith.models.loading.checkpoint import (
     MANIFEST,
@@ -123,7 +123,7 @@ def test_a_full_disk_is_an_error_for_the_user_and_the_old_folder_stays(tmp_path:
         (half / "a.txt").write_text("x")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CheckpointError, match=r"last: not written \(No space left on device\); free some space"):
+    with pytest.raises(CheckpointError, match=r"last: cannot be written \(No space left on device\); free some space"):
         write_folder(tmp_path / "last", full)
     assert content(tmp_path / "last") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
@@ -134,9 +134,23 @@ def test_a_disk_that_is_full_for_safetensors_is_told_alike_and_leaves_no_half_fo
         (half / "a.safetensors").write_text("x")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    with pytest.raises(CheckpointError, match=r"last: not written \(I/O error: No space .*\); free some space"):
+    with pytest.raises(CheckpointError, match=r"last: cannot be written \(No space left on device\); free some space"):
         write_folder(tmp_path / "last", full)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_kept_in_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        StorageError, match=r"last: cannot be written \(File exists\); .+; until then it is in "
+    ) as error:
+        write_folder(tmp_path / "file" / "last", filler("word"))
+    (kept,) = (tmp_path / "other").glob("tunesmith-*/last")
+    assert str(error.value).endswith(f" {kept}, which can be moved to {tmp_path / 'file' / 'last'}")
+    assert content(kept) == "word"
+    verify_folder(kept)
 
 
 def test_the_manifest_names_every_file_with_its_digest(tmp_path: Path):

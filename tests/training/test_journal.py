@@ -36,3 +36,9 @@ def test_a_rewind_to_the_start_forgets_everything(tmp_path: Path):
     journal.write({"step": 1})
     journal.rewind(0)
     assert journal.read() == []
+
+
+def test_lines_that_the_disk_damaged_are_left_out(tmp_path: Path):
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step\xff": 2}\n{"st\xe9p": 3}\n5\n{"stop": 4}\n{"step": 5}\n')
+    assert Journal(path).read() == [{"step": 1}, {"step": 5}]

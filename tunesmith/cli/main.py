@@ -37,6 +37,7 @@ from tunesmith.cli.options import Parser
 from tunesmith.cli.processes import reports_error, silence_followers
 from tunesmith.cli.signals import Interruption, caught
 from tunesmith.cli.terminal import emit
+from tunesmith.data.files import check_writable, storage_error
 from tunesmith.errors import TunesmithError
 from tunesmith.models.world import started_as
 from tunesmith.report.formatting import clean
@@ -114,13 +115,7 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
     trace = ""
     try:
         with caught():
-            try:
-                args = parser().parse_args(words or ["--help"])
-            except SystemExit as done:  # --help, --version and --schema
-                return int(done.code or 0)
-            args.command_line = words
-            _set_thread_wait_policy()
-            return int(args.run(args))
+            return _run(words)
     except TunesmithError as error:
         kind, message, code = type(error).__name__, str(error), error.exit_code
     except KeyboardInterrupt as error:
@@ -131,10 +126,11 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
             message += "; run the same command again to resume"
     except BrokenPipeError:
         raise
-    except Exception as error:  # an internal error: printed with its traceback
-        trace = traceback.format_exc()
-        kind, code = type(error).__name__, INTERNAL_ERROR
-        message = "internal error; please report it with the traceback above"
+    except Exception as error:  # of a disk, or an internal error: printed with its traceback
+        found = storage_error(error)
+        trace = "" if found else traceback.format_exc()
+        kind, code = type(found or error).__name__, found.exit_code if found else INTERNAL_ERROR
+        message = str(found or "internal error; please report it with the traceback above")
     lead = "interrupted" if kind == "Interrupted" else "error"
     if reports_error():
         if former is not None:
@@ -144,6 +140,20 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
     if "--json" in words:
         emit({"error": {"kind": kind, "message": message, "exit_code": code}})
     return code
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run a command and return its exit code."""
+    try:
+        args = parser().parse_args(words or ["--help"])
+    except SystemExit as done:  # --help, --version and --schema
+        return int(done.code or 0)
+    for path in (getattr(args, "out", None), getattr(args, "answers", None)):
+        if isinstance(path, Path):
+            check_writable(path)  # before the work, not after it
+    args.command_line = list(words)
+    _set_thread_wait_policy()
+    return int(args.run(args))
 
 
 def _set_thread_wait_policy() -> None:

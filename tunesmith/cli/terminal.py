@@ -7,12 +7,15 @@ import json
 import logging
 import math
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tunesmith.data.files import write_whole
+from tunesmith.errors import StorageError
 from tunesmith.report.formatting import clean
 
 if TYPE_CHECKING:
@@ -68,13 +71,25 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, drop: S
 def publish(document: Mapping[str, Any], args: argparse.Namespace) -> bool:
     """Write the document to stdout under `--json`, and to the file of `--out`.
 
-    Returns True under `--json`: the command must not print anything else to stdout. Raises DataError.
+    Returns True under `--json`: the command must not print anything else to stdout. Raises StorageError.
     """
     if args.out is not None:
-        write_whole(args.out, _json(document) + "\n")
+        write_result(args.out, _json(document) + "\n")
     if args.json:
         emit(document)
     return bool(args.json)
+
+
+def write_result(path: Path, text: str) -> None:
+    """Write a result that may have taken long: if it cannot be written, to a temporary file that the error names."""
+    try:
+        write_whole(path, text)
+    except StorageError as error:
+        with suppress(OSError):
+            elsewhere = Path(tempfile.mkdtemp(prefix="tunesmith-")) / path.name
+            elsewhere.write_text(text, encoding="utf-8")
+            raise StorageError(f"{error}; the result is in {elsewhere}") from error
+        raise
 
 
 def emit(document: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from tunesmith.config.aliases import translate, translate_change, translate_sect
 from tunesmith.config.messages import explain, invalid_yaml
 from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Recipe
 from tunesmith.data.bounded_yaml import BoundedLoader
-from tunesmith.data.files import is_there
+from tunesmith.data.files import is_there, write_whole
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.remote import remote_url
 from tunesmith.display import under_home
@@ -154,9 +154,7 @@ def make_recipe(
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe as YAML."""
-    path.write_text(
-        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    write_whole(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def _anchored(recipe: Recipe, folder: Path) -> Recipe:

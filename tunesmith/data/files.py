@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,9 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunesmith.errors import CheckpointError, DataError
+from tunesmith.errors import CheckpointError, DataError, StorageError, TunesmithError
 
 T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -82,17 +84,41 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError inside the context into a DataError about `path`."""
+    """Turn an error of the operating system inside the context into a StorageError about `path`."""
     try:
         yield
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); {fix_for(error)}") from error
+    except Exception as error:
+        if (found := storage_error(error, path)) is None:
+            raise
+        raise found from error
+
+
+def storage_error(error: Exception, path: Path | None = None) -> StorageError | None:
+    """Return what to tell the user if the operating system refused a file; None for any other exception.
+
+    Args:
+        error: of Python, or of a library in Rust, which has the number of the error in its text.
+        path: file or folder to name; by default the one in the error.
+    """
+    if isinstance(error, TunesmithError):
+        return None
+    if not isinstance(error, OSError):
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            return None
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
+    place = str(path or error.filename2 or error.filename or "")[:200]
+    if not place and error.errno not in (*FULL, errno.EROFS, errno.EIO):  # a connection, for example
+        return None
+    problem = "cannot be written" if path or error.errno in (*FULL, errno.EROFS) else "cannot be opened or written"
+    return StorageError(f"{place or 'a file'}: {problem} ({error.strerror or error}); {fix_for(error)}")
 
 
 def fix_for(error: OSError) -> str:
     """Return the fix for a failed write, to end an error message."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return "free some space"
+    if error.errno == errno.ENAMETOOLONG:
+        return "use a shorter name"
     return "give a path in an existing, writable folder"
 
 
@@ -121,6 +147,13 @@ def is_recipe(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):  # the row reader reports the error
         return False
     return isinstance(value, dict) and "objective" in value and not isinstance(value.get("data"), list)
+
+
+def check_writable(path: Path) -> None:
+    """Raise StorageError if a file or folder that does not exist yet cannot be created at `path`."""
+    place = next((parent for parent in path.absolute().parents if parent.exists()), path)
+    if not is_there(path) and not os.access(place, os.W_OK):
+        raise StorageError(f"{path}: cannot be written ({place} is read-only); give a path in a writable folder")
 
 
 def check_folder(path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import write_whole, writing
 
 # Key of a record that a resumed run keeps, whatever step it begins at.
 KEPT_KEY = "kept"
@@ -25,19 +26,19 @@ class Journal:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all records; a line that a crash truncated is skipped."""
+        """Return all records; a line that a crash truncated or the disk damaged is skipped."""
         if not self.path.exists():
             return []
         records = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
+        for line in self.path.read_bytes().splitlines():
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and "step" in record:
+                    records.append(record)
         return records
 
     def rewind(self, step: int) -> None:

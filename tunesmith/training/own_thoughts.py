@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.examples.types import Chat, Example, Reference
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import write_whole, writing
 from tunesmith.data.stored import joined
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.messages import Message
@@ -203,7 +203,7 @@ def _think(chats: Sequence[Chat], thinker: _Thinker, file: Path) -> list[OwnThou
             continue
         found = replace(thinker, seed=thinker.seed + 2 * number).think(call)
         finished.append(found)
-        with file.open("a", encoding="utf-8") as lines:
+        with writing(file), file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps([asdict(own) for own in found], ensure_ascii=False) + "\n")
     return [own for call in finished for own in call]
 

@@ -18,7 +18,7 @@ from tunesmith.config import SELF, Recipe
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.config.resolve import BYTES_A_TOKEN, size_of, windows
 from tunesmith.data.examples.types import Example, Text
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import write_whole, writing
 from tunesmith.data.splits.near_duplicates import near_copies
 from tunesmith.data.stored import joined
 from tunesmith.data.tokenization.tokenizer import frame
@@ -205,7 +205,7 @@ def _sampled_texts(prepared: TrainingContext, count: int, partial: Path, on_even
             ]
             samples += texts
             meter.update(len(samples))
-            with partial.open("a", encoding="utf-8") as file:
+            with writing(partial), partial.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(texts) + "\n")
     if not samples:
         problem = f"the base model generated no text of {SHORTEST} tokens in {tries} samples"

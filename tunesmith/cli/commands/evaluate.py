@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import UsageError, add_common, add_engine, add_schema, add_set
 from tunesmith.cli.progress import reported
-from tunesmith.cli.terminal import hush, log, publish, show, show_table
-from tunesmith.data.files import quoted, write_whole
+from tunesmith.cli.terminal import hush, log, publish, show, show_table, write_result
+from tunesmith.data.files import quoted
 from tunesmith.display import model_label, model_labels
 from tunesmith.report.formatting import bounds, figure, p_value
 
@@ -105,7 +105,7 @@ def _request(args: argparse.Namespace) -> EvaluateRequest:
 
 def write_answers(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
     """Write prompts, references and answers as JSON lines."""
-    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answers))
+    write_result(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answers))
 
 
 def _show_scores(page: ScoredAlone) -> None:

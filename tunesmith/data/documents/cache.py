@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class CollectStore:
             digest = sha256_of_file(self.rows) if self.rows.exists() else ""
         except OSError as error:
             raise DataError(f"{self.rows}: cannot be read ({error.strerror}); give another --out") from error
-        if digest and digest != self.about().get("sha256"):
+        about = self.about()  # written before the rows, so that those of the run before may still be there
+        if digest and digest not in (about.get("sha256"), about.get("replaces")):
             raise DataError(f"{self.rows}: changed since collect wrote it; give another --out, or move this file")
 
     def about(self) -> dict[str, Any]:
@@ -60,8 +62,10 @@ class CollectStore:
 
     def keep(self, kept: str, document: Document) -> None:
         """Cache a document; raise DataError if it cannot be written."""
-        self._make(self._document(kept).parent)
-        write_whole(self._document(kept), json.dumps(to_json(document), ensure_ascii=False))
+        path = self._document(kept)
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(to_json(document), ensure_ascii=False))
 
     def write(self, rows: Iterable[Mapping[str, object]], about: Mapping[str, Any]) -> None:
         """Write the rows and the summary of the run, and delete documents that no output file needs.
@@ -71,23 +75,20 @@ class CollectStore:
         Raises:
             DataError: a file or folder cannot be written.
         """
-        self._make(self.folder)
-        write_whole(self.rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        summary = {**about, "sha256": sha256_of_file(self.rows)}
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        summary = {**about, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        if self.rows.exists():
+            summary["replaces"] = sha256_of_file(self.rows)
         write_whole(self._about, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+        write_whole(self.rows, text)
         with writing(self.folder):
             summaries = [_summary(path) for path in self.folder.glob("*.json")]
             needed = {f"{kept}.json" for summary in summaries for kept in summary.get("documents", ())}
             for path in (self.folder / KEPT).glob("*.json"):
                 if path.name not in needed:
                     path.unlink()
-
-    def _make(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            fix = "give --out a file in another folder, or move what is in the way"
-            raise DataError(f"{folder}: cannot create this folder ({error.strerror}); {fix}") from error
 
     @property
     def _about(self) -> Path:

@@ -6,17 +6,18 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.files import sha256_of_file
-from tunesmith.errors import CheckpointError
+from tunesmith.data.files import sha256_of_file, writing
+from tunesmith.errors import CheckpointError, StorageError
 from tunesmith.models.world import World, current_world
 
 if TYPE_CHECKING:
@@ -46,15 +47,30 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, shards: Mapping[
             first one everything else.
 
     Raises:
-        CheckpointError: if the disk is full or the folder is not writable.
+        StorageError: if the disk is full or the folder is not writable. Unless there are shards, the error names a
+            temporary folder that holds the files instead, if that can be written.
     """
+    try:
+        _write_folder(folder, fill, shards)
+    except StorageError as error:
+        if not shards:
+            with suppress(StorageError, OSError):
+                elsewhere = Path(tempfile.mkdtemp(prefix="tunesmith-")) / folder.name
+                _write_folder(elsewhere, fill)
+                error.args = (f"{error}; until then it is in {elsewhere}, which can be moved to {folder}",)
+        raise
+
+
+def _write_folder(folder: Path, fill: Callable[[Path], None], shards: Mapping[str, Tensor] | None = None) -> None:
+    """Write a folder as `write_folder` does, or raise StorageError."""
     half = folder.with_name(f".{folder.name}.half")
     world = current_world().dealing if shards else World()
 
     def begin() -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir()
+        with _writing(folder, half):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir()
 
     world.lead(begin)
     if shards:
@@ -78,26 +94,24 @@ def _finish(folder: Path, half: Path, fill: Callable[[Path], None], known: Mappi
             if path.is_file():
                 path.chmod(mode)  # safetensors creates files that only their owner may read
             _flush(path)
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():  # otherwise `old` may be the only copy, left by a crash between these two renames
+        old = folder.with_name(f".{folder.name}.old")
+        if folder.exists():  # otherwise `old` may be the only copy, left by a crash between these two renames
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        half.rename(folder)
+        _flush(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    half.rename(folder)
-    _flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def _writing(folder: Path, half: Path) -> Iterator[None]:
-    """Delete what was written so far, and raise CheckpointError, if the disk is full or not writable."""
-    from safetensors import SafetensorError
-
+    """Delete what was written so far, and raise StorageError, if the disk is full or not writable."""
     try:
-        yield
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        with writing(folder):
+            yield
+    except StorageError:
         shutil.rmtree(half, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CheckpointError(f"{folder}: not written ({reason}); free some space and run the command again") from error
+        raise
 
 
 def find_folder(folder: Path) -> Path | None:

@@ -19,7 +19,7 @@ from tunesmith.data.cpu_count import cores
 from tunesmith.data.documents.find_files import find
 from tunesmith.data.files import read_page, sha256_of_file, write_whole
 from tunesmith.data.splits.split import Split
-from tunesmith.errors import CheckpointError, RecipeError, TunesmithError
+from tunesmith.errors import CheckpointError, RecipeError, StorageError, TunesmithError
 from tunesmith.evaluation.predict import question, subsample
 from tunesmith.events import Note, StageStarted
 from tunesmith.inference.engine_program import check_engine
@@ -169,7 +169,7 @@ def _run_arms(context: ComparisonContext, arms: Sequence[str]) -> list[ArmAnswer
         context.on_event(StageStarted(f"arm {number} of {len(arms)}: {name}"))
         try:
             answers.append(run_arm(context, name))
-        except RunLockedError:  # another process runs this arm, it has not failed
+        except (RunLockedError, StorageError):  # of another process, or as wrong for the next arm: it has not failed
             raise
         except TunesmithError as error:
             failed.append(error)

@@ -87,11 +87,12 @@ class LearningCurveRun:
         The seed selects the subsample and is added to that of the recipe; `place` counts the runs for the progress.
         """
         file = self.file(rows, seed)
+        work = file.with_suffix("")
         if file.exists():
+            shutil.rmtree(work, ignore_errors=True)  # of a process that was killed right after storing the cell
             return read_page(file, CurveCell)
         self.callbacks.on_event(StageStarted(f"{place}{rows} rows, seed {seed}"))
         began = time.perf_counter()
-        work = file.with_suffix("")
         work.mkdir(parents=True, exist_ok=True)
         recipe, everything = self.context.recipe, self.context.train
         chosen = random.Random(f"{recipe.seed}/{seed}/need").sample(range(len(everything)), rows)

@@ -178,13 +178,14 @@ def _results(
     clock.start(PREPARE)
 
     # Prepare: read and encode the rows, load the base model, and record what the run must resume with.
+    machine = recipe.machine
     rewards = _reward_digests(recipe, folder, on_event)
     with phase("loading"):
         prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline)
         recipe, base, world = prepared.recipe, prepared.base, current_world()
         folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
-        if world.leads:
-            save_recipe(recipe, folder.path / "recipe.yaml")
+        if world.leads and not (written := folder.path / "recipe.yaml").exists():
+            save_recipe(recipe.model_copy(update={"machine": machine}), written)  # as asked for, not as it was chosen
         prepared = with_contamination_check(prepared, on_event=on_event, offline=offline)
     # What is kept in files is computed by the first process and read by the others.
     with world.first():

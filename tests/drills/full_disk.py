@@ -1,0 +1,79 @@
+"""A full or read-only disk at every write of a command: what is expected of it."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.drills.commands import ACKNOWLEDGED, DRILLS, Lab
+from tests.drills.forks import Ended
+
+ERROR = re.compile(r"^error: .+: .+; .+", re.M)
+# Digits and the random names of temporary files, which differ from point to point of the same write.
+RANDOM = re.compile(r"\d+|\.tmp\w{6}|[0-9a-f]{16,}|tmp\w{8}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A disk that is full or read-only from a point on, or at this point alone."""
+
+    error: int
+    once: bool = False
+
+    def __str__(self) -> str:
+        return errno.errorcode[self.error] + (" once" if self.once else "")
+
+
+FAULTS = (Fault(errno.ENOSPC), Fault(errno.EROFS), Fault(errno.ENOSPC, once=True))
+
+
+class Attack:
+    """A command and its undisturbed result."""
+
+    def __init__(self, lab: Lab, name: str, fault: Fault) -> None:
+        self.lab, self.drill, self.fault = lab, DRILLS[name], fault
+        self.clean, self.expected = lab.reference(self.drill, error=fault.error)
+        self.points = self.clean.points
+
+    def places(self) -> list[int]:
+        """Return the numbers of the points to try: the first and the last write of each file by its kind."""
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for number, point in enumerate(self.points, 1):
+            site = RANDOM.sub("N", f"{point.split()[0]} {point.rpartition('/')[2]}")
+            first.setdefault(site, number)
+            last[site] = number
+        return sorted({*first.values(), *last.values()})
+
+    def problems(self, at: int) -> Iterator[str]:
+        """Run the command with the fault, then without, and yield what is not as it should be."""
+        lab, notes = self.lab, self.lab.place / ACKNOWLEDGED
+        notes.unlink(missing_ok=True)
+        lab.begin(self.drill)
+        ended = lab.run(self.drill, at=at, error=self.fault.error, once=self.fault.once)
+        yield from self._wrong_end(ended)
+        answers = notes.read_text("utf-8").splitlines() if notes.exists() else []
+        yield from (f"answer {line}" for line in answers if not line.startswith(("200", "503")))
+        again = lab.run(self.drill)
+        if again.code != self.clean.code and self.drill.refused and self.drill.refused in again.err:
+            return
+        if again.code != self.clean.code:
+            yield f"the second start ended with {again.code}: {again.err[-300:]}"
+            return
+        yield from lab.differences(self.expected)[:3]
+        yield from lab.lost_votes()
+        wanted = re.compile(self.drill.kept)
+        kept = {point for point in self.points[: at - 1] if wanted.search(point) and not point.startswith("mkdir")}
+        done = {RANDOM.sub("N", point) for point in kept - {*self.points[at - 2 : at]}}
+        repeated = done & {RANDOM.sub("N", point) for point in again.points}
+        yield from (f"done again: {point}" for point in sorted(repeated))
+
+    def _wrong_end(self, ended: Ended) -> Iterator[str]:
+        if "Traceback" in ended.err or ended.code == 70 or ended.code < 0:
+            yield f"code {ended.code}: {ended.err[-700:]}"
+        elif ended.code != self.clean.code:
+            lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+            if ended.code != 2 or len(lines) != 1 or not ERROR.search(lines[0]):
+                yield f"code {ended.code}, error lines {lines}"
