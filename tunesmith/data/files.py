@@ -94,7 +94,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def storage_error(error: Exception, path: Path | None = None) -> StorageError | None:
-    """Return what to tell the user if the operating system refused a file; None for any other exception.
+    """Return the error for the user if the operating system refused a file; None for any other exception.
 
     Args:
         error: of Python, or of a library in Rust, which has the number of the error in its text.
