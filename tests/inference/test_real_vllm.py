@@ -104,6 +104,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(runs: Path) -> Iterator[str]:
     """The address of vLLM, started as a command would; it serves every test of this file."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "3000")  # a step with an adapter on a busy processor
     with EngineServer(f"vllm {OPTIONS}", offline=True) as engine:
         open_model(runs / "writes", engine=engine, offline=True)
         os.environ["TUNESMITH_API_KEY"] = engine.endpoint.key

@@ -115,7 +115,12 @@ def _result(ray: Any, reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+        if not isinstance(error.cause, ray.exceptions.RayError):
+            raise error.cause from None
+        reason = briefly(str(error.cause).strip().splitlines()[-1])  # such as a module that a worker lacks
+        raise TunesmithError(
+            f"ray: a task cannot start ({reason}); install the same Tunesmith in all workers"
+        ) from error
     except ray.exceptions.RayError as error:
         lost = f"a task lost its worker {RETRIES + 1} times ({type(error).__name__})"
         raise TunesmithError(f"ray: {lost}; finished work is kept, run the same command again") from error
