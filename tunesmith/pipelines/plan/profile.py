@@ -61,7 +61,7 @@ class RunProfile:
         if processes == 1:
             return self
         parts = 1 if self.device.startswith("cuda") else processes
-        pace, more = self.pace, self.available - self.held
+        pace = self.pace
         with among(World(size=processes, local_size=processes)):
             work = count_work(prepared, base_policy(prepared), self.counter)
         return replace(
@@ -70,7 +70,7 @@ class RunProfile:
             pace=replace(
                 pace, products=pace.products / parts, products32=pace.products32 / parts, moved=pace.moved / parts
             ),
-            available=self.held + more / parts,
+            available=self.available / parts,
             placement=replace(self.placement, processes=processes, local=processes),
         )
 
