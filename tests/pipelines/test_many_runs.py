@@ -87,12 +87,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     client, port = (free_port() for _ in range(2))
     words = ["--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}", "--num-cpus=2"]
     words += ["--include-dashboard=false"]
+    own = {name: value for name, value in os.environ.items() if name != "TUNESMITH_CACHE"}  # real models are in another
     place = tempfile.mkdtemp(prefix="ray-")  # paths of sockets are short
     printed = tmp_path_factory.mktemp("ray") / "log"
     with printed.open("wb") as log:
         started = subprocess.Popen(
             [Path(sys.executable).with_name("ray"), "start", "--head", "--block", *words, f"--temp-dir={place}"],
-            env={**os.environ, **RAY, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+            env={**own, **RAY, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
