@@ -26,8 +26,20 @@ from tunesmith.api_data import (
     votes_import,
     votes_summary,
 )
-from tunesmith.api_models import ask, check_model, diff_runs, doctor, evaluate, export, list_models, load, runs, serve
-from tunesmith.api_training import compare, demo, learning_curve, plan, plan_rlhf, preview, rlhf, tune
+from tunesmith.api_models import (
+    ask,
+    check_model,
+    demo,
+    diff_runs,
+    doctor,
+    evaluate,
+    export,
+    list_models,
+    load,
+    runs,
+    serve,
+)
+from tunesmith.api_training import compare, learning_curve, plan, plan_rlhf, preview, rlhf, tune
 from tunesmith.errors import (
     CheckpointError,
     DataError,

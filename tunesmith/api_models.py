@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tunesmith.models.certificate import Certificate
     from tunesmith.models.generation.sampling import Reply
     from tunesmith.pipelines.compare.ask import ArmReply
+    from tunesmith.pipelines.demo import Demo
     from tunesmith.pipelines.evaluate import Compared, ScoredAlone
     from tunesmith.report.run_diff import RunDiff
     from tunesmith.report.schema import Export
@@ -383,6 +384,39 @@ def check_model(
 
     with reporting(progress, callback) as callbacks:
         return measure(str(model), on_event=callbacks.on_event, offline=offline)
+
+
+@python_words
+def demo(
+    *,
+    out: str | Path | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+) -> Demo:
+    """Tune two bundled models on bundled product reviews, and classify three new sentences.
+
+    >>> import tunesmith
+    >>> done = tunesmith.demo()  # takes a few minutes  # doctest: +SKIP
+    >>> done.encoder.report.task.tuned > done.encoder.report.task.base  # doctest: +SKIP
+    True
+
+    Args:
+        out: folder for both runs; default `runs`.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+
+    Returns:
+        Both runs as `.encoder` and `.decoder`, and `.answers`.
+
+    Raises:
+        TunesmithError: the bundled models cannot be loaded.
+    """
+    from tunesmith.pipelines.demo import demo as run_demo
+
+    with reporting(progress, callback) as callbacks:
+        return run_demo(Path(out or "runs"), callbacks=callbacks, offline=offline)
 
 
 @python_words

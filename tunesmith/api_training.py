@@ -1,4 +1,4 @@
-"""Functions of the commands that read a recipe: `plan`, `tune`, `compare`, `learning_curve`, `rlhf`, `demo`."""
+"""Functions of the commands that read a recipe: `plan`, `tune`, `compare`, `learning_curve`, `rlhf`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tunesmith.config import Recipe
     from tunesmith.events import EventHandler
     from tunesmith.pipelines.compare.report import Comparison
-    from tunesmith.pipelines.demo import Demo
     from tunesmith.pipelines.learning_curve.report import LearningCurveReport
     from tunesmith.pipelines.plan.report import PlanReport
     from tunesmith.pipelines.rlhf.report import LoopPlan, LoopReport
@@ -471,36 +470,3 @@ def _loop_recipe(path: str | Path, changes: Sequence[str], on_event: EventHandle
     for note in notes:
         on_event(Note(note))
     return recipe
-
-
-@python_words
-def demo(
-    *,
-    out: str | Path | None = None,
-    offline: bool = False,
-    progress: bool = True,
-    callback: EventHandler | None = None,
-) -> Demo:
-    """Tune two bundled models on bundled product reviews, and classify three new sentences.
-
-    >>> import tunesmith
-    >>> done = tunesmith.demo()  # takes a few minutes  # doctest: +SKIP
-    >>> done.encoder.report.task.tuned > done.encoder.report.task.base  # doctest: +SKIP
-    True
-
-    Args:
-        out: folder for both runs; default `runs`.
-        offline: do not access the network.
-        progress: show progress.
-        callback: receives every progress event.
-
-    Returns:
-        Both runs as `.encoder` and `.decoder`, and `.answers`.
-
-    Raises:
-        TunesmithError: the bundled models cannot be loaded.
-    """
-    from tunesmith.pipelines.demo import demo as run_demo
-
-    with reporting(progress, callback) as callbacks:
-        return run_demo(Path(out or "runs"), callbacks=callbacks, offline=offline)
