@@ -45,7 +45,7 @@ REPORT_FIELDS = (
     "training",
     "data",
 )
-DROPPED = frozenset({"sentence", "notes", "detail", "seconds", "tokens_per_second", "peak_bytes"})
+DROPPED = frozenset({"sentence", "notes", "detail", "seconds", "tokens_per_second", "peak_bytes", "crc32"})
 
 
 def reviews(count: int = 40) -> Rows:

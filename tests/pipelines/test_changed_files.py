@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,40 +16,58 @@ import pytest
 
 from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tests.pipelines.tune.test_multitask import mixed
+from tunesmith.cli.commands.runs import list_runs
+from tunesmith.config import Recipe
+from tunesmith.data.files import report_once
 from tunesmith.errors import TunesmithError
+from tunesmith.events import Event, StepFinished, ignore
+from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
 from tunesmith.inference.serving.registry import ModelRegistry
-from tunesmith.models.loading import checkpoint
-from tunesmith.models.loading.checkpoint import EDITABLE
+from tunesmith.models.loading.checkpoint import EDITABLE, MANIFEST
 from tunesmith.models.loading.load import load_base
 from tunesmith.pipelines.evaluate import evaluate
 from tunesmith.pipelines.export import ExportRequest, export
 from tunesmith.pipelines.requests import EvaluateRequest
+from tunesmith.report.predictions import read_predictions
+from tunesmith.report.run_data import read_run_data
+from tunesmith.training.callbacks import Interrupted
+from tunesmith.training.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 TEXTS = ("good 1", "this battery is bad", "number 7")
-RUNS = ("encoder", "lora", "prefix", "multitask")
-PLACES = 100
+QUICK: dict[str, Any] = {"schedule": {"epochs": 1, "probe": False}}
+WORDS = {"kind": "instruct", "max_new_tokens": 4}
+NF4 = {"kind": "lora", "rank": 4, "quantize": "nf4"}
+RECIPES: dict[str, Callable[[Path], Recipe]] = {
+    "encoder": lambda at: recipe(at, reviews(), "bert", **QUICK),
+    "lora": lambda at: recipe(at, reviews(), "llama", **QUICK),
+    "qlora": lambda at: recipe(at, reviews(), "llama", technique=NF4, **QUICK),
+    "prefix": lambda at: recipe(at, answers(), "llama", objective=WORDS, technique={"kind": "prefix"}, **QUICK),
+    "multitask": lambda at: mixed(at, tasks=("mood", "count")),
+}
+PLACES, ALL_PLACES = 40, 2000
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, small_world: pytest.MonkeyPatch) -> dict[str, Path]:
-    """One finished run of each kind, in folders that no test writes into."""
-    place = tmp_path_factory.mktemp("finished")
-    quick: dict[str, Any] = {"schedule": {"epochs": 1, "probe": False}}
-    words = {"kind": "instruct", "max_new_tokens": 4}
-    made = {
-        "encoder": lambda at: recipe(at, reviews(), "bert", **quick),
-        "lora": lambda at: recipe(at, reviews(), "llama", **quick),
-        "prefix": lambda at: recipe(at, answers(), "llama", objective=words, technique={"kind": "prefix"}, **quick),
-        "multitask": lambda at: mixed(at, tasks=("mood", "count")),
-    }
+    """A finished run of each kind, and one that was stopped in the middle, in folders that no test writes into."""
+    place = tmp_path_factory.mktemp("runs")
     folders = {}
-    for name, of in made.items():
+    for name, of in RECIPES.items():
         (place / name).mkdir()
-        folders[name] = tune(of(place / name), place / name / "run").folder
+        made = of(place / name)
+        folders[name] = tune(made, place / name / "run").folder
+        folders[f"half {name}"] = place / name / "half"
+        steps: list[Event] = []
+        with pytest.raises(Interrupted):
+            tune(made, folders[f"half {name}"], on_event=steps.append, stop=lambda steps=steps: saved(steps) == 2)
     return folders
+
+
+def saved(events: list[Event]) -> int:
+    return sum(isinstance(event, StepFinished) for event in events)
 
 
 @pytest.fixture
@@ -65,8 +84,11 @@ def reported(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], int]]:
 
 
 def answered(run: Path) -> str:
-    """All that a run says about a few texts."""
-    model = load(run, offline=True)
+    return said(load(run, offline=True))
+
+
+def said(model: LocalModel) -> str:
+    """All that a model says about a few texts."""
     parts = [model.at(task) for task in model.objective.tasks] if model.objective.kind == "multitask" else [model]
     return repr(
         [part.classify(TEXTS) if part.objective.produces == "labels" else part.generate(TEXTS) for part in parts]
@@ -76,7 +98,7 @@ def answered(run: Path) -> str:
 def outcome(way: Callable[[], object], reported: Callable[[], int], expected: object = None) -> str:
     """What a way in makes of a damaged run: refused, reported, unharmed, silent or a traceback."""
     reported()
-    checkpoint._report.cache_clear()  # each way may be the first of its process
+    report_once.cache_clear()  # each way may be the first of its process
     try:
         found = way()
     except TunesmithError as error:
@@ -99,43 +121,104 @@ def files_of(run: Path) -> list[Path]:
     return sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-def flips(run: Path, copy: Path, reported: Callable[[], int], places: int) -> Counter[str]:
-    """Flip a bit in each of some places over all files of a run, and ask the run each time."""
-    shutil.copytree(run, copy)
-    expected = answered(copy)
+def untimed(value: Any) -> Any:
+    """A document without what differs between two equal runs."""
+    if isinstance(value, dict):
+        return {key: untimed(inner) for key, inner in value.items() if not TIMED.search(key)}
+    return [untimed(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+TIMED = re.compile("second|time|peak|predict|memory|started|folder|phases|when")
+
+
+def scores(run: Path) -> object:
+    """What `evaluate` finds on rows that the run was not trained on."""
+    many = (run.parent / "mood.jsonl").exists()
+    request = EvaluateRequest(
+        str(run), str(run.parent / ("mood.jsonl" if many else "rows.jsonl")), task="mood" if many else ""
+    )
+    return untimed(evaluate(request, on_event=ignore, offline=True).page.model_dump(mode="json"))
+
+
+def exported(run: Path) -> object:
+    """What `export` writes, and what it finds out about it."""
+    out = run.parent / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    done = export(run, ExportRequest.of("adapter"), out=out, on_event=ignore, offline=True)
+    return untimed(done.model_dump(mode="json")), {path.name: path.read_bytes() for path in files_of(out)}
+
+
+def resumed(run: Path) -> object:
+    """What `tune` says at the end of the same recipe."""
+    done = tune(RECIPES[run.parent.name](run.parent), run)
+    return untimed(done.report.model_dump(mode="json")), read_predictions(run), Journal(run / "journal.jsonl").read()
+
+
+def shown(run: Path) -> object:
+    """What the pages and other runs are told of a run."""
+    data = read_run_data(run)
+    return data.report, data.recipe, data.journal, data.predictions, list_runs(run)
+
+
+def served(run: Path) -> object:
+    model = ModelRegistry({"run": [run]}, offline=True).load("run").model
+    return said(model)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "ask": answered,
+    "evaluate": scores,
+    "export": exported,
+    "serve": served,
+    "tune": resumed,
+    "report": shown,
+}
+
+
+def flips(run: Path, reported: Callable[[], int], places: int) -> Counter[str]:
+    """Flip a bit in each of some places over all files of a run, and read the run each time, in turn by each reader."""
+    copy = run.parent / "copy"  # a run belongs where it is, relative to its base
+
+    def restore() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(run, copy)
+
+    readers = {"tune": resumed} if run.name == "half" else READERS
+    expected = {}
+    for name, reader in readers.items():
+        restore()
+        expected[name] = reader(copy)
+    files = [path.relative_to(run) for path in files_of(run)]
+    pairs = [(file, name) for name in readers for file in files]
     chance = random.Random(37)
+    chance.shuffle(pairs)
     outcomes: Counter[str] = Counter()
-    files = files_of(copy)
     for place in range(places):
-        path = files[place % len(files)]
-        whole = path.read_bytes()
-        flip(path, chance)
-        result = outcome(lambda: answered(copy), reported, expected)
-        if path.parent.name == "model" and path.name not in {*EDITABLE, checkpoint.MANIFEST}:
-            assert result == "refused", path
+        file, name = pairs[place % len(pairs)]
+        restore()
+        flip(copy / file, chance)
+        result = outcome(lambda name=name: readers[name](copy), reported, expected[name])
+        if result not in ("refused", "reported", "unharmed"):
+            result = f"{name} {file}: {result}"
+        if file.parent.name == "model" and file.name not in {*EDITABLE, MANIFEST} and name not in ("tune", "report"):
+            assert result == "refused", (name, file)
         outcomes[result] += 1
-        path.write_bytes(whole)
     return outcomes
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_flipped_bit_anywhere_in_a_run_never_changes_an_answer_in_silence(
-    name: str, runs: dict[str, Path], tmp_path: Path, reported: Callable[[], int]
+STATES = [f"{state}{name}" for state in ("", "half ") for name in RECIPES]
+
+
+@pytest.mark.parametrize("places", [PLACES, pytest.param(ALL_PLACES // len(STATES), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", STATES)
+def test_a_flipped_bit_anywhere_in_a_run_never_changes_anything_in_silence(
+    name: str, places: int, runs: dict[str, Path], reported: Callable[[], int]
 ):
-    found = flips(runs[name], tmp_path / "run", reported, PLACES)
+    found = flips(runs[name], reported, places)
     assert {*found} <= {"refused", "reported", "unharmed"}, found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_of_two_thousand_flipped_bits_none_is_silent(
-    name: str, runs: dict[str, Path], tmp_path: Path, reported: Callable[[], int]
-):
-    found = flips(runs[name], tmp_path / "run", reported, 2000 // len(RUNS))
-    assert {*found} <= {"refused", "reported", "unharmed"}, found
-
-
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_deleted_file_is_one_line_on_every_way_in(
     name: str, runs: dict[str, Path], tmp_path: Path, reported: Callable[[], int]
 ):
@@ -149,7 +232,7 @@ def test_a_deleted_file_is_one_line_on_every_way_in(
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_changed_file_is_refused_on_every_way_in(
     name: str, runs: dict[str, Path], tmp_path: Path, reported: Callable[[], int]
 ):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
+from tunesmith.errors import CheckpointError
 from tunesmith.training.journal import Journal
 
 
@@ -38,7 +42,26 @@ def test_a_rewind_to_the_start_forgets_everything(tmp_path: Path):
     assert journal.read() == []
 
 
-def test_lines_that_the_disk_damaged_are_left_out(tmp_path: Path):
-    path = tmp_path / "journal.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step\xff": 2}\n{"st\xe9p": 3}\n5\n{"stop": 4}\n{"step": 5}\n')
-    assert Journal(path).read() == [{"step": 1}, {"step": 5}]
+@pytest.mark.parametrize("line", [b'{"step\xff": 2}', b'{"st\xe9p": 3}', b"5", b'{"stop": 4}', b'{"step": 2'])
+def test_a_line_that_the_disk_damaged_is_named(line: bytes, tmp_path: Path):
+    (tmp_path / "journal.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 5}\n')
+    with pytest.raises(CheckpointError, match=r"journal\.jsonl:2: changed since it was written"):
+        Journal(tmp_path / "journal.jsonl").read()
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flipped_bit_in_any_letter_of_a_journal_is_one_line(bit: int, tmp_path: Path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    for step in (1, 2, 3):
+        journal.write({"step": step, "loss": 0.5, "of": {"mood": 0.25}})
+    records, whole = journal.read(), journal.path.read_bytes()
+    for place in range(len(whole)):
+        journal.path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        with suppress(CheckpointError):
+            found = [{key: record.get(key) for key in records[0]} for record in journal.read()]
+            assert found == records, place  # whatever the checksum is called
+
+
+def test_lines_of_earlier_versions_are_read(tmp_path: Path):
+    (tmp_path / "journal.jsonl").write_text('{"step": 1}\n{"step": 2, "loss": 0.5}\n')
+    assert Journal(tmp_path / "journal.jsonl").read() == [{"step": 1}, {"step": 2, "loss": 0.5}]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,8 @@ from tunesmith.errors import CheckpointError, DataError, StorageError, Tunesmith
 
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# Digests of the files in a run folder, as `sha256sum` prints them. A file that was replaced has several lines.
+DIGESTS = "digests.txt"
 
 
 def sha256_of_file(path: Path) -> str:
@@ -45,11 +49,59 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(parts)
+            _record_digest(target, temporary)
             temporary.replace(target)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def _record_digest(target: Path, content: Path) -> None:
+    """Add the digest of a file's new content to the list of its folder, before the content is there."""
+    if found := _digest_list(target):
+        with found[0].open("a", encoding="utf-8") as file:
+            file.write(f"{sha256_of_file(content)}  {found[1]}\n")
+            file.flush()
+            os.fsync(file.fileno())  # after a power failure, the list must not be older than the file
+
+
+def _digest_list(path: Path) -> tuple[Path, str] | None:
+    """Return the list of digests for a file and its name there; None outside of run folders."""
+    path = path.resolve()
+    folder = next((folder for folder in path.parents if (folder / DIGESTS).is_file()), None)
+    return folder and (folder / DIGESTS, path.relative_to(folder).as_posix())
+
+
+def was_changed(path: Path) -> bool:
+    """Return whether a file is listed, and its content is none that `write_whole` has written."""
+    if (found := _digest_list(path)) is None or not path.is_file():
+        return False
+    lines = found[0].read_text(encoding="utf-8", errors="replace")
+    known = re.findall(rf"([0-9a-f]{{64}})  {re.escape(found[1])}$", lines, re.MULTILINE)
+    return bool(known) and sha256_of_file(path) not in known
+
+
+def report_edit(path: Path) -> None:
+    """Report in the log that a file was edited that people may edit."""
+    if was_changed(path):
+        report_once(f"{path}: edited since it was written; restore it if that was not you", sha256_of_file(path))
+
+
+@cache
+def report_once(text: str, _state: str = "") -> None:
+    """Write a line into the log, once per state of what it is about. Without a handler, Python prints it to stderr."""
+    logging.getLogger("tunesmith").warning("%s", text)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file that this program wrote; raise CheckpointError if it was changed or cannot be read."""
+    if was_changed(path):
+        raise CheckpointError(f"{path}: changed since it was written; restore it or run again in another folder")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); restore it or run again") from None
 
 
 def read_json(text: str | bytes) -> Any:
@@ -66,8 +118,8 @@ def read_page(path: Path, shape: type[T]) -> T:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(shape).validate_python(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        return TypeAdapter(shape).validate_python(json.loads(read_text(path)))
+    except (ValueError, RecursionError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"not JSON ({error})"
         fix = "written by another version or edited by hand; delete it, or the folder it is in"
         raise CheckpointError(f"{path}: {reason}; {fix}") from None

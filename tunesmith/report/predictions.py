@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunesmith.data.examples.types import Reference
+from tunesmith.data.files import read_text
 from tunesmith.errors import CheckpointError
 from tunesmith.metrics.task_scores import PER_ROW
 
@@ -79,7 +80,7 @@ def read_predictions(run: Path) -> list[Prediction]:
         return []
     rows = []
     # `splitlines` would also split at line separators such as U+2028, which JSON allows inside a string.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -11,6 +11,8 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.data.bounded_yaml import parse_yaml
+from tunesmith.data.files import report_edit
 from tunesmith.display import Display
 from tunesmith.errors import CheckpointError
 from tunesmith.metrics.preference_metrics import auc_pair
@@ -294,9 +296,10 @@ def _sentence(comparison: PairedComparison, changed: Sequence[Changed], metric: 
 
 def _recipe(run: Path) -> Mapping[str, Any]:
     path = run / "recipe.yaml"
+    report_edit(path)
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        recipe = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         recipe = None
     if not isinstance(recipe, dict):
         raise CheckpointError(f"{path}: missing or invalid recipe; restore it, or tune the run again with --force")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.config import AnyObjective
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_text, write_whole
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError
 from tunesmith.events import TrainingStarted
@@ -62,7 +62,7 @@ def train_mlm_head(prepared: TrainingContext, out: Path, *, callbacks: Callbacks
 
 def how_made(out: Path) -> str:
     """Return whether the head in a run folder is the network's own or was trained, in words."""
-    return (out / "base_head.txt").read_text(encoding="utf-8")
+    return read_text(out / "base_head.txt")
 
 
 def open_base(source: ModelSource, objective: AnyObjective, *, place: Path, offline: bool) -> LocalModel | None:
@@ -87,6 +87,7 @@ def open_base(source: ModelSource, objective: AnyObjective, *, place: Path, offl
     saved = find_folder(place / "base_head")
     if saved is None:
         raise CheckpointError(f"{source.name}: base_head/ is missing; restore it or run `tunesmith tune` again")
+    verify_folder(saved)
     base = read_base(manifest, offline=offline)
     policy = Policy.over(base.network, family=base.family)
     policy.head = objective.head(policy)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_text, write_whole
 from tunesmith.data.tokenization.token_store import packed
 from tunesmith.data.tokenization.tokens import Encoded
 from tunesmith.events import EventHandler, StageStarted
@@ -124,7 +124,7 @@ def precompute_reference_logprobs(
             digest = hashlib.sha256(f"{policy.autocast_dtype}".encode() + content).hexdigest()[:16]
             file = folder / f"{digest}.json"
             if world.broadcast(file.exists()):
-                logprobs = json.loads(file.read_text(encoding="utf-8"))
+                logprobs = json.loads(read_text(file))
             else:
                 logprobs = reference_logprobs(part, policy, tokens=tokens)
                 if world.leads:

@@ -18,7 +18,7 @@ from tunesmith.config import SELF, Recipe
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.config.resolve import BYTES_A_TOKEN, size_of, windows
 from tunesmith.data.examples.types import Example, Text
-from tunesmith.data.files import write_whole, writing
+from tunesmith.data.files import read_text, write_whole, writing
 from tunesmith.data.splits.near_duplicates import near_copies
 from tunesmith.data.stored import joined
 from tunesmith.data.tokenization.tokenizer import frame
@@ -79,7 +79,7 @@ def with_replay(prepared: TrainingContext, out: Path, *, on_event: EventHandler,
             texts = _texts_of_file(prepared, count, offline=offline)
         write_whole(texts_file, "".join(json.dumps({"text": text}) + "\n" for text in texts))
         partial.unlink(missing_ok=True)
-    lines = texts_file.read_text(encoding="utf-8").split("\n")
+    lines = read_text(texts_file).split("\n")
     examples = [Text(f"replay:{number}", json.loads(line)["text"]) for number, line in enumerate(lines, 1) if line]
     encoded = encode_all(recipe.objective, examples, prepared.template, limit=recipe.data.max_tokens)
     if len(encoded) < per_epoch and replay.source != SELF:

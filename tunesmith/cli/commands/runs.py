@@ -119,10 +119,13 @@ def _technique_name(path: Path, kind: str) -> str:
     """Return the usual name of a technique: options of LoRA have names of their own, such as `qlora`."""
     import yaml
 
+    from tunesmith.data.bounded_yaml import parse_yaml
+    from tunesmith.data.files import report_edit
     from tunesmith.techniques import SHORTHANDS
 
     try:
-        recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+        report_edit(path / "recipe.yaml")
+        recipe = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"))
         options = recipe["technique"].items()
     except (OSError, yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError):  # missing or edited by hand
         return kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -12,11 +11,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.files import sha256_of_file, writing
+from tunesmith.data.files import report_once, sha256_of_file, writing
 from tunesmith.errors import CheckpointError, StorageError
 from tunesmith.models.world import World, current_world
 
@@ -127,28 +126,23 @@ def find_folder(folder: Path) -> Path | None:
     return next((path for path in (folder, old) if (path / MANIFEST).exists()), None)
 
 
-def verify_folder(folder: Path, *, editable: Container[str] = ()) -> list[str]:
+def verify_folder(folder: Path, *, editable: Container[str] = ()) -> None:
     """Compare every file of a folder with its manifest.
 
     Args:
         folder: a folder that `write_folder` wrote.
-        editable: names of files that may have been edited since.
-
-    Returns:
-        The editable files that differ from what was written.
+        editable: names of files that may have been edited since, which is reported in the log.
 
     Raises:
         CheckpointError: if another file is missing or differs.
     """
-    edited = []
     for name, expected in _sums(folder).items():
         path = folder / name
         if path.is_file() and file_digest(path) == expected:
             continue
         if not path.is_file() or name not in editable:
             raise CheckpointError(f"{path}: missing or changed since it was written; restore it or run again")
-        edited.append(name)
-    return edited
+        report_once(f"{path}: edited since it was written; restore it if that was not you", file_digest(path))
 
 
 def verify_model(folder: Path) -> None:
@@ -161,16 +155,13 @@ def verify_model(folder: Path) -> None:
         CheckpointError: if any other file is missing or differs from what was written.
     """
     if not (folder / MANIFEST).exists():
-        _report(f"{folder}: {MANIFEST} is missing, so nothing shows whether its files have changed; restore it", "")
+        report_once(f"{folder}: {MANIFEST} is missing, so nothing shows whether its files have changed; restore it")
         return
-    for name in verify_folder(folder, editable=EDITABLE):
-        _report(
-            f"{folder / name}: edited since it was written; restore it if that was not you", file_digest(folder / name)
-        )
+    verify_folder(folder, editable=EDITABLE)
     known = {*_sums(folder), MANIFEST}
     for path in sorted(folder.iterdir()):
         if path.name not in known and path.suffix in READ_BY_LIBRARIES:
-            _report(f"{folder}: {path.name!r} is not of the run and may change its answers; delete it if unsure", "")
+            report_once(f"{folder}: {path.name!r} is not of the run and may change its answers; delete it if unsure")
 
 
 def names_file(folder: Path, name: str) -> bool:
@@ -179,12 +170,6 @@ def names_file(folder: Path, name: str) -> bool:
         return name in _sums(folder)
     except CheckpointError:
         return False
-
-
-@cache
-def _report(text: str, _state: str) -> None:
-    """Write a line into the log, once per state of what it is about. Without a handler, Python prints it to stderr."""
-    logging.getLogger("tunesmith").warning("%s", text)
 
 
 def _sums(folder: Path) -> dict[str, str]:
