@@ -128,7 +128,7 @@ def untimed(value: Any) -> Any:
     return [untimed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-TIMED = re.compile("second|time|peak|predict|memory|started|folder|phases|when")
+TIMED = re.compile("mfu|second|time|peak|predict|memory|started|folder|phases|when")
 
 
 def scores(run: Path) -> object:
@@ -151,7 +151,11 @@ def exported(run: Path) -> object:
 def resumed(run: Path) -> object:
     """What `tune` says at the end of the same recipe."""
     done = tune(RECIPES[run.parent.name](run.parent), run)
-    return untimed(done.report.model_dump(mode="json")), read_predictions(run), Journal(run / "journal.jsonl").read()
+    return (
+        untimed(done.report.model_dump(mode="json")),
+        read_predictions(run),
+        untimed(Journal(run / "journal.jsonl").read()),
+    )
 
 
 def shown(run: Path) -> object:
