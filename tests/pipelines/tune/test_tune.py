@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from tests.bases import folder
 from tests.pipelines.conftest import answers, recipe, reviews, topics, tune
 from tunesmith.config import Recipe, make_recipe
+from tunesmith.data.files import write_whole
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.evaluation import diagnostics as worth
 from tunesmith.events import Event, StepFinished
@@ -357,7 +358,7 @@ def test_a_run_does_not_go_on_over_a_base_that_was_changed_since(tmp_path: Path)
         tune(made, tmp_path / "run", stop=stop_after(3))
     page = tmp_path / "run" / "run.json"
     known = json.loads(page.read_text(encoding="utf-8"))
-    page.write_text(json.dumps({**known, "base": "another"}), encoding="utf-8")
+    write_whole(page, json.dumps({**known, "base": "another"}))
     with pytest.raises(
         CheckpointError, match=r"run: the base model .* has changed since this run started; give another --out or"
     ):
@@ -451,7 +452,7 @@ def test_a_tracker_that_is_left_out_later_leaves_the_run_what_it_is(tmp_path: Pa
     first.begin({})
     assert open_run(made, first.path).identity == first.identity
     (_, old), _ = run_folder.identities(made, Path("runs"))
-    (first.path / "run.json").write_text(json.dumps({"identity": old}))
+    write_whole(first.path / "run.json", json.dumps({"identity": old}))
     assert open_run(made, first.path).path == first.path
 
 
@@ -468,7 +469,7 @@ def test_a_run_from_before_split_columns_is_resumed_unless_its_rows_have_one(
         _, (older, _) = run_folder.identities(made, Path("runs"))
         folder = new.with_name(f"{new.name[:-6]}{older[:6]}")
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"identity": older}))
+        write_whole(folder / "run.json", json.dumps({"identity": older}))
         assert open_run(made, None).path == (folder if name == "plain" else new)
     with pytest.raises(CheckpointError, match="holds a run of another recipe or of other rows"):
         open_run(made, folder)
