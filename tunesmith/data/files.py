@@ -70,7 +70,7 @@ def _digest_list(path: Path) -> tuple[Path, str] | None:
     """Return the list of digests for a file and its name there; None outside of run folders."""
     path = path.resolve()
     folder = next((folder for folder in path.parents if (folder / DIGESTS).is_file()), None)
-    return folder and (folder / DIGESTS, path.relative_to(folder).as_posix())
+    return (folder / DIGESTS, path.relative_to(folder).as_posix()) if folder else None
 
 
 def was_changed(path: Path) -> bool:
