@@ -53,7 +53,8 @@ class _Trials:
         for fold in track(range(FOLDS), "cross-validating", unit="folds"):
             test = np.flatnonzero(self.folds == fold)
             train = np.flatnonzero((self.folds >= 0) & (self.folds != fold))
-            predicted[test] = _fitted(features[train], self.labels[train], setting).predict(features[test])
+            fitted = fit_logistic(features[train], self.labels[train], setting.strength, balanced=setting.balanced)
+            predicted[test] = fitted.predict(features[test])
         used = self.folds >= 0
         return METRICS[self.metric](self.labels[used].tolist(), predicted[used].tolist())
 
@@ -68,11 +69,7 @@ class _Trials:
 
 
 def majority(labels: Sequence[str]) -> str:
-    """Return the most frequent label; ties go to the first in alphabetical order.
-
-    Raises:
-        DataError: there are no labels.
-    """
+    """Return the most frequent label, of several the first in alphabetical order; raise DataError without labels."""
     if not labels:
         raise DataError("baselines: no training rows; give at least one")
     counts = Counter(labels)
@@ -117,7 +114,7 @@ def tfidf_labeller(train: Sequence[tuple[str, str]], *, metric: str = "accuracy"
         return lambda texts: [common] * len(texts)
     with measuring("fitting TF-IDF", FITS, unit="fits") as meter:
         vectorizer, features, setting = _chosen_tfidf(texts, labels, meter, metric=metric, seed=seed)
-        fitted = _fitted(features, np.array(labels), setting)
+        fitted = fit_logistic(features, np.array(labels), setting.strength, balanced=setting.balanced)
 
     def label(texts: Sequence[str]) -> list[str]:
         return [str(label) for label in fitted.predict(vectorizer.transform(texts))] if texts else []
@@ -175,14 +172,9 @@ def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accu
     Returns:
         A classifier of unstandardised vectors; with fewer than two labels one that always returns that label.
     """
-    inputs = np.asarray(vectors, dtype=np.float64)
     if len(set(labels)) < 2:
-        return LinearFit((majority(labels),), np.zeros((1, inputs.shape[1])), np.zeros(1))
-    mean = inputs.mean(axis=0)
-    deviation = inputs.std(axis=0)
-    # A constant feature stays at 0; dividing by its deviation would amplify rounding errors.
-    deviation[deviation <= LEAST_SPREAD * np.median(deviation)] = 1
-    features = (inputs - mean) / deviation
+        return LinearFit((majority(labels),), np.zeros((1, np.asarray(vectors).shape[1])), np.zeros(1))
+    features, mean, deviation = standardised(vectors)
     setting = _Setting(0.01)
     with measuring("fitting a linear probe", FITS, unit="fits") as meter:
         if tries and (trials := _trials(labels, metric, seed=0)):
@@ -191,7 +183,7 @@ def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accu
             meter.add()
             meter.weight = 4
             setting = trials.best(features, first, (0.0001, 0.001, 0.1))
-        fitted: Any = _fitted(features, np.array(labels), setting)
+        fitted: Any = fit_logistic(features, np.array(labels), setting.strength, balanced=setting.balanced)
     weight = fitted.coef_
     bias = fitted.intercept_
     if len(weight) == 1:  # with two labels scikit-learn keeps one row, the second label's logit minus the first's
@@ -210,6 +202,16 @@ def linear_probe(vectors: ArrayLike, labels: Sequence[str], tests: ArrayLike, *,
         metric: decides between settings of the classifier.
     """
     return fit_linear(vectors, labels, metric=metric).label(tests) if len(np.asarray(tests)) else []
+
+
+def standardised(vectors: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return vectors [N, D] with mean 0 and deviation 1 in every feature, and that mean and deviation [D]."""
+    inputs = np.asarray(vectors, dtype=np.float64)
+    mean = inputs.mean(axis=0)
+    deviation = inputs.std(axis=0)
+    # A constant feature stays at 0; dividing by its deviation would amplify rounding errors.
+    deviation[deviation <= LEAST_SPREAD * np.median(deviation)] = 1
+    return (inputs - mean) / deviation, mean, deviation
 
 
 def tfidf_vectorizer(*, characters: bool) -> FeatureUnion:
@@ -235,27 +237,25 @@ def _trials(labels: Sequence[str], metric: str, seed: int) -> _Trials | None:
     return _Trials(np.array(labels), folds, metric)
 
 
-def fit_logistic(features: Any, labels: NDArray[np.str_], strength: float) -> LogisticRegression | OneVsRestClassifier:
-    """Fit logistic regression without a search.
+def fit_logistic(
+    features: Any, labels: NDArray[np.str_], strength: float, *, balanced: bool = False
+) -> LogisticRegression | OneVsRestClassifier:
+    """Fit one logistic regression, or one per label for sparse features: the dual solver is 20 times as fast.
 
     Args:
         features: [N, D], sparse or standardised.
         labels: N labels, at least two different ones.
         strength: inverse of the regularization.
+        balanced: weigh rare labels as much as common ones.
     """
-    return _fitted(features, labels, _Setting(strength))
-
-
-def _fitted(features: Any, labels: NDArray[np.str_], setting: _Setting) -> LogisticRegression | OneVsRestClassifier:
-    """Fit one logistic regression, or one per label for sparse features: the dual solver is 20 times as fast."""
     from scipy.sparse import issparse
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
-    weights = "balanced" if setting.balanced else None
+    weights = "balanced" if balanced else None
     if not issparse(features):
-        return LogisticRegression(C=setting.strength, class_weight=weights, max_iter=2000).fit(features, labels)
+        return LogisticRegression(C=strength, class_weight=weights, max_iter=2000).fit(features, labels)
     per_label = LogisticRegression(
-        C=setting.strength, class_weight=weights, solver="liblinear", dual=True, max_iter=2000, random_state=0
+        C=strength, class_weight=weights, solver="liblinear", dual=True, max_iter=2000, random_state=0
     )
     return OneVsRestClassifier(per_label).fit(features, labels)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tunesmith.metrics.baselines import LEAST_SPREAD, fit_logistic, tfidf_vectorizer
+from tunesmith.metrics.baselines import fit_logistic, standardised, tfidf_vectorizer
 from tunesmith.metrics.scores import macro_f1, macro_f1_pair, multilabel_f1
 from tunesmith.metrics.significance import corpus_interval, interval
 
@@ -55,10 +55,7 @@ def tfidf_score(rows: LabelledRows) -> MeasuredScore | None:
 
 def probe_score(rows: LabelledRows, vectors: ArrayLike) -> MeasuredScore | None:
     """Cross-validate logistic regression on the vectors [N, D] of a frozen model; None for too few rows."""
-    inputs = np.asarray(vectors, dtype=np.float64)
-    deviation = inputs.std(axis=0)
-    deviation[deviation <= LEAST_SPREAD * np.median(deviation)] = 1
-    return _cross_validate(rows, (inputs - inputs.mean(axis=0)) / deviation, DENSE_STRENGTH)
+    return _cross_validate(rows, standardised(vectors)[0], DENSE_STRENGTH)
 
 
 def majority_score(rows: LabelledRows) -> float:

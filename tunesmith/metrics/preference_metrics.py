@@ -20,15 +20,7 @@ FOLDS = 5
 
 
 def wins(scores: ArrayLike, *, tie: float = 0.0) -> FloatArray:
-    """Return for each pair 1 where the chosen answer scores higher, `tie` where scores are equal, else 0.
-
-    Args:
-        scores: scores of chosen and rejected answer, [N, 2].
-        tie: value of a tie.
-
-    Returns:
-        [N].
-    """
+    """Return 1 where the chosen answer scores higher, `tie` where scores are equal, else 0; [N, 2] -> [N]."""
     first, second = np.asarray(scores, dtype=np.float64).reshape(-1, 2).T
     ahead: FloatArray = np.where(first == second, tie, first > second).astype(np.float64)
     return ahead
@@ -70,14 +62,9 @@ def _pairs_won(ranks: NDArray[np.intp], good: NDArray[np.intp], bad: NDArray[np.
 
 
 def length_bias(scores: ArrayLike, lengths: ArrayLike) -> float:
-    """Return the Pearson correlation of score differences with length differences within pairs.
+    """Return the Pearson correlation of score differences with length differences within pairs, both [N, 2].
 
-    Args:
-        scores: [N, 2].
-        lengths: characters or tokens, [N, 2].
-
-    Returns:
-        -1 to 1; 0 where scores or lengths never differ.
+    It is 0 where scores or lengths never differ.
     """
     score, length = (np.diff(np.asarray(pairs, dtype=np.float64).reshape(-1, 2))[:, 0] for pairs in (scores, lengths))
     if len(score) < 2 or not score.std() or not length.std():

@@ -114,10 +114,7 @@ class Clusters:
 
 
 def mcnemar(change: FloatArray) -> float:
-    """Return the p-value of the exact two-sided McNemar test.
-
-    Args:
-        change: difference per row, [N]; only its sign is used.
+    """Return the p-value of the exact two-sided McNemar test from the signs of the differences per row, [N].
 
     Source: McNemar 1947, in the exact binomial form.
     """
@@ -199,10 +196,6 @@ def bootstrap_p(resampled: FloatArray, clusters: int) -> float:
     """Return the level at which the interval of `percentiles` just reaches 0.
 
     Below MIN_GROUPS clusters it is at least the p-value of an exact test in which all clusters have the same sign.
-
-    Args:
-        resampled: resampled differences, [R].
-        clusters: number of clusters, G.
     """
     from scipy.special import ndtri, stdtr
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tunesmith.metrics.baselines import FOLDS, LEAST_SPREAD, MOST_ROWS, tfidf_vectorizer
+from tunesmith.metrics.baselines import FOLDS, MOST_ROWS, standardised, tfidf_vectorizer
 from tunesmith.progress import measuring
 
 FloatArray = NDArray[np.float64]
@@ -45,13 +45,8 @@ def fit_ridge(vectors: ArrayLike, targets: ArrayLike, *, seed: int = 0) -> Ridge
     Returns:
         A function of unstandardised vectors.
     """
-    inputs = np.asarray(vectors, dtype=np.float64)
+    features, mean, deviation = standardised(vectors)
     numbers = np.asarray(targets, dtype=np.float64)
-    mean = inputs.mean(axis=0)
-    deviation = inputs.std(axis=0)
-    # A constant feature stays at 0; dividing by its deviation would amplify rounding errors.
-    deviation[deviation <= LEAST_SPREAD * np.median(deviation)] = 1
-    features = (inputs - mean) / deviation
     with measuring("fitting ridge regression", len(VECTOR_STRENGTHS) + 1, unit="fits") as meter:
         errors = {}
         for strength in VECTOR_STRENGTHS:

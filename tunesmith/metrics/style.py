@@ -155,15 +155,7 @@ def discriminator_auc(answers: Sequence[str], references: Sequence[str], *, seed
 
 
 def habits(texts: Sequence[str], *, finished: Sequence[bool] | None = None) -> Habits:
-    """Measure length, loops, unfinished and evasive answers of a set of texts.
-
-    Args:
-        texts: the answers.
-        finished: whether each answer ended before the token limit, if known.
-
-    Raises:
-        DataError: there are no texts.
-    """
+    """Measure length, loops and evasion of answers, and whether they `finished` before the token limit, if known."""
     _check_not_empty(texts)
     if finished is not None and len(finished) != len(texts):
         raise ValueError(f"{len(finished)} finished flags for {len(texts)} texts")

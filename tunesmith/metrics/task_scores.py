@@ -216,12 +216,7 @@ def arms(
 
 
 def arm_scores(scores: Mapping[str, Score], comparisons: Mapping[str, PairedComparison]) -> list[ArmScore]:
-    """Join the scores of arms with their comparisons; p-values are adjusted for the whole family (Holm).
-
-    Args:
-        scores: score of each arm by name.
-        comparisons: each arm compared with the tuned model.
-    """
+    """Join the scores of arms and their comparisons with the tuned model; p-values are adjusted for all arms (Holm)."""
     adjusted = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [
         ArmScore(**own.model_dump(), gain=Difference(**asdict(comparisons[name])), p_adjusted=adjusted[name])
