@@ -118,13 +118,6 @@ def scripted(
 def scripted_states_alone(
     network: Any, prompts: Sequence[list[int]], script: list[int], *, copies: int = 1
 ) -> list[Tensor]:
-    """Compute the states [S, D] that `scripted` returns by forward passes without a cache.
-
-    Args:
-        network: a transformers model without an adapter.
-        prompts: token ids of each prompt.
-        script: the tokens that were said, the stop token included.
-        copies: completions of each prompt.
-    """
+    """Compute the states [S, D] of `scripted` by forward passes without a cache; other arguments as in `scripted`."""
     alone = (states_alone(network, [*prompt, *script[:-1]]) for prompt in prompts)
     return [states[-len(script) :] for states in alone for _ in range(copies)]

@@ -44,17 +44,7 @@ PAIR_PARTS = {"prompt", "context", "choices", "answer", "input", "history", "sys
 
 
 def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
-    """Parse one Text per row.
-
-    Args:
-        rows: rows of one file.
-        text: column with the text.
-        group: column with the source of a row; may be empty.
-
-    Raises:
-        DataError: if a column is missing or no row is valid.
-        RowError: if some rows are invalid.
-    """
+    """Parse one Text per row; arguments as in `labelled`."""
     need(rows, text, group)
     return parsed(rows, lambda row: Text(row.where, text_of(row, text), group_of(row, group)))
 
@@ -87,18 +77,7 @@ def labelled(
 
 
 def rated(rows: Sequence[Row], *, text: str, target: str, group: str = "") -> list[RatedText]:
-    """Parse one RatedText per row.
-
-    Args:
-        rows: rows of one file.
-        text: column with the text.
-        target: column with the number.
-        group: column with the source of a row; may be empty.
-
-    Raises:
-        DataError: if a column is missing or no row is valid.
-        RowError: if some rows are invalid.
-    """
+    """Parse one RatedText per row, with the number of the column `target`; other arguments as in `labelled`."""
     need(rows, text, target, group)
 
     def parse(row: Row) -> RatedText:

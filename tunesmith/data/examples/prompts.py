@@ -123,18 +123,7 @@ Scorer = Callable[[Sequence[Completion]], list[float]]
 def rl_prompts(
     rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = ""
 ) -> list[RLPrompt]:
-    """Parse one RLPrompt per row.
-
-    Args:
-        rows: rows of one file.
-        columns: as for `chats`; "answer" may be omitted, and a chat may end with the prompt.
-        instruction: text before the first user turn.
-        group: column with the source of a row; may be empty.
-
-    Raises:
-        DataError: if a column is missing or no row is valid.
-        RowError: if some rows are invalid.
-    """
+    """Parse one RLPrompt per row; arguments as in `chats`, but "answer" or the last answer of a chat may be missing."""
     if "answer" in columns and "prompt" in columns:
         result = []
         for chat, row in zip(chats(rows, columns=columns, instruction=instruction, group=group), rows, strict=True):

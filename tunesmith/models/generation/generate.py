@@ -125,17 +125,9 @@ def generate(
 def generate_within(
     policy: Policy, prompts: Sequence[list[int]], longest: Sequence[int], *, sampling: Sampling, template: Template
 ) -> list[AnswerIds]:
-    """Generate as `generate` does, with a token limit for each completion.
+    """Generate as `generate` does, but at most `longest` tokens of each completion; other arguments as in `generate`.
 
-    Args:
-        policy: a decoder.
-        prompts: token ids of each prompt.
-        longest: largest number of tokens of each completion. With 0 it is empty and unfinished.
-        sampling: decoding settings; `max_new_tokens` is replaced.
-        template: supplies the stop tokens and decodes for stop strings.
-
-    Returns:
-        Completions in the order of the prompts. Of several processes, each generates a share of them.
+    With 0 tokens, a completion is empty and unfinished. Of several processes, each generates a share of them.
     """
     world = current_world()
     if world.size > 1:
@@ -164,17 +156,9 @@ def generate_within(
 def sample(
     policy: Policy, prompts: Sequence[list[int]], *, count: int, sampling: Sampling, template: Template
 ) -> list[list[AnswerIds]]:
-    """Sample several completions for each prompt, each from its own random generator.
+    """Sample `count` completions for each prompt, each from its own random generator; arguments as in `generate`.
 
-    Args:
-        policy: a decoder.
-        prompts: token ids of each prompt. Its keys and values are computed once for all its completions.
-        count: completions per prompt.
-        sampling: decoding settings.
-        template: supplies the stop tokens and decodes for stop strings.
-
-    Returns:
-        `count` completions for each prompt, in the order of the prompts.
+    Keys and values of a prompt are computed once for all its completions.
     """
     completions: dict[int, list[AnswerIds]] = {}
     divided = groups(policy, prompts, max(1, SAMPLED_ROWS // count), copies=count)
