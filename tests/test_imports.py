@@ -132,3 +132,12 @@ def test_importing_tunesmith_takes_less_than_a_fifth_of_a_second():
 
 def test_help_is_there_in_less_than_two_fifths_of_a_second():
     assert best_of_five([str(Path(sys.executable).with_name("tunesmith")), "--help"]) < 0.4
+
+
+def test_no_module_touches_what_windows_lacks_without_a_fallback():
+    lacking = {"resource", "fcntl", "termios", "pwd", "signal.SIGKILL", "signal.SIGPIPE", "os.killpg"}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not (imported | used) & lacking, path

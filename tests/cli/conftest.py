@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,8 +30,9 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process."""
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Run the command in this process, which a signal leaves without handlers."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def call(*words: object) -> Outcome:
         capsys.readouterr()
@@ -38,7 +40,9 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
         said = capsys.readouterr()
         return Outcome(code, said.out, said.err)
 
-    return call
+    yield call
+    for handler in before:
+        signal.signal(*handler)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> Path:

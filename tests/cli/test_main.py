@@ -119,9 +119,16 @@ def test_a_signal_ends_a_command_with_one_line_that_says_how_to_go_on(
         os.kill(os.getpid(), number)
         return 0
 
+    def again() -> bool:
+        os.kill(os.getpid(), number)
+        return True
+
     replace_tune(monkeypatch, run)
     line = "interrupted: stopped; run the same command again to resume\n"
-    assert command("tune", "x.jsonl") == (code, "", line)
+    for report in (lambda: True, again):
+        monkeypatch.setattr(sys.modules["tunesmith.cli.main"], "reports_error", report)
+        assert command("tune", "x.jsonl") == (code, "", line)
+        os.kill(os.getpid(), number)  # as the interpreter ends
 
 
 def test_waiting_threads_sleep_unless_the_user_wants_otherwise(command: Command, monkeypatch: pytest.MonkeyPatch):

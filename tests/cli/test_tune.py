@@ -112,6 +112,7 @@ def test_ctrl_c_saves_and_the_same_command_gives_the_run_that_was_never_stopped(
     assert json.loads(stopped.out)["error"]["exit_code"] == 130
     assert not (Path("again") / "report.json").exists()
     again = tune("again")
+    assert "float32, as at the start of this run" in again.err
     assert (whole.code, again.code) == (0, 0)
     same = [json.loads(done.out)["training"] for done in (whole, again)]
     for training in same:

@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.golden import runs
@@ -29,6 +29,7 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.scoring import row_scores
 from tunesmith.models.batch import Batch
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.loading import device
 from tunesmith.models.policy import Policy
 from tunesmith.models.sharded import is_shard
 from tunesmith.models.world import current_world, join
@@ -73,6 +74,11 @@ CASES |= {
     "a process without prompts": ("grpo", "full", "llama", 1),
 }
 STEPS = 3
+TIMEOUT = 600
+# AdamW's first steps are little but the sign of a gradient, also of one that is only rounding. With this term in its
+# denominator, an error of the gradient moves a parameter by at most RATE / EPSILON times it, for each of both moments.
+EPSILON = 0.1
+RATE = 0.01
 
 
 def write_rows(folder: Path) -> None:
@@ -89,11 +95,15 @@ def write_rows(folder: Path) -> None:
 def recipe_of(goal: str, way: str, model: str, rows: int, *, shard: str = "none", **schedule: Any) -> Recipe:
     """Return a recipe of rows in the working folder."""
     file, objective = OBJECTIVES[goal]
-    raw: dict[str, Any] = {"model": model, "objective": objective, "technique": TECHNIQUES[way]}
-    raw["schedule"] = {"learning_rate": 0.01, "batch_rows": max(rows, 3 if goal == "multitask" else 1), **schedule}
+    raw: dict[str, Any] = {"model": model, "objective": objective, "technique": TECHNIQUES.get(way, way)}
+    raw["schedule"] = {
+        "learning_rate": RATE,
+        "batch_rows": max(rows, 3 if goal.startswith("multitask") else 1),
+        **schedule,
+    }
     raw["machine"] = {"device": "cpu", "dtype": "float32", "threads": 1, "shard": shard}
     raw["data"] = {"max_tokens": 48 if goal == "domain" else 256}
-    if goal != "multitask":
+    if not goal.startswith("multitask"):
         raw["data"]["train"] = f"{file}.jsonl"
     raw["retention"] = False
     recipe, _ = make_recipe(raw, place="test")
@@ -102,7 +112,9 @@ def recipe_of(goal: str, way: str, model: str, rows: int, *, shard: str = "none"
 
 def prepared(goal: str, way: str, model: str, rows: int, **settings: Any) -> TrainingContext:
     """Prepare a recipe of rows in the working folder."""
-    return prepare(recipe_of(goal, way, model, rows, **settings), on_event=ignore, offline=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "gemm_gflops", lambda *_: 1.0)  # half of the time of a case, and no matter here
+        return prepare(recipe_of(goal, way, model, rows, **settings), on_event=ignore, offline=True)
 
 
 class Cramped(Learner):
@@ -151,7 +163,7 @@ def reward_fails(folder: Path) -> list[str]:
 def three_steps(
     name: str, folder: Path, *, case: tuple[str, str, str, int] | None = None, shard: str = "none"
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Take three steps of a case; return the records, and the first gradients and the last parameters."""
+    """Take three steps of a case; return the records, and the gradients of each step and the last parameters."""
     context = prepared(*(case or CASES[name]), shard=shard)
     context = context.map_tasks(
         lambda task, own: precompute_reference_logprobs(
@@ -164,12 +176,18 @@ def three_steps(
         for _, value in policy.trainable():
             value.add_(divided(torch.randn(value.shape, generator=chance), value), alpha=0.05)
     records: list[Mapping[str, Any]] = []
-    gradients: list[dict[str, Tensor]] = []
-    take = fit.optimizer_step
+    tensors: dict[str, Tensor] = {}
+    make, take = fit.make_optimizer, fit.optimizer_step
+
+    def smooth(*args: Any) -> torch.optim.Optimizer:
+        optimizer = make(*args)
+        for group in optimizer.param_groups:
+            group["eps"] = EPSILON
+        return optimizer
 
     def recorded(own: Any, optimizer: torch.optim.Optimizer, *, clip: float) -> float:
         found = {name: value.grad for name, value in own.trainable() if value.grad is not None}
-        gradients.append({f"gradient {name}": whole(grad).clone() for name, grad in found.items()})
+        tensors.update({f"gradient {len(records)} {name}": whole(grad).clone() for name, grad in found.items()})
         return take(own, optimizer, clip=clip)
 
     def on_event(event: Event) -> None:
@@ -182,6 +200,7 @@ def three_steps(
     if name == "memory runs out in one":
         learner = Cramped(learner)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "make_optimizer", smooth)
         patch.setattr(fit, "optimizer_step", recorded)
         fit.Trainer(policy, learner, batches, plan=plan, folder=folder / "run", callbacks=Callbacks(on_event)).run()
     learners = {task: learner_of(own) for task, own in context.tasks.items()}
@@ -191,8 +210,7 @@ def three_steps(
         "batches": current_world().gather([len(batches.window(step)) for step in range(4)]),
         "limits": current_world().gather(batches.sampler.tokens if isinstance(batches, Batches) else 0),
     }
-    tensors = {name: whole(value.detach()).contiguous() for name, value in policy.trainable()}
-    return facts, gradients[0] | tensors
+    return facts, tensors | {name: whole(value.detach()).contiguous() for name, value in policy.trainable()}
 
 
 def whole(value: Tensor) -> Tensor:
@@ -227,7 +245,9 @@ def answers(folder: Path, *, shard: str = "none") -> dict[str, Any]:
     return found
 
 
-def resumable(folder: Path, *, stop: int = 0, way: str = "lora", **settings: Any) -> None:
+def resumable(
+    folder: Path, *, stop: int = 0, way: str = "lora", model: str = "llama", exact: bool = False, **settings: Any
+) -> None:
     """Train a run whose two rows per step are a micro-batch each; with `stop`, only so many steps."""
     taken = 0
 
@@ -238,11 +258,14 @@ def resumable(folder: Path, *, stop: int = 0, way: str = "lora", **settings: Any
 
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"batch_tokens": 1, "epochs": 0.5, "probe": False, **settings}
-    context = prepared("instruct", way, "llama", 2, **settings)
+    context = prepared("instruct", way, model, 2, **settings)
+    torch.use_deterministic_algorithms(exact)  # as `machine.exact` does on a GPU
     try:
         policy = train(context, folder, callbacks=Callbacks(should_stop=stops)).policy
     except Interrupted:
         return
+    finally:
+        torch.use_deterministic_algorithms(False)
     state = {name: whole(value) for name, value in train_state.trainable_state(policy).items()}
     if current_world().leads:
         save_file(state, folder / "end.safetensors")
@@ -266,10 +289,10 @@ def killed_while_saving(folder: Path) -> None:
     train(context, folder, callbacks=Callbacks())
 
 
-def start(
+def run(
     folder: Path, *words: str, count: int = 2, module: str = "tests.training.processes"
-) -> list[subprocess.Popen[str]]:
-    """Start the processes as `tune --processes` does."""
+) -> tuple[list[int], list[str]]:
+    """Start processes as `tune --processes` does; return how each of them ended, and what it wrote to stderr."""
     children = []
     meeting = folder / f"meeting-{'-'.join(words)}"
     for rank in range(count):
@@ -278,9 +301,11 @@ def start(
         env |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "TUNESMITH_CACHE": str(folder / "cache")}
         command = [sys.executable, "-W", "ignore", "-m", module, *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        children.append(subprocess.Popen(command, env=env, cwd=folder, **pipes))  # type: ignore[call-overload]
-    return children
+        children.append(
+            subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        )
+    said = [child.communicate(timeout=TIMEOUT)[1] for child in children]
+    return [child.returncode for child in children], said
 
 
 def all_cases(folder: Path) -> None:
@@ -299,14 +324,10 @@ def all_cases(folder: Path) -> None:
     resumable(folder / "1 to 2")
     if current_world().leads:
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Read what the first process kept of a case."""
-    return load_file(folder / f"{name}.safetensors")
+    killed_while_saving(folder / "killed")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     join()
-    {"cases": all_cases, "killed": lambda place: killed_while_saving(place / "killed")}[sys.argv[1]](Path.cwd())
+    all_cases(Path.cwd())

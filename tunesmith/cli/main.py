@@ -34,8 +34,8 @@ from tunesmith.cli.commands import (
     votes,
 )
 from tunesmith.cli.options import Parser
-from tunesmith.cli.processes import reports_error, silence_followers
-from tunesmith.cli.signals import Interruption, caught
+from tunesmith.cli.processes import reports_error, silence_followers, tell_agent
+from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import emit
 from tunesmith.data.files import check_writable, storage_error
 from tunesmith.errors import TunesmithError
@@ -90,11 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     former = silence_followers() if words[:1] == ["tune"] else None  # the one command of several processes
     try:
-        return _run_reporting_errors(words, former)
+        with caught() as signals:
+            return _run_reporting_errors(words, former, signals)
     except BrokenPipeError:
         # The reader of stdout has exited. Python flushes stdout at exit, which must not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has no name for it
 
 
 def parser() -> Parser:
@@ -107,10 +108,11 @@ def parser() -> Parser:
     return top
 
 
-def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
+def _run_reporting_errors(words: Sequence[str], former: TextIO | None, signals: Signals) -> int:
     """Run a command, report any error but BrokenPipeError, and return the exit code.
 
-    A process whose output is silenced reports an error that it alone has to `former`.
+    A process whose output is silenced reports an error that it alone has to `former`. Once the command is over, no
+    signal interrupts its report.
     """
     trace = ""
     try:
@@ -124,6 +126,7 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
         message = stopped.text
         if words and words[0] not in NEVER_RESUMED:
             message += "; run the same command again to resume"
+        signals.received = signal.SIGINT
     except BrokenPipeError:
         raise
     except Exception as error:  # of a disk, or an internal error: printed with its traceback
@@ -131,12 +134,15 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None) -> int:
         trace = "" if found else traceback.format_exc()
         kind, code = type(found or error).__name__, found.exit_code if found else INTERNAL_ERROR
         message = str(found or "internal error; please report it with the traceback above")
+    finally:
+        signals.over = True
     lead = "interrupted" if kind == "Interrupted" else "error"
     if reports_error():
         if former is not None:
             lead += f": process {started_as()[0]}"
         lines = [*trace.splitlines(), *(f"{lead}: {line}" for line in message.splitlines())]
         print(clean("\n".join(lines)), file=former or sys.stderr, flush=True)
+    tell_agent(f"{kind}: {message}")
     if "--json" in words:
         emit({"error": {"kind": kind, "message": message, "exit_code": code}})
     return code

@@ -5,6 +5,7 @@ The processes are the same command with the variables that `torchrun` sets, so t
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -13,24 +14,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from tunesmith.cli.terminal import log
 from tunesmith.data.cpu_count import cores
 from tunesmith.models.world import RENDEZVOUS, current_world, started_as
 
-# Seconds that processes have to end by themselves after one of them has failed, and then after SIGTERM.
+# Seconds in which processes have to end after a failure, and after SIGTERM; the first may be copying the run elsewhere.
 GRACE = 10.0
+SAVING = 600.0
 INTERVAL = 0.05
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def launch(count: int, words: Sequence[str]) -> int:
-    """Run a command in several processes of this machine, which talk over the loopback interface only.
-
-    Returns the exit code of the first process that failed; 0 if none did.
-    """
+    """Run a command in processes of this machine, over the loopback interface; return the code of the first to fail."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         shared = {
             **os.environ,
@@ -57,11 +58,16 @@ def launch(count: int, words: Sequence[str]) -> int:
 
 def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
     """Wait for all processes; return the exit code of the first that failed, after which the others are ended."""
-    failed, since, ends = 0, math.inf, iter((signal.SIGTERM, signal.SIGKILL))
+    failed, since, told = 0, math.inf, False
+    ends = iter((signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)))  # Windows has no SIGKILL
     while running := [child for child in children if child.poll() is None]:
         if not failed and (failed := _failed(children)):
             since = time.monotonic()
-        if time.monotonic() - since > GRACE and (number := next(ends, None)):
+        waited, saving = time.monotonic() - since, running[0] is children[0]
+        if saving and waited > GRACE and not told:
+            told = True
+            log(f"a process has ended; the first one has {SAVING / 60:.0f} minutes to save the run, Ctrl-C ends it")
+        if waited > (SAVING if saving else GRACE) and (number := next(ends, None)):
             since = time.monotonic()
             for child in running:
                 child.send_signal(number)
@@ -80,7 +86,7 @@ def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
     def forward(number: int, frame: FrameType | None) -> None:
         for child in children:
-            if child.poll() is None:
+            with suppress(ValueError):  # Windows sends Ctrl-C to all of them by itself
                 child.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -103,11 +109,15 @@ def silence_followers() -> TextIO | None:
 
 
 def reports_error() -> bool:
-    """Return whether this process reports the error that ends it: of several, the first one to ask.
-
-    The first process has a moment's lead, because most errors are the same in all of them.
-    """
+    """Return whether this process reports the error that ends it: of several, the first one to ask."""
     rank, _ = started_as()
     if rank:
-        time.sleep(1.0)
+        time.sleep(1.0)  # a lead for the first process, because most errors are the same in all of them
     return current_world().claim("error") if current_world().size > 1 else rank == 0
+
+
+def tell_agent(message: str) -> None:
+    """Write an error where `torchrun` looks for the reason why a process has ended."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")

@@ -22,19 +22,22 @@ class Interruption(KeyboardInterrupt):
 
 
 class Signals:
-    """The last signal received. Set `patient` while the running code checks `stop` by itself."""
+    """The last signal received. Set `patient` while the running code checks `stop` by itself, `over` at its end."""
 
     def __init__(self) -> None:
         self.received = 0
         self.patient = False
+        self.over = False
 
     def stop(self) -> bool:
         """Return whether to stop after the current step."""
         return bool(self.received)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Record the first signal if `patient`; raise Interruption otherwise."""
+        """Record the first signal if `patient`; raise Interruption otherwise, unless the command is `over`."""
         first, self.received = not self.received, number
+        if self.over:
+            return
         if not (self.patient and first):
             raise Interruption(number)
         os.write(2, ASKED)  # the signal may arrive inside a print, which is not reentrant
@@ -52,4 +55,5 @@ def caught() -> Iterator[Signals]:
         yield signals
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # A process that a signal has ended ignores further ones, which would interrupt the libraries' own ends.
+            signal.signal(number, signal.SIG_IGN if signals.over and signals.received else handler)

@@ -4,7 +4,6 @@ from tunesmith.config.checks import (
     check_gates,
     check_pair,
     check_replay,
-    check_sharded,
     check_technique,
     check_thinking_gates,
     sharding_refusal,
@@ -59,6 +58,5 @@ __all__ = [
     "make_recipe",
     "save_recipe",
     "with_places",
-    "check_sharded",
     "sharding_refusal",
 ]

@@ -96,35 +96,25 @@ def check_technique(recipe: Recipe, network: Any, family: str) -> None:
                 )
 
 
-def sharding_refusal(recipe: Recipe, family: str) -> str:
-    """Return why a recipe cannot be run over weights divided among processes, and what to do; empty if it can."""
-    technique, objective = recipe.technique, recipe.objective
-    if family == "encoder":
-        return f"an encoder is not sharded; {UNSHARDED}"
+def sharding_refusal(recipe: Recipe, family: str, *, multimodal: bool = False) -> str:
+    """Return why `recipe` is not sharded for a `family` of models or a `multimodal` one, and a fix; empty if it is."""
+    technique, objectives = recipe.technique, [task.objective for task in recipe.tasks.values()]
     if technique.load_options().quantize:
         return f"4-bit weights are copied to every process, never sharded; {UNSHARDED}"
-    if technique.kind not in ("full", "lora") or (isinstance(technique, Lora) and technique.dora):
-        kind = "dora" if technique.kind == "lora" else technique.kind
+    # Outside of a pass, when weights are not gathered, soft prompts read word embeddings, and DoRA norms of weights.
+    kind = "dora" if isinstance(technique, Lora) and technique.dora else technique.kind
+    if kind == "dora" or technique.virtual_tokens():
         return f"technique {kind} is not supported over sharded weights; use technique: lora, or {UNSHARDED}"
     if technique.kind == "full" and recipe.schedule.optimizer != "adamw":
         return f"schedule.optimizer: {recipe.schedule.optimizer} has no shards; use adamw, or {UNSHARDED}"
-    if recipe.parts or objective.samples_completions or objective.reference == "per_step":
-        return f"objective {objective.kind} is not supported with sharded weights; {UNSHARDED}"
+    # Full tuning would copy the weights for it, and processes with batches of other tasks would take fewer passes.
+    if any(value.reference == "per_step" for value in objectives) and (technique.kind == "full" or recipe.parts):
+        return f"a reference at every step (kto, rl) is sharded for a single task and technique: lora; {UNSHARDED}"
+    if technique.kind == "full" and multimodal:
+        return f"the text part of a multimodal checkpoint is not saved from shards; use technique: lora, or {UNSHARDED}"
+    if family == "encoder" and any(objective.kind == "domain" for objective in objectives):
+        return f"an encoder's word embeddings are also its output layer for masked words; {UNSHARDED}"
     return ""
-
-
-def check_sharded(recipe: Recipe, network: Any) -> None:
-    """Raise RecipeError if this network cannot be tuned with its weights divided among processes."""
-    from tunesmith.models.loading.text_part import adapter_tree, part_of
-    from tunesmith.models.mixtures import find_mixture
-
-    if find_mixture(adapter_tree(network)) is not None:
-        raise RecipeError(f"machine.shard: the experts of a mixture are not sharded yet; {UNSHARDED}")
-    if recipe.technique.kind == "full" and part_of(network) is not None:
-        raise RecipeError(
-            f"machine.shard: {recipe.model} is a multimodal checkpoint, whose text part is not saved from shards; "
-            f"use technique: lora, or {UNSHARDED}"
-        )
 
 
 def check_replay(recipe: Recipe, family: str) -> None:

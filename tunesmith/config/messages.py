@@ -68,6 +68,7 @@ def explain(error: ValidationError, place: str, *, changes: Mapping[str, str], t
         place = changed
     elif text and (line := line_of(text, dotted.split("."), key=unknown)):
         place = f"{place}:{line}"
+    at = place if place.startswith(f"{dotted}=") else f"{place}: {dotted}"
     if unknown:
         return f"{place}: {_unknown_key(path, dotted)}"
     if first["type"] == "missing":
@@ -76,14 +77,14 @@ def explain(error: ValidationError, place: str, *, changes: Mapping[str, str], t
         problem = first["msg"].removeprefix("Value error, ")
         if not path:  # a problem of the recipe as a whole, which names its keys itself
             return f"{place}: {problem}"
-        return f"{place}: {dotted}: {problem}" + ("" if "unknown kind" in problem else f" (got {first['input']!r})")
+        return f"{at}: {problem}" + ("" if "unknown kind" in problem else f" (got {first['input']!r})")
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{place}: {dotted}: {_wrong_kind(first)}"
+        return f"{at}: {_wrong_kind(first)}"
     # The members of a union fail one by one: `a number or auto` is two errors at the same key.
     same = [first, *(other for other in others if [p for p in key_of(other["loc"]) if p != "[key]"] == path)]
     expected = list(dict.fromkeys(_expected(one) for one in same))
     hint = suggestion(str(first["input"]), [word for one in same for word in _words(one)])
-    return f"{place}: {dotted}: expected {' or '.join(expected)}, got {_plain(first['input'])}; {hint or _fix(path)}"
+    return f"{at}: expected {' or '.join(expected)}, got {_plain(first['input'])}; {hint or _fix(path)}"
 
 
 def line_of(text: str, path: Sequence[str], *, key: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""Number of CPU cores available to this process."""
+"""Cores that this process may use, and memory that it has used."""
 
 from __future__ import annotations
 
@@ -13,3 +13,13 @@ def cores() -> int:
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else physical
     return max(1, min(physical, allowed))
+
+
+def peak_resident() -> int:
+    """Return the most memory that this process has had in RAM so far, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024  # Linux counts in KiB

@@ -213,9 +213,10 @@ class EngineProcess:
     def stop(self, *, keep: bool = False) -> None:
         """Stop the process and all that it has started; `keep` leaves its log."""
         atexit.unregister(self.stop)
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        kill = getattr(os, "killpg", os.kill)  # Windows has neither groups nor SIGKILL
+        for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, number)
+                kill(self._process.pid, number)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
         if not keep:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -136,6 +137,10 @@ def whole_weights(network: Any) -> dict[str, Tensor]:
     return found
 
 
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if is_shard(value) else value
+
+
 def _sharded_modules(network: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
@@ -151,8 +156,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """
     learned = [value for value in parameters if value.grad is not None]
     groups = [[value for value in learned if is_shard(value) is sharded] for sharded in (False, True)]
-    norms = [nn.utils.get_total_norm([value.grad for value in group]) for group in groups if group]  # type: ignore[misc]
-    whole = [norm.full_tensor() if is_shard(norm) else norm for norm in norms]  # type: ignore[attr-defined]
+    if groups[1] and torch.are_deterministic_algorithms_enabled():
+        # Norms of parts add up to other last bits. Those of whole gradients, one at a time, are those of one process.
+        norms = [torch._foreach_norm([_whole(value.grad)])[0] for value in learned]
+    else:
+        norms = [nn.utils.get_total_norm([value.grad for value in group]) for group in groups if group]  # type: ignore[misc]
+    whole = [_whole(norm) for norm in norms]
     total = whole[0] if len(whole) == 1 else nn.utils.get_total_norm(whole)  # of none: 0
     for group in filter(None, groups):
         nn.utils.clip_grads_with_norm_(group, limit, total)

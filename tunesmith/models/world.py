@@ -17,11 +17,12 @@ import heapq
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 from tunesmith import errors
 from tunesmith.errors import ProcessError, TunesmithError
@@ -34,8 +35,6 @@ R = TypeVar("R")
 
 # Where the processes of `tune --processes` meet: a file, so that no port is opened for it.
 RENDEZVOUS = "TUNESMITH_RENDEZVOUS"
-# Variables of torchrun about the processes of one machine, with their defaults.
-LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 # The first process may compute alone for hours. One that ends is noticed by its closed connections, not by this limit.
 PATIENCE = timedelta(days=30)
 
@@ -91,7 +90,10 @@ class World:
             mine["error"] = (type(error).__name__, str(error))
         results = self.gather(mine)
         if failed := next((result["error"] for result in results if "error" in result), None):
-            raise getattr(errors, failed[0], TunesmithError)(failed[1])
+            kinds = [TunesmithError]
+            for kind in kinds:  # which grows: all that this process has imported
+                kinds += kind.__subclasses__()
+            raise next((kind for kind in kinds if kind.__name__ == failed[0]), TunesmithError)(failed[1])
         return [result["value"] for result in results]
 
     def lead(self, compute: Callable[[], T]) -> T:
@@ -209,7 +211,7 @@ def current_world() -> World:
 
 
 def keep_in_step() -> None:
-    """Run all processes in lockstep from here on, because the weights of a network are sharded."""
+    """Run all processes in lockstep to the end of the run (`among`), because the weights of a network are sharded."""
     _WORLD.set(replace(_WORLD.get(), lockstep=True))
 
 
@@ -248,7 +250,7 @@ def join() -> World:
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    local_rank, local_size = (int(os.environ.get(name, default)) for name, default in LOCAL.items())
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if torch.cuda.is_available():
         if local_size > (gpus := torch.cuda.device_count()):
             raise ProcessError(f"{local_size} processes on a machine with {gpus} GPUs; start {gpus}")
@@ -256,10 +258,31 @@ def join() -> World:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _peers("cannot reach the other processes of this run; check MASTER_ADDR and MASTER_PORT"):
         store, rank, size = next(rendezvous(os.environ.get(RENDEZVOUS, "env://"), rank, size))
+        store = _of_this_start(store, rank, size)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     world = World(rank, size, local_rank, local_size, store)
     _WORLD.set(world)
     return world
+
+
+def _of_this_start(store: Any, rank: int, size: int) -> Any:
+    """Return the part of a store that only these processes use."""
+    # torchrun keeps its store over restarts, with the addresses of ended processes, and counts restarts by machine.
+    # So the first process makes up a name, and confirms it to all others that are alive.
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    own = uuid4().hex
+    if rank == 0:
+        store.set("start", own)
+        for other in range(1, size):
+            store.set(f"{own}/{store.get(f'{own}/{other}').decode()}", "")
+        return PrefixStore(own, store)
+    while True:
+        start = store.get("start").decode()
+        store.set(f"{start}/{rank}", own)
+        with suppress(RuntimeError):  # not confirmed: a name of an earlier start
+            store.wait([f"{start}/{own}"], timedelta(seconds=1))
+            return PrefixStore(start, store)
 
 
 @contextmanager

@@ -60,8 +60,9 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
         parts += [_thinking(report.thinking), gap]
 
     speed = report.speed
+    resumed = report.forecast is not None and report.forecast.within is None
     cost = (
-        f"training {duration(speed.seconds)}, whole run {duration(speed.total_seconds)}, "
+        f"training {duration(speed.seconds)}, whole run {'over ' if resumed else ''}{duration(speed.total_seconds)}, "
         f"{count(speed.tokens_per_second)} tokens/s, peak memory {size(report.memory.peak_bytes)}"
     )
     if report.forecast is not None:

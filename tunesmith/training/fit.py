@@ -211,6 +211,8 @@ class Trainer:
         self._limit = 0
 
         def attempt() -> dict[str, float]:
+            if uncounted := [batch for batch in self._load() if not batch.counts]:  # for their passes
+                self.learner.step_sums(uncounted, self.policy)
             return self.learner.step_sums([batch for batch in self._load() if batch.counts], self.policy)
 
         return self._until_it_fits(attempt)

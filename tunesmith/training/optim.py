@@ -100,12 +100,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, policy: Policy) -> dict[
 
 
 def empty_optimizer_tensors(policy: Policy, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return zeros for a state that `optimizer_tensors` returned, sharded like the parameters, to load it into.
-
-    Args:
-        policy: the policy.
-        shapes: shapes of saved tensors by name; other tensors may be among them.
-    """
+    """Return zeros for saved shapes of `optimizer_tensors` (and others), sharded like the parameters, to load into."""
     found = {}
     for name, value in policy.trainable():
         for key, shape in shapes.items():

@@ -22,7 +22,6 @@ from tunesmith.config import (
     check_gates,
     check_pair,
     check_replay,
-    check_sharded,
     check_technique,
     check_thinking_gates,
     sharding_refusal,
@@ -41,10 +40,12 @@ from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.inference.engine_program import check_rollouts
 from tunesmith.models.families import positions_of
+from tunesmith.models.loading.base_from_run import begins_from
 from tunesmith.models.loading.device import DTYPES, ChosenMachine, choose_machine, configure_device
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions, local_family, locate
-from tunesmith.models.loading.weight_files import glimpses_of_files, weight_files
+from tunesmith.models.loading.text_part import text_config
+from tunesmith.models.loading.weight_files import glimpses_of_files, read_json, weight_files
 from tunesmith.models.recompute import recompute_layers
 from tunesmith.models.sharded import Sharding
 from tunesmith.models.world import current_world, keep_in_step
@@ -135,13 +136,14 @@ class TrainingContext:
         return replace(self, facts=replace(self.facts, notes=(*self.facts.notes, *notes)))
 
 
-def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) -> TrainingContext:
+def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False, pinned: bool = False) -> TrainingContext:
     """Read the rows, choose the machine, load the base model and encode the rows of a recipe.
 
     Args:
         recipe: the recipe of a single task or of several.
         on_event: receives the stages, the machine and the counts of the rows.
         offline: do not access the network.
+        pinned: the machine settings of the recipe are those of an earlier start of the run.
 
     Raises:
         TunesmithError: the recipe, the rows, the model or a reward cannot be used; the message names the fix.
@@ -150,7 +152,7 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     check_reward(recipe)
     check_rollouts(recipe, offline=offline)
     loaded = read_tasks(recipe, on_event=on_event, offline=offline)
-    machine = shared_machine(recipe)
+    machine = shared_machine(recipe, pinned=pinned)
     on_event(MachineChosen(machine.why))
     on_event(StageStarted(f"loading {recipe.model}"))
     if current_world().size > 1 and not is_there(recipe.model):
@@ -159,7 +161,6 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     options = training_options(recipe, machine)
     base = load_base(recipe.model, options=options, offline=offline)
     if options.sharding is not None:
-        check_sharded(recipe, base.network)
         keep_in_step()
     check_pair(recipe, base.family)
     check_gates(recipe, base.family)
@@ -197,7 +198,13 @@ def _sharding(recipe: Recipe, machine: ChosenMachine) -> Sharding | None:
     world, wish = current_world(), recipe.machine.shard
     if world.size == 1 or wish == "none":
         return None
-    if refusal := sharding_refusal(recipe, local_family(recipe.model)):
+    folder = Path(recipe.model)
+    if not recipe.model.lower().endswith(".gguf"):
+        folder = locate(recipe.model, offline=True)
+        folder = locate(begins_from(folder, where=recipe.model)[0] or recipe.model, offline=True)
+    config = folder / "config.json"
+    multimodal = config.exists() and text_config(read_json(config, where=recipe.model)) is not None
+    if refusal := sharding_refusal(recipe, local_family(str(folder)), multimodal=multimodal):
         if wish == "full":
             raise RecipeError(f"machine.shard: {refusal}")
         return None
@@ -207,23 +214,23 @@ def _sharding(recipe: Recipe, machine: ChosenMachine) -> Sharding | None:
     files = weight_files(locate(recipe.model, offline=True), where=recipe.model)
     parameters = sum(math.prod(shape) for _, shape, _ in glimpses_of_files(files))
     needed = parameters * (FULL_BYTES if isinstance(recipe.technique, Full) else DTYPES[machine.dtype].itemsize)
-    room = ROOM * torch.cuda.get_device_properties(machine.device).total_memory
+    room = ROOM * min(world.gather(torch.cuda.get_device_properties(machine.device).total_memory))  # all decide alike
     if wish == "auto" and needed <= room:
         return None
     fits = needed <= room * world.local_size and world.size % world.local_size == 0
     return within if fits else Sharding(world.size)
 
 
-def shared_machine(recipe: Recipe) -> ChosenMachine:
+def shared_machine(recipe: Recipe, *, pinned: bool = False) -> ChosenMachine:
     """Choose device, dtype and threads by the recipe; of several processes, by the measurement of the first one.
 
     Each process gets a GPU of its own, or its share of the cores.
     """
     settings, world = recipe.machine, current_world()
     threads = settings.threads or (cores() // world.local_size or 1 if world.size > 1 else 0)
-    own: dict[str, Any] = {"threads": threads, "exact": settings.exact}
-    measured = world.lead(lambda: asdict(choose_machine(device=settings.device, dtype=settings.dtype, **own)))
-    machine = ChosenMachine(**measured)
+    own: dict[str, Any] = {"threads": threads, "reason": "as at the start of this run" if pinned else "as set"}
+    own |= settings.model_dump(include={"device", "dtype", "exact"})
+    machine = ChosenMachine(**world.lead(lambda: asdict(choose_machine(**own))))
     if world.size == 1:
         return machine
     device = f"cuda:{world.local_rank}" if machine.device.startswith("cuda") else machine.device

@@ -56,12 +56,7 @@ class StepCounts(TypedDict):
 
 
 def step_counts(batches: Sequence[Batch], prepared: Sequence[Batch]) -> StepCounts:
-    """Count the micro-batches of a step.
-
-    Args:
-        batches: the micro-batches, whose examples count as rows.
-        prepared: the same prepared; sampled completions count as tokens, not as rows.
-    """
+    """Count the micro-batches of a step, before and after `prepare`: sampled completions are tokens, but not rows."""
     return StepCounts(
         tokens=sum(batch.tokens for batch in prepared),
         forward_tokens=sum(batch.forward_tokens for batch in prepared),
@@ -87,16 +82,7 @@ class TrainingState:
     validation_pending: bool = False  # a failing reward interrupted the validation of this step
 
     def count(self, parts: Sequence[StepCounts], *, seconds: float, peak: int) -> int:
-        """Count one optimizer step.
-
-        Args:
-            parts: what each process contributed.
-            seconds: duration of the step.
-            peak: most bytes that this process has used.
-
-        Returns:
-            The tokens of the step.
-        """
+        """Count one optimizer step by what each process contributed, and return its tokens."""
         tokens = sum(part["tokens"] for part in parts)
         self.step += 1
         self.seconds += seconds

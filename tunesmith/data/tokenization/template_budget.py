@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from tunesmith.data.cpu_count import peak_resident
 from tunesmith.errors import TemplateError
 
 # Of the probes of a template, chats of a few words: CPU seconds, and bytes by which the process may grow.
@@ -21,7 +21,6 @@ PROBE_BYTES = 256 * 2**20
 MOST_DIGITS = 5
 _WIDE = re.compile(rf"%[^%a-zA-Z]*\d{{{MOST_DIGITS}}}|\{{[^}}]*:[^}}]*\d{{{MOST_DIGITS}}}")
 _FIX = "do not use this model, or replace its template"
-_UNIT = 1 if sys.platform == "darwin" else 1024  # of the largest resident size
 
 
 def check_source(source: str) -> None:
@@ -45,10 +44,10 @@ def bounded() -> Iterator[None]:
     Each line of a template is traced, which doubles its time: only its probes are rendered like this.
     """
     until = time.thread_time() + PROBE_SECONDS
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT + PROBE_BYTES
+    most = peak_resident() + PROBE_BYTES
 
     def on_line(frame: FrameType, event: str, value: Any) -> Any:
-        if time.thread_time() > until or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT > most:
+        if time.thread_time() > until or peak_resident() > most:
             raise TemplateError(f"chat template: takes more than {PROBE_SECONDS:.0f} s or 256 MB to render; {_FIX}")
         return on_line
 

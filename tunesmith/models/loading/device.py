@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from tunesmith.data.cpu_count import cores
+from tunesmith.data.cpu_count import cores, peak_resident
 from tunesmith.errors import RecipeError
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -53,7 +51,7 @@ class ChosenMachine:
 
 
 def choose_machine(
-    *, device: str = "auto", dtype: str = "auto", threads: int = 0, exact: bool = False
+    *, device: str = "auto", dtype: str = "auto", threads: int = 0, exact: bool = False, reason: str = "as set"
 ) -> ChosenMachine:
     """Choose device, dtype and thread count, and set torch's thread count. Takes a second or two.
 
@@ -62,6 +60,7 @@ def choose_machine(
         dtype: auto, float32 or bfloat16.
         threads: number of threads; 0 for one per core.
         exact: as in `configure_device`.
+        reason: why `dtype` is not auto.
 
     Raises:
         RecipeError: if one of them is unknown, or the device is not available.
@@ -75,7 +74,7 @@ def choose_machine(
     # Alternate between the dtypes: another process may occupy the processor for as long as one of them is measured.
     rounds = [{name: gemm_gflops(device, DTYPES[name]) for name in ("float32", "bfloat16")} for _ in range(ROUNDS)]
     measured = {name: max(speeds[name] for speeds in rounds) for name in rounds[0]}
-    chosen, reason = (dtype, "as set") if dtype != "auto" else choose_dtype(device, measured)
+    chosen, reason = (dtype, reason) if dtype != "auto" else choose_dtype(device, measured)
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
     why = f"{device} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
     return ChosenMachine(device, chosen, count, measured, why)
@@ -190,6 +189,4 @@ def peak_bytes(device: str | torch.device = "cpu") -> int:
     """Return the most memory that this process has used so far, in bytes: on a GPU of tensors, else resident."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux counts in KiB, macOS in bytes.
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+    return peak_resident()

@@ -39,7 +39,7 @@ from tunesmith.inference.saved_model import save_model
 from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
-from tunesmith.models.world import alone, current_world, join, passes
+from tunesmith.models.world import alone, among, current_world, join, passes
 from tunesmith.phases import phase, timing
 from tunesmith.pipelines.certify.certify import certificate_of
 from tunesmith.pipelines.many_runs import LOCAL, check_place, each
@@ -131,7 +131,8 @@ def tune_recipe(
     world = join()
     folder = open_run(recipe, out)
     if not world.broadcast(folder.finished):
-        with exclusive_lock(folder.path), copied(out if world.leads else None, callbacks) as callbacks:
+        lock = exclusive_lock(folder.path)
+        with among(world), lock, copied(out if world.leads else None, callbacks) as callbacks:
             folder = open_run(recipe, out)  # another run may have finished it before this one got the lock
             if not world.broadcast(folder.finished):
                 return Run(folder.path, _run_steps(recipe, folder, callbacks, offline=offline, on=on))
@@ -181,7 +182,7 @@ def _results(
     machine = recipe.machine
     rewards = _reward_digests(recipe, folder, on_event)
     with phase("loading"):
-        prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline)
+        prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline, pinned=folder.started)
         recipe, base, world = prepared.recipe, prepared.base, current_world()
         folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
         if world.leads and not (written := folder.path / "recipe.yaml").exists():
