@@ -27,7 +27,8 @@ from tunesmith.config import Recipe
 from tunesmith.data.examples.stored import StoredExamples
 from tunesmith.data.examples.types import Chat, Example, LabelledText, RatedText, Text
 from tunesmith.data.splits.load import DatasetSplits
-from tunesmith.data.stored import build_once, joined, take
+from tunesmith.data.splits.split import key_ranges
+from tunesmith.data.stored import MAPPED_FROM, array_of, build_once, joined, slices, take
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.data.tokenization.token_store import EncodedStore, encoded_pieces, packed, sizes_of
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
@@ -217,6 +218,28 @@ def test_a_file_is_read_once_and_again_only_after_a_change(tmp_path: Path, large
     assert len(reads) == 2
     read_data(made.model_copy(update={"seed": 5}), offline=True)
     assert len(reads) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_array_with_a_value_for_every_row_of_a_large_file_takes_no_anonymous_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def anonymous() -> int:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1]) // 1024
+
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    before = anonymous()
+    count = 16 * MAPPED_FROM  # 128 MB
+    keys = array_of(count, "<u8")
+    for part in slices(count):
+        keys[part] = np.random.default_rng(part.start).integers(0, 2**63, len(keys[part]))
+    rows = sum(len(part) for part in key_ranges(keys))
+    keys.sort()
+    assert rows == count
+    assert keys[0] < keys[-1]
+    assert anonymous() - before < 60
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------ examples and tokens in files

@@ -71,7 +71,9 @@ def array_of(count: int, dtype: str, values: Iterable[Any] = ()) -> NDArray[Any]
         with writing(cache):
             cache.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=cache) as file:
-                file.truncate(count * np.dtype(dtype).itemsize)
+                size = file.truncate(count * np.dtype(dtype).itemsize)
+                if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash where values are set
+                    os.posix_fallocate(file.fileno(), 0, size)
                 array = np.asarray(np.memmap(file, dtype, "r+", shape=count))
     rest = iter(values)
     start = 0
