@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,11 @@ from tunesmith.errors import CheckpointError, DataError, StorageError, Tunesmith
 
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FIXES = {
+    **dict.fromkeys(FULL, "free some space"),
+    errno.EEXIST: "move what is in the way, or give another path",
+    errno.ENAMETOOLONG: "use a shorter name",
+}
 # Digests of the files in a run folder, as `sha256sum` prints them. A file that was replaced has several lines.
 DIGESTS = "digests.txt"
 
@@ -167,11 +173,7 @@ def storage_error(error: Exception, path: Path | None = None) -> StorageError | 
 
 def fix_for(error: OSError) -> str:
     """Return the fix for a failed write, to end an error message."""
-    if error.errno in FULL:
-        return "free some space"
-    if error.errno == errno.ENAMETOOLONG:
-        return "use a shorter name"
-    return "give a path in an existing, writable folder"
+    return FIXES.get(error.errno or 0, "give a path in an existing, writable folder")
 
 
 def quoted(path: str | Path) -> str:
@@ -203,9 +205,10 @@ def is_recipe(path: Path) -> bool:
 
 def check_writable(path: Path) -> None:
     """Raise StorageError if a file or folder that does not exist yet cannot be created at `path`."""
-    place = next((parent for parent in path.absolute().parents if parent.exists()), path)
-    if not is_there(path) and not os.access(place, os.W_OK):
-        raise StorageError(f"{path}: cannot be written ({place} is read-only); give a path in a writable folder")
+    if not is_there(path):
+        place = next(parent for parent in path.absolute().parents if is_there(parent))
+        with writing(path), tempfile.TemporaryFile(dir=place):  # `os.access` knows nothing of quotas and of root
+            pass
 
 
 def check_folder(path: Path) -> None:
