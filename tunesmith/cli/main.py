@@ -38,6 +38,7 @@ from tunesmith.cli.processes import reports_error, silence_followers, tell_agent
 from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import emit
 from tunesmith.data.files import check_writable, storage_error
+from tunesmith.data.remote import remote_url
 from tunesmith.errors import TunesmithError
 from tunesmith.models.world import started_as
 from tunesmith.report.formatting import clean
@@ -155,7 +156,7 @@ def _run(words: Sequence[str]) -> int:
     except SystemExit as done:  # --help, --version and --schema
         return int(done.code or 0)
     for path in (getattr(args, "out", None), getattr(args, "answers", None)):
-        if isinstance(path, Path):
+        if isinstance(path, Path) and not remote_url(path):
             check_writable(path)  # before the work, not after it
     args.command_line = list(words)
     _set_thread_wait_policy()

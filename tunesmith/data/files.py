@@ -152,16 +152,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def storage_error(error: Exception, path: Path | None = None) -> StorageError | None:
-    """Return the error for the user if the operating system refused a file; None for any other exception.
-
-    Args:
-        error: of Python, or of a library in Rust, which has the number of the error in its text.
-        path: file or folder to name; by default the one in the error.
-    """
-    if isinstance(error, TunesmithError):
-        return None
-    if not isinstance(error, OSError):
-        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+    """Return the error for the user if the operating system refused a file; None for any other exception."""
+    if not isinstance(error, OSError):  # libraries in Rust have the number of the error in their text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, TunesmithError):
             return None
         error = OSError(int(number[1]), os.strerror(int(number[1])))
     place = str(path or error.filename2 or error.filename or "")[:200]
@@ -201,6 +195,11 @@ def is_recipe(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):  # the row reader reports the error
         return False
     return isinstance(value, dict) and "objective" in value and not isinstance(value.get("data"), list)
+
+
+def holds_files(path: Path) -> bool:
+    """Return whether a path is a file, or a folder with more than what `write_whole` left when it was killed."""
+    return path.is_file() or (path.is_dir() and any(entry.suffix != ".half" for entry in path.iterdir()))
 
 
 def check_writable(path: Path) -> None:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from tunesmith.config import Ledger, Loop, Recipe, Retention, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.audit.chunks import head
-from tunesmith.data.files import DIGESTS, is_there, read_page, sha256_of_file, write_whole, writing
+from tunesmith.data.files import DIGESTS, holds_files, is_there, read_page, sha256_of_file, write_whole, writing
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.schema.accepted import UNANSWERABLE
 from tunesmith.data.schema.cells import has_column
@@ -297,7 +297,7 @@ def open_run(
     if folder.started:
         if folder.page().get("identity") not in known:
             raise CheckpointError(f"{path}: holds a run of another recipe or of other rows; {fix}")
-    elif path.is_file() or (path.exists() and any(path.iterdir())):
+    elif holds_files(path):
         raise CheckpointError(f"{path}: exists and is not a run; give another --out")
     return folder
 
