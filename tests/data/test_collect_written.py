@@ -208,7 +208,7 @@ def test_where_answers_cannot_be_kept_nobody_is_asked(tmp_path: Path):
         raise AssertionError("asked, and perhaps paid for")
 
     todo = requests([part(PASSAGE)], wanted(QUESTIONS))
-    with pytest.raises(DataError, match=r"replies\.jsonl: cannot be written \(.+\); give a path"):
+    with pytest.raises(DataError, match=r"replies\.jsonl: cannot be written \(.+\); move what is"):
         answered(todo, ask, tmp_path / "collected" / "replies.jsonl", "writer")
     with pytest.raises(DataError, match="cannot be read"):
         answered(todo, ask, tmp_path, "writer")
