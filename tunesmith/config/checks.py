@@ -56,6 +56,8 @@ def check_pair(recipe: Recipe, family: str) -> None:
         )
     if recipe.controls and (why := WITHOUT_CONTROLS.get(recipe.objective.kind)):
         raise RecipeError(f"controls: {why}; nearest that works: controls: false")
+    if recipe.canaries and (family == "encoder" or recipe.objective.kind not in ("domain", "instruct")):
+        raise RecipeError("canaries: only a decoder tuned by instruct or domain writes whole rows; use canaries: 0")
     if isinstance(recipe.objective, Classify):
         _check_labels(recipe.objective, family)
 

@@ -294,6 +294,7 @@ class Recipe(_Section):
     controls: bool = Field(
         False, description="also run controls: shuffled labels and a frozen model with a trained head"
     )
+    canaries: int = Field(0, ge=0, le=300, description="secrets planted in training rows, to measure memorization")
     track: list[str] = Field(
         default_factory=list, description="experiment trackers: tensorboard, wandb, mlflow, trackio"
     )

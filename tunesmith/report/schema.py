@@ -185,6 +185,7 @@ class Report(Displayed, ReportPart):
     preference_diagnostics: PreferenceDiagnostics | None = Field(None, alias="judgement")
     reward_diagnostics: RewardDiagnostics | None = Field(None, alias="pursuit")
     tool_calls: ToolCallCounts | None = None
+    canaries: dict[str, tuple[float, float]] = {}  # copies -> mean exposure of base and tuned model, bits
     warnings: tuple[str, ...] = Field((), alias="alarms")
     multitask: MultitaskReport | None = Field(None, alias="together")
     training: Training

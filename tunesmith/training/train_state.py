@@ -277,6 +277,5 @@ class Alarms:
             return f"last good checkpoint: {self.folder / f'best-{state.best_step}'}"
         last = find_folder(self.folder / "last")
         saved = json.loads((last / "state.json").read_text(encoding="utf-8"))["step"] if last else 0
-        if not saved or saved > state.step + 1 - self.high:
-            return "there is no good checkpoint before it"
-        return f"last good checkpoint: {self.folder / 'last'}, of step {saved}"
+        good = 0 < saved <= state.step + 1 - self.high
+        return f"last good checkpoint: {last}, of step {saved}" if good else "there is no good checkpoint before it"

@@ -25,6 +25,7 @@ from tunesmith.evaluation.predict import (
     question,
     reference_answers,
 )
+from tunesmith.evaluation.privacy import leaks
 from tunesmith.evaluation.results import BASE
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.resampling import groups_of
@@ -140,6 +141,7 @@ class AnswerEvaluator(Evaluator[AnswerPredictions]):
             reliability(prepared, model, tuned.answers),
             style_report(prepared, self._examples, base=base.answers, tuned=tuned.answers),
             tool_calls=calls,
+            warnings=tuple(leaks(prepared.baseline_rows, self.to_rows({"tuned": tuned}))),
         )
 
     def _metrics(self) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class BaselineSnapshot(BaseModel):
     predictions: dict[str, Any] = Field(alias="said")  # in the shape of the run's evaluator
     general: GeneralAbility | None
     thinking: ThinkingAnswers | None = None  # of a thinking model
+    secrets: list[float] = []  # log-probability of each canary and alternative, nats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ class RunResults:
     controls: Mapping[str, Any] = field(default_factory=dict)  # predictions of the control runs
     diagnostics: Diagnostics = Diagnostics()
     retention: Retention | None = None
+    canaries: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     ledger: ThinkingLedger | None = None
     prediction: CostPrediction | None = None
     certificate: Certificate | None = None  # of the base model
@@ -116,6 +118,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         preference_diagnostics=diagnostics.preference_diagnostics,
         reward_diagnostics=diagnostics.reward_diagnostics,
         tool_calls=diagnostics.tool_calls,
+        canaries=dict(run.canaries),
         warnings=(
             *(run.certificate.warnings if run.certificate else ()),
             *diagnostics.warnings,

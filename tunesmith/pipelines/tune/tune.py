@@ -29,6 +29,7 @@ from tunesmith.evaluation.diagnostics import (
 )
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.evaluators.multitask import PredictionsByTask
+from tunesmith.evaluation.privacy import exposures, secret_scores, with_canaries
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
 from tunesmith.evaluation.thinking import ThinkingAnswers, answer_both_ways, no_ledger, thinking_ledger
@@ -187,7 +188,7 @@ def _results(
         folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
         if world.leads and not (written := folder.path / "recipe.yaml").exists():
             save_recipe(recipe.model_copy(update={"machine": machine}), written)  # as asked for, not as it was chosen
-        prepared = with_contamination_check(prepared, on_event=on_event, offline=offline)
+        prepared = with_canaries(with_contamination_check(prepared, on_event=on_event, offline=offline))
     # What is kept in files is computed by the first process and read by the others.
     with world.first():
         prepared = prepared.map_tasks(
@@ -221,6 +222,7 @@ def _results(
         on_event(StageStarted(f"{len(prepared.test)} test rows"))
         fit_calibration(prepared, model)
         tuned = evaluator.predict(model)
+        secrets = secret_scores(prepared, trained.policy)
     general = _general_after(prepared, trained.policy, snapshot.general, on_event)
     ledger = None
     if snapshot.thinking is not None:
@@ -247,6 +249,7 @@ def _results(
         controls=controls,
         diagnostics=diagnostics,
         retention=general,
+        canaries=exposures(snapshot.secrets, secrets),
         ledger=ledger,
         prediction=prediction,
         certificate=certificate,
@@ -340,6 +343,7 @@ def _evaluate_base(
     snapshot = BaselineSnapshot(
         predictions=TypeAdapter(evaluator.shape).dump_python(predictions, mode="json"),
         general=general,
+        secrets=secret_scores(prepared, policy),
         thinking=thinking,
     )
     if world.leads:
