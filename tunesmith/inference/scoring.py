@@ -84,7 +84,7 @@ def pair_states(policy: Policy, pairs: Sequence[Encoded]) -> Tensor:
 
 @torch.inference_mode()
 def row_scores(policy: Policy, objective: Objective, rows: Sequence[Encoded]) -> list[list[float]]:
-    """Return the score of each sequence of each row: a log-probability in nats, a reward or a number."""
+    """Return what `policy` scores by `objective` for each sequence of `rows`: log-probabilities in nats, or rewards."""
     world = current_world()
     if world.size > 1:
         return world.map(rows, lambda part: row_scores(policy, objective, part), costs=[row.size for row in rows])
