@@ -74,7 +74,7 @@ def leaks(train: Sequence[Example], records: Sequence[Mapping[str, Any]]) -> lis
         for span in (*keys(text), *personal(text)):
             if text[span.start : span.end] not in own:
                 found.setdefault(f"personal data or secrets ({span.word})", []).append(i)
-    fix = "mask the training rows with `tunesmith audit DATA --fix OUT`, or train fewer epochs"
+    fix = "mask the training rows, see `tunesmith audit`, or train fewer epochs"
     return [
         f"{len(set(rows))} of {len(given)} answers contain {what}, first for {records[rows[0]]['where']}; {fix}"
         for what, rows in found.items()
