@@ -234,7 +234,7 @@ def shared_machine(recipe: Recipe, *, pinned: bool = False) -> ChosenMachine:
     if world.size == 1:
         return machine
     device = f"cuda:{world.local_rank}" if machine.device.startswith("cuda") else machine.device
-    return replace(machine, device=configure_device(device, **own))
+    return replace(machine, device=configure_device(device, threads=threads, exact=settings.exact))
 
 
 def fit_max_length(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:
