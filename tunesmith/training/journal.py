@@ -36,7 +36,9 @@ class Journal:
         """Return all records but a last one that a crash truncated; raise CheckpointError if a line was changed."""
         if not self.path.exists():
             return []
-        *lines, rest = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        *lines, rest = text.split("\n")
+        summed = SUM_KEY in text
         records, decoder = [], json.JSONDecoder()
         for number, line in enumerate(filter(None, (*lines, rest)), 1):
             try:
@@ -45,7 +47,11 @@ class Journal:
                 if line is rest:
                     break
                 record, end = {}, 0
-            whole = isinstance(record, dict) and record.pop(SUM_KEY, None) in (None, _sum(record)) and "step" in record
+            whole = (
+                isinstance(record, dict)
+                and (record.pop(SUM_KEY, None) == _sum(record) or not summed)
+                and "step" in record
+            )
             if end < len(line) or not whole:
                 raise CheckpointError(f"{self.path}:{number}: changed since it was written; restore it or run again")
             records.append(record)
