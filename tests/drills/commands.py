@@ -177,7 +177,7 @@ LEFT_OUT = (".html", ".md", ".lock", ".half")  # the last if even deleting is im
 # Names of files and keys of JSON: times, sizes and what follows from them; what a second start notes about itself.
 VARIES = re.compile(
     r"seconds|per_second|peak|latenc|notes|timings|forecast|journal|before\.json|cost|converted|unchanged|replaces"
-    r"|prediction\.json|plan\.json|environment|mfu|predicted|reasons|\.table\.|url\.json|machine"
+    r"|prediction\.json|plan\.json|environment|mfu|predicted|reasons|\.table\.|digests\.txt|url\.json|machine"
 )
 
 
