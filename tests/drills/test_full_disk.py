@@ -68,4 +68,4 @@ def test_an_out_that_cannot_be_written_is_refused_before_the_work(lab: Lab, word
     (lab.box / "file").write_text("")
     ended = lab.forks.run(*words.split(), "--out", "file/out", "--offline", error=errno.EROFS)
     problem = "file/out: cannot be written (Not a directory); give a path in an existing, writable folder"
-    assert (ended.code, ended.out, ended.err, ended.points) == (2, "", f"error: {problem}\n", [])
+    assert (ended.code, ended.out, ended.err) == (2, "", f"error: {problem}\n")
