@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.bases import base
-from tests.tiny import CHATML
+from tests.tiny import CHATML, GEMMA3, THINKING
 from tunesmith.config import load_recipe
 from tunesmith.data.bounded_yaml import parse_yaml
 from tunesmith.data.documents.find_files import sorted_out
 from tunesmith.data.tokenization import template_budget
 from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import RecipeError, TemplateError
 
 LONG = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "{% endfor %}" * 3
@@ -28,37 +29,92 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize(
-    ("hostile", "finding"),
-    [
-        (LONG, "takes more than"),
-        (DOUBLED, "takes more than"),
-        (CALLS, "takes more than"),
-        ("{{ '%1000000000d' % 1 }}", "can take all memory"),
-        ("{{ '%-1000000000s' % 'a' }}", "can take all memory"),
-        ("{{ '{:>1000000000}'.format(1) }}", "can take all memory"),
-        ("{{ 'a' * 1000000000 }}", "can take all memory"),
-        ("{{ 'a' * 1_000_000_000 }}", "can take all memory"),
-        ("{{ 'a'.ljust(1000000000) }}", "can take all memory"),
-        ("{{ 'a' | center(1000000000) }}", "can take all memory"),
-        ("{{ 9 ** 9 ** 9 }}", "can take all memory"),
-    ],
-)
-def test_a_template_that_computes_without_end_is_refused(hostile: str, finding: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(template_budget, "PROBE_SECONDS", 1.0)
+DEEP = 60
+HOSTILE = [
+    LONG,
+    DOUBLED,
+    DOUBLED.replace("~", "+"),
+    CALLS,
+    "{% set ns = namespace(s='aaaaaaaa') %}{% for a in range(99) %}"
+    "{% set s %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = s %}{% endfor %}",
+    "{% macro m(n, s) %}{% if n %}{{ m(n - 1, s ~ s) }}{% endif %}{% endmacro %}{{ m(90, 'aaaa') }}",
+    *("{{ '%1000000000d' % 1 }}", "{{ '%-1000000000s' % 'a' }}", "{{ '%*d' % (1000000000, 1) }}"),
+    *("{{ '{:>1000000000}'.format(1) }}", "{{ '{:{}}'.format(1, 1000000000) }}", "{{ '%1000000000d' | format(1) }}"),
+    *("{{ 'a' * 1000000000 }}", "{{ 'a' * 99999 * 99999 }}", "{{ [1] * 99999 * 99999 }}", "{{ 'a' * 1_000_000_000 }}"),
+    *(
+        "{{ 'a'.ljust(1000000000) }}",
+        "{{ 'a' | center(1000000000) }}",
+        "{{ (1).to_bytes(1000000000, 'big') }}",
+        "{{ 9 ** 999999999 }}",
+    ),
+    "{% set ns = namespace(n=9) %}{% for a in range(99999) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "{% set x = [1] %}" + "{% set x = [x, x] %}" * DEEP + "{{ x }}",
+    "{% set x = [1] %}" + "{% set x = [x] * 2 %}" * DEEP + "{{ x | tojson }}",
+    "{% set x = [1] %}{% set y = [1] %}" + "{% set x = [x, x] %}{% set y = [y, y] %}" * DEEP + "{{ x == y }}",
+    "{% set x = namespace(a=1) %}" + "{% set x = namespace(a=x, b=x) %}" * DEEP + "{{ x }}",
+    *("{{ ('a' * 99999).replace('a', 'b' * 99999) }}", "{{ ('a' * 99999) | replace('', 'b' * 99999) }}"),
+    *("{{ range(99999) | join('a' * 99999) }}", "{{ ('a' * 99999).join(range(99999) | map('string')) }}"),
+    "{{ range(99999) | map('string') | map('replace', '1', 'b' * 9999) | list }}",
+    *("{{ ('a\n' * 99999) | indent(99999) }}", "{{ {'a': [1] * 9999} | tojson(indent=99999) }}"),
+    *(
+        "{{ 5 | round(-1000000000) }}",
+        "{{ [1] | batch(1000000000, 1) | list }}",
+        "{{ [1] | slice(1000000000) | list }}",
+    ),
+    *("{{ ('a' * 99999).encode('punycode') }}", "{{ 'a'.translate({97: 'b' * 99999}) }}"),
+    "{% for x in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
+    "{% set s = 'a' * 9999 %}{{ " + " ~ ".join(["s"] * 5000) + " }}",
+    "{% with s = 'aaaa' %}" + "{% with s = s ~ s %}" * DEEP + "{{ s }}" + "{% endwith %}" * (DEEP + 1),
+    "{% set b = range(99999) | list %}{% for a in range(99999) %}{{ 'x' if 'y' in b }}{% endfor %}",
+    "{% set ns = namespace(l=[]) %}{% for a in range(99999) %}{% set ns.l = ns.l + [a] %}{% endfor %}",
+    "{% for x in range(99999) %}{% for y in 'a' * 99999 %}{% endfor %}{% endfor %}",
+]
+# Jinja has no such thing here, or Python gives up by itself.
+REJECTED = [
+    "{{ lipsum(1000000) }}",
+    "{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
+    "{{ " + "(" * 500 + "1" + ")" * 500 + " }}",
+]
+
+
+@pytest.mark.parametrize("hostile", [*HOSTILE, *REJECTED], ids=lambda text: text[:50])
+def test_a_template_that_computes_without_end_is_refused_also_behind_a_condition(hostile: str):
     tokenizer = base("llama").tokenizer
+    memory, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    hidden = "{% if messages[0].content == 'bomb' %}" + hostile + "{% endif %}"
     tokenizer.chat_template = hostile + CHATML
-    memory, began = psutil.Process().memory_info().rss, time.thread_time()
-    with pytest.raises(TemplateError, match=finding) as caught:
+    with pytest.raises(TemplateError, match="takes more than" if hostile in HOSTILE else None) as caught:
         Template(tokenizer)
     assert "\n" not in str(caught.value)
-    assert time.thread_time() - began < 5
-    assert psutil.Process().memory_info().rss - memory < 600 * 2**20
+    if "s ~ s ~ s" not in hostile and "(" * 500 not in hostile:  # refused unseen
+        tokenizer.chat_template = hidden + CHATML
+        template = Template(tokenizer)
+        assert template.prompt([Message("user", "hello")])
+        with pytest.raises(TemplateError):
+            template.prompt([Message("user", "bomb")])
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300 * 2**10
+
+
+@pytest.mark.parametrize("source", [CHATML, THINKING, GEMMA3])
+@pytest.mark.parametrize("count", [2, 40])
+def test_a_chat_is_rendered_as_transformers_does(source: str, count: int):
+    tokenizer = base("llama").tokenizer
+    roles = ("user", "assistant")
+    chat = [{"role": roles[i % 2], "content": f"<think>\nso\n</think>\n\nsaid {i} " * 50} for i in range(count)]
+    for more in ({}, {"enable_thinking": False}, {"tools": [{"name": "now"}]}):
+        expected = tokenizer.apply_chat_template(chat, tokenize=False, chat_template=source, **more)
+        given = {"messages": chat, "tools": [], "add_generation_prompt": False, **tokenizer.special_tokens_map, **more}
+        assert template_budget.render(source, given) == expected
 
 
 def test_a_template_with_ordinary_arithmetic_is_not_refused():
     tokenizer = base("llama").tokenizer
-    tokenizer.chat_template = "{% for i in range(3) %}{% set a = 2 * i % 2 + 99999 %}{% endfor %}" + CHATML
+    tokenizer.chat_template = (
+        "{% for i in range(3) %}{% set a = 2 * i % 2 + 99999 %}{{ '%05.2f' % a }}{{ 'a,b'.split(',', 1)[0] }}"
+        "{% for key, value in {'a': 1}.items() %}{{ key ~ value }}{% endfor %}{{ '-' * 80 }}"
+        "{{ messages | tojson(indent=4) | indent(4) | truncate(255) | replace('<', '&lt;') }}{% endfor %}"
+    ) + CHATML
     assert Template(tokenizer).hash != Template(base("llama").tokenizer).hash
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.tokenization.call_formats import CallFormat, calls_as_content, format_of_template, in_words
 from tunesmith.data.tokenization.messages import Message, separated
-from tunesmith.data.tokenization.template_budget import bounded, check_source
+from tunesmith.data.tokenization.template_budget import render
 from tunesmith.data.tokenization.thinking import Switch, ThoughtFormat, find_format
 from tunesmith.data.tokenization.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
@@ -60,9 +60,7 @@ class Template:
         self._lead = self._end = self._tail = ""
         self._composes = False
         if chat:
-            check_source(self.source)
-            with bounded():
-                self._find_end()
+            self._find_end()
         self.end_ids = self._close() if chat else []
         eos = tokenizer.eos_token_id
         # Generation stops at these ids.
@@ -442,16 +440,17 @@ class Template:
         self, messages: Sequence[Mapping[str, Any]], answer: bool, variables: Mapping[str, object]
     ) -> str:
         """Render messages with variables of the template, as `thinking.Render`."""
-        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": answer, **variables}
+        # As `apply_chat_template` of transformers does, which bounds neither time nor memory.
+        given = {
+            **self.tokenizer.special_tokens_map,
+            **variables,
+            "messages": [_without_ours(message) for message in messages],
+            "tools": messages[0].get("tools", []),
+            "documents": None,
+            "add_generation_prompt": answer,
+        }
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [{key: value for key, value in message.items() if key not in OURS} for message in messages],
-                    tools=messages[0].get("tools"),
-                    chat_template=self.source,
-                    **options,
-                )
-            )
+            return render(self.source, given)
         except TemplateError:
             raise
         except Exception as error:  # a template is code from the model's files and may raise anything
@@ -545,3 +544,10 @@ class Template:
             if ids[:1] != [self._bos]:
                 ids, offsets = [self._bos, *ids], [(0, 0), *offsets]
         return ids, offsets
+
+
+def _without_ours(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message for the template; its thoughts under all names that templates read, as in transformers."""
+    found = {key: value for key, value in message.items() if key not in OURS}
+    thoughts = next((found[key] for key in ("reasoning_content", "thinking", "reasoning") if key in found), None)
+    return found if thoughts is None else {"thinking": thoughts, **found, "reasoning_content": thoughts}
