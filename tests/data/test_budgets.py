@@ -113,7 +113,7 @@ def test_a_template_with_ordinary_arithmetic_is_not_refused():
     tokenizer.chat_template = (
         "{% for i in range(3) %}{% set a = 2 * i % 2 + 99999 %}{{ '%05.2f' % a }}{{ 'a,b'.split(',', 1)[0] }}"
         "{% for key, value in {'a': 1}.items() %}{{ key ~ value }}{% endfor %}{{ '-' * 80 }}"
-        "{{ messages | tojson(indent=4) | indent(4) | truncate(255) | replace('<', '&lt;') }}{% endfor %}"
+        "{{ {'a': [1]} | tojson(indent=4) | indent(4) | truncate(255) | replace('<', '&lt;') }}{% endfor %}"
     ) + CHATML
     assert Template(tokenizer).hash != Template(base("llama").tokenizer).hash
 
