@@ -80,7 +80,7 @@ REJECTED = [
 @pytest.mark.parametrize("hostile", [*HOSTILE, *REJECTED], ids=lambda text: text[:50])
 def test_a_template_that_computes_without_end_is_refused_also_behind_a_condition(hostile: str):
     tokenizer = base("llama").tokenizer
-    memory, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    memory, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     hidden = "{% if messages[0].content == 'bomb' %}" + hostile + "{% endif %}"
     tokenizer.chat_template = hostile + CHATML
     with pytest.raises(TemplateError, match="takes more than" if hostile in HOSTILE else None) as caught:
@@ -92,7 +92,7 @@ def test_a_template_that_computes_without_end_is_refused_also_behind_a_condition
         assert template.prompt([Message("user", "hello")])
         with pytest.raises(TemplateError):
             template.prompt([Message("user", "bomb")])
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300 * 2**10
 
 
@@ -122,11 +122,11 @@ def test_a_template_with_ordinary_arithmetic_is_not_refused():
 def test_aliases_that_expand_without_end_are_refused(text: str, tmp_path: Path):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(RecipeError, match="aliases expand to more than 100000 values") as caught:
         load_recipe(path)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_aliases_as_people_use_them_are_read():
