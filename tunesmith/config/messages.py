@@ -134,7 +134,7 @@ def _unknown_key(path: Sequence[str], dotted: str) -> str:
     if (why := why_left_out(path[-1])) and path[-1] not in OPTIONS:
         return f"{dotted}: not supported: {why}; remove it"
     known = sorted(_section(path))
-    if "tasks" in path and path[-2] == "data" and path[-1] in Data.model_fields:
+    if "tasks" in path and "data" in path[-2:-1] and path[-1] in Data.model_fields:
         hint = f"data.{path[-1]} applies to all tasks"
     else:
         hint = suggestion(path[-1], known) or _of_other_kinds(path)
