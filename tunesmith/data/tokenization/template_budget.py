@@ -103,7 +103,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
             _admitted(operator, (right, left) if operator == "*" and isinstance(left, int) else (left, right), {})
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         _check_time()
         inner = getattr(obj, "__wrapped__", obj)  # the sandbox wraps `str.format`
         if isinstance(inner, BuiltinFunctionType) and inner.__name__ in WITHOUT:
