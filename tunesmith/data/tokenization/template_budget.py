@@ -36,7 +36,7 @@ BUILDING = (nodes.Add, nodes.Concat, nodes.Dict, nodes.List, nodes.Mod, nodes.Mu
 
 
 class _Budget(threading.local):
-    """What is left to the rendering in this thread."""
+    """Remaining budget of the rendering in this thread."""
 
     most = chars = until = 0.0
 
