@@ -303,8 +303,9 @@ def runs(folder: str | Path = "runs") -> Listing:
     Raises:
         CheckpointError: there is no such folder.
     """
-    from tunesmith.cli.commands.runs import COLUMNS, cells, list_runs
+    from tunesmith.cli.commands.runs import COLUMNS, cells
     from tunesmith.errors import CheckpointError
+    from tunesmith.report.run_list import list_runs
 
     place = Path(folder)
     if not place.is_dir():

@@ -30,6 +30,7 @@ from tunesmith.cli.commands import (
     rlhf,
     runs,
     serve,
+    studio,
     tune,
     votes,
 )
@@ -63,6 +64,7 @@ MODULES = (
     rlhf,
     runs,
     doctor,
+    studio,
 )
 
 ABOUT = "Fine-tune a language model on your own data and measure whether it helped."
@@ -72,7 +74,7 @@ CODES = (
 )
 INTERNAL_ERROR = 70
 # What these commands have done is kept at once, so that nothing is left to resume.
-NEVER_RESUMED = ("serve", "chat", "ask", "label", "feedback")
+NEVER_RESUMED = ("serve", "chat", "ask", "label", "feedback", "studio")
 LOAD = Path("/proc/loadavg")
 
 

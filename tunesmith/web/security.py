@@ -33,9 +33,10 @@ SAFE = ("GET", "HEAD")
 HOST = re.compile(r"(\[(?P<ip6>[0-9a-z:.%]+)\]|(?P<name>[a-z0-9._-]+))(:(?P<port>[0-9]{1,5}))?")
 MOST_BYTES = 64 * 1024  # of a request body
 # Only our own files are loaded, the page cannot be framed, and content types are not sniffed.
+CSP = b"content-security-policy"
 ANSWER_HEADERS = (
     (
-        b"content-security-policy",
+        CSP,
         b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
@@ -60,6 +61,7 @@ class RequestPolicy:
     """Limits of requests and format of rejections of one app."""
 
     own_header: bool = True  # POST requires OWN_HEADER
+    content_types: tuple[str, ...] = ("application/json",)  # of a request body
     most_bytes: int = MOST_BYTES  # of a request body
     seconds: float = 20.0  # to receive a request body
     admin_token: str = field(default="", repr=False)  # of routes below ADMIN, in place of the token; empty: the token
@@ -131,9 +133,9 @@ class Guard:
             return Refusal(403, f"request origin: not this page; programs must send the header {OWN_HEADER}: 1")
         if (
             scope["method"] != "DELETE"
-            and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
+            and headers.get("content-type", "").partition(";")[0].strip().lower() not in self._policy.content_types
         ):
-            return Refusal(415, "content-type: expected application/json; set the header")
+            return Refusal(415, f"content-type: expected {self._policy.content_types[0]}; set the header")
         return None
 
     def _size(self, headers: Headers) -> Refusal | None:
@@ -219,9 +221,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 def _with_headers(send: Send) -> Send:
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
-            replaced = {name for name, _ in ANSWER_HEADERS}
-            others = [pair for pair in message.get("headers", ()) if pair[0].lower() not in replaced]
-            message = {**message, "headers": [*others, *ANSWER_HEADERS]}
+            given = message.get("headers", ())
+            # The studio shows reports in a frame, and reports have styles that are named by their hashes.
+            own = {name.lower() for name, _ in given if name.lower() == CSP}
+            replaced = {name for name, _ in ANSWER_HEADERS} - own
+            others = [pair for pair in given if pair[0].lower() not in replaced]
+            message = {**message, "headers": [*others, *(pair for pair in ANSWER_HEADERS if pair[0] not in own)]}
         await send(message)
 
     return guarded

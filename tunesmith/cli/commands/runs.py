@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,9 @@ def run_runs(args: argparse.Namespace) -> int:
     folder = Path(words[0])
     if args.words and not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; name a folder with runs")
-    runs = list_runs(folder)
+    from tunesmith.report.run_list import list_runs
+
+    runs = list_runs(folder, on_problem=lambda text: log(f"warning: {text}"))
     if publish({"runs": runs}, args):
         return 0
     if not runs:
@@ -65,16 +66,6 @@ def run_runs(args: argparse.Namespace) -> int:
     else:
         show_table(COLUMNS, [cells(run) for run in runs], drop=("when", "p-value", "base"))
     return 0
-
-
-def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return the runs in a folder as entries of the JSON document, newest last; a run folder is its only run."""
-    from tunesmith.training.run_folder import PAGE
-
-    paths = [folder, *(sorted(folder.iterdir()) if folder.is_dir() else [])]
-    paths = [path for path in paths if any((path / name).is_file() for name in (PAGE, "report.json"))]
-    runs = [_describe_run(path) for path in ([folder] if folder in paths else paths)]
-    return sorted(runs, key=lambda run: str(run["when"]))
 
 
 def _diff(args: argparse.Namespace, folders: Sequence[str]) -> int:
@@ -87,49 +78,6 @@ def _diff(args: argparse.Namespace, folders: Sequence[str]) -> int:
         for line in lines(diff):
             show(line)
     return 0
-
-
-def _describe_run(path: Path) -> dict[str, Any]:
-    """Return a run as an entry of the JSON document."""
-    from tunesmith.report.schema import read_report
-    from tunesmith.training.journal import Journal
-
-    page = next(p for p in (path / "report.json", path / "journal.jsonl", path / "run.json") if p.exists())
-    when = datetime.fromtimestamp(page.stat().st_mtime).isoformat(sep=" ", timespec="minutes")
-    entry: dict[str, Any] = {"run": path, "when": when, "state": "finished", "step": None, "report": None}
-    if not (path / "report.json").exists():
-        steps = [record for record in Journal(path / "journal.jsonl").read() if "steps" in record]
-        if not steps:
-            return entry | {"state": "unfinished", "step": 0}
-        step = steps[-1]["step"]
-        return entry | {"state": f"unfinished, step {step} of {steps[-1]['steps']}", "step": step}
-    try:
-        report = read_report(path)
-    except CheckpointError as error:
-        log(f"warning: {error}")
-        return entry | {"state": "unreadable"}
-    what = f"{report.objective}, {_technique_name(path, report.technique)}, {report.model}"
-    return entry | {
-        "step": report.training.steps,
-        "report": {"what": what, "task": report.task.model_dump(mode="json")},
-    }
-
-
-def _technique_name(path: Path, kind: str) -> str:
-    """Return the usual name of a technique: options of LoRA have names of their own, such as `qlora`."""
-    import yaml
-
-    from tunesmith.data.bounded_yaml import parse_yaml
-    from tunesmith.data.files import report_edit
-    from tunesmith.techniques import SHORTHANDS
-
-    try:
-        report_edit(path / "recipe.yaml")
-        recipe = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"))
-        options = recipe["technique"].items()
-    except (OSError, yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError):  # missing or edited by hand
-        return kind
-    return "+".join(name for name, short in SHORTHANDS.items() if len(short) > 1 and short.items() <= options) or kind
 
 
 def cells(run: Mapping[str, Any]) -> tuple[str, ...]:

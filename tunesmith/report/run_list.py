@@ -1,0 +1,67 @@
+"""The runs of a folder, as `tunesmith runs` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.data.bounded_yaml import parse_yaml
+from tunesmith.data.files import report_edit
+from tunesmith.errors import CheckpointError
+from tunesmith.report.schema import read_report
+from tunesmith.techniques import SHORTHANDS
+from tunesmith.training.journal import Journal
+from tunesmith.training.run_folder import PAGE
+
+
+def list_runs(folder: Path, *, on_problem: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+    """Return the runs in a folder, newest last; a run folder is its only run.
+
+    Args:
+        folder: holds run folders, or is one.
+        on_problem: receives a message about each run whose report cannot be read.
+
+    Returns:
+        An entry per run: `run` (its folder), `when`, `state`, `step`, and `report` with `what` and `task`, or None.
+    """
+    paths = [folder, *(sorted(folder.iterdir()) if folder.is_dir() else [])]
+    paths = [path for path in paths if any((path / name).is_file() for name in (PAGE, "report.json"))]
+    runs = [_describe_run(path, on_problem) for path in ([folder] if folder in paths else paths)]
+    return sorted(runs, key=lambda run: str(run["when"]))
+
+
+def _describe_run(path: Path, on_problem: Callable[[str], None]) -> dict[str, Any]:
+    page = next(p for p in (path / "report.json", path / "journal.jsonl", path / "run.json") if p.exists())
+    when = datetime.fromtimestamp(page.stat().st_mtime).isoformat(sep=" ", timespec="minutes")
+    entry: dict[str, Any] = {"run": path, "when": when, "state": "finished", "step": None, "report": None}
+    if not (path / "report.json").exists():
+        steps = [record for record in Journal(path / "journal.jsonl").read() if "steps" in record]
+        if not steps:
+            return entry | {"state": "unfinished", "step": 0}
+        step = steps[-1]["step"]
+        return entry | {"state": f"unfinished, step {step} of {steps[-1]['steps']}", "step": step}
+    try:
+        report = read_report(path)
+    except CheckpointError as error:
+        on_problem(str(error))
+        return entry | {"state": "unreadable"}
+    what = f"{report.objective}, {_technique_name(path, report.technique)}, {report.model}"
+    return entry | {
+        "step": report.training.steps,
+        "report": {"what": what, "task": report.task.model_dump(mode="json")},
+    }
+
+
+def _technique_name(path: Path, kind: str) -> str:
+    """Return the usual name of a technique: options of LoRA have names of their own, such as `qlora`."""
+    try:
+        report_edit(path / "recipe.yaml")
+        recipe = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"))
+        options = recipe["technique"].items()
+    except (OSError, yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError):  # missing or edited by hand
+        return kind
+    return "+".join(name for name, short in SHORTHANDS.items() if len(short) > 1 and short.items() <= options) or kind

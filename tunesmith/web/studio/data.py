@@ -1,0 +1,140 @@
+"""Screen "Data": files dropped or found, their rows, findings and the recipe that is written from them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from tunesmith.data.readers.read import READERS, RowStream
+from tunesmith.data.readers.row import Row
+from tunesmith.web.studio.screen import Form, Route, Screen, Studio
+from tunesmith.web.studio.workspace import WorkspaceError
+
+PAGE_ROWS = 50  # rows of one request
+CELL_CHARS = 300
+MOST_READERS = 8  # open files
+UPLOADS = "uploads"  # folder of dropped files
+
+
+class Data(Screen):
+    """The screen.
+
+    Args:
+        studio: what the screens share.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        super().__init__(studio)
+        self._pages = RowPages()
+
+    def routes(self) -> Sequence[Route]:
+        """Return the routes."""
+        return (
+            ("GET", "/", self._home),
+            ("GET", "/data", self._files),
+            ("GET", "/data/file", self._file),
+            ("GET", "/data/rows", self._rows),
+            ("POST", "/data/upload", self._upload),
+            ("POST", "/data/uploaded", self._uploaded),
+            ("POST", "/data/audit", self._audit),
+            ("POST", "/data/fix", self._fix),
+            ("POST", "/data/init", self._init),
+        )
+
+    def _home(self) -> Any:
+        return RedirectResponse("/data")
+
+    def _files(self) -> Any:
+        return self.studio.render("data", here="data", files=self.workspace.data())
+
+    def _file(self, path: str) -> Any:
+        source = self.workspace.path(path)
+        audit = self.jobs.about(path, "audit")
+        written = self.jobs.about(path, "init")
+        values = {"path": path, "facts": source.stat(), "audit": audit, "written": written}
+        return self.studio.render("data_file", here="data", **values)
+
+    def _rows(self, path: str, start: int = 0) -> Any:
+        found = self._pages.read(self.workspace.path(path), start, PAGE_ROWS)
+        return self.studio.render("rows", path=path, start=start, rows=found, page_rows=PAGE_ROWS, chars=CELL_CHARS)
+
+    async def _upload(self, request: Request, name: str, start: int = 0) -> Any:
+        """Append one chunk of a dropped file; the browser sends them one after another."""
+        suffix = Path(name).suffix.lower()
+        if suffix not in READERS:
+            raise WorkspaceError(f"{name}: unknown kind of file; drop {', '.join(READERS)}")
+        target = self.workspace.folder / UPLOADS / self.workspace.new_name(name.replace(" ", "-"))
+        target.parent.mkdir(exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        body = await request.body()
+        with part.open("r+b" if start else "wb") as file:
+            file.seek(start)
+            file.write(body)
+        return JSONResponse({"size": start + len(body)})
+
+    def _uploaded(self, fields: Form) -> Any:
+        """Give a dropped file its name; a file of that name is kept beside it."""
+        target = self.workspace.folder / UPLOADS / self.workspace.new_name(fields.get("name", "").replace(" ", "-"))
+        part = target.with_name(f".{target.name}.part")
+        for number in itertools.count(2):
+            if not target.exists():
+                break
+            target = target.with_name(f"{part.name[1 : -len('.part')].rpartition('.')[0]}-{number}{target.suffix}")
+        os.replace(part, target)
+        return JSONResponse({"open": f"/data/file?path={UPLOADS}/{target.name}"})
+
+    def _audit(self, fields: Form) -> Any:
+        path = fields["path"]
+        self.workspace.path(path)
+        job = self.studio.start("audit", path, subject=path, queued=False)
+        return self.follow(job)
+
+    def _fix(self, fields: Form) -> Any:
+        path = fields["path"]
+        source = self.workspace.path(path)
+        clean = str(Path(path).with_name(f"{source.stem}.clean.jsonl"))
+        job = self.studio.start("audit", path, "--fix", clean, subject=clean, queued=False)
+        return self.follow(job)
+
+    def _init(self, fields: Form) -> Any:
+        path = fields["path"]
+        name = self.workspace.new_name(fields.get("name") or f"{self.workspace.path(path).stem}.yaml")
+        roles = {key: value for key, value in fields.items() if key not in ("path", "name", "kind") and value}
+        columns = [f"--set=objective.{key}={value}" for key, value in roles.items()]
+        kind = ["--objective", fields["kind"]] if fields.get("kind") else []
+        if (self.workspace.folder / name).exists():
+            raise WorkspaceError(f"{name}: exists already; choose another name for the recipe")
+        job = self.studio.start("init", path, "--out", name, *kind, *columns, subject=path, queued=False)
+        return self.follow(job)
+
+
+class RowPages:
+    """Pages of the rows of files, read in order at the cost of a page; a page far below is reached by reading on to it.
+
+    The last reader of each file is kept where it stopped, and dropped when the file has changed.
+    """
+
+    def __init__(self) -> None:
+        self._readers: dict[Path, tuple[tuple[int, float], int, Iterator[Row]]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, start: int, count: int) -> list[Row]:
+        """Return `count` rows from the row `start`, fewer at the end. Raises DataError as `read_rows` does."""
+        facts = path.stat()
+        mark = (facts.st_size, facts.st_mtime)
+        with self._lock:
+            seen, at, reader = self._readers.pop(path, (mark, start + 1, iter(())))
+            if seen != mark or at > start:
+                at, reader = 0, iter(RowStream(path, {}))
+            rows = list(itertools.islice(reader, start - at, start - at + count))
+            self._readers[path] = (mark, start + len(rows), reader)
+            while len(self._readers) > MOST_READERS:
+                self._readers.pop(next(iter(self._readers)))
+        return rows

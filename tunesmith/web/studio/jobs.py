@@ -1,0 +1,235 @@
+"""Jobs of the page: commands of `tunesmith` that run in processes of their own, and what they have written.
+
+Everything about a job is in its folder, so that a new server finds the jobs of an earlier one, running or finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.data.files import write_whole
+from tunesmith.errors import TunesmithError
+
+COMMAND, STATE, OUTPUT, ERRORS, STOP = "command.json", "state.json", "output.json", "log.txt", "stop"
+STARTING = 20.0  # seconds after which a job without a runner is lost
+LOG_BYTES = 200_000  # of the end of a log that is shown
+StateName = Literal["waiting", "running", "finished", "stopped", "failed", "lost"]
+
+
+class JobError(TunesmithError):
+    """There is no such job, or it cannot be changed now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Arguments of `tunesmith`, and what they are for.
+
+    Attributes:
+        words: arguments, beginning with the name of the command.
+        cwd: folder in which it runs.
+        subject: the file, recipe or run that it is about.
+        queued: whether it waits for earlier jobs; servers and short commands do not.
+    """
+
+    words: list[str]
+    cwd: str
+    subject: str = ""
+    queued: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a job is.
+
+    Attributes:
+        name: what the job is doing.
+        runner: process of the job, as `process_mark` writes it; 0 before it has one.
+        started: time at which the command started, in seconds since 1970; 0 before.
+        ended: time at which it ended; 0 before.
+        code: exit code of the command.
+    """
+
+    name: StateName
+    runner: tuple[int, float] = (0, 0.0)
+    started: float = 0.0
+    ended: float = 0.0
+    code: int | None = None
+
+    def write(self, folder: Path) -> None:
+        """Replace the state in the folder of a job."""
+        write_whole(folder / STATE, json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, as it is in its folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Return the name of the job; names sort by time."""
+        return self.folder.name
+
+    @cached_property
+    def command(self) -> Command:
+        """Return the command, which never changes."""
+        return Command(**json.loads((self.folder / COMMAND).read_text(encoding="utf-8")))
+
+    @property
+    def line(self) -> str:
+        """Return the command as one would type it."""
+        return "tunesmith " + shlex.join(self.command.words)
+
+    def state(self) -> State:
+        """Return the state; `lost` if the process of the job has ended without recording how."""
+        try:
+            fields = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+            state = State(**{**fields, "runner": tuple(fields["runner"])})
+        except FileNotFoundError:
+            late = time.time() - (self.folder / COMMAND).stat().st_mtime > STARTING
+            return State("lost" if late else "waiting")
+        if state.ended or _runs(state.runner):
+            return state
+        return State("lost", state.runner, state.started, (self.folder / STATE).stat().st_mtime)
+
+    @property
+    def is_active(self) -> bool:
+        """Return whether the job waits or runs."""
+        return self.state().name in ("waiting", "running")
+
+    def log(self) -> str:
+        """Return the end of what the command printed for people."""
+        return _tail(self.folder / ERRORS)
+
+    def output(self) -> Any:
+        """Return the JSON document that the command printed; None until there is one."""
+        try:
+            return json.loads((self.folder / OUTPUT).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def error(self) -> str:
+        """Return the message of a command that has failed, without the word before it."""
+        document = self.output()
+        if isinstance(document, Mapping) and isinstance(document.get("error"), Mapping):
+            return str(document["error"].get("message", ""))
+        return ""
+
+    def stop(self) -> None:
+        """Send Ctrl-C: the first lets a run save its progress, the second stops it at once."""
+        with (self.folder / STOP).open("a", encoding="utf-8") as file:
+            file.write("stop\n")
+
+
+class Jobs:
+    """The jobs of a working folder.
+
+    Args:
+        folder: where they are kept.
+        cwd: the working folder, in which their commands run.
+    """
+
+    def __init__(self, folder: Path, cwd: Path) -> None:
+        self.folder, self.cwd = folder, cwd
+
+    def start(self, words: Sequence[str], *, subject: str = "", queued: bool = True) -> Job:
+        """Start a command in a process that outlives this one.
+
+        Args:
+            words: arguments of `tunesmith`.
+            subject: the file, recipe or run that it is about.
+            queued: whether it waits for earlier jobs.
+        """
+        folder = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{secrets.token_hex(2)}"
+        folder.mkdir(parents=True)
+        command = Command(list(words), str(self.cwd), subject, queued)
+        write_whole(folder / COMMAND, json.dumps(asdict(command)))
+        _detach([sys.executable, "-m", "tunesmith.web.studio.job_runner", str(folder)])
+        return Job(folder)
+
+    def __iter__(self) -> Iterator[Job]:
+        """Return the jobs, newest first."""
+        found = sorted(self.folder.glob("*/" + COMMAND), reverse=True) if self.folder.is_dir() else []
+        return (Job(path.parent) for path in found)
+
+    def get(self, name: str) -> Job:
+        """Return a job. Raises JobError if there is none."""
+        folder = self.folder / Path(name).name
+        if not (folder / COMMAND).is_file():
+            raise JobError(f"{name}: no such job; see the list of jobs")
+        return Job(folder)
+
+    def about(self, subject: str, *commands: str) -> Job | None:
+        """Return the newest job about a subject, of one of these commands."""
+        return next(
+            (job for job in self if job.command.subject == subject and job.command.words[0] in commands),
+            None,
+        )
+
+    def active(self) -> list[Job]:
+        """Return the jobs that wait or run, oldest first."""
+        return [job for job in self if job.is_active][::-1]
+
+    def delete(self, name: str) -> None:
+        """Delete a job that has ended. Raises JobError while it is active."""
+        job = self.get(name)
+        if job.is_active:
+            raise JobError(f"{job.line}: still running; stop it first")
+        shutil.rmtree(job.folder)
+
+
+def is_turn_of(folder: Path) -> bool:
+    """Return whether no earlier queued job of the same working folder waits or runs."""
+    earlier = (path for path in folder.parent.glob("*/" + COMMAND) if path.parent.name < folder.name)
+    return not any(job.command.queued and job.is_active for job in map(Job, (path.parent for path in earlier)))
+
+
+def process_mark() -> tuple[int, float]:
+    """Return number and start time of this process; the number alone may be given to another one later."""
+    import psutil
+
+    return os.getpid(), psutil.Process().create_time()
+
+
+def _runs(mark: tuple[int, float]) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(mark[0])
+        return bool(process.create_time() == mark[1]) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _detach(words: list[str]) -> None:
+    """Start a process that receives no signal of this one's terminal, and ends by itself."""
+    options: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(words, stdin=nowhere, stdout=nowhere, stderr=nowhere, close_fds=True, **options)
+    threading.Thread(target=process.wait, daemon=True).start()  # else it stays a zombie until this process ends
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LOG_BYTES))
+            return file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""

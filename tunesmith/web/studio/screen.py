@@ -1,0 +1,124 @@
+"""Base of the screens, the forms that they take, and how a posted form opens another page."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlencode
+
+from fastapi import Depends, Request
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tunesmith.report import formatting
+from tunesmith.report.run_list import list_runs
+from tunesmith.web.security import ANSWER_HEADERS, CSP
+from tunesmith.web.studio.jobs import Job, Jobs
+from tunesmith.web.studio.workspace import Workspace
+
+# The screens in the order of the work: address, name, question.
+SCREENS = (
+    ("data", "Data", "What do I have?"),
+    ("decide", "Decide", "Should I tune?"),
+    ("tune", "Tune", "How do I tune?"),
+    ("runs", "Runs", "Did it help?"),
+    ("playground", "Playground", "What does it answer?"),
+    ("people", "People", "What do people prefer?"),
+    ("ship", "Ship", "How do I use it?"),
+)
+# Commands whose JSON document has a template of its own.
+RESULTS = ("audit", "init", "plan", "learning-curve", "compare", "evaluate", "export", "preview", "collect")
+# As of the other pages, and reports in a frame.
+POLICY = f"{dict(ANSWER_HEADERS)[CSP].decode()}; frame-src 'self'"
+Route = tuple[str, str, Callable[..., Any]]  # method, path, handler
+
+
+async def posted(request: Request) -> dict[str, str]:
+    """Return the fields of a posted form; of a repeated one the last."""
+    return dict(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True))
+
+
+# Parameter of a route that takes a form as a mapping of texts.
+Form = Annotated[dict[str, str], Depends(posted)]
+
+
+class Studio:
+    """What the screens share.
+
+    Args:
+        folder: the working folder.
+        offline: commands get `--offline`.
+    """
+
+    def __init__(self, folder: Path, *, offline: bool = False) -> None:
+        self.workspace = Workspace(folder.resolve())
+        self.jobs = Jobs(self.workspace.kept / "jobs", self.workspace.folder)
+        self.offline = offline
+        self._templates = _templates()
+
+    def start(self, *words: str, subject: str = "", queued: bool = True) -> Job:
+        """Start a command with `--json`; arguments as in `Jobs.start`."""
+        options = ["--json", *(["--offline"] if self.offline else [])]
+        return self.jobs.start([*words, *options], subject=subject, queued=queued)
+
+    def finished_runs(self) -> list[dict[str, Any]]:
+        """Return the finished runs as `list_runs` does, newest first."""
+        runs = list_runs(self.workspace.runs) if self.workspace.runs.is_dir() else []
+        return [run for run in reversed(runs) if run["report"]]
+
+    def render(self, template: str, **values: Any) -> HTMLResponse:
+        """Return a page or a part of one as a response."""
+        html = self._templates.get_template(f"studio/{template}.html.jinja").render(
+            folder=self.workspace.folder, screens=SCREENS, now=time.time(), result_of=result_of, **values
+        )
+        return HTMLResponse(html, headers={"content-security-policy": POLICY})
+
+
+class Screen:
+    """A screen: its routes, which are methods.
+
+    Args:
+        studio: what the screens share.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio, self.workspace, self.jobs = studio, studio.workspace, studio.jobs
+
+    def routes(self) -> Sequence[Route]:
+        """Return the routes of the screen."""
+        raise NotImplementedError
+
+    def follow(self, job: Job) -> HTMLResponse:
+        """Return the part of a page that follows a job until it has ended."""
+        return self.studio.render("job_part", job=job)
+
+
+def result_of(words: Sequence[str]) -> str:
+    """Return the template of a command's result; empty if it has none."""
+    name = "preview" if "--dry-run" in words else words[0]
+    return name if name in RESULTS else ""
+
+
+def redirect(address: str, **query: str) -> Response:
+    """Return the response to a posted form that opens another page."""
+    return Response(status_code=204, headers={"HX-Redirect": address + (f"?{urlencode(query)}" if query else "")})
+
+
+def _templates() -> Environment:
+    made = Environment(loader=PackageLoader("tunesmith.web", "templates"), autoescape=True, undefined=StrictUndefined)
+    made.filters.update(
+        figure=formatting.figure,
+        signed=formatting.signed,
+        p_value=formatting.p_value,
+        count=formatting.count,
+        size=formatting.size,
+        duration=formatting.duration,
+        metric=formatting.metric_name,
+        command=lambda words: f"tunesmith {shlex.join(words)}",
+        date=lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)),
+        query=lambda value: urlencode({"": value})[1:],
+    )
+    return made

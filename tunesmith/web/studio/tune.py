@@ -1,0 +1,123 @@
+"""Screen "Tune": a recipe as a form and as YAML, each changing the other; its preview, and the start of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.config.load import make_recipe
+from tunesmith.data.bounded_yaml import BoundedLoader
+from tunesmith.data.files import write_whole
+from tunesmith.errors import TunesmithError
+from tunesmith.web.studio.recipe_form import parse, sections
+from tunesmith.web.studio.screen import Form, Route, Screen, redirect
+from tunesmith.web.studio.workspace import RECIPES, Workspace, WorkspaceError
+from tunesmith.web.studio.yaml_edit import set_value
+
+NEW = "model: smollm2-135m\ndata: {train: }\nobjective: classify\ntechnique: lora\n"
+
+
+class Tune(Screen):
+    """The screen."""
+
+    def routes(self) -> Sequence[Route]:
+        """Return the routes."""
+        return (
+            ("GET", "/tune", self._screen),
+            ("POST", "/tune/edit", self._edit),
+            ("POST", "/tune/save", self._save),
+            ("POST", "/tune/new", self._new),
+            ("POST", "/tune/preview", self._preview),
+            ("POST", "/tune/start", self._start),
+        )
+
+    def _screen(self, recipe: str = "") -> Any:
+        recipes = self.workspace.recipes()
+        if not recipe:
+            return self.studio.render("tune", here="tune", recipes=recipes)
+        text = self.workspace.path(recipe).read_text(encoding="utf-8")
+        preview = self.jobs.about(f"preview of {recipe}", "tune")
+        values = {
+            "recipe": recipe,
+            "preview": preview,
+            "run_name": free_name(self.workspace, recipe),
+        }
+        return self.studio.render("recipe", here="tune", **values, **form_values(text, recipe))
+
+    def _edit(self, fields: Form) -> Any:
+        """Set one key of the recipe, or take its text as typed, and show both again."""
+        text, problem = fields.get("yaml", ""), ""
+        if key := fields.get("key"):
+            try:
+                text = set_value(text, key, parse(fields.get(key, "")))
+            except TunesmithError as error:
+                problem = str(error)
+        values = form_values(text, fields["recipe"])
+        return self.studio.render(
+            "recipe_editor", recipe=fields["recipe"], **{**values, **({"problem": problem} if problem else {})}
+        )
+
+    def _save(self, fields: Form) -> Any:
+        save_text(self.workspace, fields["recipe"], fields["yaml"])
+        return self.studio.render("saved", recipe=fields["recipe"])
+
+    def _new(self, fields: Form) -> Any:
+        name = self.workspace.new_name(fields["name"] if fields["name"].endswith(RECIPES) else f"{fields['name']}.yaml")
+        if (self.workspace.folder / name).exists():
+            raise WorkspaceError(f"{name}: exists already; choose another name for the recipe")
+        write_whole(self.workspace.folder / name, NEW)
+        return redirect("/tune", recipe=name)
+
+    def _preview(self, fields: Form) -> Any:
+        recipe = fields["recipe"]
+        save_text(self.workspace, recipe, fields["yaml"])
+        job = self.studio.start("tune", recipe, "--dry-run", subject=f"preview of {recipe}", queued=False)
+        return self.follow(job)
+
+    def _start(self, fields: Form) -> Any:
+        recipe, name = fields["recipe"], self.workspace.new_name(fields["name"])
+        save_text(self.workspace, recipe, fields["yaml"])
+        checked(fields["yaml"], recipe)
+        if (self.workspace.runs / name).exists():
+            raise WorkspaceError(
+                f"runs/{name}: exists already; choose another name, or resume it on the page of the run"
+            )
+        self.studio.start("tune", recipe, "--out", f"runs/{name}", subject=f"runs/{name}")
+        return redirect(f"/runs/{name}")
+
+
+def form_values(text: str, recipe: str) -> dict[str, Any]:
+    """Return what the editor of a recipe shows: its text, its form, and the first problem in one line."""
+    problem = ""
+    raw: object = {}
+    try:
+        raw = yaml.load(text, BoundedLoader)
+        checked(text, recipe)
+    except (TunesmithError, yaml.YAMLError) as error:
+        problem = str(error).partition("\n")[0]
+    return {"yaml": text, "sections": sections(raw if isinstance(raw, Mapping) else {}), "problem": problem}
+
+
+def checked(text: str, recipe: str) -> None:
+    """Raise RecipeError if the text is not a valid recipe."""
+    raw = yaml.load(text, BoundedLoader)
+    make_recipe(raw if isinstance(raw, dict) else {}, place=recipe, text=text)
+
+
+def save_text(workspace: Workspace, recipe: str, text: str) -> None:
+    """Replace the text of a recipe in the working folder."""
+    path = workspace.path(recipe)
+    if path.suffix not in RECIPES:
+        raise WorkspaceError(f"{recipe}: not a recipe; its name must end in .yaml")
+    write_whole(path, text.replace("\r\n", "\n"))
+
+
+def free_name(workspace: Workspace, recipe: str) -> str:
+    """Return a name for a run of a recipe that no run has."""
+    name, number = Path(recipe).stem, 1
+    while (workspace.runs / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return name if number == 1 else f"{name}-{number}"
