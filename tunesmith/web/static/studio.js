@@ -276,7 +276,7 @@ function thumbs(column, shown, said) {
   const messages = column.turns.slice(0, -1);
   const bar = make("p");
   bar.className = "thumbs";
-  for (const [good, sign, name] of [[true, "👍", "good answer"], [false, "👎", "bad answer"]]) {
+  for (const [good, sign, name] of [[true, "good", "good answer"], [false, "bad", "bad answer"]]) {
     const button = make("button", sign, { type: "button", "aria-label": name, title: name });
     button.addEventListener("click", async () => {
       try {

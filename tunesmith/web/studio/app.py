@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from tunesmith.errors import TunesmithError
 from tunesmith.web.pages.app import KINDS
@@ -48,8 +49,11 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
 
     def shown(request: Request, error: Exception) -> Any:
         """Show an error in the place for messages, or as a page where a whole page was asked for."""
-        message = "; ".join(str(part) for part in _problems(error))
-        status = 422 if isinstance(error, TunesmithError | RequestValidationError) else error.status_code  # type: ignore[attr-defined]
+        message, status = str(error), 422
+        if isinstance(error, RequestValidationError):  # of a request that no form of ours sends
+            message = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        elif isinstance(error, StarletteHTTPException):
+            message, status = str(error.detail), error.status_code
         if "hx-request" not in request.headers:
             page = studio.render("error", message=message, here="")
             page.status_code = status
@@ -58,19 +62,12 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
         return HTMLResponse(part.body, status, {"HX-Retarget": "#problem", "HX-Reswap": "innerHTML"})
 
     app.get("/static/{name}")(static)
-    for kind in (TunesmithError, RequestValidationError, HTTPException):
+    for kind in (TunesmithError, RequestValidationError, StarletteHTTPException):
         app.exception_handler(kind)(shown)
     for screen in (Data, Decide, Tune, Runs, Playground, People, Ship, JobPages):
         for method, path, handler in screen(studio).routes():
             app.add_api_route(path, handler, methods=[method], response_model=None)
     return app
-
-
-def _problems(error: Exception) -> list[object]:
-    details = getattr(error, "errors", None)
-    if callable(details):  # of a request that no form of ours sends
-        return [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in details()]
-    return [getattr(error, "detail", None) or error]
 
 
 def _static() -> Mapping[str, bytes]:

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from tunesmith.data.readers.read import READERS, RowStream
 from tunesmith.data.readers.row import Row
-from tunesmith.web.studio.screen import Form, Route, Screen, Studio
+from tunesmith.web.studio.screen import Form, Route, Screen, Studio, redirect
 from tunesmith.web.studio.workspace import WorkspaceError
 
 PAGE_ROWS = 50  # rows of one request
@@ -39,6 +39,7 @@ class Data(Screen):
         return (
             ("GET", "/", self._home),
             ("GET", "/data", self._files),
+            ("POST", "/demo", self._demo),
             ("GET", "/data/file", self._file),
             ("GET", "/data/rows", self._rows),
             ("POST", "/data/upload", self._upload),
@@ -50,6 +51,10 @@ class Data(Screen):
 
     def _home(self) -> Any:
         return RedirectResponse("/data")
+
+    def _demo(self) -> Any:
+        job = self.studio.start("demo", "--out", "runs", subject="demo")
+        return redirect(f"/jobs/{job.name}")
 
     def _files(self) -> Any:
         return self.studio.render("data", here="data", files=self.workspace.data())

@@ -32,10 +32,10 @@ class Playground(Screen):
             ("POST", "/playground/api/{route:path}", self._forward),
         )
 
-    def _screen(self) -> Any:
+    def _screen(self, run: str = "") -> Any:
         job = self.jobs.about(SUBJECT, "serve")
         runs = self.studio.finished_runs()
-        values = {"runs": runs, "job": job, "served": job.output() if job and job.is_active else None}
+        values = {"chosen": run, "runs": runs, "job": job, "served": job.output() if job and job.is_active else None}
         return self.studio.render("playground", here="playground", **values)
 
     def _start(self, fields: Form) -> Any:
@@ -43,10 +43,7 @@ class Playground(Screen):
         if not chosen:
             raise WorkspaceError("playground: no model is chosen; tick one or two runs")
         self._stop()
-        models = []
-        for name in chosen:
-            base = name.removeprefix("base:")
-            models.append(base if base != name else str(self.workspace.run(name).relative_to(self.workspace.folder)))
+        models = [f"runs/{self.workspace.run(name).name}" for name in chosen]
         self.studio.start("serve", *models, "--port", "0", subject=SUBJECT, queued=False)
         return redirect("/playground")
 

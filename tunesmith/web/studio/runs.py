@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 
+from tunesmith.report.run_diff import diff_runs, lines
 from tunesmith.report.run_list import list_runs
 from tunesmith.web.studio.jobs import Job
 from tunesmith.web.studio.screen import Form, Route, Screen, redirect
@@ -104,29 +105,20 @@ class Runs(Screen):
         return redirect("/runs")
 
     def _diff(self, a: str, b: str) -> Any:
-        from tunesmith.report.run_diff import diff_runs, lines
-
         found = diff_runs(self.workspace.run(a), self.workspace.run(b))
-        curves = {name: points(self.workspace.run(name)) for name in (a, b)}
+        curves = {name: columns(new_records(self.workspace.run(name) / "journal.jsonl", 0)[0]) for name in (a, b)}
         return self.studio.render("diff", here="runs", a=a, b=b, diff=found, lines=lines(found), curves=curves)
 
 
 def prediction_of(folder: Path) -> dict[str, Any]:
-    """Return what the run was expected to need; empty before it is known."""
-    found: dict[str, Any] = {}
-    for name in ("prediction", "forecast"):
+    """Return what the run was expected to need; None before it is known."""
+    found: dict[str, Any] = {"prediction": None, "forecast": None}
+    for name in found:
         try:
             found[name] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             continue
     return found
-
-
-def points(folder: Path) -> dict[str, list[list[float]]]:
-    """Return the columns of a run's curves."""
-    path = folder / "journal.jsonl"
-    records, _ = new_records(path, 0)
-    return columns(records)
 
 
 def new_records(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:

@@ -30,7 +30,7 @@ SCREENS = (
     ("ship", "Ship", "How do I use it?"),
 )
 # Commands whose JSON document has a template of its own.
-RESULTS = ("audit", "init", "plan", "learning-curve", "compare", "evaluate", "export", "preview", "collect")
+RESULTS = ("audit", "init", "plan", "learning-curve", "compare", "export", "preview")
 # As of the other pages, and reports in a frame.
 POLICY = f"{dict(ANSWER_HEADERS)[CSP].decode()}; frame-src 'self'"
 Route = tuple[str, str, Callable[..., Any]]  # method, path, handler
