@@ -27,8 +27,7 @@ def make_app(page: str, *, refuses: type[Exception]) -> Any:
     from fastapi.responses import JSONResponse, Response
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    contents = {path.name: path.read_bytes() for path in (files("tunesmith.web") / "static").iterdir()}
-    contents["report.css"] = (files("tunesmith.report") / "templates" / "report.css").read_bytes()
+    contents = static_files()
     templates = Environment(
         loader=PackageLoader("tunesmith.web", "templates"), autoescape=True, undefined=StrictUndefined
     )
@@ -58,3 +57,10 @@ def make_app(page: str, *, refuses: type[Exception]) -> Any:
     app.exception_handler(Unwritten)(error_handler(503))
     app.exception_handler(RequestValidationError)(invalid_request)
     return app
+
+
+def static_files() -> dict[str, bytes]:
+    """Return the static files of all pages by name."""
+    folder = files("tunesmith.web") / "static"
+    paths = [*folder.iterdir(), *(folder / "vendor").iterdir(), files("tunesmith.report") / "templates" / "report.css"]
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from tunesmith.errors import TunesmithError
-from tunesmith.web.pages.app import KINDS
+from tunesmith.web.pages.app import KINDS, static_files
 from tunesmith.web.security import RequestPolicy
 from tunesmith.web.studio.data import Data
 from tunesmith.web.studio.decide import Decide
@@ -40,7 +38,7 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     studio = Studio(folder, offline=offline)
-    contents = _static()
+    contents = static_files()
 
     def static(name: str) -> Any:
         if name not in contents:
@@ -68,11 +66,3 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
         for method, path, handler in screen(studio).routes():
             app.add_api_route(path, handler, methods=[method], response_model=None)
     return app
-
-
-def _static() -> Mapping[str, bytes]:
-    folder = files("tunesmith.web") / "static"
-    paths = [*folder.iterdir(), *(folder / "vendor").iterdir()]
-    contents = {path.name: path.read_bytes() for path in paths if path.is_file()}
-    contents["report.css"] = (files("tunesmith.report") / "templates" / "report.css").read_bytes()
-    return contents

@@ -16,7 +16,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 
-from tunesmith.report.run_diff import diff_runs, lines
+from tunesmith.report.run_diff import diff_runs
 from tunesmith.report.run_list import list_runs
 from tunesmith.web.studio.jobs import Job
 from tunesmith.web.studio.screen import Form, Route, Screen, redirect
@@ -107,7 +107,7 @@ class Runs(Screen):
     def _diff(self, a: str, b: str) -> Any:
         found = diff_runs(self.workspace.run(a), self.workspace.run(b))
         curves = {name: columns(new_records(self.workspace.run(name) / "journal.jsonl", 0)[0]) for name in (a, b)}
-        return self.studio.render("diff", here="runs", a=a, b=b, diff=found, lines=lines(found), curves=curves)
+        return self.studio.render("diff", here="runs", a=a, b=b, diff=found, curves=curves)
 
 
 def prediction_of(folder: Path) -> dict[str, Any]:

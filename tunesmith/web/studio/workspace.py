@@ -102,6 +102,8 @@ class Workspace:
         for folder, folders, names in os.walk(self.folder):
             depth = len(Path(folder).relative_to(self.folder).parts)
             folders[:] = sorted(name for name in folders if name[0] != "." and name not in SKIPPED and depth < DEPTH)
+            if "config.json" in names:  # of a model
+                continue
             for name in names:
                 path = Path(folder, name)
                 if name[0] != "." and path.suffix.lower() in kinds and path.is_file():
