@@ -56,7 +56,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "models": {"list_models": {"words"}, "check_model": {"fetch"}},
     "doctor": {"doctor": set()},
 }
-# A conversation needs a terminal, and the studio is a page over the command line; in Python, `load(run).reply(messages)` answers.
+# A conversation needs a terminal, and the studio is a page of commands; in Python, `load(run).reply(messages)` answers.
 WITHOUT_FUNCTION = {"chat", "need", "studio"}
 # Keys of the recipe, which the command line sets with `--set`.
 RECIPE_KEYS = {"data", "schedule", "gates", "replay", "seed", "documents", "arms", "loop"}
