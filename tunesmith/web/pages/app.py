@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -63,4 +64,4 @@ def static_files() -> dict[str, bytes]:
     """Return the static files of all pages by name."""
     folder = files("tunesmith.web") / "static"
     paths = [*folder.iterdir(), *(folder / "vendor").iterdir(), files("tunesmith.report") / "templates" / "report.css"]
-    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+    return {path.name: path.read_bytes() for path in paths if Path(path.name).suffix in KINDS}
