@@ -14,9 +14,14 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from tunesmith.data.readers.read import READERS, RowStream
 from tunesmith.data.readers.row import Row
+from tunesmith.data.schema.formats import Format, detect_or_guess
+from tunesmith.data.schema.guess import Guess
+from tunesmith.errors import DataError
+from tunesmith.web.studio import recipe_form
 from tunesmith.web.studio.screen import Form, Route, Screen, Studio, redirect
 from tunesmith.web.studio.workspace import WorkspaceError
 
+LOOKED_AT = 200  # rows from which columns are detected
 PAGE_ROWS = 50  # rows of one request
 CELL_CHARS = 300
 MOST_READERS = 8  # open files
@@ -42,6 +47,7 @@ class Data(Screen):
             ("POST", "/demo", self._demo),
             ("GET", "/data/file", self._file),
             ("GET", "/data/rows", self._rows),
+            ("GET", "/data/roles", self._roles),
             ("POST", "/data/upload", self._upload),
             ("POST", "/data/uploaded", self._uploaded),
             ("POST", "/data/audit", self._audit),
@@ -64,7 +70,39 @@ class Data(Screen):
         audit = self.jobs.about(path, "audit")
         written = self.jobs.about(path, "init")
         values = {"path": path, "facts": source.stat(), "audit": audit, "written": written}
-        return self.studio.render("data_file", here="data", **values)
+        return self.studio.render("data_file", here="data", **values, **self._mapping(source, ""))
+
+    def _roles(self, path: str, kind: str = "") -> Any:
+        return self.studio.render("roles", path=path, **self._mapping(self.workspace.path(path), kind))
+
+    def _mapping(self, source: Path, kind: str) -> dict[str, Any]:
+        """Return what a recipe would read from a file: the objective, and the column of each of its roles.
+
+        Args:
+            source: the file.
+            kind: the objective; empty: detected.
+        """
+        found: Format | Guess | None = None
+        problem = ""
+        try:
+            rows = self._pages.read(source, 0, LOOKED_AT)
+            found = detect_or_guess(rows)
+        except DataError as error:
+            rows, problem = [], str(error)
+        chosen = kind or (found.objective if found else "")
+        same = found is not None and found.objective == chosen
+        columns = list(dict.fromkeys(name for row in rows for name in row.fields))
+        return {
+            "kinds": list(recipe_form.kinds()),
+            "kind": chosen,
+            "detected": found.explain() if found else "",
+            "problem": problem,
+            "columns": columns,
+            "roles": [
+                (role, about, found.columns.get(role, "") if found and same else "")
+                for role, about in recipe_form.roles(chosen).items()
+            ],
+        }
 
     def _rows(self, path: str, start: int = 0) -> Any:
         found = self._pages.read(self.workspace.path(path), start, PAGE_ROWS)
@@ -112,11 +150,17 @@ class Data(Screen):
         path = fields["path"]
         name = self.workspace.new_name(fields.get("name") or f"{self.workspace.path(path).stem}.yaml")
         roles = {key: value for key, value in fields.items() if key not in ("path", "name", "kind") and value}
-        columns = [f"--set=objective.{key}={value}" for key, value in roles.items()]
-        kind = ["--objective", fields["kind"]] if fields.get("kind") else []
+        found = self._mapping(self.workspace.path(path), "")
+        options: list[str] = []
+        if (fields.get("kind", ""), roles) != (
+            found["kind"],
+            {key: column for key, _, column in found["roles"] if column},
+        ):
+            options += ["--objective", fields["kind"]] if fields.get("kind") else []
+            options += [f"--set=objective.{key}={value}" for key, value in roles.items()]
         if (self.workspace.folder / name).exists():
             raise WorkspaceError(f"{name}: exists already; choose another name for the recipe")
-        job = self.studio.start("init", path, "--out", name, *kind, *columns, subject=path, queued=False)
+        job = self.studio.start("init", path, "--out", name, *options, subject=path, queued=False)
         return self.follow(job)
 
 

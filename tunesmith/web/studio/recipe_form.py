@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -89,6 +89,26 @@ def sections(raw: Mapping[str, Any]) -> list[Section]:
         title = TITLES.get(name, name.capitalize())
         found.append(Section(name, title, _first_sentence(chosen), fields, name in OPEN))
     return [Section("", TITLES[""], "", general, open=True), *found]
+
+
+def kinds() -> Iterable[str]:
+    """Return the kinds of objectives."""
+    return _options(schema()["properties"]["objective"])
+
+
+def roles(kind: str) -> dict[str, str]:
+    """Return the keys of an objective that name a column, with their descriptions.
+
+    Args:
+        kind: of the objective; of an unknown one, nothing.
+    """
+    options = _options(schema()["properties"]["objective"])
+    entries = options[kind]["properties"] if kind in options else {}
+    return {key: entry["description"] for key, entry in entries.items() if _names_column(entry)}
+
+
+def _names_column(entry: Schema) -> bool:
+    return str(entry.get("description", "")).startswith("column ")
 
 
 def parse(text: str) -> Any:
