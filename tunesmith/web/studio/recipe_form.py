@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from tunesmith.config import Recipe
-from tunesmith.data.bounded_yaml import BoundedLoader
+from tunesmith.data.bounded_yaml import parse_yaml
 
 Schema = Mapping[str, Any]
 # Sections shown open; the others are folded.
@@ -116,7 +116,7 @@ def parse(text: str) -> Any:
     if not text.strip():
         return None
     try:
-        return yaml.load(text, BoundedLoader)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return text
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tunesmith.config.load import make_recipe
-from tunesmith.data.bounded_yaml import BoundedLoader
+from tunesmith.data.bounded_yaml import parse_yaml
 from tunesmith.data.files import write_whole
 from tunesmith.errors import TunesmithError
 from tunesmith.web.studio.recipe_form import parse, sections
@@ -94,7 +94,7 @@ def form_values(text: str, recipe: str) -> dict[str, Any]:
     problem = ""
     raw: object = {}
     try:
-        raw = yaml.load(text, BoundedLoader)
+        raw = parse_yaml(text)
         checked(text, recipe)
     except (TunesmithError, yaml.YAMLError) as error:
         problem = str(error).partition("\n")[0]
@@ -103,7 +103,7 @@ def form_values(text: str, recipe: str) -> dict[str, Any]:
 
 def checked(text: str, recipe: str) -> None:
     """Raise RecipeError if the text is not a valid recipe."""
-    raw = yaml.load(text, BoundedLoader)
+    raw = parse_yaml(text)
     make_recipe(raw if isinstance(raw, dict) else {}, place=recipe, text=text)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from tunesmith.config.messages import invalid_yaml
-from tunesmith.data.bounded_yaml import BoundedLoader
+from tunesmith.data.bounded_yaml import BoundedLoader, parse_yaml
 from tunesmith.errors import RecipeError
 
 # Sections that may be one word, and the key of that word.
@@ -36,7 +36,7 @@ def set_value(text: str, key: str, value: Any) -> str:
         return _put(text, entry[1], name, value)
     if value is None:
         return text
-    whole = yaml.load(_slice(text, entry[1]), BoundedLoader)
+    whole = parse_yaml(_slice(text, entry[1]))
     known = {SHORT[section]: whole} if section in SHORT and whole is not None else {}
     return _replace(text, entry[1], _inline({**known, name: value}))
 
