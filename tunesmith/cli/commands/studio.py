@@ -49,5 +49,5 @@ def run(args: argparse.Namespace) -> int:
             show(f"open {place}")
             show("Ctrl-C stops the page, not the runs")
         serve(make_studio(workspace.folder, offline=args.offline), sock, token=token, policy=POLICY)
-        log("the page is closed; what it has started goes on")
+        log("the page is closed; the commands that it started continue")
     return 0

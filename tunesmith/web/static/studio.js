@@ -11,7 +11,7 @@ document.addEventListener("htmx:config:request", (event) => {
 document.addEventListener("htmx:error", (event) => {
   const ctx = event.detail.ctx;
   if (ctx?.request?.action?.startsWith?.("/queue")) return;
-  problem("The server does not answer. Runs go on by themselves; start `tunesmith studio` again.");
+  problem("The server does not answer. Runs continue without it; start `tunesmith studio` again.");
 });
 
 function problem(text) {
@@ -77,7 +77,7 @@ class Chart {
     place.setAttribute("role", "img");
     place.setAttribute("aria-label", name);
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(place);
-    dark.addEventListener("change", () => { this.plot?.destroy(); this.plot = null; this.draw(); });
+    dark.addEventListener("change", () => { this.plot?.destroy(); this.plot = null; this.update(); });
   }
 
   size() { return { width: Math.max(200, this.place.clientWidth), height: 220 }; }
@@ -89,10 +89,10 @@ class Chart {
       const [steps, values] = curves[key] ?? [[], []];
       steps.forEach((step, i) => this.values[key].set(step, values[i]));
     }
-    this.draw();
+    this.update();
   }
 
-  draw() {
+  update() {
     const steps = [...new Set(Object.values(this.values).flatMap((map) => [...map.keys()]))].sort((a, b) => a - b);
     const data = [steps, ...this.curves.map(([key]) => steps.map((step) => this.values[key].get(step) ?? null))];
     if (this.plot) { this.plot.setData(data); return; }
@@ -121,7 +121,7 @@ if (live) {
   source.addEventListener("message", (message) => {
     performance.mark("update-start");
     const event = JSON.parse(message.data);
-    if (event.anew) { charts.forEach((chart) => chart.clear()); first = null; }
+    if (event.restarted) { charts.forEach((chart) => chart.clear()); first = null; }
     charts.forEach((chart) => chart.add(event.curves));
     if (event.state) find("state").textContent = event.state;
     if (event.log !== null) { const log = find("log"); if (log) { log.textContent = event.log; log.scrollTop = log.scrollHeight; } }

@@ -123,7 +123,7 @@ class Data(Screen):
         return JSONResponse({"size": start + len(body)})
 
     def _uploaded(self, fields: Form) -> Any:
-        """Give a dropped file its name; a file of that name is kept beside it."""
+        """Give a dropped file its name; an earlier file of that name is kept."""
         target = self.workspace.folder / UPLOADS / self.workspace.new_name(fields.get("name", "").replace(" ", "-"))
         part = target.with_name(f".{target.name}.part")
         for number in itertools.count(2):

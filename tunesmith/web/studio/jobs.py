@@ -52,7 +52,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far a job is.
+    """State of a job.
 
     Attributes:
         name: what the job is doing.
@@ -75,7 +75,7 @@ class State:
 
 @dataclass(frozen=True)
 class Job:
-    """A job, as it is in its folder."""
+    """A job, read from its folder."""
 
     folder: Path
 

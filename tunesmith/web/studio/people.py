@@ -1,4 +1,4 @@
-"""Screen "People": sessions in which people judge answers or label rows, and what came out of them."""
+"""Screen "People": sessions in which people judge answers or label rows, and their state."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Field:
         label: name of the key in words.
         about: its description in the schema.
         kind: type of the input; `text` also holds lists and mappings, as YAML.
-        value: what the recipe says, as text; empty if it leaves the default.
+        value: what the recipe sets, as text; empty if it leaves the default.
         default: the default, as text.
         choices: values to choose from.
     """

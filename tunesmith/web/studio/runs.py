@@ -122,7 +122,7 @@ def prediction_of(folder: Path) -> dict[str, Any]:
 
 
 def new_records(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the whole lines of a journal from a byte on, and the byte after them; from 0 if it was written anew."""
+    """Return the whole lines of a journal from a byte on, and the byte after them; from 0 if it was rewritten."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -165,7 +165,7 @@ async def follow(folder: Path, job: Job | None, request: Any) -> AsyncIterator[s
         if records or log != last_log or at == 0 or ended:
             last = next((record for record in reversed(records) if "steps" in record), None)
             event = {
-                "anew": now_at < at,
+                "restarted": now_at < at,
                 "curves": columns(records),
                 "last": last,
                 "state": state.name if state else "",

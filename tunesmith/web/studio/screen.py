@@ -46,7 +46,7 @@ Form = Annotated[dict[str, str], Depends(posted)]
 
 
 class Studio:
-    """What the screens share.
+    """Working folder, jobs and templates, shared by the screens.
 
     Args:
         folder: the working folder.
