@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -92,9 +91,10 @@ def test_a_dropped_file_becomes_a_tuned_model_that_people_judge(
     page.get_by_role("button", name="good answer").first.click()
     expect(page.get_by_text("saved as a good answer")).to_be_visible()
     page.get_by_role("button", name="Unload").click()
-    with sqlite3.connect(folder / "runs" / "talk" / "thumbs.db") as store:
-        (votes,) = store.execute("select count(*) from events").fetchone()
-    assert votes == 1
+    rows_of_thumbs = folder / "thumbs.jsonl"
+    store = folder / "runs" / "talk" / "thumbs.db"
+    subprocess.run([sys.executable, "-m", "tunesmith", "votes", "export", store, rows_of_thumbs], check=True)
+    assert len(rows_of_thumbs.read_text("utf-8").splitlines()) == 1
 
     page.goto(f"{studio.url}people")
     page.get_by_label("Prompts").fill("4")
