@@ -40,7 +40,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     # Files for clusters start the command line.
     "plan": {"plan": {"render", "image", "store"}},
     # A script with several processes is started by torchrun.
-    "tune": {"tune": {"dry_run", "processes"}, "preview": {"dry_run", "force", "out", "processes"}},
+    "tune": {"tune": {"dry_run", "processes"}, "preview": {"dry_run", "force", "on", "out", "processes"}},
     "evaluate": {"evaluate": {"file"}},  # in Python, `data` may be positional
     "ask": {"ask": set()},
     "export": {"export": set()},

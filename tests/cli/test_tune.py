@@ -241,7 +241,7 @@ def test_a_missing_file_is_told_with_the_nearest_name(command: Command, review_f
         ("technique.rank=0", "technique.rank"),
         (
             "objective.balance=no-idea",
-            "objective.balance: expected auto, true or false, got 'no-idea'; use auto, the default",
+            "objective.balance=no-idea: expected auto, true or false, got 'no-idea'; use auto, the default",
         ),
     ],
 )

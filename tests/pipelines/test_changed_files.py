@@ -16,7 +16,6 @@ import pytest
 
 from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tests.pipelines.tune.test_multitask import mixed
-from tunesmith.cli.commands.runs import list_runs
 from tunesmith.config import Recipe
 from tunesmith.data.files import report_once
 from tunesmith.errors import TunesmithError
@@ -32,6 +31,7 @@ from tunesmith.pipelines.export import ExportRequest, export
 from tunesmith.pipelines.requests import EvaluateRequest
 from tunesmith.report.predictions import read_predictions
 from tunesmith.report.run_data import read_run_data
+from tunesmith.report.run_list import list_runs
 from tunesmith.training.callbacks import Interrupted
 from tunesmith.training.journal import Journal
 

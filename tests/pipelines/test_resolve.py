@@ -348,7 +348,7 @@ def test_keys_of_other_trainers_are_refused_with_why_none_is_needed(change: str,
 @pytest.mark.parametrize(
     ("file", "change", "place"),
     [
-        ({}, "technique=lorra", "technique=lorra: technique: unknown kind"),
+        ({}, "technique=lorra", "technique=lorra: unknown kind"),
         ({}, "objective.kind=clasify", "objective.kind=clasify: objective: unknown kind"),
         ({}, "lora_r=0", "lora_r=0: technique.rank: "),
         ({}, "schedul.epochs=1", "schedul.epochs=1: unknown key 'schedul'"),

@@ -30,6 +30,7 @@ ECHOES = {
 }
 # Prose on a page, with the command that it names.
 PROSE = {
+    Printed("config/unsupported.py", "tunesmith tune --processes N"): "tune --help",
     Printed("web/static/feedback.js", "tunesmith votes summary for the results"): "votes --help",
     Printed("web/static/label.js", "tunesmith label with --raters increased by one, or change a label"): "label --help",
 }

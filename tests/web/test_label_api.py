@@ -17,7 +17,12 @@ from tunesmith.pipelines.requests import LabelRequest
 from tunesmith.web.pages.label import label_app
 
 ANA = {"rater": "Ana", "tab": "tab-aaaa"}
-FILES = [file for folder in ("static", "templates") for file in (files("tunesmith.web") / folder).iterdir()]
+FILES = [
+    file
+    for folder in ("static", "templates", "templates/studio", "templates/studio/results")
+    for file in (files("tunesmith.web") / folder).iterdir()
+    if file.is_file()
+]
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ NEW_KEYS = {
     "expert_rank": 0,
     "router": False,
     "optimizer": "adamw",
+    "canaries": 0,
 }
 
 

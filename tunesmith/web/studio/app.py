@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, Response
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from urllib.parse import parse_qsl
 
 from tunesmith.errors import TunesmithError
 from tunesmith.web.pages.app import KINDS, static_files
@@ -22,6 +21,7 @@ from tunesmith.web.studio.runs import Runs
 from tunesmith.web.studio.screen import Studio
 from tunesmith.web.studio.ship import Ship
 from tunesmith.web.studio.tune import Tune
+from tunesmith.web.studio.workspace import WorkspaceError
 
 CHUNK_BYTES = 4 * 2**20  # of an uploaded file in one request
 FORM = "application/x-www-form-urlencoded"
@@ -36,6 +36,9 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
         folder: holds data files, recipes and runs; commands run in it.
         offline: commands get `--offline`.
     """
+    from fastapi import FastAPI, HTTPException
+    from fastapi.responses import HTMLResponse, Response
+
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     studio = Studio(folder, offline=offline)
     contents = static_files()
@@ -45,13 +48,9 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
             raise HTTPException(404, "no such file")
         return Response(contents[name], media_type=KINDS[name[name.rindex(".") :]])
 
-    def shown(request: Request, error: Exception) -> Any:
+    def shown(request: Any, error: Exception) -> Any:
         """Show an error in the place for messages, or as a page where a whole page was asked for."""
-        message, status = str(error), 422
-        if isinstance(error, RequestValidationError):  # of a request that no form of ours sends
-            message = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        elif isinstance(error, StarletteHTTPException):
-            message, status = str(error.detail), error.status_code
+        message, status = str(getattr(error, "detail", error)), getattr(error, "status_code", 422)
         if "hx-request" not in request.headers:
             page = studio.render("error", message=message, here="")
             page.status_code = status
@@ -60,9 +59,49 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
         return HTMLResponse(part.body, status, {"HX-Retarget": "#problem", "HX-Reswap": "innerHTML"})
 
     app.get("/static/{name}")(static)
-    for kind in (TunesmithError, RequestValidationError, StarletteHTTPException):
+    for kind in (TunesmithError, 404, 405, 422):
         app.exception_handler(kind)(shown)
     for screen in (Data, Decide, Tune, Runs, Playground, People, Ship, JobPages):
         for method, path, handler in screen(studio).routes():
-            app.add_api_route(path, handler, methods=[method], response_model=None)
+            app.add_route(path, _called_with(handler), methods=[method])
     return app
+
+
+def _called_with(handler: Callable[..., Any]) -> Callable[[Any], Awaitable[Any]]:
+    """Return the endpoint of a handler: `fields` is the posted form, other parameters are of the path or the query.
+
+    FastAPI's own injection needs its classes in annotations, and these modules are imported without it.
+    """
+    from fastapi import HTTPException
+
+    parameters = inspect.signature(handler).parameters
+
+    async def endpoint(request: Any) -> Any:
+        values: dict[str, Any] = {}
+        sent = {**request.query_params, **request.path_params}
+        for name, parameter in parameters.items():
+            if name == "request":
+                values[name] = request
+            elif name == "fields":
+                values[name] = Fields(
+                    parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
+                )
+            elif name in sent:
+                number = isinstance(parameter.default, int)
+                if number and not sent[name].isdecimal():
+                    raise HTTPException(422, f"{name}: expected a number, got {sent[name][:40]!r}")
+                values[name] = int(sent[name]) if number else sent[name]
+            elif parameter.default is parameter.empty:
+                raise HTTPException(422, f"{name}: missing in the address")
+        if inspect.iscoroutinefunction(handler):
+            return await handler(**values)
+        return await asyncio.to_thread(handler, **values)
+
+    return endpoint
+
+
+class Fields(dict[str, str]):
+    """A posted form. A missing field raises WorkspaceError, since only a program leaves one out."""
+
+    def __missing__(self, name: str) -> str:
+        raise WorkspaceError(f"{name}: missing in the form")

@@ -9,16 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import Request
-from fastapi.responses import JSONResponse, RedirectResponse
-
 from tunesmith.data.readers.read import READERS, RowStream
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.formats import Format, detect_or_guess
 from tunesmith.data.schema.guess import Guess
 from tunesmith.errors import DataError
 from tunesmith.web.studio import recipe_form
-from tunesmith.web.studio.screen import Form, Route, Screen, Studio, redirect
+from tunesmith.web.studio.screen import Route, Screen, Studio, redirect
 from tunesmith.web.studio.workspace import WorkspaceError
 
 LOOKED_AT = 200  # rows from which columns are detected
@@ -56,6 +53,8 @@ class Data(Screen):
         )
 
     def _home(self) -> Any:
+        from fastapi.responses import RedirectResponse
+
         return RedirectResponse("/data")
 
     def _demo(self) -> Any:
@@ -108,8 +107,10 @@ class Data(Screen):
         found = self._pages.read(self.workspace.path(path), start, PAGE_ROWS)
         return self.studio.render("rows", path=path, start=start, rows=found, page_rows=PAGE_ROWS, chars=CELL_CHARS)
 
-    async def _upload(self, request: Request, name: str, start: int = 0) -> Any:
+    async def _upload(self, request: Any, name: str, start: int = 0) -> Any:
         """Append one chunk of a dropped file; the browser sends them one after another."""
+        from fastapi.responses import JSONResponse
+
         suffix = Path(name).suffix.lower()
         if suffix not in READERS:
             raise WorkspaceError(f"{name}: unknown kind of file; drop {', '.join(READERS)}")
@@ -122,8 +123,10 @@ class Data(Screen):
             file.write(body)
         return JSONResponse({"size": start + len(body)})
 
-    def _uploaded(self, fields: Form) -> Any:
+    def _uploaded(self, fields: dict[str, str]) -> Any:
         """Give a dropped file its name; an earlier file of that name is kept."""
+        from fastapi.responses import JSONResponse
+
         target = self.workspace.folder / UPLOADS / self.workspace.new_name(fields.get("name", "").replace(" ", "-"))
         part = target.with_name(f".{target.name}.part")
         for number in itertools.count(2):
@@ -133,20 +136,20 @@ class Data(Screen):
         os.replace(part, target)
         return JSONResponse({"open": f"/data/file?path={UPLOADS}/{target.name}"})
 
-    def _audit(self, fields: Form) -> Any:
+    def _audit(self, fields: dict[str, str]) -> Any:
         path = fields["path"]
         self.workspace.path(path)
         job = self.studio.start("audit", path, subject=path, queued=False)
         return self.follow(job)
 
-    def _fix(self, fields: Form) -> Any:
+    def _fix(self, fields: dict[str, str]) -> Any:
         path = fields["path"]
         source = self.workspace.path(path)
         clean = str(Path(path).with_name(f"{source.stem}.clean.jsonl"))
         job = self.studio.start("audit", path, "--fix", clean, subject=clean, queued=False)
         return self.follow(job)
 
-    def _init(self, fields: Form) -> Any:
+    def _init(self, fields: dict[str, str]) -> Any:
         path = fields["path"]
         name = self.workspace.new_name(fields.get("name") or f"{self.workspace.path(path).stem}.yaml")
         roles = {key: value for key, value in fields.items() if key not in ("path", "name", "kind") and value}

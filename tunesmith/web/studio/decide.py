@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.web.studio.screen import Form, Route, Screen
+from tunesmith.web.studio.screen import Route, Screen
 
 # What can be asked of a recipe: command, title, and what it takes.
 QUESTIONS = (
@@ -38,7 +38,7 @@ class Decide(Screen):
         values = {"recipe": recipe, "recipes": recipes, "questions": QUESTIONS, "found": found}
         return self.studio.render("decide", here="decide", **values)
 
-    def _ask(self, command: str, fields: Form) -> Any:
+    def _ask(self, command: str, fields: dict[str, str]) -> Any:
         recipe = fields["recipe"]
         self.workspace.path(recipe)
         name = Path(recipe).stem

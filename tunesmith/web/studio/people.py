@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.web.studio.screen import Form, Route, Screen, redirect
+from tunesmith.web.studio.screen import Route, Screen, redirect
 from tunesmith.web.studio.workspace import WorkspaceError
 
 SESSIONS = ("feedback", "label")
@@ -28,7 +28,7 @@ class People(Screen):
         values = {"runs": runs, "files": self.workspace.data(), "sessions": sessions[:50]}
         return self.studio.render("people", here="people", **values)
 
-    def _feedback(self, fields: Form) -> Any:
+    def _feedback(self, fields: dict[str, str]) -> Any:
         run = self.workspace.run(fields.get("run", ""))
         words = ["feedback", str(run.relative_to(self.workspace.folder)), "--rows", fields.get("rows") or "100"]
         if fields.get("against"):
@@ -36,7 +36,7 @@ class People(Screen):
             words += ["--against", against if against == "base" else f"runs/{self.workspace.run(against).name}"]
         return self._start(words, fields, subject=f"runs/{run.name}")
 
-    def _label(self, fields: Form) -> Any:
+    def _label(self, fields: dict[str, str]) -> Any:
         path = fields.get("path", "")
         self.workspace.path(path)
         return self._start(["label", path, "--labels", *fields.get("labels", "").split()], fields, subject=path)

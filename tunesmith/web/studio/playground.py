@@ -6,11 +6,8 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from fastapi import Request
-from fastapi.responses import StreamingResponse
-
 from tunesmith.web.studio.jobs import Job
-from tunesmith.web.studio.screen import Form, Route, Screen, redirect
+from tunesmith.web.studio.screen import Route, Screen, redirect
 from tunesmith.web.studio.workspace import WorkspaceError
 
 SUBJECT = "playground"
@@ -38,7 +35,7 @@ class Playground(Screen):
         values = {"chosen": run, "runs": runs, "job": job, "served": job.output() if job and job.is_active else None}
         return self.studio.render("playground", here="playground", **values)
 
-    def _start(self, fields: Form) -> Any:
+    def _start(self, fields: dict[str, str]) -> Any:
         chosen = [name for name in fields if fields[name] == "on"]
         if not chosen:
             raise WorkspaceError("playground: no model is chosen; tick one or two runs")
@@ -57,8 +54,10 @@ class Playground(Screen):
         job = self.jobs.about(SUBJECT, "serve")
         return self.studio.render("playground_status", job=job, served=job.output() if job and job.is_active else None)
 
-    async def _forward(self, route: str, request: Request) -> Any:
+    async def _forward(self, route: str, request: Any) -> Any:
         """Pass a request on to the server of the models, and its answer back as it comes."""
+        from fastapi.responses import StreamingResponse
+
         if route not in ROUTES:
             raise WorkspaceError(f"{route}: not a route of the playground")
         address = _address(self.jobs.about(SUBJECT, "serve"))

@@ -13,13 +13,10 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import Request
-from fastapi.responses import HTMLResponse, StreamingResponse
-
 from tunesmith.report.run_diff import diff_runs
 from tunesmith.report.run_list import list_runs
 from tunesmith.web.studio.jobs import Job
-from tunesmith.web.studio.screen import Form, Route, Screen, redirect
+from tunesmith.web.studio.screen import Route, Screen, redirect
 from tunesmith.web.studio.workspace import WorkspaceError
 
 TICK = 0.4  # seconds between two looks at the journal
@@ -68,11 +65,15 @@ class Runs(Screen):
         values = {"name": name, "job": job, "entry": entry, "prediction": prediction_of(folder)}
         return self.studio.render("run", here="runs", **values)
 
-    async def _events(self, name: str, request: Request) -> Any:
+    async def _events(self, name: str, request: Any) -> Any:
+        from fastapi.responses import StreamingResponse
+
         folder, job = self.workspace.runs / self.workspace.new_name(name), self.jobs.about(f"runs/{name}", "tune")
         return StreamingResponse(follow(folder, job, request), media_type="text/event-stream")
 
     def _report(self, name: str) -> Any:
+        from fastapi.responses import HTMLResponse
+
         html = (self.workspace.run(name) / "report.html").read_text(encoding="utf-8")
         page, policy = framed(html)
         return HTMLResponse(page, headers={"content-security-policy": policy})
@@ -92,7 +93,7 @@ class Runs(Screen):
         folder.rename(self._gone / f"{name}@{int(time.time())}")
         return redirect("/runs")
 
-    def _restore(self, fields: Form) -> Any:
+    def _restore(self, fields: dict[str, str]) -> Any:
         entry = self._gone / Path(fields["entry"]).name
         name = self.workspace.new_name(entry.name.rpartition("@")[0])
         if not entry.is_dir() or (self.workspace.runs / name).exists():

@@ -6,11 +6,9 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import parse_qsl, urlencode
+from typing import Any
+from urllib.parse import urlencode
 
-from fastapi import Depends, Request
-from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tunesmith.report import formatting
@@ -34,15 +32,6 @@ RESULTS = ("audit", "init", "plan", "learning-curve", "compare", "export", "prev
 # As of the other pages, and reports in a frame.
 POLICY = f"{dict(ANSWER_HEADERS)[CSP].decode()}; frame-src 'self'"
 Route = tuple[str, str, Callable[..., Any]]  # method, path, handler
-
-
-async def posted(request: Request) -> dict[str, str]:
-    """Return the fields of a posted form; of a repeated one the last."""
-    return dict(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True))
-
-
-# Parameter of a route that takes a form as a mapping of texts.
-Form = Annotated[dict[str, str], Depends(posted)]
 
 
 class Studio:
@@ -69,8 +58,10 @@ class Studio:
         runs = list_runs(self.workspace.runs) if self.workspace.runs.is_dir() else []
         return [run for run in reversed(runs) if run["report"]]
 
-    def render(self, template: str, **values: Any) -> HTMLResponse:
+    def render(self, template: str, **values: Any) -> Any:
         """Return a page or a part of one as a response."""
+        from fastapi.responses import HTMLResponse
+
         html = self._templates.get_template(f"studio/{template}.html.jinja").render(
             folder=self.workspace.folder, screens=SCREENS, now=time.time(), result_of=result_of, **values
         )
@@ -91,7 +82,7 @@ class Screen:
         """Return the routes of the screen."""
         raise NotImplementedError
 
-    def follow(self, job: Job) -> HTMLResponse:
+    def follow(self, job: Job) -> Any:
         """Return the part of a page that follows a job until it has ended."""
         return self.studio.render("job_part", job=job)
 
@@ -102,8 +93,10 @@ def result_of(words: Sequence[str]) -> str:
     return name if name in RESULTS else ""
 
 
-def redirect(address: str, **query: str) -> Response:
+def redirect(address: str, **query: str) -> Any:
     """Return the response to a posted form that opens another page."""
+    from fastapi.responses import Response
+
     return Response(status_code=204, headers={"HX-Redirect": address + (f"?{urlencode(query)}" if query else "")})
 
 

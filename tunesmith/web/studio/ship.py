@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.errors import CheckpointError
 from tunesmith.report.code_snippets import ask_line, python_lines, transformers_lines
 from tunesmith.report.run_data import read_run_data
-from tunesmith.web.studio.screen import Form, Route, Screen
+from tunesmith.web.studio.screen import Route, Screen
 
 FORMATS = ("merged", "gguf", "adapter")
 
@@ -49,13 +49,13 @@ class Ship(Screen):
         }
         return self.studio.render("ship", here="ship", **values)
 
-    def _export(self, fields: Form) -> Any:
+    def _export(self, fields: dict[str, str]) -> Any:
         run = self.workspace.run(fields["run"])
         kind = fields["format"] if fields["format"] in FORMATS else FORMATS[0]
         job = self.studio.start("export", f"runs/{run.name}", "--format", kind, subject=f"runs/{run.name}")
         return self.follow(job)
 
-    def _serve(self, fields: Form) -> Any:
+    def _serve(self, fields: dict[str, str]) -> Any:
         run = self.workspace.run(fields["run"])
         words = ["serve", f"runs/{run.name}", "--port", fields.get("port") or "0"]
         job = self.studio.start(*words, subject=f"runs/{run.name}", queued=False)

@@ -13,7 +13,7 @@ from tunesmith.data.bounded_yaml import parse_yaml
 from tunesmith.data.files import write_whole
 from tunesmith.errors import TunesmithError
 from tunesmith.web.studio.recipe_form import parse, sections
-from tunesmith.web.studio.screen import Form, Route, Screen, redirect
+from tunesmith.web.studio.screen import Route, Screen, redirect
 from tunesmith.web.studio.workspace import RECIPES, Workspace, WorkspaceError
 from tunesmith.web.studio.yaml_edit import set_value
 
@@ -47,7 +47,7 @@ class Tune(Screen):
         }
         return self.studio.render("recipe", here="tune", **values, **form_values(text, recipe))
 
-    def _edit(self, fields: Form) -> Any:
+    def _edit(self, fields: dict[str, str]) -> Any:
         """Set one key of the recipe, or take its text as typed, and show both again."""
         text, problem = fields.get("yaml", ""), ""
         if key := fields.get("key"):
@@ -60,24 +60,24 @@ class Tune(Screen):
             "recipe_editor", recipe=fields["recipe"], **{**values, **({"problem": problem} if problem else {})}
         )
 
-    def _save(self, fields: Form) -> Any:
+    def _save(self, fields: dict[str, str]) -> Any:
         save_text(self.workspace, fields["recipe"], fields["yaml"])
         return self.studio.render("saved", recipe=fields["recipe"])
 
-    def _new(self, fields: Form) -> Any:
+    def _new(self, fields: dict[str, str]) -> Any:
         name = self.workspace.new_name(fields["name"] if fields["name"].endswith(RECIPES) else f"{fields['name']}.yaml")
         if (self.workspace.folder / name).exists():
             raise WorkspaceError(f"{name}: exists already; choose another name for the recipe")
         write_whole(self.workspace.folder / name, NEW)
         return redirect("/tune", recipe=name)
 
-    def _preview(self, fields: Form) -> Any:
+    def _preview(self, fields: dict[str, str]) -> Any:
         recipe = fields["recipe"]
         save_text(self.workspace, recipe, fields["yaml"])
         job = self.studio.start("tune", recipe, "--dry-run", subject=f"preview of {recipe}", queued=False)
         return self.follow(job)
 
-    def _start(self, fields: Form) -> Any:
+    def _start(self, fields: dict[str, str]) -> Any:
         recipe, name = fields["recipe"], self.workspace.new_name(fields["name"])
         save_text(self.workspace, recipe, fields["yaml"])
         checked(fields["yaml"], recipe)
