@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,9 +119,10 @@ def body(text: bytes, at: Path) -> None:
     async def sent() -> bytes:
         return text
 
+    # In a thread: after the tests with a browser, its driver keeps a loop of its own in this one.
     for shape in (ChatCompletionRequest, CompletionRequest, TextsRequest):
-        with suppress(TunesmithError, ValidationError):
-            parsed = asyncio.run(_parsed(shape, SimpleNamespace(body=sent)))
+        with suppress(TunesmithError, ValidationError), ThreadPoolExecutor(1) as pool:
+            parsed = pool.submit(asyncio.run, _parsed(shape, SimpleNamespace(body=sent))).result()
             if not isinstance(parsed, TextsRequest):
                 parsed.ask("m", Sampling())
 

@@ -103,7 +103,9 @@ class RouterLoss:
         It does if the network's configuration asks for it (`output_router_logits`), as in transformers, or if routers
         are trained: without it, training tends to send all tokens to a few experts.
         """
-        function = getattr(sys.modules[type(network).__module__], LOSS, None)
+        # FSDP2 gives a network that it divides a class of its own, below that of the family.
+        modules = [sys.modules[kind.__module__] for kind in type(network).__mro__]
+        function = next((getattr(module, LOSS) for module in modules if hasattr(module, LOSS)), None)
         config = network.config.get_text_config()
         coefficient = getattr(config, "router_aux_loss_coef", None) or getattr(config, "aux_loss_coef", None) or 0.0
         routers = _declared_routers(network)

@@ -70,7 +70,7 @@ class OnlineRLLearner(Learner):
         logprobs = [value for i in kept for value in sampled[i].logprobs]
         if logprobs:
             rollout = replace(rollout, sampled=torch.tensor(logprobs, device=policy.device))
-        return replace(packed, rollout=replace(rollout, metrics=metrics), step=batch.step)
+        return replace(packed, rollout=replace(rollout, metrics=metrics), step=batch.step, counts=batch.counts)
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Compute the policy loss, with ppo also the value loss, summed over the completion tokens."""

@@ -13,10 +13,11 @@ import torch
 from tests.bases import policy
 from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tests.pipelines.tune.test_multitask import mixed
+from tunesmith.config import sharding_refusal
 from tunesmith.config.recipe import Machine
 from tunesmith.errors import RecipeError
 from tunesmith.models.profile import measure_size
-from tunesmith.objectives import Rl
+from tunesmith.objectives import Domain, Rl
 from tunesmith.pipelines.plan import plan as story
 from tunesmith.pipelines.plan.cost_model import Placement
 from tunesmith.pipelines.plan.phase_costs import CHECK_STEPS, count_run
@@ -283,16 +284,31 @@ def test_the_forecast_on_this_machine_knows_optimizer_recompute_and_processes(tm
     assert 0.5 * one.seconds < sharded.seconds < two.seconds
 
 
-def test_an_encoder_and_four_bit_weights_are_never_planned_in_shards(tmp_path: Path):
+def test_what_no_run_shards_is_never_planned_in_shards_and_all_else_is(tmp_path: Path):
     made = recipe(tmp_path, reviews(), "bert").model_copy(update={"machine": Machine(shard="full")})
-    decoder = measure_size(policy("llama"))
+    hides = made.model_copy(update={"objective": Domain()})  # the embeddings of an encoder are its output layer, too
+    decoder, encoder = measure_size(policy("llama")), measure_size(policy("bert"))
     four = Placement(processes=4, local=2)
     found = {
-        name: {one.shards for one in placements(made, technique, size, four)}
-        for name, technique, size in (
-            ("encoder", Lora(), measure_size(policy("bert"))),
-            ("nf4", Lora(quantize="nf4"), decoder),
-            ("lora", Lora(), decoder),
+        name: {one.shards for one in placements(planned, technique, size, four)}
+        for name, planned, technique, size in (
+            ("encoder", made, Lora(), encoder),
+            ("hidden words", hides, Lora(), encoder),
+            ("texts", hides, Lora(), decoder),
+            ("nf4", made, Lora(quantize="nf4"), decoder),
+            ("lora", made, Lora(), decoder),
         )
     }
-    assert found == {"encoder": {1}, "nf4": {1}, "lora": {2, 4}}
+    # As `sharding_refusal` has it, which a run asks before it loads the model.
+    assert found == {"encoder": {2, 4}, "hidden words": {1}, "texts": {2, 4}, "nf4": {1}, "lora": {2, 4}}
+    refused = [
+        sharding_refusal(planned.model_copy(update={"technique": technique}), family)
+        for planned, technique, family in (
+            (hides, Lora(), "encoder"),
+            (made, Lora(quantize="nf4"), "decoder"),
+            (made, Lora(), "encoder"),
+            (hides, Lora(), "decoder"),
+            (made, Lora(), "decoder"),
+        )
+    ]
+    assert [bool(refusal) for refusal in refused] == [True, True, False, False, False]
