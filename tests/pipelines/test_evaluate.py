@@ -18,12 +18,15 @@ from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.inference.identify import ModelSource
 from tunesmith.metrics.task_scores import score
 from tunesmith.models.loading.device import ChosenMachine
+from tunesmith.objectives.classify import WORDINGS
+from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.pipelines.evaluate import (
     Compared,
     EvaluateRequest,
     Evaluation,
     Page,
     ScoredAlone,
+    chosen_wording,
     evaluate,
     read_task,
 )
@@ -109,6 +112,15 @@ def test_the_base_is_scored_as_the_run_scored_it(decoder: Path, encoder: Path, t
         assert [line["against"] for line in done.answers] == [line["base"] for line in lines]
         assert [line["answer"] for line in done.answers] == [line["tuned"] for line in lines]
         assert not any("trained on" in note for note in done.page.notes)
+
+
+@pytest.mark.parametrize("wording", ["", WORDINGS[1], PLAIN_WORDINGS[1]])
+def test_the_wording_of_an_older_run_is_read_from_its_sentence(wording: str, tmp_path: Path) -> None:
+    how = f"plain prompt: {wording or 'the instruction as written'}"
+    run = ModelSource("run", "run", tmp_path / "model")
+    for answers in ({"how": how}, {"how": how, "wording": wording}):
+        (tmp_path / "before.json").write_text(json.dumps({"said": {"answers": answers}}))
+        assert chosen_wording(run) == wording
 
 
 def test_the_base_of_a_run_over_four_bits_lies_in_four_bits_too(tiny_llama: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.bases import LORA, Hooks, encoded, fit, policy
 from tunesmith.errors import Refused
@@ -17,6 +18,7 @@ from tunesmith.objectives import Instruct
 from tunesmith.objectives.base import Loss
 from tunesmith.techniques import Full, Ia3, Lora
 from tunesmith.training.optim import TrainingPlan
+from tunesmith.training.train_state import SAMPLED, Alarms
 
 PLAN = TrainingPlan(steps=30, learning_rate=1e-2, warmup=0.0)
 
@@ -101,6 +103,37 @@ def test_one_parameter_that_changes_is_enough(tmp_path: Path):
     for name, value in made.trainable():
         value.requires_grad_("norm" in name)
     assert len(run(tmp_path, made=made)) == 30
+
+
+@pytest.mark.parametrize("learner", [Instruct(), Zeroed()], ids=["changed", "zeroed"])
+def test_only_the_first_three_steps_of_a_run_are_watched(learner: Instruct, tmp_path: Path):
+    run(tmp_path, Ia3(), plan=replace(PLAN, steps=5))
+    records = run(tmp_path, Ia3(), learner=learner, plan=replace(PLAN, steps=12, learning_rate=1e-13))
+    assert [record["step"] for record in records] == list(range(6, 13))
+
+
+def test_a_few_values_of_each_parameter_are_kept_in_its_own_precision(tmp_path: Path):
+    made = policy("llama", Full())
+    trained = [value for _, value in made.trainable()]
+    alarms = Alarms(made, Instruct(), PLAN, tmp_path)
+    alarms.before(0, lambda: rows(0))
+    assert max(value.numel() for value in trained) > SAMPLED
+    for value, kept in zip(trained, alarms.values, strict=True):
+        assert kept.dtype == value.dtype
+        assert 0 < kept.numel() <= min(value.numel(), SAMPLED)
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+
+
+def test_no_double_precision_is_needed_which_some_devices_lack(tmp_path: Path):
+    class Single(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **kwargs or {})
+            if isinstance(made, torch.Tensor) and made.dtype == torch.float64:
+                raise TypeError(f"{func}: no float64")
+            return made
+
+    with Single():
+        assert len(run(tmp_path, plan=replace(PLAN, steps=5))) == 5
 
 
 @pytest.mark.parametrize("technique", [LORA, Full()], ids=["lora", "full"])

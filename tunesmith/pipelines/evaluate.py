@@ -39,6 +39,8 @@ from tunesmith.inference.saved_model import read_base
 from tunesmith.metrics.task_scores import Score, TaskScore
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import SINGLE_TASK
+from tunesmith.objectives.classify import WORDINGS
+from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.pipelines.requests import EvaluateRequest
 from tunesmith.report.formatting import bounds, figure, p_value, signed
 from tunesmith.training.mlm_head import open_base
@@ -357,7 +359,11 @@ def chosen_wording(source: ModelSource, part: str = "") -> str:
     predictions = read_page(path, dict[str, Any])["said"]
     # Only objectives whose base generates answers choose among prompt templates.
     answers = (predictions["parts"][part] if part else predictions).get("answers", {})
-    return answers.get("wording") or ""
+    if "wording" in answers:
+        return answers["wording"] or ""
+    # Older runs contain the template only at the end of a sentence.
+    how = str(answers.get("how", ""))
+    return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
 
 
 def _training_rows(source: ModelSource, task: ScoringTask, *, offline: bool) -> Sequence[Example]:

@@ -33,7 +33,8 @@ from tunesmith.training.optim import TrainingPlan, empty_optimizer_tensors, opti
 
 TRAINABLE_STATE_FILE = "numbers.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
-WATCHED = 3  # steps after which parameters must have changed
+WATCHED = 3  # first steps of a run, after which parameters must have changed
+SAMPLED = 1024  # values of each parameter, at most, that are compared for it
 HIGH = 10  # steps in a row with a high loss; heads that start as a probe are high for fewer, and recover
 INSPECT = "inspect the learned tokens with `tunesmith tune --dry-run`, or name other technique.targets"
 DETACHED = f"training: the loss does not depend on what is trained; {INSPECT}"
@@ -195,7 +196,8 @@ class Alarms:
 
     All else is computed rarely: before the first step the loss of its first rows, and after ten steps in a row far
     above it the loss of the same rows again. Sampled completions have no such rows, so that only losses that are not
-    finite are an alarm, and zero gradients are none: rewards may be equal.
+    finite are an alarm, and zero gradients are none: rewards may be equal. Nor are they in a run that is resumed: a
+    hinge loss that has been learned has none.
     """
 
     policy: Policy
@@ -204,7 +206,7 @@ class Alarms:
     folder: Path  # of the checkpoints
     first: list[Batch] | None = None  # the first micro-batch of this process, as it was prepared
     start: float | None = None  # its loss before the first step
-    norms: list[float] = field(default_factory=list)  # of the parameters at the start
+    values: list[Tensor] = field(default_factory=list)  # of each parameter before the first step; empty: not watched
     taken: int = 0  # steps
     moved: bool = False  # some gradient was not 0
     high: int = 0  # steps in a row with a loss far above the first one
@@ -216,7 +218,7 @@ class Alarms:
         self.first = [batch for batch in batches() if batch.counts][:1]
         if any(current_world().dealing.gather(any(batch.rollout is not None for batch in self.first))):
             return
-        self.start, self.norms = self._loss(), self._parameter_norms()
+        self.start, self.values = self._loss(), [] if step else self._sample()
         if step or self.policy.adapter is None or self.start is None:
             return
         with self.policy.reference():
@@ -233,14 +235,8 @@ class Alarms:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             fix = f"lower {rate} or inspect the rows with `tunesmith tune --dry-run`"
             raise Refused(f"{place}: the loss is {loss}, the gradient norm {norm}; {fix}; {self._good(state)}")
-        if not self.norms:
-            return
-        self.taken += 1
-        self.moved |= norm > 0
-        if self.taken == WATCHED and not self.moved:
-            raise Refused(f"{place}: all gradients were 0 in {WATCHED} steps; {INSPECT}")
-        if self.taken == WATCHED and all(current_world().dealing.gather(self.norms == self._parameter_norms())):
-            raise Refused(f"{place}: no trained parameter has changed in {WATCHED} steps; raise {rate}")
+        if self.values:
+            self._watch(place, norm, f"raise {rate}")
         if self.start is not None:
             self.high = self.high + 1 if far(loss, self.start) else 0
         if self.start is not None and self.high == HIGH:
@@ -248,6 +244,20 @@ class Alarms:
                 risen = f"the loss of the first rows has risen from {self.start:.3g} to {now:.3g}"
                 raise Refused(f"{place}: {risen}, training diverges; lower {rate}; {self._good(state)}")
             self.high = 0
+
+    def _watch(self, place: str, norm: float, fix: str) -> None:
+        """Raise Refused if the first steps of the run have changed nothing."""
+        self.taken += 1
+        self.moved |= norm > 0
+        if self.taken < WATCHED:
+            return
+        if not self.moved:
+            raise Refused(f"{place}: all gradients were 0 in {WATCHED} steps; {INSPECT}")
+        # Mostly the first parameter has changed, and no other one is read.
+        same = all(torch.equal(old, new) for old, new in zip(self.values, self._sample(), strict=True))
+        if all(current_world().dealing.gather(same)):
+            raise Refused(f"{place}: no trained parameter has changed in {WATCHED} steps; {fix}")
+        self.values = []
 
     @torch.no_grad()
     def _loss(self) -> float | None:
@@ -266,10 +276,10 @@ class Alarms:
         return sum(totals) / sum(counts) if sum(counts) else None
 
     @torch.no_grad()
-    def _parameter_norms(self) -> list[float]:
-        """Compute the norm of each parameter, in double precision, which shows the smallest change."""
+    def _sample(self) -> list[Tensor]:
+        """Copy evenly spaced values of each parameter; an odd distance, as an even one may stay in a single column."""
         values = [value.to_local() if is_shard(value) else value for _, value in self.policy.trainable()]  # type: ignore[attr-defined]
-        return torch.stack([torch.linalg.vector_norm(value, dtype=torch.float64) for value in values]).tolist()
+        return [value.reshape(-1)[:: -(-value.numel() // SAMPLED) | 1].clone() for value in values]
 
     def _good(self, state: TrainingState) -> str:
         """Name the last checkpoint from before the losses rose."""
