@@ -21,6 +21,7 @@ from torch import Tensor
 from tests.golden import runs
 from tests.tiny import tiny_decoder
 from tests.training.processes import OBJECTIVES, answers, recipe_of, resumable, three_steps
+from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.models.loading import checkpoint, load
 from tunesmith.models.world import among, current_world, join
 from tunesmith.objectives import Instruct
@@ -29,6 +30,10 @@ from tunesmith.training.callbacks import Callbacks
 
 TASKS = {**runs.TASKS, "liked": {"objective": {"kind": "preference"}, "data": {"train": "liked.jsonl"}}}
 OBJECTIVES["multitask with dpo"] = ("answers", {"kind": "multitask", "tasks": TASKS})
+OBJECTIVES["grpo with short answers"] = (
+    "answers",
+    {**runs.RL, "group": 2, "max_new_tokens": 2, "mask_truncated": True, "beta": 0.1},
+)
 # Objective, technique, model and rows per step, as in `processes`.
 CASES = {
     "full": ("instruct", "full", "llama", 7),
@@ -51,9 +56,12 @@ CASES = {
     "several tasks": ("multitask with dpo", "lora", "llama", 7),
     "rollouts": ("grpo", "lora", "llama", 7),
     "no rows with rollouts": ("grpo", "lora", "llama", 1),
+    "rollouts that end early": ("grpo with short answers", "lora", "llama", 2),
     "experts": ("instruct", "full", "mixtral", 1),  # their balance is that of a micro-batch
     "experts below adapters": ("instruct", "lora", "mixtral", 7),
 }
+# Ids that end a completion, instead of the one of the chat template.
+ENDS = frozenset(range(0, 100_000, 3))
 # Two rows per step, each a micro-batch; and four rows, in as few micro-batches as possible.
 SMALL = {"way": "full", "model": "untied", "shard": "full", "save_steps": 2, "exact": True}
 LARGE = {**SMALL, "batch_tokens": 4096, "batch_rows": 4}
@@ -79,6 +87,8 @@ def as_in(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if name.startswith("divided after"):
             patch.setattr(load, "_from_folder", lambda *args: read(*args[:2], replace(args[2], sharding=None)))
+        if name.endswith("end early"):  # after about two tokens, so that processes sample unequally many, or learn none
+            patch.setattr(Template, "stop_ids", property(lambda _: ENDS, lambda *_: None), raising=False)
         world = replace(current_world(), local_size=1) if name == "two machines" else current_world()
         with among(world):
             yield

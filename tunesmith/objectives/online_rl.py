@@ -20,6 +20,7 @@ from tunesmith.models.batch import Batch, Rollout, StepMetrics, pack
 from tunesmith.models.generation.generate import AnswerIds, sample
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
+from tunesmith.models.world import current_world
 from tunesmith.objectives import policy_gradient
 from tunesmith.objectives.base import Learner, Loss, one_output
 from tunesmith.objectives.rl import Rl
@@ -59,7 +60,7 @@ class OnlineRLLearner(Learner):
         """
         objective = self.objective
         prompts, sampled, completions = self._sample(batch, policy)
-        scores = torch.tensor(self.score(completions), dtype=torch.float32)
+        scores = torch.tensor(self._scores(completions), dtype=torch.float32)
         cut_off = torch.tensor([not completion.finished for completion in completions])
         rewards = (scores - objective.missing_end_penalty * cut_off).view(len(prompts), -1)
         kept = [i for i, completion in enumerate(completions) if completion.finished or not objective.mask_truncated]
@@ -70,7 +71,13 @@ class OnlineRLLearner(Learner):
         logprobs = [value for i in kept for value in sampled[i].logprobs]
         if logprobs:
             rollout = replace(rollout, sampled=torch.tensor(logprobs, device=policy.device))
-        return replace(packed, rollout=replace(rollout, metrics=metrics), step=batch.step, counts=batch.counts)
+        return replace(
+            packed,
+            rollout=replace(rollout, metrics=metrics),
+            step=batch.step,
+            counts=batch.counts,
+            tokens=packed.tokens if rows else 0,
+        )
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Compute the policy loss, with ppo also the value loss, summed over the completion tokens."""
@@ -135,10 +142,33 @@ class OnlineRLLearner(Learner):
             temperature=objective.temperature,
             seed=self.seed * 1_000_003 + batch.step,
         )
-        groups = self.sampler(policy, prompts, count=objective.group, sampling=sampling, template=self.template)
+        groups = self._groups(prompts, policy, sampling)
         sampled = [answer for group in groups for answer in group]
         completions = [self._completion(batch, i // objective.group, answer) for i, answer in enumerate(sampled)]
         return prompts, sampled, completions
+
+    def _groups(self, prompts: list[list[int]], policy: Policy, sampling: Sampling) -> list[list[AnswerIds]]:
+        """Return G completions of each prompt.
+
+        Over sharded weights every process samples for all: one whose completions end first would leave the others
+        waiting in the middle of a pass. A completion does not depend on the others that are sampled with it.
+        """
+        world = current_world()
+        if not world.lockstep:
+            return self.sampler(policy, prompts, count=self.objective.group, sampling=sampling, template=self.template)
+        every = {tuple(prompt): prompt for part in world.dealing.gather(prompts) for prompt in part}
+        groups = self.sampler(
+            policy, list(every.values()), count=self.objective.group, sampling=sampling, template=self.template
+        )
+        found = dict(zip(every, groups, strict=True))
+        return [found[tuple(prompt)] for prompt in prompts]
+
+    def _scores(self, completions: list[Completion]) -> list[float]:
+        """Score completions; over sharded weights, a reward that fails in one process is the error of all."""
+        world = current_world()
+        if not world.lockstep:
+            return self.score(completions)
+        return world.dealing.collect(lambda: self.score(completions))[world.rank]
 
     def _completion(self, batch: Batch, row: int, answer: AnswerIds) -> Completion:
         return Completion(self.prompts[batch.locations[row]], self.template.decode(answer.ids).strip(), answer.finished)
@@ -154,15 +184,17 @@ class OnlineRLLearner(Learner):
         """Compute per-token advantages of the kept completions, of `sizes` tokens, from all rewards [P, G]."""
         objective = self.objective
         ppo = objective.algorithm == "ppo"
-        if not kept:  # the only row of the batch is a prompt, which has no learned token
-            empty = torch.zeros(0, device=policy.device)
-            return Rollout(empty, empty, empty, empty, empty)
         states = policy.learned(batch) if ppo or objective.updates > 1 else None
         old = None if states is None else self._token_logprobs(states, batch, policy)
         reference = None
         if ppo or objective.beta:
             with policy.reference():
                 reference = self._token_logprobs(policy.learned(batch), batch, policy)
+        # The only row of the batch is a prompt, which has no learned token. Over sharded weights, its passes were still
+        # needed: every process runs equally many.
+        if not kept:
+            empty = torch.zeros(0, device=policy.device)
+            return Rollout(empty, empty, empty, empty, empty)
         if not ppo:
             advantages = policy_gradient.group_advantages(rewards, scaled=objective.scale == "group")
             return Rollout(advantages.flatten()[list(kept)].to(policy.device)[batch.row_ids], old, reference)
@@ -177,7 +209,7 @@ class OnlineRLLearner(Learner):
 
     def _update_metrics(self, new: Tensor, old: Tensor, rollout: Rollout) -> StepMetrics:
         """Return the share of clipped tokens, the nats per token, the KL, and how an engine differs from the policy."""
-        count = max(1, len(new))
+        count = len(new)
         clipped = ((new - old).exp() - 1).abs() > self.objective.clip
         metrics = {"clipped_share": (clipped.sum(), count), "nats_per_token": (-new.sum(), count)}
         if rollout.reference is not None:
