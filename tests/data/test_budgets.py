@@ -30,6 +30,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 DEEP = 60
+MANY = "{% set many = range(60000)|list %}"
 HOSTILE = [
     LONG,
     DOUBLED,
@@ -68,6 +69,25 @@ HOSTILE = [
     "{% set b = range(99999) | list %}{% for a in range(99999) %}{{ 'x' if 'y' in b }}{% endfor %}",
     "{% set ns = namespace(l=[]) %}{% for a in range(99999) %}{% set ns.l = ns.l + [a] %}{% endfor %}",
     "{% for x in range(99999) %}{% for y in 'a' * 99999 %}{% endfor %}{% endfor %}",
+    # Methods of Markup are written in Python.
+    *("{{ ('{:>500000000}'|safe).format('x') }}", "{{ ('{a:>500000000}'|e).format_map({'a': 'x'}) }}"),
+    *(
+        "{{ ('a'|safe).ljust(300000000) }}",
+        "{{ ('a'|forceescape).center(300000000) }}",
+        "{{ ('a'|escape).striptags() }}",
+    ),
+    "{% autoescape true %}{% set s %}a{% endset %}{{ s.ljust(300000000) }}{% endautoescape %}",
+    # Work inside filters and tests.
+    f"{MANY}{{{{ range(300)|map(attribute='nope', default=many)|sum(start=[])|length }}}}",
+    f"{MANY}{{{{ range(30000)|map(attribute='nope', default=many)|sort|length }}}}",
+    f"{MANY}{{{{ ([many[:20000]] * 9)|sum(start=[])|length }}}}{{{{ [many[:20000]] * 99 }}}}",
+    f"{MANY}{{{{ range(99999)|select('in', many)|list|length }}}}",
+    f"{MANY}{{% for a in range(99999) %}}{{{{ a is in many }}}}{{% endfor %}}",
+    "{% set s = 'a' * 500000 %}{% for a in range(1000) %}{{ s }}{% endfor %}",
+    # References to the chat are as large as the chat where they are written out.
+    "{{ [messages] * 99999 }}",
+    "{% for x in range(99999) %}{% set y = ([messages] * 999)|string %}{% endfor %}",
+    "{{ strftime_now('%999999999d' ~ 'a' * 400000) }}",
 ]
 # Jinja has no such thing here, or Python gives up by itself.
 REJECTED = [
@@ -106,6 +126,37 @@ def test_a_chat_is_rendered_as_transformers_does(source: str, count: int):
         expected = tokenizer.apply_chat_template(chat, tokenize=False, chat_template=source, **more)
         given = {"messages": chat, "tools": [], "add_generation_prompt": False, **tokenizer.special_tokens_map, **more}
         assert template_budget.render(source, given) == expected
+
+
+@pytest.mark.parametrize(
+    ("used", "count"),
+    [
+        ("messages|selectattr('role', 'equalto', 'user')|list", 1600),
+        ("messages|map(attribute='content')|list", 1600),
+        ("messages[loop.index:]", 4000),
+        ("messages[:loop.index]|selectattr('tool_calls', 'defined')|list", 800),
+    ],
+)
+def test_a_long_chat_is_not_refused_where_every_turn_looks_at_all_messages(used: str, count: int):
+    chat = [{"role": ("user", "assistant")[i % 2], "content": f"said {i}, and some more words"} for i in range(count)]
+    source = f"{{% for m in messages %}}{{{{ m.role ~ m.content ~ ({used})|length }}}}{{% endfor %}}"
+    tokenizer = base("llama").tokenizer
+    began = time.process_time()
+    expected = tokenizer.apply_chat_template(chat, tokenize=False, chat_template=source)
+    plain, began = time.process_time() - began, time.process_time()
+    assert template_budget.render(source, {"messages": chat}) == expected
+    assert time.process_time() - began < 4 * plain + 3
+
+
+def test_filters_have_the_results_of_jinja():
+    source = (
+        "{{ [1, 2]|sum }}{{ messages|sum(attribute='n', start=3) }}{{ ('<'|e) ~ ('<'|safe) ~ '<' }}"
+        "{{ 'yes' if messages|selectattr('n', 'equalto', 9) }}{{ messages|map(attribute='n') is sequence }}"
+        "{{ (messages|rejectattr('n', 'odd')|first).n }}{{ strftime_now('%%') }}{{ {'b': 1, 'a': 2}|dictsort }}"
+    )
+    chat = [{"n": 1}, {"n": 2}]
+    expected = base("llama").tokenizer.apply_chat_template(chat, tokenize=False, chat_template=source)
+    assert template_budget.render(source, {"messages": chat}) == expected
 
 
 def test_a_template_with_ordinary_arithmetic_is_not_refused():
