@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,8 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.files import sha256_of_file, storage_error, write_whole
-from tunesmith.errors import DataError
+from tunesmith.config import load_recipe
+from tunesmith.data.files import (
+    DIGESTS,
+    begin_digests,
+    check_writable,
+    holds_files,
+    sha256_of_file,
+    storage_error,
+    was_changed,
+    write_whole,
+)
+from tunesmith.errors import DataError, RecipeError, StorageError
 
 
 def test_the_digest_is_that_of_the_bytes(tmp_path: Path):
@@ -50,6 +61,8 @@ def test_a_file_that_cannot_be_finished_stays_as_it_was(tmp_path: Path):
         # Of tokenizers and safetensors, which have no OSError.
         (Exception("Read-only file system (os error 30)"), "a file: cannot be written (Read-only file system); give"),
         (ConnectionRefusedError(111, "Connection refused"), None),
+        (FileNotFoundError(2, "No such file or directory", "a"), None),
+        (NotADirectoryError(20, "Not a directory", "a"), None),
         (ValueError("no file"), None),
         (DataError("a (os error 30)"), None),
     ],
@@ -91,3 +104,63 @@ def test_two_programs_that_write_one_file_leave_one_of_theirs(tmp_path: Path):
     assert [one.wait(60) for one in running] == [0, 0]
     assert file.read_text() in ("a" * 100_000, "b" * 100_000)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_list_of_digests_that_is_the_users_is_neither_read_nor_written(tmp_path: Path):
+    own, run = tmp_path / DIGESTS, tmp_path / "runs" / "a"
+    own.write_text(f"{'0' * 64}  runs/a/page.json\n")
+    run.mkdir(parents=True)
+    write_whole(run / "page.json", "1")
+    assert not was_changed(run / "page.json")
+    begin_digests(run)
+    write_whole(run / "page.json", "2")
+    assert not was_changed(run / "page.json")
+    (run / "page.json").write_text("3")
+    assert was_changed(run / "page.json")
+    assert own.read_text() == f"{'0' * 64}  runs/a/page.json\n"
+    assert holds_files(tmp_path)
+
+
+def test_a_list_without_a_header_is_read_beside_a_page_of_ours(tmp_path: Path):
+    (tmp_path / DIGESTS).write_text(f"{'0' * 64}  run.json\n")
+    (tmp_path / "run.json").write_text("{}")
+    begin_digests(tmp_path)
+    assert was_changed(tmp_path / "run.json")
+    assert (tmp_path / DIGESTS).read_text() == f"{'0' * 64}  run.json\n"
+
+
+@pytest.mark.parametrize("left", [None, ""])
+def test_a_folder_with_a_list_that_was_begun_alone_counts_as_empty(left: str | None, tmp_path: Path):
+    if left is None:
+        begin_digests(tmp_path)
+    else:
+        (tmp_path / DIGESTS).write_text(left)
+    (tmp_path / ".run.json.7.half").write_text("{")
+    assert not holds_files(tmp_path)
+    begin_digests(tmp_path)
+    write_whole(tmp_path / "run.json", "{}")
+    assert holds_files(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    assert was_changed(tmp_path / "run.json")
+
+
+def test_a_list_that_cannot_be_read_is_an_error_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def denied(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("tunesmith.config.load.report_edit", denied)
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: cannot be read \(Permission denied\)"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_read_only_file_and_a_drive_that_is_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.json").write_text("kept")
+    check_writable(tmp_path / "a.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)  # root may write every file
+        check_writable(tmp_path)
+        with pytest.raises(StorageError, match=r"a\.json: cannot be written \(Permission denied\)"):
+            check_writable(tmp_path / "a.json")
+    monkeypatch.setattr("tunesmith.data.files.is_there", lambda path: False)
+    with pytest.raises(StorageError, match=r"b\.json: cannot be written \(No such file or directory\)"):
+        check_writable(tmp_path / "b.json")

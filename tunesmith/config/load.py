@@ -75,8 +75,8 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
         RecipeError: the file cannot be read, or a key or value is invalid.
     """
     path = Path(path)
-    report_edit(path)
     try:
+        report_edit(path)
         text = path.read_text(encoding="utf-8")
         raw = _plain_values(text, as_json=path.suffix.lower() == ".json")
     except FileNotFoundError:

@@ -26,8 +26,13 @@ FIXES = {
     errno.EEXIST: "move what is in the way, or give another path",
     errno.ENAMETOOLONG: "use a shorter name",
 }
+# Errors that a user can repair whichever file they are about. Others, without a place that is known to be the user's,
+# are bugs.
+REPAIRABLE = (*FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 # Digests of the files in a run folder, as `sha256sum` prints them. A file that was replaced has several lines.
 DIGESTS = "digests.txt"
+DIGESTS_HEADER = "# tunesmith: SHA-256 of what was written here\n"  # `sha256sum --check` takes it for a comment
+PAGES = ("run.json", "need.run.json")  # beside a list that an earlier version began, which has no header
 
 
 def sha256_of_file(path: Path) -> str:
@@ -63,6 +68,38 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
             raise
 
 
+def begin_digests(folder: Path) -> None:
+    """Begin the list of digests in a folder of ours, unless it has one."""
+    if _has_digests(folder):
+        return
+    half = folder / f".{DIGESTS}.{os.getpid()}.half"  # the list is whole or absent
+    with writing(folder / DIGESTS):
+        try:
+            half.write_text(DIGESTS_HEADER, encoding="utf-8")
+            half.replace(folder / DIGESTS)
+        except BaseException:
+            with suppress(OSError):
+                half.unlink()
+            raise
+
+
+def _has_digests(folder: Path) -> bool:
+    """Return whether a folder has a list of digests that is ours, not a file of the user with the same name."""
+    path = folder / DIGESTS
+    if not path.is_file():
+        return False
+    return any((folder / page).is_file() for page in PAGES) or _start(path) == DIGESTS_HEADER
+
+
+def _start(path: Path) -> str | None:
+    """Return as many characters of a file as the header of a list has; None if it cannot be read."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(len(DIGESTS_HEADER))
+    except OSError:
+        return None
+
+
 def _record_digest(target: Path, content: Path) -> None:
     """Add the digest of a file's new content to the list of its folder, before the content is there."""
     if found := _digest_list(target):
@@ -75,7 +112,7 @@ def _record_digest(target: Path, content: Path) -> None:
 def _digest_list(path: Path) -> tuple[Path, str] | None:
     """Return the list of digests for a file and its name there; None outside of run folders."""
     path = path.resolve()
-    folder = next((folder for folder in path.parents if (folder / DIGESTS).is_file()), None)
+    folder = next(filter(_has_digests, path.parents), None)
     return (folder / DIGESTS, path.relative_to(folder).as_posix()) if folder else None
 
 
@@ -159,8 +196,8 @@ def storage_error(error: Exception, path: Path | None = None) -> StorageError | 
             return None
         error = OSError(int(number[1]), os.strerror(int(number[1])))
     place = str(path or error.filename2 or error.filename or "")[:200]
-    if not place and error.errno not in (*FULL, errno.EROFS, errno.EIO):  # a connection, for example
-        return None
+    if not path and error.errno not in (REPAIRABLE if place else (*FULL, errno.EROFS, errno.EIO)):
+        return None  # a bug, or a connection
     problem = "cannot be written" if path or error.errno in (*FULL, errno.EROFS) else "cannot be opened or written"
     return StorageError(f"{place or 'a file'}: {problem} ({error.strerror or error}); {fix_for(error)}")
 
@@ -198,15 +235,27 @@ def is_recipe(path: Path) -> bool:
 
 
 def holds_files(path: Path) -> bool:
-    """Return whether a path is a file, or a folder with more than what `write_whole` left when it was killed."""
-    return path.is_file() or (path.is_dir() and any(entry.suffix != ".half" for entry in path.iterdir()))
+    """Return whether a path is a file, or a folder with more than what its first write left when it was killed."""
+    return path.is_file() or (path.is_dir() and not all(map(_is_left_over, path.iterdir())))
+
+
+def _is_left_over(path: Path) -> bool:
+    """Return whether a file is a part of one, or a list of digests that was begun; earlier versions left empty ones."""
+    begun = path.name == DIGESTS and path.is_file() and _start(path) in ("", DIGESTS_HEADER)
+    return begun or path.suffix == ".half"
 
 
 def check_writable(path: Path) -> None:
-    """Raise StorageError if a file or folder that does not exist yet cannot be created at `path`."""
-    if not is_there(path):
-        place = next(parent for parent in path.absolute().parents if is_there(parent))
-        with writing(path), tempfile.TemporaryFile(dir=place):  # `os.access` knows nothing of quotas and of root
+    """Raise StorageError if the file at `path` is read-only, or if nothing can be created there."""
+    with writing(path):
+        if is_there(path):
+            if path.is_file() and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        place = next((parent for parent in path.absolute().parents if is_there(parent)), None)
+        if place is None:  # a drive that is not there
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with tempfile.TemporaryFile(dir=place):  # `os.access` knows nothing of quotas and of root
             pass
 
 

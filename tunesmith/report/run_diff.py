@@ -296,8 +296,8 @@ def _sentence(comparison: PairedComparison, changed: Sequence[Changed], metric: 
 
 def _recipe(run: Path) -> Mapping[str, Any]:
     path = run / "recipe.yaml"
-    report_edit(path)
     try:
+        report_edit(path)
         recipe = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         recipe = None

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from tunesmith.config import Ledger, Loop, Recipe, Retention, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.audit.chunks import head
-from tunesmith.data.files import DIGESTS, holds_files, is_there, read_page, sha256_of_file, write_whole, writing
+from tunesmith.data.files import begin_digests, holds_files, is_there, read_page, sha256_of_file, write_whole, writing
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.schema.accepted import UNANSWERABLE
 from tunesmith.data.schema.cells import has_column
@@ -160,7 +160,7 @@ class RunFolder:
             return
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / DIGESTS).touch()
+            begin_digests(self.path)
         text = json.dumps({"identity": self.identity, **facts}, indent=1)
         write_whole(self.path / self.file, text)
 
