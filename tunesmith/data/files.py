@@ -32,7 +32,7 @@ REPAIRABLE = (*FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EN
 # Digests of the files in a run folder, as `sha256sum` prints them. A file that was replaced has several lines.
 DIGESTS = "digests.txt"
 DIGESTS_HEADER = "# tunesmith: SHA-256 of what was written here\n"  # `sha256sum --check` takes it for a comment
-PAGES = ("run.json", "need.run.json")  # beside a list that an earlier version began, which has no header
+PAGES = ("run.json", "need.run.json")  # next to the list of an earlier version, which has no header
 
 
 def sha256_of_file(path: Path) -> str:
@@ -240,9 +240,9 @@ def holds_files(path: Path) -> bool:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Return whether a file is a part of one, or a list of digests that was begun; earlier versions left empty ones."""
-    begun = path.name == DIGESTS and path.is_file() and _start(path) in ("", DIGESTS_HEADER)
-    return begun or path.suffix == ".half"
+    """Return whether a file is a part of one, or a list of digests without any; earlier versions left empty ones."""
+    empty = path.name == DIGESTS and path.is_file() and _start(path) in ("", DIGESTS_HEADER)
+    return empty or path.suffix == ".half"
 
 
 def check_writable(path: Path) -> None:
