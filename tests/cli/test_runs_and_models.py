@@ -53,6 +53,19 @@ def test_a_report_that_cannot_be_read_does_not_hide_the_others(command: Command,
     assert done.err.startswith("warning: ")
 
 
+def test_a_journal_that_was_damaged_does_not_hide_the_others(command: Command, encoder_run: Path, tmp_path: Path):
+    shutil.copytree(encoder_run, tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{}")
+    (tmp_path / "bad" / "journal.jsonl").write_text('{"step" 1}\n{"step": 2}\n')
+    done = command("runs", tmp_path, "--json")
+    assert {Path(line["run"]).name: line["state"] for line in json.loads(done.out)["runs"]} == {
+        "good": "finished",
+        "bad": "unreadable",
+    }
+    assert "journal.jsonl:1: changed since it was written" in done.err
+
+
 def test_no_runs_yet_is_no_error_but_a_missing_folder_that_was_named_is(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

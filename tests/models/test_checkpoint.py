@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -151,6 +152,32 @@ def test_what_cannot_be_written_is_kept_in_a_temporary_folder(tmp_path: Path, mo
     assert str(error.value).endswith(f" {kept}, which can be moved to {tmp_path / 'file' / 'last'}")
     assert content(kept) == "word"
     verify_folder(kept)
+
+
+def test_a_folder_that_is_there_is_to_be_deleted_before_its_rescue_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, other = tmp_path / "last", tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(other))
+    write_folder(folder, filler("old"))
+
+    def full(half: Path) -> None:
+        if half.is_relative_to(folder.parent / ".last.half") or full_everywhere:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        filler("new")(half)
+
+    full_everywhere = False
+    with pytest.raises(StorageError) as error:
+        write_folder(folder, full)
+    (kept,) = other.glob("tunesmith-*/last")
+    assert str(error.value).endswith(f"until then it is in {kept}, delete {folder} and move it there")
+    assert (content(folder), content(kept)) == ("old", "new")
+    shutil.rmtree(kept.parent)
+    full_everywhere = True
+    with pytest.raises(StorageError, match=r"free some space$"):
+        write_folder(folder, full)
+    assert not list(other.iterdir())
 
 
 def test_the_manifest_names_every_file_with_its_digest(tmp_path: Path):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,10 +25,10 @@ from bench.technique_grid.cells import Setting, cells
 from bench.technique_grid.run import fill, read
 from tests.pipelines.conftest import recipe, reviews
 from tests.pipelines.tune.test_multitask import mixed
-from tunesmith.errors import OptionError
+from tunesmith.errors import OptionError, TunesmithError
 from tunesmith.events import StepFinished
 from tunesmith.pipelines.learning_curve.learning_curve import measure_cell
-from tunesmith.pipelines.many_runs import check_place, each
+from tunesmith.pipelines.many_runs import _result, check_place, each
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.run_folder import pin_machine
@@ -64,6 +65,21 @@ def test_nothing_more_starts_once_it_is_to_stop():
 def test_an_error_of_a_cell_is_its_own():
     with pytest.raises(ZeroDivisionError):
         list(each(lambda cell: 1 // cell, [1, 0]))
+
+
+@pytest.mark.parametrize(("text", "reason"), [("", "RayError"), ("a\nno module\n", "no module")])
+def test_a_task_that_cannot_start_is_one_line_with_or_without_a_cause(text: str, reason: str):
+    class RayError(Exception): ...
+
+    class RayTaskError(RayError):
+        cause = RayError(text)
+
+    def get(reference: object) -> None:
+        raise RayTaskError
+
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError), get=get)
+    with pytest.raises(TunesmithError, match=rf"ray: a task cannot start \({reason}\); install"):
+        _result(ray, None)
 
 
 def test_without_ray_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch):

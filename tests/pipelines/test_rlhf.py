@@ -197,6 +197,13 @@ def test_answers_with_separators_of_lines_in_them_are_read_again(tmp_path: Path)
     once = votes_so_far(loop, 1)
     (loop.round(1) / "policy").mkdir()
     assert votes_so_far(loop, 1) == once
+    path = loop.round(1) / "votes.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + "{", encoding="utf-8")
+    for listed in (True, False):  # earlier versions listed no digests
+        if not listed:
+            (loop.folder / "digests.txt").unlink()
+        with pytest.raises(CheckpointError, match=r"votes\.jsonl: changed since it was written"):
+            votes_so_far(loop, 1)
 
 
 def test_votes_that_come_after_a_round_has_begun_to_learn_do_not_change_its_rows(tmp_path: Path):

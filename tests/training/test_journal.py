@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import CheckpointError
-from tunesmith.training.journal import Journal
+from tunesmith.training.journal import Journal, append_call, finished_calls
 
 
 def test_records_come_back_in_order_also_through_another_journal(tmp_path: Path):
@@ -64,3 +64,43 @@ def test_a_flipped_bit_in_any_letter_of_a_journal_is_one_line(bit: int, tmp_path
 def test_lines_of_earlier_versions_are_read(tmp_path: Path):
     (tmp_path / "journal.jsonl").write_text('{"step": 1}\n{"step": 2, "loss": 0.5}\n')
     assert Journal(tmp_path / "journal.jsonl").read() == [{"step": 1}, {"step": 2, "loss": 0.5}]
+
+
+def test_results_of_calls_come_back_and_a_line_that_was_cut_is_taken_off(tmp_path: Path):
+    file = tmp_path / "calls.jsonl"
+    assert finished_calls(file, list[str]) == []
+    append_call(file, ["a\u2028", "ü"])
+    append_call(file, [])
+    whole = file.read_text()
+    with file.open("a") as lines:
+        lines.write('{"call": ["cut')
+    assert finished_calls(file, list[str]) == [["a\u2028", "ü"], []]
+    assert file.read_text() == whole
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flipped_bit_in_the_results_of_calls_is_one_line(bit: int, tmp_path: Path):
+    file, calls = tmp_path / "calls.jsonl", [["a text"], ["another"]]
+    for call in calls:
+        append_call(file, call)
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        with suppress(CheckpointError):
+            assert finished_calls(file, list[str]) == calls, place
+
+
+def test_results_of_calls_of_earlier_versions_are_read_and_get_a_checksum(tmp_path: Path):
+    file = tmp_path / "calls.jsonl"
+    file.write_text('["\\"crc32\\": 1"]\n["b"]\n["cut')
+    assert finished_calls(file, list[str]) == [['"crc32": 1'], ["b"]]
+    append_call(file, ["c"])
+    assert finished_calls(file, list[str]) == [['"crc32": 1'], ["b"], ["c"]]
+    assert file.read_text().count('"crc32": ') == 3
+    for damaged in ("[5]\n", "5\n", '["a"\n["b"]\n', "{}\n"):
+        file.write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"calls\.jsonl.*: changed since it was written"):
+            finished_calls(file, list[str])
+    file.write_text('["cut')
+    assert finished_calls(file, list[str]) == []
+    assert file.read_text() == ""

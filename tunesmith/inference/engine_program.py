@@ -78,7 +78,10 @@ def kind_of(engine: str) -> str:
     """Return the key in `PROGRAMS` of an engine, empty for an address; raise RecipeError if it names none."""
     if engine.startswith(("http://", "https://")):
         return ""
-    kind = Path((shlex.split(engine) or [""])[0]).name
+    words: list[str] = []
+    with suppress(ValueError):  # a quotation mark alone
+        words = shlex.split(engine)
+    kind = Path(words[0]).name if words else ""
     if kind not in PROGRAMS:
         expected = "vllm, sglang, the path of one of them, or the address of a running one"
         raise RecipeError(f"engine: expected {expected}, got {engine!r}; write http://127.0.0.1:8000 for an address")

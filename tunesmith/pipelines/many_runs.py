@@ -117,7 +117,8 @@ def _result(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, ray.exceptions.RayError):
             raise error.cause from None
-        reason = briefly(str(error.cause).strip().splitlines()[-1])  # such as a module that a worker lacks
+        lines = str(error.cause).strip().splitlines()
+        reason = briefly(lines[-1] if lines else error.cause)  # such as a module that a worker lacks
         raise TunesmithError(
             f"ray: a task cannot start ({reason}); install the same Tunesmith in all workers"
         ) from error

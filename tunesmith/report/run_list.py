@@ -23,7 +23,7 @@ def list_runs(folder: Path, *, on_problem: Callable[[str], None] = lambda _: Non
 
     Args:
         folder: holds run folders, or is one.
-        on_problem: receives a message about each run whose report cannot be read.
+        on_problem: receives a message about each run whose report or journal cannot be read.
 
     Returns:
         An entry per run: `run` (its folder), `when`, `state`, `step`, and `report` with `what` and `task`, or None.
@@ -38,13 +38,13 @@ def _describe_run(path: Path, on_problem: Callable[[str], None]) -> dict[str, An
     page = next(p for p in (path / "report.json", path / "journal.jsonl", path / "run.json") if p.exists())
     when = datetime.fromtimestamp(page.stat().st_mtime).isoformat(sep=" ", timespec="minutes")
     entry: dict[str, Any] = {"run": path, "when": when, "state": "finished", "step": None, "report": None}
-    if not (path / "report.json").exists():
-        steps = [record for record in Journal(path / "journal.jsonl").read() if "steps" in record]
-        if not steps:
-            return entry | {"state": "unfinished", "step": 0}
-        step = steps[-1]["step"]
-        return entry | {"state": f"unfinished, step {step} of {steps[-1]['steps']}", "step": step}
     try:
+        if not (path / "report.json").exists():
+            steps = [record for record in Journal(path / "journal.jsonl").read() if "steps" in record]
+            if not steps:
+                return entry | {"state": "unfinished", "step": 0}
+            step = steps[-1]["step"]
+            return entry | {"state": f"unfinished, step {step} of {steps[-1]['steps']}", "step": step}
         report = read_report(path)
     except CheckpointError as error:
         on_problem(str(error))

@@ -9,13 +9,11 @@ prompt.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.examples.types import Chat, Example, Reference
-from tunesmith.data.files import write_whole, writing
 from tunesmith.data.stored import joined
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.messages import Message
@@ -28,6 +26,7 @@ from tunesmith.objectives import Instruct
 from tunesmith.objectives.instruct import accepted, asked, has_thoughts, reference
 from tunesmith.phases import phase
 from tunesmith.progress import track
+from tunesmith.training.journal import append_call, finished_calls
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.train import base_policy
 
@@ -197,21 +196,11 @@ def _gives_away(thoughts: str) -> bool:
 def _think(chats: Sequence[Chat], thinker: _Thinker, file: Path) -> list[OwnThoughts]:
     """Return the thoughts of each row; calls that are in the file are not made again."""
     calls = [chats[start : start + ROWS_PER_CALL] for start in range(0, len(chats), ROWS_PER_CALL)]
-    finished = _finished_calls(file)
+    finished = finished_calls(file, list[OwnThoughts])
     for number, call in enumerate(track(calls, "thinking", unit="rows", total=len(chats), size=len)):
         if number < len(finished):
             continue
         found = replace(thinker, seed=thinker.seed + 2 * number).think(call)
         finished.append(found)
-        with writing(file), file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps([asdict(own) for own in found], ensure_ascii=False) + "\n")
+        append_call(file, [asdict(own) for own in found])
     return [own for call in finished for own in call]
-
-
-def _finished_calls(file: Path) -> list[list[OwnThoughts]]:
-    """Return the results of every call before an interruption, and drop a truncated last line from the file."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    write_whole(file, "".join(f"{line}\n" for line in lines))
-    return [[OwnThoughts(**own) for own in json.loads(line)] for line in lines]

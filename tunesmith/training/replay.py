@@ -18,7 +18,7 @@ from tunesmith.config import SELF, Recipe
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.config.resolve import BYTES_A_TOKEN, size_of, windows
 from tunesmith.data.examples.types import Example, Text
-from tunesmith.data.files import read_text, write_whole, writing
+from tunesmith.data.files import read_text, write_whole
 from tunesmith.data.splits.near_duplicates import near_copies
 from tunesmith.data.stored import joined
 from tunesmith.data.tokenization.tokenizer import frame
@@ -28,6 +28,7 @@ from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
 from tunesmith.progress import measuring
+from tunesmith.training.journal import append_call, finished_calls
 from tunesmith.training.prepare import TrainingContext, encode_all
 from tunesmith.training.read import general_texts
 
@@ -173,7 +174,7 @@ def _sampled_texts(prepared: TrainingContext, count: int, partial: Path, on_even
     """
     base, template, seed = prepared.base, prepared.template, prepared.recipe.seed
     tokenizer = template.tokenizer
-    finished = _finished_calls(partial)
+    finished = finished_calls(partial, list[str])
     # What precedes every text; if the tokenizer adds nothing, the end of a text.
     start, _ = frame(tokenizer)
     start = start or ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
@@ -205,18 +206,8 @@ def _sampled_texts(prepared: TrainingContext, count: int, partial: Path, on_even
             ]
             samples += texts
             meter.update(len(samples))
-            with writing(partial), partial.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(texts) + "\n")
+            append_call(partial, texts)
     if not samples:
         problem = f"the base model generated no text of {SHORTEST} tokens in {tries} samples"
         raise DataError(f"replay.source: {problem}; name a file of general texts, or set replay.share: 0")
     return samples[:count]
-
-
-def _finished_calls(partial: Path) -> list[list[str]]:
-    """Return the texts of every call before an interruption, and drop a truncated last line from the file."""
-    if not partial.exists():
-        return []
-    lines = partial.read_text(encoding="utf-8").split("\n")[:-1]
-    write_whole(partial, "".join(f"{line}\n" for line in lines))
-    return [json.loads(line) for line in lines]

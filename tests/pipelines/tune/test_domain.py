@@ -203,12 +203,6 @@ def test_general_rows_that_were_written_before_a_stop_are_not_written_again(
     assert {ids[0] for prompts in asked for ids in prompts} == {end}  # and not the beginning of a turn
 
 
-def test_a_line_of_general_rows_that_was_cut_alone_is_taken_off(tmp_path: Path):
-    (tmp_path / "part.jsonl").write_text('["cut')
-    assert replay._finished_calls(tmp_path / "part.jsonl") == []
-    assert (tmp_path / "part.jsonl").read_text() == ""
-
-
 def test_rows_of_which_none_is_held_out_are_refused_before_anything_runs(tmp_path: Path):
     with pytest.raises(Refused, match=r"no held-out rows to score; set data.test or data.validation"):
         tune(on_texts(tmp_path, "llama", data={"test": 0, "validation": 0}), tmp_path / "run")

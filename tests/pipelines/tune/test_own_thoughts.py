@@ -52,7 +52,7 @@ def test_a_model_taught_to_think_keeps_its_own_thoughts_on_plain_answers(
     run = tune_recipe(wanted, out=tmp_path / "keep", callbacks=Callbacks(), offline=True)
 
     (line,) = (run.folder / "thoughts.jsonl").read_text().splitlines()
-    kept = [own for own in json.loads(line) if own["thoughts"]]
+    kept = [own for own in json.loads(line)["call"] if own["thoughts"]]
     (note,) = [note for note in run.report.data.notes if "own thoughts lead to the answer" in note]
     held_out = 2
     assert len(kept) - held_out <= int(note.split(" in ")[1].split(" of ")[0]) <= len(kept)

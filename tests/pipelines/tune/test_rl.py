@@ -185,6 +185,7 @@ def test_one_engine_samples_for_two_processes_as_for_one(rules: Path, tmp_path: 
         ({"technique": "full"}, "objective.engine: only plain adapters are handed over to an engine; use technique"),
         ({"objective": {"temperature": 0.7}}, "objective.temperature: a running engine may report log-probabilities"),
         ({"objective": {"engine": "vlm"}}, "engine: expected vllm, sglang"),
+        ({"objective": {"engine": "vllm 'x"}}, "engine: expected vllm, sglang"),
         ({"objective": {"engine": "http://me:secret@127.0.0.1:9"}}, "the address contains a password"),
     ],
 )

@@ -54,10 +54,22 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, shards: Mapping[
     except StorageError as error:
         if not shards:
             with suppress(StorageError, OSError):
-                elsewhere = Path(tempfile.mkdtemp(prefix="tunesmith-")) / folder.name
-                _write_folder(elsewhere, fill)
-                error.args = (f"{error}; until then it is in {elsewhere}, which can be moved to {folder}",)
+                elsewhere = _write_elsewhere(folder.name, fill)
+                # `mv` would put it into a folder that is there.
+                move = f"delete {folder} and move it there" if folder.exists() else f"which can be moved to {folder}"
+                error.args = (f"{error}; until then it is in {elsewhere}, {move}",)
         raise
+
+
+def _write_elsewhere(name: str, fill: Callable[[Path], None]) -> Path:
+    """Write a folder into a temporary one and return its path; leave nothing if that fails."""
+    place = Path(tempfile.mkdtemp(prefix="tunesmith-"))
+    try:
+        _write_folder(place / name, fill)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    return place / name
 
 
 def _write_folder(folder: Path, fill: Callable[[Path], None], shards: Mapping[str, Tensor] | None = None) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from tunesmith.annotation.import_export import preference_rows
 from tunesmith.annotation.vote_rows import PAIRS
 from tunesmith.config import VOTES, Data, Gates, Loop, Recipe, Schedule
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_text, write_whole
+from tunesmith.errors import CheckpointError
 from tunesmith.events import Note, StageStarted
 from tunesmith.objectives import Reward
 from tunesmith.pipelines.rlhf.judge import as_rows
@@ -38,9 +39,14 @@ def votes_so_far(loop: LoopState, number: int) -> list[dict[str, Any]]:
         write_rows(path, rows)
         return rows
     # Not `splitlines`: in JSON a text may contain line separators such as U+2028.
-    lines = path.read_text(encoding="utf-8").split("\n")
-    recorded: list[dict[str, Any]] = [json.loads(line) for line in lines if line]
-    now, before = ({json.dumps([row["prompt"], row["chosen"], row["rejected"]]) for row in r} for r in (rows, recorded))
+    lines = read_text(path).split("\n")
+    try:
+        recorded: list[dict[str, Any]] = [json.loads(line) for line in lines if line]
+        now, before = (
+            {json.dumps([row["prompt"], row["chosen"], row["rejected"]]) for row in r} for r in (rows, recorded)
+        )
+    except (ValueError, KeyError, TypeError):  # in a folder of an earlier version, which lists no digests
+        raise CheckpointError(f"{path}: changed since it was written; restore it or run again") from None
     if changed := len(now ^ before):
         loop.callbacks.on_event(
             Note(f"round {number}: training had started; {changed} rows changed by later votes are ignored")
