@@ -231,4 +231,4 @@ def test_a_sweep_of_the_grid_on_a_cluster_of_an_address_survives_a_killed_worker
     assert said == []
     found = read(setting)
     assert {cell.technique for cell in found.cells} == {"full", "lora", "ia3", "prompt"}
-    assert (found.failed, found.refused) == ({}, {})
+    assert found.failed == {}  # `refused` lists the cells of the whole grid that cannot be
