@@ -58,14 +58,14 @@ def launch(count: int, words: Sequence[str]) -> int:
 
 def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
     """Wait for all processes; return the exit code of the first that failed, after which the others are ended."""
-    failed, since, told = 0, math.inf, False
+    failed, since, announced = 0, math.inf, False
     ends = iter((signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)))  # Windows has no SIGKILL
     while running := [child for child in children if child.poll() is None]:
         if not failed and (failed := _failed(children)):
             since = time.monotonic()
         waited, saving = time.monotonic() - since, running[0] is children[0]
-        if saving and waited > GRACE and not told:
-            told = True
+        if saving and waited > GRACE and not announced:
+            announced = True
             log(f"a process has ended; the first one has {SAVING / 60:.0f} minutes to save the run, Ctrl-C ends it")
         if waited > (SAVING if saving else GRACE) and (number := next(ends, None)):
             since = time.monotonic()

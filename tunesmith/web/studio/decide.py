@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.web.studio.screen import Route, Screen
+from tunesmith.web.studio.workspace import WorkspaceError
 
 # What can be asked of a recipe: command, title, and what it takes.
 QUESTIONS = (
@@ -42,6 +43,8 @@ class Decide(Screen):
         recipe = fields["recipe"]
         self.workspace.path(recipe)
         name = Path(recipe).stem
+        if command not in [question for question, *_ in QUESTIONS]:
+            raise WorkspaceError(f"{command}: unknown question; use the buttons of the page")
         words = {
             "plan": ["plan", recipe],
             "compare": ["compare", recipe, "--out", f"comparisons/{name}"],

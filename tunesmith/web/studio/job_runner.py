@@ -1,4 +1,4 @@
-"""A command in a process of its own, which the page that started it may leave: `python -m ... JOB_FOLDER`.
+"""A command in a separate process, which outlives the page that started it: `python -m ... JOB_FOLDER`.
 
 The runner waits for its turn, runs the command, and records how it ended. It outlives the server of the page, and the
 only way to reach it is a file in the folder of the job, which works on every system.

@@ -38,8 +38,9 @@ class People(Screen):
 
     def _label(self, fields: dict[str, str]) -> Any:
         path = fields.get("path", "")
+        labels = ["--labels", ",".join(fields["labels"].split())] if fields.get("labels", "").strip() else []
         self.workspace.path(path)
-        return self._start(["label", path, "--labels", *fields.get("labels", "").split()], fields, subject=path)
+        return self._start(["label", path, *labels], fields, subject=path)
 
     def _start(self, words: list[str], fields: dict[str, str], *, subject: str) -> Any:
         if fields.get("shared") == "on":  # other machines may connect, with the token in the link

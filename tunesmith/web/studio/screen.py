@@ -1,8 +1,7 @@
-"""Base of the screens, the forms that they take, and how a posted form opens another page."""
+"""Base class of the screens, what they share, and their templates."""
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,13 +103,10 @@ def _templates() -> Environment:
     made = Environment(loader=PackageLoader("tunesmith.web", "templates"), autoescape=True, undefined=StrictUndefined)
     made.filters.update(
         figure=formatting.figure,
-        signed=formatting.signed,
-        p_value=formatting.p_value,
         count=formatting.count,
         size=formatting.size,
         duration=formatting.duration,
         metric=formatting.metric_name,
-        command=lambda words: f"tunesmith {shlex.join(words)}",
         date=lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)),
         query=lambda value: urlencode({"": value})[1:],
     )

@@ -6,12 +6,10 @@ from typing import Any
 
 import yaml
 
+from tunesmith.config.load import SHORT
 from tunesmith.config.messages import invalid_yaml
 from tunesmith.data.bounded_yaml import BoundedLoader, parse_yaml
 from tunesmith.errors import RecipeError
-
-# Sections that may be one word, and the key of that word.
-SHORT = {"objective": "kind", "technique": "kind", "documents": "source", "data": "train"}
 
 
 def set_value(text: str, key: str, value: Any) -> str:
