@@ -134,11 +134,14 @@ def bases(folder: Path, kinds: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def runs(folder: Path, numbers: range, kinds: Sequence[str]) -> Iterator[Row]:
-    """Take turns among the kinds; seeds, sizes, groups and learning rates differ from run to run."""
+def runs(folder: Path, count: int, kinds: Sequence[str], known: Sequence[Row]) -> Iterator[Row]:
+    """Take turns among the kinds and leave out known runs; seeds, sizes, groups and learning rates differ."""
+    done = {(record["kind"], record["seed"]) for record in known}
     models = bases(folder, kinds)
-    for i in numbers:
+    for i in range(count):
         name, seed = kinds[i % len(kinds)], 1 + i // len(kinds)
+        if (name, seed) in done:
+            continue
         noise = NOISE[name]
         rate = noise.rates[seed // 2 % 2]
         start = time.perf_counter()
@@ -207,7 +210,7 @@ def main() -> None:
     records = [json.loads(line) for line in known]
     with tempfile.TemporaryDirectory(prefix="noise-") as folder, resampling(RESAMPLES):
         os.environ["TUNESMITH_CACHE"] = folder  # later forecasts do not learn from such runs
-        for record in runs(Path(folder), range(len(records), asked.runs), asked.kinds):
+        for record in runs(Path(folder), asked.runs, asked.kinds, records[:]):
             records.append(record)
             line = json.dumps(record)
             print(line, flush=True)

@@ -1,8 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from tunesmith.errors import DataError
-from tunesmith.metrics.baselines import linear_probe, majority, tfidf_classifier
+from tunesmith.metrics.baselines import best_label_set, linear_probe, majority, tfidf_classifier
+from tunesmith.metrics.scores import multilabel_f1
 
 GOOD = ["great", "lovely", "works", "excellent", "bright", "sturdy"]
 BAD = ["broken", "awful", "returned", "dead", "noisy", "useless"]
@@ -91,3 +94,16 @@ def test_class_weights_are_taken_where_macro_f1_gains_by_them():
 def test_the_probe_answers_the_only_label_and_nothing_for_nothing():
     assert linear_probe([[1.0], [2.0]], ["a", "a"], [[3.0]]) == ["a"]
     assert linear_probe([[1.0], [2.0]], ["a", "b"], []) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_set_of_labels_is_the_best_of_all_sets(seed):
+    rng = np.random.default_rng(seed)
+    rows = [tuple(label for label in "abcd" if rng.random() < (0.1, 0.4, 0.8)[seed % 3]) for _ in range(30)]
+
+    def score(chosen: tuple[str, ...]) -> float:
+        return float(multilabel_f1(rows, [chosen] * len(rows)).mean())
+
+    best = max(score(chosen) for size in range(5) for chosen in itertools.combinations("abcd", size))
+    assert score(best_label_set(rows, metric="sample_f1")) == pytest.approx(best)
+    assert best_label_set(rows, metric="accuracy") == majority(rows)

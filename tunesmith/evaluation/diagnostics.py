@@ -29,8 +29,9 @@ from tunesmith.evaluation.results import Calibration, Retention, Style, ToolCall
 from tunesmith.evaluation.retention import WINDOW, GeneralAbility, by_field, flips, items, measure, spread
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics import calibration, style
-from tunesmith.metrics.baselines import linear_probe, majority, tfidf_classifier
+from tunesmith.metrics.baselines import best_label_set, linear_probe, majority, tfidf_classifier
 from tunesmith.metrics.scores import CallOutcome, call_outcome
+from tunesmith.metrics.task_scores import LABEL_BREAK
 from tunesmith.models.families import positions_of
 from tunesmith.models.policy import Policy
 from tunesmith.models.world import current_world
@@ -44,11 +45,15 @@ HEAD_ONLY, SHUFFLED = "head only, frozen model", "shuffled labels"
 
 
 def baselines(prepared: TrainingContext, test: Sequence[Example]) -> AnswersByArm:
-    """Return the answers of the baselines of single-label classification, by name; empty for other objectives."""
+    """Return the answers of the baselines of classification, by name; empty for other objectives."""
     objective = prepared.recipe.objective
+    rows = [e for e in prepared.baseline_rows if isinstance(e, LabelledText)]
+    if objective.label_mode == "multi":
+        common = best_label_set([e.labels for e in rows], metric=objective.metric)
+        return {"same labels for every row": [LABEL_BREAK.join(common)] * len(test)}
     if objective.label_mode != "single":
         return {}
-    train = [(e.text, e.labels[0]) for e in prepared.baseline_rows if isinstance(e, LabelledText)]
+    train = [(e.text, e.labels[0]) for e in rows]
     texts = [question(example) for example in test]
     metric = objective.probe_metric
     return {

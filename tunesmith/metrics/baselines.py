@@ -1,4 +1,4 @@
-"""Baselines that a tuned classifier has to beat: the majority label, TF-IDF with logistic regression, a linear probe.
+"""Baselines that a tuned classifier has to beat: constant labels, TF-IDF with logistic regression, a linear probe.
 
 The last two choose their hyperparameters by cross-validation: beating a badly tuned baseline proves nothing.
 N rows, D features, K labels.
@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -68,12 +68,42 @@ class _Trials:
         return balanced if self.score(features, balanced) > scores[chosen] else chosen
 
 
-def majority(labels: Sequence[str]) -> str:
-    """Return the most frequent label, of several the first in alphabetical order; raise DataError without labels."""
+L = TypeVar("L", str, tuple[str, ...])
+
+
+def majority(labels: Sequence[L]) -> L:
+    """Return the most frequent label or set of labels, the first in order of several; raise DataError without any."""
     if not labels:
         raise DataError("baselines: no training rows; give at least one")
     counts = Counter(labels)
     return min(counts, key=lambda label: (-counts[label], label))
+
+
+def best_label_set(rows: Sequence[Sequence[str]], *, metric: str) -> tuple[str, ...]:
+    """Return the set of labels, sorted, that scores best on the rows if each of them is given it.
+
+    Args:
+        rows: the labels of each training row; an empty list raises DataError.
+        metric: "sample_f1"; by any other the most frequent set is returned.
+    """
+    sets = [tuple(sorted(set(row))) for row in rows]
+    frequent = majority(sets)
+    if metric != "sample_f1":
+        return frequent
+    labels = sorted(set().union(*sets))
+    index = {label: k for k, label in enumerate(labels)}
+    counts = np.zeros((1 + max(map(len, sets)), len(labels)))  # rows by their number of labels and by label
+    for row in sets:
+        counts[len(row), [index[label] for label in row]] += 1
+    best, chosen = float(sets.count(())), np.array([], dtype=np.intp)
+    for size in range(1, len(labels) + 1):
+        # F1 of a row is 2 x shared labels / (labels of the row + size), a sum over labels: the best set of this size
+        # has the labels of the highest sums.
+        sums = (2 / (np.arange(len(counts)) + size)) @ counts
+        top = np.argsort(-sums, kind="stable")[:size]
+        if sums[top].sum() > best:
+            best, chosen = sums[top].sum(), top
+    return tuple(sorted(labels[k] for k in chosen))
 
 
 Labeller = Callable[[Sequence[str]], list[str]]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tunesmith.metrics.baselines import fit_logistic, standardised, tfidf_vectorizer
+from tunesmith.metrics.baselines import best_label_set, fit_logistic, standardised, tfidf_vectorizer
 from tunesmith.metrics.scores import macro_f1, macro_f1_pair, multilabel_f1
 from tunesmith.metrics.significance import corpus_interval, interval
 
@@ -59,9 +59,8 @@ def probe_score(rows: LabelledRows, vectors: ArrayLike) -> MeasuredScore | None:
 
 
 def majority_score(rows: LabelledRows) -> float:
-    """Return the score of the most frequent label, or set of labels, given to every row."""
-    common = Counter(rows.labels).most_common(1)[0][0]
-    return _measured(rows, [common] * len(rows.labels)).score
+    """Return the score of the most frequent label, or of the best set of labels, given to every row."""
+    return _measured(rows, [best_label_set(rows.labels, metric=rows.metric)] * len(rows.labels)).score
 
 
 def _cross_validate(rows: LabelledRows, features: Any, strength: float) -> MeasuredScore | None:

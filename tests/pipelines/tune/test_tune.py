@@ -23,6 +23,7 @@ from tunesmith.config import Recipe, make_recipe
 from tunesmith.data.files import write_whole
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.evaluation import diagnostics as worth
+from tunesmith.evaluation.diagnostics import baselines
 from tunesmith.events import Event, StepFinished
 from tunesmith.inference.saved_model import load
 from tunesmith.metrics.baselines import linear_probe
@@ -120,11 +121,15 @@ def test_an_encoder_is_tuned_through_a_head(
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_rows_with_several_labels_are_learned_through_a_head(kind: str, tmp_path: Path):
+def test_rows_with_several_labels_are_learned_through_a_head(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tunesmith.evaluation.evaluators.answers.baselines", baselines)
     made = recipe(tmp_path, topics(), kind, schedule={"epochs": 6, "learning_rate": 0.01})
     run = tune(made, tmp_path / "run")
     assert run.report.task.metric == "sample_f1"
     assert run.report.task.tuned > 0.6
+    assert [arm.name for arm in run.report.baselines] == ["base", "same labels for every row"]
     model = load(run.folder)
     assert model.objective.multi
     assert set(model.classify(["phone 9: screen"])[0].probabilities) == {"battery", "screen"}
