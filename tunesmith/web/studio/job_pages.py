@@ -16,6 +16,8 @@ class JobPages(Screen):
         return (
             ("GET", "/jobs", self._listed),
             ("GET", "/queue", self._queue),
+            ("POST", "/queue/{name}/up", self._up),
+            ("POST", "/queue/{name}/remove", self._remove),
             ("GET", "/jobs/{name}", self._one),
             ("GET", "/jobs/{name}/part", self._part),
             ("POST", "/jobs/{name}/stop", self._stop),
@@ -27,7 +29,17 @@ class JobPages(Screen):
         return self.studio.render("jobs", here="jobs", jobs=list(self.studio.jobs)[:200])
 
     def _queue(self) -> Any:
-        return self.studio.render("queue", active=self.jobs.active())
+        return self.studio.render("queue", active=self.jobs.active(), waiting=self.jobs.waiting())
+
+    def _up(self, name: str) -> Any:
+        self.jobs.move_up(self.jobs.get(name).name)
+        return self._queue()
+
+    def _remove(self, name: str) -> Any:
+        job = self.jobs.get(name)
+        if job in self.jobs.waiting():
+            job.stop()
+        return self._queue()
 
     def _one(self, name: str) -> Any:
         return self.studio.render("job", here="jobs", job=self.jobs.get(name))

@@ -6,7 +6,6 @@ only way to reach it is a file in the folder of the job, which works on every sy
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -14,14 +13,13 @@ import time
 from pathlib import Path
 
 from tunesmith.web.studio.jobs import (
-    COMMAND,
     ERRORS,
     OUTPUT,
     STOP,
-    Command,
+    Job,
+    Jobs,
     State,
     StateName,
-    is_turn_of,
     process_mark,
 )
 
@@ -37,15 +35,19 @@ def run(folder: Path) -> None:
     Args:
         folder: the folder of the job.
     """
-    command = Command(**json.loads((folder / COMMAND).read_text(encoding="utf-8")))
-    state = State("waiting", runner=process_mark())
-    state.write(folder)
-    while command.queued and not is_turn_of(folder) and not (folder / STOP).exists():
+    job, jobs = Job(folder), Jobs(folder.parent, folder)
+    command, mark = job.command, process_mark()
+    State("waiting", runner=mark).write(folder)
+    while not (folder / STOP).exists():
+        state = State("running", runner=mark, started=time.time())
+        if not command.queued:
+            state.write(folder)
+        if not command.queued or jobs.begin(job, state):
+            break
         time.sleep(POLL)
-    if (folder / STOP).exists():
-        State("stopped", runner=state.runner, ended=time.time(), code=130).write(folder)
+    else:
+        State("stopped", runner=mark, ended=time.time(), code=130).write(folder)
         return
-    started = time.time()
     with (folder / OUTPUT).open("ab") as out, (folder / ERRORS).open("ab") as errors:
         child = subprocess.Popen(
             [sys.executable, "-m", "tunesmith", *command.words],
@@ -55,11 +57,11 @@ def run(folder: Path) -> None:
             stderr=errors,
             creationflags=NEW_GROUP,
         )
-        State("running", runner=state.runner, started=started).write(folder)
         code = _wait(child, folder / STOP)
     stopped = code in (130, 143) or (code < 0 and (folder / STOP).exists())
-    name: StateName = "stopped" if stopped else "finished" if code in (0, 1) else "failed"
-    State(name, runner=state.runner, started=started, ended=time.time(), code=code).write(folder)
+    succeeded = code in (0, 1) and not job.error()  # 1: also a check that failed, whose result is printed
+    name: StateName = "stopped" if stopped else "finished" if succeeded else "failed"
+    State(name, runner=mark, started=state.started, ended=time.time(), code=code).write(folder)
 
 
 def _wait(child: subprocess.Popen[bytes], stop: Path) -> int:

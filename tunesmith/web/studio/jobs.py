@@ -15,15 +15,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from tunesmith.data.files import write_whole
 from tunesmith.errors import TunesmithError
 
-COMMAND, STATE, OUTPUT, ERRORS, STOP = "command.json", "state.json", "output.json", "log.txt", "stop"
+COMMAND, STATE, OUTPUT, ERRORS, STOP, PLACE = ("command.json", "state.json", "output.json", "log.txt", "stop", "place")
 STARTING = 20.0  # seconds after which a job without a runner is lost
 LOG_BYTES = 200_000  # of the end of a log that is shown
 StateName = Literal["waiting", "running", "finished", "stopped", "failed", "lost"]
@@ -102,9 +105,19 @@ class Job:
         except FileNotFoundError:
             late = time.time() - (self.folder / COMMAND).stat().st_mtime > STARTING
             return State("lost" if late else "waiting")
+        except (ValueError, KeyError, TypeError):  # damaged by a power failure
+            return State("lost", ended=1.0)
         if state.ended or _runs(state.runner):
             return state
         return State("lost", state.runner, state.started, (self.folder / STATE).stat().st_mtime)
+
+    @property
+    def place(self) -> str:
+        """Return a key by which waiting jobs sort: the name of the job, unless it was moved in the queue."""
+        try:
+            return (self.folder / PLACE).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return self.name
 
     @property
     def is_active(self) -> bool:
@@ -145,6 +158,8 @@ class Jobs:
 
     def __init__(self, folder: Path, cwd: Path) -> None:
         self.folder, self.cwd = folder, cwd
+        self._known: dict[str, Job] = {}  # a command never changes, so that each is read once
+        self._ended: set[str] = set()
 
     def start(self, words: Sequence[str], *, subject: str = "", queued: bool = True) -> Job:
         """Start a command in a process that outlives this one.
@@ -163,8 +178,11 @@ class Jobs:
 
     def __iter__(self) -> Iterator[Job]:
         """Return the jobs, newest first."""
-        found = sorted(self.folder.glob("*/" + COMMAND), reverse=True) if self.folder.is_dir() else []
-        return (Job(path.parent) for path in found)
+        for name in sorted(os.listdir(self.folder) if self.folder.is_dir() else (), reverse=True):
+            if name not in self._known and (self.folder / name / COMMAND).is_file():
+                self._known[name] = Job(self.folder / name)
+            if name in self._known:
+                yield self._known[name]
 
     def get(self, name: str) -> Job:
         """Return a job. Raises JobError if there is none."""
@@ -181,8 +199,50 @@ class Jobs:
         )
 
     def active(self) -> list[Job]:
-        """Return the jobs that wait or run, oldest first."""
-        return [job for job in self if job.is_active][::-1]
+        """Return the jobs that wait or run: those that run first, then those that wait, in their order."""
+        found = []
+        for job in self:
+            state = job.state() if job.name not in self._ended else None
+            if state and state.ended:
+                self._ended.add(job.name)
+            elif state and state.name in ("waiting", "running"):
+                found.append((state.name == "waiting", job.place, job))
+        return [job for *_, job in sorted(found, key=lambda entry: entry[:2])]
+
+    def waiting(self) -> list[Job]:
+        """Return the jobs of the queue that wait for their turn, the next one first."""
+        return [job for job in self.active() if job.command.queued and job.state().name == "waiting"]
+
+    def move_up(self, name: str) -> None:
+        """Let a waiting job change places with the one before it; the first one, and one that runs, stay."""
+        with self.queue():
+            waiting = self.waiting()
+            at = next((i for i, job in enumerate(waiting) if job.name == name), 0)
+            if at:
+                one, other = waiting[at - 1 : at + 1]
+                places = one.place, other.place
+                write_whole(one.folder / PLACE, places[1])
+                write_whole(other.folder / PLACE, places[0])
+
+    def begin(self, job: Job, state: State) -> bool:
+        """Record that a queued job runs if it is its turn; of several that ask at once, one gets it.
+
+        Args:
+            job: a job that waits.
+            state: the state to record.
+        """
+        with self.queue():
+            queued = [other for other in self.active() if other.command.queued]
+            if not queued or queued[0].name != job.name:
+                return False
+            state.write(job.folder)
+            return True
+
+    @contextmanager
+    def queue(self) -> Iterator[None]:
+        """Hold the lock of the queue: no job of it begins meanwhile."""
+        with FileLock(self.folder / "queue.lock"):
+            yield
 
     def delete(self, name: str) -> None:
         """Delete a job that has ended. Raises JobError while it is active."""
@@ -190,12 +250,6 @@ class Jobs:
         if job.is_active:
             raise JobError(f"{job.line}: still running; stop it first")
         shutil.rmtree(job.folder)
-
-
-def is_turn_of(folder: Path) -> bool:
-    """Return whether no earlier queued job of the same working folder waits or runs."""
-    earlier = (path for path in folder.parent.glob("*/" + COMMAND) if path.parent.name < folder.name)
-    return not any(job.command.queued and job.is_active for job in map(Job, (path.parent for path in earlier)))
 
 
 def process_mark() -> tuple[int, float]:
