@@ -75,6 +75,7 @@ class TunesmithError(Exception):
     """Base class of all errors caused by user input; the text is `place: problem; fix`."""
 
     exit_code = 2
+    command: Sequence[str] = ()  # words of the command that the text names as the fix, for programs
 
 
 class OptionError(TunesmithError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,11 @@ def test_a_dry_run_of_rl_and_people_says_who_judges_and_what_learns(command: Com
 
 
 def test_while_pairs_wait_it_ends_with_1_and_says_how_to_open_the_page(command: Command, tiny_llama: Path):
-    done = command("rlhf", written("page", tiny_llama), "--out", "waiting", "--offline")
+    done = command("rlhf", written("page", tiny_llama), "--out", "waiting", "--offline", "--json")
     assert done.code == 1
+    command_of_the_page = json.loads(done.out)["error"]["command"]
+    assert command_of_the_page[:3] == ["tunesmith", "feedback", str(tiny_llama)]
+    assert shlex.join(command_of_the_page) in done.err
     assert "tunesmith feedback" in done.err
     assert "then run the same command again" in done.err
 

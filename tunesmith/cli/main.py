@@ -118,11 +118,13 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None, signals: 
     signal interrupts its report.
     """
     trace = ""
+    fix: dict[str, object] = {}
     try:
         with caught():
             return _run(words)
     except TunesmithError as error:
         kind, message, code = type(error).__name__, str(error), error.exit_code
+        fix = {"command": error.command} if error.command else {}
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Interruption) else Interruption(signal.SIGINT)
         kind, code = "Interrupted", stopped.exit_code
@@ -147,7 +149,7 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None, signals: 
         print(clean("\n".join(lines)), file=former or sys.stderr, flush=True)
     tell_agent(f"{kind}: {message}")
     if "--json" in words:
-        emit({"error": {"kind": kind, "message": message, "exit_code": code}})
+        emit({"error": {"kind": kind, "message": message, "exit_code": code, **fix}})
     return code
 
 

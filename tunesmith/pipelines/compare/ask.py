@@ -38,6 +38,7 @@ class ArmReply(BaseModel):
     answer: str
     shown: list[str] = []  # ids of the chunks in the prompt, best first
     cites: str = ""  # id of the chunk that the answer rests on
+    passages: dict[str, str] = {}  # texts of the chunks in `shown`
     prompt_tokens: int = 0
 
 
@@ -82,5 +83,6 @@ def ask_arm(folder: Path, question: ArmQuestion, *, callbacks: Callbacks, offlin
         answer=answers.given[0],
         shown=[hit.chunk.id for hit in built.hits],
         cites=cited(answers.given[0], built.hits),
+        passages={hit.chunk.id: hit.chunk.text for hit in built.hits},
         prompt_tokens=answers.prompt_tokens[0],
     )

@@ -60,10 +60,12 @@ def require_votes(session: PairSession, request: FeedbackRequest) -> None:
         "--max-new-tokens", str(sampling.max_new_tokens), "--seed", str(sampling.seed),
         "--as-written",
     ]  # fmt: skip
-    raise Refused(
+    refused = Refused(
         f"{request.store}: {progress.judged} of {progress.items} pairs are judged; judge the others with "
         f"`{shlex.join(words)}`, then run the same command again"
     )
+    refused.command = words
+    raise refused
 
 
 def replies_of(name: str, prompts: Sequence[RLPrompt], *, longest: int, limit: int) -> Replies:

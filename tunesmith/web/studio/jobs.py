@@ -129,9 +129,9 @@ class Job:
         return _tail(self.folder / ERRORS)
 
     def output(self) -> Any:
-        """Return the JSON document that the command printed; None until there is one."""
-        try:
-            return json.loads((self.folder / OUTPUT).read_text(encoding="utf-8"))
+        """Return the first JSON document that the command printed; None until there is one."""
+        try:  # a server that is stopped prints a second one
+            return json.JSONDecoder().raw_decode((self.folder / OUTPUT).read_text(encoding="utf-8"))[0]
         except (FileNotFoundError, ValueError):
             return None
 
