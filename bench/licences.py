@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import metadata
+from importlib.metadata import files, metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -29,7 +29,7 @@ def locked() -> list[Requirement]:
 
 
 def licence(package: str) -> str:
-    """Return what a package states: an SPDX expression, its classifiers, or the first line of its field."""
+    """Return what a package states: an SPDX expression, its classifiers, or the first line of its field or file."""
     stated = metadata(package)
     if expression := stated.get("License-Expression"):
         return expression
@@ -39,7 +39,8 @@ def licence(package: str) -> str:
         if line.startswith("License :: ") and not line.endswith("OSI Approved")
     ]
     first = (stated.get("License") or "").strip().partition("\n")[0]
-    return ", ".join(classifiers) or first or "not stated"
+    texts = [path.read_text() for path in files(package) or () if path.name in ("LICENSE", "LICENSE.txt")]
+    return ", ".join(classifiers) or first or "".join(texts[:1]).strip().partition("\n")[0] or "not stated"
 
 
 def needed() -> set[str]:
