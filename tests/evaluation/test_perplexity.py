@@ -114,6 +114,19 @@ def test_a_smaller_loss_is_better_and_keeps_its_sign():
     assert shown.ci95[1] < 0
 
 
+@pytest.mark.parametrize("metric", ["perplexity", "nats_per_token", "bits_per_byte", "masked_loss"])
+@pytest.mark.parametrize(
+    ("nats", "verdict"), [(0.09, "no effect"), (-0.09, "no effect"), (0.11, "better"), (-0.11, "worse")]
+)
+def test_a_significant_difference_below_a_hundredth_of_a_nat_per_token_is_no_effect(
+    metric: str, nats: float, verdict: str
+):
+    found = compare(metric, [told(30.0 + i) for i in range(12)], [told(30.0 + i - nats) for i in range(12)])
+    assert found.p_value < 0.01
+    assert found.verdict == verdict
+    assert found.sentence.endswith("significant, but less than 0.01 nats per token") == (verdict == "no effect")
+
+
 def test_documents_of_one_group_are_one_witness():
     base_side, tuned = [told(30.0)] * 12, [told(20.0)] * 12
     found = compare("perplexity", base_side, tuned, groups=["a", "b", "c"] * 4)

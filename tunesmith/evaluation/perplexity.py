@@ -19,8 +19,8 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.masking import Masking
 from tunesmith.data.tokenization.windows import Window, windows
 from tunesmith.errors import DataError
-from tunesmith.metrics.resampling import MIN_GROUPS, Clusters, difference_bounds, percentiles, sign_flip, wilson
-from tunesmith.metrics.significance import PairedComparison, judged, lower_is_better
+from tunesmith.metrics.resampling import ALPHA, MIN_GROUPS, Clusters, difference_bounds, percentiles, sign_flip, wilson
+from tunesmith.metrics.significance import NEGLIGIBLE_NATS, PairedComparison, judged, lower_is_better
 from tunesmith.models.batch import collate, scored_tokens, split_by_tokens
 from tunesmith.models.lm_head import judge
 from tunesmith.models.mlm_head import MaskedHead
@@ -221,7 +221,8 @@ def compare(
     does not reject.
 
     Returns:
-        The comparison in the sign of the metric. Its scale is the base's value where lower is better, else 1.
+        The comparison in the sign of the metric. Its scale is the base's value where lower is better, else 1. A
+        significant difference of less than NEGLIGIBLE_NATS is "no effect".
 
     Raises:
         ValueError: base and tuned predicted different tokens.
@@ -263,6 +264,8 @@ def compare(
     result = judged(comparison, float(resampled.std()), scale=scale, fewest_rows=fewest)
     if sign > 0:
         return result
+    if result.p_value < ALPHA and abs(rate("nats_per_token", tuned) - rate("nats_per_token", base)) < NEGLIGIBLE_NATS:
+        result = replace(result, verdict="no effect")
     low, high = result.ci95
     # 0.0 - x instead of -x: no negative zero in reports.
     return replace(result, base=-result.base, tuned=-result.tuned, delta=-result.delta, ci95=(0.0 - high, 0.0 - low))
