@@ -15,6 +15,7 @@ import pytest
 import tunesmith as ts
 from tests.glance import only_a_glance
 from tests.tiny import tiny_encoder
+from tunesmith import errors
 from tunesmith.events import StageStarted, StepFinished
 from tunesmith.training.callbacks import Callbacks
 
@@ -34,6 +35,12 @@ def test_what_is_listed_is_there_and_what_is_there_is_listed():
     public = {name for name in public if not name.startswith("_")}
     assert public | {"__version__", "Message", "Sampling"} == set(ts.__all__)
     assert set(ts.__all__) <= set(dir(ts))
+
+
+def test_every_error_that_input_can_cause_is_exported():
+    inner = {"RowError", "UnsettledError", "OptionError", "ProcessError"}  # caught by the name of a base class
+    found = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
+    assert found - inner <= set(ts.__all__)
 
 
 def test_message_and_sampling_are_imported_on_first_access():

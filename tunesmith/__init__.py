@@ -47,6 +47,7 @@ from tunesmith.errors import (
     RecipeError,
     Refused,
     RewardError,
+    StorageError,
     TemplateError,
     TunesmithError,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "RewardError",
     "Sampling",
     "Served",
+    "StorageError",
     "TemplateError",
     "TunesmithError",
     "__version__",

@@ -128,7 +128,9 @@ def test_a_signal_ends_a_command_with_one_line_that_says_how_to_go_on(
     for report in (lambda: True, again):
         monkeypatch.setattr(sys.modules["tunesmith.cli.main"], "reports_error", report)
         assert command("tune", "x.jsonl") == (code, "", line)
-        os.kill(os.getpid(), number)  # as the interpreter ends
+    monkeypatch.setattr(sys, "argv", ["tunesmith", "tune", "x.jsonl"])
+    assert main() == code
+    os.kill(os.getpid(), number)  # as the interpreter ends
 
 
 def test_waiting_threads_sleep_unless_the_user_wants_otherwise(command: Command, monkeypatch: pytest.MonkeyPatch):
@@ -209,3 +211,30 @@ def test_main_reads_the_command_line_of_the_process(
     monkeypatch.setattr(sys, "argv", ["tunesmith", "--version"])
     assert main() == 0
     assert capsys.readouterr().out.startswith("tunesmith")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "tune pipe.yaml",
+        "tune pipe.json",
+        "audit pipe.jsonl",
+        "init pipe.csv.gz",
+        "init --from pipe.yaml",
+        "plan pipe.parquet",
+        "collect pipe.md",
+        "votes import votes.db pipe.jsonl",
+    ],
+)
+def test_a_named_pipe_is_refused_and_not_waited_for(
+    words: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    pipe = next(word for word in words.split() if word.startswith("pipe"))
+    os.mkfifo(pipe)
+    done = command(*words.split(), "--offline")
+    assert (done.code, done.err) == (
+        2,
+        f"error: {pipe}: is a pipe or a device; write its content to a file and give that\n",
+    )

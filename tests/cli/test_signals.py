@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -38,3 +39,18 @@ def test_outside_the_main_thread_nothing_is_caught_and_nothing_breaks():
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_only_the_end_of_the_process_ignores_signals_after_an_interruption(last: bool):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        with suppress(Interruption), caught(last=last) as signals:
+            signals.over = True
+            os.kill(os.getpid(), signal.SIGINT)
+        after = [signal.getsignal(number) for number in numbers]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert after == ([signal.SIG_IGN] * 2 if last else before)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tunesmith.cli.terminal import log, publish, show, show_table
-from tunesmith.errors import DataError
+from tunesmith.cli.terminal import log, publish, show, show_table, write_result
+from tunesmith.errors import DataError, StorageError
 
 
 def test_text_from_files_is_never_taken_for_markup(capsys: pytest.CaptureFixture[str]):
@@ -60,3 +61,14 @@ def test_a_file_that_cannot_be_written_is_an_error_of_the_input(tmp_path: Path):
     args = argparse.Namespace(json=False, out=tmp_path / "none" / "x.json")
     with pytest.raises(DataError, match=r"x\.json: cannot be written \(No such file or directory\); give a"):
         publish({}, args)
+
+
+def test_a_result_that_can_be_written_nowhere_leaves_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(StorageError, match="the result is in"):
+        write_result(tmp_path / "none" / "x.json", "{}")
+    (kept,) = tmp_path.iterdir()
+    assert (kept / "x.json").read_text() == "{}"
+    with pytest.raises(StorageError, match=r"give a path in an existing, writable folder$"):
+        write_result(tmp_path / "none" / ("x" * 300), "{}")
+    assert list(tmp_path.iterdir()) == [kept]

@@ -116,6 +116,25 @@ def test_a_template_that_computes_without_end_is_refused_also_behind_a_condition
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300 * 2**10
 
 
+@pytest.mark.parametrize(
+    ("source", "needs_tools"),
+    [
+        # About a second for each rendering, which one alone may take.
+        ("{{ range(30000)|select('in', (range(30000)|list)[:9000])|list|length }}" + CHATML, False),
+        # Only where thoughts, or tools, are looked for.
+        ("{% if messages[-1].thinking %}{{ [messages] * 99999999 }}{% endif %}" + THINKING, False),
+        ("{% if tools %}{{ [messages] * 99999999 }}{% endif %}" + CHATML, True),
+    ],
+    ids=["slow", "thoughts", "tools"],
+)
+def test_the_renderings_that_open_a_model_share_one_budget_and_none_is_passed_over(source: str, needs_tools: bool):
+    tokenizer, began = base("llama").tokenizer, time.process_time()
+    tokenizer.chat_template = source
+    with pytest.raises(TemplateError, match="takes more than 3 s, or memory"):
+        assert Template(tokenizer).call_format if needs_tools else Template(tokenizer)
+    assert time.process_time() - began < 6
+
+
 @pytest.mark.parametrize("source", [CHATML, THINKING, GEMMA3])
 @pytest.mark.parametrize("count", [2, 40])
 def test_a_chat_is_rendered_as_transformers_does(source: str, count: int):

@@ -142,6 +142,28 @@ def test_an_absurd_learning_rate_is_called_divergence(technique: Lora | Full, tm
         run(tmp_path, technique, plan=replace(PLAN, learning_rate=30.0))
 
 
+@pytest.mark.parametrize("steps", [4, 10, 14])
+@pytest.mark.parametrize(("validation", "good"), [(None, False), (99.0, False), (0.5, True)])
+def test_an_explosion_at_the_end_of_a_run_is_told_unless_a_validation_was_good(
+    steps: int, validation: float | None, good: bool, tmp_path: Path
+):
+    seen: list[bool] = []
+
+    class Late(Instruct):
+        def loss(self, batch: Batch, policy: Any) -> Loss:
+            seen.append(torch.is_grad_enabled())
+            found = super().loss(batch, policy)
+            return replace(found, total=found.total * (99 if sum(seen) > steps // 2 else 1))
+
+    plan = replace(PLAN, steps=steps, eval_steps=0 if validation is None else 1, patience=30)
+    hooks: dict[str, Any] = {} if validation is None else {"validate": lambda: validation}
+    if good:
+        assert len(run(tmp_path, learner=Late(), plan=plan, **hooks)) >= steps
+    else:
+        with pytest.raises(Refused, match=rf"^step {steps}: the loss of the first rows has risen .* training diverges"):
+            run(tmp_path, learner=Late(), plan=plan, **hooks)
+
+
 def test_the_last_checkpoint_before_the_explosion_is_named(tmp_path: Path):
     plan = replace(PLAN, save_steps=10)
     with pytest.raises(Refused, match=r"training diverges; .*; last good checkpoint: .*last, of step \d+$") as caught:

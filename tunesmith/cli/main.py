@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: arguments without the program name; default `sys.argv[1:]`.
+        argv: arguments without the program name; default `sys.argv[1:]`, after which the process has to end.
 
     Returns:
         The exit code, see `CODES`.
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     former = silence_followers() if words[:1] == ["tune"] else None  # the one command of several processes
     try:
-        with caught() as signals:
+        with caught(last=argv is None) as signals:
             return _run_reporting_errors(words, former, signals)
     except BrokenPipeError:
         # The reader of stdout has exited. Python flushes stdout at exit, which must not raise again.

@@ -44,8 +44,13 @@ class Signals:
 
 
 @contextmanager
-def caught() -> Iterator[Signals]:
-    """Handle SIGINT and SIGTERM in the block; outside the main thread, where Python forbids handlers, do nothing."""
+def caught(*, last: bool = False) -> Iterator[Signals]:
+    """Handle SIGINT and SIGTERM in the block; outside the main thread, where Python forbids handlers, do nothing.
+
+    Args:
+        last: the process ends after the block. If a signal ended the command, further ones are ignored from then on:
+            they would interrupt the libraries' own ends.
+    """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
@@ -55,5 +60,4 @@ def caught() -> Iterator[Signals]:
         yield signals
     finally:
         for number, handler in before.items():
-            # A process that a signal has ended ignores further ones, which would interrupt the libraries' own ends.
-            signal.signal(number, signal.SIG_IGN if signals.over and signals.received else handler)
+            signal.signal(number, signal.SIG_IGN if last and signals.over and signals.received else handler)

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import math
+import shutil
 import sys
 import tempfile
 import warnings
@@ -86,9 +87,13 @@ def write_result(path: Path, text: str) -> None:
         write_whole(path, text)
     except StorageError as error:
         with suppress(OSError):
-            elsewhere = Path(tempfile.mkdtemp(prefix="tunesmith-")) / path.name
-            elsewhere.write_text(text, encoding="utf-8")
-            raise StorageError(f"{error}; the result is in {elsewhere}") from error
+            folder = Path(tempfile.mkdtemp(prefix="tunesmith-"))
+            try:
+                (folder / path.name).write_text(text, encoding="utf-8")
+            except OSError:
+                shutil.rmtree(folder)
+                raise
+            raise StorageError(f"{error}; the result is in {folder / path.name}") from error
         raise
 
 

@@ -16,7 +16,7 @@ from tunesmith.config.aliases import translate, translate_change, translate_sect
 from tunesmith.config.messages import explain, invalid_yaml
 from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Recipe
 from tunesmith.data.bounded_yaml import BoundedLoader
-from tunesmith.data.files import is_there, report_edit, write_whole
+from tunesmith.data.files import is_there, refuse_pipe, report_edit, write_whole
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.remote import remote_url
 from tunesmith.display import under_home
@@ -75,6 +75,7 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
         RecipeError: the file cannot be read, or a key or value is invalid.
     """
     path = Path(path)
+    refuse_pipe(path, RecipeError)
     try:
         report_edit(path)
         text = path.read_text(encoding="utf-8")

@@ -217,6 +217,12 @@ def is_there(path: str | Path) -> bool:
     return os.path.exists(path)
 
 
+def refuse_pipe(path: Path, error: type[TunesmithError] = DataError) -> None:
+    """Raise `error` for a named pipe or a device: reading it waits for a writer, and gives its content only once."""
+    if is_there(path) and not path.is_file() and not path.is_dir():
+        raise error(f"{path}: is a pipe or a device; write its content to a file and give that")
+
+
 def is_link(path: str | Path) -> bool:
     """Return whether the path is a symbolic link, broken or not; False for a name too long for the file system."""
     return os.path.islink(path)
@@ -224,7 +230,7 @@ def is_link(path: str | Path) -> bool:
 
 def is_recipe(path: Path) -> bool:
     """Return whether a file is a recipe, not rows: YAML, or a JSON object with the key `objective`."""
-    if path.suffix.lower() != ".json":
+    if path.suffix.lower() != ".json" or not path.is_file():
         return path.suffix.lower() in (".yaml", ".yml")
     try:
         text = path.read_text(encoding="utf-8")

@@ -195,9 +195,9 @@ class Alarms:
     """Watches the loss and the gradient norm that every step reports.
 
     All else is computed rarely: before the first step the loss of its first rows, and after ten steps in a row far
-    above it the loss of the same rows again. Sampled completions have no such rows, so that only losses that are not
-    finite are an alarm, and zero gradients are none: rewards may be equal. Nor are they in a run that is resumed: a
-    hinge loss that has been learned has none.
+    above it, or a last step, the loss of the same rows again. Sampled completions have no such rows, so that only
+    losses that are not finite are an alarm, and zero gradients are none: rewards may be equal. Nor are they in a run
+    that is resumed: a hinge loss that has been learned has none.
     """
 
     policy: Policy
@@ -239,7 +239,9 @@ class Alarms:
             self._watch(place, norm, f"raise {rate}")
         if self.start is not None:
             self.high = self.high + 1 if far(loss, self.start) else 0
-        if self.start is not None and self.high == HIGH:
+        # At the end, fewer steps are enough, unless a validation was good: its checkpoint is the result.
+        ended = self.high and state.step + 1 == self.plan.steps
+        if self.start is not None and (self.high == HIGH or (ended and far(state.best, self.start))):
             if (now := self._loss()) is not None and far(now, self.start):
                 risen = f"the loss of the first rows has risen from {self.start:.3g} to {now:.3g}"
                 raise Refused(f"{place}: {risen}, training diverges; lower {rate}; {self._good(state)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -234,6 +235,24 @@ def test_the_same_command_again_asks_nothing(done: tuple[Comparison, Path]) -> N
     )
     assert [arm.task.score for arm in again.arms] == [arm.task.score for arm in page.arms]
     assert not [text for text in said if "questions" in text or "settings" in text or "training" in text]
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "identity.json", "answers/rag.json", "choices.json"])
+def test_a_changed_file_of_a_comparison_is_noticed(done: tuple[Comparison, Path], tmp_path: Path, name: str) -> None:
+    _, place = done
+    out = tmp_path / "out"
+    shutil.copytree(place / "out", out)
+    text = (out / name).read_text("utf-8")
+    (out / name).write_text(re.sub(r"[1-9]", lambda digit: str(int(digit[0]) % 9 + 1), text, count=1), "utf-8")
+    heard: list[str] = []
+    callbacks = Callbacks(lambda event: heard.append(getattr(event, "text", "")))
+    try:
+        if name == "comparison.json":
+            ask_arm(out, ArmQuestion("How high is Arda?", "prompt"), callbacks=callbacks)
+        compare(recipe(place), CompareOptions(), callbacks=callbacks, out=out, offline=True)
+    except CheckpointError as error:
+        heard.append(str(error))
+    assert any(f"{name}: changed since it was written; restore it or run again" in line for line in heard)
 
 
 def test_a_comparison_that_is_stopped_keeps_the_arms_that_are_done(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tunesmith.config.importers.common import Conversion, number
 from tunesmith.config.importers.llama_factory import factory
 from tunesmith.config.unsupported import UNKNOWN, why_left_out
 from tunesmith.data.bounded_yaml import parse_yaml
+from tunesmith.data.files import refuse_pipe
 from tunesmith.errors import RecipeError
 from tunesmith.techniques import SHORTHANDS
 
@@ -57,6 +58,7 @@ def convert(path: Path, *, data: str = "", changes: Sequence[str] = ()) -> Annot
 
 
 def _read(path: Path) -> dict[str, Any]:
+    refuse_pipe(path, RecipeError)
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tunesmith.data.documents.cache import FOLDER, KEPT
 from tunesmith.data.documents.convert import READERS
-from tunesmith.data.files import sha256_of_file
+from tunesmith.data.files import refuse_pipe, sha256_of_file
 from tunesmith.errors import DataError, suggestion
 
 # Folders that programs create next to documents: Sphinx's source copy of every page, and files without text.
@@ -103,6 +103,7 @@ def _files(path: Path, skipped: Counter[str]) -> Iterator[tuple[Path, str]]:
     if not path.exists():
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file or folder; {suggestion(path.name, names) or 'check the path'}")
+    refuse_pipe(path)
     if path.suffix.lower() not in READERS:
         raise DataError(f"{path.name}: unsupported file type; give {kinds_read()}")
     yield path, _utf8_name(path.name)

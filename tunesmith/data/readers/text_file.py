@@ -14,7 +14,7 @@ from typing import BinaryIO, Literal
 
 from tunesmith.data.documents.encoding import LOST, decode
 from tunesmith.data.documents.formats.zip_xml import open_zip, read_part
-from tunesmith.data.files import is_there
+from tunesmith.data.files import is_there, refuse_pipe
 from tunesmith.data.readers.row import unreadable
 from tunesmith.data.remote import fetched, remote_url
 from tunesmith.errors import DataError, first_names
@@ -63,6 +63,7 @@ def locate(source: str | Path) -> FileSource | None:
         path = Path(name)
     if not is_there(path) or path.is_dir():
         return None
+    refuse_pipe(path)
     suffix = path.suffix.lower()
     kind = Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
     if part and kind not in PARTED:

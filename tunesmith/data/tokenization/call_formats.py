@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from tunesmith.data.tokenization.messages import RESULT, Message
+from tunesmith.data.tokenization.template_budget import OverBudgetError
 from tunesmith.data.tokenization.tool_calls import STRICT_JSON, Call, PlacedCall, as_words, placed_calls, schemas_of
 from tunesmith.errors import TemplateError
 
@@ -186,6 +187,8 @@ def format_of_template(
         context = [replace(message, weight=0.0) for message in context]
     try:
         chat, learned = write([*context, Message("user", "q"), last])
+    except OverBudgetError:
+        raise
     except TemplateError:
         return None
     return find_call_format(learned, calls, _TOOL_OFFER) if all(word in chat for word in _TOOL_WORDS) else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.tokenization.call_formats import CallFormat, calls_as_content, format_of_template, in_words
 from tunesmith.data.tokenization.messages import Message, separated
-from tunesmith.data.tokenization.template_budget import render
+from tunesmith.data.tokenization.template_budget import Probes, render
 from tunesmith.data.tokenization.thinking import Switch, ThoughtFormat, find_format
 from tunesmith.data.tokenization.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
@@ -59,8 +59,10 @@ class Template:
         self.chats = chat
         self._lead = self._end = self._tail = ""
         self._composes = False
+        self._probes = Probes()
         if chat:
-            self._find_end()
+            with self._probes.spend():
+                self._find_end()
         self.end_ids = self._close() if chat else []
         eos = tokenizer.eos_token_id
         # Generation stops at these ids.
@@ -88,7 +90,8 @@ class Template:
     @cached_property
     def thought_format(self) -> ThoughtFormat | None:
         """Find how the template writes thoughts; None if it neither renders nor switches them."""
-        return find_format(self._render_probe, self.source) if self.chats else None
+        with self._probes.spend():
+            return find_format(self._render_probe, self.source) if self.chats else None
 
     @property
     def thinks(self) -> bool:
@@ -283,12 +286,14 @@ class Template:
     def call_format(self) -> CallFormat | None:
         """The format in which the template writes calls; None if tools, calls and results are written as text."""
         # Where a template knows thoughts, each turn is learned in a separate sequence.
-        return format_of_template(self._last_turn_decoded, last_only=self.thinks)
+        with self._probes.spend():
+            return format_of_template(self._last_turn_decoded, last_only=self.thinks)
 
     @cached_property
     def _takes_several(self) -> bool:
         """True if the template renders several calls in one turn; they are rendered one by one otherwise."""
-        return format_of_template(self._last_turn_decoded, last_only=self.thinks, several=True) is not None
+        with self._probes.spend():
+            return format_of_template(self._last_turn_decoded, last_only=self.thinks, several=True) is not None
 
     def _last_turn(self, messages: Sequence[Message]) -> tuple[str, str]:
         """Return a rendered chat without thoughts, and the text of its last turn with its end."""

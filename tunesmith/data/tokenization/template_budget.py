@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -42,11 +43,32 @@ class _Budget(threading.local):
     """Remaining budget of the rendering in this thread."""
 
     most = chars = until = due = 0.0
+    probes: Probes | None = None
     seconds = LEAST_SECONDS
     known: Mapping[int, int] = {}  # what the variables contain: id and size, written out
 
 
 _left = _Budget()
+
+
+class OverBudgetError(TemplateError):
+    """A chat template takes too much time or memory; its format is not known by that."""
+
+
+class Probes:
+    """The CPU seconds of all renderings together that find out how one template writes."""
+
+    def __init__(self) -> None:
+        self.seconds = LEAST_SECONDS
+
+    @contextmanager
+    def spend(self) -> Iterator[None]:
+        """Let the renderings in the context share what is left; those of a context inside of it, too."""
+        outer, _left.probes = _left.probes, self
+        try:
+            yield
+        finally:
+            _left.probes = outer
 
 
 def render(source: str, variables: Mapping[str, Any]) -> str:
@@ -57,7 +79,7 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
         variables: what it reads, all of JSON types.
 
     Raises:
-        TemplateError: it takes too much time or memory.
+        OverBudgetError: it takes too much time or memory.
         Exception: whatever the template itself raises.
     """
     template = _compiled(source)
@@ -66,11 +88,14 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
     _left.most = MOST_CHARS + 64 * size
     _left.chars = MOST_VALUES * _left.most
     _left.seconds = min(LEAST_SECONDS + SECONDS_PER_CHAR * size, MOST_SECONDS)
-    _left.until, _left.due = time.thread_time() + _left.seconds, 0.0
+    began, probes = time.thread_time(), _left.probes
+    _left.until, _left.due = began + (probes.seconds if probes else _left.seconds), 0.0
     _left.known = known
     try:
         return str(template.render(variables))
     finally:
+        if probes:
+            probes.seconds -= time.thread_time() - began
         _left.known, _left.seconds = {}, LEAST_SECONDS  # ids are given again
 
 
@@ -253,9 +278,9 @@ def _check_time() -> None:
     _left.due = time.perf_counter() + rest
 
 
-def _too_much() -> TemplateError:
+def _too_much() -> OverBudgetError:
     problem = f"takes more than {_left.seconds:.0f} s, or memory for far more than the chat"
-    return TemplateError(f"chat template: {problem}; do not use this model, or replace its template")
+    return OverBudgetError(f"chat template: {problem}; do not use this model, or replace its template")
 
 
 def _kept(value: Any) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from tunesmith.data.tokenization.template_budget import OverBudgetError
 from tunesmith.errors import TemplateError
 
 Switch = Literal["", "enable_thinking", "thinking", "reasoning_effort"]
@@ -171,6 +172,8 @@ def find_format(render: Render, source: str) -> ThoughtFormat | None:
     for field, turn in turns.items():
         try:
             chat = render([*ask, {"role": "assistant", **turn}], False, on)
+        except OverBudgetError:
+            raise
         except TemplateError:  # some templates reject what they do not know
             continue
         begin, thoughts, rest = chat.removeprefix(prompt).partition("zqt")

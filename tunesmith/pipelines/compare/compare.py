@@ -17,7 +17,7 @@ from tunesmith.config import Recipe, load_recipe, save_recipe
 from tunesmith.config.style_rules import read_style_rules
 from tunesmith.data.cpu_count import cores
 from tunesmith.data.documents.find_files import find
-from tunesmith.data.files import holds_files, read_page, sha256_of_file, write_whole
+from tunesmith.data.files import begin_digests, holds_files, read_page, sha256_of_file, write_whole
 from tunesmith.data.splits.split import Split
 from tunesmith.errors import CheckpointError, RecipeError, StorageError, TunesmithError
 from tunesmith.evaluation.predict import question, subsample
@@ -227,6 +227,7 @@ def _open_folder(recipe: Recipe, out: Path | None, split: Split, options: Compar
     elif holds_files(folder):
         raise CheckpointError(f"{folder}: exists and is not a comparison; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    begin_digests(folder)
     write_whole(page, json.dumps({"identity": identity, "settings": settings}))
     save_recipe(recipe, folder / RECIPE)
     return folder
