@@ -339,7 +339,7 @@ def test_a_running_engine_gets_the_key_and_other_servers_are_told_apart(runs: Pa
 def test_a_program_is_found_by_name_path_and_variable(program: Path, monkeypatch: pytest.MonkeyPatch):
     path = str(program / "bin" / "vllm")
     monkeypatch.delenv("TUNESMITH_VLLM", raising=False)
-    with pytest.raises(ModelError, match="no program 'vllm'; install it in an environment of its own.*TUNESMITH_VLLM="):
+    with pytest.raises(ModelError, match="no program 'vllm'; install it in a separate environment.*TUNESMITH_VLLM="):
         command_of("vllm")
     assert command_of(f"{path} --dtype auto") == ["vllm", path, "--dtype", "auto"]
     for value in (path, str(program)):

@@ -90,6 +90,16 @@ def test_a_run_is_found_by_its_folder_or_by_the_models(tmp_path: Path):
     assert find_model(str(tmp_path)) == tmp_path / "model"
 
 
+def test_no_file_of_a_saved_adapter_holds_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(folder("llama").parent))
+    tuned(tmp_path, "llama", LORA)
+    config = json.loads((tmp_path / "model" / "adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == f"~/{folder('llama').name}"
+    for file in (tmp_path / "model").iterdir():
+        assert str(folder("llama").parent).encode() not in file.read_bytes(), file.name
+    assert len(load(tmp_path).generate(TEXTS)) == len(TEXTS)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_the_folders_tokenizer_asks_in_the_format_that_was_trained(kind: str, tmp_path: Path):
     tuned(tmp_path, kind, LORA)

@@ -117,7 +117,7 @@ def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
 
 
 def _is_section(key: str, value: Mapping[str, Any]) -> bool:
-    """Return whether each key of the mapping is a setting of its own."""
+    """Return whether each key of the mapping is a separate setting."""
     if key in ("objective.reward", "data.where"):  # replaced as a whole
         return False
     return "kind" not in value and key not in ALIASES and not any({".", "="} & set(str(inner)) for inner in value)

@@ -45,7 +45,7 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
         raise DataError(f"{_shown(url)}: requires a package ({error}); pip install {install}") from error
     except FileNotFoundError as error:
         raise DataError(f"{_shown(url)}: no such file; check the name") from error
-    except Exception as error:  # every place has errors of its own library
+    except Exception as error:  # every place has errors of another library
         problem = " ".join(str(error).split())
         fix = "check the network, and the credentials in the environment or, for S3, in ~/.aws/credentials"
         raise DataError(f"{_shown(url)}: cannot be reached ({type(error).__name__}: {problem}); {fix}") from error

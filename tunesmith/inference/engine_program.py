@@ -102,7 +102,7 @@ def command_of(engine: str) -> list[str]:
     if found is None:
         install = f"python -m venv ENV && ENV/bin/pip install {kind}"
         raise ModelError(
-            f"engine: no program {str(named)!r}; install it in an environment of its own ({install}) and set "
+            f"engine: no program {str(named)!r}; install it in a separate environment ({install}) and set "
             f"{variable}=ENV, or give --engine ENV/bin/{kind}"
         )
     return [kind, found, *options]

@@ -52,7 +52,7 @@ class EngineServer(AbstractContextManager["EngineServer"]):
             model = open_model("runs/replies", engine=engine)
 
     Args:
-        engine: `vllm` or `sglang`, the path of such a program, each with options of its own after it, or the address
+        engine: `vllm` or `sglang`, the path of such a program, each with its options after it, or the address
             of a running one, whose key is in TUNESMITH_API_KEY.
         offline: do not access the network.
         rows: sequences that it generates at once.

@@ -1,6 +1,6 @@
 """Bootstrap and permutation over clusters of rows, and the tests and intervals based on them.
 
-N rows, G clusters, R resamples, S scores per row. A row without a group is a cluster of its own.
+N rows, G clusters, R resamples, S scores per row. A row without a group is a separate cluster.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def pack(
     whole: bool = False,
     labels: Sequence[tuple[float, ...]] = ((),),
 ) -> Batch:
-    """Pack sequences into a batch, each as a row of its own.
+    """Pack sequences into a batch, each as a separate row.
 
     Args:
         sequences: token ids, and which of them are learned.

@@ -103,7 +103,7 @@ class RouterLoss:
         It does if the network's configuration asks for it (`output_router_logits`), as in transformers, or if routers
         are trained: without it, training tends to send all tokens to a few experts.
         """
-        # FSDP2 gives a network that it divides a class of its own, below that of the family.
+        # FSDP2 gives a network that it divides a new class, below that of the family.
         modules = [sys.modules[kind.__module__] for kind in type(network).__mro__]
         function = next((getattr(module, LOSS) for module in modules if hasattr(module, LOSS)), None)
         config = network.config.get_text_config()

@@ -22,6 +22,7 @@ from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.models.attention.network_cache import cached_values
 from tunesmith.models.batch import pack
 from tunesmith.models.loading.quantization import count_parameters
+from tunesmith.models.loading.text_part import part_of
 from tunesmith.models.policy import Policy
 from tunesmith.models.sharded import run_body
 from tunesmith.progress import track
@@ -68,6 +69,7 @@ class NetworkSize:
     moving: ActivationMemory  # if weights are trained, or adapters that need the layers' inputs
     frozen: ActivationMemory  # if only virtual tokens or scaling factors are trained
     state: int = 0  # values of a row's states in all layers that do not grow with its tokens
+    multimodal: bool = False  # the text part of a multimodal checkpoint
 
     @property
     def matrices(self) -> int:
@@ -101,6 +103,7 @@ def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> Ne
         matmul_parameters=matmul_parameters(policy),
         past=past,
         state=state,
+        multimodal=part_of(network) is not None,
         moving=_activation_memory(policy, weights=True) if True in modes else UNKNOWN,
         frozen=_activation_memory(policy, weights=False) if False in modes else UNKNOWN,
     )

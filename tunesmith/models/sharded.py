@@ -95,7 +95,7 @@ def shard(network: Any, sharding: Sharding, *, device: str) -> None:
 def prepare_sharded(network: Any) -> None:
     """Make a sharded network add up gradients, and give it the method that `run_body` calls.
 
-    FSDP2 averages gradients; losses here are sums. A divisor of its own needs an operation that gloo lacks and that
+    FSDP2 averages gradients; losses here are sums. Another divisor needs an operation that gloo lacks and that
     NCCL gets wrong in bfloat16 (pytorch issue 190747); a sum needs none.
     """
     from torch.distributed.fsdp import register_fsdp_forward_method

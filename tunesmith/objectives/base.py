@@ -242,7 +242,7 @@ class Objective(BaseModel, ABC):
         raise NotImplementedError(f"{type(self).__name__}: rows have no prompt with a reference answer")
 
     def in_words(self) -> Self:
-        """Return the objective for a model without a head of its own: labels are produced as words."""
+        """Return the objective for a model without an added head: labels are produced as words."""
         return self
 
     def scores(self, batch: Batch, policy: Policy) -> Tensor:

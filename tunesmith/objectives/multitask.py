@@ -188,7 +188,7 @@ class Multitask(Objective):
         return MultitaskLearner(self, {name: part.objective.make_learner() for name, part in self.tasks.items()})
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        """Raise RecipeError: each task has columns of its own."""
+        """Raise RecipeError: each task has other columns."""
         self._refuse()
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:

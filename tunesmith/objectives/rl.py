@@ -132,7 +132,7 @@ class Rl(Objective):
     @field_validator("reward", mode="wrap")
     @classmethod
     def _check_reward(cls, reward: Any, read: Callable[[Any], str | dict[str, float]]) -> str | dict[str, float]:
-        """Replace the messages of the union by one of our own."""
+        """Replace the messages of the union by one of ours."""
         try:
             return read(reward)
         except ValidationError as error:

@@ -1,7 +1,7 @@
 """Independent pieces of work: one after another in this process, or at the same time as tasks of a Ray cluster.
 
 Ray is for many runs. The processes of one run are started by torchrun. Ray sends functions and results between its own
-processes by pickle, so connect only to a cluster of your own.
+processes by pickle, so connect only to a cluster that is yours.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def contenders(run: RunData) -> list[Contender]:
     if not any(arm.kind == BASE for arm in arms):
         not_beaten = task.verdict != "better"
         arms.insert(0, Contender(name=BASE, kind=BASE, score=task.base, ci95=None, not_beaten=not_beaten, **common))
-    # The tuned model has an interval of its own only if its score is a mean over rows.
+    # The tuned model has an interval only if its score is a mean over rows.
     ci95 = None
     scores = row_scores(run.predictions, task.metric)
     if scores is not None and (task.metric in PER_ROW or task.metric in STATED):

@@ -57,7 +57,7 @@ def _describe_run(path: Path, on_problem: Callable[[str], None]) -> dict[str, An
 
 
 def _technique_name(path: Path, kind: str) -> str:
-    """Return the usual name of a technique: options of LoRA have names of their own, such as `qlora`."""
+    """Return the usual name of a technique: some options of LoRA have names, such as `qlora`."""
     try:
         report_edit(path / "recipe.yaml")
         recipe = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ def mixture_targets(
     """Return what to adapt in a mixture of experts.
 
     PEFT adapts a parameter that several experts share through `target_parameters`. It rewrites the targets of some
-    families, in which `up_proj` once was an expert of its own: a linear layer of that name, as in a shared expert,
+    families, in which `up_proj` once was a separate expert: a linear layer of that name, as in a shared expert,
     would silently lose its update. Such a layer's weight is therefore a target parameter, too.
 
     Args:

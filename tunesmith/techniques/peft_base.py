@@ -30,7 +30,7 @@ class Adapter(Technique):
         with quiet(), torch.no_grad():
             # save_embedding_layers="auto" would ask the Hub whether embedding rows were added; none ever are here.
             policy.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the run writes one of its own
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the run writes another
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
         """Load the saved adapter over a fresh base; raise CheckpointError or ModelError if its files cannot be used."""

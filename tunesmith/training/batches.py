@@ -110,7 +110,7 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """The rows of each step of a multitask run: every task has epochs of its own and contributes by its share.
+    """The rows of each step of a multitask run: every task has separate epochs and contributes by its share.
 
     A step has `rows` rows, give or take one for each task but the first, and at least one.
     """

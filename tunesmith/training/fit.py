@@ -231,7 +231,7 @@ class Trainer:
     def _load(self) -> Sequence[Batch]:
         """Return the prepared micro-batches of this step; they are made again after an out-of-memory error."""
         if self._prepared is None:
-            # Dropout differs by process; everything else that is random has seeds of its own.
+            # Dropout differs by process; everything else that is random has separate seeds.
             torch.manual_seed(self.plan.seed * 1_000_003 + self.state.step + (self.world.rank << 40))
             self._batches = self._window()
             self._prepared = prepare_each(self.policy, self.learner, self._batches)

@@ -51,7 +51,7 @@ def read_task_metrics(journal: Journal, prepared: TrainingContext) -> tuple[Task
 
 
 def single_task_contexts(prepared: TrainingContext) -> dict[str, TrainingContext]:
-    """Return each task as a run of its own that uses as many rows of the task as the multitask run does."""
+    """Return each task as a separate run that uses as many rows of the task as the multitask run does."""
     mixture = mixture_of(prepared, tokens=1)
     schedule = prepared.recipe.schedule
     steps = max(1, round(schedule.epochs * -(-len(prepared.train) // schedule.batch_rows)))

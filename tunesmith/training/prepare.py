@@ -87,7 +87,7 @@ class TrainingContext:
     head: dict[str, Tensor] | None = None  # initial weights of a head that the base does not have
     # General rows of each epoch, for replay; those of the first epoch are the last rows of `train`.
     general: tuple[tuple[Encoded, ...], ...] = ()
-    subtasks: dict[str, TrainingContext] = field(default_factory=dict)  # multitask: each task as a context of its own
+    subtasks: dict[str, TrainingContext] = field(default_factory=dict)  # multitask: each task as a separate context
 
     @property
     def tasks(self) -> Mapping[str, TrainingContext]:
@@ -224,7 +224,7 @@ def _sharding(recipe: Recipe, machine: ChosenMachine) -> Sharding | None:
 def shared_machine(recipe: Recipe, *, pinned: bool = False) -> ChosenMachine:
     """Choose device, dtype and threads by the recipe; of several processes, by the measurement of the first one.
 
-    Each process gets a GPU of its own, or its share of the cores.
+    Each process gets one GPU, or its share of the cores.
     """
     settings, world = recipe.machine, current_world()
     threads = settings.threads or (cores() // world.local_size or 1 if world.size > 1 else 0)

@@ -48,7 +48,7 @@ BEGINNING = re.compile(r"[A-Z][a-z]+")
 def with_replay(prepared: TrainingContext, out: Path, *, on_event: EventHandler, offline: bool) -> TrainingContext:
     """Mix general rows into the training rows.
 
-    The texts are kept in `out/replay.jsonl`, so that a resumed run uses the same. Every epoch has rows of its own,
+    The texts are kept in `out/replay.jsonl`, so that a resumed run uses the same. Every epoch has other rows,
     because repeated rows are memorised.
 
     Args:

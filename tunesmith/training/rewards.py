@@ -162,7 +162,7 @@ def _python_reward(name: str, key: str) -> Scorer:
 def _module(location: str) -> ModuleType:
     """Import a module or file, again if the file has changed: notebooks edit rewards between runs.
 
-    A file may import modules of its own directory, also while it scores.
+    A file may import modules from its directory, also while it scores.
     """
     path = Path(location)
     if location.endswith(".py"):  # the same name in another working folder is another file

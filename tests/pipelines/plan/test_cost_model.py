@@ -272,6 +272,13 @@ def test_processes_add_up_gradients_and_shards_divide_what_is_trained():
     sharded = Placement(processes=4, local=4, shards=4)
     gathered = WORK.passes * 8 * 2000 * 3 / 4 / 1e6
     assert step_seconds(Full(), SIZE, WORK, pace, placement=sharded) == pytest.approx(max(alone, gathered))
+    # Each updates a part of the parameters; adapters are not divided.
+    saved = [
+        step_seconds(technique, SIZE, WORK, replace(PACE, link=1e15))
+        - step_seconds(technique, SIZE, WORK, replace(PACE, link=1e15), placement=sharded)
+        for technique in (Full(), Lora())
+    ]
+    assert saved == pytest.approx([WORK.steps * (24 + 2 * 8) * 2000 * 3 / 4 / 1e9, 0], abs=1e-9)
     empty = replace(WORK, widest=0, widest_rows=0, widest_padded=0, learned=0)
     needed = [
         peak_bytes(Full(), replace(SIZE, moving=ActivationMemory(0, 0)), empty, PACE, held=8000, placement=one)

@@ -67,7 +67,7 @@ def test_only_the_text_part_of_a_multimodal_configuration_counts(tmp_path: Path)
     config.architectures = ["Gemma3ForConditionalGeneration"]
     config.save_pretrained(tmp_path)
     size = paper_size(str(tmp_path))
-    assert (size.kind, size.layers, size.hidden) == ("gemma3_text", 2, 32)
+    assert (size.kind, size.layers, size.hidden, size.multimodal) == ("gemma3_text", 2, 32, True)
 
 
 def test_a_token_is_multiplied_with_its_own_experts_only(tmp_path: Path):

@@ -288,6 +288,7 @@ def test_what_no_run_shards_is_never_planned_in_shards_and_all_else_is(tmp_path:
     made = recipe(tmp_path, reviews(), "bert").model_copy(update={"machine": Machine(shard="full")})
     hides = made.model_copy(update={"objective": Domain()})  # the embeddings of an encoder are its output layer, too
     decoder, encoder = measure_size(policy("llama")), measure_size(policy("bert"))
+    part = replace(decoder, multimodal=True)
     four = Placement(processes=4, local=2)
     found = {
         name: {one.shards for one in placements(planned, technique, size, four)}
@@ -297,10 +298,15 @@ def test_what_no_run_shards_is_never_planned_in_shards_and_all_else_is(tmp_path:
             ("texts", hides, Lora(), decoder),
             ("nf4", made, Lora(quantize="nf4"), decoder),
             ("lora", made, Lora(), decoder),
+            ("text part, full", made, Full(), part),
+            ("text part, lora", made, Lora(), part),
         )
     }
     # As `sharding_refusal` has it, which a run asks before it loads the model.
-    assert found == {"encoder": {2, 4}, "hidden words": {1}, "texts": {2, 4}, "nf4": {1}, "lora": {2, 4}}
+    assert found == {"encoder": {2, 4}, "hidden words": {1}, "texts": {2, 4}, "nf4": {1}, "lora": {2, 4}} | {
+        "text part, full": {1},
+        "text part, lora": {2, 4},
+    }
     refused = [
         sharding_refusal(planned.model_copy(update={"technique": technique}), family)
         for planned, technique, family in (

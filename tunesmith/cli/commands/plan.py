@@ -159,5 +159,5 @@ def _cells(option: TechniqueEstimate) -> tuple[str, ...]:
         return (option.technique, "", "", "", "", "no", "", option.refused)
     cost = option.prediction
     bounded = (memory(cost.memory), time(cost.seconds), time(option.whole_seconds))
-    estimates = [text.replace(" (", "\n(") for text in bounded]  # bounds on a line of their own
+    estimates = [text.replace(" (", "\n(") for text in bounded]  # bounds on a separate line
     return (option.technique, count(cost.trainable), *estimates, "yes" if option.fits else "no", option.standing, "")

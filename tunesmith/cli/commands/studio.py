@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
         "studio",
         help="open one page over all of this in the browser",
         description="Serve a page on this machine from which files are checked, recipes written, models tuned, "
-        "compared, asked and exported. It starts the commands that it shows, in processes of their own: closing the "
+        "compared, asked and exported. It starts the commands that it shows, in separate processes: closing the "
         "page or stopping the server stops none. Ctrl-C stops the server.",
     )
     text = "working folder, with data files, recipes and runs (default: the current one)"

@@ -89,7 +89,7 @@ def _inline_pairs(text: str) -> list[re.Match[str]]:
     answer_mark = re.compile(rf"\s{re.escape(answer[1])}\s*\d*\s*{re.escape(answer[2])}\s")
     parts = list[str]()
     for part in re.split(rf"\s+(?={re.escape(question[1])}\s*\d*\s*{re.escape(question[2])}\s+\S)", text):
-        if parts and answer_mark.search(part) is None:  # not a pair of its own: it continues the one before
+        if parts and answer_mark.search(part) is None:  # not a new pair: it continues the one before
             part = f"{parts.pop()} {part}"
         parts.append(part)
     return [pair for part in parts if (pair := _BOTH.match(part))]

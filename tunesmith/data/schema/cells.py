@@ -16,7 +16,7 @@ def cell(row: Row, column: str) -> object:
     Args:
         row: the row.
         column: name of a column, dotted for a value inside objects; or several names joined by ` + `, whose texts
-            are put on lines of their own, each after its name. An existing name comes first.
+            are put on separate lines, each after its name. An existing name comes first.
     """
     if PLUS in column and column not in row.fields:
         values = {name: cell(row, name) for name in map(str.strip, column.split(PLUS))}

@@ -516,7 +516,7 @@ class Template:
         self._lead, self._end = lead, end.rstrip()
 
     def _end_of_next(self, turns: Sequence[Mapping[str, Any]], prefix: str) -> str:
-        """Return the special token that opens only the user's next turn, for turns without an end of their own."""
+        """Return the special token that opens only the user's next turn, for turns without an end token."""
         more = self._render([*turns, {"role": "user", "content": "zr"}])
         after = more.rpartition("zq")[2].lstrip()
         opened = self._special.match(after) if self._special else None

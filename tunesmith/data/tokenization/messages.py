@@ -138,7 +138,7 @@ def turn_of(item: object, where: str) -> Message:
 
 
 def _thoughts_of(item: Mapping[str, object], where: str) -> str:
-    """Return the thoughts that a turn has under a key of their own; empty if there are none."""
+    """Return the thoughts that a turn has under a separate key; empty if there are none."""
     name = next((name for name in FIELDS if item.get(name)), "")
     thoughts = joined(item.get(name, ""))
     if not isinstance(thoughts, str):

@@ -10,7 +10,7 @@ from tunesmith.evaluation.evaluators.perplexity import PerplexityEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.evaluators.rewards import RewardEvaluator
 
-# By what the objective's models produce, except for objectives with an evaluator of their own.
+# By what the objective's models produce, except for objectives that have another evaluator.
 EVALUATORS: dict[str, type[Evaluator[Any]]] = {
     "labels": AnswerEvaluator,
     "number": NumberEvaluator,

@@ -17,7 +17,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.run_folder import task_dir
 
-# Name of the control in which each task has a model of its own, tuned on as many of its rows.
+# Name of the control in which each task has a separate model, tuned on as many of its rows.
 SINGLE_TASK_MODEL = "single-task model"
 
 

@@ -322,7 +322,7 @@ def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _DecodingState:
 
 
 def common(prompts: Sequence[list[int]]) -> int:
-    """Count the leading ids that all prompts share; each keeps at least one id of its own. 0 for a single prompt."""
+    """Count the leading ids that all prompts share, at least one less than each has; 0 for a single prompt."""
     if len(prompts) < 2:
         return 0
     limit = min(map(len, prompts)) - 1

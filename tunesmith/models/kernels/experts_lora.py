@@ -2,7 +2,7 @@
 
 PEFT adds the update to the weights of all experts before every pass, and keeps the sums for the backward pass: as many
 bytes again as the experts have, and in generation all of them for each token. Here only the tokens pass through the
-update, each through that of its own experts. On one CPU thread, with 32 experts of width 512 x 256 in two layers, a
+update, each through the update of its experts. On one CPU thread, with 32 experts of width 512 x 256 in two layers, a
 training pass over 512 tokens takes 0.25 s instead of 0.41 s, and one token of generation 3.5 ms instead of 44 ms.
 
 Letters: N tokens, K experts per token, S = N x K, E experts, I and O inner and outer width, R rank of one expert.

@@ -69,7 +69,7 @@ class _MixedLayer(nn.Module):
         return out
 
     def take_apart(self) -> None:
-        """Give each update memory of its own, so that unloading one adapter frees its memory."""
+        """Give each update separate memory, so that unloading one adapter frees its memory."""
         self._factors = None
         with torch.inference_mode(False), torch.no_grad():
             for layer in self._lora_layers:
@@ -153,7 +153,7 @@ class MultiLora:
         return self.network
 
     def take_apart(self) -> None:
-        """Give every adapter memory of its own again; this network must not be used after it."""
+        """Give every adapter separate memory again; this network must not be used after it."""
         for module in self.network.modules():
             if isinstance(module, _MixedLayer):
                 module.take_apart()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrain
 
 from tunesmith.errors import ModelError
 
-# Values of `tokenizer.ggml.pre` whose vocabularies were trained with every digit as a token of its own.
+# Values of `tokenizer.ggml.pre` whose vocabularies were trained with every digit as one token.
 # transformers 5.24 drops that rule: "\n\n2" then becomes other ids than the model was trained on.
 DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 

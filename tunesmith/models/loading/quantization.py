@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 def normalize_quantized(network: nn.Module) -> None:
-    """Make a freshly loaded 4-bit network compute the same in training and generation, in memory of its own.
+    """Make a freshly loaded 4-bit network compute the same in training and generation, in separate memory.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks a weight the first time it runs without gradient: scales are
     rounded to bfloat16 for good, double quantization is undone, and no gradient flows through the layer any more. That

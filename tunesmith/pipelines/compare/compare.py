@@ -146,7 +146,7 @@ def _tune_arms(context: ComparisonContext, arms: Sequence[str], *, on: str) -> N
 
 
 def tune_arm(folder: Path, offline: bool, name: str) -> str:
-    """Tune the run of an arm in a process of its own, into the folder of the comparison.
+    """Tune the run of an arm in a separate process, into the folder of the comparison.
 
     Returns the reason why the run failed, empty if it has finished; it is tried again with its arm.
     """

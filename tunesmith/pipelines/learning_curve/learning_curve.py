@@ -194,7 +194,7 @@ def measure_cell(
     *,
     on_event: EventHandler = lambda event: None,
 ) -> CurveCell:
-    """Train one cell (rows, seed) in a process of its own; one that was lost resumes from its checkpoint."""
+    """Train one cell (rows, seed) in a separate process; one that was lost resumes from its checkpoint."""
     context = prepare(recipe, on_event=on_event, offline=offline)
     run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder, Callbacks(on_event), offline)
     return run.cell(*cell)

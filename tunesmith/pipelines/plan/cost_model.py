@@ -322,7 +322,9 @@ def step_seconds(
     operations = (tokens * (4 + 2 * full) + read * 2) * size.matmul_parameters + pairs * size.hidden * size.layers
     moved = (activations.stored(tokens, work.rows) * KEPT_MOVED + read * READ_MOVED) * activations.token
     moved += work.attended * KEPT_MOVED * activations.pair
-    moved += work.steps * (STEP_BYTES + 2 * placement.moments) * count
+    shards, processes = placement.shards, placement.processes
+    own, copies = (count / shards, processes // shards) if full else (count, processes)
+    moved += work.steps * (STEP_BYTES + 2 * placement.moments) * own
     if isinstance(technique, Lora):
         operations += 6 * tokens * moving(technique, size)
         moved += work.passes * size.matrices * (UNPACK_BYTES * bool(technique.quantize) + NORM_BYTES * technique.dora)
@@ -332,9 +334,7 @@ def step_seconds(
     calls = work.passes * size.layers * pace.calls
     computing = operations / pace.products + head / pace.products32 + moved / pace.moved + calls
     # Shards arrive while others are computed with: weights for forward and backward in bfloat16, gradients in float32.
-    shards, processes = placement.shards, placement.processes
     gathered = work.passes * (2 * HALF + NUMBER * full) * size.parameters * _ring(shards, shards, pace, placement)
-    own, copies = (count / shards, processes // shards) if full else (count, processes)
     summed = work.steps * 2 * NUMBER * own * _ring(copies, processes, pace, placement)
     return max(computing, gathered) + summed
 

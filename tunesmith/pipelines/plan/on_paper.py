@@ -142,7 +142,8 @@ def paper_size(model: str, *, offline: bool = False) -> NetworkSize:
     refuse_foreign_code(settings, where=model)
     encoder = local_family(str(folder)) == "encoder"
     with reading(model), quiet():
-        config = text_config(settings) or AutoConfig.from_pretrained(folder)
+        text = text_config(settings)
+        config = text or AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             make: Any = AutoModel if encoder else AutoModelForCausalLM
             network = make.from_config(config, dtype=torch.bfloat16)
@@ -152,7 +153,7 @@ def paper_size(model: str, *, offline: bool = False) -> NetworkSize:
     known = config.to_dict()
     total = known.get("num_experts") or known.get("num_local_experts") or known.get("n_routed_experts") or 1
     active = experts(network) * (known.get("num_experts_per_tok") or 1) / total
-    return replace(size, matmul_parameters=size.matmul_parameters + round(active))
+    return replace(size, matmul_parameters=size.matmul_parameters + round(active), multimodal=text is not None)
 
 
 def _attend(module: Any, *states: Any, **_: Any) -> tuple[Tensor, None]:

@@ -185,7 +185,7 @@ def _time_techniques(prepared: TrainingContext, profile: RunProfile, on_event: E
         try:
             step_timing = _measure_steps(prepared, technique, profile)
         except (MemoryError, RuntimeError, Refused) as error:
-            if not out_of_memory(error.__cause__ or error):  # the optimizer raises an error of its own
+            if not out_of_memory(error.__cause__ or error):  # the optimizer raises another error
                 raise
             on_event(Note(f"out of memory while timing {technique.kind}; using the analytic estimate"))
             continue

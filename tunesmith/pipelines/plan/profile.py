@@ -83,7 +83,8 @@ def placements(recipe: Recipe, technique: AnyTechnique, size: NetworkSize, proce
     wish, recompute = recipe.machine.shard, recipe.schedule.recompute
     changed = recipe.model_copy(update={"technique": technique})
     shards = {min(processes.processes, processes.local), processes.processes}  # within a machine, or among all
-    if wish == "none" or sharding_refusal(changed, "decoder" if size.causal else "encoder"):
+    family = "decoder" if size.causal else "encoder"
+    if wish == "none" or sharding_refusal(changed, family, multimodal=size.multimodal):
         shards = {1}
     moments = MOMENTS if recipe.schedule.optimizer == "adamw" else MOMENTS_8BIT
     return [

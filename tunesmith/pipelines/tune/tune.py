@@ -384,7 +384,7 @@ def _run_controls(
 
 
 def control_in_task(recipe: Recipe, out: Path, offline: bool, name: str) -> Any:
-    """Return the predictions of a control run in a process of its own; one that was lost resumes.
+    """Return the predictions of a control run in a separate process; one that was lost resumes.
 
     Args:
         recipe: the recipe, with the machine of the run.
@@ -407,7 +407,7 @@ def _run_control(prepared: TrainingContext, out: Path, callbacks: Callbacks, nam
     what = f"{name} alone, on as many of its rows" if name else "shuffled labels"
     callbacks.on_event(StageStarted(f"control run: {what}"))
     folder.mkdir(parents=True, exist_ok=True)
-    # A base model of its own: the network of the run itself must stay unchanged.
+    # A second base model: the network of the run itself must stay unchanged.
     options = training_options(control.recipe, control.machine)
     control = replace(control, base=load_base(control.recipe.model, options=options, offline=True))
     policy = train(control, folder, callbacks=callbacks).policy

@@ -222,7 +222,7 @@ class CallSplitter:
             content, calls = split_calls(self._answer, self._messages, self._template)
         elif mark and ("}" in text or ">" in text):  # no call ends with another character
             answer = self._template.in_json(self._answer, self._messages)
-            # In a format of its own, JSON alone may be the beginning of an argument.
+            # In a format other than JSON, JSON alone may be the beginning of an argument.
             own = self._template.call_format is None or self._template.call_format.json or answer != self._answer
             if own and (certain := _certain(answer, self._messages)):
                 content, calls = _text_before(answer, certain), [call.plain() for call in certain]

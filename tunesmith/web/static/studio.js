@@ -186,7 +186,7 @@ function sortable(table) {
   });
 }
 
-// Playground: each model answers the same chat in a column of its own.
+// Playground: each model answers the same chat in a separate column.
 function play(place) {
   const models = JSON.parse(place.dataset.models);
   const side = place.querySelector(".answers-side");

@@ -1,4 +1,4 @@
-"""Jobs of the page: commands of `tunesmith` that run in processes of their own, and what they have written.
+"""Jobs of the page: commands of `tunesmith` that run in separate processes, and what they have written.
 
 Everything about a job is in its folder, so that a new server finds the jobs of an earlier one, running or finished.
 """

@@ -26,7 +26,7 @@ SCREENS = (
     ("people", "People", "What do people prefer?"),
     ("ship", "Ship", "How do I use it?"),
 )
-# Commands whose JSON document has a template of its own.
+# Commands whose JSON document has a separate template.
 RESULTS = ("audit", "init", "plan", "learning-curve", "compare", "export", "preview")
 # As of the other pages, and reports in a frame.
 POLICY = f"{dict(ANSWER_HEADERS)[CSP].decode()}; frame-src 'self'"

@@ -55,7 +55,7 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """The models of all folds; none was fitted on the rows of its own fold."""
+    """The models of all folds; none was fitted on the rows of its fold."""
 
     vectors: Any
     models: list[Judge]
