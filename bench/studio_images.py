@@ -1,6 +1,7 @@
 """Screenshots of every screen of the studio, light and dark, into docs/images/.
 
-python -m bench.studio_images FOLDER    # a working folder with finished runs
+    python -m bench.studio_images            # makes a working folder first, in some 15 minutes; later calls use it
+    python -m bench.studio_images FOLDER     # of another working folder
 """
 
 from __future__ import annotations
@@ -13,10 +14,41 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+FOLDER = ROOT / "bench" / ".studio"
 SIZE = {"width": 1280, "height": 900}
+ROWS = 700
+# What a person would have done: (folder that shows that it is done, command).
+COMMANDS = (
+    ("runs/reviews-full", "tune reviews.yaml --out runs/reviews-full"),
+    ("runs/reviews-lora", "tune reviews.yaml --set technique=lora --out runs/reviews-lora"),
+    ("runs/tools", "tune tools.yaml --set schedule.epochs=1 --out runs/tools"),
+    ("comparisons/factbook", "compare factbook.yaml --set arms=[prompt,rag,tuned] --out comparisons/factbook"),
+)
+
+
+def prepare(folder: Path) -> None:
+    """Fill a working folder with rows, recipes, runs and a comparison; what exists is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = (ROOT / "tunesmith" / "shipped_data" / "reviews.jsonl").read_text("utf-8").splitlines(keepends=True)
+    folder.joinpath("reviews.jsonl").write_text("".join(rows[:ROWS]), "utf-8")
+    for name in ("factbook", "tools"):
+        for path in (ROOT / "examples").glob(f"{name}.*"):
+            if not (folder / path.name).exists():
+                shutil.copy(path, folder)
+    if not (folder / "reviews.yaml").exists():
+        tunesmith(folder, "init reviews.jsonl --out reviews.yaml")
+    for made, command in COMMANDS:
+        if not (folder / made / "report.html").exists():
+            tunesmith(folder, command)
+
+
+def tunesmith(folder: Path, line: str) -> None:
+    """Run a command in the working folder."""
+    subprocess.run([sys.executable, "-m", "tunesmith", *line.split(), "--offline"], cwd=folder, check=True)
 
 
 def pages(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from tests.drafts import draft
 from tunesmith.config import Recipe, load_recipe, make_recipe
 from tunesmith.config.annotated_yaml import AnnotatedRecipe
 from tunesmith.config.importers.convert import convert
-from tunesmith.errors import DataError, RecipeError, Refused
+from tunesmith.errors import DataError, RecipeError, Refused, StorageError
 from tunesmith.objectives import Instruct
 from tunesmith.pipelines.tune.preview import preview
 from tunesmith.training.prepare import prepare
@@ -478,21 +478,15 @@ def test_where_every_row_fails_nobody_is_told_to_drop_them_all(tmp_path: Path) -
 
 
 def test_a_disk_without_room_leaves_no_half_recipe(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, out, opened = draft(str(rows)), rows.parent / "recipe.yaml", Path.open
+    made, out = draft(str(rows)), rows.parent / "recipe.yaml"
 
-    def full(path: Path, *words: Any, **more: Any) -> Any:
-        file = opened(path, *words, **more)
+    def full(path: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
 
-        def write(text: str) -> int:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(file, "write", write, raising=False)
-        return file
-
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(RecipeError, match=r"not written \(No space left on device\); free some space$"):
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\); free some space$"):
         made.write(out)
-    assert not out.exists()
+    assert not [*rows.parent.glob("*recipe*")]
 
 
 def test_documents_are_counted_in_windows_and_few_are_told_how_to_be_cut(tmp_path: Path) -> None:

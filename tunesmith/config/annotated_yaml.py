@@ -6,7 +6,6 @@ import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from tunesmith.config import Recipe
-from tunesmith.data.files import fix_for, is_there
+from tunesmith.data.files import is_there, write_whole
 from tunesmith.data.readers.text_file import locate
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import RecipeError
@@ -57,19 +56,10 @@ class AnnotatedRecipe(Displayed):
         return "\n".join(lines) + "\n"
 
     def write(self, out: Path) -> None:
-        """Write the recipe to a new file. Raises RecipeError if the file exists or cannot be written."""
-        text = self.text(out.parent)
-        try:
-            with out.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            raise RecipeError(
-                f"{out}: already exists and is not overwritten; use another --out, or delete it"
-            ) from None
-        except OSError as error:
-            with suppress(OSError):  # a truncated file could be taken for a recipe
-                out.unlink()
-            raise RecipeError(f"{out}: not written ({error.strerror}); {fix_for(error)}") from None
+        """Write the recipe to a new file. Raises RecipeError if it exists, StorageError if it cannot be written."""
+        if out.exists():
+            raise RecipeError(f"{out}: already exists and is not overwritten; use another --out, or delete it")
+        write_whole(out, self.text(out.parent))  # a truncated file could be taken for a recipe
 
 
 def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:

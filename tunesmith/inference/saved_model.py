@@ -28,8 +28,12 @@ def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None
     if manifest.family == "decoder":
         _end_turns(model, folder, whole=manifest.technique.kind == "full")
     config = model.policy.adapter.peft_config["default"] if model.policy.adapter is not None else None
-    if config is not None and config.base_model_name_or_path:
-        config.base_model_name_or_path = manifest.base  # PEFT would write the place on this machine
+    if config is not None:
+        if config.base_model_name_or_path:
+            config.base_model_name_or_path = manifest.base  # PEFT would write the place on this machine
+        for name, value in vars(config).items():
+            if isinstance(value, set):  # written in an order that is another one in each process
+                setattr(config, name, sorted(value))
     manifest.technique.save(model.policy, folder)
     if model.policy.head is not None:
         save_tensors(model.policy.head.state_dict(), folder / HEAD)
