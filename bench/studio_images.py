@@ -1,7 +1,7 @@
 """Screenshots of every screen of the studio, light and dark, into docs/images/.
 
-    python -m bench.studio_images            # makes a working folder first, in some 15 minutes; later calls use it
-    python -m bench.studio_images FOLDER     # of another working folder
+python -m bench.studio_images            # makes a working folder first, in some 15 minutes; later calls use it
+python -m bench.studio_images FOLDER     # of another working folder
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -25,7 +25,6 @@ ROWS = 700
 COMMANDS = (
     ("runs/reviews-full", "tune reviews.yaml --out runs/reviews-full"),
     ("runs/reviews-lora", "tune reviews.yaml --set technique=lora --out runs/reviews-lora"),
-    ("runs/tools", "tune tools.yaml --set schedule.epochs=1 --out runs/tools"),
     ("comparisons/factbook", "compare factbook.yaml --set arms=[prompt,rag,tuned] --out comparisons/factbook"),
 )
 
@@ -35,10 +34,9 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = (ROOT / "tunesmith" / "shipped_data" / "reviews.jsonl").read_text("utf-8").splitlines(keepends=True)
     folder.joinpath("reviews.jsonl").write_text("".join(rows[:ROWS]), "utf-8")
-    for name in ("factbook", "tools"):
-        for path in (ROOT / "examples").glob(f"{name}.*"):
-            if not (folder / path.name).exists():
-                shutil.copy(path, folder)
+    for path in (ROOT / "examples").glob("factbook.*"):
+        if not (folder / path.name).exists():
+            shutil.copy(path, folder)
     if not (folder / "reviews.yaml").exists():
         tunesmith(folder, "init reviews.jsonl --out reviews.yaml")
     for made, command in COMMANDS:
@@ -80,10 +78,12 @@ def pages(folder: Path) -> dict[str, str]:
 def main() -> None:
     """Serve the folder and write the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     parser.add_argument("--out", type=Path, default=IMAGES)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.folder == FOLDER:
+        prepare(FOLDER)
     command = [sys.executable, "-m", "tunesmith", "studio", str(args.folder), "--port", "0", "--json", "--offline"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
         assert server.stdout is not None
