@@ -77,7 +77,7 @@ class OverfitChecked:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """One optimizer step: loss and gradient norm, tokens of the step, seconds and speed of training so far."""
+    """One optimizer step: loss and gradient norm, tokens of the step, seconds, speed and memory of training so far."""
 
     kind: ClassVar[str] = "step"
     step: int
@@ -89,6 +89,7 @@ class StepFinished:
     seconds: float
     tokens_per_second: float
     metrics: Mapping[str, float] = field(default_factory=dict)  # of the objective, such as `reward` and `kl`
+    peak_bytes: int = 0  # as in the report of the run; 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,8 @@ def journal_record(event: StepFinished | Validated) -> dict[str, Any]:
     """Return the line of `journal.jsonl` for a step or a validation: its fields, then its metrics."""
     mappings = ("metrics", "task_losses", "gradient_cosines")
     record = {name: getattr(event, name) for name in _names(event) if name not in mappings}
+    if not record.get("peak_bytes"):
+        record.pop("peak_bytes", None)
     record |= event.metrics
     if isinstance(event, Validated):
         record |= {gradient_cosine_key(*pair): cosine for pair, cosine in event.gradient_cosines.items()}

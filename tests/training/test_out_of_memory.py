@@ -24,7 +24,7 @@ from tunesmith.training.train_state import trainable_state
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
 ROWS = encoded("llama", 12)
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "peak_bytes")
 
 
 def cramped(room: int, error: Exception) -> Instruct:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,6 @@ def diff_runs(a: Path, b: Path, task: str = "") -> RunDiff:
             changed.append(
                 Changed(where=row.where, question=row.question, gold=row.gold, a=first, b=second, better=better)
             )
-    one, two = ({key: str(value) for key, value in _flat(_recipe(run)).items()} for run in (a, b))
-    keys = [key for key in [*one, *(key for key in two if key not in one)] if not key.startswith(MACHINE_KEYS)]
     return RunDiff(
         **asdict(comparison),
         a=str(a),
@@ -131,8 +130,23 @@ def diff_runs(a: Path, b: Path, task: str = "") -> RunDiff:
         score_b=comparison.tuned,
         sentence=_sentence(comparison, changed, pairs.metric),
         changed=tuple(changed),
-        settings=tuple((key, one.get(key, "-"), two.get(key, "-")) for key in keys if one.get(key) != two.get(key)),
+        settings=tuple((key, first, second) for key, (first, second) in differing_settings((a, b))),
     )
+
+
+def differing_settings(runs: Sequence[Path]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the recipe keys in which runs differ, with the value in each run, `-` where it is missing.
+
+    Args:
+        runs: run folders.
+
+    Raises:
+        CheckpointError: a recipe is missing or invalid.
+    """
+    recipes = [{key: str(value) for key, value in _flat(_recipe(run)).items()} for run in runs]
+    keys = [key for key in dict.fromkeys(chain(*recipes)) if not key.startswith(MACHINE_KEYS)]
+    values = {key: tuple(recipe.get(key, "-") for recipe in recipes) for key in keys}
+    return [(key, found) for key, found in values.items() if len(set(found)) > 1]
 
 
 def pair_runs(a: Path, b: Path, task: str = "") -> PairedRows:

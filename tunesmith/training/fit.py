@@ -202,6 +202,7 @@ class Trainer:
                 seconds=state.seconds,
                 tokens_per_second=state.tokens / max(state.seconds, 1e-9),
                 metrics=mean_metrics([part["metrics"] for part in parts]),
+                peak_bytes=state.peak_bytes,
             )
         )
 

@@ -106,7 +106,7 @@ def test_a_run_gone_on_with_does_not_try_the_size_again_that_did_not_fit(cramped
         tune(made, tmp_path / "cut", stop=lambda: left.pop(0))
     cut = tune(made, tmp_path / "cut")
     assert journal(cut.folder) == [
-        record | {key: there[key] for key in ("seconds", "tokens_per_second") if key in record}
+        record | {key: there[key] for key in ("seconds", "tokens_per_second", "peak_bytes") if key in record}
         for record, there in zip(journal(whole.folder), journal(cut.folder), strict=True)
     ]
 
@@ -198,5 +198,5 @@ def test_batches_packed_ahead_in_a_thread_are_those_packed_in_their_step(
         ahead = tune(made, tmp_path / "ahead")
     assert any(name.startswith("packs") for name in packed)
     assert weights(whole.folder) == weights(ahead.folder)
-    steps = [[{**r, "seconds": 0, "tokens_per_second": 0} for r in journal(run.folder)] for run in (whole, ahead)]
+    steps = [[{**r, "seconds": 0, "tokens_per_second": 0, "peak_bytes": 0} for r in journal(run.folder)] for run in (whole, ahead)]
     assert steps[0] == steps[1]

@@ -16,7 +16,15 @@ from tunesmith.data.bounded_yaml import parse_yaml
 Schema = Mapping[str, Any]
 # Sections shown open; the others are folded.
 OPEN = ("", "data", "objective", "technique", "schedule")
-TITLES = {"": "Model and run", "replay": "Replay of general rows", "loop": "RLHF loop", "ledger": "Thinking ledger"}
+# Keys outside of sections that are shown first; the others are in a section at the end.
+FIRST = ("model", "seed")
+TITLES = {
+    "": "Model",
+    "more": "More",
+    "replay": "Replay of general rows",
+    "loop": "RLHF loop",
+    "ledger": "Thinking ledger",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,13 @@ def sections(raw: Mapping[str, Any]) -> list[Section]:
         ]
         title = TITLES.get(name, name.capitalize())
         found.append(Section(name, title, _first_sentence(chosen), fields, name in OPEN))
-    return [Section("", TITLES[""], "", general, open=True), *found]
+    first = [field for field in general if field.key in FIRST]
+    more = [field for field in general if field.key not in FIRST]
+    return [
+        Section("", TITLES[""], "", first, open=True),
+        *found,
+        Section("more", TITLES["more"], "", more, open=False),
+    ]
 
 
 def kinds() -> Iterable[str]:

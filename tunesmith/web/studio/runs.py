@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.report.run_diff import diff_runs
-from tunesmith.report.run_list import list_runs
-from tunesmith.web.studio.jobs import Job
+from tunesmith.errors import TunesmithError
+from tunesmith.metrics.resampling import ALPHA
+from tunesmith.metrics.significance import holm
+from tunesmith.report.run_diff import diff_runs, differing_settings
+from tunesmith.web.studio.live import Follower, follow, new_records, points, read_if_there
 from tunesmith.web.studio.screen import Route, Screen, redirect
+from tunesmith.web.studio.tune import copy_of
 from tunesmith.web.studio.workspace import WorkspaceError
 
-TICK = 0.4  # seconds between two looks at the journal
+MOST_COMPARED = 6  # runs next to each other
 DELETED = "deleted"  # folder of deleted runs, from which they are restored
 FRAME = (
     "default-src 'none'; img-src data:; style-src {styles}; script-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -50,26 +52,42 @@ class Runs(Screen):
     def _gone(self) -> Path:
         return self.workspace.kept / DELETED
 
-    def _table(self) -> Any:
-        runs = list_runs(self.workspace.runs)[::-1] if self.workspace.runs.is_dir() else []
-        started = {job.command.subject for job in self.jobs.active()}
+    def _table(self, deleted: str = "") -> Any:
+        states = {job.command.subject: job.state().name for job in reversed(self.jobs.active())}
         gone = sorted(path.name for path in self._gone.iterdir()) if self._gone.is_dir() else []
-        return self.studio.render("runs", here="runs", runs=runs, started=started, gone=gone)
+        values = {"runs": self.studio.runs(), "states": states, "gone": gone}
+        return self.studio.render("runs", here="runs", deleted=deleted if deleted in gone else "", **values)
 
     def _one(self, name: str) -> Any:
         job = self.jobs.about(f"runs/{self.workspace.new_name(name)}", "tune")
         folder = self.workspace.runs / name
         if not folder.is_dir() and job is None:
             self.workspace.run(name)  # raises
-        entry = next(iter(list_runs(folder)), None) if folder.is_dir() else None
-        values = {"name": name, "job": job, "entry": entry, "prediction": prediction_of(folder)}
+        waiting = [other.name for other in self.jobs.waiting()]
+        values = {
+            "name": name,
+            "job": job,
+            "entry": next(iter(self.studio.runs(name)), None),
+            "saved": saved_step(folder),
+            "has_recipe": (folder / "recipe.yaml").is_file(),
+            "ahead": waiting.index(job.name) if job and job.name in waiting else None,
+            "again": f"runs/{self.workspace.free_run(name)}",
+            "recipe": self._recipe_of(name),
+        }
         return self.studio.render("run", here="runs", **values)
+
+    def _recipe_of(self, name: str) -> str:
+        """Return the recipe that a run was started with; empty if it was started elsewhere."""
+        jobs = [job for job in self.jobs if job.command.subject == f"runs/{name}" and job.command.words[0] == "tune"]
+        return jobs[-1].command.words[1] if jobs else ""
 
     async def _events(self, name: str, request: Any) -> Any:
         from fastapi.responses import StreamingResponse
 
-        folder, job = self.workspace.runs / self.workspace.new_name(name), self.jobs.about(f"runs/{name}", "tune")
-        return StreamingResponse(follow(folder, job, request), media_type="text/event-stream")
+        folder = self.workspace.runs / self.workspace.new_name(name)
+        job = await asyncio.to_thread(self.jobs.about, f"runs/{name}", "tune")
+        follower = Follower(folder, job, request.headers.get("last-event-id", ""))
+        return StreamingResponse(follow(follower, request), media_type="text/event-stream")
 
     def _report(self, name: str) -> Any:
         from fastapi.responses import HTMLResponse
@@ -79,10 +97,12 @@ class Runs(Screen):
         return HTMLResponse(page, headers={"content-security-policy": policy})
 
     def _resume(self, name: str) -> Any:
-        folder = self.workspace.run(name)
-        job = self.jobs.about(f"runs/{name}", "tune")
-        words = job.command.words if job else ["tune", str(folder / "recipe.yaml"), "--out", f"runs/{name}", "--json"]
-        self.jobs.start(words, subject=f"runs/{name}")
+        recipe = self._recipe_of(self.workspace.new_name(name))
+        if not recipe:
+            raise WorkspaceError(f"runs/{name}: started elsewhere; resume it there, with the command that started it")
+        if (self.workspace.folder / (copy := copy_of(recipe, name))).is_file():  # the recipe may have been edited since
+            recipe = copy
+        self.studio.start("tune", recipe, "--out", f"runs/{name}", subject=f"runs/{name}")
         return redirect(f"/runs/{name}")
 
     def _delete(self, name: str) -> Any:
@@ -90,8 +110,8 @@ class Runs(Screen):
         if job is not None and job.is_active:
             raise WorkspaceError(f"runs/{name}: still running; stop it first")
         self._gone.mkdir(parents=True, exist_ok=True)
-        folder.rename(self._gone / f"{name}@{int(time.time())}")
-        return redirect("/runs")
+        entry = folder.rename(self._gone / f"{name}@{int(time.time())}")
+        return redirect("/runs", deleted=entry.name)
 
     def _restore(self, fields: dict[str, str]) -> Any:
         entry = self._gone / Path(fields["entry"]).name
@@ -105,93 +125,47 @@ class Runs(Screen):
         shutil.rmtree(self._gone, ignore_errors=True)
         return redirect("/runs")
 
-    def _diff(self, a: str, b: str) -> Any:
-        found = diff_runs(self.workspace.run(a), self.workspace.run(b))
-        curves = {name: columns(new_records(self.workspace.run(name) / "journal.jsonl", 0)[0]) for name in (a, b)}
-        return self.studio.render("diff", here="runs", a=a, b=b, diff=found, curves=curves)
+    def _diff(self, request: Any) -> Any:
+        """Compare the runs that the address names as `run`, or two as `a` and `b`."""
+        query = request.query_params
+        names = list(dict.fromkeys(query.getlist("run") or [query.get("a", ""), query.get("b", "")]))[:MOST_COMPARED]
+        folders = [self.workspace.run(name) for name in names]
+        if len(folders) < 2:
+            raise WorkspaceError("runs: choose two or more in the table to compare them")
+        curves = {run.name: points(new_records(run / "journal.jsonl", 0)[0]) for run in folders}
+        values = {"names": names, "curves": curves, "against": against_first(folders)}
+        return self.studio.render("diff", here="runs", settings=differing_settings(folders), **values)
 
 
-def prediction_of(folder: Path) -> dict[str, Any]:
-    """Return what the run was expected to need; None before it is known."""
-    found: dict[str, Any] = {"prediction": None, "forecast": None}
-    for name in found:
+def saved_step(folder: Path) -> int:
+    """Return the step from which a run would be resumed; 0 if none is saved."""
+    state = read_if_there(folder / "checkpoints" / "last" / "state.json")
+    return int(state["step"]) if state else 0
+
+
+def against_first(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Compare runs with the first one on the same test rows; p-values are adjusted for the number of comparisons.
+
+    Args:
+        folders: two run folders or more.
+
+    Returns:
+        `name`, `diff` or None, `problem`, `p_value` and `verdict` of each run but the first.
+    """
+    found: list[dict[str, Any]] = []
+    for folder in folders[1:]:
+        entry: dict[str, Any] = {"name": folder.name, "diff": None, "problem": "", "verdict": "not comparable"}
         try:
-            found[name] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            continue
+            entry["diff"] = diff_runs(folders[0], folder)
+        except TunesmithError as error:
+            entry["problem"] = str(error).replace(f"{folder.parent}/", "")
+        found.append(entry)
+    for name, p_value in holm({entry["name"]: entry["diff"].p_value for entry in found if entry["diff"]}).items():
+        entry = next(entry for entry in found if entry["name"] == name)
+        verdict = entry["diff"].verdict
+        by_chance = verdict in ("better", "worse") and p_value > ALPHA
+        entry |= {"p_value": p_value, "verdict": "inconclusive" if by_chance else verdict}
     return found
-
-
-def new_records(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the whole lines of a journal from a byte on, and the byte after them; from 0 if it was rewritten."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            start = start if start <= size else 0
-            file.seek(start)
-            block = file.read()
-    except FileNotFoundError:
-        return [], 0
-    whole = block[: block.rfind(b"\n") + 1]
-    records = []
-    for line in whole.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records, start + len(whole)
-
-
-def columns(records: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Return steps and values of each curve."""
-    keys = {"train": "loss", "validation": "validation_loss", "rate": "tokens_per_second", "gradient": "grad_norm"}
-    return {
-        curve: [[r["step"] for r in found], [r[key] for r in found]]
-        for curve, key in keys.items()
-        if (found := [record for record in records if isinstance(record.get(key), int | float)])
-    }
-
-
-async def follow(folder: Path, job: Job | None, request: Any) -> AsyncIterator[str]:
-    """Yield server-sent events: the new points of the curves, the last record, the state and the end of the log."""
-    at = 0
-    last_log = ""
-    while not await request.is_disconnected():
-        state = await asyncio.to_thread(job.state) if job else None
-        records, now_at = await asyncio.to_thread(new_records, folder / "journal.jsonl", at)
-        log = (await asyncio.to_thread(job.log))[-8000:] if job else ""
-        ended = state is None or state.name not in ("waiting", "running")
-        if records or log != last_log or at == 0 or ended:
-            last = next((record for record in reversed(records) if "steps" in record), None)
-            event = {
-                "restarted": now_at < at,
-                "curves": columns(records),
-                "last": last,
-                "state": state.name if state else "",
-                "log": log if log != last_log else None,
-                "memory": await asyncio.to_thread(memory_of, state.runner[0]) if state and not ended else None,
-            }
-            yield f"data: {json.dumps(event)}\n\n"
-        at, last_log = now_at, log
-        if ended:
-            yield "event: end\ndata: {}\n\n"
-            return
-        await asyncio.sleep(TICK)
-
-
-def memory_of(runner: int) -> int:
-    """Return the resident bytes of the processes that a runner has started."""
-    import psutil
-
-    total = 0
-    try:
-        for process in psutil.Process(runner).children(recursive=True):
-            total += process.memory_info().rss
-    except psutil.Error:
-        pass
-    return total
 
 
 def framed(html: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -11,7 +12,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tunesmith.report import formatting
-from tunesmith.report.run_list import list_runs
+from tunesmith.report.run_list import Entry, KnownRuns, list_runs
 from tunesmith.web.security import ANSWER_HEADERS, CSP
 from tunesmith.web.studio.jobs import Job, Jobs
 from tunesmith.web.studio.workspace import Workspace
@@ -46,16 +47,21 @@ class Studio:
         self.jobs = Jobs(self.workspace.kept / "jobs", self.workspace.folder)
         self.offline = offline
         self._templates = _templates()
+        self._known_runs = KnownRuns()
 
     def start(self, *words: str, subject: str = "", queued: bool = True) -> Job:
         """Start a command with `--json`; arguments as in `Jobs.start`."""
         options = ["--json", *(["--offline"] if self.offline else [])]
         return self.jobs.start([*words, *options], subject=subject, queued=queued)
 
-    def finished_runs(self) -> list[dict[str, Any]]:
-        """Return the finished runs as `list_runs` does, newest first."""
-        runs = list_runs(self.workspace.runs) if self.workspace.runs.is_dir() else []
-        return [run for run in reversed(runs) if run["report"]]
+    def runs(self, name: str = "") -> list[Entry]:
+        """Return all runs, or one, as `list_runs` does, newest first."""
+        folder = self.workspace.runs / name
+        return list_runs(folder, describe=self._known_runs)[::-1] if folder.is_dir() else []
+
+    def finished_runs(self) -> list[Entry]:
+        """Return the finished runs, newest first."""
+        return [run for run in self.runs() if run["report"]]
 
     def render(self, template: str, **values: Any) -> Any:
         """Return a page or a part of one as a response."""
@@ -107,7 +113,11 @@ def _templates() -> Environment:
         size=formatting.size,
         duration=formatting.duration,
         metric=formatting.metric_name,
+        signed=formatting.signed,
+        p_value=formatting.p_value,
+        bounds=partial(formatting.bounds, sign=True),
         date=lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)),
         query=lambda value: urlencode({"": value})[1:],
     )
+    made.tests["contains"] = lambda values, value: value in values
     return made

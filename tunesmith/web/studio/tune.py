@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class Tune(Screen):
         values = {
             "recipe": recipe,
             "preview": preview,
-            "run_name": free_name(self.workspace, recipe),
+            "run_name": self.workspace.free_run(Path(recipe).stem.lstrip(".")),
+            "busy": self._first_of_queue(),
         }
         return self.studio.render("recipe", here="tune", **values, **form_values(text, recipe))
 
@@ -85,8 +87,21 @@ class Tune(Screen):
             raise WorkspaceError(
                 f"runs/{name}: exists already; choose another name, or resume it on the page of the run"
             )
+        copy = copy_of(recipe, name)
+        shutil.copyfile(self.workspace.folder / recipe, self.workspace.folder / copy)
+        if self._first_of_queue():  # the recipe may be edited before the run begins
+            recipe = copy
         self.studio.start("tune", recipe, "--out", f"runs/{name}", subject=f"runs/{name}")
         return redirect(f"/runs/{name}")
+
+    def _first_of_queue(self) -> str:
+        """Return the command that a new run would have to wait for; empty if it starts at once."""
+        return next((job.line for job in self.jobs.active() if job.command.queued), "")
+
+
+def copy_of(recipe: str, run: str) -> str:
+    """Return the copy of a recipe that is kept for a run; next to it, since paths in a recipe are relative to it."""
+    return str(Path(recipe).with_name(f".{run}.yaml"))
 
 
 def form_values(text: str, recipe: str) -> dict[str, Any]:
@@ -113,11 +128,3 @@ def save_text(workspace: Workspace, recipe: str, text: str) -> None:
     if path.suffix not in RECIPES:
         raise WorkspaceError(f"{recipe}: not a recipe; its name must end in .yaml")
     write_whole(path, text.replace("\r\n", "\n"))
-
-
-def free_name(workspace: Workspace, recipe: str) -> str:
-    """Return a name for a run of a recipe that no run has."""
-    name, number = Path(recipe).stem, 1
-    while (workspace.runs / (name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
-    return name if number == 1 else f"{name}-{number}"
