@@ -18,7 +18,6 @@ from tunesmith.techniques import SHORTHANDS
 from tunesmith.training.journal import Journal
 from tunesmith.training.run_folder import PAGE
 
-
 # Files that an entry is read from.
 SOURCES = ("report.json", "journal.jsonl", PAGE, "recipe.yaml", "digests.txt")
 TECHNIQUE = re.compile(r"^technique:.*\n(?:[ \t].*\n)*", re.MULTILINE)
@@ -92,7 +91,7 @@ def _technique_name(path: Path, kind: str) -> str:
     try:
         report_edit(path / "recipe.yaml")
         text = (path / "recipe.yaml").read_text(encoding="utf-8")
-        section = TECHNIQUE.search(text)  # as it is written; the whole recipe takes ten times longer
+        section = TECHNIQUE.search(text)  # parsing the whole recipe takes ten times longer
         recipe = parse_yaml(section[0] if section else text)
         options = recipe["technique"].items()
     except (OSError, yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError):  # missing or edited by hand

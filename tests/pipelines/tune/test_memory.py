@@ -198,5 +198,8 @@ def test_batches_packed_ahead_in_a_thread_are_those_packed_in_their_step(
         ahead = tune(made, tmp_path / "ahead")
     assert any(name.startswith("packs") for name in packed)
     assert weights(whole.folder) == weights(ahead.folder)
-    steps = [[{**r, "seconds": 0, "tokens_per_second": 0, "peak_bytes": 0} for r in journal(run.folder)] for run in (whole, ahead)]
+    steps = [
+        [{**r, "seconds": 0, "tokens_per_second": 0, "peak_bytes": 0} for r in journal(run.folder)]
+        for run in (whole, ahead)
+    ]
     assert steps[0] == steps[1]

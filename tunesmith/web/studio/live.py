@@ -1,4 +1,4 @@
-"""What a run writes while it trains, as events for its page: points of the curves, warnings, memory, time left, log."""
+"""Events for the page of a run while it trains: points of the curves, warnings, memory, time left, log."""
 
 from __future__ import annotations
 
