@@ -11,8 +11,9 @@ from tests.drills.commands import ACKNOWLEDGED, DRILLS, Lab
 from tests.drills.forks import Ended
 
 ERROR = re.compile(r"^error: .+: .+; .+", re.M)
-# Digits and the random names of temporary files, which differ from point to point of the same write.
-RANDOM = re.compile(r"\d+|\.tmp\w{6}|[0-9a-f]{16,}|tmp\w{8}")
+# The random names of temporary files; and digits, too, which differ from point to point of the same kind of write.
+RANDOM = re.compile(r"(?<=\.)\d+(?=\.half)|\.tmp\w{6}|[0-9a-f]{16,}|tmp\w{8}")
+DIGITS = re.compile(rf"{RANDOM.pattern}|\d+")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Attack:
         first: dict[str, int] = {}
         last: dict[str, int] = {}
         for number, point in enumerate(self.points, 1):
-            site = RANDOM.sub("N", f"{point.split()[0]} {point.rpartition('/')[2]}")
+            site = DIGITS.sub("N", f"{point.split()[0]} {point.rpartition('/')[2]}")
             first.setdefault(site, number)
             last[site] = number
         return sorted({*first.values(), *last.values()})
