@@ -51,11 +51,10 @@ class Drill:
     refused: str = ""
 
 
-CHECKPOINT = r"checkpoints/\.last\.half/manifest|\.model\.half/manifest"
+# The scores of the base, and all training; the model is written from it again if what follows could not be.
+CHECKPOINT = r"\.before\.json|checkpoints/\.last\.half/manifest"
 DRILLS = {
-    "tune head": Drill(
-        f"tune reviews.jsonl {FULL} --set schedule.save_steps=3 --out run", kept=r"\.model\.half/manifest"
-    ),
+    "tune head": Drill(f"tune reviews.jsonl {FULL} --set schedule.save_steps=3 --out run", kept=r"\.before\.json"),
     "tune lora": Drill(f"tune answers.jsonl {LORA} {SHORT} --set machine.dtype=auto --out run", kept=CHECKPOINT),
     "tune qlora": Drill(f"tune reviews.jsonl {LORA} --technique qlora --out run", kept=CHECKPOINT),
     "tune domain": Drill(
@@ -71,8 +70,8 @@ DRILLS = {
         "--set compare.changed_facts=2 --out compared",
         kept=r"answers/\.[^/]*json",
     ),
-    "rlhf": Drill("rlhf loop.yaml --out loop --offline", kept=r"policy/\.model|\.start\.json|replies\.json"),
-    "rlhf rl": Drill("rlhf rl.yaml --out loop --offline", kept=r"(policy|reward)/\.model|\.start\.json|replies\.json"),
+    "rlhf": Drill("rlhf loop.yaml --out loop --offline", kept=r"policy/\.report|\.start\.json|replies\.json"),
+    "rlhf rl": Drill("rlhf rl.yaml --out loop --offline", kept=r"(policy|reward)/\.report|\.start\.json|replies\.json"),
     "collect": Drill("collect manual --out rows.jsonl"),
     "collect rag": Drill("collect manual --as rag --size 200 --out rows.jsonl"),
     "collect written": Drill(
