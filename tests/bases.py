@@ -20,7 +20,7 @@ from tests.tiny_families import FAMILIES
 from tunesmith.data.examples.types import Chat, LabelledText, Pair
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.events import Event, Resumed, journal_record
+from tunesmith.events import Event, Note, Resumed, journal_record
 from tunesmith.models.batch import Batch, collate, mismatched
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions
@@ -160,6 +160,7 @@ class Hooks:
     smaller: Callable[[int], bool] = lambda step: False
     recompute: Callable[[int], bool] = lambda step: False
     clock: Callable[[], float] = time.perf_counter
+    note: Callable[[str], None] = lambda text: None
 
 
 def fit(
@@ -170,6 +171,8 @@ def fit(
     def on_event(event: Event) -> None:
         if isinstance(event, Resumed):
             hooks.resumed(event.step)
+        elif isinstance(event, Note):
+            hooks.note(event.text)
         else:
             hooks.record(journal_record(event))
 

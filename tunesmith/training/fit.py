@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ProcessError, Refused, RewardError, out_of_memory
-from tunesmith.events import Resumed, StepFinished, Validated
+from tunesmith.events import Note, Resumed, StepFinished, Validated
 from tunesmith.models.batch import TOKENS_PER_PASS, Batch, StepMetrics, halve, mean_metrics, sum_metrics
 from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, peak_bytes
 from tunesmith.models.policy import Policy
@@ -184,7 +184,7 @@ class Trainer:
             world.sum_gradients(plain_parameters(self.policy))
             norm = optimizer_step(self.policy, self.optimizer, clip=plan.clip)
         loss = sum(part["loss"] for part in parts)
-        self.alarms.check(state, loss, norm)
+        warning = self.alarms.check(state, loss, norm)
         limit = min((part["limit"] for part in parts if part["limit"]), default=0)
         if limit and limit != self._limit:  # memory ran out in another process
             self.batches.at_once(limit)
@@ -205,6 +205,8 @@ class Trainer:
                 peak_bytes=state.peak_bytes,
             )
         )
+        if warning:
+            self.callbacks.on_event(Note(f"warning: {warning}"))
 
     def _step_sums(self) -> dict[str, float]:
         """Prepare the micro-batches of this step, in sizes that fit into memory, and return their sums."""

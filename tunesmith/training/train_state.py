@@ -229,8 +229,12 @@ class Alarms:
                 "technique damages the base before anything is learned; use its defaults, or technique=lora"
             )
 
-    def check(self, state: TrainingState, loss: float, norm: float) -> None:
-        """Raise Refused if a step with this loss per unit and gradient norm, taken in `state`, shows a failure."""
+    def check(self, state: TrainingState, loss: float, norm: float) -> str:
+        """Raise Refused if a step with this loss per unit and gradient norm, taken in `state`, shows a failure.
+
+        Returns:
+            A warning if the last step shows one and nothing is left to be saved by ending the run; mostly empty.
+        """
         place, rate = f"step {state.step + 1}", f"schedule.learning_rate (now {self.plan.learning_rate:g})"
         if not (math.isfinite(loss) and math.isfinite(norm)):
             fix = f"lower {rate} or inspect the rows with `tunesmith tune --dry-run`"
@@ -239,13 +243,18 @@ class Alarms:
             self._watch(place, norm, f"raise {rate}")
         if self.start is not None:
             self.high = self.high + 1 if far(loss, self.start) else 0
-        # At the end, fewer steps are enough, unless a validation was good: its checkpoint is the result.
+        # A high loss in the last step is enough for a warning, unless a validation was good: that is the result. It
+        # does not end the run: heads that start as a probe may be high, too, and the test rows tell what they learned.
         ended = self.high and state.step + 1 == self.plan.steps
         if self.start is not None and (self.high == HIGH or (ended and far(state.best, self.start))):
             if (now := self._loss()) is not None and far(now, self.start):
                 risen = f"the loss of the first rows has risen from {self.start:.3g} to {now:.3g}"
-                raise Refused(f"{place}: {risen}, training diverges; lower {rate}; {self._good(state)}")
+                failure = f"{place}: {risen}, training diverges; lower {rate}; {self._good(state)}"
+                if ended:
+                    return failure
+                raise Refused(failure)
             self.high = 0
+        return ""
 
     def _watch(self, place: str, norm: float, fix: str) -> None:
         """Raise Refused if the first steps of the run have changed nothing."""
