@@ -244,7 +244,7 @@ class Alarms:
         if self.start is not None:
             self.high = self.high + 1 if far(loss, self.start) else 0
         # A high loss in the last step is enough for a warning, unless a validation was good: that is the result. It
-        # does not end the run: heads that start as a probe may be high, too, and the test rows tell what they learned.
+        # does not end the run: heads that start as a probe may be high, too, and test rows measure what they learned.
         ended = self.high and state.step + 1 == self.plan.steps
         if self.start is not None and (self.high == HIGH or (ended and far(state.best, self.start))):
             if (now := self._loss()) is not None and far(now, self.start):
