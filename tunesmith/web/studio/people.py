@@ -1,14 +1,22 @@
-"""Screen "People": sessions in which people judge answers or label rows, and their state."""
+"""Screen "People": sessions in which people judge answers or label rows, their votes, and loops of rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+from tunesmith.report.run_list import list_runs
+from tunesmith.web.studio.jobs import Job
 from tunesmith.web.studio.screen import Route, Screen, redirect
 from tunesmith.web.studio.workspace import WorkspaceError
 
 SESSIONS = ("feedback", "label")
+SHOWN = 10  # newest sessions
+LOOPS = "loops"
+# Fields of the form of a loop -> keys of its recipe.
+KEYS = {"rounds": "loop.rounds", "pairs": "loop.prompts", "judge": "loop.judge", "final_judge": "loop.final_judge"}
 
 
 class People(Screen):
@@ -18,22 +26,35 @@ class People(Screen):
         """Return the routes."""
         return (
             ("GET", "/people", self._screen),
+            ("GET", "/people/votes/{name}", self._votes),
+            ("GET", "/people/loop/{name}", self._loop),
             ("POST", "/people/feedback", self._feedback),
             ("POST", "/people/label", self._label),
+            ("POST", "/people/rows/{name}", self._rows),
+            ("POST", "/people/loop", self._run_loop),
+            ("POST", "/people/loop/{name}/judge", self._judge),
         )
 
     def _screen(self) -> Any:
-        runs = self.studio.finished_runs()
         sessions = [job for job in self.jobs if job.command.words[0] in SESSIONS]
-        values = {"runs": runs, "files": self.workspace.data(), "sessions": sessions[:50]}
-        return self.studio.render("people", here="people", **values)
+        loops = {path.parent.name for path in (self.workspace.folder / LOOPS).glob("*/recipe.yaml")}
+        loops |= {Path(job.command.subject).name for job in self.jobs if job.command.words[0] == "rlhf"}
+        values = {"runs": self.studio.finished_runs(), "files": self.workspace.data()}
+        values |= {"recipes": self.workspace.recipes(), "loops": [self._timeline(name) for name in sorted(loops)]}
+        values["sessions"] = [job for job in sessions if "--export" not in job.command.words][:SHOWN]
+        return self.studio.render("people", here="people", votes_of=self._summary, **values)
 
     def _feedback(self, fields: dict[str, str]) -> Any:
         run = self.workspace.run(fields.get("run", ""))
         words = ["feedback", str(run.relative_to(self.workspace.folder)), "--rows", fields.get("rows") or "100"]
-        if fields.get("against"):
-            against = fields["against"]
+        against = fields.get("against", "")
+        if against == "thumbs":
+            words += ["--thumbs"]
+        elif against:
             words += ["--against", against if against == "base" else f"runs/{self.workspace.run(against).name}"]
+        if fields.get("prompts"):
+            self.workspace.path(fields["prompts"])
+            words += ["--prompts", fields["prompts"]]
         return self._start(words, fields, subject=f"runs/{run.name}")
 
     def _label(self, fields: dict[str, str]) -> Any:
@@ -42,10 +63,121 @@ class People(Screen):
         self.workspace.path(path)
         return self._start(["label", path, *labels], fields, subject=path)
 
+    def _judge(self, name: str, fields: dict[str, str]) -> Any:
+        """Open the page on which pairs of a loop wait for votes, by the command that the loop has named."""
+        words = page_command(self.jobs.about(f"{LOOPS}/{name}", "rlhf"))
+        if not words:
+            raise WorkspaceError(f"{LOOPS}/{name}: no pairs wait for votes; continue the loop")
+        return self._start(words, fields, subject=f"{LOOPS}/{name}")
+
     def _start(self, words: list[str], fields: dict[str, str], *, subject: str) -> Any:
+        if fields.get("overlap"):
+            words += ["--overlap", fields["overlap"]]
         if fields.get("shared") == "on":  # other machines may connect, with the token in the link
             words += ["--host", "0.0.0.0"]
         if any(job.is_active and job.command.words[:2] == words[:2] for job in self.jobs):
             raise WorkspaceError(f"{words[0]} {words[1]}: a session is open already; use its link, or close it first")
         self.studio.start(*words, "--port", "0", subject=subject, queued=False)
         return redirect("/people")
+
+    def _votes(self, name: str) -> Any:
+        job = self.jobs.get(name)
+        return self.studio.render("votes", job=job, votes=self._summary(job))
+
+    def _summary(self, job: Job) -> dict[str, Any] | None:
+        """Return the votes of a session; None until it has opened."""
+        opened = job.output()
+        path = self.workspace.folder / str(opened.get("store", "")) if isinstance(opened, dict) else None
+        is_label = job.command.words[0] == "label"
+        return {**votes_of(path, is_label=is_label), "items": opened["items"]} if path and path.is_file() else None
+
+    def _rows(self, name: str) -> Any:
+        """Write the votes of a session as rows."""
+        job = self.jobs.get(name)
+        source = job.command.words[1]
+        words = ["label", source, "--export", f"{Path(source).with_suffix('')}-labelled.jsonl"]
+        if job.command.words[0] == "feedback":
+            words = ["votes", "export", str(job.output()["store"]), f"ratings-{Path(source).name}.jsonl"]
+        return self.follow(self.studio.start(*words, subject=source, queued=False))
+
+    def _run_loop(self, fields: dict[str, str]) -> Any:
+        """Start a loop from a recipe, or continue one from the recipe in its folder."""
+        recipe = self.workspace.path(fields["recipe"]).relative_to(self.workspace.folder)
+        name = recipe.parts[1] if recipe.parts[0] == LOOPS else recipe.stem
+        folder = f"{LOOPS}/{self.workspace.new_name(name)}"
+        changes = [f"{key}={fields[field].strip()}" for field, key in KEYS.items() if fields.get(field, "").strip()]
+        options = [word for change in changes for word in ("--set", change)]
+        if any(job.is_active and job.command.subject == folder and job.command.words[0] == "rlhf" for job in self.jobs):
+            raise WorkspaceError(f"{folder}: the loop runs already; wait for it, or stop it first")
+        self.studio.start("rlhf", str(recipe), "--out", folder, *options, subject=folder)
+        return redirect("/people")
+
+    def _loop(self, name: str) -> Any:
+        return self.studio.render("loop", **self._timeline(self.workspace.new_name(name)))
+
+    def _timeline(self, name: str) -> dict[str, Any]:
+        """Return a loop and what it waits for."""
+        job, page = (self.jobs.about(f"{LOOPS}/{name}", command) for command in ("rlhf", "feedback"))
+        waits = bool(page_command(job))
+        page = page if page is not None and page.is_active else None
+        return {"name": name, "job": job, "waits": waits, "page": page, **loop_of(self.workspace.folder / LOOPS / name)}
+
+
+def page_command(job: Job | None) -> list[str]:
+    """Return the words of `feedback` for the votes that a loop waits for; none if it does not wait."""
+    document = job.output() if job is not None and not job.is_active else None
+    return document.get("error", {}).get("command", [])[1:] if isinstance(document, dict) else []
+
+
+def votes_of(store: Path, *, is_label: bool = False) -> dict[str, Any]:
+    """Return the number of `judged` items, the `raters`, their `agreement`, and the ranking of `models`."""
+    from tunesmith.annotation.agreement import agreement
+    from tunesmith.annotation.import_export import summarise_votes
+    from tunesmith.annotation.labelling import WHAT
+    from tunesmith.annotation.vote_state import VoteState
+    from tunesmith.annotation.vote_store import VoteStore
+
+    if not is_label:
+        return summarise_votes(store).model_dump()
+    with closing(VoteStore(store, what=WHAT)) as opened:
+        votes = VoteState(opened.since())
+    raters = [{"rater": name, "votes": count} for name, count in votes.counts().most_common()]
+    both = agreement(votes.units()).model_dump()
+    return {"judged": len(votes.items()), "raters": raters, "agreement": both, "models": []}
+
+
+def loop_of(folder: Path) -> dict[str, Any]:
+    """Return the `rounds` of a loop with their states, and the `report` once it has ended.
+
+    Args:
+        folder: of the loop, as `tunesmith rlhf` writes it.
+    """
+    from tunesmith.config import load_recipe
+    from tunesmith.data.files import read_page
+    from tunesmith.pipelines.rlhf.report import LoopReport
+
+    if not (folder / "recipe.yaml").is_file():  # it has just started
+        return {"rounds": [], "report": None}
+    settings = load_recipe(folder / "recipe.yaml")[0].loop
+    report = read_page(folder / "rlhf.json", LoopReport) if (folder / "rlhf.json").is_file() else None
+    rounds = [_round(folder, number) for number in range(1, settings.rounds + 1)]
+    for item, known in zip(rounds, report.rounds if report else (), strict=False):
+        item["won"] = known.over_start
+    ended = report is not None and len(report.rounds) == len(rounds)
+    return {"rounds": rounds, "report": report if ended else None}
+
+
+def _round(folder: Path, number: int) -> dict[str, Any]:
+    place = folder / f"round-{number}"
+    store = place / "votes.db"
+    votes = votes_of(store) if store.is_file() and store.stat().st_size else None
+    learned = [run for name in ("reward", "policy") if (place / name).is_dir() for run in list_runs(place / name)]
+    if (place / "replies.json").exists() or (folder / f"round-{number + 1}").exists():
+        state = "finished"
+    elif learned:
+        state = "training"
+    elif votes and votes["items"]:
+        state = "judging" if votes["judged"] < votes["items"] else "judged"
+    else:
+        state = "answering" if place.is_dir() else "ahead"
+    return {"number": number, "state": state, "votes": votes, "learned": learned, "won": None}

@@ -1,23 +1,41 @@
-"""Screen "Playground": models side by side, answered by `tunesmith serve`, and thumbs that become rows."""
+"""Screen "Playground": models side by side, answered by `tunesmith serve`, an arm or a server; thumbs become rows."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from tunesmith.inference.openai_client import Endpoint, check, is_local
+from tunesmith.report.predictions import read_predictions
 from tunesmith.web.studio.jobs import Job
-from tunesmith.web.studio.screen import Route, Screen, redirect
+from tunesmith.web.studio.screen import Route, Screen, Studio, redirect
 from tunesmith.web.studio.workspace import WorkspaceError
 
 SUBJECT = "playground"
 SECONDS = 120.0  # for an answer to begin
-# Routes of the server that the page may reach.
-ROUTES = ("v1/chat/completions", "classify", "predict", "feedback")
+POLL = 0.2  # seconds between two looks at a command that answers
+EXAMPLES = 40  # test rows that the page offers
+MOST_MODELS = 4  # of a server, side by side
+# Routes of a server that the page may reach.
+CHAT = "v1/chat/completions"
+ROUTES = (CHAT, "v1/completions", "classify", "predict", "feedback")
+# Objective of a served model -> the route that answers; any other is a chat.
+ROUTE_OF = {"classify": "classify", "regress": "predict", "domain": "v1/completions"}
+ARM = "comparison:"  # begins the fields of comparisons
+NOTHING: Mapping[str, Any] = {}
+Column = dict[str, Any]  # what the page has to know of a model
 
 
 class Playground(Screen):
     """The screen."""
+
+    def __init__(self, studio: Studio) -> None:
+        super().__init__(studio)
+        self._others: list[Column] = []  # beside the runs: comparisons, and models of a server
+        self._server = Endpoint("")  # in memory only, since it has a key
 
     def routes(self) -> Sequence[Route]:
         """Return the routes."""
@@ -26,61 +44,144 @@ class Playground(Screen):
             ("GET", "/playground/status", self._status),
             ("POST", "/playground/start", self._start),
             ("POST", "/playground/stop", self._stop),
+            ("POST", "/playground/arm", self._arm),
             ("POST", "/playground/api/{route:path}", self._forward),
         )
 
     def _screen(self, run: str = "") -> Any:
         job = self.jobs.about(SUBJECT, "serve")
-        runs = self.studio.finished_runs()
-        values = {"chosen": run, "runs": runs, "job": job, "served": job.output() if job and job.is_active else None}
-        return self.studio.render("playground", here="playground", **values)
+        server = _server_of(job)
+        loading = job is not None and job.is_active and server is None
+        columns = [] if loading else [*(columns_of(server, at="") if server else []), *self._others]
+        comparisons = self.workspace.folder.glob("comparisons/*/comparison.json")
+        values: dict[str, Any] = {"chosen": run, "job": job, "loading": loading, "columns": columns}
+        values |= {"runs": self.studio.finished_runs(), "comparisons": sorted(path.parent.name for path in comparisons)}
+        return self.studio.render("playground", here="playground", examples=self._examples(columns), **values)
+
+    def _examples(self, columns: Sequence[Column]) -> list[dict[str, str]]:
+        """Return test rows of the first run, without its instruction, which the page adds."""
+        if not columns or columns[0]["at"]:
+            return []
+        rows = read_predictions(self.workspace.runs / columns[0]["model"].partition("/")[0])[:EXAMPLES]
+        lead = f"{columns[0]['instruction']}\n\n"
+        return [{"text": row.question.removeprefix(lead), "reference": row.gold} for row in rows]
 
     def _start(self, fields: dict[str, str]) -> Any:
         chosen = [name for name in fields if fields[name] == "on"]
-        if not chosen:
-            raise WorkspaceError("playground: no model is chosen; tick one or two runs")
+        models = [f"runs/{self.workspace.run(name).name}" for name in chosen if not name.startswith(ARM)]
+        arms = [name.removeprefix(ARM) for name in chosen if name.startswith(ARM)]
+        others = [_column(name, at=ARM) for name in arms]
+        server = Endpoint(fields.get("server", "").strip(), fields.get("model", "").strip(), fields.get("key", ""))
+        if server.url:
+            others += self._models_of(server)
+        if not models and not others:
+            raise WorkspaceError("playground: no model is chosen; tick one or two, or give the address of a server")
         self._stop()
-        models = [f"runs/{self.workspace.run(name).name}" for name in chosen]
-        self.studio.start("serve", *models, "--port", "0", subject=SUBJECT, queued=False)
+        self._others, self._server = others, server
+        if models:
+            self.studio.start("serve", *models, "--port", "0", subject=SUBJECT, queued=False)
         return redirect("/playground")
+
+    def _models_of(self, server: Endpoint) -> list[Column]:
+        """Return the columns of a server, which is on this machine or has a key."""
+        check(server, offline=self.studio.offline)
+        if not is_local(server.url) and not server.key:
+            raise WorkspaceError(f"{server.url}: not on this machine; give its key as well")
+        listed = columns_of(server, at=server.url)
+        if server.model:
+            return [one for one in listed if one["model"] == server.model] or [_column(server.model, at=server.url)]
+        if not 1 <= len(listed) <= MOST_MODELS:
+            raise WorkspaceError(
+                f"{server.url}: lists {len(listed)} models; name one, or check the address and the key"
+            )
+        return listed
 
     def _stop(self) -> Any:
         for job in self.jobs.active():
             if job.command.subject == SUBJECT:
                 job.stop()
+        self._others, self._server = [], Endpoint("")
         return redirect("/playground")
 
     def _status(self) -> Any:
         job = self.jobs.about(SUBJECT, "serve")
-        return self.studio.render("playground_status", job=job, served=job.output() if job and job.is_active else None)
+        if job is not None and job.is_active and _server_of(job) is None:
+            return self.studio.render("playground_status", job=job)
+        return redirect("/playground")
 
-    async def _forward(self, route: str, request: Any) -> Any:
-        """Pass a request on to the server of the models, and its answer back as it comes."""
+    async def _arm(self, fields: dict[str, str]) -> Any:
+        """Answer by the recommended arm of a comparison, with the passages behind the answer."""
+        from fastapi.responses import JSONResponse
+
+        text = fields["text"]
+        words = ["ask", f"comparisons/{self.workspace.new_name(fields['model'])}"]
+        words += [f" {text}" if text.startswith("-") else text]  # else an option
+        job = await asyncio.to_thread(partial(self.studio.start, *words, subject=SUBJECT, queued=False))
+        while await asyncio.to_thread(lambda: job.is_active):
+            await asyncio.sleep(POLL)
+        return JSONResponse(job.output() or {"error": {"message": job.log()[-400:] or job.state().name}})
+
+    async def _forward(self, route: str, request: Any, at: str = "") -> Any:
+        """Pass a request on to a server, and its answer back as it comes."""
         from fastapi.responses import StreamingResponse
 
         if route not in ROUTES:
             raise WorkspaceError(f"{route}: not a route of the playground")
-        address = _address(self.jobs.about(SUBJECT, "serve"))
-        body = await request.body()
-        return StreamingResponse(_answer(f"{address}{route}", body), media_type="text/event-stream")
+        local = await asyncio.to_thread(lambda: _server_of(self.jobs.about(SUBJECT, "serve")))
+        server = self._server if at else local
+        if server is None or server.url != (at or server.url):
+            raise WorkspaceError("playground: no model is loaded; choose models and load them")
+        return StreamingResponse(_answer(server, route, await request.body()), media_type="text/event-stream")
 
 
-def _address(job: Job | None) -> str:
-    """Return the address of the server, without `v1`. Raises WorkspaceError if there is none yet."""
+def _server_of(job: Job | None) -> Endpoint | None:
+    """Return the server of the runs; None if it does not run, or is still loading them."""
     served = job.output() if job is not None and job.is_active else None
-    if not isinstance(served, dict) or "url" not in served:
-        raise WorkspaceError("playground: no model is loaded; choose models and load them")
-    return str(served["url"]).removesuffix("v1")
+    return Endpoint(served["url"]) if isinstance(served, dict) and "url" in served else None
 
 
-async def _answer(address: str, body: bytes) -> AsyncIterator[bytes]:
+def columns_of(server: Endpoint, *, at: str) -> list[Column]:
+    """Return the models that a server lists, as columns; none if it does not answer.
+
+    Args:
+        server: its address and key.
+        at: its address in requests of the page; empty for the server of the runs.
+    """
     import httpx
 
-    headers = {"content-type": "application/json"}
+    try:
+        with httpx.Client(timeout=SECONDS, trust_env=False, headers=_headers(server)) as client:
+            cards = client.get(f"{server.url.rstrip('/')}/models").json()["data"]
+        cards = [card for card in cards if card.get("objective") != "multitask"]  # its tasks are listed
+        instruction = next((card["instruction"] for card in cards if "instruction" in card), "")
+        return [_column(card["id"], at=at, card={"instruction": instruction, **card}) for card in cards]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _column(model: str, *, at: str, card: Mapping[str, Any] = NOTHING) -> Column:
+    """Return a column; `card` is what our own server lists of a model, and its base is asked as its runs are."""
+    own = card.get("owned_by") == "tunesmith"
+    what = card.get("objective", "")
+    column = {"model": str(model), "at": at, "what": what, "instruction": card.get("instruction", "")}
+    kind = "arm" if at == ARM else ROUTE_OF.get(what, CHAT)
+    return {**column, "kind": kind, "thinks": not own or "thinking" in card, "rated": own}
+
+
+def _headers(server: Endpoint) -> dict[str, str]:
+    return {"content-type": "application/json"} | ({"authorization": f"Bearer {server.key}"} if server.key else {})
+
+
+async def _answer(server: Endpoint, route: str, body: bytes) -> AsyncIterator[bytes]:
+    """Yield the parts of an answer as they come, or an error as OpenAI's servers write it."""
+    import httpx
+
+    base = server.url.rstrip("/")
+    address = f"{base}{route[2:]}" if route.startswith("v1/") else f"{base.removesuffix('/v1')}/{route}"
     try:
         async with (
             httpx.AsyncClient(timeout=SECONDS, trust_env=False) as client,
-            client.stream("POST", address, content=body, headers=headers) as reply,
+            client.stream("POST", address, content=body, headers=_headers(server)) as reply,
         ):
             async for part in reply.aiter_bytes():
                 yield part

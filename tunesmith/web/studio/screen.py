@@ -28,7 +28,7 @@ SCREENS = (
     ("ship", "Ship", "How do I use it?"),
 )
 # Commands whose JSON document has a separate template.
-RESULTS = ("audit", "init", "plan", "learning-curve", "compare", "export", "preview")
+RESULTS = ("audit", "init", "plan", "learning-curve", "compare", "export", "preview", "votes")
 # As of the other pages, and reports in a frame.
 POLICY = f"{dict(ANSWER_HEADERS)[CSP].decode()}; frame-src 'self'"
 Route = tuple[str, str, Callable[..., Any]]  # method, path, handler
@@ -94,7 +94,7 @@ class Screen:
 
 def result_of(words: Sequence[str]) -> str:
     """Return the template of a command's result; empty if it has none."""
-    name = "preview" if "--dry-run" in words else words[0]
+    name = "preview" if "--dry-run" in words else "votes" if "--export" in words else words[0]
     return name if name in RESULTS else ""
 
 
@@ -111,6 +111,7 @@ def _templates() -> Environment:
         figure=formatting.figure,
         count=formatting.count,
         size=formatting.size,
+        share=formatting.share,
         duration=formatting.duration,
         metric=formatting.metric_name,
         signed=formatting.signed,

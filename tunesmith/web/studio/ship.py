@@ -1,16 +1,38 @@
-"""Screen "Ship": exports with their check, a server with its snippets, and how a run is used from code."""
+"""Screen "Ship": a server with code for its clients, exports with their check, and what an upload would contain."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import CheckpointError
-from tunesmith.report.code_snippets import ask_line, python_lines, transformers_lines
-from tunesmith.report.run_data import read_run_data
+from tunesmith.report.code_snippets import TEXT, ask_line, python_lines, transformers_lines
+from tunesmith.report.run_data import RunData, read_run_data
 from tunesmith.web.studio.screen import Route, Screen
+from tunesmith.web.studio.workspace import WorkspaceError
 
-FORMATS = ("merged", "gguf", "adapter")
+# Format and precision of exports, as `tunesmith export` takes them.
+FORMATS = ("merged f32", "merged f16", "merged bf16", "gguf f16", "gguf q8_0", "gguf q4_0", "adapter f32")
+USUAL = "http://127.0.0.1:8378/v1"  # of `tunesmith serve`
+UPLOADED = ("README.md", "model/*")  # of a run; its other files contain rows, or paths of this machine
+OPENAI = """\
+import openai
+
+client = openai.OpenAI(base_url="{url}", api_key="none")
+reply = client.chat.completions.create(**{body})
+print(reply.choices[0].message.content)"""
+HTTPX = """\
+import httpx
+
+reply = httpx.post("{address}", json={body}, timeout=120)
+print(reply.json())"""
+NODE = """\
+// In Node, Deno or Bun; the server refuses pages of other sites.
+const headers = {{ "content-type": "application/json" }};
+const reply = await fetch("{address}", {{ method: "POST", headers, body: JSON.stringify({body}) }});
+console.log(await reply.json());"""
 
 
 class Ship(Screen):
@@ -20,43 +42,91 @@ class Ship(Screen):
         """Return the routes."""
         return (
             ("GET", "/ship", self._screen),
+            ("GET", "/ship/clients", self._clients),
+            ("GET", "/ship/upload", self._upload),
             ("POST", "/ship/export", self._export),
             ("POST", "/ship/serve", self._serve),
         )
 
     def _screen(self, run: str = "") -> Any:
-        runs = self.studio.finished_runs()
-        chosen = self.workspace.run(run) if run else None
-        subject = f"runs/{run}"
-        snippets = {}
-        if chosen is not None:
-            try:
-                data = read_run_data(chosen)
-                snippets = {
-                    "On the command line": ask_line(data.report, chosen),
-                    "In Python": "\n".join(python_lines(data)),
-                    "In transformers": "\n".join(transformers_lines(data, base=data.report.model)),
-                }
-            except CheckpointError as error:
-                snippets = {"Not available": str(error)}
-        values = {
-            "runs": runs,
-            "run": run,
-            "snippets": snippets,
-            "formats": FORMATS,
-            "exported": self.jobs.about(subject, "export"),
-            "server": self.jobs.about(subject, "serve"),
-        }
+        values: dict[str, Any] = {"runs": self.studio.finished_runs(), "run": run, "formats": FORMATS}
+        if run:
+            folder, place = self.workspace.run(run), f"runs/{run}"
+            data = read_run_data(folder)
+            values["code"] = {
+                "On the command line": ask_line(data.report, folder, place=place),
+                "In Python": "\n".join(python_lines(data)).replace('load(".")', f'load("{place}")'),
+                f"In transformers, in the folder {place}": "\n".join(transformers_lines(data, base=data.report.model)),
+            }
+            values["exports"] = [
+                (export, sum(files_of(Path(export.folder)).values())) for export in data.report.exports
+            ]
+            values |= {"exported": self.jobs.about(place, "export"), "server": self.jobs.about(place, "serve")}
+            values["folders"] = [place, *(f"{place}/export/{path.name}" for path in sorted(folder.glob("export/*")))]
         return self.studio.render("ship", here="ship", **values)
 
     def _export(self, fields: dict[str, str]) -> Any:
         run = self.workspace.run(fields["run"])
-        kind = fields["format"] if fields["format"] in FORMATS else FORMATS[0]
-        job = self.studio.start("export", f"runs/{run.name}", "--format", kind, subject=f"runs/{run.name}")
-        return self.follow(job)
+        if fields["format"] not in FORMATS:
+            raise WorkspaceError(f"format {fields['format'][:40]!r}: unknown; use the list of the page")
+        kind, dtype = fields["format"].split()
+        words = ["export", f"runs/{run.name}", "--format", kind, "--dtype", dtype]
+        return self.follow(self.studio.start(*words, subject=f"runs/{run.name}"))
 
     def _serve(self, fields: dict[str, str]) -> Any:
         run = self.workspace.run(fields["run"])
         words = ["serve", f"runs/{run.name}", "--port", fields.get("port") or "0"]
-        job = self.studio.start(*words, subject=f"runs/{run.name}", queued=False)
-        return self.follow(job)
+        return self.follow(self.studio.start(*words, subject=f"runs/{run.name}", queued=False))
+
+    def _clients(self, run: str) -> Any:
+        """Show the code of clients, with the address of the server of the run if there is one."""
+        job = self.jobs.about(f"runs/{run}", "serve")
+        served = job.output() if job is not None and job.is_active else None
+        code = clients_of(read_run_data(self.workspace.run(run)), served["url"] if served else USUAL)
+        return self.studio.render("clients", served=served, code=code)
+
+    def _upload(self, folder: str, repo: str = "") -> Any:
+        """Show what an upload to the Hub would contain. Nothing is sent."""
+        path = self.workspace.path(folder)
+        files = files_of(path)
+        words = ["hf", "upload", repo.strip() or "USER/NAME", folder, ".", "--private"]
+        if (path / "model").is_dir():
+            words += [word for pattern in UPLOADED for word in ("--include", pattern)]
+        left_out = sorted({child.name for child in path.iterdir()} - {name.split("/")[0] for name in files})
+        card = (path / "README.md").read_text(encoding="utf-8") if "README.md" in files else ""
+        return self.studio.render("upload", files=files, left_out=left_out, line=shlex.join(words), card=card)
+
+
+def clients_of(run: RunData, url: str) -> dict[str, str]:
+    """Return title -> code of a client; empty if the server does not answer for such a model.
+
+    Args:
+        run: the run, of whose tasks the first is used.
+        url: address of the server, which ends in /v1.
+    """
+    task, objective = next(iter(run.recipe.objective.task_objectives.items()))
+    turn = {"role": "user", "content": objective.user_message(TEXT).content}
+    requests: dict[str, tuple[str, dict[str, Any]]] = {
+        "labels": ("classify", {"input": TEXT}),
+        "number": ("predict", {"input": TEXT}),
+        "text": ("v1/chat/completions", {"messages": [turn]}),
+        "likelihood": ("v1/completions" if run.report.family == "decoder" else "", {"prompt": TEXT}),
+    }
+    route, content = requests.get(objective.produces, ("", {}))
+    if not route:
+        return {}
+    model = f"{run.folder.name}/{task}" if task else run.folder.name
+    address, body = url.removesuffix("v1") + route, json.dumps({"model": model, **content}, ensure_ascii=False)
+    values = {"url": url, "address": address, "body": body}
+    return {
+        "curl": f"curl {address} -H 'content-type: application/json' -d {shlex.quote(body)}",
+        "Python": (OPENAI if objective.produces == "text" else HTTPX).format(**values),
+        "JavaScript": NODE.format(**values),
+    }
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """Return the files that an upload would contain, with their sizes in bytes: all, but of a run only UPLOADED."""
+    run = (folder / "model").is_dir()
+    paths = [folder / "README.md", *(folder / "model").rglob("*")] if run else folder.rglob("*")
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(paths) if path.is_file()}

@@ -21,7 +21,7 @@ RECIPES = (".yaml", ".yml")
 MOST_FILES = 2000  # listed of each kind
 DEPTH = 3  # folders below the working folder in which files are listed
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
-SKIPPED = ("runs", "node_modules", "__pycache__", "venv")
+SKIPPED = ("runs", "loops", "comparisons", "node_modules", "__pycache__", "venv")
 
 
 class WorkspaceError(TunesmithError):

@@ -1,0 +1,216 @@
+"""The studio's Playground, People and Ship: other servers, tools and thoughts; votes and rounds; code and uploads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+from playwright.sync_api import Browser, Page, expect
+
+from tests.tiny import tiny_decoder, tiny_encoder
+from tests.web.conftest import Serve
+from tunesmith import tune
+from tunesmith.report.run_data import read_run_data
+from tunesmith.web.studio.jobs import Jobs
+from tunesmith.web.studio.ship import UPLOADED, clients_of, files_of
+
+# Milliseconds for a command in a process of its own: it imports torch, and the machine may be busy.
+COMMAND = 300_000
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+
+
+class FakeServer(ThreadingHTTPServer):
+    """An OpenAI-compatible server that thinks, calls a tool, and answers once it has the result."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+
+    def do_GET(self) -> None:
+        self._send(200, json.dumps({"data": [{"id": "oracle"}]}).encode(), "application/json")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.bodies.append(body)
+        self.server.keys.append(self.headers.get("authorization", ""))
+        if body["temperature"] > 1:
+            self._send(400, b'{"error": {"message": "temperature: too high"}}', "application/json")
+            return
+        call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city"'}}
+        deltas: list[dict[str, Any]] = [
+            {"reasoning_content": "They ask "},
+            {"reasoning_content": "about rain."},
+            {"tool_calls": [call]},
+            {"tool_calls": [{"index": 0, "function": {"arguments": ': "Oslo"}'}}]},
+        ]
+        if body["messages"][-1]["role"] == "tool":
+            deltas = [{"content": "It is "}, {"content": "<b>dry</b>."}]
+        lines = [f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n" for delta in deltas]
+        lines.append(f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': 7}})}\n\ndata: [DONE]\n\n")
+        self._send(200, "".join(lines).encode(), "text/event-stream")
+
+    def _send(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.browser
+def test_a_server_is_asked_with_its_thoughts_tool_calls_and_sampling_on_the_page(
+    page: Page, serve: Serve, fake: FakeServer, tmp_path: Path
+):
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    studio = serve("studio", str(tmp_path), "--offline")
+    page.goto(f"{studio.url}playground")
+    page.get_by_text("A server", exact=True).click()
+    page.get_by_label("Address").fill(fake.url)
+    page.get_by_label("Key").fill("secret")
+    page.get_by_role("button", name="Load").click()
+    page.get_by_label("Your text").fill("Will it rain?")
+    page.get_by_label("Temperature").fill("0.5")
+    page.get_by_text("More settings").click()
+    for label, value in {"Top p": "0.9", "Top k": "40", "Seed": "7", "System prompt": "Be brief."}.items():
+        page.get_by_label(label).fill(value)
+    page.get_by_label("Thinking").select_option("on")
+    page.get_by_label("Tools, as JSON").fill(json.dumps(TOOLS))
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator(".call")).to_have_text('weather({"city": "Oslo"})')
+    expect(page.get_by_text("They ask about rain.")).not_to_be_visible()  # folded
+    page.get_by_text("Thoughts").click()
+    expect(page.get_by_text("They ask about rain.")).to_be_visible()
+    page.get_by_label("What weather returns").fill("no clouds")
+    page.get_by_role("button", name="Send to the model").click()
+    expect(page.get_by_text("It is <b>dry</b>.")).to_be_visible()  # as text
+    assert "secret" not in page.content()
+    first, second = fake.bodies
+    wanted = {"model": "oracle", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "seed": 7, "max_tokens": 256}
+    assert {key: first[key] for key in wanted} == wanted
+    assert first["chat_template_kwargs"] == {"enable_thinking": True}
+    assert first["tools"] == TOOLS
+    assert [turn["role"] for turn in second["messages"]] == ["system", "user", "assistant", "tool"]
+    assert second["messages"][3] == {"role": "tool", "tool_call_id": "c1", "content": "no clouds"}
+    assert set(fake.keys) == {"Bearer secret"}
+    page.get_by_label("Temperature").fill("1.5")
+    page.get_by_label("Your text").fill("And tomorrow?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".turn.bad")).to_have_text("temperature: too high")
+    assert {url.split("/")[2] for url in requested if url.startswith("http")} == {studio.url.split("/")[2]}
+
+
+LOOP = """\
+model: ./tiny
+data: {train: talk.jsonl, validation: 0.1, test: 6}
+objective: {kind: preference, max_new_tokens: 6}
+schedule: {epochs: 1, batch_rows: 8, learning_rate: 0.01, probe: false}
+machine: {device: cpu, dtype: float32, threads: 1}
+retention: false
+loop: {rounds: 1, prompts: 8, held_out: 4, final_judge: "rules:few"}
+"""
+RULES = "def few(attempt):\n    return -sum(map(ord, attempt.text))\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder with a run that writes, one that labels, and the recipe of a loop."""
+    folder = tmp_path_factory.mktemp("people")
+    tiny_decoder(folder / "tiny")
+    tiny_encoder(folder / "bert")
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n % 3}"} for n in range(40)]
+    labelled = [{"text": f"phone {n} is {'good' if n % 2 else 'bad'}", "label": f"{n % 2}"} for n in range(40)]
+    for name, lines in (("talk", rows), ("moods", labelled)):
+        folder.joinpath(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), "utf-8")
+    folder.joinpath("loop.yaml").write_text(LOOP, "utf-8")
+    folder.joinpath("rules.py").write_text(RULES, "utf-8")
+    options = {"schedule": {"epochs": 1, "probe": False}, "retention": False}
+    for name, model, objective in (("talk", "tiny", "instruct"), ("moods", "bert", "classify")):
+        recipe = {"model": str(folder / model), "data": {"train": str(folder / f"{name}.jsonl")}, **options}
+        path = tmp_path_factory.mktemp("recipe") / f"{name}.yaml"
+        path.write_text(json.dumps({**recipe, "objective": objective}), "utf-8")
+        tune(path, out=folder / "runs" / name, offline=True, progress=False)
+    yield folder
+    for job in Jobs(folder / ".studio" / "jobs", folder).active():  # the page does not stop with the studio
+        job.stop()
+
+
+def test_the_code_of_clients_runs_against_our_server(folder: Path, serve: Serve):
+    server = serve("serve", folder / "runs" / "talk", folder / "runs" / "moods", "--offline")
+    for name, found in (("talk", '"content"'), ("moods", '"probabilities"')):
+        code = clients_of(read_run_data(folder / "runs" / name), server.url)
+        assert "your text" in code["curl"]
+        if shutil.which("curl"):
+            done = subprocess.run(code["curl"], shell=True, capture_output=True, text=True, check=True)
+            assert found in done.stdout
+        done = subprocess.run([sys.executable, "-c", code["Python"]], capture_output=True, text=True, check=True)
+        assert done.stdout.strip()
+        compile(code["Python"], name, "exec")
+        assert server.url.removesuffix("/v1") in code["JavaScript"]
+
+
+def test_an_upload_contains_what_the_command_would_send_and_no_rows(folder: Path):
+    run = folder / "runs" / "talk"
+    every = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
+    assert sorted(files_of(run)) == sorted(filter_repo_objects(every, allow_patterns=list(UPLOADED)))
+    assert {"README.md", "model/adapter_model.safetensors"} <= set(files_of(run))
+    assert "predictions.jsonl" not in files_of(run)
+
+
+@pytest.mark.browser
+def test_people_judge_the_pairs_of_a_loop_which_then_learns(page: Page, browser: Browser, serve: Serve, folder: Path):
+    studio = serve("studio", str(folder), "--offline")
+    page.goto(f"{studio.url}people")
+    page.get_by_role("button", name="Start the loop").click()
+    expect(page.get_by_text("judging", exact=True)).to_be_visible(timeout=COMMAND)
+    page.get_by_role("button", name="Judge the pairs of round 1").click(timeout=COMMAND)
+    link = page.get_by_role("link", name="Open the page")
+    expect(link).to_be_visible(timeout=COMMAND)
+    pairs = int(page.locator(".votes progress").get_attribute("max", timeout=COMMAND) or 0)
+    other = browser.new_context().new_page()
+    other.goto(str(link.get_attribute("href")))
+    other.get_by_label("Your name").fill("ann")
+    other.keyboard.press("Enter")
+    expect(other.locator("#turns")).not_to_be_empty()
+    for number in range(1, pairs + 1):
+        other.keyboard.press("1")
+        expect(other.locator("#done")).to_contain_text(str(number))
+    other.context.close()
+    expect(page.locator(".votes b").first).to_have_text(f"{pairs} of {pairs}")
+    expect(page.locator(".votes").get_by_role("row", name="ann")).to_contain_text(str(pairs))
+    page.get_by_role("button", name="Write the votes as rows").click()
+    expect(page.get_by_role("link", name="Open the rows")).to_be_visible(timeout=COMMAND)
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_role("button", name="Add round 2")).to_be_visible(timeout=COMMAND)
+    expect(page.locator(".timeline")).to_contain_text("held-out prompts")

@@ -1,0 +1,229 @@
+// The playground: each model answers the same chat in a separate column.
+// Text from models, rows and servers only becomes text nodes.
+import { count, find, make } from "./parts.js";
+import { post, problem } from "./studio.js";
+
+const CHAT = "v1/chat/completions";
+const form = find("ask-form");
+let running = null; // AbortController of the answers that are being written
+let row = { text: "", reference: "" }; // the test row in the text field
+
+function put(parent, name, text = "", kind = "") {
+  const made = make(name, text);
+  made.className = kind;
+  parent.append(made);
+  return made;
+}
+
+function fold(parent, title, text, open = false) {
+  const made = put(parent, "details");
+  made.open = open;
+  put(made, "summary", title);
+  return put(made, "p", text, "turn");
+}
+
+class Column {
+  constructor(place) {
+    Object.assign(this, JSON.parse(place.dataset.column)); // model, at, kind, instruction, thinks, rated
+    this.list = place.querySelector(".turns");
+    this.clear();
+  }
+
+  clear() {
+    this.turns = [];
+    this.list.replaceChildren();
+  }
+
+  async send(route, body) {
+    const address = `/playground/api/${route}?${new URLSearchParams({ at: this.at })}`;
+    return post(address, JSON.stringify({ model: this.model, ...body }), "application/json", running?.signal);
+  }
+
+  ask(text) {
+    put(this.list, "p", text, "turn user");
+    if (text === row.text.trim() && row.reference) put(this.list, "p", `Reference answer: ${row.reference}`, "muted");
+    const lead = this.instruction && !this.turns.length ? `${this.instruction}\n\n` : "";
+    return this.answer(text, { role: "user", content: lead + text });
+  }
+
+  // Add turns and show what the model answers to them; they are dropped if it fails, so that the chat can go on.
+  async answer(text, ...turns) {
+    const place = put(this.list, "div");
+    const shown = put(place, "p", "…", "turn assistant");
+    const before = this.turns;
+    this.turns = [...before, ...turns];
+    this.list.setAttribute("aria-busy", "true");
+    try {
+      if (this.kind === "arm") await this.search(text, shown);
+      else if (this.kind === CHAT || this.kind === "v1/completions") await this.write(text, shown);
+      else await this.read(text, shown);
+    } catch (error) {
+      shown.textContent = error.name === "AbortError" ? "stopped" : error.message;
+      shown.classList.add("bad");
+      this.turns = before;
+    }
+    this.list.setAttribute("aria-busy", "false");
+  }
+
+  // Labels with their probabilities, or a number.
+  async read(text, shown) {
+    const { number, probabilities = {} } = (await document_of(this.send(this.kind, { input: text }))).data[0];
+    shown.textContent = number === undefined ? "" : String(+number.toPrecision(6));
+    const table = put(shown, "table");
+    for (const [label, p] of Object.entries(probabilities).sort((a, b) => b[1] - a[1]).slice(0, 10)) {
+      const line = put(table, "tr");
+      line.append(make("th", label, { scope: "row" }));
+      put(line, "td").append(make("meter", "", { min: 0, max: 1, value: p, "aria-label": label }));
+      put(line, "td", `${(100 * p).toFixed(1)} %`);
+    }
+  }
+
+  // The best arm of a comparison, and the passages behind its answer.
+  async search(text, shown) {
+    const reply = await document_of(post("/playground/arm", new URLSearchParams({ model: this.model, text }), undefined, running.signal));
+    shown.textContent = reply.answer;
+    put(shown.parentElement, "p", `arm ${reply.arm}`, "muted");
+    for (const [id, passage] of Object.entries(reply.passages)) {
+      fold(shown.parentElement, id === reply.cites ? `${id} contains the answer` : `${id} was read`, passage, id === reply.cites);
+    }
+  }
+
+  async write(text, shown) {
+    const place = shown.parentElement;
+    const { system, thinking, tools, ...sampling } = settings();
+    const body = { ...sampling, stream: true, stream_options: { include_usage: true } };
+    if (this.kind === CHAT) {
+      body.messages = [...(system ? [{ role: "system", content: system }] : []), ...this.turns];
+      if (tools) body.tools = tools;
+      if (thinking && this.thinks) body.chat_template_kwargs = { enable_thinking: thinking === "on" };
+    } else body.prompt = text;
+    const said = { content: "", thoughts: "", calls: [], end: "", tokens: 0 };
+    const began = performance.now();
+    let thoughts = null;
+    for await (const event of events((await this.send(this.kind, body)).body)) {
+      take(said, event);
+      if (said.thoughts && !thoughts) shown.before((thoughts = fold(place, "Thoughts", "")).parentElement);
+      if (thoughts) thoughts.textContent = said.thoughts;
+      shown.textContent = said.content || (thoughts ? "thinking …" : "…");
+    }
+    const { content, calls, end, tokens } = said;
+    if (!content) shown.textContent = calls.length ? "" : "(an empty answer)";
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    put(place, "p", `${tokens ? `${count(tokens)} tokens, ` : ""}${seconds} s${end === "length" ? "; cut off at the limit of tokens" : ""}`, "muted");
+    if (this.kind !== CHAT) return;
+    if (content && this.rated && !calls.length) this.thumbs(place, this.turns, content);
+    this.turns = [...this.turns, { role: "assistant", content, ...(calls.length ? { tool_calls: calls } : {}) }];
+    if (calls.length) this.results(place, calls);
+  }
+
+  // Calls of tools, with fields for what the tools return.
+  results(place, calls) {
+    const made = put(place, "form", "", "calls");
+    const fields = calls.map((call) => {
+      put(made, "p", `${call.function.name}(${call.function.arguments})`, "call");
+      return put(put(made, "label", `What ${call.function.name} returns`), "textarea");
+    });
+    const button = put(made, "button", "Send to the model", "small");
+    made.addEventListener("submit", (event) => {
+      event.preventDefault();
+      button.remove();
+      const turns = calls.map((call, i) => ({ role: "tool", tool_call_id: call.id, content: fields[i].value }));
+      during(() => [this.answer("", ...turns)]);
+    });
+  }
+
+  thumbs(place, messages, answer) {
+    const bar = put(place, "p", "", "thumbs");
+    for (const sign of ["good", "bad"]) {
+      const button = make("button", sign, { type: "button", "aria-label": `${sign} answer`, title: `${sign} answer` });
+      button.addEventListener("click", async () => {
+        try {
+          await document_of(this.send("feedback", { messages, answer, good: sign === "good", rater: "studio" }));
+          bar.replaceChildren(make("span", `saved as a ${sign} answer`));
+        } catch (error) { problem(error.message); }
+      });
+      bar.append(button);
+    }
+  }
+}
+
+async function document_of(sent) {
+  const reply = await (await sent).json();
+  if (reply.error) throw new Error(reply.error.message);
+  return reply;
+}
+
+// Add an event of a stream to what the model has said.
+function take(said, event) {
+  if (event.error) throw new Error(event.error.message ?? event.error);
+  said.tokens = event.usage?.completion_tokens ?? said.tokens;
+  const { delta = {}, text = "", finish_reason: end } = event.choices?.[0] ?? {};
+  said.content += delta.content ?? text;
+  said.thoughts += delta.reasoning_content ?? delta.reasoning ?? "";
+  said.end = end ?? said.end;
+  for (const part of delta.tool_calls ?? []) {
+    const call = (said.calls[part.index ?? 0] ??= { id: "", type: "function", function: { name: "", arguments: "" } });
+    call.id ||= part.id ?? "";
+    call.function.name += part.function?.name ?? "";
+    call.function.arguments += part.function?.arguments ?? "";
+  }
+}
+
+async function* events(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) if (line.startsWith("data:") && !line.includes("[DONE]")) yield JSON.parse(line.slice(5));
+  }
+  if (rest.trim()) yield rest.startsWith("{") ? JSON.parse(rest) : { error: rest.slice(0, 300) }; // not a stream
+}
+
+// What the fields of the form say; empty ones say nothing.
+function settings() {
+  const found = {};
+  for (const field of form.querySelectorAll("[data-key]")) {
+    const text = field.value.trim();
+    const { key, kind } = field.dataset;
+    try {
+      if (text) found[key] = kind === "json" ? JSON.parse(text) : field.type === "number" ? Number(text) : text;
+    } catch (error) { throw new Error(`${key}: not JSON (${error.message})`); }
+  }
+  const { schema, ...others } = found;
+  return schema ? { ...others, response_format: { type: "json_schema", json_schema: { name: "answer", schema } } } : others;
+}
+
+// Start answers, and show the button that stops them until all are written.
+async function during(start) {
+  running = new AbortController();
+  find("stop-answers").hidden = false;
+  await Promise.all(start());
+  find("stop-answers").hidden = true;
+  running = null;
+}
+
+if (form) {
+  const place = document.querySelector(".play");
+  const columns = [...place.querySelectorAll("[data-column]")].map((section) => new Column(section));
+  const rows = JSON.parse(place.dataset.examples);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = find("question").value.trim();
+    if (!text || running) return;
+    find("question").value = "";
+    during(() => columns.map((column) => column.ask(text)));
+  });
+  find("question").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
+  });
+  find("stop-answers").addEventListener("click", () => running?.abort());
+  find("new-chat").addEventListener("click", () => columns.forEach((column) => column.clear()));
+  find("test-row")?.addEventListener("click", () => {
+    rows.push(row = rows.shift());
+    find("question").value = row.text;
+    find("question").focus();
+  });
+}
