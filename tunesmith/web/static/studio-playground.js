@@ -46,7 +46,7 @@ class Column {
     return this.answer(text, { role: "user", content: lead + text });
   }
 
-  // Add turns and show what the model answers to them; they are dropped if it fails, so that the chat can go on.
+  // Add turns and show what the model answers to them; if it fails they are dropped, and the chat stays valid.
   async answer(text, ...turns) {
     const place = put(this.list, "div");
     const shown = put(place, "p", "…", "turn assistant");
@@ -182,7 +182,7 @@ async function* events(stream) {
   if (rest.trim()) yield rest.startsWith("{") ? JSON.parse(rest) : { error: rest.slice(0, 300) }; // not a stream
 }
 
-// What the fields of the form say; empty ones say nothing.
+// Return the values of the form, without empty ones.
 function settings() {
   const found = {};
   for (const field of form.querySelectorAll("[data-key]")) {

@@ -154,16 +154,15 @@ def loop_of(folder: Path) -> dict[str, Any]:
     """
     from tunesmith.config import load_recipe
     from tunesmith.data.files import read_page
-    from tunesmith.pipelines.rlhf.report import LoopReport
 
     if not (folder / "recipe.yaml").is_file():  # it has just started
         return {"rounds": [], "report": None}
     settings = load_recipe(folder / "recipe.yaml")[0].loop
-    report = read_page(folder / "rlhf.json", LoopReport) if (folder / "rlhf.json").is_file() else None
+    report = read_page(folder / "rlhf.json", dict[str, Any]) if (folder / "rlhf.json").is_file() else None
     rounds = [_round(folder, number) for number in range(1, settings.rounds + 1)]
-    for item, known in zip(rounds, report.rounds if report else (), strict=False):
-        item["won"] = known.over_start
-    ended = report is not None and len(report.rounds) == len(rounds)
+    for item, known in zip(rounds, report["rounds"] if report else (), strict=False):
+        item["won"] = known["over_start"]
+    ended = report is not None and len(report["rounds"]) == len(rounds)
     return {"rounds": rounds, "report": report if ended else None}
 
 

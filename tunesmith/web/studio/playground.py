@@ -34,7 +34,7 @@ class Playground(Screen):
 
     def __init__(self, studio: Studio) -> None:
         super().__init__(studio)
-        self._others: list[Column] = []  # beside the runs: comparisons, and models of a server
+        self._others: list[Column] = []  # comparisons, and models of a server
         self._server = Endpoint("")  # in memory only, since it has a key
 
     def routes(self) -> Sequence[Route]:
