@@ -91,6 +91,12 @@ class Served:
         self.about: dict[str, Any] = json.loads(text)
         self.url: str = self.about["url"]
 
+    @property
+    def pid(self) -> int:
+        """Number of its process."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Send a signal and wait for the end; the exit code."""
         assert self._process is not None

@@ -68,8 +68,9 @@ def test_a_dropped_file_becomes_a_tuned_model_that_people_judge(
     expect(page.locator(".rows")).to_contain_text("question 0")
     page.get_by_role("button", name="Check the data").click()
     expect(page.locator("#audit")).to_contain_text("61 rows", timeout=COMMAND)
-    page.get_by_role("button", name="Write a fixed copy").click()
-    expect(page.get_by_role("link", name="Open uploads/talk-two.clean.jsonl")).to_be_visible(timeout=COMMAND)
+    page.get_by_role("button", name="Show what fixes would change").click()
+    page.get_by_role("button", name="Keep the fixed copy").click(timeout=COMMAND)
+    expect(page.get_by_role("heading", level=1)).to_have_text("uploads/talk-two.clean.jsonl")
 
     page.goto(f"{studio.url}tune?recipe=talk.yaml")
     set_field(page, "data.train", "uploads/talk-two.clean.jsonl")

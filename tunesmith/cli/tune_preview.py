@@ -29,7 +29,7 @@ def show(preview: Preview, args: argparse.Namespace) -> int:
         recipe = preview.recipe.model_dump(mode="json")
         document = {"rows": rows, "facts": facts, "notes": list(preview.notes), "recipe": recipe}
         forecast = preview.forecast and preview.forecast.model_dump(mode="json")
-        publish({**document, "forecast": forecast}, args)
+        publish({**document, "forecast": forecast, "parts": preview.parts}, args)
     else:
         draw(preview, console(sys.stdout))
     return 0

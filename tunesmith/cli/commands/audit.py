@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         done = audit_rows(request, workers=cores(), offline=args.offline, log=lambda text: on_event(StageStarted(text)))
     if args.html is not None:
         write_whole(args.html, page(done.audit))
-    fixed = None if done.fixed is None else {"path": done.fixed.out, "log": done.fixed.log}
+    fixed = asdict(done.fixed) if done.fixed else {}
+    fixed = {"path": fixed.pop("out"), **fixed} if fixed else {}
     if not publish({**done.audit.model_dump(mode="json"), **({"fixed": fixed} if fixed else {})}, args):
         _show(done)
     if done.fixed is not None:

@@ -102,7 +102,7 @@ def _write(ask: AuditSource, fixes: Fixes, halves: Sequence[Path], suffix: str, 
                     continue
                 after, changes = _cured(before, ask.columns, fixes.labels)
                 for change in changes:
-                    _log(log, {"where": where, "action": "changed", **change})
+                    _log(log, {"where": where, "action": "changed", "row": counts["kept"] + 1, **change})
                 counts["changed"] += bool(changes)
                 counts["kept"] += 1
                 write(where, after)

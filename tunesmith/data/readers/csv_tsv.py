@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -80,7 +80,7 @@ def read_table(file: TextFile, kind: str) -> Iterator[Row | BrokenLine]:
         kind: `.csv` or `.tsv`.
     """
     dialect = dialect_of(file, kind)
-    return _rows(_cells(file, dialect), file.name, dialect)
+    return rows_of(cells_of(file.lines(""), file.name, dialect, skip=dialect.skipped), file.name, dialect)
 
 
 def dialect_of(file: TextFile, kind: str) -> Dialect:
@@ -154,8 +154,8 @@ def _below_title(cuts: dict[str, list[tuple[int, list[str]]]]) -> tuple[str, int
     return best[1:] if best[1] else None
 
 
-def _rows(lines: Iterator[tuple[int, list[str]]], name: str, dialect: Dialect) -> Iterator[Row | BrokenLine]:
-    """Match cells with the header and yield rows."""
+def rows_of(lines: Iterator[tuple[int, list[str]]], name: str, dialect: Dialect) -> Iterator[Row | BrokenLine]:
+    """Match the lines of `cells_of` with their header, the first of them, and yield rows."""
     first, header = next(lines, (1, [""]))
     header = [cell.strip() for cell in header]
     if twice := sorted({cell for cell in header if cell and header.count(cell) > 1}):
@@ -205,21 +205,31 @@ def _with_point(cell: str) -> str:
     return number.replace(".", "").replace(",", ".")
 
 
-def _cells(file: TextFile, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of each non-blank row with the line on which it starts."""
-    start = dialect.skipped + 1
-    with closing(file.lines("")) as lines:
-        for _ in islice(lines, dialect.skipped):
+def cells_of(
+    file: Generator[str, None, None], name: str, dialect: Dialect, *, skip: int = 0, before: int = 0
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each non-blank row with the line on which it starts.
+
+    Args:
+        file: lines with their line ends, read no further than the row needs, and closed at the end.
+        name: name of the file, for errors.
+        dialect: how the table is written.
+        skip: lines above the header.
+        before: lines of the file before these.
+    """
+    start = before + skip + 1
+    with closing(file) as lines:
+        for _ in islice(lines, skip):
             pass
         reader = csv.reader(lines, delimiter=dialect.separator, quoting=dialect.quoting, strict=True)
         try:
             while (cells := _next(reader)) is not None:
                 if len(cells) > 1 or any(cell.strip() for cell in cells):
                     yield start, cells
-                start = dialect.skipped + reader.line_num + 1
+                start = before + skip + reader.line_num + 1
         except csv.Error as error:
             fix = 'close every quoted cell, and double each quote inside it ("")'
-            raise DataError(f"{file.name}:{start}: invalid table ({error}); {fix}") from error
+            raise DataError(f"{name}:{start}: invalid table ({error}); {fix}") from error
 
 
 def _next(reader: Iterator[list[str]]) -> list[str] | None:

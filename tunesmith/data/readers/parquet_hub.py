@@ -14,9 +14,9 @@ from tunesmith.errors import DataError
 ROWS_AT_ONCE = 10_000
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Yield the rows of a Parquet file, a batch at a time. Raise DataError if it is not one."""
-    return numbered(map(_widened, _batches(path)), path.name)
+def read_parquet(path: Path, start: int = 0) -> Iterator[Row]:
+    """Yield the rows of a Parquet file from a row on, a batch at a time. Raise DataError if it is not one."""
+    return numbered(map(_widened, _batches(path, start)), path.name, start + 1)
 
 
 def parquet_rows(path: Path) -> int:
@@ -24,12 +24,13 @@ def parquet_rows(path: Path) -> int:
     return int(_library("pyarrow.parquet", path.name).read_metadata(str(path)).num_rows)
 
 
-def _batches(path: Path) -> Iterator[dict[str, object]]:
+def _batches(path: Path, start: int) -> Iterator[dict[str, object]]:
     arrow, parquet = _library("pyarrow", path.name), _library("pyarrow.parquet", path.name)
     try:
         with parquet.ParquetFile(str(path)) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE):
-                yield from batch.to_pylist()
+                yield from batch.slice(min(start, batch.num_rows)).to_pylist()
+                start = max(0, start - batch.num_rows)
     except OverflowError as error:
         raise DataError(
             f"{path.name}: date after the year 9999 ({reason(error)}); store this column as text"

@@ -264,9 +264,9 @@ def objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> It
         refuse(errors, more=more)
 
 
-def numbered(values: Iterable[object], name: str) -> Iterator[Row]:
-    """Yield a row for each value, which must be an object; its location is its position, counted from 1."""
-    return objects(((f"{name}:{n}", value) for n, value in enumerate(values, 1)), lambda value: value)
+def numbered(values: Iterable[object], name: str, first: int = 1) -> Iterator[Row]:
+    """Yield a row for each value, which must be an object; its location is its position, counted from `first`."""
+    return objects(((f"{name}:{n}", value) for n, value in enumerate(values, first)), lambda value: value)
 
 
 def reason(error: Exception) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
 
 from tunesmith.config import Recipe
+from tunesmith.data.examples.stored import StoredExamples
+from tunesmith.data.examples.types import Example
+from tunesmith.data.splits.split import PARTS
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.masking import Masking
 from tunesmith.display import Display, Displayed
@@ -77,6 +81,8 @@ class Preview(Displayed):
     limit: str  # the setting that limits the length of a row
     cost: CostPrediction | None = None  # None for `rl`, whose completions have an unknown length
     forecast: RunForecast | None = None  # of the whole run
+    # Of train, validation and test: `rows`, `groups` and the rows of the `largest`; no groups of a large file.
+    parts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -132,7 +138,15 @@ def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     limit = f"the {longest} tokens of the context" if by_model else f"data.max_tokens ({longest})"
     statistics = _statistics(prepared, tasks)
     cost, forecast = (None, None) if prepared.recipe.objective.samples_completions else predicted(prepared)
-    return Preview(prepared.recipe, shown, statistics, notes, limit, cost, forecast)
+    parts = {part: _part([getattr(task.loaded.split, part) for task, _ in tasks]) for part in PARTS}
+    return Preview(prepared.recipe, shown, statistics, notes, limit, cost, forecast, parts)
+
+
+def _part(tasks: Sequence[Sequence[Example]]) -> Mapping[str, int]:
+    """Return the size of one part of the split over all tasks."""
+    small = ((n, examples) for n, examples in enumerate(tasks) if not isinstance(examples, StoredExamples))
+    groups = Counter((n, example.group) for n, examples in small for example in examples if example.group)
+    return {"rows": sum(map(len, tasks)), "groups": len(groups), "largest": max(groups.values(), default=0)}
 
 
 def _row_preview(row: Encoded, task: TrainingContext, masking: Masking | None) -> RowPreview:

@@ -13,6 +13,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.web.pages.app import KINDS, static_files
 from tunesmith.web.security import RequestPolicy
 from tunesmith.web.studio.data import Data
+from tunesmith.web.studio.data_file import DataFile
 from tunesmith.web.studio.decide import Decide
 from tunesmith.web.studio.job_pages import JobPages
 from tunesmith.web.studio.people import People
@@ -61,7 +62,7 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
     app.get("/static/{name}")(static)
     for kind in (TunesmithError, 404, 405, 422):
         app.exception_handler(kind)(shown)
-    for screen in (Data, Decide, Tune, Runs, Playground, People, Ship, JobPages):
+    for screen in (Data, DataFile, Decide, Tune, Runs, Playground, People, Ship, JobPages):
         for method, path, handler in screen(studio).routes():
             app.add_route(path, _called_with(handler), methods=[method])
     return app

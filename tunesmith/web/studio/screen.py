@@ -28,7 +28,7 @@ SCREENS = (
     ("ship", "Ship", "How do I use it?"),
 )
 # Commands whose JSON document has a separate template.
-RESULTS = ("audit", "init", "plan", "learning-curve", "compare", "export", "preview", "votes")
+RESULTS = ("audit", "init", "collect", "plan", "learning-curve", "compare", "export", "preview", "votes")
 # As of the other pages, and reports in a frame.
 POLICY = f"{dict(ANSWER_HEADERS)[CSP].decode()}; frame-src 'self'"
 Route = tuple[str, str, Callable[..., Any]]  # method, path, handler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,6 +102,18 @@ class Workspace:
     def data(self) -> list[FileEntry]:
         """Return the files of rows, newest first."""
         return self._files(READERS)
+
+    def documents(self, kinds: tuple[str, ...]) -> dict[str, int]:
+        """Return the folders in this one, and those of the dropped files, with their numbers of documents.
+
+        Args:
+            kinds: extensions of documents.
+        """
+        parts = [Path(entry.path).parts for entry in self._files(kinds)]
+        depths = [2 if names[0] == "uploads" else 1 for names in parts]
+        return Counter(
+            "/".join(names[:depth]) for names, depth in zip(parts, depths, strict=True) if len(names) > depth
+        )
 
     def recipes(self) -> list[FileEntry]:
         """Return the recipes, newest first."""

@@ -1,0 +1,207 @@
+"""The screen Data in the studio: uploads, the list of rows of any file, columns, findings and their fixes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.tiny import tiny_encoder
+from tests.web.conftest import Serve, Served
+from tunesmith.data.audit import row_index
+from tunesmith.data.audit.row_index import RowIndex
+from tunesmith.data.readers.read import read_rows
+from tunesmith.web.studio.data_file import chosen_in, marked
+from tunesmith.web.studio.jobs import Jobs
+
+COMMAND = 300_000  # milliseconds for a command in a process of its own
+ROWS = 200_000
+MAIL = "Write to jane.doe@web.de"
+
+
+def row_of(n: int) -> dict[str, object]:
+    return {"text": f"message {n} is {('good', 'bad')[n % 2]} enough", "kind": "ab"[n % 2], "from": f"c{n // 5}"}
+
+
+def write_lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with a tiny model."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    tiny_encoder(folder / "tiny")
+    return folder
+
+
+@pytest.fixture
+def studio(folder: Path, serve: Serve) -> Served:
+    return serve("studio", str(folder), "--offline")
+
+
+@pytest.mark.browser
+def test_documents_become_rows_and_a_dropped_file_is_mapped_checked_fixed_and_seen_by_a_model(
+    page: Page, studio: Served, folder: Path, tmp_path: Path
+):
+    manuals = tmp_path / "my manuals"
+    manuals.joinpath("old").mkdir(parents=True)
+    manuals.joinpath("printer.md").write_text("# Printer\n\nOpen the cover to change the toner.\n", "utf-8")
+    manuals.joinpath("old", "router.html").write_text("<h1>Router</h1><p>Press the button to reset it.</p>", "utf-8")
+    manuals.joinpath("old", "disk.bin").write_bytes(b"\0")
+    page.goto(studio.url)
+    page.locator("#folder").set_input_files(manuals)
+    expect(page.get_by_role("heading", level=1)).to_have_text("uploads/my-manuals")
+    expect(page.locator(".what")).to_contain_text("2 documents")
+    page.get_by_role("button", name="Make rows").click()
+    page.get_by_role("link", name="Look at the rows").click(timeout=COMMAND)
+    expect(page.locator(".rows")).to_contain_text("change the toner")
+
+    rows = [*map(row_of, range(60)), {**row_of(3), "from": "c9"}, {**row_of(100), "text": MAIL}, "{broken"]
+    page.goto(f"{studio.url}data")
+    page.locator("#file").set_input_files(write_lines(tmp_path / "mail box.jsonl", *rows))
+    expect(page.get_by_role("heading", level=1)).to_have_text("uploads/mail-box.jsonl")
+    page.get_by_label("Go to row").fill("63")
+    page.get_by_label("Go to row").press("Enter")
+    expect(page.locator("#row")).to_contain_text("Not a row")
+    page.get_by_label("Objective").select_option("classify")
+    page.locator("[name=label]").select_option("kind")
+    page.locator("[name=text]").select_option("text")
+    page.get_by_text("Groups and held-out rows").click()
+    page.get_by_label("Rows of one group").select_option("from")
+    page.get_by_role("button", name="Check the data").click()
+    expect(page.locator("#audit")).to_contain_text("63 rows", timeout=COMMAND)
+    expect(page.locator("#audit code")).to_contain_text("--set=objective.label=kind")
+
+    page.get_by_text("e-mail, phone number").click()
+    page.get_by_role("link", name="Open the 1 row").and_(page.locator("[href*=personal]")).click()
+    expect(page.locator(".rows tbody tr")).to_have_count(1)
+    expect(page.locator(".rows tbody")).to_contain_text(MAIL)
+    expect(page.locator("[name=label]")).to_have_value("kind")  # as chosen
+    page.get_by_role("button", name="Show what fixes would change").click()
+    expect(page.locator("#fixes ins")).to_have_text("<email>", timeout=COMMAND)
+    expect(page.locator("#fixes")).to_contain_text("unreadable")
+    assert not list(folder.joinpath("uploads").glob("*.clean.*"))
+    page.get_by_role("button", name="Keep the fixed copy").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("uploads/mail-box.clean.jsonl")
+    expect(page.locator(".row-list")).to_contain_text("61 rows")
+
+    page.goto(f"{studio.url}data/file?path=uploads/mail-box.clean.jsonl")
+    page.locator("[name=label]").select_option("kind")
+    page.get_by_text("Groups and held-out rows").click()
+    page.get_by_label("Rows of one group").select_option("from")
+    page.get_by_role("combobox", name="Model").fill("tiny")
+    page.get_by_role("button", name="as the model sees them").click()
+    expect(page.locator("#seen .parts tbody tr")).to_have_count(3, timeout=COMMAND)
+    expect(page.locator("#seen .tokens").first).to_contain_text("message")
+    counts = [int(cell) for cell in page.locator("#seen .parts td:nth-child(2)").all_inner_texts()]
+    assert sum(counts) == 61
+
+
+@pytest.mark.browser
+def test_any_row_of_a_long_file_is_shown_without_the_file_in_memory(page: Page, studio: Served, folder: Path):
+    write_lines(folder / "long.jsonl", *map(row_of, range(ROWS)))
+    page.goto(f"{studio.url}data/file?path=long.jsonl")
+    expect(page.locator(".rows tbody")).to_contain_text("message 0 ")
+    page.wait_for_function("performance.getEntriesByName('rows-shown').length")
+    shown = page.evaluate("performance.getEntriesByName('rows-shown')[0].startTime")
+    assert shown < 20_000  # milliseconds; about 400 on an idle machine
+    expect(page.locator(".row-list")).to_contain_text("200,000 rows")
+    grid = page.get_by_role("grid")
+    grid.focus()
+    page.keyboard.press("End")
+    expect(page.locator("tr[aria-selected=true]")).to_contain_text(f"message {ROWS - 1} ")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    expect(page.locator("#row")).to_contain_text(f"Row {ROWS - 1:,}")
+    page.get_by_label("Go to row").fill("123456")
+    page.get_by_label("Go to row").press("Enter")
+    expect(page.locator("tr[aria-selected=true]")).to_contain_text("message 123455 ")
+    page.locator(".rows").evaluate("view => { view.scrollTop = view.scrollHeight / 2; }")
+    expect(page.locator(".rows tbody tr").first).to_contain_text(re.compile(r"message (99|100)\d{3} "))
+    assert page.locator(".rows tr").count() < 40
+    server = psutil.Process(studio.pid)
+    assert server.memory_info().rss < 500e6  # bytes
+
+
+TEXT = 'text,label\r\n"one\r\nof, two",a\r\n\r\ntwo,b\r\n"say ""x""",c\r\nshort\r\nlast,d\r\n'
+FILES = {
+    "rows.jsonl": "".join(json.dumps(row_of(n)) + "\n" * (1 + n % 3) for n in range(11)).encode(),
+    "mark.jsonl": b"\xef\xbb\xbf" + b'{"a": 1}\n[2]\n{"a": 3}\nno\n{"a": "\xc3\xbc"}',
+    "rows.csv": TEXT.encode(),
+    "mark.csv": b"\xef\xbb\xbf" + TEXT.encode(),
+    "latin.csv": TEXT.replace("one", "f\xfcr M\xfcller gr\xfc\xdfen").encode("latin-1"),
+    "carriage.csv": TEXT.replace("\r\n", "\r").encode(),
+    "title.csv": b"Mails of 2026\r\n\r\ntext;label\r\na;b\r\nc;d\r\ne;f\r\ng;h\r\n",
+    "rows.jsonl.gz": gzip.compress(b'{"a": 1}\n\n{"a": 2}\n{"a": 3}\n{"a": 4}\n'),
+    "rows.json": b'[{"a": 1}, {"a": 2}, {"a": 3}]',
+    "rows.txt": b"first\n\nsecond\n\nthird\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_row_is_found_by_number_and_by_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row_index, "STEP", 2)
+    path = tmp_path / name
+    path.write_bytes(FILES[name])
+    rows = RowIndex(path).read(0, 1000)
+    index = RowIndex(path)
+    for start in (3, 0, 1, len(rows) - 1, 2, len(rows)):
+        assert index.read(start, 2) == rows[start : start + 2]
+    assert index.whole
+    assert index.rows == len(rows)
+    assert [index.at_line(row.line) for row in rows] == rows
+    assert index.at_line(rows[-1].line + 1) is None
+    good = [row for row in rows if not isinstance(row.fields, str)]
+    if len(good) == len(rows):  # else `read_rows` refuses the file
+        expected = [(int(row.where.rpartition(":")[2]), row.fields) for row in read_rows(path)]
+        assert [(row.line, row.fields) for row in rows] == expected
+    assert good[-1].fields == {**good[-1].fields, **({"label": "d"} if "text,label" in str(FILES[name]) else {})}
+
+
+def test_rows_of_parquet_are_found_across_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("tunesmith.data.readers.parquet_hub.ROWS_AT_ONCE", 4)
+    parquet.write_table(arrow.Table.from_pylist([{"a": n} for n in range(11)]), tmp_path / "rows.parquet")
+    index = RowIndex(tmp_path / "rows.parquet")
+    assert [row.fields["a"] for row in index.read(3, 7)] == list(range(3, 10))  # type: ignore[index]
+    assert [(row.number, row.line) for row in index.read(9, 5)] == [(9, 10), (10, 11)]
+    assert index.at_line(8) == index.read(7, 1)[0]
+
+
+def test_a_table_is_shown_up_to_a_quote_that_is_not_closed(tmp_path: Path):
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b\n1,2\n3,4\n"5,6\n', "utf-8")
+    index = RowIndex(path)
+    assert [row.line for row in index.read(0, 9)] == [2, 3]
+    assert index.problem.startswith("rows.csv:4: invalid table")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "marks"),
+    [
+        ("a b", "a b", ("a b", "", "", "")),
+        ("call 1 now", "call <phone> now", ("call ", "1", "<phone>", " now")),
+        ("aa", "aaa", ("aa", "", "a", "")),
+        ("", "x", ("", "", "x", "")),
+        ("x", "", ("", "x", "", "")),
+    ],
+)
+def test_what_a_fix_changes_in_a_text_is_marked(before: str, after: str, marks: tuple[str, ...]):
+    assert marked(before, after) == marks
+
+
+def test_the_form_remembers_what_the_last_command_was_given(tmp_path: Path):
+    jobs = Jobs(tmp_path / "jobs", tmp_path)
+    options = ["--objective=classify", "--set=objective.text=a=b", "--set=data.group=who", "--set=technique.rank=8"]
+    job = jobs.start(["runs", "a.jsonl", *options])
+    assert chosen_in(job) == {"kind": "classify", "text": "a=b", "group": "who"}
+    assert chosen_in(None) == {}
+    job.stop()
