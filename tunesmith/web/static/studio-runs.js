@@ -3,17 +3,15 @@ import { find, make, count } from "./parts.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const COLOURS = ["--tuned", "--base", "--good", "--unsure", "--bad", "--ink"];
-const DASHES = [undefined, [6, 4], [2, 3], [10, 3, 2, 3], [1, 5], [14, 5]];
+const LINES = [["--tuned"], ["--base", [6, 4]], ["--good", [2, 3]], ["--unsure", [10, 3, 2, 3]], ["--bad", [1, 5]], ["--ink", [14, 5]]];
 
 // A chart of values by step; points are appended, so that an update costs as much as what is new.
 export class Chart {
   constructor(place, labels, name) {
-    this.place = place;
-    this.labels = labels;
+    Object.assign(this, { place, labels });
     this.clear();
     place.setAttribute("role", "img");
-    place.setAttribute("aria-label", name);
+    place.setAttribute("aria-label", `${name} by step`);
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(place);
     dark.addEventListener("change", () => { this.plot?.destroy(); this.plot = null; this.update(); });
   }
@@ -27,50 +25,44 @@ export class Chart {
     const [known, ...series] = this.data;
     steps.forEach((step, i) => {
       if (columns.every((column) => column?.[i] == null)) return;
-      if (known.at(-1) !== step) [known, ...series].forEach((values, n) => values.push(n ? null : step));
+      if (known.at(-1) !== step) this.data.forEach((values, n) => values.push(n ? null : step));
       series.forEach((values, n) => { values[known.length - 1] ??= columns[n]?.[i] ?? null; });
     });
     this.update();
   }
 
   update() {
-    if (!this.data[0].length) return;
+    const [steps] = this.data;
+    const { min, max } = this.plot?.scales.x ?? {};
+    const zoomed = min != null && (min > steps[0] || max < this.end); // null: not painted yet
+    this.end = steps.at(-1);
     if (this.plot) {
-      const { min, max } = this.plot.scales.x;
-      const zoomed = min != null && (min > this.data[0][0] || max < this.end); // null: not painted yet
-      this.end = this.data[0].at(-1);
       this.plot.setData(this.data, !zoomed);
       if (zoomed) this.plot.redraw();
-      return;
+    } else if (steps.length) {
+      const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+      const value = (_, number) => number == null ? "–" : number.toPrecision(4);
+      const series = this.labels.map((label, i) => ({ label, stroke: colour(LINES[i][0]), width: 2, spanGaps: true, dash: LINES[i][1], value }));
+      const axes = [{ ...axis, label: "step", labelSize: 18 }, { ...axis, size: 60 }];
+      this.plot = new uPlot({ ...this.size(), scales: { x: { time: false } }, axes, series: [{ label: "step" }, ...series] }, this.data, this.place);
     }
-    this.end = this.data[0].at(-1);
-    const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
-    this.plot = new uPlot({
-      ...this.size(),
-      scales: { x: { time: false } },
-      axes: [{ ...axis, label: "step", labelSize: 18 }, { ...axis, size: 60 }],
-      series: [{ label: "step" }, ...this.labels.map((label, i) => ({
-        label, stroke: colour(COLOURS[i]), width: 2, spanGaps: true, dash: DASHES[i],
-        value: (_, value) => value == null ? "–" : value.toPrecision(4),
-      }))],
-    }, this.data, this.place);
   }
 }
 
-const LIVE = {
-  loss: [["train", "validation"], ["training", "validation"], "training and validation loss by step"],
-  rate: [["rate"], ["tokens per second"], "tokens per second by step"],
-  reward: [["reward", "validation_reward"], ["training", "validation"], "training and validation reward by step"],
+const CHARTS = {
+  loss: [["train", "validation"], ["training", "validation"], "training and validation loss"],
+  rate: [["rate"], ["tokens per second"], "tokens per second"],
+  reward: [["reward", "validation_reward"], ["training", "validation"], "training and validation reward"],
 };
 
 function follow(live) {
   const charts = [...live.querySelectorAll("[data-chart]")].map((place) => {
-    const [keys, labels, name] = LIVE[place.dataset.chart];
+    const [keys, labels, name] = CHARTS[place.dataset.chart];
     return { keys, chart: new Chart(place, labels, name), figure: place.closest("figure") };
   });
   const facts = new Map();
   const source = new EventSource(live.dataset.events);
-  const stage = (text) => { const place = find("stage"); if (place && text) place.textContent = text; };
+  const write = (id, text) => { if (find(id) && text) find(id).textContent = text; };
 
   source.addEventListener("message", (message) => {
     performance.mark("update-start");
@@ -83,39 +75,28 @@ function follow(live) {
       if (keys.some((key) => event.points[key])) figure.hidden = false;
       chart.add(event.points.step, keys.map((key) => event.points[key]));
     }
-    for (const { step, text } of event.alarms) find("alarms").append(make("li", `Step ${count(step)}: ${text}`));
-    if (event.state && find("state")) find("state").textContent = event.state;
-    if (event.state === "running" && find("stop")) find("stop").textContent = "Stop and save";
-    if (event.stage) stage(`${event.stage[0]} of ${event.stage[1]}: ${event.stage[2]}`);
-    log(event.log);
+    find("alarms").append(...event.alarms.map(({ step, text }) => make("li", `Step ${count(step)}: ${text}`)));
+    write("state", event.state);
+    if (event.state === "running") write("stop", "Stop and save");
+    if (event.stage) write("stage", `${event.stage[0]} of ${event.stage[1]}: ${event.stage[2]}`);
+    find("log")?.append(event.log);
     progress(event, facts);
-    memory(Math.max(event.memory ?? 0, event.last?.peak_bytes ?? 0), event.predicted);
+    memory(Math.max(event.memory, event.last?.peak_bytes ?? 0), event.predicted);
     // The charts are repainted in a microtask that was queued before this one.
     queueMicrotask(() => performance.measure("update", "update-start"));
   });
-  source.addEventListener("error", () => stage("connection lost; the run continues, and this page tries again"));
+  source.addEventListener("error", () => write("stage", "connection lost; the run continues, and this page tries again"));
   source.addEventListener("end", () => { source.close(); if ("active" in live.dataset) location.reload(); });
-}
-
-const LOG_CHARS = 200000;
-
-function log(text) {
-  const place = find("log");
-  if (!place || !text) return;
-  if (place.textContent.length > LOG_CHARS) place.replaceChildren();
-  place.append(text);
-  if (place.closest("details").open) place.scrollTop = place.scrollHeight;
 }
 
 function progress(event, facts) {
   const last = event.last;
   if (last) {
-    const bar = find("bar");
-    if (bar) bar.value = last.step / last.steps;
+    if (find("bar")) find("bar").value = last.step / last.steps;
     facts.set("step", `${count(last.step)} of ${count(last.steps)}`);
     facts.set("loss", last.loss.toPrecision(4));
     if (last.tokens_per_second) facts.set("tokens per second", count(Math.round(last.tokens_per_second)));
-    if (!facts.has("whole run left")) facts.set("training left", seconds(last.left));
+    if (!facts.has("whole run left")) facts.set("training left", last.left < 90 ? `${Math.round(last.left)} s` : `${Math.round(last.left / 60)} min`);
   }
   const validated = event.points.validation?.findLast((value) => value != null);
   if (validated != null) facts.set("validation loss", validated.toPrecision(4));
@@ -139,61 +120,47 @@ function memory(bytes, prediction) {
   most = Math.max(most, bytes);
   predicted = prediction ?? predicted;
   if (!most || !predicted) return;
-  const place = find("memory");
   const { low, expected, high } = predicted;
-  Object.assign(place.querySelector("meter"), { max: Math.max(high, most), high, value: most });
-  const over = most > high ? "; more than predicted" : "";
-  place.querySelector("span").textContent = `${bytesOf(most)} at most so far, ${bytesOf(expected)} predicted (${bytesOf(low)} to ${bytesOf(high)})${over}`;
-  place.classList.toggle("over", most > high);
-  place.hidden = false;
+  const size = (value) => value < 1e9 ? `${Math.round(value / 1e6)} MB` : `${(value / 1e9).toFixed(1)} GB`;
+  const [meter, text] = find("memory").querySelectorAll("meter, span");
+  Object.assign(meter, { max: Math.max(high, most), high, value: most });
+  text.textContent = `${size(most)} at most, ${size(expected)} predicted (${size(low)} to ${size(high)})${most > high ? "; more than predicted" : ""}`;
+  find("memory").classList.toggle("over", most > high);
+  find("memory").hidden = false;
 }
 
-const bytesOf = (bytes) => bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
+if (find("live")) follow(find("live"));
 
-function seconds(value) {
-  return value < 90 ? `${Math.round(value)} s` : `${Math.round(value / 60)} min`;
-}
-
-const live = find("live");
-if (live) follow(live);
-
-// Curves of several runs over each other.
 for (const place of document.querySelectorAll("[data-curves]")) {
   const curves = JSON.parse(place.dataset.curves);
   const names = Object.keys(curves);
   for (const [key, title] of [["validation", "Validation loss"], ["train", "Training loss"], ["reward", "Reward"]]) {
-    const found = names.filter((name) => curves[name][key]);
-    if (!found.length) continue;
+    if (!names.some((name) => curves[name][key])) continue;
     const figure = make("figure");
-    figure.append(make("figcaption", title), make("div"));
-    figure.lastChild.className = "chart";
+    const chart = make("div", "", { class: "chart" });
+    figure.append(make("figcaption", title), chart);
     place.append(figure);
-    const chart = new Chart(figure.lastChild, names, `${title} of ${found.join(", ")} by step`);
     const values = names.map((name) => new Map(curves[name].step.map((step, i) => [step, curves[name][key]?.[i]])));
     const steps = [...new Set(values.flatMap((map) => [...map.keys()]))].sort((a, b) => a - b);
-    chart.add(steps, values.map((map) => steps.map((step) => map.get(step))));
+    new Chart(chart, names, `${title} of ${names.join(", ")}`).add(steps, values.map((map) => steps.map((step) => map.get(step))));
   }
 }
 
 // The table of runs: sorted by a click on a heading, filtered by its words, two or more chosen.
 const pick = find("pick");
+const MOST = 6;
 if (pick) {
   const table = pick.querySelector("table");
   const rows = [...table.tBodies[0].rows].map((row) => ({ row, text: row.textContent.toLowerCase(), box: row.querySelector("input") }));
-  const button = find("compare");
-  const MOST = 6;
   const choose = () => {
     const chosen = rows.filter(({ box }) => box.checked).length;
-    button.disabled = chosen < 2 || chosen > MOST;
-    button.textContent = chosen > MOST ? `Compare at most ${MOST} runs` : chosen < 2 ? "Compare" : `Compare ${chosen} runs`;
+    find("compare").disabled = chosen < 2 || chosen > MOST;
+    find("compare").textContent = chosen > MOST ? `Compare at most ${MOST} runs` : chosen < 2 ? "Compare" : `Compare ${chosen} runs`;
   };
   const filter = () => {
     const words = find("filter").value.toLowerCase().split(/\s+/);
-    let shown = 0;
-    for (const { row, text, box } of rows) {
-      row.hidden = !box.checked && !words.every((word) => text.includes(word));
-      shown += !row.hidden;
-    }
+    for (const { row, text, box } of rows) row.hidden = !box.checked && !words.every((word) => text.includes(word));
+    const shown = rows.filter(({ row }) => !row.hidden).length;
     find("shown").textContent = `${count(shown)}${shown < rows.length ? ` of ${count(rows.length)}` : ""} runs`;
   };
   pick.addEventListener("change", choose);
@@ -202,34 +169,29 @@ if (pick) {
     location.href = `/diff?${new URLSearchParams(new FormData(pick))}`;
   });
   find("filter").addEventListener("input", filter);
+  choose(); // the browser restores fields when one comes back
+  filter();
   sortable(table);
-  choose();
-  filter(); // the browser restores fields when one comes back
 }
 
-export function sortable(table) {
+function sortable(table) {
   const body = table.tBodies[0];
-  [...table.tHead.rows[0].cells].forEach((head, column) => {
-    if (head.querySelector(".quiet")) return;
-    const button = make("button", head.textContent, { type: "button" });
-    button.className = "link";
+  const { compare } = new Intl.Collator("en", { numeric: true });
+  for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
+    if (head.querySelector(".quiet")) continue;
+    const button = make("button", head.textContent, { type: "button", class: "link" });
     head.replaceChildren(button);
     button.addEventListener("click", () => {
       const up = head.getAttribute("aria-sort") !== "ascending";
       table.querySelectorAll("[aria-sort]").forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const keys = new Map([...body.rows].map((row) => [row, keyOf(row.cells[column].textContent.trim())]));
-      const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+      const keys = new Map([...body.rows].map((row) => [row, row.cells[column].textContent.trim()]));
+      const number = (text) => Number(text.replace(/,/g, "").replace("−", "-"));
       // Runs without a value are last in both directions.
-      body.append(...[...keys.keys()].sort((a, b) => {
+      body.append(...[...body.rows].sort((a, b) => {
         const [x, y] = [keys.get(a), keys.get(b)];
-        return (x === "") - (y === "") || compare(x, y) * (up ? 1 : -1);
+        return (x === "") - (y === "") || (number(x) - number(y) || compare(x, y)) * (up ? 1 : -1);
       }));
     });
-  });
-}
-
-function keyOf(text) {
-  const number = text.replace(/,/g, "").replace("−", "-");
-  return number && !Number.isNaN(Number(number)) ? Number(number) : text;
+  }
 }

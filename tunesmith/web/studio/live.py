@@ -65,12 +65,9 @@ def alarms(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 class Follower:
-    """Reads what a run has written since the last look.
+    """Reads what a run has written since the last look, or since the event with this `id`.
 
-    Args:
-        folder: the run.
-        job: the job that trains it; None for a run that was started elsewhere.
-        last: `id` of the last event that the page has received; empty for a new page.
+    Without a job, the run was started elsewhere.
     """
 
     def __init__(self, folder: Path, job: Job | None, last: str = "") -> None:
@@ -83,10 +80,12 @@ class Follower:
 
     def look(self) -> Record | None:
         """Return the next event; None if nothing has changed."""
-        state, is_new = self.job.state() if self.job else None, self.log_at < 0
+        is_new = self.log_at < 0
+        state = self.job.state() if self.job else None
         # Before the files are read, so that nothing is missing from the last event.
         self.ended = state.name not in ("waiting", "running") if state else (self.folder / "report.json").exists()
-        log, (records, restarted) = self._new_log(), self._new_records()
+        log = self._new_log()
+        records, restarted = self._new_records()
         if not (records or log or is_new or self.ended):
             return None
         event: Record = {
@@ -100,9 +99,9 @@ class Follower:
         if last := next((record for record in reversed(records) if "steps" in record), None):
             left = last.get("seconds", 0.0) / max(1, last["step"]) * (last["steps"] - last["step"])
             event["last"] = {**last, "left": left}
-        event |= {
-            name: found[-1] for name, line in (("stage", STAGE), ("whole_left", LEFT)) if (found := line.findall(log))
-        }
+        for name, line in (("stage", STAGE), ("whole_left", LEFT)):
+            if found := line.findall(log):
+                event[name] = found[-1]
         if not self._predicted and (prediction := read_if_there(self.folder / "prediction.json")):
             event["predicted"], self._predicted = prediction["memory"], True
         return event
@@ -127,12 +126,7 @@ class Follower:
 
 
 async def follow(follower: Follower, request: Any) -> AsyncIterator[str]:
-    """Yield server-sent events until the run has ended. A page that connects again sends the `id` of the last one.
-
-    Args:
-        follower: reads the run.
-        request: of the page.
-    """
+    """Yield server-sent events until the run has ended. A page that connects again sends the `id` of the last one."""
     while not await request.is_disconnected():
         if event := await asyncio.to_thread(follower.look):
             yield f"id: {follower.file}-{follower.at}-{follower.log_at}\ndata: {json.dumps(event)}\n\n"

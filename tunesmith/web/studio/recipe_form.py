@@ -96,13 +96,9 @@ def sections(raw: Mapping[str, Any]) -> list[Section]:
         ]
         title = TITLES.get(name, name.capitalize())
         found.append(Section(name, title, _first_sentence(chosen), fields, name in OPEN))
-    first = [field for field in general if field.key in FIRST]
-    more = [field for field in general if field.key not in FIRST]
-    return [
-        Section("", TITLES[""], "", first, open=True),
-        *found,
-        Section("more", TITLES["more"], "", more, open=False),
-    ]
+    first, more = ([field for field in general if (field.key in FIRST) is shown] for shown in (True, False))
+    more_section = Section("more", TITLES["more"], "", more, open=False)
+    return [Section("", TITLES[""], "", first, open=True), *found, more_section]
 
 
 def kinds() -> Iterable[str]:

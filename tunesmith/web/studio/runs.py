@@ -144,14 +144,7 @@ def saved_step(folder: Path) -> int:
 
 
 def against_first(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Compare runs with the first one on the same test rows; p-values are adjusted for the number of comparisons.
-
-    Args:
-        folders: two run folders or more.
-
-    Returns:
-        `name`, `diff` or None, `problem`, `p_value` and `verdict` of each run but the first.
-    """
+    """Compare runs with the first one on the same test rows; p-values are adjusted for the number of comparisons."""
     found: list[dict[str, Any]] = []
     for folder in folders[1:]:
         entry: dict[str, Any] = {"name": folder.name, "diff": None, "problem": "", "verdict": "not comparable"}
@@ -160,11 +153,11 @@ def against_first(folders: Sequence[Path]) -> list[dict[str, Any]]:
         except TunesmithError as error:
             entry["problem"] = str(error).replace(f"{folder.parent}/", "")
         found.append(entry)
-    for name, p_value in holm({entry["name"]: entry["diff"].p_value for entry in found if entry["diff"]}).items():
-        entry = next(entry for entry in found if entry["name"] == name)
-        verdict = entry["diff"].verdict
+    comparable = {n: entry for n, entry in enumerate(found) if entry["diff"]}
+    for n, p_value in holm({n: entry["diff"].p_value for n, entry in comparable.items()}).items():
+        verdict = found[n]["diff"].verdict
         by_chance = verdict in ("better", "worse") and p_value > ALPHA
-        entry |= {"p_value": p_value, "verdict": "inconclusive" if by_chance else verdict}
+        found[n] |= {"p_value": p_value, "verdict": "inconclusive" if by_chance else verdict}
     return found
 
 
