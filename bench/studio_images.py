@@ -25,7 +25,7 @@ ROWS = 700
 COMMANDS = (
     ("runs/reviews-full", "tune reviews.yaml --out runs/reviews-full"),
     ("runs/reviews-lora", "tune reviews.yaml --set technique=lora --out runs/reviews-lora"),
-    ("comparisons/factbook", "compare factbook.yaml --set arms=[prompt,rag,tuned] --out comparisons/factbook"),
+    ("comparisons/factbook", "compare factbook.yaml --set arms=[prompt,rag,tuned] --set data.validation=12 --out comparisons/factbook"),
 )
 
 
@@ -34,9 +34,10 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = (ROOT / "tunesmith" / "shipped_data" / "reviews.jsonl").read_text("utf-8").splitlines(keepends=True)
     folder.joinpath("reviews.jsonl").write_text("".join(rows[:ROWS]), "utf-8")
-    for path in (ROOT / "examples").glob("factbook.*"):
-        if not (folder / path.name).exists():
-            shutil.copy(path, folder)
+    for name, most in (("factbook.jsonl", 100), ("factbook.test.jsonl", 40), ("factbook.documents.jsonl", None)):
+        lines = (ROOT / "examples" / name).read_text("utf-8").splitlines(keepends=True)
+        folder.joinpath(name).write_text("".join(lines[:most]), "utf-8")
+    shutil.copy(ROOT / "examples" / "factbook.yaml", folder)
     if not (folder / "reviews.yaml").exists():
         tunesmith(folder, "init reviews.jsonl --out reviews.yaml")
     for made, command in COMMANDS:
