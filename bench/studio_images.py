@@ -25,7 +25,10 @@ ROWS = 700
 COMMANDS = (
     ("runs/reviews-full", "tune reviews.yaml --out runs/reviews-full"),
     ("runs/reviews-lora", "tune reviews.yaml --set technique=lora --out runs/reviews-lora"),
-    ("comparisons/factbook", "compare factbook.yaml --set arms=[prompt,rag,tuned] --set data.validation=12 --out comparisons/factbook"),
+    (
+        "comparisons/factbook",
+        "compare factbook.yaml --set arms=[prompt,rag,tuned] --set data.validation=12 --out comparisons/factbook",
+    ),
 )
 
 
