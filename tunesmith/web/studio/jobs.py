@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.errors import TunesmithError
 
 COMMAND, STATE, OUTPUT, ERRORS, STOP, PLACE = ("command.json", "state.json", "output.json", "log.txt", "stop", "place")
+LOCK = "queue.lock"
 STARTING = 20.0  # seconds after which a job without a runner is lost
 LOG_BYTES = 200_000  # of the end of a log that is shown
 StateName = Literal["waiting", "running", "finished", "stopped", "failed", "lost"]
@@ -38,38 +38,23 @@ class JobError(TunesmithError):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Arguments of `tunesmith`, and what they are for.
+    """Arguments of `tunesmith`, and what they are for."""
 
-    Attributes:
-        words: arguments, beginning with the name of the command.
-        cwd: folder in which it runs.
-        subject: the file, recipe or run that it is about.
-        queued: whether it waits for earlier jobs; servers and short commands do not.
-    """
-
-    words: list[str]
-    cwd: str
-    subject: str = ""
-    queued: bool = True
+    words: list[str]  # beginning with the name of the command
+    cwd: str  # folder in which it runs
+    subject: str = ""  # the file, recipe or run that it is about
+    queued: bool = True  # whether it waits for earlier jobs; servers and short commands do not
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """State of a job.
-
-    Attributes:
-        name: what the job is doing.
-        runner: process of the job, as `process_mark` writes it; 0 before it has one.
-        started: time at which the command started, in seconds since 1970; 0 before.
-        ended: time at which it ended; 0 before.
-        code: exit code of the command.
-    """
+    """State of a job."""
 
     name: StateName
-    runner: tuple[int, float] = (0, 0.0)
-    started: float = 0.0
-    ended: float = 0.0
-    code: int | None = None
+    runner: tuple[int, float] = (0, 0.0)  # process of the job, as `process_mark` returns it; 0 before it has one
+    started: float = 0.0  # time at which the command started, in seconds since 1970; 0 before
+    ended: float = 0.0  # time at which it ended; 0 before
+    code: int | None = None  # exit code of the command
 
     def write(self, folder: Path) -> None:
         """Replace the state in the folder of a job."""
@@ -215,7 +200,7 @@ class Jobs:
 
     def move_up(self, name: str) -> None:
         """Let a waiting job change places with the one before it; the first one, and one that runs, stay."""
-        with self.queue():
+        with FileLock(self.folder / LOCK):  # no job begins meanwhile
             waiting = self.waiting()
             at = next((i for i, job in enumerate(waiting) if job.name == name), 0)
             if at:
@@ -225,24 +210,13 @@ class Jobs:
                 write_whole(other.folder / PLACE, places[0])
 
     def begin(self, job: Job, state: State) -> bool:
-        """Record that a queued job runs if it is its turn; of several that ask at once, one gets it.
-
-        Args:
-            job: a job that waits.
-            state: the state to record.
-        """
-        with self.queue():
+        """Record the state of a queued job that begins, if it is its turn; of several that ask at once, one gets it."""
+        with FileLock(self.folder / LOCK):
             queued = [other for other in self.active() if other.command.queued]
             if not queued or queued[0].name != job.name:
                 return False
             state.write(job.folder)
             return True
-
-    @contextmanager
-    def queue(self) -> Iterator[None]:
-        """Hold the lock of the queue: no job of it begins meanwhile."""
-        with FileLock(self.folder / "queue.lock"):
-            yield
 
     def delete(self, name: str) -> None:
         """Delete a job that has ended. Raises JobError while it is active."""

@@ -29,23 +29,13 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One input of the form.
+    """One input of the form."""
 
-    Attributes:
-        key: dotted key of the recipe.
-        label: name of the key in words.
-        about: its description in the schema.
-        kind: type of the input; `text` also holds lists and mappings, as YAML.
-        value: what the recipe sets, as text; empty if it leaves the default.
-        default: the default, as text.
-        choices: values to choose from.
-    """
-
-    key: str
-    label: str
-    about: str
-    kind: Literal["text", "number", "choice"]
-    value: str
+    key: str  # dotted key of the recipe
+    label: str  # name of the key in words
+    about: str  # its description in the schema
+    kind: Literal["text", "number", "choice"]  # `text` also holds lists and mappings, as YAML
+    value: str  # text of what the recipe sets; empty if it leaves the default
     default: str
     choices: Sequence[str] = ()
 

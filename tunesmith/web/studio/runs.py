@@ -69,7 +69,6 @@ class Runs(Screen):
             "job": job,
             "entry": next(iter(self.studio.runs(name)), None),
             "saved": saved_step(folder),
-            "has_recipe": (folder / "recipe.yaml").is_file(),
             "ahead": waiting.index(job.name) if job and job.name in waiting else None,
             "again": f"runs/{self.workspace.free_run(name)}",
             "recipe": self._recipe_of(name),

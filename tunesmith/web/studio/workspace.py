@@ -31,17 +31,11 @@ class WorkspaceError(TunesmithError):
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file in a list.
+    """A file in a list."""
 
-    Attributes:
-        path: from the working folder.
-        bytes: size.
-        changed: time of the last change, in seconds since 1970.
-    """
-
-    path: str
+    path: str  # from the working folder
     bytes: int
-    changed: float
+    changed: float  # time of the last change, in seconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
