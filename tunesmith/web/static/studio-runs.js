@@ -61,12 +61,29 @@ function follow(live) {
     return { keys, chart: new Chart(place, labels, name), figure: place.closest("figure") };
   });
   const facts = new Map();
-  const source = new EventSource(live.dataset.events);
   const write = (id, text) => { if (find(id) && text) find(id).textContent = text; };
+  let source = null;
+  let last = ""; // of the events that were received
+  let stage = find("stage")?.textContent;
 
-  source.addEventListener("message", (message) => {
+  // A hidden page gives its connection back: browsers open six of them to a server, for all pages together.
+  const connect = () => {
+    source?.close();
+    if (document.hidden) return;
+    source = new EventSource(`${live.dataset.events}?last=${last}`);
+    source.addEventListener("message", show);
+    source.addEventListener("open", () => write("stage", stage || " "));
+    source.addEventListener("error", () => write("stage", "connection lost; the run continues, and this page tries again"));
+    source.addEventListener("end", () => {
+      source.close();
+      document.removeEventListener("visibilitychange", connect);
+      if ("active" in live.dataset) location.reload();
+    });
+  };
+  const show = (message) => {
     performance.mark("update-start");
     const event = JSON.parse(message.data);
+    last = message.lastEventId;
     if (event.restarted) {
       charts.forEach(({ chart }) => chart.clear());
       find("alarms").replaceChildren();
@@ -78,15 +95,16 @@ function follow(live) {
     find("alarms").append(...event.alarms.map(({ step, text }) => make("li", `Step ${count(step)}: ${text}`)));
     write("state", event.state);
     if (event.state === "running") write("stop", "Stop and save");
-    if (event.stage) write("stage", `${event.stage[0]} of ${event.stage[1]}: ${event.stage[2]}`);
+    if (event.stage) stage = `${event.stage[0]} of ${event.stage[1]}: ${event.stage[2]}`;
+    if (event.state === "running") write("stage", stage || " ");
     find("log")?.append(event.log);
     progress(event, facts);
     memory(Math.max(event.memory, event.last?.peak_bytes ?? 0), event.predicted);
     // The charts are repainted in a microtask that was queued before this one.
     queueMicrotask(() => performance.measure("update", "update-start"));
-  });
-  source.addEventListener("error", () => write("stage", "connection lost; the run continues, and this page tries again"));
-  source.addEventListener("end", () => { source.close(); if ("active" in live.dataset) location.reload(); });
+  };
+  document.addEventListener("visibilitychange", connect);
+  connect();
 }
 
 function progress(event, facts) {

@@ -80,12 +80,12 @@ class Runs(Screen):
         jobs = [job for job in self.jobs if job.command.subject == f"runs/{name}" and job.command.words[0] == "tune"]
         return jobs[-1].command.words[1] if jobs else ""
 
-    async def _events(self, name: str, request: Any) -> Any:
+    async def _events(self, name: str, request: Any, last: str = "") -> Any:
         from fastapi.responses import StreamingResponse
 
         folder = self.workspace.runs / self.workspace.new_name(name)
         job = await asyncio.to_thread(self.jobs.about, f"runs/{name}", "tune")
-        follower = Follower(folder, job, request.headers.get("last-event-id", ""))
+        follower = Follower(folder, job, request.headers.get("last-event-id", last))
         return StreamingResponse(follow(follower, request), media_type="text/event-stream")
 
     def _report(self, name: str) -> Any:
