@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.tiny import tiny_decoder, tiny_encoder
 from tests.web.conftest import Serve
 from tunesmith import tune
+from tunesmith.cli.main import main
 from tunesmith.report.run_data import read_run_data
 from tunesmith.web.studio.jobs import Jobs
 from tunesmith.web.studio.ship import UPLOADED, clients_of, files_of
@@ -161,6 +165,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path = tmp_path_factory.mktemp("recipe") / f"{name}.yaml"
         path.write_text(json.dumps({**recipe, "objective": objective}), "utf-8")
         tune(path, out=folder / "runs" / name, offline=True, progress=False)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        assert main(["export", "runs/talk", "--format", "adapter", "--offline"]) == 0
     yield folder
     for job in Jobs(folder / ".studio" / "jobs", folder).active():  # the page does not stop with the studio
         job.stop()
@@ -193,6 +199,14 @@ def test_people_judge_the_pairs_of_a_loop_which_then_learns(page: Page, browser:
     studio = serve("studio", str(folder), "--offline")
     page.goto(f"{studio.url}people")
     page.get_by_role("button", name="Start the loop").click()
+    expect(page.get_by_role("heading", name="loop", exact=True)).to_be_visible()
+    page.goto(f"{studio.url}ship?run=talk")  # while the model answers
+    expect(page.get_by_role("row", name="adapter")).to_contain_text(re.compile(r"kB.*answers on .* of .* rows.*yes"))
+    expect(page.get_by_text("curl http://127.0.0.1:8378/v1/chat/completions")).to_be_visible()
+    page.get_by_label("Repository").fill("me/talk")
+    page.get_by_role("button", name="Show the upload").click()
+    expect(page.get_by_text("hf upload me/talk runs/talk . --private --include README.md")).to_be_visible()
+    page.goto(f"{studio.url}people")
     expect(page.get_by_text("judging", exact=True)).to_be_visible(timeout=COMMAND)
     page.get_by_role("button", name="Judge the pairs of round 1").click(timeout=COMMAND)
     link = page.get_by_role("link", name="Open the page")

@@ -23,15 +23,11 @@ function fold(parent, title, text, open = false) {
 }
 
 class Column {
+  turns = [];
+
   constructor(place) {
     Object.assign(this, JSON.parse(place.dataset.column)); // model, at, kind, instruction, thinks, rated
     this.list = place.querySelector(".turns");
-    this.clear();
-  }
-
-  clear() {
-    this.turns = [];
-    this.list.replaceChildren();
   }
 
   async send(route, body) {
@@ -187,10 +183,8 @@ function settings() {
   const found = {};
   for (const field of form.querySelectorAll("[data-key]")) {
     const text = field.value.trim();
-    const { key, kind } = field.dataset;
-    try {
-      if (text) found[key] = kind === "json" ? JSON.parse(text) : field.type === "number" ? Number(text) : text;
-    } catch (error) { throw new Error(`${key}: not JSON (${error.message})`); }
+    const read = field.type === "number" || field.dataset.kind === "json" ? JSON.parse : String;
+    if (text) found[field.dataset.key] = read(text);
   }
   const { schema, ...others } = found;
   return schema ? { ...others, response_format: { type: "json_schema", json_schema: { name: "answer", schema } } } : others;
@@ -220,7 +214,7 @@ if (form) {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
   });
   find("stop-answers").addEventListener("click", () => running?.abort());
-  find("new-chat").addEventListener("click", () => columns.forEach((column) => column.clear()));
+  find("new-chat").addEventListener("click", () => columns.forEach((column) => { column.turns = []; column.list.replaceChildren(); }));
   find("test-row")?.addEventListener("click", () => {
     rows.push(row = rows.shift());
     find("question").value = row.text;

@@ -58,9 +58,8 @@ class Ship(Screen):
                 "In Python": "\n".join(python_lines(data)).replace('load(".")', f'load("{place}")'),
                 f"In transformers, in the folder {place}": "\n".join(transformers_lines(data, base=data.report.model)),
             }
-            values["exports"] = [
-                (export, sum(files_of(Path(export.folder)).values())) for export in data.report.exports
-            ]
+            exports = [(export, files_of(self.workspace.folder / export.folder)) for export in data.report.exports]
+            values["exports"] = [(export, sum(files.values())) for export, files in exports]
             values |= {"exported": self.jobs.about(place, "export"), "server": self.jobs.about(place, "serve")}
             values["folders"] = [place, *(f"{place}/export/{path.name}" for path in sorted(folder.glob("export/*")))]
         return self.studio.render("ship", here="ship", **values)
