@@ -11,16 +11,19 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 FOLDER = ROOT / "bench" / ".studio"
 SIZE = {"width": 1280, "height": 900}
 ROWS = 700
+QUESTION = "the hinge broke after two days, but support sent a new one within a week"
+MINUTES = 600_000.0  # milliseconds for a command of the page
+SETTLING = 1500.0  # milliseconds in which charts are drawn
 # What a person would have done: (folder that shows that it is done, command).
 COMMANDS = (
     ("runs/reviews-full", "tune reviews.yaml --out runs/reviews-full"),
@@ -53,42 +56,78 @@ def tunesmith(folder: Path, line: str) -> None:
     subprocess.run([sys.executable, "-m", "tunesmith", *line.split(), "--offline"], cwd=folder, check=True)
 
 
-def pages(folder: Path) -> dict[str, str]:
-    """Return name -> address of each screen, with the newest recipe, data file and run of the folder."""
-    recipe = quote(next(folder.glob("*.yaml")).name)
-    rows = quote(next(folder.glob("*.jsonl")).name)
-    runs = sorted(
-        (path for path in (folder / "runs").iterdir() if (path / "report.json").exists()),
-        key=lambda p: p.stat().st_mtime,
-    )
-    run = quote(runs[-1].name)
-    found = {
-        "data": "data",
-        "rows": f"data/file?path={rows}",
-        "decide": f"decide?recipe={recipe}",
-        "tune": f"tune?recipe={recipe}",
-        "runs": "runs",
-        "run": f"runs/{run}",
-        "playground": "playground",
-        "people": "people",
-        "ship": f"ship?run={run}",
-        "jobs": "jobs",
-    }
-    if len(runs) > 1:
-        found["diff"] = f"diff?a={quote(runs[-2].name)}&b={run}"
-    return found
+def press(page: Page, name: str, found: str) -> None:
+    """Press a button unless what it leads to is there, and wait for that."""
+    if not page.locator(found).count():
+        page.get_by_role("button", name=name, exact=True).first.click()
+    page.locator(found).first.wait_for(timeout=MINUTES)
+
+
+def show_checks(page: Page) -> None:
+    """Check the rows and scroll to the findings."""
+    press(page, "Check the data", "#audit .finding, #audit .result")
+    page.locator("#audit-name").scroll_into_view_if_needed()
+
+
+def show_tokens(page: Page) -> None:
+    """Show the rows as the model sees them."""
+    press(page, "Show the rows as the model sees them", "#seen mark")
+    page.locator("#seen-name").evaluate("heading => heading.scrollIntoView()")
+
+
+def show_plan(page: Page) -> None:
+    """Plan the recipe."""
+    press(page, "Plan", "#found-plan table")
+
+
+def show_comparison(page: Page) -> None:
+    """Scroll to the comparison."""
+    page.locator("#ask-compare").evaluate("heading => heading.scrollIntoView()")
+
+
+def ask_both(page: Page) -> None:
+    """Load all runs and ask them."""
+    if page.get_by_role("button", name="Load", exact=True).is_visible():
+        for box in page.get_by_role("checkbox").all():
+            box.check()
+        page.get_by_role("button", name="Load", exact=True).click()
+    page.get_by_label("Your text").fill(QUESTION, timeout=MINUTES)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_role("button", name="good answer").last.wait_for(timeout=MINUTES)
+
+
+def nothing(page: Page) -> None:
+    """Do nothing."""
+
+
+# Name of the image, address, and what is done before it is taken.
+SHOTS: tuple[tuple[str, str, Callable[[Page], None]], ...] = (
+    ("data", "data", nothing),
+    ("rows", "data/file?path=reviews.jsonl", nothing),
+    ("checks", "data/file?path=reviews.jsonl", show_checks),
+    ("tokens", "data/file?path=reviews.jsonl", show_tokens),
+    ("plan", "decide?recipe=reviews.yaml", show_plan),
+    ("compare", "decide?recipe=factbook.yaml", show_comparison),
+    ("tune", "tune?recipe=reviews.yaml", nothing),
+    ("runs", "runs", nothing),
+    ("run", "runs/reviews-full", nothing),
+    ("diff", "diff?run=reviews-full&run=reviews-lora", nothing),
+    ("playground", "playground", ask_both),
+    ("people", "people", nothing),
+    ("ship", "ship?run=reviews-full", nothing),
+    ("jobs", "jobs", nothing),
+)
 
 
 def main() -> None:
     """Serve the folder and write the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
+    parser.add_argument("names", nargs="*", metavar="IMAGE", help="only these")
     parser.add_argument("--out", type=Path, default=IMAGES)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.folder == FOLDER:
-        prepare(FOLDER)
-    command = [sys.executable, "-m", "tunesmith", "studio", str(args.folder), "--port", "0", "--json", "--offline"]
+    prepare(FOLDER)
+    command = [sys.executable, "-m", "tunesmith", "studio", str(FOLDER), "--port", "0", "--json", "--offline"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
         assert server.stdout is not None
         text = ""
@@ -97,14 +136,17 @@ def main() -> None:
         url = json.loads(text)["url"]
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for scheme in ("light", "dark"):
-            context = browser.new_context(viewport=SIZE, color_scheme=scheme)
-            for name, address in pages(args.folder).items():
+            context = browser.new_context(viewport=SIZE, color_scheme=scheme, reduced_motion="reduce")
+            for name, address, act in SHOTS:
+                if args.names and name not in args.names:
+                    continue
                 page = context.new_page()
                 page.goto(url + address)
-                page.wait_for_timeout(1500)
+                act(page)
+                page.wait_for_timeout(SETTLING)
                 path = args.out / f"studio-{name}-{scheme}.png"
                 page.screenshot(path=path)
-                print(path)
+                print(path, flush=True)
                 page.close()
         browser.close()
         server.terminate()
