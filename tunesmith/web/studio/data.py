@@ -46,8 +46,11 @@ class Data(Screen):
         return redirect(f"/jobs/{job.name}")
 
     def _files(self) -> Any:
-        values = {"files": self.workspace.data(), "folders": self.workspace.documents(tuple(DOCUMENTS))}
-        return self.studio.render("data", here="data", rows=READERS, documents=list(DOCUMENTS), **values)
+        paths = [Path(entry.path).parts for entry in self.workspace.data(tuple(DOCUMENTS))]
+        counts = Counter("/".join(path[: 1 + (path[0] == UPLOADS)]) for path in paths)
+        folders = {name: count for name, count in counts.items() if (self.workspace.folder / name).is_dir()}
+        values = {"files": self.workspace.data(), "folders": folders, "rows": READERS, "documents": list(DOCUMENTS)}
+        return self.studio.render("data", here="data", **values)
 
     async def _upload(self, request: Any, upload: str, name: str, start: int = 0) -> Any:
         """Append one chunk of a dropped file; the browser sends them one after another.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,21 +92,9 @@ class Workspace:
             raise WorkspaceError(f"name {name[:60]!r}: use letters, digits, dots, hyphens and underscores")
         return name
 
-    def data(self) -> list[FileEntry]:
-        """Return the files of rows, newest first."""
-        return self._files(READERS)
-
-    def documents(self, kinds: tuple[str, ...]) -> dict[str, int]:
-        """Return the folders in this one, and those of the dropped files, with their numbers of documents.
-
-        Args:
-            kinds: extensions of documents.
-        """
-        parts = [Path(entry.path).parts for entry in self._files(kinds)]
-        depths = [2 if names[0] == "uploads" else 1 for names in parts]
-        return Counter(
-            "/".join(names[:depth]) for names, depth in zip(parts, depths, strict=True) if len(names) > depth
-        )
+    def data(self, kinds: tuple[str, ...] = READERS) -> list[FileEntry]:
+        """Return the files of rows, or of other kinds, newest first."""
+        return self._files(kinds)
 
     def recipes(self) -> list[FileEntry]:
         """Return the recipes, newest first."""
