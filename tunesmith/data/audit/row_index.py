@@ -41,13 +41,14 @@ class RowIndex:
         rows: number of rows found so far.
         whole: whether these are all.
         problem: why the rest of a table cannot be read; empty if it can.
+        note: how the file is written, if not as UTF-8 with commas.
     """
 
     def __init__(self, path: Path) -> None:
         file = locate(path)
         if file is None:
             raise DataError(f"{path}: expected a file; give one of the files in it")
-        self.rows, self.whole, self.problem = 0, True, ""
+        self.rows, self.whole, self.problem, self.note = 0, True, "", ""
         self._path, self._name, self._kind = path, file.path.name, check_kind(file).kind
         self._lock = threading.Lock()
         self._held: Sequence[Row] = ()
@@ -56,8 +57,10 @@ class RowIndex:
             self._text = open_text(file)
             with self._text.open_bytes() as text:
                 start = (text.tell(), 0)  # after a byte order mark
+            self.note = self._text.note
             if self._kind in TABLES:
                 self._dialect = dialect_of(self._text, self._kind)
+                self.note = ", ".join(filter(None, [self.note, self._dialect.note]))
                 line, header, start = next(self._cells(*start, skip=self._dialect.skipped), (1, [""], start))
                 self._header = (line, header)
                 next(rows_of(iter([self._header]), self._name, self._dialect), None)  # raises the error of a header

@@ -90,13 +90,14 @@ class DataFile(Screen):
         return self.studio.render("roles", path=path, **self._mapping(path, kind))
 
     def _detected(self, path: str) -> tuple[Format | Guess | None, list[Row], str]:
-        """Return the format of the first rows, these rows, and why there is none."""
+        """Return the format of the first rows, these rows, and why no format is detected."""
+        rows: list[Row] = []
         try:
             first = self._index(self.workspace.path(path)).read(0, LOOKED_AT)
             rows = [Row(f"{path}:{row.line}", row.fields) for row in first if not isinstance(row.fields, str)]
             return (detect_or_guess(rows), rows, "") if rows else (None, [], f"{path}: no line is a row")
         except DataError as error:
-            return None, [], str(error)
+            return None, rows, str(error)
 
     def _mapping(self, path: str, kind: str = "") -> dict[str, Any]:
         """Return what a recipe would read from a file: the objective, and the column of each of its roles.
@@ -106,6 +107,7 @@ class DataFile(Screen):
             kind: the objective; empty: that of the last command about this file, else the detected one.
         """
         found, rows, problem = self._detected(path)
+        note = self._index(self.workspace.path(path)).note if rows else ""
         chosen = {} if kind else chosen_in(self.jobs.about(path, "init", "audit"))
         kind = kind or chosen.get("kind", "") or (found.objective if found else "")
         detected = found.columns if found and found.objective == kind else {}
@@ -115,6 +117,7 @@ class DataFile(Screen):
             "kinds": list(recipe_form.kinds()),
             "kind": kind,
             "detected": found.explain() if found else "",
+            "note": note,
             "problem": problem,
             "columns": names,
             "shown": list(dict.fromkeys([*(name for name in columns.values() if name in names), *names])),
