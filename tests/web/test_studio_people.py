@@ -22,9 +22,16 @@ from playwright.sync_api import Browser, Page, expect
 from tests.tiny import tiny_decoder, tiny_encoder
 from tests.web.conftest import Serve
 from tunesmith import tune
+from tunesmith.annotation.labelling import WHAT
+from tunesmith.annotation.vote_state import VOTE
+from tunesmith.annotation.vote_store import Entry, VoteStore
 from tunesmith.cli.main import main
+from tunesmith.errors import TunesmithError
 from tunesmith.report.run_data import read_run_data
 from tunesmith.web.studio.jobs import Jobs
+from tunesmith.web.studio.people import votes_of
+from tunesmith.web.studio.playground import Playground
+from tunesmith.web.studio.screen import Studio
 from tunesmith.web.studio.ship import UPLOADED, clients_of, files_of
 
 # Milliseconds for a command in a process of its own: it imports torch, and the machine may be busy.
@@ -194,6 +201,44 @@ def test_an_upload_contains_what_the_command_would_send_and_no_rows(folder: Path
     assert "predictions.jsonl" not in files_of(run)
 
 
+def test_labels_of_several_people_are_counted_with_their_agreement(tmp_path: Path):
+    store = VoteStore(tmp_path / "moods.labels.db", what=WHAT)
+    votes = (("ann", "good", "bad"), ("ben", "good", "good"))
+    store.append(
+        *(Entry(name, VOTE, f"{n}", {"label": label}) for name, *labels in votes for n, label in enumerate(labels))
+    )
+    store.close()
+    found = votes_of(tmp_path / "moods.labels.db", is_label=True)
+    assert found["judged"] == 2
+    assert [(rater["rater"], rater["votes"]) for rater in found["raters"]] == [("ann", 2), ("ben", 2)]
+    assert (found["agreement"]["items"], found["agreement"]["same"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({}, "playground: no model is chosen"),
+        ({"server": "http://192.0.2.1/v1"}, "not on this machine, but --offline forbids"),
+        ({"server": "file:///etc/passwd"}, "invalid server address"),
+        ({"server": "http://127.0.0.1:9/v1"}, "lists 0 models; name one"),
+        ({"gone": "on"}, "gone: no such run"),
+        ({"comparison:../x": "on"}, "use letters, digits"),
+    ],
+)
+def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path, fields: dict[str, str], problem: str):
+    with pytest.raises(TunesmithError, match=problem) as raised:
+        Playground(Studio(tmp_path, offline=True))._start(fields)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_key_of_a_server_is_required_elsewhere_and_never_sent_in_the_clear(tmp_path: Path):
+    playground = Playground(Studio(tmp_path))
+    with pytest.raises(TunesmithError, match="not on this machine; give its key"):
+        playground._start({"server": "https://192.0.2.1/v1"})
+    with pytest.raises(TunesmithError, match="unencrypted"):
+        playground._start({"server": "http://192.0.2.1/v1", "key": "k"})
+
+
 @pytest.mark.browser
 def test_people_judge_the_pairs_of_a_loop_which_then_learns(page: Page, browser: Browser, serve: Serve, folder: Path):
     studio = serve("studio", str(folder), "--offline")
@@ -226,5 +271,6 @@ def test_people_judge_the_pairs_of_a_loop_which_then_learns(page: Page, browser:
     page.get_by_role("button", name="Write the votes as rows").click()
     expect(page.get_by_role("link", name="Open the rows")).to_be_visible(timeout=COMMAND)
     page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".session .state.stopped")).to_be_visible(timeout=COMMAND)
     expect(page.get_by_role("button", name="Add round 2")).to_be_visible(timeout=COMMAND)
     expect(page.locator(".timeline")).to_contain_text("held-out prompts")

@@ -107,8 +107,11 @@ class People(Screen):
         folder = f"{LOOPS}/{self.workspace.new_name(name)}"
         changes = [f"{key}={fields[field].strip()}" for field, key in KEYS.items() if fields.get(field, "").strip()]
         options = [word for change in changes for word in ("--set", change)]
-        if any(job.is_active and job.command.subject == folder and job.command.words[0] == "rlhf" for job in self.jobs):
+        active = {job.command.words[0]: job for job in self.jobs.active() if job.command.subject == folder}
+        if "rlhf" in active:
             raise WorkspaceError(f"{folder}: the loop runs already; wait for it, or stop it first")
+        if "feedback" in active:  # its pairs are judged
+            active["feedback"].stop()
         self.studio.start("rlhf", str(recipe), "--out", folder, *options, subject=folder)
         return redirect("/people")
 
@@ -118,9 +121,10 @@ class People(Screen):
     def _timeline(self, name: str) -> dict[str, Any]:
         """Return a loop and what it waits for."""
         job, page = (self.jobs.about(f"{LOOPS}/{name}", command) for command in ("rlhf", "feedback"))
-        waits = bool(page_command(job))
-        page = page if page is not None and page.is_active else None
-        return {"name": name, "job": job, "waits": waits, "page": page, **loop_of(self.workspace.folder / LOOPS / name)}
+        words = page_command(job)
+        is_open = page is not None and page.is_active and page.command.words[: len(words)] == words  # of this round
+        values = {"name": name, "job": job, "waits": bool(words), "page": page if words and is_open else None}
+        return {**values, **loop_of(self.workspace.folder / LOOPS / name)}
 
 
 def page_command(job: Job | None) -> list[str]:

@@ -69,8 +69,8 @@ class Playground(Screen):
     def _start(self, fields: dict[str, str]) -> Any:
         chosen = [name for name in fields if fields[name] == "on"]
         models = [f"runs/{self.workspace.run(name).name}" for name in chosen if not name.startswith(ARM)]
-        arms = [name.removeprefix(ARM) for name in chosen if name.startswith(ARM)]
-        others = [_column(name, at=ARM) for name in arms]
+        arms = [self.workspace.new_name(name.removeprefix(ARM)) for name in chosen if name.startswith(ARM)]
+        others = [_column(self.workspace.path(f"comparisons/{name}").name, at=ARM) for name in arms]
         server = Endpoint(fields.get("server", "").strip(), fields.get("model", "").strip(), fields.get("key", ""))
         if server.url:
             others += self._models_of(server)
