@@ -29,8 +29,8 @@ SCREENS = (
 )
 # Commands whose JSON document has a separate template.
 RESULTS = ("audit", "init", "collect", "plan", "learning-curve", "compare", "export", "preview", "votes")
-# As of the other pages, and reports in a frame.
-POLICY = f"{dict(ANSWER_HEADERS)[CSP].decode()}; frame-src 'self'"
+# As of the other pages, with reports in a frame, and forms that open another page of this server.
+POLICY = dict(ANSWER_HEADERS)[CSP].decode().replace("form-action 'none'", "form-action 'self'") + "; frame-src 'self'"
 Route = tuple[str, str, Callable[..., Any]]  # method, path, handler
 
 
