@@ -47,6 +47,7 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.bodies: list[dict[str, Any]] = []
+        self.ended = threading.Event()
         self.keys: list[str] = []
 
     @property
@@ -66,6 +67,13 @@ class Handler(BaseHTTPRequestHandler):
         self.server.keys.append(self.headers.get("authorization", ""))
         if body["temperature"] > 1:
             self._send(400, b'{"error": {"message": "temperature: too high"}}', "application/json")
+            return
+        if body["seed"] == 99:  # it begins, and waits for ever
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'data: {"choices": [{"delta": {"content": "It never"}}]}\n\n')
+            self.wfile.flush()
+            self.server.ended.wait(60)
             return
         call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city"'}}
         deltas: list[dict[str, Any]] = [
@@ -96,6 +104,7 @@ def fake() -> Iterator[FakeServer]:
     with FakeServer() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
+        server.ended.set()
         server.shutdown()
 
 
@@ -135,6 +144,12 @@ def test_a_server_is_asked_with_its_thoughts_tool_calls_and_sampling_on_the_page
     assert [turn["role"] for turn in second["messages"]] == ["system", "user", "assistant", "tool"]
     assert second["messages"][3] == {"role": "tool", "tool_call_id": "c1", "content": "no clouds"}
     assert set(fake.keys) == {"Bearer secret"}
+    page.get_by_label("Seed").fill("99")
+    page.get_by_label("Your text").fill("When will it end?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("It never")).to_be_visible()  # before the answer has ended
+    page.get_by_role("button", name="Stop writing").click()
+    expect(page.get_by_text("stopped; not part of the chat")).to_be_visible()
     page.get_by_label("Temperature").fill("1.5")
     page.get_by_label("Your text").fill("And tomorrow?")
     page.keyboard.press("Enter")

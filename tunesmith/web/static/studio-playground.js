@@ -54,9 +54,9 @@ class Column {
       else if (this.kind === CHAT || this.kind === "v1/completions") await this.write(text, shown);
       else await this.read(text, shown);
     } catch (error) {
-      shown.textContent = error.name === "AbortError" ? "stopped" : error.message;
-      shown.classList.add("bad");
       this.turns = before;
+      if (error.name === "AbortError") put(place, "p", "stopped; not part of the chat", "muted");
+      else Object.assign(shown, { textContent: error.message, className: "turn bad" });
     }
     this.list.setAttribute("aria-busy", "false");
   }
