@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from tunesmith.pipelines.compare.budget import BudgetedRows
+from tunesmith.pipelines.compare.report import Task
 
 
 class BatchAnswers(BaseModel):
@@ -40,6 +41,7 @@ class ArmAnswers(BatchAnswers):
     run: str = ""  # folder of the run that answered
     shown: int = 0  # greatest number of passages in a prompt
     form: str = ""  # template that joins passages and question
+    task: Task | None = None  # their score; None in comparisons of earlier versions
 
 
 class ArmSetting(BaseModel):

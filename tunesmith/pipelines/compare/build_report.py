@@ -14,7 +14,7 @@ from tunesmith.evaluation.results import Retention
 from tunesmith.metrics import style
 from tunesmith.metrics.resampling import MIN_GROUPS, Clusters, groups_of
 from tunesmith.metrics.significance import holm
-from tunesmith.metrics.task_scores import BESIDE, SCALES, TaskScore, redrawn, score, task_score, value
+from tunesmith.metrics.task_scores import BESIDE, SCALES, TaskScore, redrawn, task_score, value
 from tunesmith.pipelines.compare.answers import ArmAnswers
 from tunesmith.pipelines.compare.arm_kinds import kind_of
 from tunesmith.pipelines.compare.beliefs import table
@@ -29,7 +29,6 @@ from tunesmith.pipelines.compare.report import (
     GeneralAbilityChange,
     Latency,
     StyleScore,
-    Task,
     Update,
 )
 from tunesmith.pipelines.compare.selection import has_origins
@@ -119,7 +118,7 @@ def _arm_page(
 ) -> ArmPage:
     """Return the results of one arm; `base` is the general ability of any run, for the probe accuracy of the base."""
     metric, reference = context.objective.metric, accepted_answers(context.test)
-    task = score(metric, reference, arm.given, name=arm.name, groups=groups_of(context.test))
+    task = arm.task or context.score(arm)
     seconds = ANSWERS * arm.seconds / len(arm.given)
     rate = 0.0 if kind_of(arm.name).remote else price_per_hour / SECONDS_AN_HOUR
     if update is not None and update.seconds is not None and rate:
@@ -142,7 +141,7 @@ def _arm_page(
         name=arm.name,
         detail=arm.detail,
         candidate=not kind_of(arm.name).diagnostic,
-        task=Task(metric=metric, score=task.score, ci95=task.ci95, n=task.n),
+        task=task,
         others={name: value(name, reference, arm.given) for name in BESIDE.get(metric, ())},
         against=None,
         domain=domain,

@@ -114,6 +114,7 @@ def compare(
         if options.on != LOCAL:
             _tune_arms(context, arms, on=options.on)
         answers = _run_arms(context, arms)
+        callbacks.on_event(StageStarted("testing the differences between the arms"))
         comparison = build_comparison(context, answers, price_per_hour=options.price_per_hour)
         write_whole(folder / PAGE, comparison.model_dump_json(indent=1))
     return comparison

@@ -18,7 +18,7 @@ from tunesmith.data.readers.read import read_rows
 from tunesmith.data.splits.split import Split
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError, DataError, RecipeError
-from tunesmith.evaluation.predict import question, reference_answers
+from tunesmith.evaluation.predict import accepted_answers, question, reference_answers
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.engine_program import engine_refusal
 from tunesmith.inference.engine_server import EngineServer
@@ -26,6 +26,8 @@ from tunesmith.inference.identify import identify
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
+from tunesmith.metrics.resampling import groups_of
+from tunesmith.metrics.task_scores import score
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
 from tunesmith.models.loading.load import fingerprint_of, load_base
@@ -33,6 +35,7 @@ from tunesmith.models.loading.locate import LoadOptions, local_family, locate
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import ArmAnswers, ArmSetting, Choices
+from tunesmith.pipelines.compare.report import Task
 from tunesmith.retrieval.chunks import SourceDocument, cut, read_pages
 from tunesmith.retrieval.index import CHUNKS, Hit, Index, open_index
 from tunesmith.retrieval.recall import Origin, cell, origins_of, right_chunks
@@ -231,6 +234,12 @@ class ComparisonContext:
         write_whole(file, answers.model_dump_json())
         shutil.rmtree(self.portions(answers.name), ignore_errors=True)
         return answers
+
+    def score(self, answers: ArmAnswers) -> Task:
+        """Return the score of an arm on the test rows."""
+        metric, reference, groups = self.objective.metric, accepted_answers(self.test), groups_of(self.test)
+        task = score(metric, reference, answers.given, name=answers.name, groups=groups)
+        return Task(metric=metric, score=task.score, ci95=task.ci95, n=task.n)
 
     def portions(self, arm: str) -> Path:
         """Return the folder for the answers of an arm that has not answered all rows."""

@@ -12,13 +12,14 @@ from functools import partial
 from tunesmith.data.examples.types import Example
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.events import StageStarted
+from tunesmith.events import Note, StageStarted
 from tunesmith.pipelines.compare.answers import ArmAnswers, BatchAnswers
 from tunesmith.pipelines.compare.arms import ClassifierArm, PromptArm, arm_for
 from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.pipelines.compare.prompting import ask_model
 from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_closed_book, run_raft, run_tuned
 from tunesmith.progress import track
+from tunesmith.report.formatting import metric_name
 from tunesmith.retrieval.prompts import cited
 
 # Rows answered one at a time: enough for a median; the 95th percentile is between the two slowest. Slow arms stop after
@@ -56,7 +57,10 @@ def run_arm(context: ComparisonContext, name: str) -> ArmAnswers:
         seconds = time.perf_counter() - began
         latencies = _latencies(context, name, lambda row: label([row]))
         answers = ArmAnswers(name=name, detail=arm.detail, given=given, seconds=seconds, latencies=latencies)
-    answers = answers.model_copy(update={"labelled_rows": arm.labelled_rows, "build_seconds": arm.build_seconds})
+    task = context.score(answers)
+    context.on_event(Note(f"{name}: {metric_name(task.metric)} {task}"))
+    costs = {"labelled_rows": arm.labelled_rows, "build_seconds": arm.build_seconds}
+    answers = answers.model_copy(update={**costs, "task": task})
     return context.store(run.add_cost(answers) if run else answers)
 
 

@@ -15,6 +15,7 @@ from tunesmith.report import formatting
 from tunesmith.report.run_list import Entry, KnownRuns, list_runs
 from tunesmith.web.security import ANSWER_HEADERS, CSP
 from tunesmith.web.studio.jobs import Job, Jobs
+from tunesmith.web.studio.measured import measured_of
 from tunesmith.web.studio.workspace import Workspace
 
 # The screens in the order of the work: address, name, question.
@@ -107,6 +108,7 @@ def redirect(address: str, **query: str) -> Any:
 
 def _templates() -> Environment:
     made = Environment(loader=PackageLoader("tunesmith.web", "templates"), autoescape=True, undefined=StrictUndefined)
+    made.globals["measured_of"] = measured_of
     made.filters.update(
         figure=formatting.figure,
         count=formatting.count,
@@ -117,6 +119,7 @@ def _templates() -> Environment:
         signed=formatting.signed,
         p_value=formatting.p_value,
         bounds=partial(formatting.bounds, sign=True),
+        interval=formatting.bounds,
         date=lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)),
         query=lambda value: urlencode({"": value})[1:],
     )
