@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,8 @@ from tunesmith.data.audit import row_index
 from tunesmith.data.audit.row_index import RowIndex
 from tunesmith.data.readers.read import read_rows
 from tunesmith.web.studio.data import Data
-from tunesmith.web.studio.data_file import DataFile, chosen_in, marked
-from tunesmith.web.studio.jobs import Jobs
+from tunesmith.web.studio.data_file import CHANGED, DataFile, chosen_in, marked
+from tunesmith.web.studio.jobs import Command, Job, State
 from tunesmith.web.studio.screen import Studio
 from tunesmith.web.studio.workspace import WorkspaceError
 
@@ -36,6 +37,14 @@ MAIL = "Write to jane.doe@web.de"
 
 def row_of(n: int) -> dict[str, object]:
     return {"text": f"message {n} is {('good', 'bad')[n % 2]} enough", "kind": "ab"[n % 2], "from": f"c{n // 5}"}
+
+
+def job_of(folder: Path, *words: str) -> Job:
+    """A job that has ended, without a process."""
+    folder.mkdir(parents=True)
+    folder.joinpath("command.json").write_text(json.dumps(asdict(Command([*words], ".", subject=words[1]))), "utf-8")
+    State("finished", started=1.0, ended=2.0, code=0).write(folder)
+    return Job(folder)
 
 
 def write_lines(path: Path, *rows: object) -> Path:
@@ -173,6 +182,19 @@ def test_what_a_request_names_stays_in_the_folder(folder: Path, tmp_path: Path):
     assert sorted(map(str, files)) == [".studio/uploads/u/file/a-b/x/rows-1-.jsonl", "rows.jsonl"]
 
 
+def test_rows_of_a_finding_that_the_file_has_no_longer_are_named(folder: Path):
+    write_lines(folder / "rows.jsonl", *map(row_of, range(3)))
+    screen = DataFile(Studio(folder))
+    finding = {"kind": "leak", "about": "a leak", "rows": [f"rows.jsonl:{line}" for line in (2, 3, 9)]}
+    job = job_of(screen.jobs.folder / "1", "audit", "rows.jsonl")
+    job.folder.joinpath("output.json").write_text(json.dumps({"findings": [finding]}), "utf-8")
+    found = json.loads(screen._rows("rows.jsonl", finding="leak").body)
+    assert [row["n"] for row in found["rows"]] == [1, 2, 8]
+    assert (found["total"], found["whole"]) == (3, True)
+    assert found["rows"][1]["fields"] == row_of(2)
+    assert found["rows"][2]["fields"] == CHANGED
+
+
 TEXT = 'text,label\r\n"one\r\nof, two",a\r\n\r\ntwo,b\r\n"say ""x""",c\r\nshort\r\nlast,d\r\n'
 FILES = {
     "rows.jsonl": "".join(json.dumps(row_of(n)) + "\n" * (1 + n % 3) for n in range(11)).encode(),
@@ -242,9 +264,10 @@ def test_what_a_fix_changes_in_a_text_is_marked(before: str, after: str, marks: 
 
 
 def test_the_form_remembers_what_the_last_command_was_given(tmp_path: Path):
-    jobs = Jobs(tmp_path / "jobs", tmp_path)
     options = ["--objective=classify", "--set=objective.text=a=b", "--set=data.group=who", "--set=technique.rank=8"]
-    job = jobs.start(["runs", "a.jsonl", *options])
-    assert chosen_in(job) == {"kind": "classify", "text": "a=b", "group": "who"}
+    assert chosen_in(job_of(tmp_path / "1", "init", "a.jsonl", *options)) == {
+        "kind": "classify",
+        "text": "a=b",
+        "group": "who",
+    }
     assert chosen_in(None) == {}
-    job.stop()

@@ -28,6 +28,7 @@ MOST_ROWS = 200  # of one request
 CELL_CHARS = 300  # in the list
 MOST_CHARS = 20_000  # of a value shown whole
 CHANGES = 20  # shown at a time
+CHANGED = "not in the file any more; check the data again"
 MOST_FILES = 8  # whose indices are kept
 PARTS = ("group", "validation", "test")  # keys of the section `data` in the form
 SET = re.compile(r"--set=(?:objective|data)\.(\w+)=(.*)", re.DOTALL)
@@ -132,6 +133,8 @@ class DataFile(Screen):
         index, end = self._index(self.workspace.path(path)), start + min(count, MOST_ROWS)
         lines = lines_of(self._audit_of(path).folder, finding) if finding else ()
         found = [index.at_line(line) for line in lines[start:end]] if finding else index.read(start, end - start)
+        if index.whole:  # a line without a row is one of a file that has changed
+            found = [row or IndexedRow(lines[start + n] - 1, 0, CHANGED) for n, row in enumerate(found)]
         rows = [{"n": row.number, "fields": shortened(row.fields)} for row in found if row]
         total, whole = (len(lines), len(rows) == len(found)) if finding else (index.rows, index.whole)
         return JSONResponse({"rows": rows, "total": total, "whole": whole, "problem": index.problem})
