@@ -187,6 +187,8 @@ def test_rows_of_a_finding_that_the_file_has_no_longer_are_named(folder: Path):
     screen = DataFile(Studio(folder))
     finding = {"kind": "leak", "about": "a leak", "rows": [f"rows.jsonl:{line}" for line in (2, 3, 9)]}
     job = job_of(screen.jobs.folder / "1", "audit", "rows.jsonl")
+    with pytest.raises(WorkspaceError, match="is being checked"):  # and not remembered
+        screen._rows("rows.jsonl", finding="leak")
     job.folder.joinpath("output.json").write_text(json.dumps({"findings": [finding]}), "utf-8")
     found = json.loads(screen._rows("rows.jsonl", finding="leak").body)
     assert [row["n"] for row in found["rows"]] == [1, 2, 8]

@@ -79,7 +79,7 @@ class RowList {
     const { path, finding } = this.place.dataset;
     try {
       const answer = await fetch(`/data/rows?${new URLSearchParams({ path, finding, start: page * PAGE, count: PAGE })}`);
-      if (!answer.ok) throw new Error(new DOMParser().parseFromString(await answer.text(), "text/html").querySelector(".problem").textContent);
+      if (!answer.ok) throw new Error(new DOMParser().parseFromString(await answer.text(), "text/html").querySelector(".problem")?.textContent ?? "The server cannot read these rows.");
       const { rows, total, whole, problem: why } = await answer.json();
       Object.assign(this, { total, whole });
       if (rows.length && rows.length === Math.min(PAGE, total - page * PAGE)) this.pages.set(page, rows);

@@ -235,9 +235,10 @@ class DataFile(Screen):
 
 @lru_cache(maxsize=4)
 def lines_of(job: Path, kind: str) -> tuple[int, ...]:
-    """Return the lines of all rows of a finding of a finished audit."""
-    findings = (Job(job).output() or {}).get("findings", ())
-    rows = next((finding["rows"] for finding in findings if finding["kind"] == kind), ())
+    """Return the lines of all rows of a finding of an audit. Raises WorkspaceError while it runs."""
+    if (output := Job(job).output()) is None:
+        raise WorkspaceError("the data is being checked; open the rows when the check has finished")
+    rows = next((finding["rows"] for finding in output.get("findings", ()) if finding["kind"] == kind), ())
     return tuple(int(where.rpartition(":")[2]) for where in rows)
 
 
