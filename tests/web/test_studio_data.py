@@ -163,9 +163,10 @@ def test_any_row_of_a_long_file_is_shown_without_the_file_in_memory(page: Page, 
 
 def test_what_a_request_names_stays_in_the_folder(folder: Path, tmp_path: Path):
     write_lines(folder / "rows.jsonl", row_of(0))
-    write_lines(folder / "kept.jsonl", row_of(1))
+    write_lines(folder / "kept.jsonl", {"turns": [{"content": "grüße <b>"}]})
     write_lines(tmp_path / "outside.jsonl", row_of(2))
     screen, data = DataFile(Studio(folder)), Data(Studio(folder))
+    assert "grüße &lt;b&gt;" in screen._row("kept.jsonl").body.decode()
     request = SimpleNamespace(body=lambda: asyncio.sleep(0, b"{}"))
     for screened, problem in (
         (lambda: screen._rows("../outside.jsonl"), "not in"),

@@ -142,7 +142,8 @@ class DataFile(Screen):
     def _row(self, path: str, number: int = 0) -> Any:
         found = self._index(self.workspace.path(path)).read(number, 1)
         row = found[0] if found else IndexedRow(number, 0, "there is no such row")
-        return self.studio.render("row", row=row, most=MOST_CHARS)
+        fields = {} if isinstance(row.fields, str) else {name: as_text(value, 1) for name, value in row.fields.items()}
+        return self.studio.render("row", row=row, fields=fields, most=MOST_CHARS)
 
     def _audit_of(self, path: str) -> Job:
         if (job := self.jobs.about(path, "audit")) is None:
@@ -248,9 +249,9 @@ def chosen_in(job: Job | None) -> dict[str, str]:
     return {found[1]: found[2] for word in words if (found := SET.fullmatch(word))}
 
 
-def as_text(value: object) -> str:
+def as_text(value: object, indent: int | None = None) -> str:
     """Return a value as text: JSON, unless it is one."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str, indent=indent)
     return value if isinstance(value, str) else "" if value is None else text
 
 
