@@ -20,6 +20,7 @@ from tests.glance import only_a_glance
 from tunesmith.cli.progress import Lines
 from tunesmith.config import Recipe, make_recipe
 from tunesmith.data.documents.synthetic_rows import Answer
+from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.inference.local_model import LocalModel
@@ -518,9 +519,8 @@ def test_arms_of_a_budget_are_asked_later_with_no_more_rows_than_they_had(tmp_pa
     run(recipe(tmp_path, arms=["prompt", "few-shot"]), tmp_path / "out", CompareOptions(minutes=60))
     chosen = tmp_path / "out" / CHOICES
     known = json.loads(chosen.read_text())
-    chosen.write_text(
-        json.dumps(known | {"budget": {"test": 6, "train": 10, "note": "slower machine", "seconds": 1.0}})
-    )
+    slower = {"test": 6, "train": 10, "note": "slower machine", "seconds": 1.0}
+    write_whole(chosen, json.dumps(known | {"budget": slower}))
     assert len(reopened(tmp_path / "out", callbacks=Callbacks(Lines()), offline=True).split.train) == 10
 
 
