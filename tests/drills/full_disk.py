@@ -67,7 +67,14 @@ class Attack:
         yield from lab.lost_votes()
         wanted = re.compile(self.drill.kept)
         kept = {point for point in self.points[: at - 1] if wanted.search(point) and not point.startswith("mkdir")}
-        done = {RANDOM.sub("N", point) for point in kept - {*self.points[at - 2 : at]}}
+        kept -= {*self.points[at - 2 : at]}
+        begun = {
+            point.rpartition("/")[0].partition(" ")[2] for point in self.points[at - 1 :]
+        }  # folders not renamed yet
+        kept = {
+            point for point in kept if point.rpartition("/")[0].partition(" ")[2] not in begun or ".half/" not in point
+        }
+        done = {RANDOM.sub("N", point) for point in kept}
         repeated = done & {RANDOM.sub("N", point) for point in again.points}
         yield from (f"done again: {point}" for point in sorted(repeated))
 
