@@ -80,16 +80,11 @@ def show_plan(page: Page) -> None:
     press(page, "Plan", "#found-plan table")
 
 
-def show_comparison(page: Page) -> None:
-    """Scroll to the comparison."""
-    page.locator("#ask-compare").evaluate("heading => heading.scrollIntoView()")
-
-
 def ask_both(page: Page) -> None:
     """Load all runs and ask them."""
     if page.get_by_role("button", name="Load", exact=True).is_visible():
-        for box in page.get_by_role("checkbox").all():
-            box.check()
+        for run in ("reviews-full", "reviews-lora"):
+            page.locator(f"input[name='{run}']").check()
         page.get_by_role("button", name="Load", exact=True).click()
     page.get_by_label("Your text").fill(QUESTION, timeout=MINUTES)
     page.get_by_role("button", name="Ask", exact=True).click()
@@ -107,7 +102,7 @@ SHOTS: tuple[tuple[str, str, Callable[[Page], None]], ...] = (
     ("checks", "data/file?path=reviews.jsonl", show_checks),
     ("tokens", "data/file?path=reviews.jsonl", show_tokens),
     ("plan", "decide?recipe=reviews.yaml", show_plan),
-    ("compare", "decide?recipe=factbook.yaml", show_comparison),
+    ("compare", "decide/answer?folder=comparisons/factbook", nothing),
     ("tune", "tune?recipe=reviews.yaml", nothing),
     ("runs", "runs", nothing),
     ("run", "runs/reviews-full", nothing),

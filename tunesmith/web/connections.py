@@ -7,6 +7,7 @@ bounds the time of a head, nor what connections without a complete request take 
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,7 @@ def configuration(app: Any, *, drain: int) -> uvicorn.Config:
 
     bounded = type("BoundedH11Protocol", (BoundedConnection, H11Protocol), {})
     protocol: Any = partial(bounded, incomplete={})
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     return uvicorn.Config(
         app,
         http=protocol,
@@ -142,3 +144,9 @@ def configuration(app: Any, *, drain: int) -> uvicorn.Config:
         h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         lifespan="off",
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a line of the log is about more than requests that ended because the server does."""
+    cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and not str(record.msg).startswith("Cancel ")
