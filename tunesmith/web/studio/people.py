@@ -121,15 +121,17 @@ class People(Screen):
     def _timeline(self, name: str) -> dict[str, Any]:
         """Return a loop and what it waits for."""
         job, page = (self.jobs.about(f"{LOOPS}/{name}", command) for command in ("rlhf", "feedback"))
-        words = page_command(job)
+        active = job is not None and job.is_active  # looked at once: the page follows the loop while it is true
+        words = [] if active else page_command(job)
         is_open = page is not None and page.is_active and page.command.words[: len(words)] == words  # of this round
-        values = {"name": name, "job": job, "waits": bool(words), "page": page if words and is_open else None}
+        values = {"name": name, "job": job, "active": active, "waits": bool(words)}
+        values["page"] = page if words and is_open else None
         return {**values, **loop_of(self.workspace.folder / LOOPS / name)}
 
 
 def page_command(job: Job | None) -> list[str]:
     """Return the words of `feedback` for the votes that a loop waits for; none if it does not wait."""
-    document = job.output() if job is not None and not job.is_active else None
+    document = job.output() if job is not None else None
     return document.get("error", {}).get("command", [])[1:] if isinstance(document, dict) else []
 
 
