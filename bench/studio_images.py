@@ -28,10 +28,7 @@ SETTLING = 1500.0  # milliseconds in which charts are drawn
 COMMANDS = (
     ("runs/reviews-full", "tune reviews.yaml --out runs/reviews-full"),
     ("runs/reviews-lora", "tune reviews.yaml --set technique=lora --out runs/reviews-lora"),
-    (
-        "comparisons/factbook",
-        "compare factbook.yaml --set arms=[prompt,rag,tuned] --set data.validation=12 --out comparisons/factbook",
-    ),
+    ("comparisons/reviews", "compare reviews.yaml --out comparisons/reviews"),
 )
 
 
@@ -40,10 +37,6 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = (ROOT / "tunesmith" / "shipped_data" / "reviews.jsonl").read_text("utf-8").splitlines(keepends=True)
     folder.joinpath("reviews.jsonl").write_text("".join(rows[:ROWS]), "utf-8")
-    for name, most in (("factbook.jsonl", 100), ("factbook.test.jsonl", 40), ("factbook.documents.jsonl", None)):
-        lines = (ROOT / "examples" / name).read_text("utf-8").splitlines(keepends=True)
-        folder.joinpath(name).write_text("".join(lines[:most]), "utf-8")
-    shutil.copy(ROOT / "examples" / "factbook.yaml", folder)
     if not (folder / "reviews.yaml").exists():
         tunesmith(folder, "init reviews.jsonl --out reviews.yaml")
     for made, command in COMMANDS:
@@ -102,7 +95,7 @@ SHOTS: tuple[tuple[str, str, Callable[[Page], None]], ...] = (
     ("checks", "data/file?path=reviews.jsonl", show_checks),
     ("tokens", "data/file?path=reviews.jsonl", show_tokens),
     ("plan", "decide?recipe=reviews.yaml", show_plan),
-    ("compare", "decide/answer?folder=comparisons/factbook", nothing),
+    ("compare", "decide/answer?folder=comparisons/reviews", nothing),
     ("tune", "tune?recipe=reviews.yaml", nothing),
     ("runs", "runs", nothing),
     ("run", "runs/reviews-full", nothing),
