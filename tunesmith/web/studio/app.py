@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from tunesmith.data.files import storage_error
 from tunesmith.errors import TunesmithError
 from tunesmith.web.pages.app import KINDS, static_files
 from tunesmith.web.security import RequestPolicy
@@ -51,7 +52,10 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
 
     def shown(request: Any, error: Exception) -> Any:
         """Show an error in the place for messages, or as a page where a whole page was asked for."""
+        error = storage_error(error) or error
         message, status = str(getattr(error, "detail", error)), getattr(error, "status_code", 422)
+        if not hasattr(error, "status_code") and not isinstance(error, (TunesmithError, OSError)):  # a bug
+            message, status = f"{type(error).__name__}: {message}; the log of the server shows where it happened", 500
         if "hx-request" not in request.headers:
             page = studio.render("error", message=message, here="")
             page.status_code = status
@@ -60,7 +64,7 @@ def make_studio(folder: Path, *, offline: bool = False) -> Any:
         return HTMLResponse(part.body, status, {"HX-Retarget": "#problem", "HX-Reswap": "innerHTML"})
 
     app.get("/static/{name}")(static)
-    for kind in (TunesmithError, 404, 405, 422):
+    for kind in (TunesmithError, OSError, 404, 405, 422, Exception):
         app.exception_handler(kind)(shown)
     for screen in (Data, DataFile, Decide, Tune, Runs, Playground, People, Ship, JobPages):
         for method, path, handler in screen(studio).routes():

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import TunesmithError
 from tunesmith.report.run_list import list_runs
 from tunesmith.web.studio.jobs import Job
 from tunesmith.web.studio.screen import Route, Screen, redirect
@@ -126,7 +127,10 @@ class People(Screen):
         is_open = page is not None and page.is_active and page.command.words[: len(words)] == words  # of this round
         values = {"name": name, "job": job, "active": active, "waits": bool(words)}
         values["page"] = page if words and is_open else None
-        return {**values, **loop_of(self.workspace.folder / LOOPS / name)}
+        try:
+            return {**values, "problem": "", **loop_of(self.workspace.folder / LOOPS / name)}
+        except TunesmithError as error:  # in its panel; the other loops are shown
+            return {**values, "problem": str(error), "rounds": [], "report": None}
 
 
 def page_command(job: Job | None) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.inference.openai_client import Endpoint, check, is_local
 from tunesmith.report.predictions import read_predictions
-from tunesmith.web.studio.jobs import Job
+from tunesmith.web.studio.jobs import STOP, Job
 from tunesmith.web.studio.screen import Route, Screen, Studio, redirect
 from tunesmith.web.studio.workspace import WorkspaceError
 
@@ -49,7 +49,7 @@ class Playground(Screen):
         )
 
     def _screen(self, run: str = "") -> Any:
-        job = self.jobs.about(SUBJECT, "serve")
+        job = self._serving()
         server = _server_of(job)
         loading = job is not None and job.is_active and server is None
         columns = [] if loading else [*(columns_of(server, at="") if server else []), *self._others]
@@ -103,8 +103,13 @@ class Playground(Screen):
         self._others, self._server = [], Endpoint("")
         return redirect("/playground")
 
-    def _status(self) -> Any:
+    def _serving(self) -> Job | None:
+        """Return the last command that serves runs; None once it was asked to stop."""
         job = self.jobs.about(SUBJECT, "serve")
+        return None if job is None or (job.folder / STOP).exists() else job
+
+    def _status(self) -> Any:
+        job = self._serving()
         if job is not None and job.is_active and _server_of(job) is None:
             return self.studio.render("playground_status", job=job)
         return redirect("/playground")
@@ -127,7 +132,7 @@ class Playground(Screen):
 
         if route not in ROUTES:
             raise WorkspaceError(f"{route}: not a route of the playground")
-        local = await asyncio.to_thread(lambda: _server_of(self.jobs.about(SUBJECT, "serve")))
+        local = await asyncio.to_thread(lambda: _server_of(self._serving()))
         server = self._server if at else local
         if server is None or server.url != (at or server.url):
             raise WorkspaceError("playground: no model is loaded; choose models and load them")

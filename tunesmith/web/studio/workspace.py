@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class Workspace:
         Raises:
             WorkspaceError: it is outside the working folder, or does not exist.
         """
-        path = (self.folder / name).resolve()
+        path = (self.folder / name.replace("\0", "")).resolve()
         if not name or "\0" in name or not path.is_relative_to(self.folder.resolve()):
             raise WorkspaceError(f"{name or 'file'}: not in {self.folder}; the page serves files of this folder only")
         if not path.exists():
@@ -124,6 +124,8 @@ class Workspace:
             WorkspaceError: another server has it.
         """
         self.kept.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # addresses in it contain tokens; some file systems have no permissions
+            self.kept.chmod(0o700)
         lock = FileLock(self.kept / "lock")
         try:
             lock.acquire(timeout=0)

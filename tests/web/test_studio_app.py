@@ -1,0 +1,90 @@
+"""The studio's app without a browser: errors in one line, what it keeps, models that are unloaded, damaged loops."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.web.conftest import asking
+from tunesmith.errors import TunesmithError
+from tunesmith.web.studio.app import make_studio
+from tunesmith.web.studio.jobs import COMMAND, OUTPUT, STATE, Job, process_mark
+from tunesmith.web.studio.playground import Playground
+from tunesmith.web.studio.screen import Studio
+from tunesmith.web.studio.workspace import Workspace
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.db"), 422, "x.db: cannot be written .* free some space"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.db"), 422, "No such file .*x.db"),
+        (KeyError("rows"), 500, "KeyError: .*the log of the server"),
+    ],
+)
+def test_an_error_of_a_screen_is_shown_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, message: str
+):
+    def fail(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Workspace, "recipes", fail)
+    app = make_studio(tmp_path)
+
+    async def calm(*parts: Any) -> None:
+        try:
+            await app(*parts)
+        except KeyError:  # goes on to the server, which logs it
+            assert status == 500
+
+    found = asking(calm)("/tune")
+    assert found[0] == status
+    shown = next(line for line in found[1].splitlines() if 'class="problem"' in line)
+    assert re.search(message, shown)
+
+
+def test_what_a_studio_keeps_is_readable_by_its_owner_only(tmp_path: Path):
+    (tmp_path / ".studio").mkdir(mode=0o755)
+    with Workspace(tmp_path).held():
+        assert (tmp_path / ".studio").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_name_with_a_null_byte_is_refused(tmp_path: Path):
+    with pytest.raises(TunesmithError, match="not in"):
+        Workspace(tmp_path).path("a\0b")
+
+
+def running_job(folder: Path, words: list[str], subject: str, output: object) -> Job:
+    """A job whose process is this one."""
+    folder.mkdir(parents=True)
+    command = {"words": words, "cwd": str(folder), "subject": subject, "queued": False}
+    state = {"name": "running", "runner": process_mark(), "started": time.time(), "ended": 0, "code": None}
+    for name, value in ((COMMAND, command), (STATE, state), (OUTPUT, output)):
+        folder.joinpath(name).write_text(json.dumps(value), "utf-8")
+    return Job(folder)
+
+
+def test_models_are_no_longer_loaded_once_their_server_is_asked_to_stop(tmp_path: Path):
+    playground = Playground(Studio(tmp_path))
+    words = ["serve", "runs/a"]
+    job = running_job(tmp_path / ".studio/jobs/1", words, "playground", {"url": "http://127.0.0.1:9/v1"})
+    assert playground._serving() == job
+    playground._stop()
+    assert job.is_active  # until the server has ended
+    assert playground._serving() is None
+
+
+def test_a_damaged_loop_is_named_and_the_others_are_shown(tmp_path: Path):
+    for name, text in (("good", "model: m\ndata: {train: a.jsonl}\nobjective: preference\n"), ("torn", "model: [")):
+        tmp_path.joinpath("loops", name).mkdir(parents=True)
+        tmp_path.joinpath("loops", name, "recipe.yaml").write_text(text, "utf-8")
+    status, page = asking(make_studio(tmp_path))("/people")
+    assert status == 200
+    assert "loops/torn/recipe.yaml" in page.split('id="loop-torn"')[1].split("</section>")[0]
+    assert "Round 1" in page.split('id="loop-good"')[1]
