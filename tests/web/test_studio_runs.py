@@ -24,12 +24,16 @@ from tests.report.conftest import ROWS, write_run
 from tests.tiny import tiny_decoder
 from tests.web.conftest import Serve
 from tunesmith.cli.progress import describe
+from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.events import ForecastUpdated, StageStarted
 from tunesmith.report import run_list
 from tunesmith.report.run_diff import differing_settings
+from tunesmith.training.run_folder import RunLockedError
 from tunesmith.web.studio.jobs import STATE, Job, Jobs, State, process_mark
 from tunesmith.web.studio.live import LEFT, STAGE, Follower, alarms, points
-from tunesmith.web.studio.runs import against_first
+from tunesmith.web.studio.runs import Runs, against_first
+from tunesmith.web.studio.screen import Studio
+from tunesmith.web.studio.tune import Tune
 
 FIGURES = logging.getLogger(__name__)  # pytest --log-cli-level=INFO
 COMMAND = 300_000  # milliseconds for a command in a process of its own
@@ -103,6 +107,77 @@ def test_a_damaged_job_does_not_hide_the_others(tmp_path: Path, broken: bytes):
     queued(jobs, "2", State("waiting", process_mark()))
     (job.folder / STATE).write_bytes(broken)
     assert [found.name for found in jobs.waiting()] == ["2"]
+
+
+@pytest.fixture
+def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Studio:
+    """A working folder with a recipe, in which jobs get no process and so wait."""
+    monkeypatch.setattr("tunesmith.web.studio.jobs._detach", lambda words: None)
+    tmp_path.joinpath("talk.yaml").write_text(RECIPE, "utf-8")
+    return Studio(tmp_path)
+
+
+def start(studio: Studio, name: str, text: str = RECIPE, recipe: str = "talk.yaml") -> Job:
+    Tune(studio)._start({"recipe": recipe, "name": name, "yaml": text})
+    return next(iter(studio.jobs))
+
+
+def shown(studio: Studio, name: str) -> str:
+    return str(Runs(studio)._one(name).body.decode())
+
+
+def test_a_waiting_run_has_its_name_and_its_copy_of_the_recipe(studio: Studio):
+    start(studio, "talk")
+    assert 'value="talk-2"' in Tune(studio)._screen("talk.yaml").body.decode()
+    with pytest.raises(TunesmithError, match=r"runs/talk: exists already, or waits"):
+        start(studio, "talk", RECIPE.replace("2000", "3"))
+    second = start(studio, "talk-2", RECIPE.replace("2000", "5"))
+    copy = studio.workspace.folder / second.command.words[1]
+    assert copy.name == ".talk-2@talk.yaml"
+    assert "epochs: 5," in copy.read_text("utf-8")
+    assert 'href="/tune?recipe=talk.yaml"' not in shown(studio, "talk-2")  # offered when it has ended
+    State("failed", process_mark(), 1.0, 2.0, 2).write(second.folder)
+    assert 'href="/tune?recipe=talk.yaml"' in shown(studio, "talk-2")
+
+
+def test_a_name_that_is_used_again_belongs_to_the_newest_recipe_and_resumes_once(studio: Studio):
+    ended = State("stopped", process_mark(), 1.0, 2.0, 130)
+    ended.write(start(studio, "talk").folder)
+    (studio.workspace.folder / "other.yaml").write_text(RECIPE, "utf-8")
+    ended.write(start(studio, "talk", recipe="other.yaml").folder)
+    assert 'href="/tune?recipe=other.yaml"' in shown(studio, "talk")
+    Runs(studio)._resume("talk")
+    resumed = next(iter(studio.jobs))
+    assert resumed.command.words[:4] == ["tune", ".talk@other.yaml", "--out", "runs/talk"]
+    with pytest.raises(TunesmithError, match="runs/talk: runs or waits already"):
+        Runs(studio)._resume("talk")
+    ended.write(resumed.folder)
+    assert 'href="/tune?recipe=other.yaml"' in shown(studio, "talk")
+    Runs(studio)._resume("talk")
+    assert next(iter(studio.jobs)).command.words == resumed.command.words
+
+
+def test_a_recipe_that_is_no_yaml_is_refused_in_one_line_and_not_saved(studio: Studio):
+    with pytest.raises(RecipeError, match=r"^talk\.yaml:2: invalid YAML .*; fix this line$"):
+        start(studio, "talk", "model: tiny\ndata: {train: [}\n")
+    assert (studio.workspace.folder / "talk.yaml").read_text("utf-8") == RECIPE
+    assert not list(studio.jobs)
+
+
+def test_a_run_that_a_terminal_has_started_is_not_deleted_from_under_it(studio: Studio):
+    folder = studio.workspace.runs / "talk"
+    folder.mkdir(parents=True)
+    script = "import sys, pathlib; from tunesmith.training.run_folder import exclusive_lock\n"
+    script += "with exclusive_lock(pathlib.Path(sys.argv[1])): print(flush=True), input()"
+    words = [sys.executable, "-c", script, str(folder)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RunLockedError, match="locked by another process"):
+            Runs(studio)._delete("talk")
+        other.communicate("\n")
+    Runs(studio)._delete("talk")
+    assert not folder.exists()
 
 
 def record(step: int, **values: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tunesmith.web.studio.jobs import Job
 from tunesmith.web.studio.measured import ABOUT, pages
 from tunesmith.web.studio.runs import framed
 from tunesmith.web.studio.screen import Route, Screen, redirect
+from tunesmith.web.studio.tune import free_run
 from tunesmith.web.studio.workspace import WorkspaceError
 
 # Command -> start of its folder, option of a time limit, and result and report in the folder.
@@ -128,7 +129,7 @@ class Decide(Screen):
             raise WorkspaceError(f"{fields['run']}: not a finished run; it may have been deleted")
         name = run.name
         if run.parent != self.workspace.runs:
-            name = self.workspace.free_run(run.parent.name)
+            name = free_run(self, run.parent.name)
             shutil.copytree(run, self.workspace.runs / name)
         return redirect("/ship", run=name)
 

@@ -16,9 +16,10 @@ from tunesmith.errors import TunesmithError
 from tunesmith.metrics.resampling import ALPHA
 from tunesmith.metrics.significance import holm
 from tunesmith.report.run_diff import diff_runs, differing_settings
+from tunesmith.training.run_folder import exclusive_lock
 from tunesmith.web.studio.live import Follower, follow, new_records, points, read_if_there
 from tunesmith.web.studio.screen import Route, Screen, redirect
-from tunesmith.web.studio.tune import copy_of
+from tunesmith.web.studio.tune import copy_of, free_run, original_of
 from tunesmith.web.studio.workspace import WorkspaceError
 
 MOST_COMPARED = 6  # runs next to each other
@@ -70,15 +71,10 @@ class Runs(Screen):
             "entry": next(iter(self.studio.runs(name)), None),
             "saved": saved_step(folder),
             "ahead": waiting.index(job.name) if job and job.name in waiting else None,
-            "again": f"runs/{self.workspace.free_run(name)}",
-            "recipe": self._recipe_of(name),
+            "again": f"runs/{free_run(self, name)}",
+            "recipe": original_of(job.command.words[1]) if job else "",
         }
         return self.studio.render("run", here="runs", **values)
-
-    def _recipe_of(self, name: str) -> str:
-        """Return the recipe that a run was started with; empty if it was started elsewhere."""
-        jobs = [job for job in self.jobs if job.command.subject == f"runs/{name}" and job.command.words[0] == "tune"]
-        return jobs[-1].command.words[1] if jobs else ""
 
     async def _events(self, name: str, request: Any, last: str = "") -> Any:
         from fastapi.responses import StreamingResponse
@@ -96,9 +92,12 @@ class Runs(Screen):
         return HTMLResponse(page, headers={"content-security-policy": policy})
 
     def _resume(self, name: str) -> Any:
-        recipe = self._recipe_of(self.workspace.new_name(name))
-        if not recipe:
+        job = self.jobs.about(f"runs/{self.workspace.new_name(name)}", "tune")
+        if job is None:
             raise WorkspaceError(f"runs/{name}: started elsewhere; resume it there, with the command that started it")
+        if job.is_active:
+            raise WorkspaceError(f"runs/{name}: runs or waits already; stop it first")
+        recipe = job.command.words[1]
         if (self.workspace.folder / (copy := copy_of(recipe, name))).is_file():  # the recipe may have been edited since
             recipe = copy
         self.studio.start("tune", recipe, "--out", f"runs/{name}", subject=f"runs/{name}")
@@ -109,13 +108,14 @@ class Runs(Screen):
         if job is not None and job.is_active:
             raise WorkspaceError(f"runs/{name}: still running; stop it first")
         self._gone.mkdir(parents=True, exist_ok=True)
-        entry = folder.rename(self._gone / f"{name}@{int(time.time())}")
+        with exclusive_lock(folder):  # one that was started elsewhere may still write to it
+            entry = folder.rename(self._gone / f"{name}@{int(time.time())}")
         return redirect("/runs", deleted=entry.name)
 
     def _restore(self, fields: dict[str, str]) -> Any:
         entry = self._gone / Path(fields["entry"]).name
         name = self.workspace.new_name(entry.name.rpartition("@")[0])
-        if not entry.is_dir() or (self.workspace.runs / name).exists():
+        if not entry.is_dir() or free_run(self, name) != name:
             raise WorkspaceError(f"runs/{name}: cannot be restored; a run of this name exists, or it was removed")
         entry.rename(self.workspace.runs / name)
         return redirect("/runs")

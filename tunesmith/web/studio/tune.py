@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import yaml
 
 from tunesmith.config.load import make_recipe
+from tunesmith.config.messages import invalid_yaml
 from tunesmith.data.bounded_yaml import parse_yaml
 from tunesmith.data.files import write_whole
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.web.studio.recipe_form import parse, sections
 from tunesmith.web.studio.screen import Route, Screen, redirect
 from tunesmith.web.studio.workspace import RECIPES, Workspace, WorkspaceError
@@ -44,7 +46,7 @@ class Tune(Screen):
         values = {
             "recipe": recipe,
             "preview": preview,
-            "run_name": self.workspace.free_run(Path(recipe).stem.lstrip(".")),
+            "run_name": free_run(self, Path(recipe).stem.lstrip(".")),
             "busy": self._first_of_queue(),
         }
         return self.studio.render("recipe", here="tune", **values, **form_values(text, recipe))
@@ -81,12 +83,12 @@ class Tune(Screen):
 
     def _start(self, fields: dict[str, str]) -> Any:
         recipe, name = fields["recipe"], self.workspace.new_name(fields["name"])
-        save_text(self.workspace, recipe, fields["yaml"])
-        checked(fields["yaml"], recipe)
-        if (self.workspace.runs / name).exists():
+        checked(parsed(fields["yaml"], recipe), fields["yaml"], recipe)
+        if free_run(self, name) != name:
             raise WorkspaceError(
-                f"runs/{name}: exists already; choose another name, or resume it on the page of the run"
+                f"runs/{name}: exists already, or waits; choose another name, or resume it on the page of the run"
             )
+        save_text(self.workspace, recipe, fields["yaml"])
         copy = copy_of(recipe, name)
         shutil.copyfile(self.workspace.folder / recipe, self.workspace.folder / copy)
         if self._first_of_queue():  # the recipe may be edited before the run begins
@@ -99,9 +101,23 @@ class Tune(Screen):
         return next((job.line for job in self.jobs.active() if job.command.queued), "")
 
 
+def free_run(screen: Screen, name: str) -> str:
+    """Return a name that neither a run nor an active job has: the name itself, or with a count at its end."""
+    taken = {job.command.subject for job in screen.jobs.active()}
+    names = itertools.chain((name,), (f"{name}-{count}" for count in itertools.count(2)))
+    return next(free for free in names if f"runs/{free}" not in taken and not (screen.workspace.runs / free).exists())
+
+
 def copy_of(recipe: str, run: str) -> str:
     """Return the copy of a recipe that is kept for a run; next to it, since paths in a recipe are relative to it."""
-    return str(Path(recipe).with_name(f".{run}.yaml"))
+    path = Path(original_of(recipe))
+    return str(path.with_name(f".{run}@{path.name}"))
+
+
+def original_of(recipe: str) -> str:
+    """Return the recipe from which `copy_of` made this path; without a copy, the path itself."""
+    run, _, name = Path(recipe).name.partition("@")
+    return str(Path(recipe).with_name(name)) if run.startswith(".") and name else recipe
 
 
 def form_values(text: str, recipe: str) -> dict[str, Any]:
@@ -109,16 +125,23 @@ def form_values(text: str, recipe: str) -> dict[str, Any]:
     problem = ""
     raw: object = {}
     try:
-        raw = parse_yaml(text)
-        checked(text, recipe)
-    except (TunesmithError, yaml.YAMLError) as error:
+        raw = parsed(text, recipe)
+        checked(raw, text, recipe)
+    except TunesmithError as error:
         problem = str(error).partition("\n")[0]
     return {"yaml": text, "sections": sections(raw if isinstance(raw, Mapping) else {}), "problem": problem}
 
 
-def checked(text: str, recipe: str) -> None:
-    """Raise RecipeError if the text is not a valid recipe."""
-    raw = parse_yaml(text)
+def parsed(text: str, recipe: str) -> object:
+    """Return the values of a recipe. Raises RecipeError if it is not YAML."""
+    try:
+        return parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(invalid_yaml(recipe, error)) from None
+
+
+def checked(raw: object, text: str, recipe: str) -> None:
+    """Raise RecipeError if the values are not those of a valid recipe."""
     make_recipe(raw if isinstance(raw, dict) else {}, place=recipe, text=text)
 
 
