@@ -6,6 +6,8 @@ import asyncio
 import gzip
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +19,15 @@ from playwright.sync_api import Page, expect
 from tests.tiny import tiny_encoder
 from tests.web.conftest import Serve, Served, await_here
 from tunesmith.data.audit import row_index
+from tunesmith.data.audit.fix import log_of
 from tunesmith.data.audit.row_index import RowIndex
 from tunesmith.data.readers.read import read_rows
+from tunesmith.web.studio import data_file
 from tunesmith.web.studio.data import Data
-from tunesmith.web.studio.data_file import CHANGED, DataFile, chosen_in, marked
-from tunesmith.web.studio.jobs import Command, Job, State
-from tunesmith.web.studio.screen import Studio
-from tunesmith.web.studio.workspace import WorkspaceError
+from tunesmith.web.studio.data_file import CHANGED, DataFile, chosen_in, marked, recipe_name
+from tunesmith.web.studio.jobs import Command, Job, State, process_mark
+from tunesmith.web.studio.screen import Studio, redirect
+from tunesmith.web.studio.workspace import WorkspaceError, clean_name
 
 COMMAND = 300_000  # milliseconds for a command in a process of its own
 ROWS = 200_000
@@ -175,12 +179,105 @@ def test_what_a_request_names_stays_in_the_folder(folder: Path, tmp_path: Path):
         (lambda: screen._keep({"path": "rows.jsonl", "name": "../kept.jsonl"}), "use letters"),
         (lambda: await_here(data._upload(request, "u", "run.exe")), "unknown kind"),
         (lambda: await_here(data._upload(request, "../u", "rows.jsonl")), "use letters"),
+        (lambda: data._uploaded({"upload": ".."}), "use letters"),
     ):
         with pytest.raises(WorkspaceError, match=problem):
             screened()
     await_here(data._upload(request, "u", "../a b/.x/rows (1).jsonl"))
     files = [path.relative_to(folder) for path in folder.rglob("rows*.jsonl")]
-    assert sorted(map(str, files)) == [".studio/uploads/u/file/a-b/x/rows-1-.jsonl", "rows.jsonl"]
+    assert sorted(map(str, files)) == [".studio/uploads/u/file-9608161c/a-b/x/rows-1.jsonl", "rows.jsonl"]
+
+
+def test_dropped_files_keep_names_of_any_language_and_all_of_them_are_listed(folder: Path):
+    data = Data(Studio(folder))
+
+    def dropped(*names: str) -> str:
+        for name in names:
+            request = SimpleNamespace(body=lambda: asyncio.sleep(0, b'{"text": "a"}\n'))
+            await_here(data._upload(request, "u", name))
+        return str(json.loads(data._uploaded({"upload": "u"}).body)["open"])
+
+    long = "long " * 20
+    assert dropped("u\u0308ber uns.csv") == "/data/file?path=uploads/über-uns.csv"
+    assert dropped("数据.jsonl", f"{long}1.csv", f"{long}2.csv", "😀.csv") == "/data"
+    assert dropped("manual.pdf") == "/data/documents?path=uploads/manual.pdf"
+    assert dropped("book/one.pdf", "book/two.md") == "/data/documents?path=uploads/book"
+    assert len(list(folder.joinpath("uploads").iterdir())) == 7
+    write_lines(folder / "recipe.yaml", "model: tiny")
+    page = data._files().body.decode()
+    assert re.findall(r"documents\?path=(\S+)\"", page) == ["uploads%2Fbook", "uploads%2Fmanual.pdf"]
+    assert len(re.findall(r"file\?path=", page)) == 5
+    with pytest.raises(FileExistsError):  # one of them would be lost
+        dropped("a b.csv", "a-b.csv")
+    Data(Studio(folder))
+    assert not folder.joinpath(".studio", "uploads").exists()
+
+
+@pytest.mark.parametrize("name", ["my data.csv", "数据 (1).csv", "\U0001f600.csv", f"{'数' * 90}.csv", ".x"])
+def test_names_are_proposed_that_the_page_accepts(name: str, tmp_path: Path):
+    page = Studio(tmp_path)
+    for proposed in (recipe_name(name), page.workspace.free_run(Path(name).stem), clean_name(name)):
+        assert page.workspace.new_name(proposed) == proposed
+        assert len(proposed.encode()) < 220
+    assert redirect(f"/runs/{page.workspace.free_run('数据')}").headers["HX-Redirect"] == "/runs/%E6%95%B0%E6%8D%AE"
+
+
+def test_changes_are_shown_wherever_they_are_in_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row_index, "SECONDS", -1.0)  # each call indexes up to the next mark
+    rows = [row_of(n) for n in range(3000)]
+    path = write_lines(folder / "rows.jsonl", *rows, {"text": MAIL, "kind": "a"}, "{broken")
+    screen = DataFile(Studio(folder))
+    copy = screen._copy_of("rows.jsonl")
+    copy.parent.mkdir(parents=True)
+    write_lines(copy, *rows, {"text": MAIL.replace("jane.doe@web.de", "<email>"), "kind": "a"})
+    changes = [
+        {"where": "rows.jsonl:3001", "action": "changed", "row": 3001, "kind": "personal_data", "column": "text"},
+        {"where": "rows.jsonl:3002", "action": "dropped", "kind": "unreadable", "why": "invalid JSON"},
+    ]
+    write_lines(log_of(copy), *changes)
+    shown = screen._changes("rows.jsonl").body.decode()
+    assert "Write to <del>jane.doe@web.de</del><ins>&lt;email&gt;</ins>" in shown
+    write_lines(path, *rows)
+    assert f"<del>{CHANGED}</del>" in screen._changes("rows.jsonl").body.decode()
+
+
+def test_a_file_that_is_indexed_in_part_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row_index, "SECONDS", -1.0)
+    table = tmp_path / "rows.csv"
+    table.write_text("text,label\n" + '"two\nlines",a\n' * 2000, "utf-8")
+    for path in (table, write_lines(tmp_path / "rows.jsonl", *map(row_of, range(2000)))):
+        index = RowIndex(path)
+        index.read(1500, 1)
+        assert index.rows == row_index.STEP
+        assert str(path) not in [file.path for file in psutil.Process().open_files()]
+        assert len(index.read(1500, 9, wait=True)) == 9
+        assert len(index.read(1990, 99, wait=True)) == 10
+        assert index.rows == 2000
+
+
+def test_long_files_in_memory_replace_each_other_and_others_are_opened_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(data_file, "LARGE_BYTES", 100)
+    monkeypatch.setattr(data_file, "RowIndex", lambda path: slow(path) if path.stem == "slow" else RowIndex(path))
+    opening, done = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> RowIndex:
+        opening.set()
+        assert done.wait(60)
+        return RowIndex(path)
+
+    for name in ("slow", "one", "two"):
+        folder.joinpath(f"{name}.txt").write_text(name * 20, "utf-8")
+    screen = DataFile(Studio(folder))
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(screen._index, folder / "slow.txt")
+        assert opening.wait(60)
+        screen._index(folder / "one.txt")
+        done.set()
+        assert other.result().rows == 1
+    screen._index(folder / "two.txt")
+    assert [path.stem for path in screen._indices] == ["two"]
 
 
 def test_rows_of_a_finding_that_the_file_has_no_longer_are_named(folder: Path):
@@ -188,8 +285,10 @@ def test_rows_of_a_finding_that_the_file_has_no_longer_are_named(folder: Path):
     screen = DataFile(Studio(folder))
     finding = {"kind": "leak", "about": "a leak", "rows": [f"rows.jsonl:{line}" for line in (2, 3, 9)]}
     job = job_of(screen.jobs.folder / "1", "audit", "rows.jsonl")
-    with pytest.raises(WorkspaceError, match="is being checked"):  # and not remembered
-        screen._rows("rows.jsonl", finding="leak")
+    for state, problem in (("stopped", "check is stopped"), ("waiting", "is being checked")):  # and not remembered
+        State(state, runner=process_mark()).write(job.folder)
+        with pytest.raises(WorkspaceError, match=problem):
+            screen._rows("rows.jsonl", finding="leak")
     job.folder.joinpath("output.json").write_text(json.dumps({"findings": [finding]}), "utf-8")
     found = json.loads(screen._rows("rows.jsonl", finding="leak").body)
     assert [row["n"] for row in found["rows"]] == [1, 2, 8]

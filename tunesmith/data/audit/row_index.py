@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import bisect_right
@@ -42,13 +43,14 @@ class RowIndex:
         whole: whether these are all.
         problem: why the rest of a table cannot be read; empty if it can.
         note: how the file is written, if not as UTF-8 with commas.
+        held_bytes: bytes of the file if it is in memory, else 0.
     """
 
     def __init__(self, path: Path) -> None:
         file = locate(path)
         if file is None:
             raise DataError(f"{path}: expected a file; give one of the files in it")
-        self.rows, self.whole, self.problem, self.note = 0, True, "", ""
+        self.rows, self.whole, self.problem, self.note, self.held_bytes = 0, True, "", "", 0
         self._path, self._name, self._kind = path, file.path.name, check_kind(file).kind
         self._lock = threading.Lock()
         self._held: Sequence[Row] = ()
@@ -57,14 +59,14 @@ class RowIndex:
             self._text = open_text(file)
             with self._text.open_bytes() as text:
                 start = (text.tell(), 0)  # after a byte order mark
-            self.note = self._text.note
+            self.note, self.held_bytes = self._text.note, len(self._text.text or "")
             if self._kind in TABLES:
                 self._dialect = dialect_of(self._text, self._kind)
                 self.note = ", ".join(filter(None, [self.note, self._dialect.note]))
                 line, header, start = next(self._cells(*start, skip=self._dialect.skipped), (1, [""], start))
                 self._header = (line, header)
                 next(rows_of(iter([self._header]), self._name, self._dialect), None)  # raises the error of a header
-            self._marks, self._scan, self.whole = [start], self._raw(*start), False
+            self._marks, self.whole = [start], False
         elif self._kind == ".parquet":
             next(read_parquet(path), None)  # raises the error of a broken file
             self.rows = parquet_rows(path)
@@ -72,11 +74,11 @@ class RowIndex:
             raise DataError(f"{path}: too large a {self._kind} file to show; convert it to jsonl, csv or parquet")
         else:
             self._held = read_rows(path)
-            self.rows = len(self._held)
+            self.rows, self.held_bytes = len(self._held), file.path.stat().st_size
 
-    def read(self, start: int, count: int) -> list[IndexedRow]:
-        """Return rows by number: fewer at the end, none of a part that is not indexed yet (see `whole`)."""
-        self._read_on(lambda: self.rows >= start + count)
+    def read(self, start: int, count: int, *, wait: bool = False) -> list[IndexedRow]:
+        """Return rows by number: fewer at the end, and, unless `wait`, none of a part that is not indexed yet."""
+        self._read_on(lambda: self.rows >= start + count, wait=wait)
         count = min(count, self.rows - start)
         if count <= 0:
             return []
@@ -86,10 +88,10 @@ class RowIndex:
         rows = self._held[start : start + count] or islice(read_parquet(self._path, start), count)
         return [IndexedRow(start + n, line_of(row), row.fields) for n, row in enumerate(rows)]
 
-    def at_line(self, line: int) -> IndexedRow | None:
-        """Return the row that begins at a line; None if none does, or it is not indexed yet (see `whole`)."""
+    def at_line(self, line: int, *, wait: bool = False) -> IndexedRow | None:
+        """Return the row that begins at a line; None if none does, or, unless `wait`, it is not indexed yet."""
         if self._marks:
-            self._read_on(lambda: self._marks[-1][1] >= line)
+            self._read_on(lambda: self._marks[-1][1] >= line, wait=wait)
             block = max(0, bisect_right(self._marks, line - 1, key=lambda mark: mark[1]) - 1)
             lines = islice(self._raw(*self._marks[block]), min(STEP, self.rows - block * STEP))
             number = block * STEP + next((n for n, (at, *_) in enumerate(lines) if at >= line), STEP)
@@ -98,16 +100,18 @@ class RowIndex:
         rows = self.read(number, 1)
         return rows[0] if rows and rows[0].line == line else None
 
-    def _read_on(self, enough: Callable[[], bool]) -> None:
-        """Index rows until there are enough, the time of a call is over, or the file ends."""
-        end = time.monotonic() + SECONDS
+    def _read_on(self, enough: Callable[[], bool], *, wait: bool) -> None:
+        """Index rows until there are enough, the time of a call is over (without `wait`), or the file ends."""
+        end = time.monotonic() + (math.inf if wait else SECONDS)
         with self._lock:
             if self.whole or enough():
                 return
+            done = (len(self._marks) - 1) * STEP
             try:
-                for *_, mark in self._scan:
-                    self.rows += 1
-                    if self.rows % STEP == 0:
+                # The file is closed between two calls: Windows neither renames nor deletes an open one.
+                for rows, (*_, mark) in enumerate(self._raw(*self._marks[-1]), done + 1):
+                    self.rows = rows
+                    if rows % STEP == 0:
                         self._marks.append(mark)
                         if enough() or time.monotonic() > end:
                             return

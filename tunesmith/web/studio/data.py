@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -14,15 +14,22 @@ from tunesmith.data.documents.convert import READERS as DOCUMENTS
 from tunesmith.data.documents.find_files import sorted_out
 from tunesmith.data.documents.to_rows import SHAPES
 from tunesmith.data.readers.read import READERS
-from tunesmith.web.studio.screen import Route, Screen, redirect
-from tunesmith.web.studio.workspace import WorkspaceError
+from tunesmith.web.studio.screen import Route, Screen, Studio, redirect
+from tunesmith.web.studio.workspace import RECIPES, WorkspaceError, clean_name
 
 UPLOADS = "uploads"  # folder of dropped files
-UNSAFE = re.compile(r"[^\w.-]+")
 
 
 class Data(Screen):
-    """The screen."""
+    """The screen.
+
+    Args:
+        studio: what the screens share.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        super().__init__(studio)
+        shutil.rmtree(self.workspace.kept / UPLOADS, ignore_errors=True)  # of pages that were closed meanwhile
 
     def routes(self) -> Sequence[Route]:
         """Return the routes."""
@@ -46,10 +53,15 @@ class Data(Screen):
         return redirect(f"/jobs/{job.name}")
 
     def _files(self) -> Any:
-        paths = [Path(entry.path).parts for entry in self.workspace.data(tuple(DOCUMENTS))]
-        counts = Counter("/".join(path[: 1 + (path[0] == UPLOADS)]) for path in paths)
-        folders = {name: count for name, count in counts.items() if (self.workspace.folder / name).is_dir()}
-        values = {"files": self.workspace.data(), "folders": folders, "rows": READERS, "documents": list(DOCUMENTS)}
+        files = self.workspace.data()
+        groups: Counter[str] = Counter()  # folders of documents, and single ones
+        for entry in self.workspace.data(tuple(DOCUMENTS)):
+            top, *inner = Path(entry.path).parts
+            if top == UPLOADS or not entry.path.endswith(RECIPES):
+                groups["/".join([top, *inner[: top == UPLOADS]])] += 1
+        for entry in files:  # of rows
+            groups.pop(entry.path, None)
+        values = {"files": files, "groups": groups, "rows": READERS, "documents": list(DOCUMENTS)}
         return self.studio.render("data", here="data", **values)
 
     async def _upload(self, request: Any, upload: str, name: str, start: int = 0) -> Any:
@@ -65,13 +77,9 @@ class Data(Screen):
 
         if Path(name).suffix.lower() not in (*READERS, *DOCUMENTS):
             raise WorkspaceError(f"{name}: unknown kind of file; drop {', '.join({*READERS, *DOCUMENTS})}")
-        parts = [UNSAFE.sub("-", part).strip(".-_") or "file" for part in name.split("/")]
-        target = self._dropped(upload).joinpath(*map(self.workspace.new_name, parts))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self._dropped(upload).joinpath(*map(clean_name, name.split("/")))
         body = await request.body()
-        with target.open("r+b" if start else "wb") as file:
-            file.seek(start)
-            file.write(body)
+        await asyncio.to_thread(write_at, target, start, body)
         return JSONResponse({"size": start + len(body)})
 
     def _dropped(self, upload: str) -> Path:
@@ -83,7 +91,8 @@ class Data(Screen):
 
         folder = self._dropped(fields["upload"])
         address = "/data"
-        for part in sorted(folder.iterdir()):
+        parts = sorted(folder.iterdir())
+        for part in parts:
             target = self.workspace.folder / UPLOADS / part.name
             target.parent.mkdir(exist_ok=True)
             names = (target.with_name(f"{part.stem}-{number}{part.suffix}") for number in itertools.count(2))
@@ -91,9 +100,8 @@ class Data(Screen):
             shutil.move(part, place)
             page = "file" if place.is_file() and place.suffix.lower() in READERS else "documents"
             address = f"/data/{page}?path={UPLOADS}/{place.name}"
-        several = sum(1 for _ in folder.iterdir())
         folder.rmdir()
-        return JSONResponse({"open": "/data" if several else address})
+        return JSONResponse({"open": address if len(parts) == 1 else "/data"})
 
     def _documents(self, path: str) -> Any:
         found, skipped = sorted_out([self.workspace.path(path)])
@@ -109,3 +117,11 @@ class Data(Screen):
         options = ["--write", "questions", "--writer", writer] if writer else []
         words = ["collect", path, "--as", "instruct" if writer else fields["shape"], *options, "--out", str(out)]
         return self.follow(self.studio.start(*words, subject=path, queued=bool(writer)))
+
+
+def write_at(path: Path, start: int, chunk: bytes) -> None:
+    """Write a chunk of a file at its place. Raises FileExistsError if another file was cleaned to the same name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("r+b" if start else "xb") as file:
+        file.seek(start)
+        file.write(chunk)

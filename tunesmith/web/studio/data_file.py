@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.data.audit.fix import log_of
 from tunesmith.data.audit.row_index import IndexedRow, RowIndex
+from tunesmith.data.readers.read import LARGE_BYTES
 from tunesmith.data.readers.row import Row, columns_of
 from tunesmith.data.schema.formats import Format, detect_or_guess
 from tunesmith.data.schema.guess import Guess
@@ -21,7 +22,7 @@ from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.web.studio import recipe_form
 from tunesmith.web.studio.jobs import Job
 from tunesmith.web.studio.screen import Route, Screen, Studio, redirect
-from tunesmith.web.studio.workspace import WorkspaceError
+from tunesmith.web.studio.workspace import WorkspaceError, clean_name
 
 LOOKED_AT = 200  # rows from which columns are detected
 MOST_ROWS = 200  # of one request
@@ -44,7 +45,8 @@ class DataFile(Screen):
     def __init__(self, studio: Studio) -> None:
         super().__init__(studio)
         self._indices: dict[Path, tuple[tuple[int, float], RowIndex]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of both dicts
+        self._opening: dict[Path, threading.Lock] = {}
 
     def routes(self) -> Sequence[Route]:
         """Return the routes."""
@@ -58,7 +60,6 @@ class DataFile(Screen):
             ("GET", "/data/changes", self._changes),
             ("POST", "/data/keep", self._keep),
             ("POST", "/data/preview", self._preview),
-            ("POST", "/data/label", self._label),
             ("POST", "/data/init", self._init),
         )
 
@@ -66,12 +67,19 @@ class DataFile(Screen):
         facts = path.stat()
         mark = (facts.st_size, facts.st_mtime)
         with self._lock:
-            seen, index = self._indices.pop(path, (None, None))
+            opening = self._opening.setdefault(path, threading.Lock())
+        with opening:  # which takes seconds for a long file; others are read meanwhile
+            with self._lock:
+                seen, index = self._indices.pop(path, (None, None))
             index = index if index and seen == mark else RowIndex(path)
-            self._indices[path] = (mark, index)
-            while len(self._indices) > MOST_FILES:
-                self._indices.pop(next(iter(self._indices)))
+            with self._lock:
+                self._indices[path] = (mark, index)
+                while len(self._indices) > MOST_FILES or (len(self._indices) > 1 and self._held() > LARGE_BYTES):
+                    self._indices.pop(next(iter(self._indices)))
         return index
+
+    def _held(self) -> int:
+        return sum(index.held_bytes for _, index in self._indices.values())
 
     def _file(self, path: str, finding: str = "") -> Any:
         source = self.workspace.path(path)
@@ -85,6 +93,7 @@ class DataFile(Screen):
         title = next((entry["about"] for entry in found if entry["kind"] == finding), "")
         folders = (place.parent.name for place in self.workspace.folder.glob("*/config.json"))
         values = {"facts": source.stat(), "finding": finding, "title": title, "models": [*BUNDLED_MODELS, *folders]}
+        values["recipe_name"] = recipe_name(path)
         return self.studio.render("data_file", here="data", path=path, **values, **about, **self._mapping(path))
 
     def _roles(self, path: str, kind: str = "") -> Any:
@@ -178,19 +187,10 @@ class DataFile(Screen):
         return self._start(fields, "tune", "--dry-run", *model, subject=f"preview of {fields['path']}")
 
     def _init(self, fields: dict[str, str]) -> Any:
-        name = self.workspace.new_name(fields.get("name") or f"{Path(fields['path']).stem}.yaml")
+        name = self.workspace.new_name(fields.get("name") or recipe_name(fields["path"]))
         if (self.workspace.folder / name).exists():
             raise WorkspaceError(f"{name}: exists already; choose another name for the recipe")
         return self._start(fields, "init", "--out", name)
-
-    def _label(self, fields: dict[str, str]) -> Any:
-        options = [f"--{role}={fields[role]}" for role in ("text", "label") if fields.get(role)]
-        options += (
-            [f"--labels={','.join(labels)}"] if (labels := re.findall(r"[^\s,]+", fields.get("labels", ""))) else []
-        )
-        path = str(self.workspace.path(fields["path"]).relative_to(self.workspace.folder))
-        self.studio.start("label", path, *options, "--port", "0", subject=path, queued=False)
-        return redirect("/people")
 
     def _copy_of(self, path: str) -> Path:
         """Return where the fixed copy of a file is until it is kept."""
@@ -210,17 +210,18 @@ class DataFile(Screen):
     def _changes(self, path: str, start: int = 0) -> Any:
         """Return some changes of the fixed copy: each text before and after, each dropped row with the reason."""
         source, copy = self.workspace.path(path), self._copy_of(path)
-        changes = []
+        rows, changes = self._index(source), []
         for entry in self._index(log_of(copy)).read(start, CHANGES) if log_of(copy).exists() else ():
             change: dict[str, Any] = dict(entry.fields) if isinstance(entry.fields, Mapping) else {}
-            row = self._index(source).at_line(int(change["where"].rpartition(":")[2]))
-            old = row.fields if row else ""
+            row = rows.at_line(int(change["where"].rpartition(":")[2]), wait=True)
+            old = row.fields if row else CHANGED
             if "row" in change and isinstance(old, Mapping):
-                new, column = self._index(copy).read(change["row"] - 1, 1)[0].fields, change["column"]
-                texts = [as_text(fields.get(column)) for fields in (old, new) if isinstance(fields, Mapping)]
-                change["marks"] = marked(*texts)
+                after, column = self._index(copy).read(change["row"] - 1, 1, wait=True), change["column"]
+                new = after[0].fields if after else CHANGED
+                if isinstance(new, Mapping):
+                    change["marks"] = marked(as_text(old.get(column)), as_text(new.get(column)))
             changes.append({**change, "old": shortened(old)})
-        values = {"more": CHANGES, "kept": not copy.exists(), "name": f"{source.stem}.clean.jsonl"}
+        values = {"more": CHANGES, "kept": not copy.exists(), "name": clean_name(f"{source.stem}.clean.jsonl")}
         return self.studio.render("changes", path=path, start=start, changes=changes, **values)
 
     def _keep(self, fields: dict[str, str]) -> Any:
@@ -238,9 +239,17 @@ class DataFile(Screen):
 def lines_of(job: Path, kind: str) -> tuple[int, ...]:
     """Return the lines of all rows of a finding of an audit. Raises WorkspaceError while it runs."""
     if (output := Job(job).output()) is None:
-        raise WorkspaceError("the data is being checked; open the rows when the check has finished")
+        state = Job(job).state().name
+        if state in ("waiting", "running"):
+            raise WorkspaceError("the data is being checked; open the rows when the check has finished")
+        raise WorkspaceError(f"the check is {state} and has found nothing; check the data again")
     rows = next((finding["rows"] for finding in output.get("findings", ()) if finding["kind"] == kind), ())
     return tuple(int(where.rpartition(":")[2]) for where in rows)
+
+
+def recipe_name(path: str) -> str:
+    """Return the name that is proposed for the recipe of a file."""
+    return clean_name(f"{Path(path).stem}.yaml")
 
 
 def chosen_in(job: Job | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.report.run_list import list_runs
 from tunesmith.web.studio.jobs import Job
 from tunesmith.web.studio.screen import Route, Screen, redirect
-from tunesmith.web.studio.workspace import WorkspaceError
+from tunesmith.web.studio.workspace import WorkspaceError, clean_name
 
 SESSIONS = ("feedback", "label")
 SHOWN = 10  # newest sessions
@@ -59,10 +60,11 @@ class People(Screen):
         return self._start(words, fields, subject=f"runs/{run.name}")
 
     def _label(self, fields: dict[str, str]) -> Any:
-        path = fields.get("path", "")
-        labels = ["--labels", ",".join(fields["labels"].split())] if fields.get("labels", "").strip() else []
-        self.workspace.path(path)
-        return self._start(["label", path, *labels], fields, subject=path)
+        path = str(self.workspace.path(fields["path"]).relative_to(self.workspace.folder))
+        options = [f"--{role}={fields[role]}" for role in ("text", "label") if fields.get(role)]
+        if labels := re.findall(r"[^\s,]+", fields.get("labels", "")):
+            options += [f"--labels={','.join(labels)}"]
+        return self._start(["label", path, *options], fields, subject=path)
 
     def _judge(self, name: str, fields: dict[str, str]) -> Any:
         """Open the page on which pairs of a loop wait for votes, by the command that the loop has named."""
@@ -104,7 +106,7 @@ class People(Screen):
     def _run_loop(self, fields: dict[str, str]) -> Any:
         """Start a loop from a recipe, or continue one from the recipe in its folder."""
         recipe = self.workspace.path(fields["recipe"]).relative_to(self.workspace.folder)
-        name = recipe.parts[1] if recipe.parts[0] == LOOPS else recipe.stem
+        name = recipe.parts[1] if recipe.parts[0] == LOOPS else clean_name(recipe.stem)
         folder = f"{LOOPS}/{self.workspace.new_name(name)}"
         changes = [f"{key}={fields[field].strip()}" for field, key in KEYS.items() if fields.get(field, "").strip()]
         options = [word for change in changes for word in ("--set", change)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -103,7 +103,8 @@ def redirect(address: str, **query: str) -> Any:
     """Return the response to a posted form that opens another page."""
     from fastapi.responses import Response
 
-    return Response(status_code=204, headers={"HX-Redirect": address + (f"?{urlencode(query)}" if query else "")})
+    place = quote(address) + (f"?{urlencode(query)}" if query else "")
+    return Response(status_code=204, headers={"HX-Redirect": place})
 
 
 def _templates() -> Environment:

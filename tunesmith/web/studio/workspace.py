@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import unicodedata
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,8 +22,19 @@ HIDDEN = ".studio"  # folder of what the page keeps: jobs, deleted runs, its add
 RECIPES = (".yaml", ".yml")
 MOST_FILES = 2000  # listed of each kind
 DEPTH = 3  # folders below the working folder in which files are listed
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
+NAME = re.compile(r"\w[\w.-]{0,99}")
+UNSAFE = re.compile(r"[^\w.-]+")
+MOST_CHARS = 60  # of a proposed name before its ending: a file system counts 255 bytes, and a letter has up to four
 SKIPPED = ("runs", "loops", "comparisons", "node_modules", "__pycache__", "venv")
+
+
+def clean_name(name: str) -> str:
+    """Return the closest name that `Workspace.new_name` accepts."""
+    path = Path(UNSAFE.sub("-", unicodedata.normalize("NFC", name)))  # macOS takes letters apart
+    stem = path.stem.strip(".-_")
+    if not 0 < len(stem) <= MOST_CHARS:  # files of a folder keep names of their own
+        stem = f"{stem[:MOST_CHARS] or 'file'}-{zlib.crc32(name.encode()):08x}"
+    return stem + path.suffix
 
 
 class WorkspaceError(TunesmithError):
@@ -80,7 +93,7 @@ class Workspace:
     def free_run(self, name: str) -> str:
         """Return a name that no run has: the name itself, or with a count at its end."""
         counts = itertools.count(2)
-        free = name
+        free = name = clean_name(name)
         while (self.runs / free).exists():
             free = f"{name}-{next(counts)}"
         return free
