@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.tiny import tiny_decoder, tiny_encoder
 from tests.web.conftest import Serve, Served
-from tunesmith.web.studio.measured import arms_of
+from tunesmith.config import load_recipe
+from tunesmith.web.studio.decide import Decide, arms_for
+from tunesmith.web.studio.measured import ABOUT, arms_of
+from tunesmith.web.studio.screen import Studio
 
 # Milliseconds for a command in a process of its own: it imports torch, and the machine may be busy.
 COMMAND = 200_000
@@ -156,4 +160,55 @@ def test_arms_that_have_answered_are_shown_and_those_that_were_left_out(tmp_path
     arms = arms_of(tmp_path, 3, "step 1/2")
     assert [arm["state"] for arm in arms] == ["finished", "left out", "running", "waiting"]
     assert (arms[0]["latency"], arms[0]["task"], arms[2]["detail"]) == ({"p50": 2.0}, task, "step 1/2")
-    assert [arm["state"] for arm in arms_of(tmp_path, 3, "")][2:] == ["waiting", "waiting"]
+    assert [arm["state"] for arm in arms_of(tmp_path, 0, "")][2:] == ["waiting", "waiting"]
+    assert [arm["state"] for arm in arms_of(tmp_path, 3, None)][2:] == ["unanswered", "unanswered"]  # it has ended
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "changes", "without"),
+    [
+        ("decoder", "classify", [], {"raft"}),
+        ("decoder", "{kind: classify, output: linear}", [], {"raft", "tuned+rag"}),
+        ("decoder", "instruct", [], {"tf-idf"}),
+        ("encoder", "classify", [], {"prompt", "few-shot", "rag", "tuned+rag", "raft"}),
+        ("encoder", "classify", ["compare.model=smollm2-135m"], {"tuned+rag", "raft"}),
+        ("decoder", "domain", [], set(ABOUT)),
+    ],
+)
+def test_arms_that_the_model_or_the_rows_rule_out_are_not_offered(
+    tmp_path: Path, model: str, objective: str, changes: list[str], without: set[str]
+):
+    for name, config in {
+        "encoder": {"model_type": "bert"},
+        "decoder": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    }.items():
+        tmp_path.joinpath(name).mkdir()
+        tmp_path.joinpath(name, "config.json").write_text(json.dumps(config), "utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: ./{model}\ndata: {{train: rows.jsonl}}\nobjective: {objective}\n", "utf-8")
+    assert set(ABOUT) - set(arms_for(load_recipe(recipe, changes=changes)[0])) == without
+
+
+def test_a_comparison_is_named_by_its_documents_and_its_winner_is_copied_once(tmp_path: Path):
+    screen = Decide(Studio(tmp_path))
+    tmp_path.joinpath("manual").mkdir()
+    tmp_path.joinpath("recipe.yaml").write_text(
+        "model: x/y\ndata: {train: rows.jsonl}\nobjective: instruct\ndocuments: manual\n", "utf-8"
+    )
+    recipe, page = load_recipe(tmp_path / "recipe.yaml")[0], tmp_path / "manual" / "page.md"
+    page.write_text("one", "utf-8")
+    os.utime(page, ns=(1, 1))
+    before = screen._digest(recipe, "")
+    assert screen._digest(recipe, "") == before
+    os.utime(page, ns=(2, 2))
+    assert screen._digest(recipe, "") != before
+
+    run = tmp_path / "mine" / "tuned"
+    run.mkdir(parents=True)
+    run.joinpath("report.json").write_text("{}", "utf-8")
+    for content, copies in (("{}", ["mine"]), ("{}", ["mine"]), ('{"n": 1}', ["mine", "mine-2"])):
+        run.joinpath("report.json").write_text(content, "utf-8")
+        screen._keep({"run": "mine/tuned"})
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == copies
+    tmp_path.joinpath("mine", "comparison.json").write_text('{"verdict": {"text": "prompt", "arm": "rag"}}', "utf-8")
+    assert [str(answer["folder"]) for answer in screen._answers()] == ["mine"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunesmith.config import Recipe, load_recipe
 from tunesmith.errors import TunesmithError
+from tunesmith.models.loading.locate import local_family
 from tunesmith.report.formatting import duration
 from tunesmith.training.run_folder import identity_of
 from tunesmith.web.studio.jobs import Job
@@ -89,15 +93,15 @@ class Decide(Screen):
         """Return a digest of a recipe and its files, without its arms: one more keeps the answers of the others."""
         named = (recipe.data.train, recipe.data.validation, recipe.data.test, recipe.documents.source)
         paths = [self.workspace.folder / name for name in named if name and isinstance(name, str)]
-        marks = [path.stat().st_mtime_ns for path in paths if path.exists()]
+        files = [file for path in paths for file in (path, *sorted(path.rglob("*")))]  # of a folder of documents, all
+        marks = [file.stat().st_mtime_ns for file in files if file.exists()]
         return identity_of(recipe.model_dump(mode="json", exclude={"arms", "machine", "style"}), marks, minutes)[:6]
 
     def _answers(self) -> list[dict[str, Any]]:
         """Return the finished comparisons and learning curves of the folder, newest first, whoever started them."""
         found: list[dict[str, Any]] = []
-        for path in (
-            path for *_, result, _ in ANSWERS.values() for path in self.workspace.folder.glob(f"*/*/{result}")
-        ):
+        patterns = [f"{depth}/{result}" for *_, result, _ in ANSWERS.values() for depth in ("*", "*/*")]
+        for path in (path for pattern in patterns for path in self.workspace.folder.glob(pattern)):
             for page in pages(path.parent, path.name):
                 verdict = page.get("verdict", {})
                 text = page.get("sentence") or f"{verdict.get('text')}: {verdict.get('arm')}"
@@ -123,21 +127,35 @@ class Decide(Screen):
         return HTMLResponse(page, headers={"content-security-policy": policy})
 
     def _keep(self, fields: dict[str, str]) -> Any:
-        """Copy the run of a tuned arm to the runs, where the other screens find it."""
+        """Copy the run of a tuned arm to the runs, where the other screens find it, unless it is there already."""
         run = self.workspace.path(fields["run"])
         if not (run / "report.json").is_file():
             raise WorkspaceError(f"{fields['run']}: not a finished run; it may have been deleted")
-        name = run.name
-        if run.parent != self.workspace.runs:
+        page, runs = "report.json", self.workspace.runs
+        same = (kept.parent.name for kept in runs.glob(f"*/{page}") if filecmp.cmp(kept, run / page, shallow=False))
+        if not (name := next(same, "")):
             name = free_run(self, run.parent.name)
-            shutil.copytree(run, self.workspace.runs / name)
+            runs.mkdir(exist_ok=True)
+            with TemporaryDirectory(prefix=".", dir=runs) as place:  # a copy that is interrupted is not a run
+                shutil.copytree(run, Path(place, name)).rename(runs / name)
         return redirect("/ship", run=name)
 
 
 def arms_for(recipe: Recipe) -> list[str]:
     """Return the arms that can be chosen; none if the rows have no answer that every arm can give."""
-    wrong = {"classify": ("tuned+rag", "raft"), "instruct": ("tf-idf",)}.get(recipe.objective.kind, tuple(ABOUT))
+    wrong = {"classify": ["raft"], "instruct": ["tf-idf"]}.get(recipe.objective.kind, list(ABOUT))
+    if _is_encoder(recipe.compare.model or recipe.model):
+        wrong += ["prompt", "few-shot", "rag"]
+    if getattr(recipe.objective, "output", "") == "linear" or _is_encoder(recipe.model):
+        wrong += ["tuned+rag"]
     return list(dict.fromkeys([*(arm for arm in ABOUT if arm not in wrong), *recipe.arms]))
+
+
+def _is_encoder(model: str) -> bool:
+    """Return whether a model is known to be an encoder, which answers no prompt, without loading it."""
+    with suppress(TunesmithError):  # reported by the commands
+        return local_family(model) == "encoder"
+    return False
 
 
 def time_of_run(recipe: Recipe, plan: Job | None) -> str:

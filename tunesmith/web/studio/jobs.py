@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,10 +115,8 @@ class Job:
 
     def output(self) -> Any:
         """Return the first JSON document that the command printed; None until there is one."""
-        try:  # a server that is stopped prints a second one
-            return json.JSONDecoder().raw_decode((self.folder / OUTPUT).read_text(encoding="utf-8"))[0]
-        except (FileNotFoundError, ValueError):
-            return None
+        path = self.folder / OUTPUT
+        return _document(path, path.stat().st_size) if path.exists() else None
 
     def error(self) -> str:
         """Return the message of a command that has failed, without the word before it."""
@@ -251,6 +249,15 @@ def _detach(words: list[str]) -> None:
     nowhere = subprocess.DEVNULL
     process = subprocess.Popen(words, stdin=nowhere, stdout=nowhere, stderr=nowhere, close_fds=True, **options)
     threading.Thread(target=process.wait, daemon=True).start()  # else it stays a zombie until this process ends
+
+
+@lru_cache(maxsize=16)
+def _document(path: Path, _bytes: int) -> Any:
+    """Return the first JSON document of a file that only grows; None until it is whole."""
+    try:  # a server that is stopped prints a second one
+        return json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8"))[0]
+    except ValueError:
+        return None
 
 
 def _tail(path: Path) -> str:

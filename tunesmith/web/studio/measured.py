@@ -34,24 +34,25 @@ def measured_of(job: Job) -> dict[str, Any] | None:
     number, total = map(int, [("0", "0"), *PART.findall(log)][-1])
     if words[0] == "learning-curve":
         return {"total": total, **runs_of(folder)}
-    return {"arms": arms_of(folder, number, log.rpartition("\n")[2] if job.is_active else "")}
+    return {"arms": arms_of(folder, number, log.rpartition("\n")[2] if job.is_active else None)}
 
 
-def arms_of(folder: Path, number: int, doing: str) -> list[dict[str, Any]]:
+def arms_of(folder: Path, number: int, doing: str | None) -> list[dict[str, Any]]:
     """Return the arms of a comparison, those that have answered in the form of its result.
 
     Args:
         folder: of the comparison.
         number: the arm that was started last, from 1; 0 for none.
-        doing: what the command does now; empty if it has ended.
+        doing: what the command does now; None if it has ended.
     """
     answers = {page["name"]: page for page in pages(folder, "answers/*.json")}
     recipe = folder / "recipe.yaml"
     names = parse_yaml(recipe.read_text(encoding="utf-8"))["arms"] if recipe.is_file() else []
     arms: list[dict[str, Any]] = []
     for position, name in enumerate(names, 1):
-        state = "left out" if position < number else "running" if doing and position == number else "waiting"
-        detail = doing if state == "running" else ABOUT.get(name, "")
+        now = "unanswered" if doing is None else "running" if position == number else "waiting"
+        state = "left out" if position < number else now
+        detail = doing if doing and state == "running" else ABOUT.get(name, "")
         arm = {"name": name, "state": state, "detail": detail, "task": None}
         if page := answers.get(name):
             pace = median(page["latencies"]) if page["latencies"] else None
