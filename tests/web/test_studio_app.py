@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.web.conftest import asking
+from tests.web.conftest import asking, await_here
 from tunesmith.errors import TunesmithError
 from tunesmith.web.studio.app import make_studio
 from tunesmith.web.studio.jobs import COMMAND, OUTPUT, STATE, Job, process_mark
-from tunesmith.web.studio.playground import Playground
+from tunesmith.web.studio.playground import Playground, _refusal
 from tunesmith.web.studio.screen import Studio
+from tunesmith.web.studio.ship import USUAL, Ship
 from tunesmith.web.studio.workspace import Workspace
 
 
@@ -88,3 +89,55 @@ def test_a_damaged_loop_is_named_and_the_others_are_shown(tmp_path: Path):
     assert status == 200
     assert "loops/torn/recipe.yaml" in page.split('id="loop-torn"')[1].split("</section>")[0]
     assert "Round 1" in page.split('id="loop-good"')[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{\n "error": {\n  "message": "too long",\n  "code": 400\n }\n}', "too long"),  # OpenAI, on several lines
+        ('{"error": "no such model"}', "no such model"),  # Ollama
+        ('{"object": "error", "message": "busy"}', "busy"),  # older vLLM
+        ('{"detail": [1]}', '{"detail": [1]}'),
+        ("<html>\n<b>Bad\ngateway</b>", "<html> <b>Bad gateway</b>"),
+        ("", "the server of the models rejected the request (502)"),
+    ],
+)
+def test_an_error_of_another_server_reaches_the_page_as_one_line(text: str, message: str):
+    assert json.loads(_refusal(502, text)) == {"error": {"message": message}}
+    assert b"\n" not in _refusal(502, text)
+
+
+class Request:
+    """A request of a page that was closed, or waits."""
+
+    def __init__(self, *, closed: bool) -> None:
+        self._closed = closed
+
+    async def is_disconnected(self) -> bool:
+        return self._closed
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_question_to_a_comparison_is_no_job_for_good_and_ends_with_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+):
+    studio = Studio(tmp_path)
+    answer = {"answer": "yes"}
+    job = running_job(tmp_path / ".studio/jobs/1", ["ask", "comparisons/a"], "playground", answer)
+    stops: list[Job] = []
+    states = iter([True, False, False])
+    monkeypatch.setattr(Job, "is_active", property(lambda _: next(states)))
+    monkeypatch.setattr(Job, "stop", lambda asked: stops.append(asked))
+    monkeypatch.setattr(studio, "start", lambda *_, **__: job)
+    reply = await_here(Playground(studio)._arm({"text": "is it?", "model": "a"}, Request(closed=closed)))
+    assert json.loads(reply.body) == answer
+    assert stops == [job] * closed
+    assert list(studio.jobs) == []
+    assert job.state().name == "lost"  # for whoever has listed it before
+
+
+def test_the_code_of_clients_is_made_again_only_for_another_address(tmp_path: Path):
+    ship = Ship(Studio(tmp_path))
+    assert ship._clients("talk", shown=USUAL).status_code == 204
+    with pytest.raises(TunesmithError, match="no such run"):
+        ship._clients("talk")

@@ -1,7 +1,7 @@
 // Learning curves: the score of each run by training rows, and the fitted curve with its interval.
 // The server replaces the data of the element while runs finish.
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+export const dark = matchMedia("(prefers-color-scheme: dark)");
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const size = (place) => ({ width: Math.max(200, place.clientWidth), height: 260 });
 const plots = new Map();
 const resized = new ResizeObserver((entries) => entries.forEach(({ target }) => plots.get(target)?.setSize(size(target))));

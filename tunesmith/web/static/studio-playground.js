@@ -5,7 +5,7 @@ import { post, problem } from "./studio.js";
 
 const CHAT = "v1/chat/completions";
 const form = find("ask-form");
-let running = null; // AbortController of the answers that are being written
+const columns = [];
 let row = { text: "", reference: "" }; // the test row in the text field
 
 function put(parent, name, text = "", kind = "") {
@@ -24,6 +24,7 @@ function fold(parent, title, text, open = false) {
 
 class Column {
   turns = [];
+  running = null; // AbortController of the answer that is being written
 
   constructor(place) {
     Object.assign(this, JSON.parse(place.dataset.column)); // model, at, kind, instruction, thinks, rated
@@ -32,7 +33,7 @@ class Column {
 
   async send(route, body) {
     const address = `/playground/api/${route}?${new URLSearchParams({ at: this.at })}`;
-    return post(address, JSON.stringify({ model: this.model, ...body }), "application/json", running?.signal);
+    return post(address, JSON.stringify({ model: this.model, ...body }), "application/json", this.running?.signal);
   }
 
   ask(text) {
@@ -43,22 +44,31 @@ class Column {
   }
 
   // Add turns and show what the model answers to them; if it fails they are dropped, and the chat stays valid.
+  // Return whether it answered.
   async answer(text, ...turns) {
     const place = put(this.list, "div");
     const shown = put(place, "p", "…", "turn assistant");
     const before = this.turns;
     this.turns = [...before, ...turns];
-    this.list.setAttribute("aria-busy", "true");
+    this.runs(new AbortController());
     try {
       if (this.kind === "arm") await this.search(text, shown);
-      else if (this.kind === CHAT || this.kind === "v1/completions") await this.write(text, shown);
+      else if (this.kind === CHAT || this.kind === "v1/completions") await this.write(text, shown, turns);
       else await this.read(text, shown);
     } catch (error) {
       this.turns = before;
       if (error.name === "AbortError") put(place, "p", "stopped; not part of the chat", "muted");
       else Object.assign(shown, { textContent: error.message, className: "turn bad" });
     }
-    this.list.setAttribute("aria-busy", "false");
+    this.runs(null);
+    return this.turns !== before;
+  }
+
+  // The button that stops answers is shown until all are written.
+  runs(controller) {
+    this.running = controller;
+    this.list.setAttribute("aria-busy", String(controller !== null));
+    find("stop-answers").hidden = !columns.some((column) => column.running);
   }
 
   // Labels with their probabilities, or a number.
@@ -76,7 +86,7 @@ class Column {
 
   // The best arm of a comparison, and the passages behind its answer.
   async search(text, shown) {
-    const reply = await document_of(post("/playground/arm", new URLSearchParams({ model: this.model, text }), undefined, running.signal));
+    const reply = await document_of(post("/playground/arm", new URLSearchParams({ model: this.model, text }), undefined, this.running.signal));
     shown.textContent = reply.answer;
     put(shown.parentElement, "p", `arm ${reply.arm}`, "muted");
     for (const [id, passage] of Object.entries(reply.passages)) {
@@ -84,7 +94,7 @@ class Column {
     }
   }
 
-  async write(text, shown) {
+  async write(text, shown, turns) {
     const place = shown.parentElement;
     const { system, thinking, tools, ...sampling } = settings();
     const body = { ...sampling, stream: true, stream_options: { include_usage: true } };
@@ -108,23 +118,26 @@ class Column {
     put(place, "p", `${tokens ? `${count(tokens)} tokens, ` : ""}${seconds} s${end === "length" ? "; cut off at the limit of tokens" : ""}`, "muted");
     if (this.kind !== CHAT) return;
     if (content && this.rated && !calls.length) this.thumbs(place, this.turns, content);
-    this.turns = [...this.turns, { role: "assistant", content, ...(calls.length ? { tool_calls: calls } : {}) }];
-    if (calls.length) this.results(place, calls);
+    if (calls.length) {
+      this.turns = this.turns.slice(0, -turns.length);
+      this.results(place, calls, [...turns, { role: "assistant", content, tool_calls: calls }]);
+    } else this.turns = [...this.turns, { role: "assistant", content }];
   }
 
-  // Calls of tools, with fields for what the tools return.
-  results(place, calls) {
+  // Calls of tools, with fields for what the tools return. The turns so far become part of the chat together with the results.
+  results(place, calls, before) {
     const made = put(place, "form", "", "calls");
     const fields = calls.map((call) => {
       put(made, "p", `${call.function.name}(${call.function.arguments})`, "call");
       return put(put(made, "label", `What ${call.function.name} returns`), "textarea");
     });
     const button = put(made, "button", "Send to the model", "small");
-    made.addEventListener("submit", (event) => {
+    made.addEventListener("submit", async (event) => {
       event.preventDefault();
-      button.remove();
+      if (this.running) return;
+      button.hidden = true;
       const turns = calls.map((call, i) => ({ role: "tool", tool_call_id: call.id, content: fields[i].value }));
-      during(() => [this.answer("", ...turns)]);
+      button.hidden = await this.answer("", ...before, ...turns);
     });
   }
 
@@ -190,30 +203,21 @@ function settings() {
   return schema ? { ...others, response_format: { type: "json_schema", json_schema: { name: "answer", schema } } } : others;
 }
 
-// Start answers, and show the button that stops them until all are written.
-async function during(start) {
-  running = new AbortController();
-  find("stop-answers").hidden = false;
-  await Promise.all(start());
-  find("stop-answers").hidden = true;
-  running = null;
-}
-
 if (form) {
   const place = document.querySelector(".play");
-  const columns = [...place.querySelectorAll("[data-column]")].map((section) => new Column(section));
+  columns.push(...[...place.querySelectorAll("[data-column]")].map((section) => new Column(section)));
   const rows = JSON.parse(place.dataset.examples);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const text = find("question").value.trim();
-    if (!text || running) return;
+    if (!text || columns.some((column) => column.running)) return;
     find("question").value = "";
-    during(() => columns.map((column) => column.ask(text)));
+    columns.forEach((column) => column.ask(text));
   });
   find("question").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
   });
-  find("stop-answers").addEventListener("click", () => running?.abort());
+  find("stop-answers").addEventListener("click", () => columns.forEach((column) => column.running?.abort()));
   find("new-chat").addEventListener("click", () => columns.forEach((column) => { column.turns = []; column.list.replaceChildren(); }));
   find("test-row")?.addEventListener("click", () => {
     rows.push(row = rows.shift());

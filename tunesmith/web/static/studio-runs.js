@@ -1,8 +1,7 @@
 // The page of a run while it trains, the table of runs, and curves of several runs over each other.
 import { find, make, count } from "./parts.js";
+import { colour, dark } from "./studio-curve.js";
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const LINES = [["--tuned"], ["--base", [6, 4]], ["--good", [2, 3]], ["--unsure", [10, 3, 2, 3]], ["--bad", [1, 5]], ["--ink", [14, 5]]];
 
 // A chart of values by step; points are appended, so that an update costs as much as what is new.
@@ -182,10 +181,6 @@ if (pick) {
     find("shown").textContent = `${count(shown)}${shown < rows.length ? ` of ${count(rows.length)}` : ""} runs`;
   };
   pick.addEventListener("change", choose);
-  pick.addEventListener("submit", (event) => { // the security policy of the page allows no plain form
-    event.preventDefault();
-    location.href = `/diff?${new URLSearchParams(new FormData(pick))}`;
-  });
   find("filter").addEventListener("input", filter);
   choose(); // the browser restores fields when one comes back
   filter();

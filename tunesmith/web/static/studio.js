@@ -20,13 +20,24 @@ export function problem(text) {
   find("problem").replaceChildren(line);
 }
 
-// Copy buttons.
+// Copy buttons. Browsers have no clipboard on a page from another machine over plain http, only the command "copy".
+const announced = make("p", "", { class: "quiet", role: "status" });
+document.body.append(announced);
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy]");
-  if (!button) return;
-  await navigator.clipboard.writeText(button.dataset.copy);
-  button.textContent = "copied";
-  setTimeout(() => { button.textContent = "copy"; }, 1500);
+  if (!button || button.textContent === "copied") return;
+  if (navigator.clipboard) await navigator.clipboard.writeText(button.dataset.copy);
+  else {
+    const field = make("textarea", button.dataset.copy, { class: "quiet" });
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+    button.focus();
+  }
+  const label = button.textContent;
+  announced.textContent = button.textContent = "copied";
+  setTimeout(() => { button.textContent = label; announced.textContent = ""; }, 1500);
 });
 
 export async function post(address, body, type = "application/x-www-form-urlencoded", signal = undefined) {

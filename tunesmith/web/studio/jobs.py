@@ -88,7 +88,8 @@ class Job:
             fields = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
             state = State(**{**fields, "runner": tuple(fields["runner"])})
         except FileNotFoundError:
-            late = time.time() - (self.folder / COMMAND).stat().st_mtime > STARTING
+            command = self.folder / COMMAND  # deleted since it was listed, if it is not there
+            late = not command.exists() or time.time() - command.stat().st_mtime > STARTING
             return State("lost" if late else "waiting")
         except (ValueError, KeyError, TypeError):  # damaged by a power failure
             return State("lost", ended=1.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError
-from tunesmith.report.run_list import list_runs
+from tunesmith.report.run_list import Describe, list_runs
 from tunesmith.web.studio.jobs import Job
 from tunesmith.web.studio.screen import Route, Screen, redirect
 from tunesmith.web.studio.workspace import WorkspaceError, clean_name
@@ -130,7 +130,7 @@ class People(Screen):
         values = {"name": name, "job": job, "active": active, "waits": bool(words)}
         values["page"] = page if words and is_open else None
         try:
-            return {**values, "problem": "", **loop_of(self.workspace.folder / LOOPS / name)}
+            return {**values, "problem": "", **loop_of(self.workspace.folder / LOOPS / name, self.studio.known_runs)}
         except TunesmithError as error:  # in its panel; the other loops are shown
             return {**values, "problem": str(error), "rounds": [], "report": None}
 
@@ -158,11 +158,12 @@ def votes_of(store: Path, *, is_label: bool = False) -> dict[str, Any]:
     return {"judged": len(votes.items()), "raters": raters, "agreement": both, "models": []}
 
 
-def loop_of(folder: Path) -> dict[str, Any]:
+def loop_of(folder: Path, describe: Describe | None = None) -> dict[str, Any]:
     """Return the `rounds` of a loop with their states, and the `report` once it has ended.
 
     Args:
         folder: of the loop, as `tunesmith rlhf` writes it.
+        describe: as in `list_runs`.
     """
     from tunesmith.config import load_recipe
     from tunesmith.data.files import read_page
@@ -171,18 +172,18 @@ def loop_of(folder: Path) -> dict[str, Any]:
         return {"rounds": [], "report": None}
     settings = load_recipe(folder / "recipe.yaml")[0].loop
     report = read_page(folder / "rlhf.json", dict[str, Any]) if (folder / "rlhf.json").is_file() else None
-    rounds = [_round(folder, number) for number in range(1, settings.rounds + 1)]
+    rounds = [_round(folder, number, describe) for number in range(1, settings.rounds + 1)]
     for item, known in zip(rounds, report["rounds"] if report else (), strict=False):
         item["won"] = known["over_start"]
     ended = report is not None and len(report["rounds"]) == len(rounds)
     return {"rounds": rounds, "report": report if ended else None}
 
 
-def _round(folder: Path, number: int) -> dict[str, Any]:
+def _round(folder: Path, number: int, describe: Describe | None) -> dict[str, Any]:
     place = folder / f"round-{number}"
     store = place / "votes.db"
     votes = votes_of(store) if store.is_file() and store.stat().st_size else None
-    learned = [run for name in ("reward", "policy") if (place / name).is_dir() for run in list_runs(place / name)]
+    learned = [run for name in ("reward", "policy") for run in list_runs(place / name, describe=describe)]
     if (place / "replies.json").exists() or (folder / f"round-{number + 1}").exists():
         state = "finished"
     elif learned:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from tunesmith.data.documents.document import one_line
 from tunesmith.inference.openai_client import Endpoint, check, is_local
 from tunesmith.report.predictions import read_predictions
 from tunesmith.web.studio.jobs import STOP, Job
@@ -114,7 +115,7 @@ class Playground(Screen):
             return self.studio.render("playground_status", job=job)
         return redirect("/playground")
 
-    async def _arm(self, fields: dict[str, str]) -> Any:
+    async def _arm(self, fields: dict[str, str], request: Any) -> Any:
         """Answer by the recommended arm of a comparison, with the passages behind the answer."""
         from fastapi.responses import JSONResponse
 
@@ -123,8 +124,12 @@ class Playground(Screen):
         words += [f" {text}" if text.startswith("-") else text]  # else an option
         job = await asyncio.to_thread(partial(self.studio.start, *words, subject=SUBJECT, queued=False))
         while await asyncio.to_thread(lambda: job.is_active):
+            if await request.is_disconnected():  # "Stop writing", or a closed page
+                job.stop()
             await asyncio.sleep(POLL)
-        return JSONResponse(job.output() or {"error": {"message": job.log()[-400:] or job.state().name}})
+        answer = job.output() or {"error": {"message": job.log()[-400:] or job.state().name}}
+        await asyncio.to_thread(self.jobs.delete, job.name)  # the page has the answer; jobs are for commands
+        return JSONResponse(answer)
 
     async def _forward(self, route: str, request: Any, at: str = "") -> Any:
         """Pass a request on to a server, and its answer back as it comes."""
@@ -188,8 +193,25 @@ async def _answer(server: Endpoint, route: str, body: bytes) -> AsyncIterator[by
             httpx.AsyncClient(timeout=SECONDS, trust_env=False) as client,
             client.stream("POST", address, content=body, headers=_headers(server)) as reply,
         ):
+            if reply.status_code >= 400:
+                yield _refusal(reply.status_code, (await reply.aread()).decode("utf-8", "replace"))
+                return
             async for part in reply.aiter_bytes():
                 yield part
     except httpx.HTTPError as error:
-        message = f"the server of the models does not answer ({error or type(error).__name__}); load them again"
-        yield json.dumps({"error": {"message": message}}).encode()
+        yield _error(f"the server of the models does not answer ({error or type(error).__name__}); load them again")
+
+
+def _refusal(status: int, text: str) -> bytes:
+    """Return the error in a response of a server, which may be JSON on several lines, or a page."""
+    try:
+        document = json.loads(text)
+        error = document.get("error", document)
+        message = error["message"] if isinstance(error, dict) else error
+    except (ValueError, KeyError, AttributeError):
+        message = one_line(text)[:300]
+    return _error(str(message or f"the server of the models rejected the request ({status})"))
+
+
+def _error(message: str) -> bytes:
+    return json.dumps({"error": {"message": message}}).encode()

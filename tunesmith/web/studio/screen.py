@@ -48,7 +48,7 @@ class Studio:
         self.jobs = Jobs(self.workspace.kept / "jobs", self.workspace.folder)
         self.offline = offline
         self._templates = _templates()
-        self._known_runs = KnownRuns()
+        self.known_runs = KnownRuns()
 
     def start(self, *words: str, subject: str = "", queued: bool = True) -> Job:
         """Start a command with `--json`; arguments as in `Jobs.start`."""
@@ -58,7 +58,7 @@ class Studio:
     def runs(self, name: str = "") -> list[Entry]:
         """Return all runs, or one, as `list_runs` does, newest first."""
         folder = self.workspace.runs / name
-        return list_runs(folder, describe=self._known_runs)[::-1] if folder.is_dir() else []
+        return list_runs(folder, describe=self.known_runs)[::-1] if folder.is_dir() else []
 
     def finished_runs(self) -> list[Entry]:
         """Return the finished runs, newest first."""

@@ -77,12 +77,17 @@ class Ship(Screen):
         words = ["serve", f"runs/{run.name}", "--port", fields.get("port") or "0"]
         return self.follow(self.studio.start(*words, subject=f"runs/{run.name}", queued=False))
 
-    def _clients(self, run: str) -> Any:
-        """Show the code of clients, with the address of the server of the run if there is one."""
+    def _clients(self, run: str, shown: str = "") -> Any:
+        """Show the code of clients, with the address of the server of the run if there is one, unless it is `shown`."""
+        from fastapi.responses import Response
+
         job = self.jobs.about(f"runs/{run}", "serve")
         served = job.output() if job is not None and job.is_active else None
-        code = clients_of(read_run_data(self.workspace.run(run)), served["url"] if served else USUAL)
-        return self.studio.render("clients", served=served, code=code)
+        url = served["url"] if served else USUAL
+        if url == shown:
+            return Response(status_code=204)
+        code = clients_of(read_run_data(self.workspace.run(run)), url)
+        return self.studio.render("clients", served=served, url=url, code=code)
 
     def _upload(self, folder: str, repo: str = "") -> Any:
         """Show what an upload to the Hub would contain. Nothing is sent."""
