@@ -26,6 +26,7 @@ from tunesmith.web.studio import data_file
 from tunesmith.web.studio.data import Data
 from tunesmith.web.studio.data_file import CHANGED, DataFile, chosen_in, marked, recipe_name
 from tunesmith.web.studio.jobs import Command, Job, State, process_mark
+from tunesmith.web.studio.people import People
 from tunesmith.web.studio.screen import Studio, redirect
 from tunesmith.web.studio.workspace import WorkspaceError, clean_name
 
@@ -108,8 +109,10 @@ def test_documents_become_rows_and_a_dropped_file_is_mapped_checked_fixed_and_se
     page.get_by_label("Go to row").fill("63")
     page.get_by_label("Go to row").press("Enter")
     expect(page.locator("#row")).to_contain_text("Not a row")
+    page.get_by_label("Objective").focus()
     page.get_by_label("Objective").select_option("classify")
     page.locator("[name=label]").select_option("kind")
+    expect(page.get_by_label("Objective")).to_be_focused()  # though it was replaced
     page.locator("[name=text]").select_option("text")
     page.get_by_text("Groups and held-out rows").click()
     page.get_by_label("Rows of one group").select_option("from")
@@ -220,6 +223,19 @@ def test_names_are_proposed_that_the_page_accepts(name: str, tmp_path: Path):
         assert page.workspace.new_name(proposed) == proposed
         assert len(proposed.encode()) < 220
     assert redirect(f"/runs/{page.workspace.free_run('数据')}").headers["HX-Redirect"] == "/runs/%E6%95%B0%E6%8D%AE"
+
+
+def test_rows_are_labelled_in_one_session_whichever_screen_asks(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    write_lines(folder / "rows.jsonl", row_of(0))
+    people = People(Studio(folder))
+    started: list[str] = []
+    monkeypatch.setattr(people.studio, "start", lambda *words, **_: started.extend(words))
+    people._label({"path": "./rows.jsonl", "text": "text", "label": "kind", "labels": "good, bad"})
+    assert started == ["label", "rows.jsonl", "--text=text", "--label=kind", "--labels=good,bad", "--port", "0"]
+    job = job_of(people.jobs.folder / "1", *started)
+    State("running", process_mark(), started=1.0).write(job.folder)
+    with pytest.raises(WorkspaceError, match="open already"):
+        people._label({"path": "rows.jsonl", "labels": "good bad"})
 
 
 def test_changes_are_shown_wherever_they_are_in_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch):
