@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -129,6 +130,8 @@ def shown(studio: Studio, name: str) -> str:
 def test_a_waiting_run_has_its_name_and_its_copy_of_the_recipe(studio: Studio):
     start(studio, "talk")
     assert 'value="talk-2"' in Tune(studio)._screen("talk.yaml").body.decode()
+    (studio.workspace.folder / "my recipe.yaml").write_text(RECIPE, "utf-8")
+    assert 'value="my-recipe"' in Tune(studio)._screen("my recipe.yaml").body.decode()
     with pytest.raises(TunesmithError, match=r"runs/talk: exists already, or waits"):
         start(studio, "talk", RECIPE.replace("2000", "3"))
     second = start(studio, "talk-2", RECIPE.replace("2000", "5"))
@@ -155,6 +158,14 @@ def test_a_name_that_is_used_again_belongs_to_the_newest_recipe_and_resumes_once
     assert 'href="/tune?recipe=other.yaml"' in shown(studio, "talk")
     Runs(studio)._resume("talk")
     assert next(iter(studio.jobs)).command.words == resumed.command.words
+
+
+def test_names_of_jobs_sort_by_time_also_where_a_second_ends(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    clock = itertools.count(1_700_000_000_999_000_000, 400_000)
+    monkeypatch.setattr(time, "time_ns", lambda: next(clock))
+    monkeypatch.setattr(time, "strftime", lambda form, at=(0,) * 9, real=time.strftime: real(form, at))  # a late clock
+    started = [studio.jobs.start(["plan"]).name for _ in range(6)]
+    assert started == sorted(started)
 
 
 def test_a_recipe_that_is_no_yaml_is_refused_in_one_line_and_not_saved(studio: Studio):
@@ -356,6 +367,7 @@ def test_runs_wait_stop_resume_and_are_compared(page: Page, tmp_path: Path, serv
     page.get_by_role("button", name="Compare 3 runs").click()
     expect(page.locator("[data-curves] .uplot").first).to_be_visible()
     expect(page.get_by_role("row", name=re.compile("schedule.epochs"))).to_contain_text("2000")
+    page.goto(f"{url}diff?run=short&run=short-2&run=talk")  # whichever began last: a run that has ended is the first
     page.get_by_role("link", name="rows").click()
     expect(page.locator(".verdict-line")).to_contain_text("0 answers differ")
 

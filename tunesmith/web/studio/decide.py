@@ -20,7 +20,7 @@ from tunesmith.web.studio.measured import ABOUT, pages
 from tunesmith.web.studio.runs import framed
 from tunesmith.web.studio.screen import Route, Screen, redirect
 from tunesmith.web.studio.tune import free_run
-from tunesmith.web.studio.workspace import WorkspaceError
+from tunesmith.web.studio.workspace import WorkspaceError, clean_name
 
 # Command -> start of its folder, option of a time limit, and result and report in the folder.
 ANSWERS = {
@@ -134,7 +134,7 @@ class Decide(Screen):
         page, runs = "report.json", self.workspace.runs
         same = (kept.parent.name for kept in runs.glob(f"*/{page}") if filecmp.cmp(kept, run / page, shallow=False))
         if not (name := next(same, "")):
-            name = free_run(self, run.parent.name)
+            name = free_run(self, clean_name(run.parent.name))
             runs.mkdir(exist_ok=True)
             with TemporaryDirectory(prefix=".", dir=runs) as place:  # a copy that is interrupted is not a run
                 shutil.copytree(run, Path(place, name)).rename(runs / name)

@@ -117,7 +117,10 @@ class Job:
     def output(self) -> Any:
         """Return the first JSON document that the command printed; None until there is one."""
         path = self.folder / OUTPUT
-        return _document(path, path.stat().st_size) if path.exists() else None
+        try:
+            return _document(path, path.stat().st_size)
+        except FileNotFoundError:
+            return None
 
     def error(self) -> str:
         """Return the message of a command that has failed, without the word before it."""
@@ -153,7 +156,9 @@ class Jobs:
             subject: the file, recipe or run that it is about.
             queued: whether it waits for earlier jobs.
         """
-        folder = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{secrets.token_hex(2)}"
+        seconds, rest = divmod(time.time_ns(), 10**9)  # read once: the clock of `strftime` alone lags by milliseconds
+        day = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
+        folder = self.folder / f"{day}-{rest:09d}-{secrets.token_hex(2)}"
         folder.mkdir(parents=True)
         command = Command(list(words), str(self.cwd), subject, queued)
         write_whole(folder / COMMAND, json.dumps(asdict(command)))

@@ -17,7 +17,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.web.studio.recipe_form import parse, sections
 from tunesmith.web.studio.screen import Route, Screen, redirect
-from tunesmith.web.studio.workspace import RECIPES, Workspace, WorkspaceError
+from tunesmith.web.studio.workspace import RECIPES, Workspace, WorkspaceError, clean_name
 from tunesmith.web.studio.yaml_edit import set_value
 
 NEW = "model: smollm2-135m\ndata: {train: }\nobjective: classify\ntechnique: lora\n"
@@ -46,7 +46,7 @@ class Tune(Screen):
         values = {
             "recipe": recipe,
             "preview": preview,
-            "run_name": free_run(self, Path(recipe).stem.lstrip(".")),
+            "run_name": free_run(self, clean_name(Path(recipe).stem)),
             "busy": self._first_of_queue(),
         }
         return self.studio.render("recipe", here="tune", **values, **form_values(text, recipe))
