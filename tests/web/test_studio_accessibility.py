@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, ViewportSize
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from tests.tiny import tiny_decoder
 from tests.web.conftest import Served
@@ -31,7 +31,6 @@ technique: lora
 schedule: {epochs: 1, probe: false}
 retention: false
 """
-SETTLED = "document.querySelector('.htmx-request') === null"
 
 
 def finished_job(folder: Path, number: int, *words: str) -> None:
@@ -83,7 +82,7 @@ def addresses(page: Page, start: str) -> Iterator[str]:
             continue
         seen.add(shape)
         page.goto(address, wait_until="load")
-        page.wait_for_function(SETTLED)
+        expect(page.locator(".htmx-request")).to_have_count(0)
         yield address
         waiting += page.evaluate(links)
 

@@ -62,7 +62,7 @@ class RowList {
     this.view.addEventListener("scroll", () => this.scroll());
     this.table.addEventListener("keydown", (event) => this.key(event));
     this.body.addEventListener("click", (event) => { this.current = Number(event.target.closest("tr").dataset.n); this.show(this.first); this.open(); });
-    place.querySelector("input")?.addEventListener("change", (event) => { this.goal = Math.max(0, Number(event.target.value) - 1); this.go(); });
+    place.querySelector("input")?.addEventListener("change", (event) => { this.goal = Math.max(0, Math.trunc(event.target.value) - 1); this.go(); });
     new ResizeObserver(() => this.render()).observe(this.view);
     this.fetch(0);
   }

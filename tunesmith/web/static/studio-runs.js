@@ -43,7 +43,7 @@ export class Chart {
       const value = (_, number) => number == null ? "–" : number.toPrecision(4);
       const series = this.labels.map((label, i) => ({ label, stroke: colour(LINES[i][0]), width: 2, spanGaps: true, dash: LINES[i][1], value }));
       const axes = [{ ...axis, label: "step", labelSize: 18 }, { ...axis, size: 60 }];
-      this.plot = new uPlot({ ...this.size(), scales: { x: { time: false } }, axes, series: [{ label: "step" }, ...series] }, this.data, this.place);
+      this.plot = new uPlot({ ...this.size(), scales: { x: { time: false } }, axes, legend: { live: false }, series: [{ label: "step" }, ...series] }, this.data, this.place);
     }
   }
 }

@@ -6,7 +6,8 @@ const OWN = { "x-tunesmith": "1" };
 
 document.addEventListener("htmx:config:request", (event) => {
   Object.assign(event.detail.ctx.request.headers, OWN);
-  find("problem").replaceChildren();
+  // Polls leave a message where it is.
+  if (!/every|load/.test(event.detail.ctx.sourceElement?.getAttribute("hx-trigger"))) find("problem").replaceChildren();
 });
 document.addEventListener("htmx:error", (event) => {
   const ctx = event.detail.ctx;

@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.errors import TunesmithError
 from tunesmith.report.run_list import Describe, list_runs
 from tunesmith.web.studio.jobs import Job
-from tunesmith.web.studio.screen import Route, Screen, redirect
+from tunesmith.web.studio.screen import Route, Screen, redirect, writes
 from tunesmith.web.studio.workspace import WorkspaceError, clean_name
 
 SESSIONS = ("feedback", "label")
@@ -41,7 +41,8 @@ class People(Screen):
         sessions = [job for job in self.jobs if job.command.words[0] in SESSIONS]
         loops = {path.parent.name for path in (self.workspace.folder / LOOPS).glob("*/recipe.yaml")}
         loops |= {Path(job.command.subject).name for job in self.jobs if job.command.words[0] == "rlhf"}
-        values = {"runs": self.studio.finished_runs(), "files": self.workspace.data()}
+        writing = [run for run in self.studio.finished_runs() if writes(run["report"])]
+        values = {"runs": writing, "files": self.workspace.data()}
         values |= {"recipes": self.workspace.recipes(), "loops": [self._timeline(name) for name in sorted(loops)]}
         values["sessions"] = [job for job in sessions if "--export" not in job.command.words][:SHOWN]
         return self.studio.render("people", here="people", votes_of=self._summary, **values)

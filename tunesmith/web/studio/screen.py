@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Studio:
         from fastapi.responses import HTMLResponse
 
         html = self._templates.get_template(f"studio/{template}.html.jinja").render(
-            folder=self.workspace.folder, screens=SCREENS, now=time.time(), result_of=result_of, **values
+            folder=self.workspace.folder, screens=SCREENS, now=time.time(), result_of=result_of, writes=writes, **values
         )
         return HTMLResponse(html, headers={"content-security-policy": POLICY})
 
@@ -91,6 +91,11 @@ class Screen:
     def follow(self, job: Job) -> Any:
         """Return the part of a page that follows a job until it has ended."""
         return self.studio.render("job_part", job=job)
+
+
+def writes(report: Mapping[str, Any]) -> bool:
+    """Return whether the model of a run, from an entry of `list_runs`, writes answers that people can judge."""
+    return str(report["what"]).startswith(("instruct", "preference", "rl", "multitask"))
 
 
 def result_of(words: Sequence[str]) -> str:

@@ -53,6 +53,8 @@ class Ship(Screen):
         if run:
             folder, place = self.workspace.run(run), f"runs/{run}"
             data = read_run_data(folder)
+            if data.report.family == "encoder":  # llama.cpp generates text
+                values["formats"] = [name for name in FORMATS if not name.startswith("gguf")]
             values["code"] = {
                 "On the command line": ask_line(data.report, folder, place=place),
                 "In Python": "\n".join(python_lines(data)).replace('load(".")', f'load("{place}")'),
@@ -83,7 +85,7 @@ class Ship(Screen):
 
         job = self.jobs.about(f"runs/{run}", "serve")
         served = job.output() if job is not None and job.is_active else None
-        url = served["url"] if served else USUAL
+        url = served.get("url", USUAL) if served else USUAL
         if url == shown:
             return Response(status_code=204)
         code = clients_of(read_run_data(self.workspace.run(run)), url)

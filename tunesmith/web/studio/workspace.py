@@ -20,6 +20,7 @@ from tunesmith.errors import TunesmithError
 
 HIDDEN = ".studio"  # folder of what the page keeps: jobs, deleted runs, its address
 RECIPES = (".yaml", ".yml")
+FIX_LOG = ".log.jsonl"  # end of the name of what `audit --fix` changed
 MOST_FILES = 2000  # listed of each kind
 DEPTH = 3  # folders below the working folder in which files are listed
 NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -122,7 +123,7 @@ class Workspace:
                 continue
             for name in names:
                 path = Path(folder, name)
-                if name[0] != "." and path.suffix.lower() in kinds and path.is_file():
+                if name[0] != "." and path.suffix.lower() in kinds and not name.endswith(FIX_LOG) and path.is_file():
                     facts = path.stat()
                     found.append(FileEntry(str(path.relative_to(self.folder)), facts.st_size, facts.st_mtime))
             if len(found) > MOST_FILES:
