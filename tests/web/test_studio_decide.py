@@ -92,7 +92,9 @@ def test_three_arms_appear_one_after_another_and_end_in_a_verdict_that_is_found_
     found = page.locator("#found-compare")
     expect(found.locator(".verdict-line")).to_be_visible(timeout=COMMAND)
     expect(found.locator(".verdict-line")).to_have_text(re.compile(r": (prompt|rag|tuned)\."))
-    assert page.evaluate("window.seen") == [0, 1, 2, 3]
+    seen = page.evaluate("window.seen")  # the page looks once per second, in which two quick arms may finish
+    assert seen == sorted({0, 3, *seen})
+    assert len(seen) > 2
     for arm in ("prompt", "rag", "tuned"):
         expect(found.get_by_role("rowheader", name=re.compile(f"^{arm} "))).to_be_visible()
     expect(found.locator(".command code").last).to_contain_text(
