@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import unicodedata
@@ -90,14 +89,6 @@ class Workspace:
         if not folder.is_dir():
             raise WorkspaceError(f"{name}: no such run; it may have been deleted")
         return folder
-
-    def free_run(self, name: str) -> str:
-        """Return a name that no run has: the name itself, or with a count at its end."""
-        counts = itertools.count(2)
-        free = name = clean_name(name)
-        while (self.runs / free).exists():
-            free = f"{name}-{next(counts)}"
-        return free
 
     @staticmethod
     def new_name(name: str) -> str:
