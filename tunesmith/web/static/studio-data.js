@@ -138,7 +138,7 @@ class RowList {
 
   open() {
     const number = this.row(this.current)?.n ?? (this.place.dataset.finding ? null : this.current);
-    if (number !== null) htmx.ajax("GET", `/data/row?${new URLSearchParams({ path: this.place.dataset.path, number })}`, { target: "#row", swap: "innerHTML" });
+    if (number !== null) htmx.ajax("GET", `/data/row?${new URLSearchParams({ path: this.place.dataset.path, number })}`, { target: "#row" });
   }
 
   key(event) {
