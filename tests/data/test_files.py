@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -60,6 +61,11 @@ def test_a_file_that_cannot_be_finished_stays_as_it_was(tmp_path: Path):
         ),
         # Of tokenizers and safetensors, which have no OSError.
         (Exception("Read-only file system (os error 30)"), "a file: cannot be written (Read-only file system); give"),
+        # Of a folder that is copied.
+        (
+            shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),
+            "b: cannot be written (No space left on device); free some space",
+        ),
         (ConnectionRefusedError(111, "Connection refused"), None),
         (FileNotFoundError(2, "No such file or directory", "a"), None),
         (NotADirectoryError(20, "Not a directory", "a"), None),

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -190,6 +191,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def storage_error(error: Exception, path: Path | None = None) -> StorageError | None:
     """Return the error for the user if the operating system refused a file; None for any other exception."""
+    if isinstance(error, shutil.Error) and (number := re.search(r"\[Errno (\d+)\]", str(error))):
+        # `copytree` lists what it could not copy; the numbers of the errors are in the texts only
+        error = OSError(int(number[1]), os.strerror(int(number[1])), str(error.args[0][0][1]))
     if not isinstance(error, OSError):  # libraries in Rust have the number of the error in their text
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None or isinstance(error, TunesmithError):
