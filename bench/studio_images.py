@@ -11,10 +11,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -107,6 +108,23 @@ SHOTS: tuple[tuple[str, str, Callable[[Page], None]], ...] = (
 )
 
 
+@contextmanager
+def opened(folder: Path) -> Iterator[tuple[str, Browser, int]]:
+    """Serve a working folder; yield its address, a browser, and the process id of the server."""
+    command = [sys.executable, "-m", "tunesmith", "studio", str(folder), "--port", "0", "--json", "--offline"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
+        assert server.stdout is not None
+        text = ""
+        while not text.endswith("}\n"):
+            text += server.stdout.readline()
+        try:
+            browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            yield json.loads(text)["url"], browser, server.pid
+            browser.close()
+        finally:
+            server.terminate()
+
+
 def main() -> None:
     """Serve the folder and write the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,14 +133,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     prepare(FOLDER)
-    command = [sys.executable, "-m", "tunesmith", "studio", str(FOLDER), "--port", "0", "--json", "--offline"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
-        assert server.stdout is not None
-        text = ""
-        while not text.endswith("}\n"):
-            text += server.stdout.readline()
-        url = json.loads(text)["url"]
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with opened(FOLDER) as (url, browser, _):
         for scheme in ("light", "dark"):
             context = browser.new_context(viewport=SIZE, color_scheme=scheme, reduced_motion="reduce")
             for name, address, act in SHOTS:
@@ -136,8 +147,6 @@ def main() -> None:
                 page.screenshot(path=path)
                 print(path, flush=True)
                 page.close()
-        browser.close()
-        server.terminate()
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ import argparse
 import csv
 import json
 import random
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
+
+from bench.studio_images import opened
 
 WORDS = ("refund", "parcel", "late", "invoice", "account", "password", "please", "order", "number", "arrived", "broken")
 LABELS = ("refund", "delivery", "account")
@@ -70,24 +69,13 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     if not (args.folder / "long.parquet").exists():
         write(args.folder, args.rows)
-    command = [sys.executable, "-m", "tunesmith", "studio", str(args.folder), "--port", "0", "--json", "--offline"]
     for name in ("long.jsonl", "long.csv", "long.parquet"):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
-            assert server.stdout is not None
-            text = ""
-            while not text.endswith("}\n"):
-                text += server.stdout.readline()
-            url = json.loads(text)["url"]
-            try:
-                browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-                page = browser.new_context(bypass_csp=True).new_page()  # which forbids what waits for the marks
-                page.goto(url)  # the code of the page is in the cache, as for someone who has dropped the file
-                found = measure(page, f"{url}data/file?path={name}", args.rows, psutil.Process(server.pid))
-                size = (args.folder / name).stat().st_size / 1e6
-                print(f"{name} ({size:.0f} MB)", {key: round(value, 2) for key, value in found.items()}, flush=True)
-                browser.close()
-            finally:
-                server.terminate()
+        with opened(args.folder) as (url, browser, server):
+            page = browser.new_context(bypass_csp=True).new_page()  # which forbids what waits for the marks
+            page.goto(url)  # the code of the page is in the cache, as for someone who has dropped the file
+            found = measure(page, f"{url}data/file?path={name}", args.rows, psutil.Process(server))
+            size = (args.folder / name).stat().st_size / 1e6
+            print(f"{name} ({size:.0f} MB)", {key: round(value, 2) for key, value in found.items()}, flush=True)
 
 
 if __name__ == "__main__":

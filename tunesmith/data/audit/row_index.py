@@ -36,7 +36,7 @@ class RowIndex:
     """Rows of a file by number, invalid ones included. Raises DataError if the file cannot be read.
 
     Of jsonl, csv and tsv it keeps the place of every 512th row, found by reading through the file once, a part with
-    each call. Parquet has places of its own; a file of another kind is read at once.
+    each call. Parquet has an index itself; a file of another kind is read at once.
 
     Attributes:
         rows: number of rows found so far.
