@@ -40,7 +40,10 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     # Files for clusters start the command line.
     "plan": {"plan": {"render", "image", "store"}},
     # A script with several processes is started by torchrun.
-    "tune": {"tune": {"dry_run", "processes"}, "preview": {"dry_run", "force", "on", "out", "processes"}},
+    "tune": {
+        "tune": {"dry_run", "processes"},
+        "preview": {"dry_run", "force", "on", "out", "processes", "verdict_minutes"},
+    },
     "evaluate": {"evaluate": {"file"}},  # in Python, `data` may be positional
     "ask": {"ask": set()},
     "export": {"export": set()},

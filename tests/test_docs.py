@@ -35,6 +35,7 @@ from tunesmith.config import (
     Replay,
     Retention,
     Schedule,
+    Verdict,
     make_recipe,
 )
 from tunesmith.config.aliases import ALIASES
@@ -71,6 +72,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`gates`": Gates,
     "`retention`": Retention,
     "`ledger`": Ledger,
+    "`verdict`": Verdict,
     "`loop`": Loop,
     "`documents`": Documents,
     "`compare`": Compare,

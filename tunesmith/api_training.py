@@ -156,6 +156,7 @@ def tune(
     force: bool = False,
     offline: bool = False,
     on: str = "local",
+    verdict_minutes: float | str | None = None,
     progress: bool = True,
     callback: EventHandler | None = None,
     **more: Any,
@@ -189,6 +190,7 @@ def tune(
         force: overwrite an earlier run in this folder, and continue despite severe data errors.
         offline: do not access the network.
         on: where the control runs are trained: `local`, `ray`, or `ray://HOST:PORT`.
+        verdict_minutes: score as many test rows as take this time; `"all"`: every one.
         progress: show progress in the terminal or notebook.
         callback: receives every progress event, see `tunesmith.events`.
         **more: further recipe keys, or their names in other trainers (`lora_r=8`).
@@ -205,7 +207,8 @@ def tune(
 
     callback, source = _former_parameters(more, callback, source)
     named = {"model": model, "objective": objective, "technique": technique, "data": data, "schedule": schedule}
-    changes = changes_of(settings, more, **named, gates=gates, replay=replay, seed=seed)
+    verdict = {"minutes": verdict_minutes}
+    changes = changes_of(settings, more, **named, gates=gates, replay=replay, seed=seed, verdict=verdict)
     folder = local_run(None if out is None else Path(out))
     leads = started_as()[0] == 0  # of several processes, the first one reports and deletes
     with reporting(progress and leads, callback if leads else None) as callbacks:

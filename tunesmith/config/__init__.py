@@ -28,6 +28,7 @@ from tunesmith.config.recipe import (
     Replay,
     Retention,
     Schedule,
+    Verdict,
 )
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Replay",
     "Retention",
     "Schedule",
+    "Verdict",
     "check_gates",
     "check_pair",
     "check_replay",

@@ -165,6 +165,16 @@ class Retention(_Section):
     texts: int = Field(12, ge=0, le=12, description="windows of general text whose loss is measured; 0: none")
 
 
+class Verdict(_Section):
+    """The test rows that base and tuned model answer, chosen at random before anything is scored."""
+
+    minutes: Annotated[float, Field(gt=0)] | Literal["auto", "all"] = Field(
+        "auto",
+        description="time for scoring base and tuned model and their general ability; all: every test row; auto: every "
+        "test row, unless scoring more than 1,000 costs more than training",
+    )
+
+
 class Ledger(_Section):
     """The thinking ledger of a thinking model: answers with and without thoughts, before and after tuning.
 
@@ -182,6 +192,11 @@ def _kept(value: Any) -> Any:
     if isinstance(value, bool):
         return {} if value else {"rows": 0}
     return value
+
+
+def _bounded(value: Any) -> Any:
+    """Expand `verdict: 5` and `verdict: all` to `verdict: {minutes: ...}`."""
+    return value if isinstance(value, Mapping | BaseModel) else {"minutes": value}
 
 
 def _measured(value: Any) -> Any:
@@ -284,6 +299,7 @@ class Recipe(_Section):
     gates: Gates = Gates()
     retention: Annotated[Retention, BeforeValidator(_measured)] = Retention()
     ledger: Annotated[Ledger, BeforeValidator(_kept)] = Ledger()
+    verdict: Annotated[Verdict, BeforeValidator(_bounded)] = Verdict()
     loop: Loop = Loop()
     documents: Annotated[Documents, BeforeValidator(_source)] = Documents()
     arms: Annotated[list[Annotated[str, AfterValidator(_known_arm)]], BeforeValidator(_listed)] = Field(

@@ -5,6 +5,8 @@ A pair or triple is (base, tuned) or (base, tuned, reference).
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.metrics.paired_measures import PairedMeasure
@@ -36,6 +38,29 @@ class Retention(ReportPart):
         if self.general_nll_base is None or self.general_nll_tuned is None:
             return None
         return self.general_nll_tuned - self.general_nll_base
+
+
+class ScoredRows(ReportPart):
+    """The test rows that base and tuned model answered, where these are not all."""
+
+    scored: int
+    chosen: int  # at random in whole groups, before any was scored
+    available: int
+    reason: str
+    detectable: float  # difference that the chosen rows are expected to detect with 80 % power
+    unit: Literal["points", "standard deviations of the change of a row"]
+    questions: int  # of general ability
+    drop: float  # in the share of correct questions that these are expected to detect
+
+    @property
+    def sentence(self) -> str:
+        """Return the rows, the reason and what they detect, without a full stop."""
+        reach = f"{100 * self.detectable:.2g}" if self.unit == "points" else f"{self.detectable:.2g}"
+        general = f"; drops from {100 * self.drop:.2g} points in {self.questions} general questions" * (self.drop > 0)
+        return (
+            f"{self.scored:,} of {self.available:,} test rows, chosen at random before scoring ({self.reason}), "
+            f"which detect differences from about {reach} {self.unit}{general}"
+        )
 
 
 class Calibration(ReportPart):

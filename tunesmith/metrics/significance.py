@@ -325,6 +325,17 @@ def _times(clusters: int, deviation: float) -> float:
     return times
 
 
+def expected_to_detect(sizes: ArrayLike, deviation: float) -> float:
+    """Return the difference of means that a test detects with 80 % power, before any row is scored.
+
+    Args:
+        sizes: rows of each cluster, [G]; as if the rows of a cluster changed together.
+        deviation: assumed standard deviation of the change of a row.
+    """
+    rows = _finite(sizes)
+    return _quantiles(len(rows)) * deviation * float(np.linalg.norm(rows) / rows.sum())
+
+
 def judged(comparison: PairedComparison, deviation: float, *, scale: float, fewest_rows: int = 0) -> PairedComparison:
     """Add the verdict and the power of the test set to a comparison.
 

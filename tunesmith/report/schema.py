@@ -16,6 +16,7 @@ from tunesmith.evaluation.results import (
     ReportPart,
     Retention,
     RewardDiagnostics,
+    ScoredRows,
     Style,
     ThinkingLedger,
     ToolCallCounts,
@@ -176,6 +177,7 @@ class Report(Displayed, ReportPart):
     tasks: list[TaskScore]
     baselines: list[ArmScore]
     controls: list[ArmScore] = []
+    scored_rows: ScoredRows | None = None  # where these are not all test rows
     retention: Retention | None = None
     retention_reason: str = ""  # why general ability was not measured
     thinking: ThinkingLedger | None = None  # of a thinking model

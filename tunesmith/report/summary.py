@@ -30,6 +30,8 @@ def in_short(report: Report) -> list[str]:
         base, tuned = (count(round(value * task.n)) for value in (task.base, task.tuned))
         gain = f"Of {count(task.n)} test rows the base answers {base} correctly, the tuned model {tuned}"
     significance = SIGNIFICANCE.get(task.verdict, "The difference is negligible.")
+    if report.scored_rows is not None:
+        significance += f" Scored: {report.scored_rows.sentence}."
     lines = [f"{gain}. {significance}", _baselines(report), _general_ability(report)]
     if report.thinking is not None:
         lines.append(f"Thinking, base to tuned: {ledger_sentence(report.thinking)}.")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from tunesmith.config import Ledger, Loop, Recipe, Retention, with_places
+from tunesmith.config import Ledger, Loop, Recipe, Retention, Verdict, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.audit.chunks import head
 from tunesmith.data.files import begin_digests, holds_files, is_there, read_page, sha256_of_file, write_whole, writing
@@ -72,6 +72,7 @@ NEW_KEYS = {
     "unanswerable": UNANSWERABLE,
     "retention": Retention().model_dump(),
     "ledger": Ledger().model_dump(),
+    "verdict": Verdict().model_dump(),
     **dict.fromkeys(("min_thoughts_finished", "max_thinking_loss", "min_switch_obeyed")),
     "thoughts": "",
     "thinking": "auto",

@@ -38,6 +38,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--force", action="store_true", help=text)
     text = "share the work among N processes of this machine, with the same rows in each step (default: 1)"
     parser.add_argument("--processes", type=int, default=1, metavar="N", help=text)
+    text = "score as many test rows, chosen at random beforehand, as take N minutes; all: every one (default: auto)"
+    change = "verdict.minutes={}".format
+    parser.add_argument("--verdict-minutes", dest="changes", action="append", type=change, metavar="N", help=text)
     add_place(parser, "the control runs")
     add_schema(parser, "tunesmith.report.schema:Report")
     parser.set_defaults(run=run)

@@ -169,6 +169,19 @@ def _size(examples: Sequence[Example]) -> int:
     return step * sum(len(example.text) if isinstance(example, Text) else 1 for example in examples[::step])
 
 
+def scored_tokens(task: TrainingContext) -> float:
+    """Return the tokens that one model reads and writes for the test rows; answers are half as long as they may be."""
+    objective, rows = task.recipe.objective, task.test
+    read = _tokens(task) * _size(rows) / max(1, _size(task.loaded.split.train))
+    answer = sampling_of(objective, thinking=False).max_new_tokens if objective.produces == "text" else 0
+    return read + len(rows) * answer / 2
+
+
+def trained_tokens(task: TrainingContext) -> float:
+    """Return the tokens of the training rows over all epochs."""
+    return task.recipe.schedule.epochs * _tokens(task)
+
+
 def _row_tokens(task: TrainingContext, computed: float) -> float:
     """Return the tokens that the network computes for one row, or one character of a document."""
     return computed * _tokens(task) / max(1, _size(task.loaded.split.train))

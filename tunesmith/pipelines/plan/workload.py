@@ -108,7 +108,7 @@ def count_work(prepared: TrainingContext, policy: Policy, counter: WorkloadCount
         baseline_bytes=max(map(_tfidf_bytes, tasks)) if policy.device.type == "cpu" else 0.0,
         copies=int(prepared.recipe.objective.reference == "per_step"),
         head=sum(counter.heads.values()),
-        written=tuple(group for task in tasks for group in _generation(task, policy)),
+        written=tuple(group for task in tasks for group in generation(task, policy)),
     )
 
 
@@ -129,7 +129,7 @@ def _tfidf_bytes(task: TrainingContext) -> float:
     )
 
 
-def _generation(task: TrainingContext, policy: Policy) -> Iterator[Written]:
+def generation(task: TrainingContext, policy: Policy) -> Iterator[Written]:
     """Yield the batches in which one model generates the answers that are evaluated, as `generate` forms them."""
     objective = task.recipe.objective
     prompts: Sequence[Sequence[Message]] = ()

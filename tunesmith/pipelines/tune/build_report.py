@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tunesmith.config import Gates
 from tunesmith.evaluation.diagnostics import not_measured
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, Diagnostics, EvalSet, Evaluator, evaluator_for
-from tunesmith.evaluation.results import Retention, ThinkingLedger
+from tunesmith.evaluation.results import Retention, ScoredRows, ThinkingLedger
 from tunesmith.evaluation.retention import GeneralAbility
 from tunesmith.evaluation.thinking import ThinkingAnswers, no_ledger
 from tunesmith.inference.local_model import LocalModel
@@ -78,6 +78,7 @@ class RunResults:
     ledger: ThinkingLedger | None = None
     prediction: CostPrediction | None = None
     certificate: Certificate | None = None  # of the base model
+    scored_rows: ScoredRows | None = None  # where these are not all test rows
     clock: RunClock | None = None
     resumed: bool = False
 
@@ -109,6 +110,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         tasks=tasks,
         baselines=baselines,
         controls=controls,
+        scored_rows=run.scored_rows,
         retention=run.retention,
         retention_reason=not_measured(prepared),
         thinking=run.ledger,

@@ -60,6 +60,7 @@ from tunesmith.pipelines.tune.run_clock import (
     numbered_phases,
     record,
 )
+from tunesmith.pipelines.tune.verdict_rows import choose_rows, pinned
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
 from tunesmith.training.callbacks import Callbacks, Interrupted
@@ -196,6 +197,7 @@ def _results(
         )
         with phase("model check"):
             certificate = certificate_of(base, on_event=on_event)
+        prepared = choose_rows(prepared, folder.path, clock, timed=not world.lockstep)
         prediction = _predict(prepared, folder.path, clock) if world.leads and not world.lockstep else None
         if TEXTS in clock.names:
             clock.start(TEXTS)
@@ -227,8 +229,7 @@ def _results(
     ledger = None
     if snapshot.thinking is not None:
         with phase("thinking after"):
-            after_tuning = _think(prepared, model, on_event)
-        ledger = thinking_ledger(prepared, base=snapshot.thinking, tuned=after_tuning)
+            ledger = thinking_ledger(prepared, base=snapshot.thinking, tuned=_think(prepared, model, on_event))
     trained.policy.gather_weights()
     if not world.leads and not world.lockstep:
         return None
@@ -253,6 +254,7 @@ def _results(
         ledger=ledger,
         prediction=prediction,
         certificate=certificate,
+        scored_rows=pinned(folder.path).extent,
     )
 
 
@@ -397,6 +399,7 @@ def control_in_task(recipe: Recipe, out: Path, offline: bool, name: str) -> Any:
     prepared = prepared.map_tasks(
         lambda task, context: with_own_thoughts(context, task_dir(out, task), on_event=callbacks.on_event)
     )
+    prepared = pinned(out).of(prepared)
     return _run_control(_prepare_texts(prepared, out, callbacks, offline=offline), out, callbacks, name)
 
 
