@@ -11,7 +11,8 @@ import torch
 
 from tunesmith.data.cpu_count import cores
 from tunesmith.errors import RecipeError
-from tunesmith.models.loading.device import SHAPES, choose_dtype, choose_machine, gemm_gflops
+from tunesmith.models.loading import device
+from tunesmith.models.loading.device import SHAPES, choose_dtype, choose_machine, choose_products, gemm_gflops
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,34 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPa
     assert cores() <= 8
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 2)
     assert cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [
+        pytest.param("MAX_ERROR", 0.0, id="not exact"),
+        pytest.param("MIN_ONEDNN_SPEEDUP", 1e9, id="not faster"),
+    ],
+)
+def test_products_stay_with_the_default_library_unless_another_is_as_exact_and_faster(
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: float
+) -> None:
+    settings = torch.backends.mkldnn.matmul
+    before, settings.fp32_precision = settings.fp32_precision, "none"
+    monkeypatch.setattr(device, limit, value)
+    try:
+        assert not choose_products.__wrapped__()
+        assert settings.fp32_precision == "none"
+    finally:
+        settings.fp32_precision = before
+
+
+def test_the_chosen_float32_products_have_the_error_of_float32() -> None:
+    choose_products()
+    for rows in (1, 7, 64, 600):
+        left, right = torch.randn(rows, 576), torch.randn(576, 1536)
+        exact = left.double() @ right.double()
+        assert (left @ right - exact).abs().max() < 4e-6 * exact.abs().max()
 
 
 @pytest.mark.parametrize("wrong", [{"device": "tpu9"}, {"device": "cuda:99"}, {"dtype": "float8"}, {"threads": -1}])
