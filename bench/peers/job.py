@@ -132,8 +132,11 @@ def numbers_of(model: Any, head: Any) -> dict[str, int]:
     head_ids = {id(p) for p in head.parameters()} if head is not None else set()
     counts = {"linear": 0, "adapter": 0, "head": sum(p.numel() for p in head.parameters()) if head is not None else 0}
     for name, value in model.named_parameters():
-        once = any(word in name for word in ("embed", "pooler", "classifier", "score"))  # looked up, or once a row
+        once = any(
+            word in name for word in ("embed", "wte", "pooler", "classifier", "score")
+        )  # looked up, or once a row
         if value.ndim < 2 or id(value) in head_ids or once:
             continue
-        counts["adapter" if "lora_" in name else "linear"] += value.numel()
+        two = 1 + (value.dtype == torch.uint8)  # 4-bit weights
+        counts["adapter" if "lora_" in name else "linear"] += two * value.numel()
     return counts

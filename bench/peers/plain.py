@@ -16,7 +16,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from bench.peers.job import Job, Meter, numbers_of, started, timed
 
@@ -25,7 +25,11 @@ Row = dict[str, Any]
 
 def words(job: Job) -> Any:
     """The language model, with the starting adapter where only that moves."""
-    base = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    bits = None
+    if job.technique.get("quantize"):
+        half = torch.bfloat16 if job.half else torch.float32
+        bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=half)
+    base = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, quantization_config=bits)
     if job.technique["kind"] == "full":
         return base
     return PeftModel.from_pretrained(base, Path(job.folder) / "adapter", is_trainable=True)

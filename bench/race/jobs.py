@@ -36,7 +36,7 @@ class Race:
     about: str
 
 
-# Without a name; the rows of `domain` lie beside the repository, in ../shared/data.
+# Without a name; the rows of `domain` and `long` lie beside the repository, in ../shared/data.
 USUAL = ("reviews", "synopsis", "encoder")
 ALL = ("tunesmith", "apart", "trl_best", "trl", "plain")
 RACES = {
@@ -46,7 +46,7 @@ RACES = {
             "reviews",
             "examples/reviews.yaml",
             ("schedule.batch_rows=16",),
-            (*ALL, "head"),
+            (*ALL, "head", "litgpt", "llamafactory"),
             2,
             96,
             "review rows, LoRA rank 16",
@@ -71,6 +71,33 @@ RACES = {
             1,
             16,
             "windows of manual pages, all weights",
+        ),
+        Race(
+            "full",
+            "examples/reviews.yaml",
+            ("technique=full", "schedule.batch_rows=16"),
+            ("tunesmith", "trl_best", "plain"),
+            2,
+            96,
+            "review rows, all weights",
+        ),
+        Race(
+            "long",
+            "bench/race/long.yaml",
+            (),
+            ("tunesmith", "trl_best", "plain"),
+            1,
+            16,
+            "licence texts of up to 1,024 tokens, LoRA rank 16",
+        ),
+        Race(
+            "qlora",
+            "examples/reviews.yaml",
+            ("technique=qlora", "schedule.batch_rows=16"),
+            ("tunesmith", "plain"),
+            2,
+            96,
+            "review rows, LoRA rank 16 over 4-bit weights (NF4)",
         ),
     )
 }

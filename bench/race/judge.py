@@ -54,8 +54,9 @@ def _policy(job: Job, tuned: Path | None) -> Policy:
         if numbers is not None:
             load_trainable_state(policy, load_tensors(numbers))
     else:
-        base = load_base(job.model, offline=True)
-        policy = technique_of(job).restore(base.network, tuned, family=base.family)
+        technique = technique_of(job)
+        base = load_base(job.model, options=technique.load_options(), offline=True)
+        policy = technique.restore(base.network, tuned, family=base.family)
     policy.autocast_dtype = None
     return policy
 

@@ -40,8 +40,9 @@ def as_encoded(row: dict[str, Any], labels: int) -> Encoded:
 
 def start(job: Job) -> Policy:
     """The policy that the job starts from."""
-    base = load_base(job.model, offline=True)
-    policy = technique_of(job).adapt(base.network, family=base.family, keep_reference=False)
+    technique = technique_of(job)
+    base = load_base(job.model, options=technique.load_options(), offline=True)
+    policy = technique.adapt(base.network, family=base.family, keep_reference=False)
     if policy.adapter is not None:
         set_peft_model_state_dict(policy.adapter, load_file(Path(job.folder) / "adapter" / "adapter_model.safetensors"))
     policy.head = objective_of(job).head(policy)

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.peers.job import Job
 from bench.race.jobs import Race
+from bench.race.run import OURS, OWN
 
 NAMES = {
     "start": "before the first step",
@@ -21,9 +22,19 @@ NAMES = {
     "trl": "TRL SFTTrainer, defaults",
     "plain": "transformers + PEFT, plain loop",
     "head": "transformers, classification head",
+    "litgpt": "LitGPT, its LoRA",
+    "llamafactory": "LLaMA-Factory, best settings here",
 }
 # Times the tokens/s of the best peer, and times its memory, that Tunesmith is held to.
-FLOORS = {"reviews": 4.0, "synopsis": 3.5, "domain": 1.5, "encoder": 1.3}
+FLOORS = {
+    "reviews": 4.0,
+    "synopsis": 3.5,
+    "domain": 1.5,
+    "encoder": 1.3,
+    "full": 1.5,
+    "long": 1.5,
+    "qlora": 1.5,
+}
 # By how much of itself a held-out loss may differ and still be called equal: bf16's rounding alone moves it a percent.
 EQUAL = {"float32": 0.001, "bfloat16": 0.03}
 MEMORY_FLOOR, SCORING_FLOOR = 0.5, 2.5
@@ -52,6 +63,9 @@ held only at an equal or better held-out loss (within 0.1 %; in bf16, whose roun
   gradient checkpointing (default: on), no logging, no pinned memory; in bf16 a frozen base in bf16. Not raced: Liger,
   whose Triton kernels need a GPU; `padding_free` and packing, which TRL supports with FlashAttention only;
   `torch_compile`, not tried.
+- **LitGPT** runs the step of its `finetune_lora` with a window as batch (default: one row); in bf16 all of its weights
+  are in bf16, its default. **LLaMA-Factory** runs its `sft` without gradient checkpointing (default: on). Both start
+  from the same LoRA weights. llama.cpp's finetune trains all weights in fp32 and no adapter: see NOTES.md.
 - **classification head**: the text alone, without instruction, so it has fewer tokens: compare rows/s. The head of a
   decoder is trained with LoRA of the same rank, that of an encoder with all weights.
 """
@@ -127,7 +141,7 @@ def _verdict(race: Race, lines: Sequence[Line], *, equal: float) -> list[str]:
     """Ours against the fastest peer on the same rows, and against the floors."""
     ours = next(one for one in lines if one.side == "tunesmith")
     # A head on a decoder reads the text alone, fewer tokens; on an encoder the same rows as ours.
-    same = ("trl", "trl_best", "plain", *(("head",) if race.name == "encoder" else ()))
+    same = ("trl", "trl_best", "plain", "litgpt", "llamafactory", *(("head",) if race.name == "encoder" else ()))
     best = max((one for one in lines if one.side in same), key=lambda one: one.tokens)
     speed, scoring = ours.tokens / best.tokens, ours.scoring / ours.tokens
     memory = ours.memory / best.memory if best.memory > 0 else float("inf")
@@ -159,11 +173,12 @@ def write_page(path: Path, races: Sequence[tuple[Race, Path]], command: str) -> 
     """The whole page."""
     race, folder = races[0]
     ours = _read(folder / "round-1" / "tunesmith" / "result.json")["versions"]
-    theirs: dict[str, str] = {}
+    theirs: dict[str, dict[str, str]] = {}  # by environment
     for one, place in races:
         for side in one.sides:
-            if side not in ("tunesmith", "apart"):
-                theirs |= _read(place / "round-1" / side / "result.json")["versions"]
+            if side not in OURS:
+                known = _read(place / "round-1" / side / "result.json")["versions"]
+                theirs.setdefault(side if side in OWN else "peers", {}).update(known)
     machines = [_read(one / "machine.json") for _, place in races for one in sorted(place.glob("round-*"))]
     measured = {kind: [one["gemm_gflops"][kind] for one in machines] for kind in ("float32", "bfloat16")}
     speeds = ", ".join(f"{kind} {min(found):.0f} to {max(found):.0f}" for kind, found in measured.items())
@@ -172,7 +187,8 @@ def write_page(path: Path, races: Sequence[tuple[Race, Path]], command: str) -> 
         "",
         f"Made by `{command}` on {cpu()}, {machines[0]['threads']} threads; matrix products before each round: "
         f"{speeds} GFLOP/s.",
-        f"Tunesmith on {_versions(ours)}; peers, in a separate environment, on {_versions(theirs)}.",
+        f"Tunesmith on {_versions(ours)}; peers, in separate environments, on "
+        f"{'; '.join(map(_versions, theirs.values()))}.",
         "",
         HOW,
     ]

@@ -18,12 +18,18 @@ from bench.race.judge import judge
 from tunesmith.models.loading.device import choose_machine
 
 WORK = ROOT / "bench" / ".race"
-PEERS = ROOT / "bench" / ".venv-peers"
-WANTED = ROOT / "bench" / "peers" / "requirements.txt"
 OURS = ("tunesmith", "apart")
-MODULES = {"trl": "trl_side", "trl_best": "trl_side", "plain": "plain", "head": "plain"}
+MODULES = {
+    "trl": "trl_side",
+    "trl_best": "trl_side",
+    "plain": "plain",
+    "head": "plain",
+    "litgpt": "litgpt_side",
+    "llamafactory": "llamafactory_side",
+}
+OWN = ("litgpt", "llamafactory")  # sides with an environment of their own
 # A race starts anew when one of these has changed since it began.
-CODE = ("tunesmith/model", "tunesmith/objectives", "tunesmith/techniques", "tunesmith/training", "bench/peers")
+CODE = ("tunesmith/models", "tunesmith/objectives", "tunesmith/techniques", "tunesmith/training", "bench/peers")
 
 
 @dataclass(frozen=True)
@@ -36,15 +42,17 @@ class Terms:
     small: bool = False  # two rows a step and eight held-out ones: whether everything runs; its figures mean nothing
 
 
-def peers_python() -> Path:
-    """The Python of the peers' own environment, made and filled first if it is not there as requirements.txt says."""
-    python, stamp = PEERS / "bin" / "python", PEERS / "requirements.txt"
-    if not (stamp.exists() and stamp.read_bytes() == WANTED.read_bytes()):
-        print(f"making {PEERS.relative_to(ROOT)}: a download of some hundred MB, once", flush=True)
+def peers_python(side: str = "") -> Path:
+    """The Python of a peer's environment, made and filled first if it is not there as its requirements say."""
+    name, wanted = (side, f"{side}.txt") if side in OWN else ("peers", "requirements.txt")
+    place, listed = ROOT / "bench" / f".venv-{name}", ROOT / "bench" / "peers" / wanted
+    python, stamp = place / "bin" / "python", place / "requirements.txt"
+    if not (stamp.exists() and stamp.read_bytes() == listed.read_bytes()):
+        print(f"making {place.relative_to(ROOT)}: a download of some hundred MB, once", flush=True)
         if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", str(PEERS)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(WANTED)], check=True)
-        shutil.copy(WANTED, stamp)
+            subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(listed)], check=True)
+        shutil.copy(listed, stamp)
     return python
 
 
@@ -60,14 +68,13 @@ def run(race: Race, terms: Terms, *, again: bool = False) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         write_job(race, folder, dtype=terms.dtype, steps=steps)
         stamp.write_text(mark, encoding="ascii")
-    python = peers_python()
     for number in range(1, terms.rounds + 1):
-        _round(race, folder, number, python=python)
+        _round(race, folder, number)
     _judge(race, folder, folder / f"round-{terms.rounds}")
     return folder
 
 
-def _round(race: Race, folder: Path, number: int, *, python: Path) -> None:
+def _round(race: Race, folder: Path, number: int) -> None:
     """Every side once, one after the other; a side that has its result already is not run again."""
     here = folder / f"round-{number}"
     here.mkdir(exist_ok=True)
@@ -81,7 +88,8 @@ def _round(race: Race, folder: Path, number: int, *, python: Path) -> None:
             continue
         out.mkdir(exist_ok=True)
         module = "bench.race.ours" if side in OURS else f"bench.peers.{MODULES[side]}"
-        command = [str(sys.executable if side in OURS else python), "-m", module, str(folder), side, str(out)]
+        python = sys.executable if side in OURS else peers_python(side)
+        command = [str(python), "-m", module, str(folder), side, str(out)]
         with (out / "log.txt").open("w", encoding="utf-8") as log:
             env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
             ended = subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=log, check=False).returncode
@@ -109,7 +117,7 @@ def _mark(race: Race, steps: int) -> str:
     """A digest of what a race depends on."""
     digest = hashlib.sha256(f"{race} {steps}".encode())
     for name in CODE:
-        for path in sorted((ROOT / name).glob("*.py")):
+        for path in sorted((ROOT / name).rglob("*.py")):
             digest.update(path.read_bytes())
     digest.update((ROOT / "bench" / "race" / "ours.py").read_bytes())
     return digest.hexdigest()

@@ -1,0 +1,109 @@
+"""`python -m bench.growth`: how the seconds of a run grow with rows, length and model size, drawn in bench/growth.svg.
+
+Both sides of bench/verdict.py, one run a point, with 120 held-out movie reviews and an empty cache. Models other than
+SmolLM2-135M have its shape in another width and depth, and random weights: only their seconds mean something.
+`--plot` only draws what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from bench.verdict import MODEL, ROOT, SIDES, Case, ours, parts_of, theirs, write_job
+from tunesmith.models.loading.bundled_models import fetch
+from tunesmith.models.loading.device import choose_machine
+
+WORK = ROOT / "bench" / ".verdict" / "growth"
+HELD, ROWS = 120, 96
+# A sentence has some 25 tokens. Sizes are widths here; the plot shows parameters.
+AXES = {
+    "rows": ("training rows", {rows: Case("", rows, held=HELD) for rows in (48, 96, 192, 384)}),
+    "length": ("sentences of a text", {n: Case("", ROWS, held=HELD, sentences=n) for n in (1, 4, 16)}),
+    "size": ("parameters, millions", {width: Case("", ROWS, held=HELD) for width in (192, 384, 576, 768)}),
+}
+
+
+def model_of(width: int) -> str:
+    """A folder with random weights in SmolLM2's shape, 64 numbers a head; at its own width the model itself."""
+    if width == 576:
+        return MODEL
+    folder = WORK / f"width-{width}"
+    if not (folder / "config.json").exists():
+        heads = width // 64
+        config = AutoConfig.from_pretrained(fetch(MODEL))
+        config.update(
+            {"hidden_size": width, "intermediate_size": width * 8 // 3, "num_hidden_layers": width * 30 // 576}
+        )
+        config.update({"num_attention_heads": heads, "num_key_value_heads": math.gcd(heads, 3)})
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(fetch(MODEL)).save_pretrained(folder)
+    return str(folder)
+
+
+def measure(axis: str, *, threads: int, tiny: bool) -> None:
+    """Both sides of each point of one axis that is not measured yet."""
+    machine = choose_machine(threads=threads)
+    fixed = {"dtype": machine.dtype, "threads": machine.threads}
+    for x, case in AXES[axis][1].items():
+        folder = WORK / f"{'tiny-' * tiny}{axis}-{x}"
+        if axis == "size":
+            case = Case("", case.rows, held=case.held, model=model_of(x))
+        write_job(case, parts_of(case, tiny=tiny), folder, machine=fixed)
+        for side in SIDES:
+            if not (folder / f"{side}.json").exists():
+                found = ours(folder, folder / "cache") if side == "ours" else theirs(folder)
+                (folder / f"{side}.json").write_text(json.dumps(found), encoding="utf-8")
+                print(f"{axis} {x} {side}: {found['seconds']:.0f} s, training {found['training']:.0f} s", flush=True)
+
+
+def x_of(axis: str, x: int) -> float:
+    """The place of a point on its axis."""
+    if axis != "size":
+        return x
+    weights = (fetch(MODEL) if model_of(x) == MODEL else Path(model_of(x))) / "model.safetensors"
+    return weights.stat().st_size / 4e6  # in float32
+
+
+def draw(path: Path, *, tiny: bool) -> None:
+    """The plot of every axis: whole run and training, both sides, both scales logarithmic."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for place, (axis, (name, cases)) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
+        for side, colour in (("ours", "#1f6f8b"), ("theirs", "#b5532a")):
+            files = {x_of(axis, x): WORK / f"{'tiny-' * tiny}{axis}-{x}" / f"{side}.json" for x in cases}
+            known = {x: json.loads(file.read_text(encoding="utf-8")) for x, file in files.items() if file.exists()}
+            for key, style in (("seconds", "-"), ("training", "--")):
+                label = f"{SIDES[side].strip('*')}, {'whole run' if key == 'seconds' else 'training'}"
+                place.plot(
+                    list(known), [one[key] for one in known.values()], style, marker="o", color=colour, label=label
+                )
+        place.set(xscale="log", yscale="log", xlabel=name, ylabel="seconds" if axis == "rows" else "")
+        place.grid(alpha=0.3, which="both")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Measure the axes that are named, and draw all."""
+    parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
+    parser.add_argument("axes", nargs="*", metavar="AXIS", help=f"{', '.join(AXES)}; none: all")
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument("--tiny", action="store_true", help="24 rows: does it run? draws in the folder of its runs")
+    parser.add_argument("--plot", action="store_true", help="only draw what is measured")
+    asked = parser.parse_args()
+    if unknown := set(asked.axes) - set(AXES):
+        parser.error(f"no axis {min(unknown)}; there are {', '.join(AXES)}")
+    for axis in () if asked.plot else asked.axes or AXES:
+        measure(axis, threads=asked.threads, tiny=asked.tiny)
+    draw((WORK if asked.tiny else ROOT / "bench") / "growth.svg", tiny=asked.tiny)
+
+
+if __name__ == "__main__":
+    main()
