@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "tunesmith"
 
 # A package may import packages of earlier lines and itself; packages on one line do not import each other.
 ARROW = (
-    {"errors", "display", "phases", "progress"},
+    {"errors", "display", "phases", "progress", "quick_imports"},
     {"data"},
     {"events", "models", "metrics"},
     {"objectives", "techniques"},

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import quick_imports as quick_imports
 from tunesmith.api import Listing, Served
 from tunesmith.api_data import (
     audit,

@@ -102,6 +102,10 @@ class TemplateError(TunesmithError):
     """A chat template cannot be masked safely, or is not the one a run was trained with."""
 
 
+class OverBudgetError(TemplateError):
+    """A chat template takes too much time or memory; its format is not known by that."""
+
+
 class ModelError(TunesmithError):
     """A model is not found, cannot be read, or is not trusted."""
 

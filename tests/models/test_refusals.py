@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, T5Config
@@ -20,6 +21,7 @@ from tunesmith.errors import ModelError
 from tunesmith.models.families import family_of
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
+from tunesmith.models.loading.weight_files import check_finite
 
 
 @pytest.fixture
@@ -144,6 +146,13 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
     weights["model.norm.weight"][3] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert "model.norm.weight contains NaN" in refusal(folder)
+
+
+def test_finite_weights_whose_sum_is_infinite_are_weights() -> None:
+    large = torch.nn.Linear(4, 4, dtype=torch.float16)
+    torch.nn.init.constant_(large.weight, 60_000.0)
+    assert not large.weight.sum().isfinite()
+    check_finite(large, where="large")
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from torch import Tensor
 from tests.bases import base
 from tunesmith.data.tokenization.chat_template import Template, Tokens
 from tunesmith.events import Event
+from tunesmith.models import once_per_shape
 from tunesmith.models.attention import packed
 from tunesmith.models.certificate import CLAIMS, Certificate, Measured, digest_of, read_certificate
 from tunesmith.models.generation import generate
 from tunesmith.models.lm_head import LanguageHead
+from tunesmith.models.world import World
 from tunesmith.pipelines.certify import adapted, certify
 from tunesmith.pipelines.certify.certify import Subject, certificate_of, check_model
 
@@ -267,3 +269,32 @@ def test_a_failed_claim_is_a_warning_with_its_measurement():
     )
     assert Measured(difference=float("nan"), bound=1.0).check("loss").outcome == "failed"
     assert replace(Measured(), outcome="refused", note="why").check("gguf").note == "why"
+
+
+def test_a_property_of_a_large_network_is_measured_once_for_its_shape(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    measured: list[str] = []
+
+    def holds(network: Any, *, answer: bool = True) -> bool:
+        measured.append(type(network).__name__)
+        return answer
+
+    kept = once_per_shape.once_per_shape(holds)
+    one, other = base("llama").network, base("llama").network
+    assert [kept(one) for _ in range(2)] == [True, True]
+    assert len(measured) == 2  # of a small one each time
+    assert not cache.exists()
+    monkeypatch.setattr(once_per_shape, "LARGE", 1)
+    with torch.no_grad():
+        other.lm_head.weight.add_(1)
+    assert [kept(one), kept(one), kept(other)] == [True] * 3  # other weights, one shape
+    assert len(measured) == 3
+    assert [kept(one, answer=False) for _ in range(2)] == [False, False]  # what does not hold is measured again
+    assert len(measured) == 5
+    wider = copy.deepcopy(one)
+    wider.model.layers[0].mlp.up_proj = torch.nn.Linear(32, 65, bias=False)
+    for changed in (wider, one.to(torch.bfloat16)):
+        assert kept(changed)
+    assert len(measured) == 7
+    monkeypatch.setattr(once_per_shape, "current_world", lambda: World(rank=0, size=2))
+    assert kept(other)
+    assert len(measured) == 8  # with the other processes, whose caches may differ

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tunesmith import __version__
+from tunesmith import __version__, quick_imports
 from tunesmith.cli.commands import (
     audit,
     chat,
@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, see `CODES`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    quick_imports.FINDER.own = argv is None
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")

@@ -11,7 +11,6 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,13 +20,13 @@ from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.user_cache import cache_dir
 from tunesmith.display import Display, Displayed, model_label
 from tunesmith.errors import TunesmithError
+from tunesmith.models.once_per_shape import versions
 
 if TYPE_CHECKING:
     from tunesmith.models.loading.load import Base
 
 # Raised when a check measures something else, so that kept certificates are measured again.
 REVISION = 1
-LIBRARIES = ("tunesmith", "torch", "transformers", "peft")
 # Entries of a configuration that say where it came from, not what the network computes.
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "generation_config")
 
@@ -157,11 +156,6 @@ def digest_of(base: Base) -> str:
     parts = [REVISION, versions(), config, chat, computed]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that a certificate depends on."""
-    return {name: version(name) for name in LIBRARIES}
 
 
 def read_certificate(digest: str) -> Certificate | None:

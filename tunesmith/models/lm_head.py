@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.errors import ModelError
+from tunesmith.models.once_per_shape import once_per_shape
 from tunesmith.models.sharded import run_body
 
 # Positions whose logits are in memory at a time. On a GPU each chunk reads the weight again, and writes its gradient.
@@ -183,11 +184,7 @@ class LanguageHead:
         scale /= float(config.get("logits_scaling") or 1.0)
         softcap = float(config.get("final_logit_softcapping") or 0.0)
         head = cls(network.get_output_embeddings(), scale, softcap)
-        probe = torch.arange(1, 6, device=network.device)[None]
-        with torch.no_grad():
-            ours = head.logits(run_body(network, input_ids=probe, use_cache=False).last_hidden_state)
-            theirs = network(input_ids=probe, use_cache=False).logits
-        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
+        if not _same_logits(network, head=head):
             raise ModelError(
                 f"{config.get('model_type')}: this family changes its logits in an unsupported way; choose another"
             )
@@ -237,3 +234,13 @@ class LanguageHead:
         if not isinstance(layer, nn.Linear) or layer.bias is not None or self.scale != 1.0 or self.softcap:
             return None
         return layer.weight.to(self.products or layer.weight.dtype)
+
+
+@once_per_shape
+@torch.no_grad()
+def _same_logits(network: Any, *, head: LanguageHead) -> bool:
+    """Return whether a head computes the logits of a network."""
+    probe = torch.arange(1, 6, device=network.device)[None]
+    ours = head.logits(run_body(network, input_ids=probe, use_cache=False).last_hidden_state)
+    theirs = network(input_ids=probe, use_cache=False).logits
+    return torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2)

@@ -14,9 +14,8 @@ from functools import partial
 from typing import Any
 
 from tunesmith.data.tokenization.messages import RESULT, Message
-from tunesmith.data.tokenization.template_budget import OverBudgetError
 from tunesmith.data.tokenization.tool_calls import STRICT_JSON, Call, PlacedCall, as_words, placed_calls, schemas_of
-from tunesmith.errors import TemplateError
+from tunesmith.errors import OverBudgetError, TemplateError
 
 # Parameter name -> JSON schema, by name of the offered function.
 Parameters = Mapping[str, Mapping[str, Mapping[str, Any]]]

@@ -19,7 +19,7 @@ from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from tunesmith.errors import TemplateError
+from tunesmith.errors import OverBudgetError
 
 # CPU seconds of one rendering, thousands of times of what a chat takes; and those for each of its characters, because
 # some templates look at all messages in every turn; and at most.
@@ -49,10 +49,6 @@ class _Budget(threading.local):
 
 
 _left = _Budget()
-
-
-class OverBudgetError(TemplateError):
-    """A chat template takes too much time or memory; its format is not known by that."""
 
 
 class Probes:

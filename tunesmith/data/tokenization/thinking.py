@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tunesmith.data.tokenization.template_budget import OverBudgetError
-from tunesmith.errors import TemplateError
+from tunesmith.errors import OverBudgetError, TemplateError
 
 Switch = Literal["", "enable_thinking", "thinking", "reasoning_effort"]
 # Variables by which templates switch thoughts, with the values for off and on. No template turns thoughts off by the

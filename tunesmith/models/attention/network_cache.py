@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCach
 from tunesmith.errors import out_of_memory
 from tunesmith.models.attention.packed import state_tolerance, states_alone
 from tunesmith.models.families import counts_places, scales_by_column
+from tunesmith.models.once_per_shape import once_per_shape
 from tunesmith.models.sharded import run_body
 
 # Largest relative distance between states that should be equal, in float32. A rule allows less: `NOISE` times the
@@ -169,6 +170,7 @@ def tensors_of(value: object) -> Iterator[Tensor]:
             yield from tensors_of(part)
 
 
+@once_per_shape
 @torch.no_grad()
 def caches_keys_only(network: Any) -> bool:
     """Return whether a decoder's cache holds keys and values, and nothing else; measured on one token."""
@@ -194,6 +196,7 @@ def cached_values(network: Any) -> tuple[int, int]:
     return growth, sizes[0] - 2 * growth
 
 
+@once_per_shape
 def generates(network: Any) -> bool:
     """Return whether a decoder continues from its own cache exactly as from the tokens themselves; measured.
 

@@ -26,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 from tunesmith.models.attention.flex import Segment, SegmentMask, flex_attend
 from tunesmith.models.attention.shared_prefix import Past, SharedPrefixAttention
 from tunesmith.models.families import slides
+from tunesmith.models.once_per_shape import once_per_shape
 from tunesmith.models.sharded import run_body
 
 
@@ -345,6 +346,7 @@ def states_alone(network: Any, row: Sequence[int], **options: Any) -> Tensor:
     return states
 
 
+@once_per_shape
 @torch.no_grad()
 def _same_states(network: Any, *, causal: bool) -> bool:
     """Return whether two packed rows with a common prefix have the states they have alone, and windows are passed."""

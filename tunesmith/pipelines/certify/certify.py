@@ -33,7 +33,6 @@ from tunesmith.models.certificate import (
     digest_of,
     keep_certificate,
     read_certificate,
-    versions,
 )
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
@@ -47,6 +46,7 @@ from tunesmith.models.measurements import (
     scripted_states_alone,
     states_together,
 )
+from tunesmith.models.once_per_shape import versions
 from tunesmith.models.policy import Policy
 from tunesmith.pipelines.certify.adapted import Adapted
 from tunesmith.progress import track
