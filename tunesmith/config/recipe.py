@@ -187,23 +187,14 @@ class Ledger(_Section):
     )
 
 
-def _kept(value: Any) -> Any:
-    """Expand `ledger: false` to `ledger: {rows: 0}`."""
-    if isinstance(value, bool):
-        return {} if value else {"rows": 0}
-    return value
+def _switched(**off: Any) -> BeforeValidator:
+    """Return a validator that expands `false` to the values that switch a section off, and `true` to its defaults."""
+    return BeforeValidator(lambda value: ({} if value else off) if isinstance(value, bool) else value)
 
 
-def _bounded(value: Any) -> Any:
-    """Expand `verdict: 5` and `verdict: all` to `verdict: {minutes: ...}`."""
-    return value if isinstance(value, Mapping | BaseModel) else {"minutes": value}
-
-
-def _measured(value: Any) -> Any:
-    """Expand `retention: false` to `retention: {questions: 0, texts: 0}`."""
-    if isinstance(value, bool):
-        return {} if value else {"questions": 0, "texts": 0}
-    return value
+def _short_for(key: str) -> BeforeValidator:
+    """Return a validator that expands a plain value such as `verdict: 5` to a section with one key."""
+    return BeforeValidator(lambda value: value if isinstance(value, Mapping | BaseModel) else {key: value})
 
 
 class Documents(_Section):
@@ -259,11 +250,6 @@ def _known_arm(name: str) -> str:
     return name
 
 
-def _source(value: Any) -> Any:
-    """Expand `documents: manual/` to `documents: {source: manual/}`."""
-    return {"source": value} if isinstance(value, str) else value
-
-
 def _listed(value: Any) -> Any:
     """Expand `arms: tuned` to `arms: [tuned]`."""
     return [value] if isinstance(value, str) else value
@@ -297,11 +283,11 @@ class Recipe(_Section):
     machine: Machine = Machine()
     replay: Replay = Replay()
     gates: Gates = Gates()
-    retention: Annotated[Retention, BeforeValidator(_measured)] = Retention()
-    ledger: Annotated[Ledger, BeforeValidator(_kept)] = Ledger()
-    verdict: Annotated[Verdict, BeforeValidator(_bounded)] = Verdict()
+    retention: Annotated[Retention, _switched(questions=0, texts=0)] = Retention()
+    ledger: Annotated[Ledger, _switched(rows=0)] = Ledger()
+    verdict: Annotated[Verdict, _short_for("minutes")] = Verdict()
     loop: Loop = Loop()
-    documents: Annotated[Documents, BeforeValidator(_source)] = Documents()
+    documents: Annotated[Documents, _short_for("source")] = Documents()
     arms: Annotated[list[Annotated[str, AfterValidator(_known_arm)]], BeforeValidator(_listed)] = Field(
         default_factory=list, description="arms to compare; empty: all that the rows allow"
     )

@@ -5,11 +5,10 @@ A pair or triple is (base, tuned) or (base, tuned, reference).
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.metrics.paired_measures import PairedMeasure
+from tunesmith.metrics.resampling import ALPHA
 
 
 class ReportPart(BaseModel):
@@ -43,24 +42,12 @@ class Retention(ReportPart):
 class ScoredRows(ReportPart):
     """The test rows that base and tuned model answered, where these are not all."""
 
-    scored: int
-    chosen: int  # at random in whole groups, before any was scored
+    scored: int  # in whole groups, chosen at random before any was scored
     available: int
-    reason: str
-    detectable: float  # difference that the chosen rows are expected to detect with 80 % power
-    unit: Literal["points", "standard deviations of the change of a row"]
+    detectable: float  # difference that they were expected to detect with 80 % power
     questions: int  # of general ability
-    drop: float  # in the share of correct questions that these are expected to detect
-
-    @property
-    def sentence(self) -> str:
-        """Return the rows, the reason and what they detect, without a full stop."""
-        reach = f"{100 * self.detectable:.2g}" if self.unit == "points" else f"{self.detectable:.2g}"
-        general = f"; drops from {100 * self.drop:.2g} points in {self.questions} general questions" * (self.drop > 0)
-        return (
-            f"{self.scored:,} of {self.available:,} test rows, chosen at random before scoring ({self.reason}), "
-            f"which detect differences from about {reach} {self.unit}{general}"
-        )
+    level: float = ALPHA  # of each test and interval; lower if rows are scored in stages, so that all stages keep ALPHA
+    sentence: str  # without a full stop
 
 
 class Calibration(ReportPart):

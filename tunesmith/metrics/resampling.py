@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +21,22 @@ Indices = NDArray[np.intp]
 ALPHA = 0.05
 MIN_GROUPS = 6  # clusters with equal sign that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
 _BLOCK = 2_000_000  # random values in memory at a time
+_LEVEL: ContextVar[float] = ContextVar("level", default=ALPHA)
+
+
+def level() -> float:
+    """Return the level of a single test or interval: ALPHA, or less where one of several stages decides."""
+    return _LEVEL.get()
+
+
+@contextmanager
+def at_level(value: float) -> Iterator[None]:
+    """Run the block with another level of every test and interval; p-values are scaled to be compared with ALPHA."""
+    token = _LEVEL.set(value)
+    try:
+        yield
+    finally:
+        _LEVEL.reset(token)
 
 
 class Placed(Protocol):
@@ -161,7 +179,7 @@ def percentiles(resampled: FloatArray, clusters: int) -> tuple[float, float]:
     """
     from scipy.special import ndtr, stdtrit
 
-    t = float(stdtrit(clusters - 1, 1 - ALPHA / 2))
+    t = float(stdtrit(clusters - 1, 1 - level() / 2))
     tail = float(ndtr(-math.sqrt(clusters / (clusters - 1)) * t))
     low, high = map(float, np.quantile(resampled, (tail, 1 - tail)))
     if clusters < MIN_GROUPS:
@@ -218,7 +236,7 @@ def wilson(mean: float, n: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share `mean` of `n` independent rows. Source: Wilson 1927."""
     from scipy.special import ndtri
 
-    z2 = float(ndtri(1 - ALPHA / 2)) ** 2
+    z2 = float(ndtri(1 - level() / 2)) ** 2
     middle = (mean + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     return max(0.0, middle - half), min(1.0, middle + half)

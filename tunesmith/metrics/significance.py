@@ -21,6 +21,7 @@ from tunesmith.metrics.resampling import (
     Clusters,
     bootstrap_p,
     difference_bounds,
+    level,
     mcnemar,
     percentiles,
     sign_flip,
@@ -314,7 +315,7 @@ def _quantiles(clusters: float) -> float:
     from scipy.special import stdtrit
 
     degrees = max(1.0, clusters - 1)
-    return float(stdtrit(degrees, 1 - ALPHA / 2) + stdtrit(degrees, POWER))
+    return float(stdtrit(degrees, 1 - level() / 2) + stdtrit(degrees, POWER))
 
 
 def _times(clusters: int, deviation: float) -> float:
@@ -326,11 +327,9 @@ def _times(clusters: int, deviation: float) -> float:
 
 
 def expected_to_detect(sizes: ArrayLike, deviation: float) -> float:
-    """Return the difference of means that a test detects with 80 % power, before any row is scored.
+    """Return the difference of means that a test of clusters of these sizes [G] is expected to detect with 80 % power.
 
-    Args:
-        sizes: rows of each cluster, [G]; as if the rows of a cluster changed together.
-        deviation: assumed standard deviation of the change of a row.
+    The `deviation` of the change of a row is assumed, and that the rows of a cluster change together.
     """
     rows = _finite(sizes)
     return _quantiles(len(rows)) * deviation * float(np.linalg.norm(rows) / rows.sum())
@@ -346,6 +345,7 @@ def judged(comparison: PairedComparison, deviation: float, *, scale: float, fewe
         fewest_rows: scores that must differ for a test to reject. Without this, a model that changes one of 50 rows
             would appear to be measured very precisely.
     """
+    comparison = replace(comparison, p_value=min(1.0, comparison.p_value * ALPHA / level()))
     small = SMALL_SHARE * scale
     reach = _quantiles(comparison.clusters) * deviation
     smallest = scale if comparison.clusters < MIN_GROUPS else min(scale, max(reach, scale * fewest_rows / comparison.n))

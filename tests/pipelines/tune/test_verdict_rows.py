@@ -6,16 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from bench.noise.paired import clopper_pearson
+from bench.noise.stages import levels
 from tests.pipelines.conftest import recipe, reviews, tune
 from tests.pipelines.tune.test_multitask import mixed
 from tests.pipelines.tune.test_tune import stop_after
 from tunesmith.config import Verdict, make_recipe
+from tunesmith.evaluation.evaluators import rowwise
+from tunesmith.evaluation.evaluators.answers import AnswerPredictions
+from tunesmith.evaluation.predict import AnswerSet
 from tunesmith.events import ignore
-from tunesmith.metrics.significance import expected_to_detect
+from tunesmith.metrics.resampling import mcnemar
+from tunesmith.metrics.significance import compare_paired, expected_to_detect
 from tunesmith.pipelines.tune import verdict_rows
-from tunesmith.pipelines.tune.verdict_rows import FEWEST_ROWS, FILE, choose_rows, pinned
+from tunesmith.pipelines.tune.verdict_rows import FEWEST_ROWS, FILE, STAGES, choose_rows, pinned
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
 from tunesmith.report.terminal import costs
@@ -61,7 +69,9 @@ def test_a_resumed_run_scores_the_rows_that_were_chosen(tmp_path: Path, monkeypa
     monkeypatch.setattr(verdict_rows, "FEWEST_ROWS", 40)
     run = tune(made, tmp_path / "run")
     assert pinned(run.folder) == chosen
-    assert len(read_predictions(run.folder)) == len(chosen.rows[""]) == 30
+    assert len(chosen.rows[""]) == 30
+    rows = [row.where for row in read_predictions(run.folder)]
+    assert rows == [row.where for row in read_order(made, run.folder)][: len(rows)]
 
 
 @pytest.mark.parametrize(("epochs", "scored"), [(100, 80), (0.01, 25)])
@@ -94,7 +104,7 @@ def test_questions_become_fewer_before_rows_do(tmp_path: Path):
     prepared = choose_rows(prepare(made, on_event=ignore), tmp_path, ignore, timed=True)
     extent = json.loads((tmp_path / FILE).read_text())["extent"]
     assert prepared.recipe.retention.questions == extent["questions"] == 100
-    assert 0.08 < extent["drop"] < 0.1
+    assert "drops from 8.9 points in 100 general questions" in extent["sentence"]
 
 
 def test_a_group_counts_as_if_its_rows_changed_together():
@@ -112,3 +122,61 @@ def test_another_time_is_another_run_and_the_default_the_same_as_ever(tmp_path: 
     made = recipe(tmp_path, reviews(), "bert")
     timed, default = (made.model_copy(update={"verdict": Verdict(minutes=m)}) for m in (1.0, "auto"))
     assert identities(default, tmp_path) == identities(made, tmp_path) != identities(timed, tmp_path)
+
+
+# ------------------------------------------------------------------ stages
+
+
+def test_a_clear_result_needs_half_of_the_rows_and_every_part_of_the_run_has_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(verdict_rows, "FEWEST_ROWS", 48)
+    schedule = QUICK | {"epochs": 6, "learning_rate": 0.01}
+    made = recipe(tmp_path, reviews(160), "bert", **MANY | {"schedule": schedule}, verdict=1e-9, technique="full")
+    run = tune(made, tmp_path / "run")
+    found, task = run.report.scored_rows, run.report.task
+    assert found is not None
+    assert (found.scored, found.level, task.verdict) == (24, STAGES[0.5], "better")
+    rows = read_predictions(run.folder)
+    assert [row.where for row in rows] == [row.where for row in read_order(made, run.folder)][:24]
+    assert task.n == run.report.baselines[0].n == 24
+    assert "24 were scored, and tested at 0.003 as one of 4 stages" in costs(run.report)[0].plain
+    again = compare_paired(*([float(getattr(row, side) == row.gold) for row in rows] for side in ("base", "tuned")))
+    assert task.p_value == pytest.approx(again.p_value * 0.05 / STAGES[0.5])
+    assert task.ci95[0] < again.ci95[0] < again.ci95[1] < task.ci95[1] or task.ci95[1] == 1
+
+
+def read_order(made: Any, out: Path) -> Any:
+    """Return the chosen test rows in the order of the stages."""
+    return pinned(out).of(prepare(made, on_event=ignore)).test
+
+
+def test_predictions_are_cut_and_joined_row_by_row():
+    def said(first: int, last: int) -> AnswerPredictions:
+        texts = [f"answer {i}" for i in range(first, last)]
+        shares = [{"a": i / 10} for i in range(first, last)]
+        return AnswerPredictions(
+            AnswerSet(texts, "how", float(last - first), [True] * len(texts), shares), {"x": texts}
+        )
+
+    assert rowwise(lambda lists: lists[0] + lists[1], said(0, 3), said(3, 8)) == said(0, 8)
+    assert rowwise(lambda lists: lists[0][:3], said(0, 8), share=3 / 8) == said(0, 3)
+
+
+def test_equal_models_are_called_better_or_worse_in_less_than_one_run_of_twenty_whichever_stage_decides():
+    assert levels(list(STAGES)) == pytest.approx(list(STAGES.values()), rel=5e-3)
+    rng = np.random.default_rng(0)
+    called = {"none": 0, "none, uncorrected": 0, "some": 0, "some, at once": 0}
+    for _ in range(4_000):
+        none, some = (rng.choice([-1.0, 0.0, 1.0], 120, p=(0.125 - e, 0.75, 0.125 + e)) for e in (0.0, 0.06))
+        called["none"] += decided(none, STAGES)
+        called["none, uncorrected"] += decided(none, dict.fromkeys(STAGES, 0.05))
+        called["some"] += decided(some, STAGES)
+        called["some, at once"] += decided(some, {1.0: 0.05})
+    assert clopper_pearson(called["none"], 4_000)[1] < 0.05 < clopper_pearson(called["none, uncorrected"], 4_000)[0]
+    assert called["some"] > 0.97 * called["some, at once"] > 0.6 * 4_000
+
+
+def decided(change: NDArray[np.float64], plan: dict[float, float]) -> bool:
+    """Return whether the test of one of the stages of a plan rejects; `change` has the sign of each row."""
+    return any(mcnemar(change[: int(share * len(change))]) <= level for share, level in plan.items())

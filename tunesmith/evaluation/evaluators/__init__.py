@@ -3,7 +3,7 @@
 from typing import Any
 
 from tunesmith.evaluation.evaluators.answers import AnswerEvaluator
-from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, Evaluator, Predictions
+from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, Evaluator, Predictions, rowwise
 from tunesmith.evaluation.evaluators.multitask import SINGLE_TASK_MODEL, MultitaskEvaluator
 from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
 from tunesmith.evaluation.evaluators.perplexity import PerplexityEvaluator
@@ -39,4 +39,5 @@ __all__ = [
     "Diagnostics",
     "Evaluator",
     "evaluator_for",
+    "rowwise",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -110,6 +110,19 @@ class Evaluator(ABC, Generic[S]):
     def diagnose(self, prepared: TrainingContext, model: LocalModel, *, base: S, tuned: S) -> Diagnostics:
         """Measure what the scores do not show, for base and tuned model; nothing by default."""
         return Diagnostics()
+
+
+def rowwise(change: Callable[[Sequence[list[Any]]], list[Any]], *parts: Any, share: float = 1.0) -> Any:
+    """Return predictions with `change(lists)` in place of each list of `parts`, and a share of all their seconds."""
+    first = parts[0]
+    if isinstance(first, list):
+        return change(parts)
+    if isinstance(first, dict):
+        return {name: rowwise(change, *(part[name] for part in parts), share=share) for name in first}
+    if is_dataclass(first) and not isinstance(first, type):
+        lists = {f.name: [getattr(part, f.name) for part in parts] for f in fields(first)}
+        return replace(first, **{name: rowwise(change, *each, share=share) for name, each in lists.items()})
+    return share * sum(parts) if isinstance(first, float) else first
 
 
 def divided(

@@ -61,6 +61,7 @@ class RunClock:
     phases: Phases = field(init=False)
     step: int = 0
     steps: int = 0
+    scored: float = 1.0  # share of the test rows that the tuned model answered
     _first_step: int = 0  # step that this process started after
     _over: set[str] = field(default_factory=set)
     _last: float = 0.0
@@ -194,6 +195,7 @@ def record(run: RunClock, prepared: TrainingContext, *, seconds: float, resumed:
     timings = {}
     for phase in forecast.phases:
         done = run.share_done if phase.name in STEPPED else float(not resumed or phase.name in REPEATED)
+        done *= run.scored if phase.name == "test scoring" else 1.0
         if done > 0 and (actual := run.seconds_of(phase.name)) > 0:
             timings[phase.name] = PhaseTiming(formula=done * phase.formula, actual=actual)
     rates = prepared.machine.gemm_gflops

@@ -37,6 +37,7 @@ from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.identify import ModelManifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import save_model
+from tunesmith.metrics.resampling import ALPHA, at_level
 from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
@@ -60,7 +61,7 @@ from tunesmith.pipelines.tune.run_clock import (
     numbered_phases,
     record,
 )
-from tunesmith.pipelines.tune.verdict_rows import choose_rows, pinned
+from tunesmith.pipelines.tune.verdict_rows import choose_rows, pinned, score_tuned
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
 from tunesmith.training.callbacks import Callbacks, Interrupted
@@ -161,7 +162,8 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
             _save(results, folder)
 
         # The run is finished once report.json exists.
-        with phase("report"):
+        level = results.scored_rows.level if results.scored_rows else ALPHA
+        with phase("report"), at_level(level):
             report = build_report(results, name=folder.path.name, seconds=time.perf_counter() - started)
             write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
             write_reports(folder.path)
@@ -223,7 +225,8 @@ def _results(
     with phase("test scoring"):
         on_event(StageStarted(f"{len(prepared.test)} test rows"))
         fit_calibration(prepared, model)
-        tuned = evaluator.predict(model)
+        scored = score_tuned(prepared, model, base=snapshot.predictions, controls=controls, out=folder.path)
+        clock.scored = len(scored.prepared.test) / len(prepared.test)
         secrets = secret_scores(prepared, trained.policy)
     general = _general_after(prepared, trained.policy, snapshot.general, on_event)
     ledger = None
@@ -233,28 +236,27 @@ def _results(
     trained.policy.gather_weights()
     if not world.leads and not world.lockstep:
         return None
-    base_predictions = TypeAdapter(evaluator.shape).validate_python(snapshot.predictions)
     with phase("diagnostics"), alone():
-        diagnostics = evaluator.diagnose(prepared, model, base=base_predictions, tuned=tuned)
+        diagnostics = scored.evaluator.diagnose(scored.prepared, model, base=scored.base, tuned=scored.tuned)
         flops = step_flops(trained)
     if not world.leads:
         return None
     return RunResults(
-        prepared=prepared,
+        prepared=scored.prepared,
         trained=trained,
         model=model,
-        evaluator=evaluator,
-        base=base_predictions,
-        tuned=tuned,
+        evaluator=scored.evaluator,
+        base=scored.base,
+        tuned=scored.tuned,
         flops=flops,
-        controls=controls,
+        controls=scored.controls,
         diagnostics=diagnostics,
         retention=general,
         canaries=exposures(snapshot.secrets, secrets),
         ledger=ledger,
         prediction=prediction,
         certificate=certificate,
-        scored_rows=pinned(folder.path).extent,
+        scored_rows=scored.extent,
     )
 
 

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from tunesmith.data.examples.types import Example
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.stored import joined, take
+from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for, rowwise
+from tunesmith.evaluation.evaluators.answers import AnswerEvaluator
 from tunesmith.evaluation.results import ReportPart, ScoredRows
 from tunesmith.events import EventHandler, Note
-from tunesmith.metrics.resampling import MIN_GROUPS, Clusters, groups_of
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.metrics.resampling import MIN_GROUPS, Clusters, at_level, groups_of
 from tunesmith.metrics.significance import expected_to_detect
 from tunesmith.models.world import current_world
+from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.pipelines.plan.forecast import RunForecast, forecast_run
 from tunesmith.pipelines.plan.phase_costs import scored_tokens, trained_tokens
 from tunesmith.pipelines.plan.profile import profile_run
 from tunesmith.pipelines.plan.workload import generation
 from tunesmith.report.formatting import clock
+from tunesmith.report.verdicts import is_not_beaten
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.train import base_policy
 
@@ -36,6 +44,12 @@ QUESTIONS, GENERAL_SHARE = (400, 200, 100), 1 / 3
 # Assumed standard deviation of the change of a row or a question, before any is scored: a quarter of the rows become
 # right or wrong, and a tenth of the questions.
 ROW_DEVIATION, QUESTION_DEVIATION = 0.25**0.5, 0.1**0.5
+
+
+# Share of the chosen rows after which the tuned model may have answered enough -> level of a two-sided test there. All
+# together reject with 5 %: alpha spending of the O'Brien-Fleming type (Lan and DeMets 1983, Biometrika 70:659), from
+# `bench/noise/stages.py`. Intervals at these levels hold wherever a run stops (Jennison and Turnbull 1989).
+STAGES = {0.25: 0.0000147, 0.5: 0.003045, 0.75: 0.01832, 1.0: 0.044}
 
 
 class ChosenRows(ReportPart):
@@ -57,16 +71,9 @@ def pinned(out: Path) -> ChosenRows:
 
 
 def choose_rows(prepared: TrainingContext, out: Path, on_event: EventHandler, *, timed: bool) -> TrainingContext:
-    """Choose the test rows of the verdict and pin them in the run folder `out`.
+    """Return the run with the test rows of its verdict, pinned in the run folder `out`, and what they can detect noted.
 
-    Args:
-        prepared: the run.
-        out: the run folder.
-        on_event: receives what the chosen rows can detect.
-        timed: whether this process can forecast seconds.
-
-    Returns:
-        The run with these test rows, and as many general questions as there is time for.
+    `timed` is whether this process can forecast seconds.
     """
     # A run of an earlier version has scored all rows with its base.
     if (out / FILE).exists() or (out / "before.json").exists():
@@ -145,20 +152,22 @@ def _chosen(prepared: TrainingContext, count: int, questions: int, reason: str) 
     """Choose about `count` rows of all tasks together, at random, and state what they can detect."""
     share = count / len(prepared.test)
     rows = {name: _random_rows(task, round(share * len(task.test))) for name, task in prepared.tasks.items()}
-    headline = next(iter(with_test_rows(prepared, rows).tasks.values()))
-    clusters = Clusters.of(len(headline.test), groups_of(headline.test))
-    bounded = headline.recipe.objective.produces in ("labels", "text", "score")  # a row scores between 0 and 1
-    extent = ScoredRows(
-        scored=(total := sum(map(len, rows.values()))),
-        chosen=total,
-        available=len(prepared.test),
-        reason=reason,
-        detectable=expected_to_detect(clusters.sizes, ROW_DEVIATION if bounded else 1.0),
-        unit="points" if bounded else "standard deviations of the change of a row",
-        questions=questions,
-        drop=expected_to_detect(np.ones(questions), QUESTION_DEVIATION) if questions else 0.0,
+    narrowed = with_test_rows(prepared, rows)
+    headline = next(iter(narrowed.tasks.values()))
+    detectable = expected_to_detect(Clusters.of(len(headline.test), groups_of(headline.test)).sizes, ROW_DEVIATION)
+    reach = f"{100 * detectable:.2g} points"
+    if headline.recipe.objective.produces not in ("labels", "text", "score"):  # a row has no score from 0 to 1
+        detectable /= ROW_DEVIATION
+        reach = f"{detectable:.2g} standard deviations of the change of a row"
+    if questions:
+        drop = 100 * expected_to_detect(np.ones(questions), QUESTION_DEVIATION)
+        reach += f", and drops from {drop:.2g} points in {questions} general questions"
+    counts: dict[str, Any] = {"scored": len(narrowed.test), "available": len(prepared.test), "questions": questions}
+    sentence = (
+        f"{counts['scored']:,} of {counts['available']:,} test rows, chosen at random before scoring ({reason}), "
     )
-    return ChosenRows(rows=rows, extent=extent)
+    sentence += f"which were expected to detect differences from about {reach}"
+    return ChosenRows(rows=rows, extent=ScoredRows(**counts, detectable=detectable, sentence=sentence))
 
 
 def _random_rows(task: TrainingContext, count: int) -> list[int]:
@@ -170,3 +179,67 @@ def _random_rows(task: TrainingContext, count: int) -> list[int]:
     by_group = np.argsort(np.argsort(order)[clusters.codes], kind="stable")
     rows: list[int] = by_group[: ends[:groups][-1]].tolist()
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The test rows of a run, and what base, tuned model and controls predicted for them."""
+
+    prepared: TrainingContext
+    base: Any
+    tuned: Any
+    controls: Mapping[str, Any]
+    extent: ScoredRows | None
+
+    @property
+    def evaluator(self) -> Evaluator[Any]:
+        """Return the evaluator of these rows."""
+        return evaluator_for(EvalSet.of(self.prepared))
+
+    def decided(self) -> bool:
+        """Return whether the tuned model is worse than the base, or better than base, baselines and controls."""
+        task = self.evaluator.compare(self.base, self.tuned, name="")[0]
+        if task.verdict != "better":
+            return task.verdict == "worse"
+        arms = self.evaluator.compare_arms(task, base=self.base, tuned=self.tuned, controls=self.controls)
+        return not any(is_not_beaten(arm, task) for arm in chain(*arms))
+
+
+def score_tuned(
+    prepared: TrainingContext, model: LocalModel, *, base: Any, controls: Mapping[str, Any], out: Path
+) -> Scored:
+    """Score the tuned model of a run; chosen rows with answers to one task in stages, until the result is decided.
+
+    `base` has the predictions of the base model as `before.json` in the run folder `out` keeps them.
+    """
+    evaluator, extent, rows = evaluator_for(EvalSet.of(prepared)), pinned(out).extent, len(prepared.test)
+    base = TypeAdapter(evaluator.shape).validate_python(base)
+    if extent is None or not isinstance(evaluator, AnswerEvaluator) or prepared.template.thinks:
+        return Scored(prepared, base, evaluator.predict(model), controls, extent)
+    ends = np.cumsum(Clusters.of(rows, groups_of(prepared.test)).sizes).astype(np.intp).tolist()
+    levels = {next(end for end in ends if end >= share * rows): level for share, level in STAGES.items()}
+    parts: list[Any] = []
+    start = 0
+    for end, level in levels.items():
+        parts.append(evaluator_for(EvalSet.of(_between(prepared, start, end))).predict(model))
+        sentence = f"{extent.sentence}; {end} were scored, and tested at {level:.2g} as one of {len(levels)} stages"
+        scored = Scored(
+            prepared=_between(prepared, 0, end),
+            base=_until(end, base, rows),
+            tuned=rowwise(lambda lists: list(chain.from_iterable(lists)), *parts),
+            controls=_until(end, controls, rows),
+            extent=extent.model_copy(update={"scored": end, "level": level, "sentence": sentence}),
+        )
+        start = end
+        with at_level(level):
+            if end == rows or current_world().lead(scored.decided):
+                break
+    return scored
+
+
+def _between(prepared: TrainingContext, start: int, end: int) -> TrainingContext:
+    return with_test_rows(prepared, {SINGLE_TASK: range(start, end)})
+
+
+def _until(end: int, predictions: Any, rows: int) -> Any:
+    return rowwise(lambda lists: lists[0][:end], predictions, share=end / rows)
