@@ -15,7 +15,7 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import RecipeError
 from tunesmith.inference import scoring
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.scoring import Classified
+from tunesmith.inference.scoring import Classified, settled
 from tunesmith.models.generation.generate import option_scores
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Classify, Domain, Instruct, Multitask
@@ -119,6 +119,36 @@ def test_with_several_labels_a_text_has_those_of_at_least_one_half():
     assert (found.labels, found.label) == (("a", "b"), "a, b")
     made.policy.head.bias.data.fill_(-1.0)
     assert made.classify(["hi"])[0] == Classified((), made.classify(["hi"])[0].probabilities)
+
+
+@pytest.mark.parametrize("objective", [words(), LINEAR], ids=["words", "head"])
+def test_a_run_that_scores_in_half_precision_finds_the_labels_of_full_precision(objective: Classify):
+    made = model("llama", objective)
+    texts = [f"{text} {i}" for i, text in enumerate(TEXTS * 20)]
+    exact, labels = made.label_logits(texts), [one.labels for one in made.classify(texts)]
+    made.policy.scoring_dtype = torch.bfloat16
+    found = made.label_logits(texts)
+    assert [one.labels for one in made.classify(texts)] == labels
+    assert 0 < float((found - exact).abs().mean()) < 0.1 * float(exact.abs().mean())
+    made.policy.scoring_dtype = None
+    assert torch.equal(made.label_logits(texts), exact)
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_more_rows_are_scored_in_full_precision_the_larger_its_difference(multi: bool):
+    chance = torch.Generator().manual_seed(0)
+    exact = torch.randn(400, 3, generator=chance) * 4
+    counts = []
+    for noise in (0.0, 0.1, 0.5):
+        asked: list[int] = []
+        rounded = exact + noise * (2 * torch.rand(exact.shape, generator=chance) - 1)
+        found = settled(rounded, lambda rows, asked=asked: asked.extend(rows) or exact[rows], multi=multi)
+        same = (found > 0) == (exact > 0) if multi else found.argmax(dim=1) == exact.argmax(dim=1)
+        assert same.all()
+        assert torch.equal(found[asked], exact[asked])
+        assert len(asked) == len(set(asked)) < 400
+        counts.append(len(asked))
+    assert 8 <= counts[0] <= counts[1] < counts[2]
 
 
 def test_asking_for_labels_leaves_no_gradient_behind():

@@ -166,6 +166,8 @@ def general_ability_file(prepared: TrainingContext) -> Path:
     digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
     # A quantized base has the fingerprint of its unquantized weights.
     precision = prepared.recipe.technique.load_options().quantize or "whole"
+    if prepared.scoring_dtype is not None:
+        precision += f"-{prepared.machine.dtype}"
     name = f"{prepared.base.fingerprint}-{prepared.template.hash}-{precision}-{digest}.json"
     return cache_dir() / "general" / name
 

@@ -98,7 +98,8 @@ def general_nll(policy: Policy, template: Template, *, window: int = WINDOW, tex
     passes = [mine[start : start + ROWS_PER_PASS] for start in range(0, len(mine), ROWS_PER_PASS)]
     for part in track(passes, "scoring general texts", unit="texts", size=len):
         batch = collate(part, share=False).to(policy.device)
-        total += float(policy.sum_nll(batch))
+        with policy.scoring():
+            total += float(policy.sum_nll(batch))
     return sum(world.collect(lambda: total)) / (len(rows) * (window - 1))
 
 
@@ -110,7 +111,7 @@ def probe(policy: Policy, template: Template, questions: Sequence[ProbeItem]) ->
     before, _ = frame(template.tokenizer)
     prompts = [[*before, *_ids(template, item.question)] for item in questions]
     options = [[_ids(template, f" {option}") for option in item.options] for item in questions]
-    with measuring("answering general questions", len(questions), unit="questions"):
+    with policy.scoring(), measuring("answering general questions", len(questions), unit="questions"):
         scores = option_scores(policy, prompts, options)
     lengths = torch.tensor([[len(option) for option in item.options] for item in questions])
     chosen = (scores / lengths).argmax(dim=1).tolist()

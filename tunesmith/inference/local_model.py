@@ -16,7 +16,15 @@ from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.data.tokenization.windows import beginning
 from tunesmith.errors import RecipeError
 from tunesmith.inference.defaults import refuse_thinking, sampling_of, thinking_mode
-from tunesmith.inference.scoring import Classified, classified, masked_words, option_ids, row_scores, text_outputs
+from tunesmith.inference.scoring import (
+    Classified,
+    classified,
+    masked_words,
+    option_ids,
+    row_scores,
+    settled,
+    text_outputs,
+)
 from tunesmith.models.families import positions_of, prompt_limit
 from tunesmith.models.generation.generate import (
     AnswerIds,
@@ -389,7 +397,17 @@ class LocalModel:
 
     @torch.no_grad()
     def label_logits(self, texts: Sequence[str]) -> Tensor:
-        """Return the logits [B, K] of a head, or log-probabilities of the label words, before calibration."""
+        """Return the logits [B, K] of a head, or log-probabilities of the label words, before calibration.
+
+        A run that scores in half precision finds the same labels; its logits are rounded where they are clear.
+        """
+        if self.policy.scoring_dtype is None:
+            return self._label_logits(texts)
+        with self.policy.scoring():
+            rounded = self._label_logits(texts)
+        return settled(rounded, lambda rows: self._label_logits([texts[i] for i in rows]), multi=self.classifier.multi)
+
+    def _label_logits(self, texts: Sequence[str]) -> Tensor:
         head = self.policy.head
         if head is None:
             return self.options([self.about(text) for text in texts], self.classifier.labels)

@@ -56,6 +56,8 @@ class Policy:
     packs: bool = True  # packed attention works in this network; otherwise rows run padded
     rules: RowRules = RowRules()  # what rows of a decoder may do together where they are not packed
     autocast_dtype: torch.dtype | None = None  # autocast dtype of matrix products; parameters keep their own dtype
+    # Autocast dtype in which a run evaluates base and tuned model; None, also for a model that is loaded: none.
+    scoring_dtype: torch.dtype | None = None
     virtual: Virtual | None = None  # tokens in front of every row; no states are returned for them
     router_loss: RouterLoss | None = None  # in training: records what balances the routers of a mixture of experts
     whole_weights: Mapping[str, Tensor] | None = None  # of a sharded network, in the first process
@@ -122,8 +124,12 @@ class Policy:
                 setattr(self, name, value)
 
     def full_precision(self) -> AbstractContextManager[None]:
-        """Return a context in which matrix products use the parameters' own dtype, as reported scores do."""
+        """Return a context in which matrix products use the parameters' own dtype, as answers do."""
         return self._with(autocast_dtype=None)
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """Return a context in which matrix products use `scoring_dtype`, for what it changes negligibly."""
+        return self._with(autocast_dtype=self.scoring_dtype)
 
     def _states(self, batch: Batch) -> Tensor:
         if self.packs and (self.virtual is None or self.virtual.is_past):

@@ -118,6 +118,12 @@ class TrainingContext:
         )
 
     @property
+    def scoring_dtype(self) -> torch.dtype | None:
+        """Return the dtype of matrix products in which both models are scored, if it is not that of the weights."""
+        dtype = DTYPES[self.machine.dtype]
+        return None if dtype == self.base.network.dtype else dtype
+
+    @property
     def test(self) -> Sequence[Example]:
         """Return the test rows, or the validation rows if there are none."""
         return self.loaded.split.test or self.loaded.split.validation

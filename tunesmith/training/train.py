@@ -234,7 +234,7 @@ def best_step(state: TrainingState) -> int:
 def base_policy(prepared: TrainingContext) -> Policy:
     """Return the base model as a policy, in the dtype of training."""
     policy = Policy.over(prepared.base.network, family=prepared.base.family)
-    policy.autocast_dtype = autocast_dtype(prepared)
+    _set_dtypes(policy, prepared)
     return policy
 
 
@@ -258,15 +258,16 @@ def adapted_policy(prepared: TrainingContext) -> Policy:
         head = objective.task_policy(policy, name).head
         if head is not None and task.head is not None:
             head.load_state_dict(task.head)
-    policy.autocast_dtype = autocast_dtype(prepared)
+    _set_dtypes(policy, prepared)
     policy.router_loss = RouterLoss.of(policy.network)
     return policy
 
 
-def autocast_dtype(prepared: TrainingContext) -> torch.dtype | None:
-    """Return the dtype of matrix products in training, if it is not that of the trained parameters, float32."""
+def _set_dtypes(policy: Policy, prepared: TrainingContext) -> None:
+    """Set the dtype of matrix products in training and in evaluation, if it is not that of the parameters."""
     dtype = DTYPES[prepared.machine.dtype]
-    return None if dtype == torch.float32 else dtype
+    policy.autocast_dtype = None if dtype == torch.float32 else dtype  # trained parameters are in float32
+    policy.scoring_dtype = prepared.scoring_dtype
 
 
 def learner_of(prepared: TrainingContext, sampler: Sampler = sample) -> Learner:

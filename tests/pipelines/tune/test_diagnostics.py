@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.bases import base, policy, template
 from tests.pipelines.conftest import recipe, reviews
@@ -84,20 +85,26 @@ def test_calls_stand_where_calls_stood_though_chats_differ_in_their_number():
         assert [bool(m.calls) for m in one.messages] == [bool(m.calls) for m in own.messages]
 
 
-def test_general_ability_is_kept_apart_where_texts_begin_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_general_ability_is_kept_apart_where_texts_begin_otherwise_or_precision_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     measured: list[str] = []
     monkeypatch.setattr(
         worth, "measure", lambda made, form, window, extent: measured.append(form) or GeneralAbility(1.0, [True])
     )
-    for kind in ("gemma", "llama", "gemma"):
+    for kind, dtype in (("gemma", None), ("llama", None), ("gemma", None), ("llama", torch.bfloat16)):
         form = SimpleNamespace(tokenizer=template(kind).tokenizer, hash="same")
         same = SimpleNamespace(fingerprint="same", family="decoder", network=base(kind).network)
         prepared = SimpleNamespace(
-            base=same, template=form, recipe=SimpleNamespace(technique=Lora(), retention=Retention())
+            base=same,
+            template=form,
+            recipe=SimpleNamespace(technique=Lora(), retention=Retention()),
+            machine=SimpleNamespace(dtype="bfloat16"),
+            scoring_dtype=dtype,
         )
         worth.base_general_ability(prepared, SimpleNamespace(family="decoder"))
-    assert len(measured) == len(list((tmp_path / "general").iterdir())) == 2
+    assert len(measured) == len(list((tmp_path / "general").iterdir())) == 3
 
 
 def test_a_base_in_four_bits_is_not_told_what_was_measured_of_the_whole_one(
@@ -109,7 +116,10 @@ def test_a_base_in_four_bits_is_not_told_what_was_measured_of_the_whole_one(
     found, made = replace(base("llama"), fingerprint="same"), policy("llama")
     for technique, nll in ((Lora(), 1.0), (Lora(quantize="nf4"), 2.0), (Lora(), 1.0), (Lora(quantize="nf4"), 2.0)):
         prepared = SimpleNamespace(
-            base=found, template=template("llama"), recipe=SimpleNamespace(technique=technique, retention=Retention())
+            base=found,
+            template=template("llama"),
+            recipe=SimpleNamespace(technique=technique, retention=Retention()),
+            scoring_dtype=None,
         )
         general = worth.base_general_ability(prepared, made)  # type: ignore[arg-type]
         assert general is not None

@@ -87,8 +87,9 @@ def test_label_words_are_learned_and_the_run_folder_is_whole(tmp_path: Path, mon
     assert (saved["objective"]["labels"], saved["objective"]["output"]) == (["negative", "positive"], "words")
 
 
-def test_the_models_answers_are_those_of_the_report_and_of_the_loaded_run(tmp_path: Path):
-    made = recipe(tmp_path, reviews(), "llama")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.02)])
+def test_the_models_answers_are_those_of_the_report_and_of_the_loaded_run(dtype: str, tolerance: float, tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "llama", machine={"device": "cpu", "dtype": dtype, "threads": 1})
     run = tune(made, tmp_path / "run")
     lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
     right = sum(line["tuned"] == line["gold"] for line in lines) / len(lines)
@@ -97,7 +98,7 @@ def test_the_models_answers_are_those_of_the_report_and_of_the_loaded_run(tmp_pa
     found = model.classify([line["question"] for line in lines])
     assert [one.label for one in found] == [line["tuned"] for line in lines]
     for one, line in zip(found, lines, strict=True):
-        assert one.probabilities == pytest.approx(line["probabilities"], abs=1e-4)
+        assert one.probabilities == pytest.approx(line["probabilities"], abs=tolerance)
 
 
 @pytest.mark.parametrize(

@@ -349,7 +349,7 @@ def _ring(among: int, spread: int, pace: MachinePace, placement: Placement) -> f
 
 def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace) -> float:
     """Estimate the seconds of forward passes over some tokens without a backward pass."""
-    return tokens * (2 * size.matmul_parameters / pace.products32 + size.frozen.token * READ_MOVED / pace.moved)
+    return tokens * (2 * size.matmul_parameters / pace.products + size.frozen.token * READ_MOVED / pace.moved)
 
 
 def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachinePace) -> float:

@@ -105,7 +105,7 @@ def _pass_seconds(size: RoughSize, pace: Mapping[str, float], *, technique: str)
 
 def _read_seconds(size: RoughSize, pace: Mapping[str, float]) -> float:
     """Return the seconds of one token in a forward pass."""
-    return 2 * size.matmul_parameters / pace["products32"] + MOVED_IN_READING * size.read_bytes / pace["moved"]
+    return 2 * size.matmul_parameters / pace["products"] + MOVED_IN_READING * size.read_bytes / pace["moved"]
 
 
 def _step_seconds(size: RoughSize, pace: Mapping[str, float]) -> float:

@@ -333,7 +333,8 @@ def _evaluate_base(
         if prepared.recipe.objective.samples_completions:  # first, because generating all test answers takes long
             check_reward_varies(prepared, base_policy(prepared), on_event=clock)
         clock.start(BASE)
-        policy = Policy.over(prepared.base.network, family=prepared.base.family)
+        policy = base_policy(prepared)
+        policy.autocast_dtype = None
         predictions = evaluator.evaluate_base(prepared, policy, folder.path)
     if not not_measured(prepared):
         clock(StageStarted("general ability of the base model"))
@@ -428,8 +429,7 @@ def _general_text_gate(prepared: TrainingContext, general: GeneralAbility | None
     window, texts = general_window(prepared), prepared.recipe.retention.texts
 
     def violation(policy: Policy) -> str | None:
-        with policy.full_precision():  # as the report does at the end
-            rise = general_nll(policy, prepared.template, window=window, texts=texts) - base_nll
+        rise = general_nll(policy, prepared.template, window=window, texts=texts) - base_nll
         return f"general-text loss rose by {rise:.3f} nats/token, at most {bound} is allowed" if rise > bound else None
 
     return violation
