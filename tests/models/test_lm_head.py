@@ -96,6 +96,16 @@ def test_a_head_that_is_not_a_plain_product_costs_what_its_logits_say(head: str)
     assert torch.allclose(made.logprobs(states, goal), logits.log_softmax(dim=1)[torch.arange(6), goal])
 
 
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_options_that_follow_one_state_cost_what_they_would_alone(softcap: float):
+    made, states = LanguageHead(nn.Linear(4, 3, bias=False), 1.0, softcap), matrix(600, 4, 3)
+    index = torch.tensor([599, 0, 300, 300, 255, 256, 300])
+    goal = torch.tensor([0, 1, 2, 0, 1, 2, 1])
+    found = made.logprobs_at(states, index, goal)
+    assert torch.allclose(found, made.logprobs(states[index], goal), atol=1e-6)
+    assert not found.requires_grad
+
+
 def test_no_head_ever_makes_the_logits_of_all_positions_at_once(monkeypatch: pytest.MonkeyPatch):
     made, seen = LanguageHead(nn.Linear(4, 3, bias=True), 1.0, 2.0), list[int]()
     whole = LanguageHead.logits

@@ -215,6 +215,17 @@ class LanguageHead:
             return logprobs
         return -self._nll(states, targets, temperature)
 
+    @torch.no_grad()
+    def logprobs_at(self, states: Tensor, index: Tensor, targets: Tensor) -> Tensor:
+        """Compute log p(target) after the state at each index, [M] in nats, without gradient; of states [U, D]."""
+        logprobs = states.new_empty(len(targets), dtype=torch.float32)
+        weight = self._plain_weight()
+        for rows, part, _ in _chunks(states, states):
+            logits = self.logits(part).float() if weight is None else _logits(part.to(weight.dtype), weight)
+            inside = (index >= rows.start) & (index < rows.stop)
+            logprobs[inside] = logits.log_softmax(dim=1)[index[inside] - rows.start, targets[inside]]
+        return logprobs
+
     def _nll(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Compute -log p of each target, [M]; a chunk's logits are recomputed for the gradient."""
 

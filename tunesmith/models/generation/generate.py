@@ -420,8 +420,11 @@ def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequenc
     divided = split_by_tokens(order, lengths, TOKENS_PER_PASS)
     for group in track(divided, "scoring options", unit="rows", size=len):
         rows = [Tokens.of(prompts[i], option) for i in group for option in options[i]]
-        logprobs = policy.logprobs(pack(rows).to(policy.device))
-        scores[group] = logprobs.float().cpu().view(len(group), -1)
+        batch = pack(rows).to(policy.device)
+        # The first tokens of all options of a prompt follow one state, whose logits are computed once.
+        sources, index = batch.prev_index.unique(return_inverse=True)
+        each = policy.words.logprobs_at(policy.states(batch)[sources], index, batch.targets)
+        scores[group] = each.new_zeros(batch.rows).index_add(0, batch.row_ids, each).cpu().view(len(group), -1)
     return scores
 
 
