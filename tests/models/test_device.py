@@ -11,8 +11,8 @@ import torch
 
 from tunesmith.data.cpu_count import cores
 from tunesmith.errors import RecipeError
-from tunesmith.models.loading import device
-from tunesmith.models.loading.device import SHAPES, choose_dtype, choose_machine, choose_products, gemm_gflops
+from tunesmith.models.kernels import float32_products
+from tunesmith.models.loading.device import SHAPES, choose_dtype, choose_machine, gemm_gflops
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPa
     ("limit", "value"),
     [
         pytest.param("MAX_ERROR", 0.0, id="not exact"),
-        pytest.param("MIN_ONEDNN_SPEEDUP", 1e9, id="not faster"),
+        pytest.param("MIN_SPEEDUP", 1e9, id="not faster"),
     ],
 )
 def test_products_stay_with_the_default_library_unless_another_is_as_exact_and_faster(
@@ -104,16 +104,16 @@ def test_products_stay_with_the_default_library_unless_another_is_as_exact_and_f
 ) -> None:
     settings = torch.backends.mkldnn.matmul
     before, settings.fp32_precision = settings.fp32_precision, "none"
-    monkeypatch.setattr(device, limit, value)
+    monkeypatch.setattr(float32_products, limit, value)
     try:
-        assert not choose_products.__wrapped__()
+        assert not float32_products.choose_products.__wrapped__()
         assert settings.fp32_precision == "none"
     finally:
         settings.fp32_precision = before
 
 
 def test_the_chosen_float32_products_have_the_error_of_float32() -> None:
-    choose_products()
+    float32_products.choose_products()
     for rows in (1, 7, 64, 600):
         left, right = torch.randn(rows, 576), torch.randn(576, 1536)
         exact = left.double() @ right.double()

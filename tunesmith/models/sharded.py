@@ -13,12 +13,15 @@ torch.distributed is imported only for sharded networks.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tunesmith.models.kernels.float32_products import products_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,9 @@ def run_body(network: Any, **inputs: Any) -> Any:
     FSDP knows.
     """
     run = network.run_sharded_body if is_sharded(network) else network.base_model
-    return run(**inputs)
+    ids = inputs.get("input_ids")
+    with products_of(ids.numel()) if ids is not None else nullcontext():
+        return run(**inputs)
 
 
 def is_sharded(network: Any) -> bool:

@@ -1,18 +1,18 @@
 """Matrix products of few rows on a CPU, as in generation: each thread multiplies with its own part of the weight.
 
 MKL uses one thread for a product of few rows, however many there are, and reading the weight takes most of the time
-(measurements in bench/NOTES.md). Where oneDNN multiplies (`device.choose_products`), it uses all of them by itself.
+(measurements in bench/NOTES.md). oneDNN (`float32_products`) uses all of them by itself.
 
 Letters: I and O inner and outer width.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tunesmith.models.kernels.float32_products import by_onednn
 
 # Largest number of rows; with more, MKL uses all threads well.
 MAX_ROWS = 32
@@ -41,7 +41,7 @@ def _applies(x: Tensor, weight: Tensor, threads: int) -> bool:
         and len(weight) % threads == 0
         and weight.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
-        and cast(Any, torch.backends.mkldnn).matmul.fp32_precision != "bf16"
+        and not by_onednn()
     )
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, cast
 
 import torch
 
 from tunesmith.data.cpu_count import cores, peak_resident
 from tunesmith.errors import RecipeError
+from tunesmith.models.kernels.float32_products import choose_products
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -31,11 +29,6 @@ SECONDS_EACH = 0.05
 # Some processors emulate bfloat16 at about a fiftieth of float32's rate, and the full product would take seconds. A
 # product of few rows predicts its time, if anything too long; above this many seconds the full one is not run.
 FEW_ROWS, MAX_SECONDS = 64, 0.3
-# How torch multiplies float32 matrices on a CPU.
-PRODUCTS: Any = cast(Any, torch.backends.mkldnn).matmul
-# oneDNN multiplies float32 matrices if it is at least this much faster than torch's default library, MKL, and its
-# largest error, relative to the largest value, is below this bound: float32 has 1e-6, bfloat16 4e-3.
-MIN_ONEDNN_SPEEDUP, MAX_ERROR = 1.3, 1e-5
 # Ends of the messages when memory ran out and smaller micro-batches do not help.
 NOT_ONE_ROW = (
     "memory does not hold one row at a time; lower data.max_tokens, "
@@ -121,47 +114,6 @@ def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bo
     elif device == "cpu":
         choose_products()
     return device
-
-
-@cache
-def choose_products() -> bool:
-    """Let oneDNN multiply float32 matrices where it is faster and as exact, and return whether it does.
-
-    On AMD processors, MKL uses its kernels for AVX2 alone (bench/NOTES.md: 107 against 235 GFLOP/s a core). torch asks
-    oneDNN for float32 products only where bfloat16 is permitted inside of them. oneDNN makes use of that permission on
-    processors with AMX, where the error refuses it. CPU time on one thread, so that other processes do not decide.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    shape = (FEW_ROWS * 4, *SHAPES[0][1:])
-    left, right = (torch.randn(size, generator=generator) for size in (shape[:2], shape[1:]))
-    exact = left.double() @ right.double()
-    try:
-        times: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(ROUNDS):
-            for fast in (False, True):
-                with _onednn_products(on=fast):
-                    times[fast].append(_best_time(left, right, clock=time.thread_time))
-                    if fast and (left @ right - exact).abs().max() > MAX_ERROR * exact.abs().max():
-                        return False
-    finally:
-        torch.set_num_threads(threads)
-    if min(times[False]) < MIN_ONEDNN_SPEEDUP * min(times[True]):
-        return False
-    PRODUCTS.fp32_precision = "bf16"
-    return True
-
-
-@contextmanager
-def _onednn_products(*, on: bool) -> Iterator[None]:
-    """Enter a context in which oneDNN multiplies float32 matrices, or does not."""
-    before = PRODUCTS.fp32_precision
-    PRODUCTS.fp32_precision = "bf16" if on else "none"
-    try:
-        yield
-    finally:
-        PRODUCTS.fp32_precision = before
 
 
 def configure_gpu(*, exact: bool) -> None:
