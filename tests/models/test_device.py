@@ -102,14 +102,10 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPa
 def test_products_stay_with_the_default_library_unless_another_is_as_exact_and_faster(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: float
 ) -> None:
-    settings = torch.backends.mkldnn.matmul
-    before, settings.fp32_precision = settings.fp32_precision, "none"
     monkeypatch.setattr(float32_products, limit, value)
-    try:
+    with float32_products.products_of(1):
         assert not float32_products.choose_products.__wrapped__()
-        assert settings.fp32_precision == "none"
-    finally:
-        settings.fp32_precision = before
+        assert not float32_products.by_onednn()
 
 
 def test_the_chosen_float32_products_have_the_error_of_float32() -> None:

@@ -10,7 +10,7 @@ of a level, K keys of a segment, H query heads, G key heads, W head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tunesmith.models.attention.flex import Segment, SegmentMask, flex_attend
 from tunesmith.models.attention.shared_prefix import Past, SharedPrefixAttention
+from tunesmith.models.attention.short_rows import MAX_SCORES, short_attention
 from tunesmith.models.families import slides
 from tunesmith.models.once_per_shape import once_per_shape
 from tunesmith.models.sharded import run_body
@@ -93,6 +94,8 @@ class Level:
     keys: Tensor  # [S, K] int64 index into the N tokens
     query_positions: Tensor  # [S, T] int64
     key_positions: Tensor  # [S, K] int64, -1 on padding
+    # Added to the scores of short rows, by (causal, window): the same in all layers.
+    biases: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict, init=False)
 
     @property
     def even(self) -> bool:
@@ -123,6 +126,50 @@ class Level:
         if window is not None:
             visible = visible & (distance.abs() < window)
         return visible[:, None]
+
+    def bias(self, *, causal: bool, window: int | None) -> Tensor | None:
+        """Return [S, T, K] or [1, T, K] float32, minus infinity where a query does not attend; None if all attend."""
+        if (causal, window) not in self.biases:
+            visible = self.mask(causal=causal, window=window)
+            if visible is None and causal:
+                tokens = self.queries.shape[1]
+                visible = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
+            bias = None if visible is None else torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)[:, 0]
+            self.biases[causal, window] = bias
+        return self.biases[causal, window]
+
+    def attend(self, states: Sequence[Tensor], *, causal: bool, window: int | None, **options: Any) -> Tensor:
+        """Compute attention of the level's own queries [size, H, W] to keys and values [N, G, W]. Returns [size, H, W].
+
+        Args:
+            states: the queries, all keys and all values.
+            causal: tokens attend to no later one.
+            window: tokens attend to fewer positions than this back.
+            options: `scale` of the scores, None for W ** -0.5, and probability of `dropout`.
+        """
+        own, keys, values = states
+        scale, dropout = options["scale"], options["dropout"]
+        whole = self.is_root and self.even
+        gathered = (
+            _gather(own, self.queries, whole=self.even),
+            _gather(keys, self.keys, whole=whole),
+            _gather(values, self.keys, whole=whole),
+        )
+        few = self.queries.shape[1] * self.keys.shape[1] <= MAX_SCORES
+        if few and own.device.type == "cpu" and own.dtype != torch.float64 and not dropout:
+            out = short_attention(gathered, self.bias(causal=causal, window=window), scale=scale)
+        else:
+            visible = self.mask(causal=causal, window=window)
+            out = F.scaled_dot_product_attention(
+                *gathered,
+                attn_mask=visible,
+                dropout_p=dropout,
+                is_causal=causal and visible is None,
+                scale=scale,
+                enable_gqa=own.shape[1] != keys.shape[1],
+            )
+        flat = out.transpose(1, 2).reshape(-1, *own.shape[1:])
+        return flat if self.even else flat.index_select(0, self.flat_index)
 
 
 @dataclass(frozen=True)
@@ -200,20 +247,9 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     start = 0
     outputs = []
     for level in layout.levels:
-        visible = level.mask(causal=causal, window=window)
         own = queries[start : start + level.size]
-        out = F.scaled_dot_product_attention(
-            _gather(own, level.queries, whole=level.even),
-            _gather(keys, level.keys, whole=level.is_root and level.even),
-            _gather(values, level.keys, whole=level.is_root and level.even),
-            attn_mask=visible,
-            dropout_p=kwargs.get("dropout", 0.0),
-            is_causal=causal and visible is None,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        flat = out.transpose(1, 2).reshape(-1, *own.shape[1:])
-        outputs.append(flat if level.even else flat.index_select(0, level.flat_index))
+        options = {"scale": scale, "dropout": kwargs.get("dropout", 0.0)}
+        outputs.append(level.attend((own, keys, values), causal=causal, window=window, **options))
         start += level.size
     return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None], None
 

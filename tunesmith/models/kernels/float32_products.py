@@ -1,8 +1,8 @@
 """float32 matrix products on a CPU: by oneDNN where it is faster than MKL, torch's default, and as exact.
 
-On AMD processors, MKL uses its kernels for AVX2 alone (bench/NOTES.md: 107 against 235 GFLOP/s a core). torch asks oneDNN
-for float32 products only where bfloat16 is permitted inside of them. oneDNN makes use of that permission on processors
-with AMX, where the measured error refuses it.
+On AMD processors, MKL uses its kernels for AVX2 alone (bench/NOTES.md: 107 against 235 GFLOP/s a core). torch asks
+oneDNN for float32 products only at the precision "medium", which permits bfloat16 inside of them. oneDNN makes use of
+that permission on processors with AMX, where the measured error refuses it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, cast
 
 import torch
 
@@ -23,8 +22,8 @@ SHAPE = (256, 576, 1536)
 ROUNDS = 5
 # Up to this many rows MKL is faster: oneDNN takes some 20 us to start a product.
 FEW_ROWS = 8
-
-_SETTINGS: Any = cast(Any, torch.backends.mkldnn).matmul
+# torch's names of the precisions at which MKL and oneDNN multiply.
+MKL, ONEDNN = "highest", "medium"
 
 
 @cache
@@ -38,24 +37,24 @@ def choose_products() -> bool:
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(size, generator=generator) for size in (SHAPE[:2], SHAPE[1:]))
     try:
-        times: dict[bool, list[float]] = {False: [], True: []}
-        for fast in (False, True) * ROUNDS:
-            with _products(onednn=fast):
-                times[fast].append(_seconds(lambda: left @ right))
+        times: dict[str, list[float]] = {MKL: [], ONEDNN: []}
+        for library in (MKL, ONEDNN) * ROUNDS:
+            with _by(library):
+                times[library].append(_seconds(lambda: left @ right))
         exact = left.double() @ right.double()
-        with _products(onednn=True):
+        with _by(ONEDNN):
             error = (left @ right - exact).abs().max() / exact.abs().max()
     finally:
         torch.set_num_threads(threads)
-    chosen = bool(error < MAX_ERROR) and min(times[False]) >= MIN_SPEEDUP * min(times[True])
+    chosen = bool(error < MAX_ERROR) and min(times[MKL]) >= MIN_SPEEDUP * min(times[ONEDNN])
     if chosen:
-        _SETTINGS.fp32_precision = "bf16"
+        torch.set_float32_matmul_precision(ONEDNN)
     return chosen
 
 
 def by_onednn() -> bool:
     """Return whether oneDNN multiplies float32 matrices now."""
-    return bool(_SETTINGS.fp32_precision == "bf16")
+    return torch.get_float32_matmul_precision() == ONEDNN
 
 
 @contextmanager
@@ -64,18 +63,18 @@ def products_of(rows: int) -> Iterator[None]:
     if rows > FEW_ROWS or not by_onednn():
         yield
         return
-    with _products(onednn=False):
+    with _by(MKL):
         yield
 
 
 @contextmanager
-def _products(*, onednn: bool) -> Iterator[None]:
-    before = _SETTINGS.fp32_precision
-    _SETTINGS.fp32_precision = "bf16" if onednn else "none"
+def _by(library: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(library)
     try:
         yield
     finally:
-        _SETTINGS.fp32_precision = before
+        torch.set_float32_matmul_precision(before)
 
 
 def _seconds(product: Callable[[], object]) -> float:

@@ -111,7 +111,7 @@ def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bo
         torch.set_num_threads(threads or cores())
     if device.startswith("cuda"):
         configure_gpu(exact=exact)
-    elif device == "cpu":
+    elif device == "cpu" and not gpu:  # on a GPU, the same setting permits TF32
         choose_products()
     return device
 
