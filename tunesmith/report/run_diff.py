@@ -161,11 +161,14 @@ def pair_runs(a: Path, b: Path, task: str = "") -> PairedRows:
     second = _predictions(b, task)
     keys = _keys(first)
     by_key = dict(zip(_keys(second), second, strict=True))
-    if set(keys) != set(by_key) or len(first) != len(second):
+    common = [key for key in keys if key in by_key]
+    whole = not any(report.scored_rows for report in reports)  # otherwise each has scored some of the same rows
+    if not common or (whole and not len(common) == len(first) == len(second)):
         raise CheckpointError(
             f"{b / FILE}: its rows differ from those of {a / FILE}; tune one of the runs again with --force"
         )
-    second = [by_key[key] for key in keys]
+    by_first = dict(zip(keys, first, strict=True))
+    first, second = ([side[key] for key in common] for side in (by_first, by_key))
     if difference := _score_difference(a, b, (first, second), [_metric(report, task) for report in reports]):
         raise CheckpointError(f"{b}: {difference} than in {a}; tune both runs with one objective")
     rows = [

@@ -26,6 +26,7 @@ from tunesmith.pipelines.tune import verdict_rows
 from tunesmith.pipelines.tune.verdict_rows import FEWEST_ROWS, FILE, STAGES, choose_rows, pinned
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
+from tunesmith.report.run_diff import diff_runs
 from tunesmith.report.terminal import costs
 from tunesmith.training.callbacks import Interrupted
 from tunesmith.training.prepare import prepare
@@ -144,6 +145,17 @@ def test_a_clear_result_needs_half_of_the_rows_and_every_part_of_the_run_has_the
     again = compare_paired(*([float(getattr(row, side) == row.gold) for row in rows] for side in ("base", "tuned")))
     assert task.p_value == pytest.approx(again.p_value * 0.05 / STAGES[0.5])
     assert task.ci95[0] < again.ci95[0] < again.ci95[1] < task.ci95[1] or task.ci95[1] == 1
+
+
+def test_runs_that_scored_other_parts_of_the_test_rows_are_compared_on_what_they_share(tmp_path: Path):
+    every, some = (
+        tune(recipe(tmp_path, reviews(160), "bert", **MANY, verdict=verdict), tmp_path / f"run {verdict}")
+        for verdict in ("all", 1e-9)
+    )
+    found = diff_runs(every.folder, some.folder)
+    assert found.n == some.report.task.n < every.report.task.n
+    assert (found.delta, found.changed) == (0.0, ())
+    assert diff_runs(some.folder, every.folder).n == found.n
 
 
 def read_order(made: Any, out: Path) -> Any:
