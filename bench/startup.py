@@ -1,8 +1,8 @@
-"""Seconds until Tunesmith has started: `python -m bench.startup RUN [TIMES]`, each time in a new process.
+"""Seconds until Tunesmith has started: `python -m bench.startup RECIPE RUN [TIMES]`, each time in a new process.
 
 Prints the medians on the clock and of the processor: of `--help`, of `tunesmith.load`, of the first answer of `ask`,
-and of `tune` from its start to its first step. RUN is a finished run whose data is where its recipe says; a copy
-without what training wrote has the scores of the base, and begins with step 1.
+and of `tune` from its start to its first step. RUN is the finished run of RECIPE: a copy without what training wrote
+has the scores of the base, and begins with step 1.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def until(command: list[str], line: str = "") -> tuple[float, float]:
     return seconds, used
 
 
-def main(folder: str, times: str = "5") -> None:
+def main(recipe: str, folder: str, times: str = "5") -> None:
     """Measure and print a table."""
     run = Path(folder)
     ask = [*TUNESMITH, "ask", folder, "a great film", "--offline"]
@@ -52,7 +52,7 @@ def main(folder: str, times: str = "5") -> None:
         for time_ in range(int(times)):
             again = Path(name, str(time_))
             shutil.copytree(run, again, ignore=shutil.ignore_patterns(*TRAINED))
-            tune = [*TUNESMITH, "tune", str(again / "recipe.yaml"), "--offline", "--out", str(again)]
+            tune = [*TUNESMITH, "tune", recipe, "--offline", "--out", str(again)]
             for what, command, line in (
                 ("tunesmith --help", [*TUNESMITH, "--help"], ""),
                 ("tunesmith.load(RUN)", [sys.executable, "-c", LOAD, folder], ""),
