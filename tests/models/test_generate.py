@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.bases import QUESTIONS, policy, scrambled, template
+from tests.bases import LORA, QUESTIONS, policy, scrambled, template
 from tests.tiny import DECODERS
 from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.data.tokenization.messages import Message
@@ -18,6 +18,8 @@ from tunesmith.models.generation.generate import AnswerIds, before_stop, generat
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.policy import Policy
+from tunesmith.techniques import Prefix
+from tunesmith.techniques.base import Technique
 
 NEW = 12
 attend = room.SharedPrefixAttention.attend
@@ -61,11 +63,41 @@ def test_short_prompts_run_in_full_batches_and_long_ones_in_as_many_as_memory_is
     assert list(room.groups(made, [[1] * (room.CACHED_TOKENS + 1)], room.ROWS)) == [[0]]
 
 
+@pytest.mark.parametrize(("technique", "mixed"), [(LORA, None), (Prefix(tokens=3), None), (LORA, torch.bfloat16)])
+def test_prompts_that_run_in_parts_have_the_states_they_have_at_once(
+    technique: Technique, mixed: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+):
+    made, asked = policy("llama", technique), prompts("llama")
+    made.autocast_dtype = mixed
+    with torch.no_grad(), made.autocast():
+        whole = room._prefill(made, asked)
+        monkeypatch.setattr(room, "PART_TOKENS", 0)
+        parts = room._prefill(made, asked)
+        ids = torch.arange(70, 70 + len(asked))[:, None]
+        found = [state.feed(made, ids, torch.ones_like(ids, dtype=torch.bool)) for state in (whole, parts)]
+    assert torch.equal(whole.mask.sum(dim=1), parts.mask.sum(dim=1))
+    assert len({len(prompt) for prompt in asked}) > 1
+    for one, other in ((whole.last, parts.last), found):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 if mixed is None else 0.05)
+
+
+def test_a_group_is_divided_where_its_padding_costs_more_than_a_pass():
+    assert room._similar([100, 100, 100], 10) == [[0, 1, 2]]
+    assert sorted(room._similar([20, 100, 19, 100], 10)) == [[0, 2], [1, 3]]
+    assert len(room._similar([20, 100, 19, 100], 1000)) == 1
+    assert len(room._similar([30, 20, 10], 0)) == 3
+    assert len(room._similar([30, 20, 10], 10)) < 3
+
+
 # ------------------------------------------------------------------ greedy
 
 
+@pytest.mark.parametrize("part", [0, room.PART_TOKENS], ids=["in parts", "at once"])
 @pytest.mark.parametrize("kind", DECODERS)
-def test_greedy_answers_are_those_of_transformers_and_do_not_depend_on_company(kind: str):
+def test_greedy_answers_are_those_of_transformers_and_do_not_depend_on_company(
+    kind: str, part: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(room, "PART_TOKENS", part)
     made, asked, form = talker(kind), prompts(kind), template(kind)
     together = generate(made, asked, sampling=Sampling(max_new_tokens=NEW), template=form)
     for prompt, drawn in zip(asked, together, strict=True):

@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
@@ -33,6 +34,8 @@ from tunesmith.progress import measuring, track
 
 # Rows decoded together, and the prompt tokens whose keys and values stay in memory until all of them have ended.
 ROWS, CACHED_TOKENS = 64, 16_384
+# Padding that a further pass over prompts of similar length has to save: tokens that take as long as its start.
+PART_TOKENS = 128
 # Prompts whose options are scored in one pass.
 SCORED_PROMPTS = 32
 # Completions decoded together when each prompt gets several: the weights are read once for all of them.
@@ -303,6 +306,46 @@ def _steps(
 
 
 def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _DecodingState:
+    """Run the prompts, in parts of similar length where their caches can be joined, so that all end in one column."""
+    parts = _similar(list(map(len, prompts)), PART_TOKENS if policy.device.type == "cpu" else TOKENS_PER_PASS)
+    if len(parts) == 1 or not policy.packs or slides(policy.network.config):
+        return _prefill_part(policy, prompts)
+    states = [_prefill_part(policy, [prompts[i] for i in part]) for part in parts]
+    order = torch.tensor([i for part in parts for i in part], device=policy.device).argsort()
+    width = max(state.mask.shape[1] for state in states)
+
+    def joined(tensors: list[Tensor], columns: int) -> Tensor:
+        """Join tensors [B, ..., S, ...] of all parts, padded in front of dimension `columns`, in the given order."""
+        padded = [
+            F.pad(each, [0, 0] * (each.dim() - 1 - columns) + [width - each.shape[columns], 0]) for each in tensors
+        ]
+        return torch.cat(padded)[order]
+
+    whole = states[0]
+    caches: list[list[Any]] = [state.cache.layers for state in states if state.cache is not None]
+    for layers in zip(*caches, strict=True):
+        layers[0].keys = joined([layer.keys for layer in layers], 2)
+        layers[0].values = joined([layer.values for layer in layers], 2)
+    whole.mask = joined([state.mask for state in states], 1)
+    whole.last = torch.cat([state.last for state in states])[order]
+    return whole
+
+
+def _similar(lengths: Sequence[int], part: int) -> list[list[int]]:
+    """Divide rows into parts so that their tokens with padding, and `part` tokens for each part, are fewest."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    best = [(0, 0)]  # tokens for the first rows, and where their last part begins
+    for end in range(1, len(order) + 1):
+        best.append(min((best[i][0] + part + (end - i) * lengths[order[i]], i) for i in range(end)))
+    parts = []
+    while order:
+        start = best[len(order)][1]
+        parts.append(order[start:])
+        order = order[:start]
+    return parts
+
+
+def _prefill_part(policy: Policy, prompts: Sequence[list[int]]) -> _DecodingState:
     """Run the prompts, their shared prefix once, padded on the left so that all end in the same column."""
     # Rows of unequal length share a prefix only where padding may follow it.
     uneven = not policy.rules.pads_inside and len(set(map(len, prompts))) > 1
