@@ -46,7 +46,7 @@ format: setup ## rewrite the files as `check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## the race behind bench/RESULTS.md, some 25 minutes; the peers go into bench/.venv-peers
+bench: setup ## the race behind bench/RESULTS.md, some 40 minutes; peers get environments of their own
 	$(BIN)/python -m bench
 
 reports: setup ## the examples tuned, their reports into docs/reports; what is finished in runs/ is not made again

@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bench.verdict import MODEL, ROOT, SIDES, Case, ours, parts_of, theirs, write_job
@@ -28,6 +30,9 @@ AXES = {
     "length": ("sentences of a text", {n: Case("", ROWS, held=HELD, sentences=n) for n in (1, 4, 16)}),
     "size": ("parameters, millions", {width: Case("", ROWS, held=HELD) for width in (192, 384, 576, 768)}),
 }
+
+
+COLOURS = {"ours": "#1f6f8b", "theirs": "#b5532a"}
 
 
 def model_of(width: int) -> str:
@@ -53,40 +58,45 @@ def measure(axis: str, *, threads: int, tiny: bool) -> None:
     machine = choose_machine(threads=threads)
     fixed = {"dtype": machine.dtype, "threads": machine.threads}
     for x, case in AXES[axis][1].items():
-        folder = WORK / f"{'tiny-' * tiny}{axis}-{x}"
+        folder, place = WORK / f"{'tiny-' * tiny}{axis}-{x}", float(x)
         if axis == "size":
-            case = Case("", case.rows, held=case.held, model=model_of(x))
+            case = replace(case, model=model_of(x))
+            weights = (fetch(MODEL) if case.model == MODEL else Path(case.model)) / "model.safetensors"
+            place = weights.stat().st_size / 4e6  # in float32
         write_job(case, parts_of(case, tiny=tiny), folder, machine=fixed)
         for side in SIDES:
             if not (folder / f"{side}.json").exists():
                 found = ours(folder, folder / "cache") if side == "ours" else theirs(folder)
-                (folder / f"{side}.json").write_text(json.dumps(found), encoding="utf-8")
+                (folder / f"{side}.json").write_text(json.dumps({**found, "x": place}), encoding="utf-8")
                 print(f"{axis} {x} {side}: {found['seconds']:.0f} s, training {found['training']:.0f} s", flush=True)
-
-
-def x_of(axis: str, x: int) -> float:
-    """The place of a point on its axis."""
-    if axis != "size":
-        return x
-    weights = (fetch(MODEL) if model_of(x) == MODEL else Path(model_of(x))) / "model.safetensors"
-    return weights.stat().st_size / 4e6  # in float32
 
 
 def draw(path: Path, *, tiny: bool) -> None:
     """The plot of every axis: whole run and training, both sides, both scales logarithmic."""
+    known = {
+        (axis, side): sorted((json.loads(file.read_text(encoding="utf-8")) for file in files), key=lambda one: one["x"])
+        for axis in AXES
+        for side in SIDES
+        if (files := list(WORK.glob(f"{'tiny-' * tiny}{axis}-*/{side}.json")))
+    }
+    axes = [axis for axis in AXES if any(axis == one for one, _ in known)]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for place, (axis, (name, cases)) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
-        for side, colour in (("ours", "#1f6f8b"), ("theirs", "#b5532a")):
-            files = {x_of(axis, x): WORK / f"{'tiny-' * tiny}{axis}-{x}" / f"{side}.json" for x in cases}
-            known = {x: json.loads(file.read_text(encoding="utf-8")) for x, file in files.items() if file.exists()}
-            for key, style in (("seconds", "-"), ("training", "--")):
-                label = f"{SIDES[side].strip('*')}, {'whole run' if key == 'seconds' else 'training'}"
-                place.plot(
-                    list(known), [one[key] for one in known.values()], style, marker="o", color=colour, label=label
-                )
-        place.set(xscale="log", yscale="log", xlabel=name, ylabel="seconds" if axis == "rows" else "")
-        place.grid(alpha=0.3, which="both")
-    figure.axes[0].legend(fontsize=8)
+    for place, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+        for side, colour in COLOURS.items():
+            for key, style, what in (("seconds", "-", "whole run"), ("training", "--", "training")):
+                points = known.get((axis, side), [])
+                x, y = [one["x"] for one in points], [one[key] for one in points]
+                place.plot(x, y, style, marker="o", color=colour, label=f"{SIDES[side].strip('*')}, {what}")
+        place.set(xscale="log", yscale="log", xlabel=AXES[axis][0], ylabel="seconds" if axis == axes[0] else "")
+        ticks = [one["x"] for one in known.get((axis, "ours"), [])]
+        place.set_xticks(ticks, [f"{x:.0f}" for x in ticks])
+        place.xaxis.set_minor_locator(NullLocator())
+        place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        place.yaxis.set_major_formatter("{x:g}")
+        place.yaxis.set_minor_locator(NullLocator())
+        place.grid(alpha=0.3)
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=4, handlelength=4, frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
