@@ -120,7 +120,7 @@ def ours(folder: Path, cache: Path) -> dict[str, Any]:
     if not (cache / "models").exists():
         cache.mkdir(parents=True)
         (cache / "models").symlink_to(fetch(MODEL).parent)
-    words = ["tune", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--offline"]
+    words = ["tune", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--offline", "--verdict-minutes", "all"]
     took = run([sys.executable, "-m", "tunesmith", *words], folder / "ours.txt", TUNESMITH_CACHE=str(cache))
     report = json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
     known = {phase["name"]: phase["actual_seconds"] for phase in report["forecast"]["phases"]}
@@ -218,12 +218,12 @@ SIDES = {"ours": "**Tunesmith**", "theirs": "TRL and script"}
 HOW = """\
 Total is the time of the whole process, from its start to its end, imports included; values are medians of the rounds.
 Both sides have the same rows, instruction, rank, rows a step, epochs, peak learning rate, threads and precision, and
-the model in a local folder. Theirs, `bench/peers/proven.py`, is what a careful user would write: SFTTrainer with the
-settings that are fastest here, and an evaluation in the precision of training that scores all labels of a row in one
-pass. It validates once, without early stopping, and has one prompt for the base. Tunesmith checks the model and the
-rows, tries four prompts, validates six times, keeps the best checkpoint, calibrates, and writes a report. General loss
-is tuned minus base, nats per token. *Without general ability* leaves its seconds out on both sides; *without the base*
-is for a user who wrote down the base's scores of an earlier run."""
+the model in a local folder, and score all held-out rows. Theirs, `bench/peers/proven.py`, is what a careful user would
+write: SFTTrainer with the settings that are fastest here, and an evaluation in the precision of training that scores
+all labels of a row in one pass. It validates once, without early stopping, and has one prompt for the base. Tunesmith
+checks the model and the rows, tries four prompts, validates six times, keeps the best checkpoint, calibrates, and
+writes a report. General loss is tuned minus base, nats per token. *Without general ability* leaves its seconds out on
+both sides; *without the base* is for a user who wrote down the base's scores of an earlier run."""
 
 
 def main() -> None:
