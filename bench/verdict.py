@@ -51,13 +51,14 @@ class Case:
     held: int = 480
     sentences: int = 1  # joined to one text, with the label of the first
     model: str = MODEL  # or a folder
+    eval_steps: int | str = "auto"
 
 
 CASES = {
     "first": Case("720 movie rows, the first run on this machine", 720),
     "second": Case("the same rows again with rank 8", 720, rank=8, cache="first"),
     "small": Case("240 movie rows, the first run", 240),
-    "demo": Case("the decoder of `tunesmith demo`, the first run", 0, dtype="float32"),
+    "demo": Case("the decoder of `tunesmith demo`, the first run", 0, dtype="float32", eval_steps=13),
 }
 
 
@@ -92,7 +93,8 @@ def write_job(case: Case, parts: Parts, folder: Path, *, machine: dict[str, Any]
         "data": {name: f"{name}.jsonl" for name in parts},
         "objective": {"kind": "classify", "text": "text", "label": "label", "instruction": instruction},
         "technique": {"kind": "lora", "rank": case.rank},
-        "schedule": {"epochs": 1, "batch_rows": 16, "probe": case.model == MODEL},  # random weights may not learn
+        # Random weights may not learn in the check before training.
+        "schedule": {"epochs": 1, "batch_rows": 16, "eval_steps": case.eval_steps, "probe": case.model == MODEL},
         "machine": machine,
         "seed": 0,
     }
@@ -221,7 +223,7 @@ Both sides have the same rows, instruction, rank, rows a step, epochs, peak lear
 the model in a local folder, and score all held-out rows. Theirs, `bench/peers/proven.py`, is what a careful user would
 write: SFTTrainer with the settings that are fastest here, and an evaluation in the precision of training that scores
 all labels of a row in one pass. It validates once, without early stopping, and has one prompt for the base. Tunesmith
-checks the model and the rows, tries four prompts, validates six times, keeps the best checkpoint, calibrates, and
+checks the model and the rows, tries four prompts, validates 3 to 6 times, keeps the best checkpoint, calibrates, and
 writes a report. General loss is tuned minus base, nats per token. *Without general ability* leaves its seconds out on
 both sides; *without the base* is for a user who wrote down the base's scores of an earlier run."""
 
