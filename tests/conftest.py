@@ -62,6 +62,21 @@ def own_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def every_answer_is_computed() -> Iterator[None]:
+    """Tests compute what they look at; those of kept answers have a file of their own (`kept`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.models.kept_answers.cache_dir", lambda: Path(os.devnull))
+        yield
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the kept answers of a test, which need not exist yet."""
+    monkeypatch.setattr("tunesmith.models.kept_answers.cache_dir", lambda: tmp_path / "answers")
+    return tmp_path / "answers" / "answers.db"
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """One thread again, whatever a test's own machine was."""

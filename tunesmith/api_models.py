@@ -421,17 +421,23 @@ def demo(
 
 
 @python_words
-def doctor() -> Listing:
+def doctor(*, clear_cache: bool = False) -> Listing:
     """Check this installation and machine.
 
     >>> import tunesmith
     >>> [check["name"] for check in tunesmith.doctor() if check["state"] == "fail"]  # doctest: +SKIP
     []
 
+    Args:
+        clear_cache: first delete what runs keep to compute it only once; models, certificates and times stay.
+
     Returns:
         One dictionary per check, with `name`, `state` (ok, warn or fail), `finding` and `fix`.
     """
     from tunesmith.cli.commands.doctor import all_checks
+    from tunesmith.data.user_cache import clear_caches
 
+    if clear_cache:
+        clear_caches()
     checks = [check._asdict() for check in all_checks()]
     return Listing("Checks", checks, ("state", "name", "finding", "fix"))

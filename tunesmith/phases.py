@@ -25,6 +25,7 @@ class Phases:
     clock: Callable[[], float] = time.perf_counter
     on_change: Callable[[str], None] = lambda name: None  # called with the phase that a block ends, after its end
     seconds: dict[str, float] = field(default_factory=dict)
+    reused: dict[str, float] = field(default_factory=dict)  # seconds of kept results when they were computed, by phase
     _open: list[str] = field(default_factory=list)  # phases that the present one is within, and itself
     _whole: int = 0  # depth of a phase that phases within it count for; 0: none
     _last: float = 0.0
@@ -92,3 +93,9 @@ def phase(name: str, *, whole: bool = False) -> Iterator[None]:
         return
     with phases.measure(name, whole=whole):
         yield
+
+
+def reused_in_phase(seconds: float) -> None:
+    """Note that the present phase reuses results of earlier runs, which took some seconds then."""
+    if (phases := _PHASES.get()) is not None and phases.current:
+        phases.reused[phases.current] = phases.reused.get(phases.current, 0.0) + seconds

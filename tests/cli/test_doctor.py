@@ -8,6 +8,7 @@ import pytest
 from tests.cli.conftest import Command
 from tunesmith.cli.commands import doctor
 from tunesmith.cli.commands.doctor import FAIL, OK, WARN, disk, extras, libraries, models
+from tunesmith.models.kept_answers import once
 from tunesmith.models.loading import bundled_models as shipped
 
 
@@ -91,3 +92,19 @@ def test_a_long_finding_is_wrapped_and_a_cure_stands_on_its_own_line_only_where_
     assert max(map(len, lines)) <= 80
     assert [line.strip() for line in lines if "fix:" in line] == ["fix: pip install 'odd>=2'"]
     assert " ".join(" ".join(lines[:-2]).split()) == f"ok disk for models {long}"
+
+
+def test_doctor_shows_what_runs_keep_and_clears_it(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    monkeypatch.setattr("tunesmith.models.kept_answers.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(doctor, "all_checks", lambda: [*doctor.caches(), *doctor.python()])
+    once("probes", abs, -1)
+    for kind, name in (("tokens", "a"), ("tokens", "b"), ("models", "smollm2")):
+        (tmp_path / kind / name).mkdir(parents=True)
+    lines = command("doctor").out.splitlines()[:2]
+    assert [line.split()[:3] for line in lines] == [["ok", "cache", "answers"], ["ok", "cache", "tokens"]]
+    assert lines[0].endswith("1 probes")
+    assert lines[1].endswith("2 entries")
+    assert "cache" not in command("doctor", "--clear-cache").out
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    assert command("doctor", "--clear-cache").code == 0

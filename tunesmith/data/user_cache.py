@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+
+ANSWERS = "answers.db"
+# What a later run computes again by itself. Models, certificates, times and copies of remote runs are not cleared.
+CLEARED = (ANSWERS, "rows", "tokens", "passes", "remote", "general")
 
 
 def cache_dir() -> Path:
@@ -12,3 +17,13 @@ def cache_dir() -> Path:
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
+
+
+def clear_caches() -> None:
+    """Delete what a later run computes again; nothing may be running."""
+    for name in CLEARED:
+        path = cache_dir() / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

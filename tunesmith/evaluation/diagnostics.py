@@ -5,26 +5,20 @@ In all functions, `prepared` is the run, and `test` are the rows to answer.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.config import Retention as Extent
 from tunesmith.config.style_rules import columns
 from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, RatedText, UnpairedPreference
-from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.text.domain_terms import general_text
 from tunesmith.data.tokenization.tokenizer import frame
 from tunesmith.data.tokenization.tool_calls import calls_in
-from tunesmith.data.user_cache import cache_dir
-from tunesmith.evaluation.predict import AnswersByArm, AnswerSet, question, reference_answers
+from tunesmith.evaluation.predict import BASELINES, AnswersByArm, AnswerSet, question, reference_answers
 from tunesmith.evaluation.results import Calibration, Retention, Style, ToolCallCounts
 from tunesmith.evaluation.retention import WINDOW, GeneralAbility, by_field, flips, items, measure, spread
 from tunesmith.inference.local_model import LocalModel
@@ -33,8 +27,8 @@ from tunesmith.metrics.baselines import best_label_set, linear_probe, majority, 
 from tunesmith.metrics.scores import CallOutcome, call_outcome
 from tunesmith.metrics.task_scores import LABEL_BREAK
 from tunesmith.models.families import positions_of
+from tunesmith.models.kept_answers import once
 from tunesmith.models.policy import Policy
-from tunesmith.models.world import current_world
 from tunesmith.training.prepare import TrainingContext, encode_all
 
 # Accuracy that the confidence threshold is set for, on validation rows.
@@ -58,7 +52,9 @@ def baselines(prepared: TrainingContext, test: Sequence[Example]) -> AnswersByAr
     metric = objective.probe_metric
     return {
         "most frequent label": [majority([label for _, label in train])] * len(texts),
-        "TF-IDF + logistic regression": tfidf_classifier(train, texts, metric=metric, seed=prepared.recipe.seed),
+        "TF-IDF + logistic regression": once(
+            BASELINES, tfidf_classifier, train, texts, metric=metric, seed=prepared.recipe.seed
+        ),
     }
 
 
@@ -73,7 +69,7 @@ def frozen_head_control(prepared: TrainingContext, model: LocalModel, test: Sequ
     train = prepared.baseline_rows
     train_states, test_states = (model.embed([question(e) for e in rows]).numpy() for rows in (train, test))
     labels = reference_answers(train)
-    return {HEAD_ONLY: linear_probe(train_states, labels, test_states, metric=objective.probe_metric)}
+    return {HEAD_ONLY: once("probes", linear_probe, train_states, labels, test_states, metric=objective.probe_metric)}
 
 
 def shuffled_labels(prepared: TrainingContext) -> TrainingContext:
@@ -155,36 +151,20 @@ def not_measured(prepared: TrainingContext) -> str:
     return "" if extent.texts or extent.questions else "retention: false"
 
 
-def general_ability_file(prepared: TrainingContext) -> Path:
-    """Return the file in the user's cache that keeps the general ability of the base model, which need not exist."""
-    window = general_window(prepared)
-    extent = prepared.recipe.retention
-    questions = spread(items(), extent.questions)
-    content = [*general_text(), *map(repr, questions), *map(str, frame(prepared.template.tokenizer)[0])]
-    content += [str(window)] if window != WINDOW else []
-    content += [f"{extent.texts} texts"] if extent.texts != Extent().texts else []
-    digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
-    # A quantized base has the fingerprint of its unquantized weights.
-    precision = prepared.recipe.technique.load_options().quantize or "whole"
-    if prepared.scoring_dtype is not None:
-        precision += f"-{prepared.machine.dtype}"
-    name = f"{prepared.base.fingerprint}-{prepared.template.hash}-{precision}-{digest}.json"
-    return cache_dir() / "general" / name
-
-
 def base_general_ability(prepared: TrainingContext, policy: Policy) -> GeneralAbility | None:
-    """Measure the general ability of the base model, cached for all runs; None if `not_measured` has a reason."""
+    """Measure the general ability of the base model; None if `not_measured` has a reason."""
     if not_measured(prepared):
         return None
-    file = general_ability_file(prepared)
-    world = current_world()
-    if all(world.gather(file.exists())):
-        return read_page(file, GeneralAbility)
-    ability = measure(policy, prepared.template, window=general_window(prepared), extent=prepared.recipe.retention)
-    if world.leads:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(asdict(ability)))
-    return ability
+    template, window, extent = prepared.template, general_window(prepared), prepared.recipe.retention
+    questions = [asdict(item) for item in spread(items(), extent.questions)]
+    texts = [*general_text(), *(text for item in questions for text in (item["question"], *item["options"]))]
+    ids = template.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def compute(_: list[int]) -> list[dict[str, Any]]:
+        return [asdict(measure(policy, template, window=window, extent=extent))]
+
+    key = ["general ability", str(policy.scoring_dtype), frame(template.tokenizer)[0], window, extent.texts, questions]
+    return GeneralAbility(**policy.recall(key, [ids], compute)[0])
 
 
 def retention(base: GeneralAbility, tuned: GeneralAbility) -> Retention:

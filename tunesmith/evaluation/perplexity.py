@@ -101,10 +101,21 @@ def read(policy: Policy, template: Template, texts: Sequence[str], options: Read
     Texts may have any length: long ones are scored in windows. Windows and masked words are equal for all models with
     the same tokenizer.
     """
-    jobs = [job for index, text in enumerate(texts) for job in _window_jobs(index, text, template, options)]
+    jobs = [list(_window_jobs(index, text, template, options)) for index, text in enumerate(texts)]
+    given = [
+        [(job.row.sequences[0].ids, job.row.sequences[0].learn, job.row.hidden, job.size, job.terms) for job in own]
+        for own in jobs
+    ]
+    found = policy.recall(["likelihoods"], given, lambda chosen: map(list, map(astuple, _read(policy, jobs, chosen))))
+    return [TokenLikelihood(*values) for values in found]
+
+
+def _read(policy: Policy, documents: Sequence[Sequence[_WindowJob]], chosen: Sequence[int]) -> list[TokenLikelihood]:
+    """Score the windows of some of the documents, by index."""
+    jobs = [replace(job, document=place) for place, index in enumerate(chosen) for job in documents[index]]
     jobs.sort(key=lambda job: -job.row.length)
     lengths = [job.row.length for job in jobs]
-    likelihoods = [TokenLikelihood(0.0, 0, 0, 0, 0, 0)] * len(texts)
+    likelihoods = [TokenLikelihood(0.0, 0, 0, 0, 0, 0)] * len(chosen)
     world = current_world()
     divided = split_by_tokens(world.share(lengths), lengths, scored_tokens(policy.device))
     for indices in track(divided, "scoring", unit="windows", size=len):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +12,7 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.baselines import linear_probe
 from tunesmith.metrics.task_scores import LABEL_BREAK, value
+from tunesmith.models.kept_answers import answer_clock, once
 from tunesmith.models.loading.load import Base
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.instruct import accepted, asked, reference
@@ -21,6 +21,8 @@ from tunesmith.progress import track
 # The answers of each baseline or control to all evaluation rows.
 AnswersByArm = dict[str, list[str]]
 
+# The kind of kept answers of what is fitted to the training rows alone.
+BASELINES = "baselines"
 # Validation rows that choose the prompt of the base model: enough to distinguish a good prompt from a bad one.
 CHOICE_ROWS = {"labels": 100, "text": 32}
 
@@ -70,17 +72,17 @@ def subsample(examples: Sequence[Example], count: int, seed: int) -> list[Exampl
 
 def answer(model: LocalModel, examples: Sequence[Example]) -> AnswerSet:
     """Answer rows with a model of a `classify` or `instruct` objective: labels with probabilities, or greedy texts."""
-    start = time.perf_counter()
+    start = answer_clock()
     if model.objective.produces == "labels":
         labelled = model.classify([example.text for example in examples if isinstance(example, LabelledText)])
         answers = [LABEL_BREAK.join(sorted(one.labels)) for one in labelled]
-        seconds = time.perf_counter() - start
+        seconds = answer_clock() - start
         return AnswerSet(answers, "", seconds, probabilities=[one.probabilities for one in labelled])
     replies = model.replies([asked(example, model.wording) for example in examples])
     finished = [reply.finished for reply in replies]
     thoughts = [reply.thoughts for reply in replies]
     answers = [reply.text for reply in replies]
-    seconds = time.perf_counter() - start
+    seconds = answer_clock() - start
     return AnswerSet(answers, "", seconds, finished, thoughts=thoughts if any(thoughts) else [])
 
 
@@ -126,19 +128,19 @@ class BaseModelPrompter:
         """Fit logistic regression on the frozen states, one per label if a row may have several."""
         model = self.model()
         train_states = model.embed([question(e) for e in train]).numpy()
-        start = time.perf_counter()
+        start = answer_clock()
         test_states = model.embed([question(e) for e in test]).numpy()
-        seconds = time.perf_counter() - start  # as for other models, fitting is not counted
+        seconds = answer_clock() - start  # as for other models, fitting is not counted
         labels = [e.labels for e in train if isinstance(e, LabelledText)]
         metric = self.objective.probe_metric
         if self.objective.label_mode == "single":
             joined = [LABEL_BREAK.join(row) for row in labels]
-            given = linear_probe(train_states, joined, test_states, metric=metric)
+            given = once("probes", linear_probe, train_states, joined, test_states, metric=metric)
         else:
             columns = {}
             for label in track(self.objective.known_labels, "fitting linear probes", unit="labels"):
                 targets = ["yes" if label in row else "no" for row in labels]
-                columns[label] = linear_probe(train_states, targets, test_states, metric=metric)
+                columns[label] = once("probes", linear_probe, train_states, targets, test_states, metric=metric)
             given = [
                 LABEL_BREAK.join(sorted(label for label, column in columns.items() if column[i] == "yes"))
                 for i in range(len(test))

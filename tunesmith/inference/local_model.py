@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar, cast, overload
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -428,7 +428,11 @@ class LocalModel:
         if not rows:
             return torch.empty(0, self.policy.hidden)
         refuse_empty([row.ids for row in rows], "embed")
-        states = text_outputs(self.policy, rows, self.policy.pooled)
+        states = self.policy.recall_tensor(
+            ["states"],
+            [row.ids for row in rows],
+            lambda chosen: text_outputs(self.policy, [rows[i] for i in chosen], self.policy.pooled),
+        )
         return states[0] if isinstance(texts, str) else states
 
     @property
@@ -485,10 +489,25 @@ class LocalModel:
 
     def _generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[AnswerIds]:
         longest = [self.longest(prompt, sampling) for prompt in prompts]
-        return generate_within(self._decoder(), prompts, longest, sampling=sampling, template=self.template)
+        decoder, template = self._decoder(), self.template
+
+        def generate(chosen: list[int]) -> Iterator[list[Any]]:
+            mine = [prompts[i] for i in chosen], [longest[i] for i in chosen]
+            return (list(astuple(a)) for a in generate_within(decoder, *mine, sampling=sampling, template=template))
+
+        # Stop strings are looked for in decoded text, which depends on the words of the tokenizer.
+        words = sampling.stop and sorted(template.tokenizer.get_vocab().items())
+        key = ["answers", asdict(sampling), sorted(template.stop_ids), words]
+        answers = decoder.recall(key, list(zip(prompts, longest, strict=True)), generate)
+        return [AnswerIds(ids, finished, tuple(end), tuple(logs)) for ids, finished, end, logs in answers]
 
     def _option_scores(self, prompts: Sequence[list[int]], options: Sequence[list[int]]) -> Tensor:
-        return option_scores(self._decoder(), prompts, [options] * len(prompts))
+        decoder = self._decoder()
+        return decoder.recall_tensor(
+            ["options", options],
+            prompts,
+            lambda chosen: option_scores(decoder, [prompts[i] for i in chosen], [options] * len(chosen)),
+        )
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0, thinking: bool | None = None) -> list[int]:
         """Encode a chat; its longest message is shortened if it leaves no space for `answer` new tokens."""

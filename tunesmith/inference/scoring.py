@@ -72,19 +72,26 @@ def score_answers(policy: Policy, objective: Objective, rows: Sequence[Encoded])
         One or two scores per row.
     """
     counts = [[max(1, tokens.learned) for tokens in row.sequences] for row in rows]
+    given = [[(tokens.ids, tokens.learn) for tokens in row.sequences] for row in rows]
+    found = policy.recall(["scores"], given, lambda chosen: row_scores(policy, objective, [rows[i] for i in chosen]))
     return [
         tuple(AnswerScore(value, ids) for value, ids in zip(values, known, strict=True))
-        for values, known in zip(row_scores(policy, objective, rows), counts, strict=True)
+        for values, known in zip(found, counts, strict=True)
     ]
 
 
 @torch.inference_mode()
 def pair_states(policy: Policy, pairs: Sequence[Encoded]) -> Tensor:
     """Compute the states [N, 2, D] of N pairs, chosen first: the input of the reward head."""
-    states = torch.empty(len(pairs), 2, policy.hidden)
-    for indices, batch in _batches(policy, pairs, "scoring"):
-        states[indices] = policy.pooled(batch).float().cpu().view(len(indices), 2, -1)
-    return states
+
+    def compute(chosen: list[int]) -> Tensor:
+        states = torch.empty(len(chosen), 2 * policy.hidden)
+        for indices, batch in _batches(policy, [pairs[i] for i in chosen], "scoring"):
+            states[indices] = policy.pooled(batch).float().cpu().view(len(indices), -1)
+        return states
+
+    given = [[tokens.ids for tokens in pair.sequences] for pair in pairs]
+    return policy.recall_tensor(["pairs of states"], given, compute).view(len(pairs), 2, -1)
 
 
 @torch.inference_mode()

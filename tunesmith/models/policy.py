@@ -5,11 +5,12 @@ Letters: B rows, N packed tokens, M learned ids, L tokens of the longest row, P 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -28,6 +29,7 @@ from tunesmith.models.attention.shared_prefix import Past
 from tunesmith.models.attention.soft_prompt import Virtual
 from tunesmith.models.batch import Batch
 from tunesmith.models.families import scales_by_column
+from tunesmith.models.kept_answers import KeptAnswers, bits_of, recall, refuse_unknown
 from tunesmith.models.kernels import skinny_linear as thin
 from tunesmith.models.lm_head import LanguageHead
 from tunesmith.models.mixtures import RouterLoss
@@ -61,6 +63,7 @@ class Policy:
     virtual: Virtual | None = None  # tokens in front of every row; no states are returned for them
     router_loss: RouterLoss | None = None  # in training: records what balances the routers of a mixture of experts
     whole_weights: Mapping[str, Tensor] | None = None  # of a sharded network, in the first process
+    kept: KeptAnswers | None = None  # of the base model, which then are not computed again
     weights: bool = True  # the trainable parameters are weights: they decay, and a head may use their learning rate
 
     @classmethod
@@ -130,6 +133,21 @@ class Policy:
     def scoring(self) -> AbstractContextManager[None]:
         """Return a context in which matrix products use `scoring_dtype`, for what it changes negligibly."""
         return self._with(autocast_dtype=self.scoring_dtype)
+
+    def recall(self, key: Sequence[object], rows: Sequence[object], compute: Callable[[list[int]], Any]) -> list[Any]:
+        """Return the answer to each row as `kept_answers.recall` does; any but an untouched base computes all."""
+        bare = self.head is None and self.virtual is None and self.adapter is None
+        if not bare or self.kept is None or not self.kept.belong_to(self.network):
+            refuse_unknown(key[0])
+            return list(compute(list(range(len(rows)))))
+        key = [*key, self.kept.digest, *bits_of(self.device), str(self.autocast_dtype), self.packs]
+        return recall(key, rows, compute)
+
+    def recall_tensor(
+        self, key: Sequence[object], rows: Sequence[object], compute: Callable[[list[int]], Tensor]
+    ) -> Tensor:
+        """Return float32 answers [N, ...] on the CPU as `recall` does; `compute` returns them in one tensor."""
+        return torch.from_numpy(np.stack(self.recall(key, rows, lambda chosen: compute(chosen).numpy())))
 
     def _states(self, batch: Batch) -> Tensor:
         if self.packs and (self.virtual is None or self.virtual.is_past):

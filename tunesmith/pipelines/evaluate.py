@@ -37,6 +37,7 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import read_base
 from tunesmith.metrics.task_scores import Score, TaskScore
+from tunesmith.models.kept_answers import kept_answers
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.classify import WORDINGS
@@ -326,6 +327,7 @@ def _base_of_run(evaluator: Evaluator[Any], source: ModelSource, task: ScoringTa
         return None
     base = read_base(manifest, offline=offline)
     policy = Policy.over(base.network, family=base.family)
+    policy.kept = kept_answers(base.network)
     template = Template(base.tokenizer, chat=base.family == "decoder")
     if isinstance(evaluator, PreferenceEvaluator | NumberEvaluator):
         policy.train(False)

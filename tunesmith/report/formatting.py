@@ -145,6 +145,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def reused_line(reused: dict[str, float]) -> str:
+    """Return what a run did not compute because an earlier one had, such as `reused: base scoring (36.0 s)`."""
+    parts = ", ".join(f"{phase} ({duration(seconds)})" for phase, seconds in reused.items())
+    return f"reused from earlier runs, with the time that took then: {parts}"
+
+
 def clock(seconds: float) -> str:
     """Format seconds as on a clock: 2:40 or 1:02:40; with a decimal below ten seconds."""
     if seconds < 9.95:

@@ -194,6 +194,7 @@ class Report(Displayed, ReportPart):
     speed: Speed
     memory: Memory
     forecast: Forecast | None = None
+    reused: dict[str, float] = {}  # phase -> seconds that its results, kept by an earlier run, took then
     data: DataReport
     certificate: Certificate | None = None  # what was measured on the base model; None in reports of earlier versions
     environment: dict[str, str]

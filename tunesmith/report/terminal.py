@@ -20,6 +20,7 @@ from tunesmith.report.formatting import (
     forecast_text,
     metric_name,
     p_value,
+    reused_line,
     share,
     signed,
     size,
@@ -67,6 +68,8 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
     )
     if report.forecast is not None:
         cost += f"\n{forecast_line(report.forecast)}"
+    if report.reused:
+        cost += f"\n{reused_line(report.reused)}"
     files = Text(f"in {clean(str(folder))}:")
     for name, description in FILES.items():
         if (folder / name).exists():

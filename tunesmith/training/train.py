@@ -36,6 +36,7 @@ from tunesmith.inference.engine_server import rollout_sampler
 from tunesmith.metrics import calibration
 from tunesmith.models.batch import Batch, collate
 from tunesmith.models.generation.generate import sample
+from tunesmith.models.kept_answers import kept_answers
 from tunesmith.models.loading.checkpoint import find_folder
 from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW, gpu_share
 from tunesmith.models.mixtures import RouterLoss
@@ -235,6 +236,14 @@ def base_policy(prepared: TrainingContext) -> Policy:
     """Return the base model as a policy, in the dtype of training."""
     policy = Policy.over(prepared.base.network, family=prepared.base.family)
     _set_dtypes(policy, prepared)
+    return policy
+
+
+def untouched_policy(prepared: TrainingContext) -> Policy:
+    """Return the policy of the base model in evaluation, with the answers that earlier runs have kept."""
+    policy = base_policy(prepared)
+    policy.autocast_dtype = None
+    policy.kept = kept_answers(prepared.base.network)
     return policy
 
 

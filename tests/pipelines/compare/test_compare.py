@@ -38,6 +38,7 @@ from tunesmith.pipelines.compare.report import page as html
 from tunesmith.pipelines.compare.run_arm import TUNED_ARMS
 from tunesmith.pipelines.compare.selection import chosen_arms
 from tunesmith.pipelines.requests import CompareOptions
+from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.retrieval.chunks import Chunk
 from tunesmith.retrieval.index import Hit
 from tunesmith.retrieval.prompts import FORMS, with_passages
@@ -689,3 +690,22 @@ def test_arms_tuned_on_ray_are_the_runs_that_a_comparison_tunes_itself(tmp_path:
         )
         assert all((one[key] == other[key]).all() for key in one)
     assert {arm.name: arm.task.score for arm in there.arms} == {arm.name: arm.task.score for arm in here.arms}
+
+
+def test_the_base_does_not_answer_again_what_it_answered_for_a_run(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = [{"text": f"{LABELS[i % 2][0]} {i}", "label": LABELS[i % 2][1]} for i in range(40)]
+    made = recipe(
+        tmp_path,
+        data={"train": write(tmp_path / "reviews.jsonl", rows), "validation": 0.2, "test": 0.3},
+        objective={"kind": "classify", "output": "words"},
+        documents={},
+        arms=["prompt", "tf-idf"],
+    )
+    tune_recipe(made, out=tmp_path / "run", callbacks=Callbacks(lambda event: None), offline=True)
+    monkeypatch.setattr("tunesmith.pipelines.compare.run_arm._latencies", lambda *_: [1.0])
+    monkeypatch.setattr("tunesmith.inference.local_model.option_scores", None)
+    heard: list[Any] = []
+    compare(made, CompareOptions(), out=tmp_path / "arms", callbacks=Callbacks(heard.append), offline=True)
+    assert any("reused from earlier runs" in str(event) and "prompt" in str(event) for event in heard)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import torch
 
-from tests.bases import base, policy, template
+from tests.bases import base, template
 from tests.pipelines.conftest import recipe, reviews
 from tunesmith.config import Retention
 from tunesmith.data.examples.types import Chat
@@ -20,6 +19,8 @@ from tunesmith.data.tokenization.tool_calls import Call
 from tunesmith.evaluation import diagnostics as worth
 from tunesmith.evaluation.diagnostics import _shuffled, general_window, shuffled_labels
 from tunesmith.evaluation.retention import GeneralAbility
+from tunesmith.models.kept_answers import kept_answers
+from tunesmith.models.policy import Policy
 from tunesmith.techniques import Lora, Prompt
 from tunesmith.training.prepare import prepare
 
@@ -85,45 +86,22 @@ def test_calls_stand_where_calls_stood_though_chats_differ_in_their_number():
         assert [bool(m.calls) for m in one.messages] == [bool(m.calls) for m in own.messages]
 
 
-def test_general_ability_is_kept_apart_where_texts_begin_otherwise_or_precision_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
-    measured: list[str] = []
-    monkeypatch.setattr(
-        worth, "measure", lambda made, form, window, extent: measured.append(form) or GeneralAbility(1.0, [True])
-    )
-    for kind, dtype in (("gemma", None), ("llama", None), ("gemma", None), ("llama", torch.bfloat16)):
-        form = SimpleNamespace(tokenizer=template(kind).tokenizer, hash="same")
-        same = SimpleNamespace(fingerprint="same", family="decoder", network=base(kind).network)
-        prepared = SimpleNamespace(
-            base=same,
-            template=form,
-            recipe=SimpleNamespace(technique=Lora(), retention=Retention()),
-            machine=SimpleNamespace(dtype="bfloat16"),
-            scoring_dtype=dtype,
-        )
-        worth.base_general_ability(prepared, SimpleNamespace(family="decoder"))
-    assert len(measured) == len(list((tmp_path / "general").iterdir())) == 3
+def test_general_ability_is_kept_apart_where_texts_are_read_otherwise(kept: Path, monkeypatch: pytest.MonkeyPatch):
+    measured: list[int] = []
 
+    def measure(made: Any, form: Any, window: int, extent: Retention) -> GeneralAbility:
+        measured.append(window)
+        return GeneralAbility(1.0, [True])
 
-def test_a_base_in_four_bits_is_not_told_what_was_measured_of_the_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
-    answers = iter([GeneralAbility(1.0, [True]), GeneralAbility(2.0, [False])])
-    monkeypatch.setattr(worth, "measure", lambda policy, template, window, extent: next(answers))
-    found, made = replace(base("llama"), fingerprint="same"), policy("llama")
-    for technique, nll in ((Lora(), 1.0), (Lora(quantize="nf4"), 2.0), (Lora(), 1.0), (Lora(quantize="nf4"), 2.0)):
+    monkeypatch.setattr(worth, "measure", measure)
+    for kind, words in (("gemma", "gemma"), ("llama", "llama"), ("llama", "gemma"), ("gemma", "gemma")):
         prepared = SimpleNamespace(
-            base=found,
-            template=template("llama"),
-            recipe=SimpleNamespace(technique=technique, retention=Retention()),
-            scoring_dtype=None,
+            base=base(kind), template=template(words), recipe=SimpleNamespace(technique=Lora(), retention=Retention())
         )
-        general = worth.base_general_ability(prepared, made)  # type: ignore[arg-type]
-        assert general is not None
-        assert general.nll == nll
+        made = Policy.over(prepared.base.network, family="decoder")
+        made.kept = kept_answers(prepared.base.network)
+        assert worth.base_general_ability(prepared, made) == GeneralAbility(1.0, [True])  # type: ignore[arg-type]
+    assert len(measured) == 3
 
 
 @pytest.mark.parametrize(

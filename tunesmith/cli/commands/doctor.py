@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tunesmith.cli.options import add_common
 from tunesmith.cli.terminal import publish, show
+from tunesmith.data.user_cache import ANSWERS, CLEARED, cache_dir, clear_caches
 from tunesmith.report.formatting import size
 
 if TYPE_CHECKING:
@@ -52,12 +53,19 @@ def add(commands: Commands) -> None:
         description="Check library versions, disk space, memory, cached models and compute device. Exits with 1 if a "
         "check fails.",
     )
+    parser.add_argument(
+        "--clear-cache",
+        action="store_true",
+        help="delete what runs keep to compute it only once; models, certificates and times stay",
+    )
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print every check; return 1 if one failed."""
+    if args.clear_cache:
+        clear_caches()
     checks = all_checks()
     failed = any(check.state == FAIL for check in checks)
     document = {"ok": not failed, "checks": [_as_document(check) for check in checks]}
@@ -97,7 +105,7 @@ def all_checks() -> list[DoctorCheck]:
         requirements = metadata.requires("tunesmith") or []
     except metadata.PackageNotFoundError:  # run from a source tree
         requirements = []
-    parts = (python(), libraries(requirements), disk(), memory(), models(), machine(), extras(requirements))
+    parts = (python(), libraries(requirements), disk(), memory(), models(), caches(), machine(), extras(requirements))
     return [check for part in parts for check in part]
 
 
@@ -138,8 +146,6 @@ def extras(requirements: Sequence[str]) -> list[DoctorCheck]:
 
 def disk(free_in: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> list[DoctorCheck]:
     """Check free space and write access of the model cache and the working directory."""
-    from tunesmith.data.user_cache import cache_dir
-
     checks = []
     for name, path, elsewhere in (
         ("disk for models", cache_dir(), "set TUNESMITH_CACHE to another folder"),
@@ -180,6 +186,20 @@ def models() -> list[DoctorCheck]:
             checks.append(DoctorCheck(name, WARN, "not in the cache", "run `tunesmith models --fetch`"))
         else:
             checks.append(DoctorCheck(name, OK, f"all files intact in {folder}"))
+    return checks
+
+
+def caches() -> list[DoctorCheck]:
+    """Report the size of what runs keep, and the number of entries."""
+    from tunesmith.models.kept_answers import kinds_of_answers
+
+    checks = []
+    for path in (cache_dir() / name for name in CLEARED):
+        if path.exists():
+            bytes_of = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+            kinds = (f"{count:,} {kind}" for kind, (count, _) in kinds_of_answers().items())
+            entries = ", ".join(kinds) if path.name == ANSWERS else f"{len(list(path.iterdir())):,} entries"
+            checks.append(DoctorCheck(f"cache {path.stem}", OK, f"{size(bytes_of)}: {entries}"))
     return checks
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,14 @@ import numpy as np
 from tunesmith.data.examples.types import Example, RatedText
 from tunesmith.evaluation.diagnostics import SHUFFLED
 from tunesmith.evaluation.evaluators.base import EvalSet, Evaluator, divided
+from tunesmith.evaluation.predict import BASELINES
 from tunesmith.evaluation.results import BASE
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.numbers import METRICS, arms, compare, score
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.ridge import fit_ridge, tfidf_ridge
 from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, as_task
+from tunesmith.models.kept_answers import answer_clock, once
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Regress
 from tunesmith.phases import phase
@@ -58,22 +59,22 @@ class NumberEvaluator(Evaluator[NumberPredictions]):
         tests = [example.text for example in self._examples]
         with phase("baselines"):
             found.ways[MEAN] = [float(np.mean(numbers))] * len(tests)
-            found.ways[TFIDF] = tfidf_ridge(texts, numbers, tests, seed=seed).tolist()
+            found.ways[TFIDF] = once(BASELINES, tfidf_ridge, texts, numbers, tests, seed=seed).tolist()
         return found
 
     def probe(self, model: LocalModel, train: Sequence[Example], *, seed: int = 0) -> NumberPredictions:
         """Predict by ridge regression on the states of a model that is not tuned, fitted on the training rows."""
         texts, numbers = _texts_and_numbers(train)
         fitted = fit_ridge(model.embed(texts).numpy(), numbers, seed=seed)
-        start = time.perf_counter()  # as for other models, fitting is not counted
+        start = answer_clock()  # as for other models, fitting is not counted
         given = fitted.predict(model.embed([example.text for example in self._examples]).numpy()).tolist()
-        return NumberPredictions(given, time.perf_counter() - start)
+        return NumberPredictions(given, answer_clock() - start)
 
     def predict(self, model: LocalModel) -> NumberPredictions:
         """Predict the values with a model."""
-        start = time.perf_counter()
+        start = answer_clock()
         given = model.predict([example.text for example in self._examples])
-        return NumberPredictions(given, time.perf_counter() - start)
+        return NumberPredictions(given, answer_clock() - start)
 
     def compare(self, base: NumberPredictions, tuned: NumberPredictions, *, name: str) -> list[TaskScore]:
         """Compare base and tuned model by all metrics, Spearman's correlation first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from tunesmith.evaluation.results import BASE
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.task_scores import ArmScore, Difference, Score, TaskScore, as_task
+from tunesmith.models.kept_answers import answer_clock
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Domain
 from tunesmith.training.mlm_head import how_made
@@ -121,10 +121,10 @@ class PerplexityEvaluator(Evaluator[PerplexityPredictions]):
         return records
 
     def _read(self, policy: Policy, template: Template, *, how: str = "") -> PerplexityPredictions:
-        start = time.perf_counter()
+        start = answer_clock()
         masking = masking_of(self._objective, template, self._eval_set.seed)
         options = ReadingOptions(self._eval_set.limit, self._objective.terms, masking)
         likelihoods = read(policy, template, [e.text for e in self._examples if isinstance(e, Text)], options)
         if not any(likelihood.tokens for likelihood in likelihoods):
             raise DataError("data.test: no document has a token to predict; hold out longer documents")
-        return PerplexityPredictions(likelihoods, time.perf_counter() - start, how)
+        return PerplexityPredictions(likelihoods, answer_clock() - start, how)

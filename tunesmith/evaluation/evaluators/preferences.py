@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from tunesmith.metrics.scores import RowStatistic
 from tunesmith.metrics.significance import PairedComparison, compare_paired, corpus_compare, corpus_interval, interval
 from tunesmith.metrics.style import habits
 from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, arm_scores, as_task
+from tunesmith.models.kept_answers import answer_clock
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Preference, Reward
 from tunesmith.training.prepare import TrainingContext
@@ -82,18 +82,18 @@ class PreferenceEvaluator(Evaluator[PairScores]):
         direction = difference_probe(
             pair_states(model.policy, model.encode(train_pairs)).numpy(), groups=groups_of(train_pairs)
         )
-        start = time.perf_counter()  # as for other models, fitting is not counted
+        start = answer_clock()  # as for other models, fitting is not counted
         values = pair_states(model.policy, model.encode(test_pairs)).numpy().astype(np.float64) @ direction
         scores: list[tuple[AnswerScore, ...]] = [
             (AnswerScore(float(chosen), 1), AnswerScore(float(rejected), 1)) for chosen, rejected in values
         ]
-        return PairScores(scores, time.perf_counter() - start, "linear probe on differences of the frozen states")
+        return PairScores(scores, answer_clock() - start, "linear probe on differences of the frozen states")
 
     def predict(self, model: LocalModel) -> PairScores:
         """Score the answers of each row with a model."""
-        start = time.perf_counter()
+        start = answer_clock()
         scores = score_answers(model.policy, model.objective, model.encode(self._examples))
-        seconds = time.perf_counter() - start
+        seconds = answer_clock() - start
         if self._objective.produces == "score":
             return PairScores(scores, seconds)
         prompts = list(dict.fromkeys(e.prompt for e in self._examples if isinstance(e, Pair | UnpairedPreference)))

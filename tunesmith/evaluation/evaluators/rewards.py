@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from tunesmith.metrics.significance import compare_paired, interval
 from tunesmith.metrics.style import habits
 from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, arm_scores, as_task
 from tunesmith.models.batch import collate
+from tunesmith.models.kept_answers import answer_clock
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Rl
 from tunesmith.objectives.online_rl import OnlineRLLearner
@@ -70,9 +70,9 @@ class RewardEvaluator(Evaluator[RewardedCompletions]):
 
     def predict(self, model: LocalModel) -> RewardedCompletions:
         """Answer the prompts greedily with a model."""
-        start = time.perf_counter()
+        start = answer_clock()
         replies = model.replies([prompt.prompt for prompt in self._prompts])
-        seconds = time.perf_counter() - start
+        seconds = answer_clock() - start
         completions = [Completion(p, r.text, r.finished) for p, r in zip(self._prompts, replies, strict=True)]
         answers = AnswerSet([c.text for c in completions], "unchanged", seconds, [c.finished for c in completions])
         return RewardedCompletions(answers, self._score(completions))

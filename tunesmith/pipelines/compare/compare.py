@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -24,6 +23,7 @@ from tunesmith.evaluation.predict import question, subsample
 from tunesmith.events import Note, StageStarted
 from tunesmith.inference.engine_program import check_engine
 from tunesmith.inference.engine_server import EngineServer
+from tunesmith.models.kept_answers import answer_clock
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import ArmAnswers
 from tunesmith.pipelines.compare.arm_kinds import kind_of, trains_on_rows
@@ -265,9 +265,9 @@ def _apply_budget(context: ComparisonContext, arms: Sequence[str], minutes: floa
             seconds = ask_model(context.base(), plain_prompt(context, timed), context.objective).seconds
         else:  # no decoder is prompted: an encoder reads the rows
             model = context.base_model(context.recipe.model)
-            began = time.perf_counter()
+            began = answer_clock()
             model.embed([question(example) for example in timed])
-            seconds = time.perf_counter() - began
+            seconds = answer_clock() - began
         rows = sizes(
             60 * minutes,
             arms,

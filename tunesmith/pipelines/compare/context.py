@@ -29,6 +29,7 @@ from tunesmith.inference.saved_model import load
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.task_scores import score
 from tunesmith.models.families import positions_of
+from tunesmith.models.kept_answers import kept_answers
 from tunesmith.models.loading.device import ChosenMachine, choose_machine
 from tunesmith.models.loading.load import fingerprint_of, load_base
 from tunesmith.models.loading.locate import LoadOptions, local_family, locate
@@ -142,6 +143,7 @@ class ComparisonContext:
         base = load_base(name, options=LoadOptions("auto", self.machine().device), offline=self.offline)
         self.check_unchanged(name, base.fingerprint)
         policy = Policy.over(base.network, family=base.family)
+        policy.kept = kept_answers(base.network)
         template = Template(base.tokenizer, chat=base.family == "decoder")
         return LocalModel(policy, template, self.objective, max_prompt_tokens(policy))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.openai_client import Remote
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.kept_answers import answer_clock
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import BatchAnswers
 from tunesmith.pipelines.compare.context import ComparisonContext
@@ -42,14 +42,14 @@ def ask_model(
 
     The text of a server is searched for a label.
     """
-    began = time.perf_counter()
+    began = answer_clock()
     options = objective.known_labels
     if options and isinstance(model, LocalModel):
         logprobs = model.options(batch, options)  # [B, O]
         return BatchAnswers(
             given=[options[index] for index in logprobs.argmax(dim=1).tolist()],
             prompt_tokens=[len(model.prompt(messages)) for messages in batch],
-            seconds=time.perf_counter() - began,
+            seconds=answer_clock() - began,
         )
     longest = objective.max_new_tokens or LABEL_TOKENS
     if isinstance(model, LocalModel) and model.thinking_mode():
@@ -59,7 +59,7 @@ def ask_model(
         given=[label_in(reply.text, options) if options else reply.text for reply in replies],
         finished=[reply.finished for reply in replies],
         prompt_tokens=[reply.prompt_tokens for reply in replies],
-        seconds=time.perf_counter() - began,
+        seconds=answer_clock() - began,
     )
 
 

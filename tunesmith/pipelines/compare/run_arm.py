@@ -6,20 +6,22 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from tunesmith.data.examples.types import Example
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.events import Note, StageStarted
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.phases import Phases, phase, timing
 from tunesmith.pipelines.compare.answers import ArmAnswers, BatchAnswers
 from tunesmith.pipelines.compare.arms import ClassifierArm, PromptArm, arm_for
 from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.pipelines.compare.prompting import ask_model
 from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_closed_book, run_raft, run_tuned
 from tunesmith.progress import track
-from tunesmith.report.formatting import metric_name
+from tunesmith.report.formatting import metric_name, reused_line
 from tunesmith.retrieval.prompts import cited
 
 # Rows answered one at a time: enough for a median; the 95th percentile is between the two slowest. Slow arms stop after
@@ -48,7 +50,10 @@ def run_arm(context: ComparisonContext, name: str) -> ArmAnswers:
     arm = arm_for(context, name, context.tuned(run.folder) if run else None)
     context.on_event(StageStarted(f"{name}: {len(context.test)} questions"))
     if isinstance(arm, PromptArm):
-        answers = _prompt_rows(context, name, arm)
+        with timing(Phases()) as phases, phase(name):
+            answers = _prompt_rows(context, name, arm)
+        if phases.reused:
+            context.on_event(Note(reused_line(phases.reused)))
     else:
         assert isinstance(arm, ClassifierArm)
         label = arm.label
@@ -71,9 +76,13 @@ def _prompt_rows(context: ComparisonContext, name: str, arm: PromptArm) -> ArmAn
     prompt_seconds = time.perf_counter() - began
     answers = _in_portions(context, name, arm, [prompt.messages for prompt in prompts])
 
+    alone = arm.model
+    if isinstance(alone, LocalModel):  # a kept answer takes no time
+        alone = replace(alone, policy=replace(alone.policy, kept=None))
+
     def answer_alone(row: Example) -> None:
         (prompt,) = arm.prompts([row])
-        ask_model(arm.model, [prompt.messages], context.objective)
+        ask_model(alone, [prompt.messages], context.objective)
 
     dropped = sum(prompt.dropped > 0 for prompt in prompts) if arm.shown else 0
     cites = [cited(answer, prompt.hits) for answer, prompt in zip(answers.given, prompts, strict=True)]

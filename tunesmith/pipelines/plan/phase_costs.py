@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
-from tunesmith.config import SELF, AnyTechnique, Retention
+from tunesmith.config import SELF, AnyObjective, AnyTechnique, Retention
 from tunesmith.data.examples.types import Example, LabelledText, RatedText, Text
 from tunesmith.data.stored import StoredSequence, joined
 from tunesmith.data.tokenization.token_store import sizes_of
-from tunesmith.evaluation.diagnostics import general_ability_file
-from tunesmith.evaluation.predict import CHOICE_ROWS
+from tunesmith.evaluation.diagnostics import base_general_ability
+from tunesmith.evaluation.evaluators import EvalSet, evaluator_for
+from tunesmith.evaluation.predict import BASELINES, CHOICE_ROWS
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
-from tunesmith.evaluation.thinking import ledger_limit, ledger_task, no_ledger
+from tunesmith.evaluation.thinking import answer_both_ways, ledger_limit, ledger_task, no_ledger
 from tunesmith.inference.defaults import sampling_of
+from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.generation.generate import ROWS as ROWS_AT_ONCE
+from tunesmith.models.kept_answers import UnknownAnswerError, only_known
 from tunesmith.models.mlm_head import own_head
 from tunesmith.models.world import alone
 from tunesmith.objectives import Classify
+from tunesmith.phases import Phases, timing
 from tunesmith.pipelines.plan.cost_model import NUMBER, reading_seconds, trainable, writing_seconds
 from tunesmith.pipelines.plan.history import RunKind, machine_of
 from tunesmith.pipelines.plan.profile import RunProfile, named
@@ -28,7 +34,7 @@ from tunesmith.training.mlm_head import FEWEST_STEPS
 from tunesmith.training.overfit_check import ROWS
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.replay import BATCH_SIZE, general_rows
-from tunesmith.training.train import base_policy
+from tunesmith.training.train import base_policy, untouched_policy
 
 # Steps after which the overfit check has usually passed.
 CHECK_STEPS = 10
@@ -95,8 +101,8 @@ def machine(prepared: TrainingContext) -> dict[str, str]:
     return machine_of(device=chosen.device, dtype=chosen.dtype, threads=chosen.threads)
 
 
-def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
-    """Count the work of every phase of a run."""
+def count_run(prepared: TrainingContext, profile: RunProfile, known: Container[str] | None = None) -> RunWork:
+    """Count the work of every phase of a run but those `known`, by default `known_phases`."""
     recipe, tasks = prepared.recipe, list(prepared.tasks.values())
     plan = planned(prepared, base_policy(prepared))
     learned = plan.steps * recipe.schedule.batch_rows
@@ -107,7 +113,7 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
     answers = tuple((float(group.answer), group.rows / 2) for group in profile.work.written)
     scored = sum((_scored(task, computed) for task in tasks), PhaseWork(written=answers))
     general = PhaseWork(read=general_tokens(recipe.retention) * decoder)
-    known = general_ability_file(prepared).exists() if decoder else True
+    known = known_phases(prepared) if known is None else known
     evaluations = -(-plan.steps // plan.eval_steps) if plan.eval_steps else 0
     gated = decoder and recipe.gates.max_general_nats is not None
     per_validation = sum(_validation_tokens(task, profile) for task in tasks) + (WINDOW * WINDOWS if gated else 0)
@@ -119,7 +125,7 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
         "masked-LM head": _mlm_head(prepared, profile, plan.steps),
         "baselines": PhaseWork(seconds=sum(map(_baseline_seconds, tasks))),
         "base scoring": sum((_base_scored(task, computed) for task in tasks), scored),
-        "general ability before": PhaseWork() if known else general,
+        "general ability before": general,
         "thinking before": _ledger(prepared),
         "controls": PhaseWork(trainings=1.0) + scored + validation if recipe.controls else PhaseWork(),
         "reference log-probabilities": PhaseWork(read=sum(_referenced(task, computed) for task in tasks)),
@@ -135,9 +141,38 @@ def count_run(prepared: TrainingContext, profile: RunProfile) -> RunWork:
         "diagnostics": PhaseWork(seconds=0.05),
         "report": PhaseWork(seconds=3.0),
     }
+    phases = {name: work for name, work in phases.items() if name not in known}
     early = (plan.patience + 1) * plan.eval_steps / plan.steps if plan.eval_steps else 1.0
     saves = -(-plan.steps // plan.save_steps) if plan.save_steps else 1
     return RunWork(phases, saves + evaluations, min(1.0, early))
+
+
+def known_phases(prepared: TrainingContext) -> set[str]:
+    """Return the phases of the base model whose results were kept by earlier runs, by asking for them."""
+    if prepared.recipe.objective.samples_completions:  # whose rewards would be computed
+        return set()
+    policy = untouched_policy(prepared)
+    objective = cast(AnyObjective, prepared.recipe.objective.inference_objective())
+    model = LocalModel(policy, prepared.template, objective, prepared.recipe.data.max_tokens)
+    asked: dict[str, Callable[[], object]] = {
+        "general ability before": lambda: base_general_ability(prepared, policy),
+        "thinking before": lambda: (
+            no_ledger(prepared) or answer_both_ways(prepared, model.at(next(iter(prepared.tasks))))
+        ),
+        "base scoring": lambda: evaluator_for(EvalSet.of(prepared)).evaluate_base(prepared, policy, Path()),
+    }
+    known = set()
+    with timing(Phases()), only_known(), alone():
+        for name, ask in asked.items():
+            try:
+                ask()
+            except UnknownAnswerError as unknown:
+                if str(unknown) != BASELINES:
+                    continue
+            else:
+                known |= {"baselines"} if name == "base scoring" else set()
+            known.add(name)
+    return known
 
 
 def phase_seconds(run: RunWork, profile: RunProfile, technique: AnyTechnique) -> dict[str, float]:

@@ -57,6 +57,7 @@ class BaselineSnapshot(BaseModel):
     predictions: dict[str, Any] = Field(alias="said")  # in the shape of the run's evaluator
     general: GeneralAbility | None
     thinking: ThinkingAnswers | None = None  # of a thinking model
+    reused: dict[str, float] = {}  # see `Report.reused`
     secrets: list[float] = []  # log-probability of each canary and alternative, nats
 
 
@@ -79,6 +80,7 @@ class RunResults:
     prediction: CostPrediction | None = None
     certificate: Certificate | None = None  # of the base model
     scored_rows: ScoredRows | None = None  # where these are not all test rows
+    reused: Mapping[str, float] = field(default_factory=dict)
     clock: RunClock | None = None
     resumed: bool = False
 
@@ -132,6 +134,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         speed=_speed(run, seconds),
         memory=_memory(run),
         forecast=run.clock and compared(run.clock, seconds=seconds, resumed=run.resumed),
+        reused=dict(run.reused),
         data=DataReport(
             rows=facts.rows,
             train=facts.train,

@@ -194,6 +194,8 @@ def record(run: RunClock, prepared: TrainingContext, *, seconds: float, resumed:
         return
     timings = {}
     for phase in forecast.phases:
+        if phase.name in run.phases.reused:  # wholly or in part: how much was computed here is unknown
+            continue
         done = run.share_done if phase.name in STEPPED else float(not resumed or phase.name in REPEATED)
         done *= run.scored if phase.name == "test scoring" else 1.0
         if done > 0 and (actual := run.seconds_of(phase.name)) > 0:

@@ -62,6 +62,7 @@ from tunesmith.pipelines.tune.run_clock import (
     record,
 )
 from tunesmith.pipelines.tune.verdict_rows import choose_rows, pinned, score_tuned
+from tunesmith.report.formatting import reused_line
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
 from tunesmith.training.callbacks import Callbacks, Interrupted
@@ -78,7 +79,7 @@ from tunesmith.training.run_folder import (
     open_run,
     task_dir,
 )
-from tunesmith.training.train import base_policy, check_reward_varies, train
+from tunesmith.training.train import base_policy, check_reward_varies, train, untouched_policy
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -257,6 +258,7 @@ def _results(
         prediction=prediction,
         certificate=certificate,
         scored_rows=scored.extent,
+        reused=snapshot.reused,
     )
 
 
@@ -333,8 +335,7 @@ def _evaluate_base(
         if prepared.recipe.objective.samples_completions:  # first, because generating all test answers takes long
             check_reward_varies(prepared, base_policy(prepared), on_event=clock)
         clock.start(BASE)
-        policy = base_policy(prepared)
-        policy.autocast_dtype = None
+        policy = untouched_policy(prepared)
         predictions = evaluator.evaluate_base(prepared, policy, folder.path)
     if not not_measured(prepared):
         clock(StageStarted("general ability of the base model"))
@@ -350,7 +351,10 @@ def _evaluate_base(
         general=general,
         secrets=secret_scores(prepared, policy),
         thinking=thinking,
+        reused=clock.phases.reused,
     )
+    if snapshot.reused:
+        clock(Note(reused_line(snapshot.reused)))
     if world.leads:
         write_whole(path, snapshot.model_dump_json())
     return snapshot

@@ -24,7 +24,7 @@ from tunesmith.metrics.significance import expected_to_detect
 from tunesmith.models.world import current_world
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.pipelines.plan.forecast import RunForecast, forecast_run
-from tunesmith.pipelines.plan.phase_costs import scored_tokens, trained_tokens
+from tunesmith.pipelines.plan.phase_costs import count_run, known_phases, scored_tokens, trained_tokens
 from tunesmith.pipelines.plan.profile import profile_run
 from tunesmith.pipelines.plan.workload import generation
 from tunesmith.report.formatting import clock
@@ -129,10 +129,12 @@ def _within(prepared: TrainingContext, seconds: float) -> ChosenRows:
     available, most = len(prepared.test), prepared.recipe.retention.questions
     half = with_test_rows(prepared, {name: range(-(-len(task.test) // 2)) for name, task in prepared.tasks.items()})
     profile, policy = profile_run(prepared, own=True), base_policy(prepared)
+    known = known_phases(prepared)
 
     def forecast(part: TrainingContext) -> RunForecast:
         written = tuple(group for task in part.tasks.values() for group in generation(task, policy))
-        return forecast_run(part, replace(profile, work=replace(profile.work, written=written)))
+        own = replace(profile, work=replace(profile.work, written=written))
+        return forecast_run(part, own, work=count_run(part, own, known))
 
     # Half of the rows, so that what does not depend on them, such as choosing a prompt, is not counted.
     scoring = forecast(prepared).of(*SCORING) - forecast(half).of(*SCORING)
