@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tunesmith.data.cpu_count import cores
 from tunesmith.errors import RecipeError
 from tunesmith.models.kernels import float32_products
+from tunesmith.models.kernels.float32_products import use_products
 from tunesmith.models.loading.device import SHAPES, choose_dtype, choose_machine, gemm_gflops
 
 
@@ -92,28 +94,69 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPa
     assert cores() == 2
 
 
+@pytest.fixture
+def precision() -> Iterator[None]:
+    """Products as in a new process; those of before after the test."""
+    before = float32_products._STATE.onednn
+    use_products("default")
+    yield
+    torch.set_float32_matmul_precision("highest")
+    float32_products._STATE.onednn = False
+    use_products("onednn" if before else "default")
+
+
+@pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize(
-    ("limit", "value"),
+    ("seconds", "error", "library"),
     [
-        pytest.param("MAX_ERROR", 0.0, id="not exact"),
-        pytest.param("MIN_SPEEDUP", 1e9, id="not faster"),
+        ((0.004, 0.002), 1e-5, "onednn"),
+        ((0.004, 0.0035), 1e-5, "default"),
+        ((0.0, 0.0), 1e-5, "default"),  # a clock that is too coarse
+        ((0.004, 0.002), 0.0, "default"),  # not exact
     ],
 )
-def test_products_stay_with_the_default_library_unless_another_is_as_exact_and_faster(
-    monkeypatch: pytest.MonkeyPatch, limit: str, value: float
+def test_float32_is_multiplied_by_the_faster_library_that_is_exact(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], error: float, library: str
 ) -> None:
-    monkeypatch.setattr(float32_products, limit, value)
-    with float32_products.products_of(1):
-        assert not float32_products.choose_products.__wrapped__()
-        assert not float32_products.by_onednn()
+    elapsed = itertools.accumulate(itertools.cycle([0.0, seconds[0], 0.0, seconds[1]]))
+    monkeypatch.setattr(float32_products.time, "thread_time", lambda: next(elapsed))
+    monkeypatch.setattr(float32_products, "MAX_ERROR", error)
+    torch.set_num_threads(2)
+    assert float32_products._faster.__wrapped__() == library
+    assert torch.get_num_threads() == 2
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_the_chosen_float32_products_have_the_error_of_float32() -> None:
-    float32_products.choose_products()
-    for rows in (1, 7, 64, 600):
-        left, right = torch.randn(rows, 576), torch.randn(576, 1536)
-        exact = left.double() @ right.double()
-        assert (left @ right - exact).abs().max() < 4e-6 * exact.abs().max()
+@pytest.mark.usefixtures("precision")
+def test_few_rows_are_left_to_the_default_library_however_many_threads_have_some() -> None:
+    assert use_products("onednn") == "onednn"
+    first, second = float32_products.short_pass(1), float32_products.short_pass(8)
+    assert float32_products.by_onednn()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not float32_products.by_onednn()
+    assert torch.get_float32_matmul_precision() == "highest"
+    second.__exit__(None, None, None)
+    with float32_products.short_pass(9):
+        assert float32_products.by_onednn()
+
+
+@pytest.mark.usefixtures("precision")
+def test_a_precision_that_the_user_has_set_stays() -> None:
+    torch.set_float32_matmul_precision("high")
+    assert use_products("onednn") == "default"
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.usefixtures("precision")
+def test_both_libraries_have_the_error_of_float32() -> None:
+    for library in ("default", use_products("auto")):
+        use_products(library)
+        for rows in (1, 7, 64, 600):
+            left, right = torch.randn(rows, 576), torch.randn(576, 1536)
+            exact = left.double() @ right.double()
+            assert (left @ right - exact).abs().max() < 4e-6 * exact.abs().max()
 
 
 @pytest.mark.parametrize("wrong", [{"device": "tpu9"}, {"device": "cuda:99"}, {"dtype": "float8"}, {"threads": -1}])

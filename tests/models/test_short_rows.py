@@ -45,15 +45,16 @@ def test_outputs_and_gradients_are_those_of_torch(
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_is_rounded_once() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_rounded_once(autocast: bool) -> None:
     """Scores and weights are float32, so that the result is at least as near to the exact one as torch's."""
     states = states_of(SHAPES[0], torch.bfloat16)
     exact = [state.detach().double().requires_grad_() for state in states]
     expected = with_gradients(F.scaled_dot_product_attention(*exact[:3], enable_gqa=True), exact)
     torchs = with_gradients(F.scaled_dot_product_attention(*states[:3], enable_gqa=True), states)
-    for ours, right, other in zip(
-        with_gradients(short_attention(states[:3], None, scale=None), states), expected, torchs, strict=True
-    ):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = with_gradients(short_attention(states[:3], None, scale=None), states)
+    for ours, right, other in zip(found, expected, torchs, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours - right).norm() <= 1.05 * (other - right).norm()
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.bases import base
 from tunesmith.models.kernels import skinny_linear as thin
-from tunesmith.models.kernels.float32_products import products_of
+from tunesmith.models.kernels.float32_products import short_pass
 from tunesmith.models.kernels.fused_lora import FusedLora
 from tunesmith.models.kernels.skinny_linear import SkinnyLinear
 from tunesmith.techniques import Lora
@@ -22,7 +22,7 @@ def two_threads() -> Iterator[None]:
     """Two threads for the test, as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    with products_of(1):
+    with short_pass(1):
         yield
     torch.set_num_threads(before)
 

@@ -83,6 +83,9 @@ class Machine(_Section):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(0, ge=0, le=1024, description="0: one per core")
+    products: Literal["auto", "default", "onednn"] = Field(
+        "auto", description="library of float32 products on a CPU; auto: oneDNN where it is faster and as exact"
+    )
     exact: bool = Field(False, description="on a GPU: only deterministic kernels, so that repeated runs are equal")
     shard: Literal["auto", "none", "full"] = Field(
         "auto", description="divide the weights among the processes of the run; auto: where one GPU cannot hold them"

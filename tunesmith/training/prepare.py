@@ -235,12 +235,13 @@ def shared_machine(recipe: Recipe, *, pinned: bool = False) -> ChosenMachine:
     settings, world = recipe.machine, current_world()
     threads = settings.threads or (cores() // world.local_size or 1 if world.size > 1 else 0)
     own: dict[str, Any] = {"threads": threads, "reason": "as at the start of this run" if pinned else "as set"}
-    own |= settings.model_dump(include={"device", "dtype", "exact"})
+    own |= settings.model_dump(include={"device", "dtype", "exact", "products"})
     machine = ChosenMachine(**world.lead(lambda: asdict(choose_machine(**own))))
     if world.size == 1:
         return machine
     device = f"cuda:{world.local_rank}" if machine.device.startswith("cuda") else machine.device
-    return replace(machine, device=configure_device(device, threads=threads, exact=settings.exact))
+    options: dict[str, Any] = {"threads": threads, "exact": settings.exact, "products": machine.products}
+    return replace(machine, device=configure_device(device, **options))
 
 
 def fit_max_length(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:

@@ -124,7 +124,7 @@ class RunFolder:
     def pinned(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the machine settings and audit mode of the run's start; unchanged for a new run.
 
-        Threads and dtype decide the last bits of a result, so a resumed run must repeat them.
+        Threads, dtype and products decide the last bits of a result, so a resumed run must repeat them.
         """
         if not self.started:
             return recipe
@@ -168,7 +168,12 @@ class RunFolder:
 
 def machine_settings(machine: ChosenMachine) -> dict[str, Any]:
     """Return the settings that pin a recipe to a machine."""
-    return {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
+    return {
+        "device": machine.device,
+        "dtype": machine.dtype,
+        "threads": machine.threads,
+        "products": machine.products,
+    }
 
 
 def pin_machine(recipe: Recipe, file: Path) -> Recipe:
@@ -182,7 +187,7 @@ def pin_machine(recipe: Recipe, file: Path) -> Recipe:
         from tunesmith.models.loading.device import choose_machine
 
         settings = recipe.machine
-        machine = choose_machine(device=settings.device, dtype=settings.dtype, threads=settings.threads)
+        machine = choose_machine(**settings.model_dump(include={"device", "dtype", "threads", "products"}))
         write_whole(file, settings.model_copy(update=machine_settings(machine)).model_dump_json())
     return recipe.model_copy(update={"machine": read_page(file, Machine)})
 

@@ -138,17 +138,19 @@ class Level:
             self.biases[causal, window] = bias
         return self.biases[causal, window]
 
-    def attend(self, states: Sequence[Tensor], *, causal: bool, window: int | None, **options: Any) -> Tensor:
+    def attend(
+        self, states: Sequence[Tensor], *, causal: bool, window: int | None, scale: float | None, dropout: float
+    ) -> Tensor:
         """Compute attention of the level's own queries [size, H, W] to keys and values [N, G, W]. Returns [size, H, W].
 
         Args:
             states: the queries, all keys and all values.
             causal: tokens attend to no later one.
             window: tokens attend to fewer positions than this back.
-            options: `scale` of the scores, None for W ** -0.5, and probability of `dropout`.
+            scale: factor of the scores; None for W ** -0.5.
+            dropout: probability that a weight is dropped.
         """
         own, keys, values = states
-        scale, dropout = options["scale"], options["dropout"]
         whole = self.is_root and self.even
         gathered = (
             _gather(own, self.queries, whole=self.even),
@@ -246,9 +248,9 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     # Levels are packed one after another, so the outputs of all levels, concatenated, are in the order of the tokens.
     start = 0
     outputs = []
+    options = {"scale": scale, "dropout": kwargs.get("dropout", 0.0)}
     for level in layout.levels:
         own = queries[start : start + level.size]
-        options = {"scale": scale, "dropout": kwargs.get("dropout", 0.0)}
         outputs.append(level.attend((own, keys, values), causal=causal, window=window, **options))
         start += level.size
     return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None], None

@@ -25,6 +25,8 @@ SCORES_AT_ONCE = 1 << 19
 def short_attention(states: Sequence[Tensor], bias: Tensor | None, *, scale: float | None) -> Tensor:
     """Compute attention [S, H, T, W] in float32; under autocast, of states in its dtype.
 
+    Every query attends to a key, and no segment is empty.
+
     Args:
         states: query [S, H, T, W], key and value [S, G, K, W].
         bias: added to the scores, float32; [S, T, K] or [1, T, K].
@@ -34,7 +36,8 @@ def short_attention(states: Sequence[Tensor], bias: Tensor | None, *, scale: flo
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (state.to(torch.get_autocast_dtype("cpu")) for state in states)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    out: Tensor = _ShortAttention.apply(query, key, value, bias, scale)  # type: ignore[no-untyped-call]
+    with torch.autocast("cpu", enabled=False):
+        out: Tensor = _ShortAttention.apply(query, key, value, bias, scale)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -53,23 +56,29 @@ class _ShortAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias = ctx.saved_tensors
-        grads = [torch.empty_like(state) for state in (query, key, value)]
-        for part in _parts(query, key):
-            queries, keys, values, own = (_by_key_head(state[part], key) for state in (query, key, value, grad))
-            weights = _weights(queries, keys, query[part], bias=_of_part(bias, part), scale=ctx.scale)
-            # The gradient of softmax in one pass: weights * (gradient - its weighted sum over the keys).
-            of_weights = torch.bmm(own, values.mT).view_as(weights)
-            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, torch.float32)
-            weights, of_scores = (scores.view(len(keys), -1, key.shape[2]) for scores in (weights, of_scores))
-            found = (
-                torch.bmm(of_scores, keys).mul_(ctx.scale),
-                torch.bmm(of_scores.mT, queries).mul_(ctx.scale),
-                torch.bmm(weights.mT, own),
-            )
-            for whole, one in zip(grads, found, strict=True):
-                whole[part] = one.view_as(whole[part])
-        return *grads, None, None
+        with torch.autocast("cpu", enabled=False):
+            return *_gradients(ctx.saved_tensors, grad, ctx.scale), None, None
+
+
+def _gradients(saved: Sequence[Tensor], grad: Tensor, scale: float) -> list[Tensor]:
+    """Return the gradients of query, key and value, of the gradient [S, H, T, W] of the output."""
+    query, key, value, bias = saved
+    grads = [torch.empty_like(state) for state in (query, key, value)]
+    for part in _parts(query, key):
+        queries, keys, values, own = (_by_key_head(state[part], key) for state in (query, key, value, grad))
+        weights = _weights(queries, keys, query[part], bias=_of_part(bias, part), scale=scale)
+        # The gradient of softmax in one pass: weights * (gradient - its weighted sum over the keys).
+        of_weights = torch.bmm(own, values.mT).view_as(weights)
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, torch.float32)
+        weights, of_scores = (scores.view(len(keys), -1, key.shape[2]) for scores in (weights, of_scores))
+        found = (
+            torch.bmm(of_scores, keys).mul_(scale),
+            torch.bmm(of_scores.mT, queries).mul_(scale),
+            torch.bmm(weights.mT, own),
+        )
+        for whole, one in zip(grads, found, strict=True):
+            whole[part] = one.view_as(whole[part])
+    return grads
 
 
 def _parts(query: Tensor, key: Tensor) -> Iterator[slice]:

@@ -8,9 +8,11 @@ that permission on processors with AMX, where the measured error refuses it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
+from threading import Lock
 
 import torch
 
@@ -22,63 +24,88 @@ SHAPE = (256, 576, 1536)
 ROUNDS = 5
 # Up to this many rows MKL is faster: oneDNN takes some 20 us to start a product.
 FEW_ROWS = 8
-# torch's names of the precisions at which MKL and oneDNN multiply.
-MKL, ONEDNN = "highest", "medium"
+# torch's precisions at which its default library and oneDNN multiply.
+PRECISIONS = {"default": "highest", "onednn": "medium"}
 
 
-@cache
-def choose_products() -> bool:
-    """Let oneDNN multiply float32 matrices where it is faster and as exact, and return whether it does.
+@dataclass(slots=True)
+class _State:
+    """The library of this process. The precision is one for all threads, so that short passes are counted."""
 
-    It is measured on one thread in CPU time, so that other processes do not decide.
+    onednn: bool = False
+    short_passes: int = 0
+    lock: Lock = field(default_factory=Lock)
+
+
+_STATE = _State()
+
+
+def use_products(library: str) -> str:
+    """Multiply float32 matrices of this process by a library, unless the user has set torch's precision.
+
+    Args:
+        library: default, onednn, or auto for the faster one.
+
+    Returns:
+        The library in use, default or onednn.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(size, generator=generator) for size in (SHAPE[:2], SHAPE[1:]))
     try:
-        times: dict[str, list[float]] = {MKL: [], ONEDNN: []}
-        for library in (MKL, ONEDNN) * ROUNDS:
-            with _by(library):
-                times[library].append(_seconds(lambda: left @ right))
-        exact = left.double() @ right.double()
-        with _by(ONEDNN):
-            error = (left @ right - exact).abs().max() / exact.abs().max()
-    finally:
-        torch.set_num_threads(threads)
-    chosen = bool(error < MAX_ERROR) and min(times[MKL]) >= MIN_SPEEDUP * min(times[ONEDNN])
-    if chosen:
-        torch.set_float32_matmul_precision(ONEDNN)
-    return chosen
+        unset = torch.get_float32_matmul_precision() == PRECISIONS["onednn" if _STATE.onednn else "default"]
+    except RuntimeError:  # set for one backend alone
+        unset = False
+    if unset and not _STATE.short_passes:
+        library = _faster() if library == "auto" else library
+        _STATE.onednn = library == "onednn"
+        torch.set_float32_matmul_precision(PRECISIONS[library])
+    return "onednn" if _STATE.onednn else "default"
 
 
 def by_onednn() -> bool:
     """Return whether oneDNN multiplies float32 matrices now."""
-    return torch.get_float32_matmul_precision() == ONEDNN
+    return _STATE.onednn and not _STATE.short_passes
 
 
 @contextmanager
-def products_of(rows: int) -> Iterator[None]:
-    """Enter a context for products of this many rows: few are left to MKL."""
-    if rows > FEW_ROWS or not by_onednn():
+def short_pass(rows: int) -> Iterator[None]:
+    """Enter a context for products of this many rows: torch's default library multiplies few, in all threads."""
+    if rows > FEW_ROWS or not _STATE.onednn:
         yield
         return
-    with _by(MKL):
-        yield
-
-
-@contextmanager
-def _by(library: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(library)
+    _count(1)
     try:
         yield
     finally:
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    with _STATE.lock:
+        _STATE.short_passes += change
+        torch.set_float32_matmul_precision(PRECISIONS["onednn" if by_onednn() else "default"])
+
+
+@cache
+def _faster() -> str:
+    """Return the faster library of those that are exact; a clock that is too coarse keeps the default one.
+
+    It is measured on one thread in CPU time, so that other processes do not decide.
+    """
+    threads, before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    left, right = (torch.ones(size, dtype=torch.float32, device="cpu") for size in (SHAPE[:2], SHAPE[1:]))
+    left, right = (value.cumsum(0).sin_() for value in (left, right))
+    seconds: dict[str, list[float]] = {library: [] for library in PRECISIONS}
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            exact = left.double() @ right.double()
+            for library in list(PRECISIONS) * ROUNDS:
+                torch.set_float32_matmul_precision(PRECISIONS[library])
+                start = time.thread_time()
+                found = left @ right
+                seconds[library].append(time.thread_time() - start)
+                if (found - exact).abs().max() > MAX_ERROR * exact.abs().max():
+                    return "default"
+    finally:
+        torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(before)
-
-
-def _seconds(product: Callable[[], object]) -> float:
-    """Return the CPU time of a product on this thread."""
-    start = time.thread_time()
-    product()
-    return time.thread_time() - start
+    return "onednn" if min(seconds["default"]) > MIN_SPEEDUP * min(seconds["onednn"]) > 0 else "default"

@@ -11,7 +11,7 @@ import torch
 
 from tunesmith.data.cpu_count import cores, peak_resident
 from tunesmith.errors import RecipeError
-from tunesmith.models.kernels.float32_products import choose_products
+from tunesmith.models.kernels.float32_products import use_products
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -49,10 +49,17 @@ class ChosenMachine:
     threads: int
     gemm_gflops: Mapping[str, float]  # by dtype, billions of operations per second in matrix products
     why: str
+    products: str = "default"  # library of float32 products on a CPU
 
 
 def choose_machine(
-    *, device: str = "auto", dtype: str = "auto", threads: int = 0, exact: bool = False, reason: str = "as set"
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int = 0,
+    exact: bool = False,
+    products: str = "auto",
+    reason: str = "as set",
 ) -> ChosenMachine:
     """Choose device, dtype and thread count, and set torch's thread count. Takes a second or two.
 
@@ -61,6 +68,7 @@ def choose_machine(
         dtype: auto, float32 or bfloat16.
         threads: number of threads; 0 for one per core.
         exact: as in `configure_device`.
+        products: as in `configure_device`.
         reason: why `dtype` is not auto.
 
     Raises:
@@ -70,7 +78,7 @@ def choose_machine(
         raise RecipeError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; use auto to measure and choose")
     if threads < 0:
         raise RecipeError(f"threads: expected an integer >= 0, got {threads}; use 0 for one per core")
-    device = configure_device(device, threads=threads, exact=exact)
+    device = configure_device(device, threads=threads, exact=exact, products=products)
     count = torch.get_num_threads()
     # Alternate between the dtypes: another process may occupy the processor for as long as one of them is measured.
     rounds = [{name: gemm_gflops(device, DTYPES[name]) for name in ("float32", "bfloat16")} for _ in range(ROUNDS)]
@@ -78,16 +86,19 @@ def choose_machine(
     chosen, reason = (dtype, reason) if dtype != "auto" else choose_dtype(device, measured)
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
     why = f"{device} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
-    return ChosenMachine(device, chosen, count, measured, why)
+    return ChosenMachine(device, chosen, count, measured, why, use_products("auto") if device == "cpu" else "default")
 
 
-def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bool = False) -> str:
-    """Choose the device and set torch's thread count, and on a GPU its allocator and precision.
+def configure_device(
+    device: str = "auto", *, threads: int | None = 0, exact: bool = False, products: str = "auto"
+) -> str:
+    """Choose the device and set torch's thread count, its float32 products, and on a GPU its allocator and precision.
 
     Args:
         device: auto takes the first GPU, or the CPU; otherwise the name of an available device.
         threads: number of threads; 0 for one per core, None to leave the count unchanged.
         exact: use only deterministic kernels on a GPU.
+        products: library of float32 products on a CPU, see `use_products`.
 
     Returns:
         The device's name.
@@ -112,7 +123,7 @@ def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bo
     if device.startswith("cuda"):
         configure_gpu(exact=exact)
     elif device == "cpu" and not gpu:  # on a GPU, the same setting permits TF32
-        choose_products()
+        use_products(products)
     return device
 
 

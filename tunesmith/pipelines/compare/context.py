@@ -118,7 +118,8 @@ class ComparisonContext:
         """Return the machine of the recipe; answers are computed in the dtype of every evaluation."""
         if self._machine is None:
             machine = self.recipe.machine
-            self._machine = choose_machine(device=machine.device, dtype="float32", threads=machine.threads)
+            options = machine.model_dump(include={"device", "threads", "products"})
+            self._machine = choose_machine(dtype="float32", **options)
         return self._machine
 
     def base(self) -> LocalModel:

@@ -59,8 +59,7 @@ def rlhf(recipe: Recipe, *, callbacks: Callbacks, out: Path | None = None, offli
     with exclusive_lock(loop.folder):
         start_loop(loop)
         rounds = _run_rounds(loop)
-        options = recipe.machine
-        machine = choose_machine(device=options.device, dtype=options.dtype, threads=options.threads)
+        machine = choose_machine(**recipe.machine.model_dump(include={"device", "dtype", "threads", "products"}))
         report = LoopReport(
             name=loop.folder.name,
             folder=str(loop.folder),
