@@ -18,10 +18,9 @@ from scipy.special import ndtr, ndtri
 
 from bench.noise.paired import DESIGNS, KINDS, Design, FloatArray, Latent, clopper_pearson, rows
 from tunesmith.evaluation.predict import accepted_answers
-from tunesmith.metrics.resampling import ALPHA, at_level
+from tunesmith.metrics.resampling import ALPHA, STAGES, at_level
 from tunesmith.metrics.significance import PairedComparison, compare_paired
 from tunesmith.metrics.task_scores import PER_ROW
-from tunesmith.pipelines.tune.verdict_rows import STAGES
 
 POINTS = 801  # of the density between the boundaries
 RESAMPLES = 1_000

@@ -2,9 +2,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from tunesmith.errors import DataError
 from tunesmith.metrics import significance
+from tunesmith.metrics.resampling import ALPHA, STAGES, at_level, bootstrap_p, percentiles
 from tunesmith.metrics.scores import accuracy, macro_f1_pair
 from tunesmith.metrics.significance import compare_paired, corpus_compare, holm, interval
 from tunesmith.metrics.task_scores import redrawn, score
@@ -72,6 +74,36 @@ def test_no_difference_of_shares_is_thought_to_go_beyond_one():
     base, tuned, groups = np.zeros(10), np.ones(10), ["a", "b"] * 5
     tuned[1::2] = 0.4
     assert compare_paired(base, tuned, groups=groups).ci95 == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("level", [ALPHA, *STAGES.values()])
+@pytest.mark.parametrize("metric", ["rouge_l", "macro_f1", "macro_f1 by group"])
+def test_no_stage_asks_for_a_smaller_p_value_than_the_resamples_have(level: float, metric: str):
+    gold, wrong = ["a", "b"] * 60, ["b", "a"] * 60
+    base = [*wrong[:110], *gold[110:]]
+    groups = [str(row // 10) for row in range(120)] if metric.endswith("group") else None  # 12
+    with at_level(level):
+        if metric == "rouge_l":
+            scores = np.random.default_rng(0).random((2, 120)) / 5 + [[0.2], [0.7]]
+            found = compare_paired(*scores)
+        else:
+            found = significance.compare_macro_f1(gold, base, gold, groups=groups)
+    assert (found.verdict, found.ci95[0] > 0) == ("better", True)
+
+
+def test_the_interval_at_a_low_level_is_at_least_as_wide_as_students():
+    resampled = np.random.default_rng(0).normal(1.0, 1 / 4, 10_000)
+    with at_level(0.0000147):  # two-sided, 4.33 standard errors
+        low, high = percentiles(resampled, 10_000)
+        assert (1 - low, high - 1) == pytest.approx((4.33 / 4, 4.33 / 4), rel=0.02)
+        assert bootstrap_p(resampled + 0.5, 10_000) == pytest.approx(2 * ndtr(-4 * 1.5), rel=0.3)
+
+
+def test_rows_that_all_change_are_never_without_effect():
+    base, tuned, groups = np.zeros(400), np.ones(400), [str(row // 50) for row in range(400)]
+    with at_level(STAGES[0.5]):
+        found = compare_paired(base, tuned, groups=groups)  # eight groups: p = 2 / 2**8, above the level
+    assert (found.verdict, found.p_value) == ("inconclusive", pytest.approx(2 / 2**8 * ALPHA / STAGES[0.5]))
 
 
 def test_shuffled_labels_are_rarely_called_a_difference():

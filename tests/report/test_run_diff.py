@@ -8,7 +8,8 @@ import pytest
 from tests.report.conftest import ROWS, SHA, MakeRun, report_of, task_of
 from tunesmith.config import Data, Recipe, load_recipe, save_recipe
 from tunesmith.errors import CheckpointError
-from tunesmith.metrics.resampling import groups_of
+from tunesmith.evaluation.results import ScoredRows
+from tunesmith.metrics.resampling import ALPHA, STAGES, groups_of
 from tunesmith.objectives import Rl
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.run_diff import RunDiff, diff_runs, lines, pair_with_base
@@ -72,6 +73,23 @@ def test_a_run_that_mends_enough_rows_is_better(make_run: MakeRun):
     # Ten rows all one way: 2 / 2**10.
     assert found.p_value == pytest.approx(2 / 1024)
     assert found.sentence.startswith("b is better: accuracy 0.000 of a, 1.000 of b, difference +1.000")
+
+
+@pytest.mark.parametrize(
+    ("level", "base", "bias"),
+    [
+        (STAGES[0.5], "bad", "; b stopped scoring early, so the difference is biased in its favor"),
+        (STAGES[0.5], "good", "; b stopped scoring early, so the difference is biased against it"),
+        (STAGES[1.0], "bad", "for the worse"),
+        (ALPHA, "bad", "for the worse"),
+    ],
+)
+def test_a_run_that_stopped_early_is_marked(level: float, base: str, bias: str, make_run: MakeRun):
+    rows = [(f"row {n}", "good", base, "good" if base == "bad" else "bad") for n in range(10)]
+    extent = ScoredRows(scored=10, available=40, detectable=0.2, questions=0, level=level, sentence="10 of 40")
+    found = diff_runs(make_run("a", rows=rows), make_run("b", rows=rows, scored_rows=extent))
+    assert found.sentence.endswith(bias)
+    assert found.sentence in lines(found)
 
 
 def test_runs_on_other_test_rows_are_refused(make_run: MakeRun):

@@ -171,7 +171,7 @@ class Retention(_Section):
 class Verdict(_Section):
     """The test rows that base and tuned model answer, chosen at random before anything is scored."""
 
-    minutes: Annotated[float, Field(gt=0)] | Literal["auto", "all"] = Field(
+    minutes: Annotated[float, Field(gt=0, strict=True)] | Literal["auto", "all"] = Field(
         "auto",
         description="time for scoring base and tuned model and their general ability; all: every test row; auto: every "
         "test row, unless scoring more than 1,000 costs more than training",

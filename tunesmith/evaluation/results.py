@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.metrics.paired_measures import PairedMeasure
-from tunesmith.metrics.resampling import ALPHA
+from tunesmith.metrics.resampling import ALPHA, STAGES
 
 
 class ReportPart(BaseModel):
@@ -48,6 +48,11 @@ class ScoredRows(ReportPart):
     questions: int  # of general ability
     level: float = ALPHA  # of each test and interval; lower if rows are scored in stages, so that all stages keep ALPHA
     sentence: str  # without a full stop
+
+    @property
+    def stopped_early(self) -> bool:
+        """Return whether a stage before the last one decided, on rows that favor this decision."""
+        return self.level < STAGES[1.0]
 
 
 class Calibration(ReportPart):

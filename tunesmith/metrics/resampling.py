@@ -21,6 +21,12 @@ Indices = NDArray[np.intp]
 ALPHA = 0.05
 MIN_GROUPS = 6  # clusters with equal sign that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
 _BLOCK = 2_000_000  # random values in memory at a time
+_FEWEST_BEYOND = 10  # resamples beyond a quantile that estimate it
+# Share of the chosen rows after which the tuned model may have answered enough -> level of a two-sided test there. All
+# together reject with 5 %: alpha spending of the O'Brien-Fleming type (Lan and DeMets 1983, Biometrika 70:659), from
+# `bench/noise/stages.py`. Intervals at these levels hold wherever a run stops (Jennison and Turnbull 1989). Half of the
+# rows are the first stage: after a quarter the level is below the smallest p-value of 10,000 resamples.
+STAGES = {0.5: 0.00305, 0.75: 0.01832, 1.0: 0.044}
 _LEVEL: ContextVar[float] = ContextVar("level", default=ALPHA)
 
 
@@ -172,17 +178,14 @@ def sign_flip(change: FloatArray, rng: np.random.Generator, resamples: int) -> f
 def percentiles(resampled: FloatArray, clusters: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of bootstrap resamples [R], expanded for few clusters.
 
-    Below MIN_GROUPS clusters the resamples cannot exceed the range of the clusters, so the interval also covers the one
-    of Student's t.
+    Below MIN_GROUPS clusters the resamples cannot exceed the range of the clusters, and the quantiles of a low level
+    may have only a few resamples beyond them. The interval then also covers the one of Student's t.
 
     Source: Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279, expanded percentiles.
     """
-    from scipy.special import ndtr, stdtrit
-
-    t = float(stdtrit(clusters - 1, 1 - level() / 2))
-    tail = float(ndtr(-math.sqrt(clusters / (clusters - 1)) * t))
+    t, tail = _tail(clusters)
     low, high = map(float, np.quantile(resampled, (tail, 1 - tail)))
-    if clusters < MIN_GROUPS:
+    if clusters < MIN_GROUPS or tail * len(resampled) < _FEWEST_BEYOND:
         middle = float(resampled.mean())
         reach = t * _standard_error(resampled, clusters)
         low, high = min(low, middle - reach), max(high, middle + reach)
@@ -213,7 +216,8 @@ def difference_bounds(resampled: FloatArray, clusters: int, scale: float, *, mos
 def bootstrap_p(resampled: FloatArray, clusters: int) -> float:
     """Return the level at which the interval of `percentiles` just reaches 0.
 
-    Below MIN_GROUPS clusters it is at least the p-value of an exact test in which all clusters have the same sign.
+    Where that also covers the interval of Student's t, it is at least the p-value of this t, and of an exact test in
+    which all clusters have the same sign.
     """
     from scipy.special import ndtri, stdtr
 
@@ -222,9 +226,20 @@ def bootstrap_p(resampled: FloatArray, clusters: int) -> float:
     p: float = 2 * float(stdtr(clusters - 1, ndtri(share) * math.sqrt((clusters - 1) / clusters)))
     error = _standard_error(resampled, clusters)
     if clusters >= MIN_GROUPS:
-        return p
-    p = max(p, 2.0 / 2**clusters)
+        if _tail(clusters)[1] * len(resampled) >= _FEWEST_BEYOND:
+            return p
+        if not beyond:  # no percentile interval reaches 0, whatever its level
+            p = 0.0
+    p = max(p, 2.0 ** (1 - clusters))
     return p if not error else max(p, 2 * float(stdtr(clusters - 1, -abs(float(resampled.mean())) / error)))
+
+
+def _tail(clusters: int) -> tuple[float, float]:
+    """Return the quantile of Student's t for the level, and the share of resamples beyond the expanded percentile."""
+    from scipy.special import ndtr, stdtrit
+
+    t = float(stdtrit(clusters - 1, 1 - level() / 2))
+    return t, float(ndtr(-math.sqrt(clusters / (clusters - 1)) * t))
 
 
 def _standard_error(resampled: FloatArray, clusters: int) -> float:

@@ -147,7 +147,7 @@ def compare_paired(
         verdict="no effect",
     )
     # Standard deviation of the mean under random sign flips; a significant mean difference is not part of the noise.
-    noise = clusters.sums(after - before - comparison.delta) if comparison.p_value < ALPHA else change
+    noise = clusters.sums(after - before - comparison.delta) if comparison.p_value < level() else change
     deviation = math.sqrt(float(noise @ noise)) / len(before)
     return judged(comparison, deviation, scale=scale, fewest_rows=MIN_GROUPS if binary or not change.any() else 0)
 

@@ -128,7 +128,7 @@ def diff_runs(a: Path, b: Path, task: str = "") -> RunDiff:
         metric=pairs.metric,
         score_a=comparison.base,
         score_b=comparison.tuned,
-        sentence=_sentence(comparison, changed, pairs.metric),
+        sentence=_sentence(comparison, changed, pairs.metric) + _bias(a, b),
         changed=tuple(changed),
         settings=tuple((key, first, second) for key, (first, second) in differing_settings((a, b))),
     )
@@ -309,6 +309,16 @@ def _sentence(comparison: PairedComparison, changed: Sequence[Changed], metric: 
         f"{p_value(comparison.p_value)}, {comparison.n} rows{groups}); "
         f"{len(changed)} answers differ, {ups} for the better, {downs} for the worse"
     )
+
+
+def _bias(a: Path, b: Path) -> str:
+    """Return which runs stopped scoring where their result so far was clear, which favors that result."""
+    text = ""
+    for name, report in (("a", read_report(a)), ("b", read_report(b))):
+        if report.scored_rows and report.scored_rows.stopped_early:
+            side = "against it" if report.task.verdict == "worse" else "in its favor"
+            text += f"; {name} stopped scoring early, so the difference is biased {side}"
+    return text
 
 
 def _recipe(run: Path) -> Mapping[str, Any]:

@@ -16,14 +16,15 @@ from tests.pipelines.conftest import recipe, reviews, tune
 from tests.pipelines.tune.test_multitask import mixed
 from tests.pipelines.tune.test_tune import stop_after
 from tunesmith.config import Verdict, make_recipe
+from tunesmith.errors import RecipeError
 from tunesmith.evaluation.evaluators import rowwise
 from tunesmith.evaluation.evaluators.answers import AnswerPredictions
 from tunesmith.evaluation.predict import AnswerSet
 from tunesmith.events import ignore
-from tunesmith.metrics.resampling import mcnemar
+from tunesmith.metrics.resampling import STAGES, mcnemar
 from tunesmith.metrics.significance import compare_paired, expected_to_detect
 from tunesmith.pipelines.tune import verdict_rows
-from tunesmith.pipelines.tune.verdict_rows import FEWEST_ROWS, FILE, STAGES, choose_rows, pinned
+from tunesmith.pipelines.tune.verdict_rows import FEWEST_ROWS, FILE, choose_rows, pinned
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
 from tunesmith.report.run_diff import diff_runs
@@ -119,6 +120,13 @@ def test_a_recipe_names_minutes_or_all(value: Any, minutes: Any):
     assert make_recipe(raw, place="recipe.yaml")[0].verdict.minutes == minutes
 
 
+@pytest.mark.parametrize("value", [True, False, {"minutes": True}])
+def test_a_switch_is_not_a_time(value: Any):
+    raw = {"model": "tiny", "data": {"train": "x.jsonl"}, "objective": "classify", "verdict": value}
+    with pytest.raises(RecipeError, match=r"^recipe\.yaml: verdict\.minutes: expected a number.*got (true|false).*$"):
+        make_recipe(raw, place="recipe.yaml")
+
+
 def test_another_time_is_another_run_and_the_default_the_same_as_ever(tmp_path: Path):
     made = recipe(tmp_path, reviews(), "bert")
     timed, default = (made.model_copy(update={"verdict": Verdict(minutes=m)}) for m in (1.0, "auto"))
@@ -141,7 +149,7 @@ def test_a_clear_result_needs_half_of_the_rows_and_every_part_of_the_run_has_the
     rows = read_predictions(run.folder)
     assert [row.where for row in rows] == [row.where for row in read_order(made, run.folder)][:24]
     assert task.n == run.report.baselines[0].n == 24
-    assert "24 were scored, and tested at 0.003 as one of 4 stages" in costs(run.report)[0].plain
+    assert "24 were scored, and tested at 0.0031 as one of 3 stages" in costs(run.report)[0].plain
     again = compare_paired(*([float(getattr(row, side) == row.gold) for row in rows] for side in ("base", "tuned")))
     assert task.p_value == pytest.approx(again.p_value * 0.05 / STAGES[0.5])
     assert task.ci95[0] < again.ci95[0] < again.ci95[1] < task.ci95[1] or task.ci95[1] == 1

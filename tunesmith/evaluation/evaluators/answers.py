@@ -28,8 +28,9 @@ from tunesmith.evaluation.predict import (
 from tunesmith.evaluation.privacy import leaks
 from tunesmith.evaluation.results import BASE
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.metrics.resampling import groups_of
-from tunesmith.metrics.task_scores import BESIDE, ArmScore, Score, TaskScore, arms, score, task_score
+from tunesmith.metrics.resampling import ALPHA, groups_of
+from tunesmith.metrics.significance import holm
+from tunesmith.metrics.task_scores import BESIDE, ArmScore, Score, TaskScore, arms, score, task_score, value
 from tunesmith.models.policy import Policy
 from tunesmith.models.world import current_world
 from tunesmith.objectives import Classify, Instruct
@@ -104,11 +105,28 @@ class AnswerEvaluator(Evaluator[AnswerPredictions]):
         controls: Mapping[str, AnswerPredictions],
     ) -> tuple[list[ArmScore], list[ArmScore]]:
         """Compare the tuned model with base model, baselines and controls."""
-        control_answers = {**base.controls, **{name: one.answers.given for name, one in controls.items()}}
-        answers = {BASE: base.answers.given, **base.ways, **control_answers}
+        answers, control_answers = self._answers(base, controls)
         references, clusters = accepted_answers(self._examples), groups_of(self._examples)
         scores = arms(task.metric, references, answers, tuned.answers.given, groups=clusters)
         return divided(scores, control_answers, {BASE: base.answers.how, **DETAILS})
+
+    def decided(
+        self, *, base: AnswerPredictions, tuned: AnswerPredictions, controls: Mapping[str, AnswerPredictions]
+    ) -> bool:
+        """Return whether the tuned model is worse than the base, or better than base, baselines and controls."""
+        references, clusters, metric = accepted_answers(self._examples), groups_of(self._examples), self._metrics()[0]
+        answers = self._answers(base, controls)[0]
+        others = sorted(answers.keys() - {BASE}, key=lambda name: -value(metric, references, answers[name]))
+        p_values: dict[str, float] = {}
+        for name in (BASE, *others):  # the first that is not beaten ends the comparisons, so that the best ones lead
+            found = task_score(
+                metric, references, base=answers[name], tuned=tuned.answers.given, name=name, groups=clusters
+            )
+            if found.verdict != "better":
+                return name == BASE and found.verdict == "worse"
+            p_values[name] = found.p_value
+        adjusted = holm(p_values)
+        return all(adjusted[name] < ALPHA for name in others)
 
     def to_rows(self, predictions: Mapping[str, AnswerPredictions]) -> list[dict[str, Any]]:
         """Return each row with its reference, the answer of each model, and the last model's probabilities."""
@@ -143,6 +161,14 @@ class AnswerEvaluator(Evaluator[AnswerPredictions]):
             tool_calls=calls,
             warnings=tuple(leaks(prepared.baseline_rows, self.to_rows({"tuned": tuned}))),
         )
+
+    @staticmethod
+    def _answers(
+        base: AnswerPredictions, controls: Mapping[str, AnswerPredictions]
+    ) -> tuple[AnswersByArm, AnswersByArm]:
+        """Return the answers of all arms, the base included, and those of the controls alone."""
+        of_controls = {**base.controls, **{name: one.answers.given for name, one in controls.items()}}
+        return {BASE: base.answers.given, **base.ways, **of_controls}, of_controls
 
     def _metrics(self) -> tuple[str, ...]:
         metric = self._objective.metric

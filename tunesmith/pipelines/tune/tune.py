@@ -237,7 +237,7 @@ def _results(
     trained.policy.gather_weights()
     if not world.leads and not world.lockstep:
         return None
-    with phase("diagnostics"), alone():
+    with phase("diagnostics"), alone(), at_level(scored.extent.level if scored.extent else ALPHA):
         diagnostics = scored.evaluator.diagnose(scored.prepared, model, base=scored.base, tuned=scored.tuned)
         flops = step_flops(trained)
     if not world.leads:

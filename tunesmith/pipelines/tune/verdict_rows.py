@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tunesmith.evaluation.evaluators.answers import AnswerEvaluator
 from tunesmith.evaluation.results import ReportPart, ScoredRows
 from tunesmith.events import EventHandler, Note
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.metrics.resampling import MIN_GROUPS, Clusters, at_level, groups_of
+from tunesmith.metrics.resampling import MIN_GROUPS, STAGES, Clusters, at_level, groups_of
 from tunesmith.metrics.significance import expected_to_detect
 from tunesmith.models.world import current_world
 from tunesmith.objectives.base import SINGLE_TASK
@@ -28,7 +29,6 @@ from tunesmith.pipelines.plan.phase_costs import count_run, known_phases, scored
 from tunesmith.pipelines.plan.profile import profile_run
 from tunesmith.pipelines.plan.workload import generation
 from tunesmith.report.formatting import clock
-from tunesmith.report.verdicts import is_not_beaten
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.train import base_policy
 
@@ -44,12 +44,6 @@ QUESTIONS, GENERAL_SHARE = (400, 200, 100), 1 / 3
 # Assumed standard deviation of the change of a row or a question, before any is scored: a quarter of the rows become
 # right or wrong, and a tenth of the questions.
 ROW_DEVIATION, QUESTION_DEVIATION = 0.25**0.5, 0.1**0.5
-
-
-# Share of the chosen rows after which the tuned model may have answered enough -> level of a two-sided test there. All
-# together reject with 5 %: alpha spending of the O'Brien-Fleming type (Lan and DeMets 1983, Biometrika 70:659), from
-# `bench/noise/stages.py`. Intervals at these levels hold wherever a run stops (Jennison and Turnbull 1989).
-STAGES = {0.25: 0.0000147, 0.5: 0.003045, 0.75: 0.01832, 1.0: 0.044}
 
 
 class ChosenRows(ReportPart):
@@ -198,14 +192,6 @@ class Scored:
         """Return the evaluator of these rows."""
         return evaluator_for(EvalSet.of(self.prepared))
 
-    def decided(self) -> bool:
-        """Return whether the tuned model is worse than the base, or better than base, baselines and controls."""
-        task = self.evaluator.compare(self.base, self.tuned, name="")[0]
-        if task.verdict != "better":
-            return task.verdict == "worse"
-        arms = self.evaluator.compare_arms(task, base=self.base, tuned=self.tuned, controls=self.controls)
-        return not any(is_not_beaten(arm, task) for arm in chain(*arms))
-
 
 def score_tuned(
     prepared: TrainingContext, model: LocalModel, *, base: Any, controls: Mapping[str, Any], out: Path
@@ -233,8 +219,10 @@ def score_tuned(
             extent=extent.model_copy(update={"scored": end, "level": level, "sentence": sentence}),
         )
         start = end
+        judge = type(evaluator)(EvalSet.of(scored.prepared))
+        decided = partial(judge.decided, base=scored.base, tuned=scored.tuned, controls=scored.controls)
         with at_level(level):
-            if end == rows or current_world().lead(scored.decided):
+            if end == rows or current_world().lead(decided):
                 break
     return scored
 
