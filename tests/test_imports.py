@@ -157,8 +157,11 @@ real = torch.compile = lambda function, **options: made.append(options) or funct
 with ExitStack() as stack:
     quick_imports.compile_later(stack)
     twice = torch.compile(lambda value: 2 * value, dynamic=True)
+    @torch.compile(dynamic=False)
+    def thrice(value):
+        return 3 * value
 assert torch.compile is real and not made
-assert [twice(1), twice(2)] == [2, 4] and made == [{"dynamic": True}]
+assert [twice(1), twice(2), thrice(1)] == [2, 4, 3] and made == [{"dynamic": True}, {"dynamic": False}]
 assert gc.isenabled() and not gc.get_freeze_count()
 quick_imports.FINDER.own = True
 import sklearn.linear_model

@@ -9,8 +9,8 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
-from importlib.machinery import ModuleSpec, PathFinder
+from functools import cache, partial
+from importlib.machinery import ExtensionFileLoader, ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +25,9 @@ def compile_later(stack: ExitStack) -> None:
     now = torch.compile
     stack.callback(setattr, torch, "compile", now)
 
-    def later(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    def later(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+        if function is None:  # @torch.compile(dynamic=True)
+            return partial(later, **options)
         compiled = cache(lambda: now(function, **options))
         return lambda *args, **kwargs: compiled()(*args, **kwargs)
 
@@ -43,7 +45,8 @@ class QuickFinder:
         if not compiles and not (gc.isenabled() and name.partition(".")[0] in LARGE):
             return None
         spec = PathFinder.find_spec(name, path, target)
-        if spec is None or spec.loader is None:
+        # Another loader, such as that of a zip file, may be shared by all modules that it executes.
+        if spec is None or not isinstance(spec.loader, SourceFileLoader | ExtensionFileLoader):
             return spec
         execute = spec.loader.exec_module
 

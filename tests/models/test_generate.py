@@ -81,6 +81,21 @@ def test_prompts_that_run_in_parts_have_the_states_they_have_at_once(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4 if mixed is None else 0.05)
 
 
+def test_a_prefix_of_all_prompts_runs_once_though_they_run_in_parts(monkeypatch: pytest.MonkeyPatch):
+    made, shared = policy("llama"), list(range(10, 30))
+    asked = [[*shared, *range(40 + size, 40 + 2 * size)] for size in (2, 9, 3, 8)]
+    counts: list[int] = []
+    made.network.get_input_embeddings().register_forward_hook(lambda _, given, out: counts.append(given[0].numel()))
+    with torch.no_grad():
+        whole = room._prefill(made, asked)
+        assert sum(counts) == 20 + 4 * 9
+        monkeypatch.setattr(room, "PART_TOKENS", 0)
+        counts.clear()
+        parts = room._prefill(made, asked)
+    assert sum(counts) == 20 + sum((2, 9, 3, 8))
+    torch.testing.assert_close(whole.last, parts.last, rtol=0, atol=1e-4)
+
+
 def test_a_group_is_divided_where_its_padding_costs_more_than_a_pass():
     assert room._similar([100, 100, 100], 10) == [[0, 1, 2]]
     assert sorted(room._similar([20, 100, 19, 100], 10)) == [[0, 2], [1, 3]]

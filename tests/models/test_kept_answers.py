@@ -105,6 +105,12 @@ def trained_in_place(base: Base) -> Policy:
     return made
 
 
+def merged(base: Base) -> Policy:
+    made = opened(base)
+    list(base.network.parameters())[3].data.add_(1)  # as PEFT merges an adapter: the version stays
+    return made
+
+
 def adapted(base: Base) -> Policy:
     kept = opened(base).kept
     return replace(Lora(rank=4).adapt(base.network, family="decoder", keep_reference=False, start=[1]), kept=kept)
@@ -138,6 +144,7 @@ def cast(base: Base) -> Policy:
         in_four_bits,
         on_more_threads,
         trained_in_place,
+        merged,
         adapted,
         adapted_in_full,
         with_a_head,
@@ -175,6 +182,13 @@ def flipped(file: Path) -> None:
     db.close()
 
 
+def of_another_type(file: Path) -> None:
+    with sqlite3.connect(file) as db:
+        db.execute("update answers set value = 'text' where rowid = 1")
+        db.execute("update answers set value = null where rowid = 2")
+    db.close()
+
+
 def foreign(file: Path) -> None:
     with sqlite3.connect(file) as db:
         db.execute("drop table answers")
@@ -187,7 +201,7 @@ def folder_in_the_way(file: Path) -> None:
     file.mkdir()
 
 
-@pytest.mark.parametrize("harm", [damaged, truncated, flipped, foreign, folder_in_the_way])
+@pytest.mark.parametrize("harm", [damaged, truncated, flipped, of_another_type, foreign, folder_in_the_way])
 def test_a_damaged_file_answers_nothing_and_stops_nothing(harm: Callable[[Path], None], kept: Path):
     first, _ = asked(opened(fresh()))
     harm(kept)
@@ -207,6 +221,17 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(kept: Path, monkeypatch: py
     assert asked(opened(fresh()))[1] == asked(opened(fresh()))[1] == [0, 1]
 
 
+def test_a_locked_file_is_waited_for_once(kept: Path, monkeypatch: pytest.MonkeyPatch):
+    asked(opened(fresh()))
+    monkeypatch.setattr(kept_module, "PATIENCE", 0.01)
+    db = sqlite3.connect(kept)
+    db.execute("begin exclusive")
+    assert asked(opened(fresh()))[1] == [0, 1]
+    monkeypatch.setattr(sqlite3, "connect", None)
+    assert asked(opened(fresh()))[1] == [0, 1]
+    db.close()
+
+
 def written(number: int) -> str:
     return str(number)
 
@@ -215,7 +240,9 @@ def loud(text: str) -> str:
     return text.upper()
 
 
-def test_many_threads_keep_answers_at_once(kept: Path):
+def test_many_threads_keep_answers_at_once(kept: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kept_module, "PATIENCE", 60.0)
+
     def one(number: int) -> list[str]:
         return [once("squares", written, n) for n in range(number, number + 5)]
 

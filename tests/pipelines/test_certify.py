@@ -295,6 +295,16 @@ def test_a_property_of_a_large_network_is_measured_once_for_its_shape(cache: Pat
     for changed in (wider, one.to(torch.bfloat16)):
         assert kept(changed)
     assert len(measured) == 7
+    one.config.of_another_type = {1: "a", "b": 2}
+    for change in ("code_digest", "bits_of"):  # of another version of this package, or another processor
+        assert [kept(one), kept(one)] == [True] * 2
+        monkeypatch.setattr(once_per_shape, change, lambda *_: "another")
+    assert [kept(one), kept(one)] == [True] * 2
+    assert len(measured) == 10
+    for file in (cache / "shapes").iterdir():
+        file.write_bytes(b"")
+    assert kept(one)
+    assert len(measured) == 11
     monkeypatch.setattr(once_per_shape, "current_world", lambda: World(rank=0, size=2))
     assert kept(other)
-    assert len(measured) == 8  # with the other processes, whose caches may differ
+    assert len(measured) == 12  # with the other processes, whose caches may differ

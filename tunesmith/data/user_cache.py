@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 ANSWERS = "answers.db"
-# What a later run computes again by itself. Models, certificates, times and copies of remote runs are not cleared.
-CLEARED = (ANSWERS, "rows", "tokens", "passes", "remote", "general")
+# What a later run makes again by itself; `remote` has copies of data that is not on this machine. Models,
+# certificates, times and copies of whole runs are not cleared.
+CLEARED = (ANSWERS, "rows", "tokens", "passes", "shapes", "remote", "general")
 
 
 def cache_dir() -> Path:

@@ -401,6 +401,8 @@ class LocalModel:
 
         A run that scores in half precision finds the same labels; its logits are rounded where they are clear.
         """
+        if not texts:
+            return torch.empty(0, len(self.classifier.labels))
         if self.policy.scoring_dtype is None:
             return self._label_logits(texts)
         with self.policy.scoring():

@@ -161,18 +161,18 @@ def settled(rounded: Tensor, exact: Callable[[list[int]], Tensor], *, multi: boo
 
     Args:
         rounded: the logits in half precision, which are kept where no label is close to another one.
-        exact: computes the logits of rows, by index, in full precision.
+        exact: computes the logits of rows, by index, in full precision; a row with NaN is one of them.
         multi: as in `classified`.
     """
     best = rounded.topk(min(2, rounded.shape[1])).values
     gaps = rounded.abs().amin(dim=1) if multi else best[:, 0] - best[:, -1]
-    bound = max(CLOSE, float(gaps.kthvalue(min(FEWEST_EXACT, len(gaps))).values))
+    bound = max(CLOSE, float(gaps.nan_to_num(torch.inf).kthvalue(min(FEWEST_EXACT, len(gaps))).values))
     settled, known = rounded.clone(), torch.zeros(len(gaps), dtype=torch.bool)
-    while rows := ((gaps <= bound) & ~known).nonzero()[:, 0].tolist():
+    while rows := (~(gaps > bound) & ~known).nonzero()[:, 0].tolist():
         settled[rows], known[rows] = exact(rows), True
         change = settled[rows] - rounded[rows]
         errors = change.abs() if multi else change.amax(dim=1) - change.amin(dim=1)
-        bound = max(bound, SAFETY * float(errors.max()))
+        bound = max(bound, SAFETY * float(errors.nan_to_num(0.0).max()))
     return settled
 
 

@@ -30,6 +30,7 @@ import torch
 from tunesmith import __version__
 from tunesmith.data.user_cache import ANSWERS, cache_dir
 from tunesmith.models.certificate import VOLATILE
+from tunesmith.models.once_per_shape import code_digest
 from tunesmith.models.world import alone, current_world
 from tunesmith.phases import reused_in_phase
 
@@ -37,8 +38,12 @@ T = TypeVar("T")
 # Bytes from which the older half of the answers is dropped, and the most that one call keeps.
 MOST_BYTES, MOST_AT_ONCE = 1 << 30, 1 << 27
 KEYS_AT_ONCE = 900  # SQLite's oldest limit is 999
+SAMPLED = 4  # values of each weight that show whether it was changed
+# Seconds to wait for a file that another process has locked; after that, this process makes no use of it.
+PATIENCE = 2.0
 TABLE = "create table if not exists answers (key text unique, kind text, seconds real, value blob)"
 
+_LOCKED: set[Path] = set()
 _SAVED: ContextVar[float] = ContextVar("saved seconds", default=0.0)
 _ONLY_KNOWN: ContextVar[bool] = ContextVar("only known answers", default=False)
 
@@ -67,7 +72,7 @@ class KeptAnswers:
     """The answers of a network with the weights that it had when this was made; see `kept_answers`."""
 
     digest: str  # of configuration and weights
-    state: list[tuple[int, ...]]  # of every weight: training, adapters and casts change it
+    state: list[list[float]]  # of every weight: training, adapters and casts change it
 
     def belong_to(self, network: Any) -> bool:
         """Return whether a network still has these weights, and no others."""
@@ -80,8 +85,8 @@ def kept_answers(network: Any) -> KeptAnswers | None:
         return None
     known = _KNOWN.get(network)
     if known is None or not known.belong_to(network):
-        config = {key: value for key, value in network.config.to_dict().items() if key not in VOLATILE}
-        digest = hashlib.sha256(json.dumps([type(network).__name__, config], sort_keys=True, default=str).encode())
+        config = sorted(item for item in network.config.to_dict().items() if item[0] not in VOLATILE)
+        digest = hashlib.sha256(repr([type(network).__name__, config]).encode("utf-8", "replace"))
         for name, value in (*network.named_parameters(), *network.named_buffers()):
             scales = value.quant_state.as_dict(packed=True) if hasattr(value, "quant_state") else {}
             digest.update(f"{name}{value.dtype}{tuple(value.shape)}{sorted(scales)}".encode())
@@ -94,8 +99,13 @@ def kept_answers(network: Any) -> KeptAnswers | None:
 _KNOWN: WeakKeyDictionary[Any, KeptAnswers] = WeakKeyDictionary()
 
 
-def _state(network: Any) -> list[tuple[int, ...]]:
-    return [(id(value), value.data_ptr(), value._version) for value in network.parameters()]
+def _state(network: Any) -> list[list[float]]:
+    """Return where each weight is, its version, and some of its values: a change of `.data` has no other mark."""
+    state = []
+    for value in network.parameters():
+        some = value.detach().reshape(-1)[:: value.numel() // SAMPLED + 1].double().tolist()
+        state.append([id(value), value.data_ptr(), value._version, *some])
+    return state
 
 
 def refuse_unknown(kind: object) -> None:
@@ -144,21 +154,9 @@ def once(kind: str, compute: Callable[..., T], *args: object, **options: object)
         return recall(key, [args], lambda _: [compute(*args, **options)])[0]
 
 
-def bits_of(device: torch.device) -> list[object]:
-    """Return what the last bits of a result depend on besides the model."""
-    products = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
-        return [torch.cuda.get_device_name(device), torch.version.cuda, products]
-    return [device.type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), products]
-
-
 @cache
 def _code() -> list[str]:
-    """Return versions of the libraries, and a digest of this package: in a clone it changes without a new version."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
-    return [__version__, *map(version, ("torch", "transformers", "scikit-learn")), digest.hexdigest()]
+    return [__version__, *map(version, ("torch", "transformers", "scikit-learn")), code_digest()]
 
 
 def _text(value: object) -> bytes:
@@ -190,10 +188,12 @@ def _packed(key: str, value: object) -> bytes:
 
 def _transaction(work: Callable[[sqlite3.Connection], T]) -> T | None:
     """Return the result of `work` in one transaction; None if the file cannot be used. A damaged one is deleted."""
-    file = cache_dir() / ANSWERS
+    file, began = cache_dir() / ANSWERS, time.monotonic()
+    if file in _LOCKED:
+        return None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(file)) as db, db:
+        with closing(sqlite3.connect(file, timeout=PATIENCE)) as db, db:
             db.execute("pragma auto_vacuum = full")  # a file with fewer answers becomes smaller
             db.execute(TABLE)
             return work(db)
@@ -201,6 +201,8 @@ def _transaction(work: Callable[[sqlite3.Connection], T]) -> T | None:
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
             with suppress(OSError):
                 file.unlink()
+        if time.monotonic() - began >= PATIENCE:
+            _LOCKED.add(file)
         return None
 
 
@@ -210,10 +212,11 @@ def _read(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, tuple[float,
     for part in (keys[start : start + KEYS_AT_ONCE] for start in range(0, len(keys), KEYS_AT_ONCE)):
         marks = ",".join("?" * len(part))
         for key, seconds, value in db.execute(f"select key, seconds, value from answers where key in ({marks})", part):
-            form, data = value[32:36], value[36:]
-            if hashlib.sha256(key.encode() + form + data).digest() == value[:32]:
-                known = json.loads(data) if form == b"json" else np.frombuffer(data, form.decode().strip()).copy()
-                found[key] = (seconds, known)
+            with suppress(TypeError, ValueError):  # of another program, or of another form
+                form, data = value[32:36], value[36:]
+                if hashlib.sha256(key.encode() + form + data).digest() == value[:32]:
+                    known = json.loads(data) if form == b"json" else np.frombuffer(data, form.decode().strip()).copy()
+                    found[key] = (float(seconds), known)
     return found
 
 

@@ -29,10 +29,11 @@ from tunesmith.models.attention.shared_prefix import Past
 from tunesmith.models.attention.soft_prompt import Virtual
 from tunesmith.models.batch import Batch
 from tunesmith.models.families import scales_by_column
-from tunesmith.models.kept_answers import KeptAnswers, bits_of, recall, refuse_unknown
+from tunesmith.models.kept_answers import KeptAnswers, recall, refuse_unknown
 from tunesmith.models.kernels import skinny_linear as thin
 from tunesmith.models.lm_head import LanguageHead
 from tunesmith.models.mixtures import RouterLoss
+from tunesmith.models.once_per_shape import bits_of
 from tunesmith.models.sharded import is_shard, reshard, run_body, whole_weights
 
 

@@ -249,6 +249,8 @@ def test_bounds_are_factors_of_the_expected_value():
 
 def test_reading_costs_the_way_forward_and_writing_the_weights_once_a_step():
     assert reading_seconds(100, SIZE, PACE) == pytest.approx(100 * (2 * 400 + 600 * 3) / 1e9)
+    quick = replace(PACE, products=1e30)
+    assert reading_seconds(100, SIZE, quick, tokens32=10) * 1e9 == pytest.approx(10 * 2 * 400 + 110 * 600 * 3)
     each = (4 * 1400 + 32 * 2 * 1400) / 1e9 + 2 * 2e-3 / 4
     assert writing_seconds(10, 32, SIZE, PACE) == pytest.approx(10 * each)
 

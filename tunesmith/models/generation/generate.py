@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
 from tunesmith.data.tokenization.chat_template import Template, Tokens
-from tunesmith.models.attention.network_cache import forward_cached, new_cache, select_rows
+from tunesmith.models.attention.network_cache import RowState, forward_cached, new_cache, select_rows
 from tunesmith.models.attention.packed import NO_MASK
 from tunesmith.models.attention.shared_prefix import SharedPrefixAttention
 from tunesmith.models.batch import TOKENS_PER_PASS, pack, split_by_tokens
@@ -307,10 +307,14 @@ def _steps(
 
 def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _DecodingState:
     """Run the prompts, in parts of similar length where their caches can be joined, so that all end in one column."""
-    parts = _similar(list(map(len, prompts)), PART_TOKENS if policy.device.type == "cpu" else TOKENS_PER_PASS)
+    shared = _shared(policy, prompts)
+    own = [len(prompt) - shared for prompt in prompts]
+    parts = _similar(own, PART_TOKENS if policy.device.type == "cpu" else TOKENS_PER_PASS)
     if len(parts) == 1 or not policy.packs or slides(policy.network.config):
         return _prefill_part(policy, prompts)
-    states = [_prefill_part(policy, [prompts[i] for i in part]) for part in parts]
+    cache = _prefix(policy, prompts[0][:shared], rows=1) if shared else None
+    prefix = None if cache is None else RowState(cache)
+    states = [_prefill_part(policy, [prompts[i] for i in part], shared, prefix) for part in parts]
     order = torch.tensor([i for part in parts for i in part], device=policy.device).argsort()
     width = max(state.mask.shape[1] for state in states)
 
@@ -326,6 +330,8 @@ def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _DecodingState:
     for layers in zip(*caches, strict=True):
         layers[0].keys = joined([layer.keys for layer in layers], 2)
         layers[0].values = joined([layer.values for layer in layers], 2)
+        for layer in layers[1:]:  # its memory is needed
+            layer.keys = layer.values = None
     whole.mask = joined([state.mask for state in states], 1)
     whole.last = torch.cat([state.last for state in states])[order]
     return whole
@@ -345,19 +351,37 @@ def _similar(lengths: Sequence[int], part: int) -> list[list[int]]:
     return parts
 
 
-def _prefill_part(policy: Policy, prompts: Sequence[list[int]]) -> _DecodingState:
-    """Run the prompts, their shared prefix once, padded on the left so that all end in the same column."""
+def _shared(policy: Policy, prompts: Sequence[list[int]]) -> int:
+    """Return the length of a prefix that the prompts share and that may run once."""
     # Rows of unequal length share a prefix only where padding may follow it.
     uneven = not policy.rules.pads_inside and len(set(map(len, prompts))) > 1
-    shared = common(prompts) if policy.rules.continues and not uneven else 0
+    return common(prompts) if policy.rules.continues and not uneven else 0
+
+
+def _prefix(policy: Policy, ids: list[int], *, rows: int) -> Cache | None:
+    return policy.prefill(torch.tensor(ids, dtype=torch.int64, device=policy.device), rows=rows)
+
+
+def _prefill_part(
+    policy: Policy, prompts: Sequence[list[int]], shared: int = 0, prefix: RowState | None = None
+) -> _DecodingState:
+    """Run the prompts after their `shared` prefix, padded on the left so that all end in the same column.
+
+    Without the state of a `prefix`, that which these prompts share runs first.
+    """
+    device = policy.device
+    if prefix is None:
+        shared = _shared(policy, prompts)
+        cache = _prefix(policy, prompts[0][:shared], rows=len(prompts))
+    else:
+        cache = prefix.fresh()
+        select_rows(cache, torch.zeros(len(prompts), dtype=torch.int64, device=device))
     width = max(map(len, prompts)) - shared
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
     real = torch.zeros(len(prompts), width, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) + shared :] = torch.tensor(prompt[shared:])
         real[row, width - len(prompt) + shared :] = True
-    device = policy.device
-    cache = policy.prefill(torch.tensor(prompts[0][:shared], dtype=torch.int64, device=device), rows=len(prompts))
     mask = torch.ones(len(prompts), policy.virtual_tokens + shared, dtype=torch.int64, device=device)
     state = _DecodingState(cache, mask, torch.empty(0))
     state.last = state.feed(policy, ids.to(device), real.to(device))[:, -1]

@@ -347,9 +347,10 @@ def _ring(among: int, spread: int, pace: MachinePace, placement: Placement) -> f
     return (among - 1) / among / (pace.link if spread <= placement.local else pace.net)
 
 
-def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace) -> float:
-    """Estimate the seconds of forward passes over some tokens without a backward pass."""
-    return tokens * (2 * size.matmul_parameters / pace.products + size.frozen.token * READ_MOVED / pace.moved)
+def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace, *, tokens32: float = 0.0) -> float:
+    """Estimate the seconds of forward passes without a backward pass: in the dtype of training, and in float32."""
+    computing = 2 * size.matmul_parameters * (tokens / pace.products + tokens32 / pace.products32)
+    return computing + (tokens + tokens32) * size.frozen.token * READ_MOVED / pace.moved
 
 
 def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachinePace) -> float:

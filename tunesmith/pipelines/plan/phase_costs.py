@@ -64,6 +64,7 @@ class PhaseWork:
     written: tuple[tuple[float, float], ...] = ()  # (decoding steps, rows that get a token in each step)
     seconds: float = 0.0  # of everything else
     trainings: float = 0.0  # multiples of the training of the run
+    read32: float = 0.0  # tokens of forward passes in float32, though the run trains in another dtype
 
     def __add__(self, other: PhaseWork) -> PhaseWork:
         """Return the sum of two works."""
@@ -72,6 +73,7 @@ class PhaseWork:
             (*self.written, *other.written),
             self.seconds + other.seconds,
             self.trainings + other.trainings,
+            self.read32 + other.read32,
         )
 
 
@@ -182,7 +184,7 @@ def phase_seconds(run: RunWork, profile: RunProfile, technique: AnyTechnique) ->
     dealt = 1 / placement.processes if placement.shards == 1 else 1.0  # answers; over shards, all compute the same
     seconds = {
         name: work.trainings * training
-        + dealt * reading_seconds(work.read, size, pace)
+        + dealt * reading_seconds(work.read, size, pace, tokens32=work.read32)
         + dealt * sum(writing_seconds(steps, rows, size, pace) for steps, rows in work.written)
         + work.seconds
         for name, work in run.phases.items()
@@ -224,7 +226,13 @@ def _row_tokens(task: TrainingContext, computed: float) -> float:
 
 def _scored(task: TrainingContext, computed: float) -> PhaseWork:
     """Return the reading of the test rows by one model."""
-    return PhaseWork(read=_row_tokens(task, computed) * _size(task.test))
+    tokens = _row_tokens(task, computed) * _size(task.test)
+    return _reading(task, tokens, rounded=task.recipe.objective.produces == "labels")
+
+
+def _reading(task: TrainingContext, tokens: float, *, rounded: bool) -> PhaseWork:
+    """Return the reading of some tokens in the dtype of training if `rounded`, else in that of the weights."""
+    return PhaseWork(read=tokens) if rounded or task.scoring_dtype is None else PhaseWork(read32=tokens)
 
 
 def _base_scored(task: TrainingContext, computed: float) -> PhaseWork:
@@ -245,8 +253,9 @@ def _base_scored(task: TrainingContext, computed: float) -> PhaseWork:
         thinking = task.template.thinks and objective.thinks
         longest = sampling_of(objective, thinking=thinking).max_new_tokens
         written = ((float(len(templates) * longest), choice_rows / 2),)
-    read = _row_tokens(task, computed) * (rows + probed)
-    return PhaseWork(read=read, written=written, seconds=PROBE_SECONDS * probed)
+    row, labels = _row_tokens(task, computed), objective.produces == "labels"
+    read = _reading(task, row * rows, rounded=labels) + _reading(task, row * probed, rounded=False)
+    return read + PhaseWork(written=written, seconds=PROBE_SECONDS * probed)
 
 
 def _ledger(prepared: TrainingContext) -> PhaseWork:

@@ -73,15 +73,17 @@ def rough_seconds(run: RoughRun, pace: Mapping[str, float]) -> dict[str, float]:
     steps = max(1, round(run.epochs * -(-run.train // run.batch_rows)))
     per_row = run.tokens * _pass_seconds(size, pace, technique=run.technique) + CALLS * size.layers / run.batch_rows
     read = run.tokens * _read_seconds(size, pace)
+    read32 = run.tokens * _read_seconds(size, pace, "products32")
+    scored = read if run.objective == "classify" else read32  # labels are scored in the dtype of training
     training = steps * run.batch_rows * per_row
     prompts = min(run.validation or run.train, PROMPT_ROWS.get(run.objective, 0)) * PROMPTS if decoder else 0
     probe = 0 if decoder else run.train
     writing = run.answer_tokens * _step_seconds(size, pace) if run.objective in WRITING else 0.0
-    scoring = run.test * read + writing * -(-run.test // 32)
+    scoring = run.test * scored + writing * -(-run.test // 32)
     seconds = {
         "loading": 2.0 + 4 * size.parameters / 500e6,
         "baselines": 0.3 + 3e-6 * run.train * run.characters if run.objective in ("classify", "regress") else 0.0,
-        "base scoring": (prompts + probe) * read + writing * PROMPTS * (prompts > 0) + scoring,
+        "base scoring": prompts * scored + probe * read32 + writing * PROMPTS * (prompts > 0) + scoring,
         "general ability before": GENERAL_TOKENS * _read_seconds(size, pace) if decoder else 0.0,
         "reference log-probabilities": (run.train + run.validation) * read if run.objective in REFERENCE else 0.0,
         "overfit check": CHECK_STEPS * CHECK_ROWS * per_row,
@@ -89,7 +91,7 @@ def rough_seconds(run: RoughRun, pace: Mapping[str, float]) -> dict[str, float]:
         "validation": VALIDATIONS * run.validation * read,
         "checkpoints": 1.0,
         "general ability after": GENERAL_TOKENS * _read_seconds(size, pace) if decoder else 0.0,
-        "test scoring": scoring + run.validation * read,
+        "test scoring": scoring + run.validation * scored,
         "diagnostics": 0.2,
         "saving": 0.5,
         "report": 2.0,
@@ -103,9 +105,9 @@ def _pass_seconds(size: RoughSize, pace: Mapping[str, float], *, technique: str)
     return operations / pace["products"] + MOVED_IN_TRAINING * size.trained_bytes / pace["moved"]
 
 
-def _read_seconds(size: RoughSize, pace: Mapping[str, float]) -> float:
+def _read_seconds(size: RoughSize, pace: Mapping[str, float], products: str = "products") -> float:
     """Return the seconds of one token in a forward pass."""
-    return 2 * size.matmul_parameters / pace["products"] + MOVED_IN_READING * size.read_bytes / pace["moved"]
+    return 2 * size.matmul_parameters / pace[products] + MOVED_IN_READING * size.read_bytes / pace["moved"]
 
 
 def _step_seconds(size: RoughSize, pace: Mapping[str, float]) -> float:
