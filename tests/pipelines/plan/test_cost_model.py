@@ -28,6 +28,7 @@ from tunesmith.pipelines.plan.cost_model import (
     writing_seconds,
     written_bytes,
 )
+from tunesmith.pipelines.plan.rough_costs import ROUGH_SIZES, RoughRun, rough_seconds
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
 
@@ -253,6 +254,13 @@ def test_reading_costs_the_way_forward_and_writing_the_weights_once_a_step():
     assert reading_seconds(100, SIZE, quick, tokens32=10) * 1e9 == pytest.approx(10 * 2 * 400 + 110 * 600 * 3)
     each = (4 * 1400 + 32 * 2 * 1400) / 1e9 + 2 * 2e-3 / 4
     assert writing_seconds(10, 32, SIZE, PACE) == pytest.approx(10 * each)
+
+
+def test_before_the_model_is_there_only_labels_are_priced_in_the_dtype_of_training():
+    for objective, slower in (("classify", False), ("preference", True), ("domain", True)):
+        run = RoughRun(size=ROUGH_SIZES["minilm-l6"], objective=objective, train=99, test=50, characters=200)
+        usual, slow = (rough_seconds(run, pace)["test scoring"] for pace in ({}, {"products32": 1e9}))
+        assert (slow > usual) == slower
 
 
 def test_moments_in_eight_bits_take_two_bytes_instead_of_eight_in_memory_and_in_traffic():

@@ -130,6 +130,9 @@ def test_a_document_is_as_much_to_read_as_it_is_long(tmp_path: Path):
         prepared = prepare(made, on_event=nobody)
         read.append(count_run(prepared, profile_run(prepared)).phases["test scoring"].read)
     assert read[1] > 2 * read[0]
+    rounded = replace(prepared, machine=replace(prepared.machine, dtype="bfloat16"))
+    work = count_run(rounded, profile_run(prepared)).phases["test scoring"]
+    assert (work.read, work.read32) == (0, pytest.approx(read[1]))  # perplexity is measured in float32
 
 
 def test_beside_training_an_encoder_reads_all_rows_for_its_probe_and_tries_no_wording(tmp_path: Path):
@@ -145,6 +148,12 @@ def test_beside_training_an_encoder_reads_all_rows_for_its_probe_and_tries_no_wo
     assert phases["adapter and head"].read == pytest.approx(train * per_row)
     assert phases["overfit check"].trainings == phases["validation"].read == phases["general ability after"].read == 0
     assert not any(phase.written for phase in phases.values())
+    rounded = replace(prepared, machine=replace(prepared.machine, dtype="bfloat16"))
+    work = count_run(rounded, found).phases
+    # Labels are scored in the dtype of training, the states of a probe are not.
+    assert (work["test scoring"].read, work["test scoring"].read32) == (pytest.approx(test * per_row), 0)
+    assert work["base scoring"].read == pytest.approx(test * per_row)
+    assert work["base scoring"].read32 == pytest.approx(train * per_row)
     probing = prepared.recipe.schedule.model_copy(update={"probe": True})
     again = replace(prepared, recipe=prepared.recipe.model_copy(update={"schedule": probing}))
     assert count_run(again, found).phases["overfit check"].trainings == pytest.approx(CHECK_STEPS * 8 / steps)
