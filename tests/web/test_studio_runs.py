@@ -26,7 +26,9 @@ from tests.tiny import tiny_decoder
 from tests.web.conftest import Serve
 from tunesmith.cli.progress import describe
 from tunesmith.errors import RecipeError, TunesmithError
+from tunesmith.evaluation.results import ScoredRows
 from tunesmith.events import ForecastUpdated, StageStarted
+from tunesmith.metrics.resampling import STAGES
 from tunesmith.report import run_list
 from tunesmith.report.run_diff import differing_settings
 from tunesmith.training.run_folder import RunLockedError
@@ -288,6 +290,14 @@ def test_a_run_is_read_again_only_when_its_files_have_changed(tmp_path: Path, mo
     assert read == ["b"]
     shutil.rmtree(tmp_path / "a")
     assert [entry["run"].name for entry in run_list.list_runs(tmp_path, describe=known)] == ["b"]
+
+
+def test_a_run_that_stopped_early_is_marked_where_runs_are_compared(tmp_path: Path):
+    extent = ScoredRows(scored=10, available=40, detectable=0.2, questions=0, level=STAGES[0.5], sentence="10 of 40")
+    folders = [write_run(tmp_path / "runs" / "all"), write_run(tmp_path / "runs" / "half", scored_rows=extent)]
+    values = {"names": ["all", "half"], "curves": {}, "against": against_first(folders)}
+    page = Studio(tmp_path).render("diff", here="runs", settings=[], **values).body.decode()
+    assert "a is all, b is half: b stopped scoring early, so the difference is biased" in page
 
 
 def test_several_runs_against_the_first_are_adjusted_for_their_number(tmp_path: Path):

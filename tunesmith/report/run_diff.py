@@ -65,6 +65,7 @@ class RunDiff(Difference):
     score_a: float
     score_b: float
     sentence: str
+    bias: str = ""  # which run stopped scoring early, and whom that favors; empty if none did
     changed: tuple[Changed, ...]
     settings: tuple[tuple[str, str, str], ...]  # (recipe key, value in a, value in b) of settings that differ
 
@@ -111,7 +112,7 @@ def diff_runs(a: Path, b: Path, task: str = "") -> RunDiff:
         CheckpointError: a folder is not a finished run or lacks the task, or the runs have different test rows.
     """
     pairs = pair_runs(a, b, task)
-    comparison = pairs.compare()
+    comparison, bias = pairs.compare(), _bias(a, b)
     changed = []
     for row, change in zip(pairs.rows, pairs.tuned - pairs.base, strict=True):
         first = _with_score(row.base, row.score_base)
@@ -128,7 +129,8 @@ def diff_runs(a: Path, b: Path, task: str = "") -> RunDiff:
         metric=pairs.metric,
         score_a=comparison.base,
         score_b=comparison.tuned,
-        sentence=_sentence(comparison, changed, pairs.metric) + _bias(a, b),
+        sentence=_sentence(comparison, changed, pairs.metric) + f"; {bias}" * bool(bias),
+        bias=bias,
         changed=tuple(changed),
         settings=tuple((key, first, second) for key, (first, second) in differing_settings((a, b))),
     )
@@ -313,12 +315,12 @@ def _sentence(comparison: PairedComparison, changed: Sequence[Changed], metric: 
 
 def _bias(a: Path, b: Path) -> str:
     """Return which runs stopped scoring where their result so far was clear, which favors that result."""
-    text = ""
+    found = []
     for name, report in (("a", read_report(a)), ("b", read_report(b))):
         if report.scored_rows and report.scored_rows.stopped_early:
             side = "against it" if report.task.verdict == "worse" else "in its favor"
-            text += f"; {name} stopped scoring early, so the difference is biased {side}"
-    return text
+            found.append(f"{name} stopped scoring early, so the difference is biased {side}")
+    return "; ".join(found)
 
 
 def _recipe(run: Path) -> Mapping[str, Any]:
