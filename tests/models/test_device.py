@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -147,6 +149,17 @@ def test_a_precision_that_the_user_has_set_stays() -> None:
     torch.set_float32_matmul_precision("high")
     assert use_products("onednn") == "default"
     assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_a_precision_of_one_backend_alone_stays() -> None:
+    script = """
+import torch
+torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+from tunesmith.models.kernels.float32_products import precision, use_products
+print(use_products("onednn"), torch.backends.mkldnn.matmul.fp32_precision, precision())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.split(maxsplit=2)[:2] == ["default", "bf16"]
 
 
 @pytest.mark.usefixtures("precision")

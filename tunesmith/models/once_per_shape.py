@@ -15,6 +15,7 @@ import torch
 from tunesmith.data.files import write_whole
 from tunesmith.data.user_cache import cache_dir
 from tunesmith.errors import TunesmithError
+from tunesmith.models.kernels.float32_products import precision
 from tunesmith.models.world import current_world
 
 LARGE = 16_000_000  # parameters of a network whose weights take time to read
@@ -68,7 +69,6 @@ def code_digest() -> str:
 
 def bits_of(device: torch.device) -> list[object]:
     """Return what the last bits of a result depend on besides the model."""
-    products = torch.get_float32_matmul_precision()
     if device.type == "cuda":
-        return [torch.cuda.get_device_name(device), torch.version.cuda, products]
-    return [device.type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), products]
+        return [torch.cuda.get_device_name(device), torch.version.cuda, precision()]
+    return [device.type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), precision()]

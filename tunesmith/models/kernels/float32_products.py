@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -49,15 +50,20 @@ def use_products(library: str) -> str:
     Returns:
         The library in use, default or onednn.
     """
-    try:
-        unset = torch.get_float32_matmul_precision() == PRECISIONS["onednn" if _STATE.onednn else "default"]
-    except RuntimeError:  # set for one backend alone
-        unset = False
-    if unset and not _STATE.short_passes:
+    if precision() == PRECISIONS["onednn" if _STATE.onednn else "default"] and not _STATE.short_passes:
         library = _faster() if library == "auto" else library
         _STATE.onednn = library == "onednn"
         torch.set_float32_matmul_precision(PRECISIONS[library])
     return "onednn" if _STATE.onednn else "default"
+
+
+def precision() -> str:
+    """Return torch's precision of float32 products; of each backend, if the user has set them one by one."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch has one word only for backends that agree
+        backends: Any = torch.backends
+        return f"{backends.mkldnn.matmul.fp32_precision}, {backends.cuda.matmul.fp32_precision}"
 
 
 def by_onednn() -> bool:
