@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from tests.tiny import tiny_decoder, tiny_encoder
+from tunesmith.models.kernels.float32_products import use_products
 
 torch.set_num_threads(1)
 
@@ -79,9 +80,10 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """One thread again, whatever a test's own machine was."""
+    """One thread and torch's own products again, whatever a test's own machine was."""
     yield
     torch.set_num_threads(1)
+    use_products("default")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from tests.golden.runs import RUNS, tune
 from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
 from tunesmith.cli import progress as lines
 from tunesmith.events import Event
+from tunesmith.models import lm_head, policy
 from tunesmith.models.loading import load
 from tunesmith.progress import Progress
 
@@ -65,15 +66,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     monkeypatch.setattr("tunesmith.models.generation.generate.TOKENS_PER_PASS", 128)
     monkeypatch.setattr("tunesmith.models.generation.generate.ROWS", 4)
 
-    def generates(*given: Any, **more: Any) -> Any:
-        """Check that a network can generate, by passes over a few tokens that take no time on this clock."""
-        before = made.now
-        outcome = check(*given, **more)
-        made.now = before
-        return outcome
+    def quick(check: Any) -> Any:
+        """Check a network by passes over a few tokens, which take no time on this clock."""
 
-    check = load.generates
-    monkeypatch.setattr(load, "generates", generates)
+        def checked(*given: Any, **more: Any) -> Any:
+            before = made.now
+            outcome = check(*given, **more)
+            made.now = before
+            return outcome
+
+        return checked
+
+    for place, name in ((load, "generates"), (lm_head, "_same_logits"), (policy, "caches_keys_only")):
+        monkeypatch.setattr(place, name, quick(getattr(place, name)))
 
     def slow_pass(module: torch.nn.Module, _: Any) -> None:
         if type(module).__name__ in ("LlamaModel", "BertModel"):

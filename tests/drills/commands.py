@@ -176,7 +176,7 @@ LEFT_OUT = (".html", ".md", ".lock", ".half")  # the last if even deleting is im
 # Names of files and keys of JSON: times, sizes and what follows from them, such as the cheapest of equal arms; what a
 # second start notes about itself.
 VARIES = re.compile(
-    r"seconds|per_second|peak|latenc|notes|timings|forecast|journal|before\.json|cost|converted|unchanged|replaces"
+    r"seconds|per_second|reused|peak|latenc|notes|timings|forecast|journal|before\.json|cost|converted|unchanged|replaces"
     r"|comparison\.json\.verdict"
     r"|prediction\.json|plan\.json|environment|mfu|predicted|reasons|\.table\.|digests\.txt|url\.json|machine"
 )

@@ -8,15 +8,15 @@ from contextlib import suppress
 from functools import cache, wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.files import write_whole
 from tunesmith.data.user_cache import cache_dir
 from tunesmith.errors import TunesmithError
-from tunesmith.models.kernels.float32_products import precision
 from tunesmith.models.world import current_world
+
+if TYPE_CHECKING:  # the format of reports reads `versions`, and must not wait for torch
+    import torch
 
 LARGE = 16_000_000  # parameters of a network whose weights take time to read
 LIBRARIES = ("tunesmith", "torch", "transformers", "peft")
@@ -69,6 +69,10 @@ def code_digest() -> str:
 
 def bits_of(device: torch.device) -> list[object]:
     """Return what the last bits of a result depend on besides the model."""
+    import torch
+
+    from tunesmith.models.kernels.float32_products import precision
+
     if device.type == "cuda":
         return [torch.cuda.get_device_name(device), torch.version.cuda, precision()]
     return [device.type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), precision()]

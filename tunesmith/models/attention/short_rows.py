@@ -44,8 +44,8 @@ def short_attention(states: Sequence[Tensor], bias: Tensor | None, *, scale: flo
 class _ShortAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:  # noqa: PLR0917 - `apply` takes no keywords
-        ctx.save_for_backward(query, key, value, bias)
-        ctx.scale = scale
+        ctx.save_for_backward(query, key, value)
+        ctx.bias, ctx.scale = bias, scale  # the layout keeps the bias for all layers
         out = torch.empty_like(query)
         for part in _parts(query, key):
             queries, keys, values = (_by_key_head(state[part], key) for state in (query, key, value))
@@ -57,12 +57,12 @@ class _ShortAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast("cpu", enabled=False):
-            return *_gradients(ctx.saved_tensors, grad, ctx.scale), None, None
+            return *_gradients(ctx.saved_tensors, grad, bias=ctx.bias, scale=ctx.scale), None, None
 
 
-def _gradients(saved: Sequence[Tensor], grad: Tensor, scale: float) -> list[Tensor]:
+def _gradients(states: Sequence[Tensor], grad: Tensor, *, bias: Tensor | None, scale: float) -> list[Tensor]:
     """Return the gradients of query, key and value, of the gradient [S, H, T, W] of the output."""
-    query, key, value, bias = saved
+    query, key, value = states
     grads = [torch.empty_like(state) for state in (query, key, value)]
     for part in _parts(query, key):
         queries, keys, values, own = (_by_key_head(state[part], key) for state in (query, key, value, grad))
