@@ -63,7 +63,8 @@ def test_a_sharded_run_is_resumed_by_any_number_of_processes_to_the_same_bytes(b
     processes.resumable(both.folder / "one", **SMALL)
     for name in ("whole", "2 to 2", "2 to 1", "1 to 2"):
         assert end(both.folder / name) == end(both.folder / "one"), name
-        assert journal(both.folder / name) == journal(both.folder / "one")
+        # Two processes add the losses of their rows in another order.
+        assert journal(both.folder / name) == pytest.approx(journal(both.folder / "one"), rel=1e-14)
 
 
 def test_with_a_tied_head_and_clipped_gradients_a_resumed_run_has_the_bytes_of_as_many_processes(both: Both):
