@@ -244,7 +244,11 @@ def main() -> None:
         shutil.rmtree(WORK, ignore_errors=True)
     found = rounds(names, asked)
     cases = [f"- **{name}**: {CASES[name].about}, {found[name]['ours'][0]['dtype']}" for name in names]
-    page = ["# Seconds to a proven result", "", f"Made by `python -m bench.verdict` on {cpu()}, {asked.rounds} rounds."]
+    page = [
+        "# Seconds to a proven result",
+        "",
+        f"Made by `python -m bench.verdict` on {cpu()}, {asked.rounds} round{'s' * (asked.rounds > 1)}.",
+    ]
     page += ["", *table(found), "", *cases, "", HOW]
     print("\n".join(page))
     if not asked.tiny:

@@ -157,12 +157,12 @@ def _chosen(prepared: TrainingContext, count: int, questions: int, reason: str) 
         reach = f"{detectable:.2g} standard deviations of the change of a row"
     if questions:
         drop = 100 * expected_to_detect(np.ones(questions), QUESTION_DEVIATION)
-        reach += f", and drops from {drop:.2g} points in {questions} general questions"
+        reach += f", and drops of {drop:.2g} points in {questions} general questions"
     counts: dict[str, Any] = {"scored": len(narrowed.test), "available": len(prepared.test), "questions": questions}
     sentence = (
         f"{counts['scored']:,} of {counts['available']:,} test rows, chosen at random before scoring ({reason}), "
     )
-    sentence += f"which were expected to detect differences from about {reach}"
+    sentence += f"enough to detect differences of about {reach}"
     return ChosenRows(rows=rows, extent=ScoredRows(**counts, detectable=detectable, sentence=sentence))
 
 
