@@ -31,7 +31,7 @@ def in_short(report: Report) -> list[str]:
         gain = f"Of {count(task.n)} test rows the base answers {base} correctly, the tuned model {tuned}"
     significance = SIGNIFICANCE.get(task.verdict, "The difference is negligible.")
     if report.scored_rows is not None:
-        significance += f" Scored: {report.scored_rows.sentence}."
+        significance += f" Rows of the verdict: {report.scored_rows.sentence}."
     lines = [f"{gain}. {significance}", _baselines(report), _general_ability(report)]
     if report.thinking is not None:
         lines.append(f"Thinking, base to tuned: {ledger_sentence(report.thinking)}.")

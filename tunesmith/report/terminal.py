@@ -88,7 +88,7 @@ def forecast_line(forecast: Forecast) -> str:
 
 def costs(report: Report) -> list[Text]:
     """Return one line each for general ability, calibration and every warning."""
-    lines = [] if report.scored_rows is None else [Text(f"scored: {report.scored_rows.sentence}")]
+    lines = [] if report.scored_rows is None else [Text(f"rows of the verdict: {report.scored_rows.sentence}")]
     lines.append(_general_ability(report))
     if (calibration := report.calibration) is not None:
         line = f"calibration error {figure(calibration.ece)} (no temperature was fitted)"

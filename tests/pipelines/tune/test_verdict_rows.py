@@ -50,7 +50,7 @@ def test_too_short_a_time_scores_the_fewest_rows_in_whole_groups_and_every_page_
     assert found is not None
     assert len(rows) == run.report.task.n == found.scored <= FEWEST_ROWS < found.available == run.report.data.test
     assert {len([row for row in rows if row.group == group]) for group in {row.group for row in rows}} == {4}
-    assert costs(run.report)[0].plain == f"scored: {found.sentence}"
+    assert costs(run.report)[0].plain == f"rows of the verdict: {found.sentence}"
     write_reports(run.folder)
     for page in ("report.html", "README.md"):
         assert f"{found.scored} of {found.available} test rows" in (run.folder / page).read_text(encoding="utf-8")
