@@ -81,6 +81,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """One thread and torch's own products again, whatever a test's own machine was."""
+    use_products("default")
     yield
     torch.set_num_threads(1)
     use_products("default")

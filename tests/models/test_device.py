@@ -16,7 +16,7 @@ from tunesmith.data.cpu_count import cores
 from tunesmith.errors import RecipeError
 from tunesmith.models.kernels import float32_products
 from tunesmith.models.kernels.float32_products import use_products
-from tunesmith.models.loading.device import SHAPES, choose_dtype, choose_machine, gemm_gflops
+from tunesmith.models.loading.device import SHAPES, choose_dtype, choose_machine, configure_device, gemm_gflops
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +142,17 @@ def test_few_rows_are_left_to_the_default_library_however_many_threads_have_some
     second.__exit__(None, None, None)
     with float32_products.short_pass(9):
         assert float32_products.by_onednn()
+
+
+@pytest.mark.usefixtures("precision")
+def test_a_model_that_is_opened_later_keeps_the_library_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float32_products, "_faster", lambda: "onednn")
+    assert choose_machine(device="cpu", dtype="float32", products="default").products == "default"
+    configure_device("cpu")
+    assert not float32_products.by_onednn()
+    assert choose_machine(device="cpu", dtype="float32", products="auto").products == "onednn"
+    configure_device("cpu")
+    assert float32_products.by_onednn()
 
 
 @pytest.mark.usefixtures("precision")

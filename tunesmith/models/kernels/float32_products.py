@@ -34,6 +34,7 @@ class _State:
     """The library of this process. The precision is one for all threads, so that short passes are counted."""
 
     onednn: bool = False
+    chosen: bool = False  # at least once
     short_passes: int = 0
     lock: Lock = field(default_factory=Lock)
 
@@ -41,18 +42,19 @@ class _State:
 _STATE = _State()
 
 
-def use_products(library: str) -> str:
+def use_products(library: str = "") -> str:
     """Multiply float32 matrices of this process by a library, unless the user has set torch's precision.
 
     Args:
-        library: default, onednn, or auto for the faster one.
+        library: default, onednn, or auto for the faster one; empty for the one in use, at first the faster one.
 
     Returns:
         The library in use, default or onednn.
     """
-    if precision() == PRECISIONS["onednn" if _STATE.onednn else "default"] and not _STATE.short_passes:
-        library = _faster() if library == "auto" else library
-        _STATE.onednn = library == "onednn"
+    free = precision() == PRECISIONS["onednn" if _STATE.onednn else "default"] and not _STATE.short_passes
+    if free and (library or not _STATE.chosen):
+        library = _faster() if library in ("auto", "") else library
+        _STATE.onednn, _STATE.chosen = library == "onednn", True
         torch.set_float32_matmul_precision(PRECISIONS[library])
     return "onednn" if _STATE.onednn else "default"
 

@@ -86,12 +86,10 @@ def choose_machine(
     chosen, reason = (dtype, reason) if dtype != "auto" else choose_dtype(device, measured)
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
     why = f"{device} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
-    return ChosenMachine(device, chosen, count, measured, why, use_products("auto") if device == "cpu" else "default")
+    return ChosenMachine(device, chosen, count, measured, why, use_products() if device == "cpu" else "default")
 
 
-def configure_device(
-    device: str = "auto", *, threads: int | None = 0, exact: bool = False, products: str = "auto"
-) -> str:
+def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bool = False, products: str = "") -> str:
     """Choose the device and set torch's thread count, its float32 products, and on a GPU its allocator and precision.
 
     Args:
