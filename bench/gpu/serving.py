@@ -22,9 +22,9 @@ def prompts(job: Job, count: int, seed: int) -> list[str]:
 
 def clients_of(job: Job, url: str) -> list[dict[str, Any]]:
     """Answers per second and waiting times at each number of clients."""
-    import httpx
+    import httpx2
 
-    names = [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]]
+    names = [model["id"] for model in httpx2.get(f"{url}/v1/models").json()["data"]]
     found = []
     for clients, count in ({2: 4} if job.steps < 10 else CLIENTS).items():
         asyncio.run(asked(url, prompts(job, clients, 0), clients=clients, names=names))  # warm

@@ -18,7 +18,7 @@ from bench.serve.made import ROOT, SECOND_OF, TOKENS, questions
 def started(command: list[str], port: int, ready: str) -> Iterator[str]:
     """A server in a process of its own, and its address."""
     url = f"http://127.0.0.1:{port}"
-    import httpx
+    import httpx2
 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
@@ -30,9 +30,9 @@ def started(command: list[str], port: int, ready: str) -> Iterator[str]:
                     f"{command[:4]} did not start:\n{(process.stderr.read() if process.stderr else '')[-2000:]}"
                 )
             try:
-                if httpx.get(f"{url}{ready}", timeout=5).status_code == 200:
+                if httpx2.get(f"{url}{ready}", timeout=5).status_code == 200:
                     break
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 time.sleep(0.5)
         yield url
     finally:
@@ -50,12 +50,12 @@ def free_port() -> int:
 
 async def asked(url: str, texts: list[str], *, clients: int, names: list[str]) -> tuple[list[float], float, int]:
     """Seconds of each answer, seconds of all, tokens of all; each client asks again when it was answered."""
-    import httpx
+    import httpx2
 
     left, times, tokens = list(enumerate(texts)), [], 0
-    limits = httpx.Limits(max_connections=clients)
+    limits = httpx2.Limits(max_connections=clients)
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client(http: httpx2.AsyncClient) -> None:
         nonlocal tokens
         while left:
             number, text = left.pop()
@@ -71,7 +71,7 @@ async def asked(url: str, texts: list[str], *, clients: int, names: list[str]) -
             times.append(time.perf_counter() - began)
             tokens += answer.json()["usage"]["completion_tokens"]
 
-    async with httpx.AsyncClient(timeout=600, limits=limits) as http:
+    async with httpx2.AsyncClient(timeout=600, limits=limits) as http:
         began = time.perf_counter()
         await asyncio.gather(*(client(http) for _ in range(clients)))
         return times, time.perf_counter() - began, tokens

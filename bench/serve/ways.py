@@ -73,7 +73,7 @@ def _generated(model: Any, tokenizer: Any, text: str, longest: int) -> tuple[str
 
 def labels(keep: Path) -> dict[str, Any]:
     """Texts a second: labels by the scores of their words through the server, and labels that are generated."""
-    import httpx
+    import httpx2
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -90,7 +90,7 @@ def labels(keep: Path) -> dict[str, Any]:
     written = 16 / (time.perf_counter() - began)
     port, found = free_port(), {"generate": written}
     command = [sys.executable, "-m", "tunesmith", "serve", str(run), "--port", str(port), "--offline"]
-    with started(command, port, "/health") as url, httpx.Client(timeout=600) as http:
+    with started(command, port, "/health") as url, httpx2.Client(timeout=600) as http:
         http.post(f"{url}/classify", json={"model": "mood", "input": texts[LABELLED:]}).raise_for_status()
         began = time.perf_counter()
         http.post(f"{url}/classify", json={"model": "mood", "input": texts[:LABELLED]}).raise_for_status()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 import torch
@@ -186,7 +186,7 @@ def test_the_server_over_vllm_answers_chats_streams_and_schemas_as_over_torch(
             parts = clients[0].chat.completions.create(model="writes", messages=turns, stream=True)
             assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
         assert over_vllm.bugs == []
-    assert httpx.get(f"{url}/health").status_code == 200  # a running engine goes on
+    assert httpx2.get(f"{url}/health").status_code == 200  # a running engine goes on
 
 
 def test_two_steps_of_grpo_with_rollouts_of_vllm(url: str, tmp_path: Path, record_property: Any):

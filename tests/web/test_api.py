@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -101,7 +101,7 @@ def test_a_question_that_was_not_read_whole_is_told_in_the_usage(client: openai.
 
 def test_labels_come_with_calibrated_scores(server: Served, runs: Path):
     for name in ("mood", "head"):
-        answer = httpx.post(f"{server.url}/classify", json={"model": name, "input": list(QUESTIONS)}).json()
+        answer = httpx2.post(f"{server.url}/classify", json={"model": name, "input": list(QUESTIONS)}).json()
         for told, found in zip(answer["data"], load(runs / name).classify(QUESTIONS), strict=True):
             assert told["label"] == found.label
             assert told["probabilities"] == pytest.approx(found.probabilities, abs=1e-4)
@@ -116,7 +116,7 @@ def test_a_long_chat_is_refused_where_answers_alone_are_too_long_and_read_where_
 def test_where_nothing_is_asked_for_an_answer_is_no_longer_than_the_server_gives(runs: Path):
     asked = [{"role": "user", "content": "hi"}]
     with served({"one": [runs / "one"]}, limits=Limits(new_tokens=3)) as found:
-        said = httpx.post(f"{found.url}/v1/chat/completions", json={"model": "one", "messages": asked}).json()
+        said = httpx2.post(f"{found.url}/v1/chat/completions", json={"model": "one", "messages": asked}).json()
     assert said["usage"]["completion_tokens"] <= 3
 
 
@@ -206,7 +206,7 @@ def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.Open
 @pytest.mark.parametrize("key", ["seed", "stream", "stream_options", "logprobs", "top_logprobs", "tools", "user"])
 def test_what_is_sent_as_null_is_not_asked_for(server: Served, key: str):
     asked = {"model": "one", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, key: None}
-    assert httpx.post(f"{server.url}/v1/chat/completions", json=asked).status_code == 200
+    assert httpx2.post(f"{server.url}/v1/chat/completions", json=asked).status_code == 200
 
 
 def test_texts_go_on_as_in_python(client: openai.OpenAI, runs: Path):
@@ -247,17 +247,17 @@ def test_a_split_gives_each_person_one_model_and_both_to_all(client: openai.Open
 
 def test_health_and_metrics_say_what_is_done(server: Served, client: openai.OpenAI):
     chat(client, "hi")
-    health = httpx.get(f"{server.url}/health").json()
+    health = httpx2.get(f"{server.url}/health").json()
     assert (health["status"], health["waiting"]) == ("ok", 0)
-    page = httpx.get(f"{server.url}/metrics").text
+    page = httpx2.get(f"{server.url}/metrics").text
     assert 'tunesmith_requests_total{route="/v1/chat/completions",status="200"}' in page
     assert 'tunesmith_tokens_total{kind="answer",model="one"}' in page
     assert "tunesmith_waiting 0.0" in page
 
 
 def test_runs_are_unloaded_loaded_and_rolled_back_by_name(server: Served, client: openai.OpenAI):
-    def admin(what: str, name: str) -> httpx.Response:
-        return httpx.post(f"{server.url}/admin/{what}", json={"model": name}, timeout=60)
+    def admin(what: str, name: str) -> httpx2.Response:
+        return httpx2.post(f"{server.url}/admin/{what}", json={"model": name}, timeout=60)
 
     assert admin("unload", "two").json() == {"id": "two", "loaded": False}
     with pytest.raises(openai.NotFoundError, match="'two' is not served here"):
@@ -273,7 +273,7 @@ def test_thumbs_land_in_the_runs_file_of_votes_as_rows_of_preference(server: Ser
     asked = [{"role": "user", "content": "hi"}]
     for answer, good in (("fine", True), ("bad one", False), ("fine", True)):
         told = {"model": "one", "messages": asked, "answer": answer, "good": good, "rater": "ann"}
-        assert httpx.post(f"{server.url}/feedback", json=told).json() == {"kept": True}
+        assert httpx2.post(f"{server.url}/feedback", json=told).json() == {"kept": True}
     done = export_votes(runs / "one" / FILE, tmp_path / "rows.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert done.rows == 2
@@ -281,20 +281,20 @@ def test_thumbs_land_in_the_runs_file_of_votes_as_rows_of_preference(server: Ser
         ("hi", "bad one", False, "one"),
         ("hi", "fine", True, "one"),
     ]
-    assert httpx.post(f"{server.url}/feedback", json={**told, "model": "nobody"}).status_code == 404
+    assert httpx2.post(f"{server.url}/feedback", json={**told, "model": "nobody"}).status_code == 404
     turns = [{"role": "user", "content": "hi"}, {"role": "user", "content": "there"}]
     for more in (
         {"answer": ""}, {"answer": " \n"}, {"messages": turns}, {"messages": [{"role": "user", "content": " "}]},
         {"messages": [{"role": "system", "content": "be kind"}]}, {"model": "both"},
     ):  # fmt: skip
-        assert httpx.post(f"{server.url}/feedback", json={**told, **more}).status_code == 400, more
+        assert httpx2.post(f"{server.url}/feedback", json={**told, **more}).status_code == 400, more
     assert export_votes(runs / "one" / FILE, tmp_path / "again.jsonl").rows == 2
 
 
 def test_thumbs_of_people_without_a_name_each_count(server: Served, runs: Path):
     told = {"model": "two", "messages": [{"role": "user", "content": "hi"}], "answer": "fine", "good": True}
     for more in ({}, {"rater": ""}, {"rater": " ", "good": False}, {"rater": "ann"}):
-        assert httpx.post(f"{server.url}/feedback", json={**told, **more}).json() == {"kept": True}
+        assert httpx2.post(f"{server.url}/feedback", json={**told, **more}).json() == {"kept": True}
     found = [event.rater for event in read_events(runs / "two" / FILE) if event.kind == VOTE]
     assert len(set(found)) == 4
     assert (all(found), found[-1]) == (True, "ann")
@@ -320,13 +320,13 @@ def test_each_task_of_a_run_that_learned_several_is_a_model_of_its_own(tmp_path:
         alone = load(run)
         for name in ("mood", "kind"):
             body = {"model": f"three/{name}", "input": list(QUESTIONS)}
-            told = httpx.post(f"{server.url}/classify", json=body).json()["data"]
+            told = httpx2.post(f"{server.url}/classify", json=body).json()["data"]
             for one, wanted in zip(told, alone.classify(QUESTIONS, task=name), strict=True):
                 assert one["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-4)
         wanted_text = alone.reply([Message("user", "hi")], task="lines").text
         assert chat(client, "hi", "three/lines").choices[0].message.content == wanted_text
-        assert httpx.post(f"{server.url}/feedback", json={"model": "three/lines", **thumb}).json() == {"kept": True}
-        assert "is not a classifier" in httpx.post(f"{server.url}/classify", json={"model": "three", "input": "a"}).text
+        assert httpx2.post(f"{server.url}/feedback", json={"model": "three/lines", **thumb}).json() == {"kept": True}
+        assert "is not a classifier" in httpx2.post(f"{server.url}/classify", json={"model": "three", "input": "a"}).text
         assert server.bugs == []
     assert folder_of("three/lines", {"one": [tmp_path], "three": [run]}) == run
 
@@ -335,14 +335,14 @@ def test_numbers_come_in_the_unit_of_the_rows(tmp_path: Path):
     run = save_run(tmp_path / "stars", Lora(rank=4), Regress(mean=3.0, scale=1.5), kind="bert")
     with served({"stars": [run]}) as server:
         body = {"model": "stars", "input": list(QUESTIONS)}
-        found = httpx.post(f"{server.url}/predict", json=body).json()["data"]
+        found = httpx2.post(f"{server.url}/predict", json=body).json()["data"]
         assert [one["number"] for one in found] == pytest.approx(load(run).predict(QUESTIONS), abs=1e-4)
-        assert "is not a classifier" in httpx.post(f"{server.url}/classify", json=body).text
+        assert "is not a classifier" in httpx2.post(f"{server.url}/classify", json=body).text
         assert server.bugs == []
 
 
 def test_a_model_without_numbers_says_so(server: Served):
-    refused = httpx.post(f"{server.url}/predict", json={"model": "mood", "input": "hi"})
+    refused = httpx2.post(f"{server.url}/predict", json={"model": "mood", "input": "hi"})
     assert refused.status_code == 400
     assert "mood predicts no values; use another route, or a run tuned with regress" in refused.text
 
@@ -352,7 +352,7 @@ def test_with_a_token_every_route_asks_for_it(runs: Path):
         routes = [("GET", "/v1/models"), ("GET", "/health"), ("GET", "/metrics"), ("GET", "/"), ("POST", "/classify")]
         routes += [("POST", "/v1/chat/completions"), ("POST", "/admin/load"), ("GET", "/nothing")]
         for method, path in routes:
-            answer = httpx.request(method, f"{server.url}{path}", json={} if method == "POST" else None)
+            answer = httpx2.request(method, f"{server.url}{path}", json={} if method == "POST" else None)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "no_token"), path
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="t0ken-t0ken-t0ken-t0ken", max_retries=0)
         assert chat(client, "hi").choices
@@ -430,7 +430,7 @@ def test_what_would_change_an_answer_and_is_not_done_here_is_refused(
     server: Served, path: str, more: dict[str, Any], said: str
 ):
     asked = {"model": "one", "prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-    answer = httpx.post(f"{server.url}/v1/{path}", json=asked | more)
+    answer = httpx2.post(f"{server.url}/v1/{path}", json=asked | more)
     assert (answer.status_code, said in answer.json()["error"]["message"]) == (400, True), answer.text
 
 
@@ -445,7 +445,7 @@ def test_what_is_null_or_says_what_holds_anyway_is_asked_for_by_nobody(server: S
         ("chat/completions", asked | {"response_format": form}),
         ("embeddings", sent),
     ):
-        answer = httpx.post(f"{server.url}/v1/{path}", json=body)
+        answer = httpx2.post(f"{server.url}/v1/{path}", json=body)
         assert answer.status_code == 200, answer.text
 
 

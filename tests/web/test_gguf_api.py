@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -138,16 +138,16 @@ def test_answers_hold_to_a_schema(client: openai.OpenAI):
     ],
 )
 def test_what_llama_cpp_cannot_do_here_is_told(server: Served, path: str, body: dict[str, Any], status: int, said: str):
-    answer = httpx.post(f"{server.url}{path}", json=body)
+    answer = httpx2.post(f"{server.url}{path}", json=body)
     assert (answer.status_code, said in answer.json()["error"]["message"]) == (status, True), answer.text
 
 
 def test_models_health_and_metrics_say_what_is_done(server: Served, client: openai.OpenAI):
     chat(client, "hi")
     assert [model.id for model in client.models.list()] == ["one"]
-    health = httpx.get(f"{server.url}/health").json()
+    health = httpx2.get(f"{server.url}/health").json()
     assert health == {"status": "ok", "models": ["one"], "answering": 0, "waiting": 0}
-    page = httpx.get(f"{server.url}/metrics").text
+    page = httpx2.get(f"{server.url}/metrics").text
     assert 'tunesmith_tokens_total{kind="answer",model="one"}' in page
     assert "tunesmith_waiting 0.0" in page
 
@@ -162,11 +162,11 @@ def test_no_hostile_body_is_a_500_and_the_server_answers_afterwards(server: Serv
 def test_with_a_token_every_route_asks_for_it_and_so_does_llama_cpp_itself(run: Path):
     with served_files({"one": run}, token="t0ken-t0ken-t0ken-t0ken") as server:
         for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions")):
-            assert httpx.request(method, f"{server.url}{path}", json={}).status_code == 401
+            assert httpx2.request(method, f"{server.url}{path}", json={}).status_code == 401
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="t0ken-t0ken-t0ken-t0ken", max_retries=0)
         assert chat(client, "hi").choices
         behind = server.engine._program._servers["one"].address
-        assert httpx.post(f"{behind}/completion", json={"prompt": "x", "n_predict": 1}).status_code == 401
+        assert httpx2.post(f"{behind}/completion", json={"prompt": "x", "n_predict": 1}).status_code == 401
 
 
 def test_a_full_queue_an_overdue_answer_and_one_that_nobody_waits_for_are_let_go(run: Path):
@@ -184,8 +184,8 @@ def test_a_full_queue_an_overdue_answer_and_one_that_nobody_waits_for_are_let_go
             found = list(pool.map(lambda _: status_of(client), range(6)))
         assert set(found) == {429, 504}
         server.engine.limits = Limits(rows=1, waiting=1, seconds=600.0)
-        with pytest.raises(httpx.ReadTimeout):  # and leaves
-            httpx.post(f"{server.url}/v1/completions", json={"model": "one", "prompt": "x"}, timeout=0.2)
+        with pytest.raises(httpx2.ReadTimeout):  # and leaves
+            httpx2.post(f"{server.url}/v1/completions", json={"model": "one", "prompt": "x"}, timeout=0.2)
         program.draw = real
         began = time.monotonic()
         while server.engine.at_work or server.engine.queued:
@@ -240,7 +240,7 @@ def test_a_line_ends_where_it_ends_and_not_within_a_text():
             for part in parts:
                 yield part.encode()
 
-        return [line async for line in lines_of(httpx.Response(200, content=stream()))]
+        return [line async for line in lines_of(httpx2.Response(200, content=stream()))]
 
     assert await_here(lines()) == ['data: {"content": "a\u2028b\x85c"}', "", "data: [DONE]"]
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -24,7 +24,7 @@ from tunesmith.techniques import Lora
 
 COUNT = 200
 CHAT, CLASSIFY = "/v1/chat/completions", "/classify"
-CLIENT = httpx.Client(timeout=60)
+CLIENT = httpx2.Client(timeout=60)
 GOOD: dict[str, Any] = {"model": "one", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 DEEP = "[" * 50_000 + "]" * 50_000
 
@@ -230,4 +230,4 @@ def test_a_body_that_does_not_come_is_given_up(server: Served, monkeypatch: pyte
 def test_nothing_of_the_disk_can_be_reached(server: Served, tmp_path: Path):
     (tmp_path / "secret").write_text("secret")
     for path in ("/static/../api.py", "/.git/config", f"/{tmp_path}/secret", "/v1/models/..%2f..%2fetc"):
-        assert httpx.get(f"{server.url}{path}").status_code == 404
+        assert httpx2.get(f"{server.url}{path}").status_code == 404

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 # A server of the package in a process of its own, over an app of a few lines; limits of time are made short.
@@ -53,7 +53,7 @@ class Stalled:
         taken = []
         for _ in range(probes):
             start = time.perf_counter()
-            found = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=10)
+            found = httpx2.get(f"http://127.0.0.1:{self.port}/health", timeout=10)
             taken.append(time.perf_counter() - start)
             assert (found.status_code, found.text) == (200, "ok")
         return sorted(taken)
@@ -134,8 +134,8 @@ def test_a_head_without_end_is_cut_off(server: Stalled, begin: bytes):
 
 def test_a_head_within_the_limit_is_answered(server: Stalled):
     headers = {f"x-{number}": "a" * 1000 for number in range(28)}
-    assert httpx.get(f"http://127.0.0.1:{server.port}/health", headers=headers).status_code == 200
-    assert httpx.get(f"http://127.0.0.1:{server.port}/{'a' * 20_000}").status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{server.port}/health", headers=headers).status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{server.port}/{'a' * 20_000}").status_code == 200
 
 
 @pytest.mark.parametrize("begin", [b"", b"G", b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n"], ids=repr)

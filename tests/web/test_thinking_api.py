@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -60,9 +60,9 @@ def server(runs: Path) -> Iterator[Served]:
             assert found.bugs == []
 
 
-def sent(server: Served, model: str = "thinks", **more: Any) -> httpx.Response:
+def sent(server: Served, model: str = "thinks", **more: Any) -> httpx2.Response:
     body = {"model": model, "messages": ASKED, **more}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    return httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
 
 
 @pytest.mark.parametrize("switch", ON)
@@ -85,7 +85,7 @@ def test_without_thinking_there_are_no_thoughts(server: Served, switch: dict[str
 def test_the_default_is_the_mode_of_training(server: Served):
     assert "reasoning_content" not in sent(server, "quiet").json()["choices"][0]["message"]
     assert sent(server, "quiet", enable_thinking=True).json()["choices"][0]["message"]["reasoning_content"] == THOUGHTS
-    listed = httpx.get(f"{server.url}/v1/models").json()["data"]
+    listed = httpx2.get(f"{server.url}/v1/models").json()["data"]
     about = {model["id"]: model.get("thinking") for model in listed}
     assert about["thinks"] == {"default": True, "switch": "enable_thinking"}
     assert about["quiet"]["default"] is False
@@ -174,7 +174,7 @@ def test_a_schema_turns_thinking_off_unless_it_is_asked_for(server: Served):
 
 def test_thoughts_of_an_earlier_answer_are_read(server: Served):
     turns = [*ASKED, {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHTS}, *ASKED]
-    body = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "thinks", "messages": turns}).json()
+    body = httpx2.post(f"{server.url}/v1/chat/completions", json={"model": "thinks", "messages": turns}).json()
     assert body["choices"][0]["message"]["content"] == ANSWER
 
 
@@ -183,9 +183,9 @@ def test_the_server_may_think_by_default_and_refuses_to_where_no_model_can(runs:
     with tunesmith.serve(runs / "quiet", thinking=True, **token) as found:
         for key, status in (("guess", 401), ((tmp_path / "admin").read_text().strip(), 404)):
             headers = {"authorization": f"Bearer {key}"}
-            answer = httpx.post(f"{found.url}admin/unload", json={"model": "nothing"}, headers=headers)
+            answer = httpx2.post(f"{found.url}admin/unload", json={"model": "nothing"}, headers=headers)
             assert answer.status_code == status
-        listed = httpx.get(f"{found.url}v1/models").json()["data"]
+        listed = httpx2.get(f"{found.url}v1/models").json()["data"]
     assert {model["id"]: model["thinking"]["default"] for model in listed}["quiet"] is True
     with pytest.raises(UsageError, match="^thinking: none of the served models can think; leave the option out"):
         tunesmith.serve(runs / "plain", thinking=True, **token)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from tunesmith.config import Recipe
 from tunesmith.errors import ModelError, RecipeError, briefly
@@ -227,8 +227,8 @@ class EngineProcess:
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/health", trust_env=False).status_code == 200
-        except httpx.HTTPError:
+            return httpx2.get(f"{self.url}/health", trust_env=False).status_code == 200
+        except httpx2.HTTPError:
             return False
 
     def _reason(self) -> str:

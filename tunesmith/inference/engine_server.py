@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
+import httpx2
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -81,7 +81,7 @@ class EngineServer(AbstractContextManager["EngineServer"]):
         self._rank = 0  # greatest rank of an adapter that the process has room for, also after a restart
         self._loaded = dict[str, Path]()  # folder of each adapter by its name in the engine
         self._process: EngineProcess | None = None
-        self._client: httpx.Client | None = None
+        self._client: httpx2.Client | None = None
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -243,7 +243,7 @@ class EngineServer(AbstractContextManager["EngineServer"]):
         try:
             path = f"{self.program.routes}{what}_lora_adapter"
             status, _, text = exchange(self._client, self.endpoint, path, body)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise DataError(f"{self.endpoint.url}: the engine does not answer ({briefly(error)}); start it") from None
         if status != 200:
             fix = "check its log"

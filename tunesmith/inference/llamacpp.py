@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError
@@ -103,7 +103,7 @@ class LlamaCpp:
         return str(response["choices"][0]["text"]).strip()
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        with httpx.Client(headers=self.headers, timeout=SECONDS, trust_env=False) as client:
+        with httpx2.Client(headers=self.headers, timeout=SECONDS, trust_env=False) as client:
             response = client.post(f"{self.address}/{path}", json=body)
         response.raise_for_status()
         content: dict[str, Any] = response.json()

@@ -20,7 +20,7 @@ from tunesmith.models.generation.sampling import Reply, Sampling
 from tunesmith.progress import track
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 MAX_CONCURRENT_REQUESTS = 4
 TRIES = 5
@@ -140,13 +140,13 @@ def only_model(endpoint: Endpoint, *, offline: bool = False) -> str:
 
 def reach(endpoint: Endpoint, *, offline: bool = False) -> None:
     """Check that a server responds, with any status; raise DataError if it cannot be reached."""
-    import httpx
+    import httpx2
 
     check(endpoint, offline=offline)
     with client_of(endpoint) as client:
         try:
             exchange(client, endpoint, "models", None)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise DataError(f"{endpoint.url}: {_unreached(error)}") from None
 
 
@@ -154,16 +154,16 @@ def _unreached(error: Exception) -> str:
     return f"cannot be reached ({type(error).__name__}: {one_line(str(error))[:120]}); start it, or check the address"
 
 
-def client_of(endpoint: Endpoint) -> httpx.Client:
+def client_of(endpoint: Endpoint) -> httpx2.Client:
     """Return a client for a server; close it after use."""
-    import httpx
+    import httpx2
 
-    timeout = httpx.Timeout(READ, connect=CONNECT)
+    timeout = httpx2.Timeout(READ, connect=CONNECT)
     # Proxy settings of the environment apply to remote servers only.
-    return httpx.Client(timeout=timeout, follow_redirects=False, trust_env=not is_local(endpoint.url))
+    return httpx2.Client(timeout=timeout, follow_redirects=False, trust_env=not is_local(endpoint.url))
 
 
-def _only_model(client: httpx.Client, endpoint: Endpoint) -> str:
+def _only_model(client: httpx2.Client, endpoint: Endpoint) -> str:
     data = request_json(client, endpoint, "models", None).get("data")
     models = data if isinstance(data, list) else []
     names = [one_line(str(model["id"])) for model in models if isinstance(model, dict) and "id" in model]
@@ -173,7 +173,7 @@ def _only_model(client: httpx.Client, endpoint: Endpoint) -> str:
     return names[0]
 
 
-def _answer(client: httpx.Client, endpoint: Endpoint, model: str, question: Sequence[Message]) -> Answer:
+def _answer(client: httpx2.Client, endpoint: Endpoint, model: str, question: Sequence[Message]) -> Answer:
     response = request_json(
         client,
         endpoint,
@@ -197,18 +197,18 @@ def _answer(client: httpx.Client, endpoint: Endpoint, model: str, question: Sequ
     return Answer(text or "", choice.get("finish_reason") != "length")
 
 
-def request_json(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+def request_json(client: httpx2.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
     """Return the JSON response; a busy or failing server is retried with exponential backoff."""
-    import httpx
+    import httpx2
 
     problem = ""
     for attempt in range(TRIES):
         wait = 2.0**attempt
         try:
             status, headers, text = exchange(client, endpoint, path, body)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             problem = _unreached(error)
-            if isinstance(error, httpx.ConnectError) and is_local(endpoint.url):
+            if isinstance(error, httpx2.ConnectError) and is_local(endpoint.url):
                 break  # no process listens on this local port, so waiting is pointless
         else:
             if status == 200:
@@ -231,8 +231,8 @@ def request_json(client: httpx.Client, endpoint: Endpoint, path: str, body: dict
     raise DataError(f"{endpoint.url}: {problem}")
 
 
-def exchange(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> tuple[int, Any, str]:
-    """Return status, headers and text of one response of bounded size; raise httpx.HTTPError if there is none."""
+def exchange(client: httpx2.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> tuple[int, Any, str]:
+    """Return status, headers and text of one response of bounded size; raise httpx2.HTTPError if there is none."""
     headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     url = f"{endpoint.url.rstrip('/')}/{path}"
     data = b""

@@ -122,11 +122,10 @@ def _aliases() -> str:
 
 def _from_hub(name: str, *, offline: bool, files: Sequence[str]) -> Path:
     """Return the local folder of a Hub model: configuration, tokenizer and safetensors, nothing else."""
+    from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    # The Hub client has changed its HTTP library before; its own error class derives from that library's root error.
-    http_error: type[BaseException] = HfHubHTTPError.__mro__[1]
     try:
         return Path(
             snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"], local_files_only=offline)
@@ -135,7 +134,7 @@ def _from_hub(name: str, *, offline: bool, files: Sequence[str]) -> Path:
         raise ModelError(f"{name}: asks for consent first; accept its terms on the Hub, then hf auth login") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"{name}: the Hub has no such model; check the name, or use {_aliases()}") from error
-    except (OSError, http_error, HFValidationError) as error:
+    except (OSError, HTTPError, HFValidationError) as error:
         state = "offline" if offline else "the Hub cannot be reached"
         raise ModelError(
             f"{name}: no such folder, not in the Hub's local cache, and {state}; connect once, or use {_aliases()}"

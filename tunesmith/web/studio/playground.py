@@ -157,15 +157,15 @@ def columns_of(server: Endpoint, *, at: str) -> list[Column]:
         server: its address and key.
         at: its address in requests of the page; empty for the server of the runs.
     """
-    import httpx
+    import httpx2
 
     try:
-        with httpx.Client(timeout=SECONDS, trust_env=False, headers=_headers(server)) as client:
+        with httpx2.Client(timeout=SECONDS, trust_env=False, headers=_headers(server)) as client:
             cards = client.get(f"{server.url.rstrip('/')}/models").json()["data"]
         cards = [card for card in cards if card.get("objective") != "multitask"]  # its tasks are listed
         instruction = next((card["instruction"] for card in cards if "instruction" in card), "")
         return [_column(card["id"], at=at, card={"instruction": instruction, **card}) for card in cards]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
@@ -184,13 +184,13 @@ def _headers(server: Endpoint) -> dict[str, str]:
 
 async def _answer(server: Endpoint, route: str, body: bytes) -> AsyncIterator[bytes]:
     """Yield the parts of an answer as they come, or an error as OpenAI's servers write it."""
-    import httpx
+    import httpx2
 
     base = server.url.rstrip("/")
     address = f"{base}{route[2:]}" if route.startswith("v1/") else f"{base.removesuffix('/v1')}/{route}"
     try:
         async with (
-            httpx.AsyncClient(timeout=SECONDS, trust_env=False) as client,
+            httpx2.AsyncClient(timeout=SECONDS, trust_env=False) as client,
             client.stream("POST", address, content=body, headers=_headers(server)) as reply,
         ):
             if reply.status_code >= 400:
@@ -198,7 +198,7 @@ async def _answer(server: Endpoint, route: str, body: bytes) -> AsyncIterator[by
                 return
             async for part in reply.aiter_bytes():
                 yield part
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         yield _error(f"the server of the models does not answer ({error or type(error).__name__}); load them again")
 
 

@@ -24,9 +24,9 @@ client = openai.OpenAI(base_url="{url}", api_key="none")
 reply = client.chat.completions.create(**{body})
 print(reply.choices[0].message.content)"""
 HTTPX = """\
-import httpx
+import httpx2
 
-reply = httpx.post("{address}", json={body}, timeout=120)
+reply = httpx2.post("{address}", json={body}, timeout=120)
 print(reply.json())"""
 NODE = """\
 // In Node, Deno or Bun; the server refuses pages of other sites.

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol
 
-import httpx
+import httpx2
 
 from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
@@ -232,8 +232,8 @@ def _thought_tokens(text: str, new_tokens: int, splitter: ThoughtSplitter | None
     return min(new_tokens, splitter.thought_tokens(ids))
 
 
-async def lines_of(response: httpx.Response) -> AsyncGenerator[str, None]:
-    """Yield lines; httpx would also split at U+2028 and similar characters, which are valid inside JSON strings."""
+async def lines_of(response: httpx2.Response) -> AsyncGenerator[str, None]:
+    """Yield lines; httpx2 would also split at U+2028 and similar characters, which are valid inside JSON strings."""
     rest = ""
     async for part in response.aiter_text():
         *lines, rest = (rest + part).split("\n")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import torch
 
 from tunesmith.data.files import quoted
@@ -59,8 +59,8 @@ class GgufBackend:
             self.models[name] = known
             self._servers[name] = server
         # One connection per request: closing it stops the generation, and none outlives the event loop of the server.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=limits)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        self._client = httpx2.AsyncClient(timeout=None, trust_env=False, limits=limits)
 
     async def draw(
         self, model: ExternalModel, ids: list[int], request: GenerationRequest

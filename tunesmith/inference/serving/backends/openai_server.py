@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tunesmith.inference.engine_server import EngineModel, EngineServer
 from tunesmith.inference.identify import CONFIG, ModelSource, identify
@@ -49,8 +49,8 @@ class EngineBackend:
                 self._add(Path(base).name, identify(base, offline=offline), offline=offline)
         self.title = engine.title
         # One connection per request: closing it stops the generation, and none outlives the event loop of the server.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=limits)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        self._client = httpx2.AsyncClient(timeout=None, trust_env=False, limits=limits)
 
     def _add(self, name: str, source: ModelSource, *, offline: bool) -> None:
         """Open a model and each of its tasks in the engine."""
