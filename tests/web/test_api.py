@@ -326,7 +326,9 @@ def test_each_task_of_a_run_that_learned_several_is_a_model_of_its_own(tmp_path:
         wanted_text = alone.reply([Message("user", "hi")], task="lines").text
         assert chat(client, "hi", "three/lines").choices[0].message.content == wanted_text
         assert httpx2.post(f"{server.url}/feedback", json={"model": "three/lines", **thumb}).json() == {"kept": True}
-        assert "is not a classifier" in httpx2.post(f"{server.url}/classify", json={"model": "three", "input": "a"}).text
+        assert (
+            "is not a classifier" in httpx2.post(f"{server.url}/classify", json={"model": "three", "input": "a"}).text
+        )
         assert server.bugs == []
     assert folder_of("three/lines", {"one": [tmp_path], "three": [run]}) == run
 
