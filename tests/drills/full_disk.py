@@ -67,8 +67,8 @@ class Attack:
         yield from lab.lost_votes()
         wanted = re.compile(self.drill.kept)
         kept = {point for point in self.points[: at - 1] if wanted.search(point) and not point.startswith("mkdir")}
-        # A file is opened and written before the rename that failed; some are written several times in a run.
-        ahead = {RANDOM.sub("N", point) for point in self.points[max(0, at - 3) :]}
+        # What comes next is not repeated, and neither is a file that was being written: five points up to its rename.
+        ahead = {RANDOM.sub("N", point) for point in self.points[max(0, at - 5) :]}
         begun = {
             point.rpartition("/")[0].partition(" ")[2] for point in self.points[at - 1 :]
         }  # folders not renamed yet
