@@ -66,6 +66,8 @@ held only at an equal or better held-out loss (within 0.1 %; in bf16, whose roun
 - **LitGPT** runs the step of its `finetune_lora` with a window as batch (default: one row); in bf16 all of its weights
   are in bf16, its default. **LLaMA-Factory** runs its `sft` without gradient checkpointing (default: on). Both start
   from the same LoRA weights. llama.cpp's finetune trains all weights in fp32 and no adapter: see NOTES.md.
+- **fp32 products**: Tunesmith lets oneDNN multiply where it is faster and as exact (`machine.products`); peers have
+  torch's default library. [NOTES.md](NOTES.md) ("The race again") has the ratios with the default on both sides.
 - **classification head**: the text alone, without instruction, so it has fewer tokens: compare rows/s. The head of a
   decoder is trained with LoRA of the same rank, that of an encoder with all weights.
 """
