@@ -62,7 +62,7 @@ def plain(requirement: str) -> str:
 def extras() -> dict[str, set[str]]:
     """The distributions of each extra that users install."""
     listed = PROJECT["optional-dependencies"]
-    return {name: {plain(r) for r in rs} for name, rs in listed.items() if name not in ("all", "dev")}
+    return {name: {plain(r) for r in rs} - {"tunesmith"} for name, rs in listed.items() if name != "dev"}
 
 
 def modules_of(distributions: set[str]) -> set[str]:

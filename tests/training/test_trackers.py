@@ -10,10 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from accelerate import tracking
 
 from tunesmith.errors import RecipeError
 from tunesmith.training import trackers as track
-from tunesmith.training.trackers import TRACKERS, flat, open_trackers, scalar_metrics
+from tunesmith.training.trackers import EXTRAS, TRACKERS, flat, open_trackers, scalar_metrics
 
 CONFIG = {"model": "tiny", "technique": {"kind": "lora", "rank": 8}, "labels": ["a", "b"]}
 RECORDS: list[dict[str, Any]] = [
@@ -73,26 +74,63 @@ def test_an_unknown_name_is_refused_with_the_nearest(run: Path) -> None:
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_missing_library_is_told_with_its_cure(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", without("torch.utils.tensorboard", "tensorboardX", name))
-    with pytest.raises(RecipeError, match=rf"{name} is not installed; run pip install 'tunesmith\[track\]'"):
+    install = rf"'tunesmith\[track-{name}\]'" if name in EXTRAS else name.replace("_", "-")
+    with pytest.raises(RecipeError, match=rf"{name} is not installed; run pip install {install} or remove it"):
         open_trackers([name], run=run, config={})
 
 
-def test_those_that_were_open_are_closed_when_one_fails(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = []
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Put two trackers of nobody's library in place, one that starts and one that does not; return what they did."""
+    did: list[str] = []
 
     class Good:
-        def log(self, record: object) -> None: ...
+        def __init__(self, **options: Any) -> None: ...
 
-        def close(self) -> None:
-            closed.append(True)
+        def start(self) -> None:
+            print("welcome")
 
-    def bad(session: track.Session) -> track.Tracker:
-        raise RecipeError("no")
+        def store_init_configuration(self, values: object) -> None:
+            did.append(f"recipe {values}")
 
-    monkeypatch.setattr(track, "TRACKERS", {"tensorboard": lambda session: Good(), "wandb": bad})
-    with pytest.raises(RecipeError):
-        open_trackers(["tensorboard", "wandb"], run=run, config={})
-    assert closed == [True]
+        def log(self, values: dict[str, float], step: int) -> None:
+            if step == 2:
+                raise OSError("no space left")
+            did.append(f"{step} {values}")
+
+        def finish(self) -> None:
+            did.append("finished")
+
+    class Bad(Good):
+        def start(self) -> None:
+            raise ValueError("no key")
+
+    monkeypatch.setattr(tracking, "LOGGER_TYPE_TO_CLASS", {"aim": Good, "clearml": Bad})
+    monkeypatch.setattr(track, "TRACKERS", {"aim": lambda session: {}, "clearml": lambda session: {}})
+    monkeypatch.setattr(track, "_library", lambda name: None)
+    return did
+
+
+def test_those_that_were_open_are_closed_when_one_fails(
+    run: Path, fake: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RecipeError, match=r"clearml cannot start \(no key\); leave clearml out of track"):
+        open_trackers(["aim", "clearml"], run=run, config={"a": {"b": None, "c": 1}})
+    assert fake == ["recipe {'a.b': 'None', 'a.c': 1}", "finished"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tracker_that_fails_later_does_not_end_the_run(run: Path, fake: list[str]) -> None:
+    (tracker,) = open_trackers(["aim"], run=run, config={})
+    with pytest.warns(UserWarning, match="aim: no space left; tracking stopped; journal.jsonl has all records"):
+        for record in (*RECORDS, {"step": 3, "loss": 1.0}):
+            tracker.log(record)
+    tracker.close()
+    assert fake == ["recipe {}", "1 {'loss': 2.5}", "1 {'validation_loss': 2.0}"]
+
+
+def test_every_name_is_one_of_accelerate() -> None:
+    assert set(TRACKERS) == set(tracking.LOGGER_TYPE_TO_CLASS)
 
 
 def test_tensorboard_reads_every_step_back(run: Path) -> None:
@@ -132,13 +170,15 @@ def test_trackio_leaves_stdout_alone(
         def log(self, metrics: dict[str, float], step: int) -> None:
             said.append((step, metrics))
 
+        def finish(self) -> None:
+            sys.stdout.write("* Run finished")
+
     def init(**options: Any) -> Run:
         assert options["resume"] == "allow"
         sys.stdout.write("* Trackio project initialized")
         return Run()
 
     monkeypatch.setattr(library, "init", init)
-    monkeypatch.setattr(library, "finish", lambda: sys.stdout.write("* Run finished"))
     keep("trackio", run)
     assert said == [(1, {"loss": 2.5}), (1, {"validation_loss": 2.0}), (2, {"loss": 1.5})]
     assert capsys.readouterr().out == ""

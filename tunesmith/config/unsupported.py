@@ -57,7 +57,7 @@ LEFT_OUT: dict[str, str] = {
     "shuffle_merged_datasets": "rows are always shuffled, by the seed",
     "logging_steps": "every step is logged in journal.jsonl",
     "plot_loss": "the report contains it",
-    "report_to": "use track: [tensorboard], or wandb, mlflow, trackio",
+    "report_to": "use track, with the same names, such as track: [tensorboard]",
     "wandb_*": "use track: [wandb]",
     "mlflow_*": "use track: [mlflow]",
     "evals_per_epoch": "schedule.eval_steps is in steps; the default is six validations per run",

@@ -1,10 +1,15 @@
-"""Experiment trackers that receive the records of a run, in addition to the training log."""
+"""Experiment trackers that receive the records of a run, in addition to the training log.
+
+accelerate's trackers call the libraries. Here are the settings that keep each library offline, quiet, in the run folder
+if it can, and in the same run when a run is resumed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,23 +17,60 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from tunesmith.errors import RecipeError, briefly, suggestion
 
 PROJECT = "tunesmith"
 
 
-class Tracker(Protocol):
-    """Receives the records of a run."""
+class Tracker:
+    """A tracker that has started, and that cannot end the run.
+
+    Args:
+        name: a name of TRACKERS.
+        session: the run.
+
+    Raises:
+        RecipeError: the tracker cannot start.
+    """
+
+    def __init__(self, name: str, session: Session) -> None:
+        from accelerate import tracking
+
+        # accelerate's own logger and its check for the first process would set up processes; one process opens trackers.
+        tracking.logger = logging.getLogger(tracking.__name__)
+        self.name = name
+        self._lost = False
+        try:
+            with redirect_stdout(sys.stderr):  # stdout is reserved for the result of the command
+                options = TRACKERS[name](session)
+                self._tracker = tracking.LOGGER_TYPE_TO_CLASS[name](**options)
+                self._tracker.main_process_only = False
+                self._tracker.start()
+                if name == "tensorboard":
+                    self._tracker.log({"recipe": f"```json\n{json.dumps(session.config, indent=1)}\n```"}, step=0)
+                elif "config" not in options and not options.get("run_id"):
+                    self._tracker.store_init_configuration(session.values)
+        except Exception as error:  # of any kind: each library has its own
+            raise RecipeError(f"track: {name} cannot start ({briefly(error)}); leave {name} out of track") from error
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Log the values of a record under its `step`."""
-        ...
+        """Log the values of a record under its `step`; if that fails, tracking ends and the run continues."""
+        if self._lost:
+            return
+        try:
+            self._tracker.log(scalar_metrics(record), step=record["step"])
+        except Exception as error:  # such as a full disk, which every library reports in its own way
+            self._lost = True
+            problem = f"{self.name}: {briefly(error)}; tracking stopped; journal.jsonl has all records"
+            warnings.warn(problem, stacklevel=2)
 
     def close(self) -> None:
         """Write buffered records and close; nothing is logged afterwards."""
-        ...
+        if not self._lost:
+            with redirect_stdout(sys.stderr):
+                self._tracker.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +89,12 @@ class Session:
     def id(self) -> str:
         """Return an identifier that is the same when the run resumes."""
         return hashlib.sha256(str(self.run.absolute()).encode()).hexdigest()[:16]
+
+    @property
+    def values(self) -> dict[str, str | float]:
+        """Return the recipe with dotted keys, and values of the types that every tracker takes."""
+        items = flat(self.config).items()
+        return {name: value if isinstance(value, int | float) else str(value)[:500] for name, value in items}
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -73,7 +121,7 @@ def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any])
     opened: list[Tracker] = []
     try:
         for name in dict.fromkeys(names):
-            opened.append(TRACKERS[name](Session(run, config)))
+            opened.append(Tracker(name, Session(run, config)))
     except BaseException:
         for tracker in opened:
             tracker.close()
@@ -98,131 +146,104 @@ def flat(config: Mapping[str, Any], under: str = "") -> dict[str, Any]:
     return values
 
 
-class TensorBoard:
-    """Event files in `RUN/tensorboard`, through torch's writer or tensorboardX."""
-
-    def __init__(self, session: Session) -> None:
-        module = _library("tensorboard")
-        self._writer = module.SummaryWriter(str(session.run / "tensorboard"))
-        self._writer.add_text("recipe", f"```json\n{json.dumps(session.config, indent=1, default=str)}\n```", 0)
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Write one scalar per value."""
-        for name, value in scalar_metrics(record).items():
-            self._writer.add_scalar(name, value, record["step"])
-
-    def close(self) -> None:
-        """Flush and close the event file."""
-        self._writer.close()
+def _wandb(session: Session) -> dict[str, Any]:
+    """Return settings of Weights & Biases: files in `RUN/wandb`; `wandb sync` uploads them."""
+    return {
+        "run_name": PROJECT,
+        "name": session.name,
+        "dir": str(session.run),
+        "config": dict(session.config),
+        "id": session.id,
+        "mode": "offline",
+        "settings": _library("wandb").Settings(silent=True, console="off"),
+    }
 
 
-class Wandb:
-    """Weights & Biases, offline: its files are in `RUN/wandb`; `wandb sync` uploads them."""
-
-    def __init__(self, session: Session) -> None:
-        library = _library("wandb")
-        quiet = library.Settings(silent=True, console="off")
-        settings = {
-            "project": PROJECT,
-            "name": session.name,
-            "dir": str(session.run),
-            "config": dict(session.config),
-            "id": session.id,
-        }
-        try:
-            self._run = library.init(**settings, mode="offline", settings=quiet)
-        except library.errors.Error as error:
-            raise RecipeError(f"track: wandb cannot start ({briefly(error)}); leave wandb out of track") from error
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Log the values of the step; a second record of the same step is added to it."""
-        self._run.log(scalar_metrics(record), step=record["step"])
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
+def _mlflow(session: Session) -> dict[str, Any]:
+    """Return settings of MLflow: plain files in `RUN/mlruns`, and the run there if this run is resumed."""
+    library = _library("mlflow")
+    # Its default database needs the full package; plain files must be allowed explicitly.
+    importlib.import_module("mlflow.environment_variables").MLFLOW_ALLOW_FILE_STORE.set(True)
+    library.set_tracking_uri((session.run / "mlruns").absolute().as_uri())
+    same_run = f"tags.tunesmith_run = '{session.id}'"
+    found = library.search_runs(experiment_names=[PROJECT], filter_string=same_run, output_format="list")
+    return {
+        "experiment_name": PROJECT,
+        "run_name": session.name,
+        "tags": {"tunesmith_run": session.id},
+        "run_id": found[0].info.run_id if found else None,
+    }
 
 
-class MLflow:
-    """MLflow, with plain files in `RUN/mlruns`."""
-
-    def __init__(self, session: Session) -> None:
-        library = _library("mlflow")
-        # Its default database needs the full package; plain files must be allowed explicitly.
-        importlib.import_module("mlflow.environment_variables").MLFLOW_ALLOW_FILE_STORE.set(True)
-        self._failure: type[Exception] = library.exceptions.MlflowException
-        address = (session.run / "mlruns").absolute().as_uri()
-        self._lost = False
-        try:
-            self._client = library.MlflowClient(tracking_uri=address)
-            self._id = self._begin(session)
-        except self._failure as error:
-            raise RecipeError(f"track: mlflow cannot start ({briefly(error)}); leave mlflow out of track") from error
-
-    def _begin(self, session: Session) -> str:
-        """Return the run of this folder, or create one with the recipe as its parameters."""
-        client = self._client
-        existing = client.get_experiment_by_name(PROJECT)
-        experiment = existing.experiment_id if existing else client.create_experiment(PROJECT)
-        there = client.search_runs([experiment], f"tags.tunesmith_run = '{session.id}'", max_results=1)
-        if there:
-            client.update_run(there[0].info.run_id, status="RUNNING")
-            return str(there[0].info.run_id)
-        made = client.create_run(experiment, run_name=session.name, tags={"tunesmith_run": session.id})
-        for name, value in flat(session.config).items():
-            client.log_param(made.info.run_id, name, str(value)[:500])
-        return str(made.info.run_id)
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Log one metric per value; if the disk fails, tracking ends and the run continues."""
-        if self._lost:
-            return
-        try:
-            for name, value in scalar_metrics(record).items():
-                self._client.log_metric(self._id, name, value, step=record["step"])
-        except self._failure as error:
-            self._lost = True
-            warnings.warn(f"mlflow: {briefly(error)}; tracking stopped; journal.jsonl has all records", stacklevel=2)
-
-    def close(self) -> None:
-        """Mark the run as finished."""
-        if not self._lost:
-            self._client.set_terminated(self._id)
+def _comet(session: Session) -> dict[str, Any]:
+    """Return settings of Comet: archives in `RUN/comet`; `comet upload` uploads them."""
+    settings = _library("comet_ml").ExperimentConfig(
+        name=session.name,
+        offline_directory=str(session.run / "comet"),
+        log_code=False,
+        log_git_metadata=False,
+        log_env_details=False,
+        auto_output_logging=False,
+        parse_args=False,
+    )
+    return {"run_name": PROJECT, "online": False, "experiment_key": session.id * 2, "experiment_config": settings}
 
 
-class Trackio:
-    """Trackio, which has all runs of this machine in a local database."""
-
-    def __init__(self, session: Session) -> None:
-        self._library = _library("trackio")
-        quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-        # It prints to stdout, which is reserved for the result of the command.
-        with redirect_stdout(sys.stderr):
-            self._run = self._library.init(
-                project=PROJECT,
-                name=f"{session.name}-{session.id[:6]}",
-                config=flat(session.config),
-                resume="allow",
-                **quiet,
-            )
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Log the values of the step."""
-        self._run.log(scalar_metrics(record), step=record["step"])
-
-    def close(self) -> None:
-        """Wait until all records are in the database."""
-        with redirect_stdout(sys.stderr):
-            self._library.finish()
+def _clearml(session: Session) -> dict[str, Any]:
+    """Return settings of ClearML: an archive in its cache; `clearml-task import` is not needed for the journal."""
+    _library("clearml").Task.set_offline(offline_mode=True)
+    off = dict.fromkeys(("arg_parser", "frameworks", "streams"), False)
+    return {
+        "run_name": PROJECT,
+        "task_name": session.name,
+        "auto_resource_monitoring": False,
+        **{f"auto_connect_{name}": value for name, value in off.items()},
+    }
 
 
-# Name in the recipe's `track` -> tracker.
-TRACKERS: Mapping[str, Callable[[Session], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": Wandb,
-    "mlflow": MLflow,
-    "trackio": Trackio,
+# Name in the recipe's `track`, which is accelerate's and transformers' name -> arguments of accelerate's tracker.
+TRACKERS: Mapping[str, Callable[[Session], dict[str, Any]]] = {
+    "tensorboard": lambda session: {"run_name": "tensorboard", "logging_dir": session.run},
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+    "trackio": lambda session: {  # all runs of this machine are in one database
+        "run_name": PROJECT,
+        "name": f"{session.name}-{session.id[:6]}",
+        "config": flat(session.config),
+        "resume": "allow",
+        "embed": False,
+        "auto_log_gpu": False,
+        "auto_log_cpu": False,
+    },
+    "comet_ml": _comet,
+    "clearml": _clearml,
+    "dvclive": lambda session: {
+        "dir": str(session.run / "dvclive"),
+        "resume": True,
+        "report": None,
+        "save_dvc_exp": False,
+        "dvcyaml": None,
+    },
+    "swanlab": lambda session: {
+        "run_name": PROJECT,
+        "experiment_name": session.name,
+        "logdir": str(session.run / "swanlab"),
+        "config": dict(session.config),
+        "mode": "offline",
+        "id": session.id,
+        "resume": "allow",
+    },
+    "aim": lambda session: {
+        "run_name": session.name,
+        "logging_dir": session.run,
+        "run_hash": session.id,
+        "experiment": PROJECT,
+        "system_tracking_interval": None,
+        "log_system_params": False,
+        "capture_terminal_logs": False,
+    },
 }
+EXTRAS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 def _library(tracker: str) -> ModuleType:
@@ -232,4 +253,5 @@ def _library(tracker: str) -> ModuleType:
             return importlib.import_module(module)
         except ImportError:
             continue
-    raise RecipeError(f"track: {tracker} is not installed; run pip install 'tunesmith[track]' or remove it")
+    install = f"'tunesmith[track-{tracker}]'" if tracker in EXTRAS else tracker.replace("_", "-")
+    raise RecipeError(f"track: {tracker} is not installed; run pip install {install} or remove it")
