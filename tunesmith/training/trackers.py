@@ -38,7 +38,7 @@ class Tracker:
     def __init__(self, name: str, session: Session) -> None:
         from accelerate import tracking
 
-        # accelerate's own logger and its check for the first process would set up processes; one process opens trackers.
+        # accelerate's logger and its check for the first process would set up processes; ours is the only one here.
         tracking.logger = logging.getLogger(tracking.__name__)
         self.name = name
         self._lost = False
