@@ -190,18 +190,14 @@ def _comet(session: Session) -> dict[str, Any]:
 
 
 def _clearml(session: Session) -> dict[str, Any]:
-    """Return settings of ClearML: an archive in its cache; `clearml-task import` is not needed for the journal."""
+    """Return settings of ClearML: an archive in `~/.clearml`; `Task.import_offline_session` uploads it."""
     _library("clearml").Task.set_offline(offline_mode=True)
-    off = dict.fromkeys(("arg_parser", "frameworks", "streams"), False)
-    return {
-        "run_name": PROJECT,
-        "task_name": session.name,
-        "auto_resource_monitoring": False,
-        **{f"auto_connect_{name}": value for name, value in off.items()},
-    }
+    automatic = ("connect_arg_parser", "connect_frameworks", "connect_streams", "resource_monitoring")
+    return {"run_name": PROJECT, "task_name": session.name, **{f"auto_{name}": False for name in automatic}}
 
 
 # Name in the recipe's `track`, which is accelerate's and transformers' name -> arguments of accelerate's tracker.
+# Not DVCLive: it would make the user's git repository one of DVC and stage files in it.
 TRACKERS: Mapping[str, Callable[[Session], dict[str, Any]]] = {
     "tensorboard": lambda session: {"run_name": "tensorboard", "logging_dir": session.run},
     "wandb": _wandb,
@@ -217,13 +213,6 @@ TRACKERS: Mapping[str, Callable[[Session], dict[str, Any]]] = {
     },
     "comet_ml": _comet,
     "clearml": _clearml,
-    "dvclive": lambda session: {
-        "dir": str(session.run / "dvclive"),
-        "resume": True,
-        "report": None,
-        "save_dvc_exp": False,
-        "dvcyaml": None,
-    },
     "swanlab": lambda session: {
         "run_name": PROJECT,
         "experiment_name": session.name,
