@@ -105,8 +105,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def start(self) -> None:
             raise ValueError("no key")
 
-    monkeypatch.setattr(tracking, "LOGGER_TYPE_TO_CLASS", {"aim": Good, "clearml": Bad})
-    monkeypatch.setattr(track, "TRACKERS", {"aim": lambda session: {}, "clearml": lambda session: {}})
+    monkeypatch.setattr(tracking, "LOGGER_TYPE_TO_CLASS", {"swanlab": Good, "clearml": Bad})
+    monkeypatch.setattr(track, "TRACKERS", {"swanlab": lambda session: {}, "clearml": lambda session: {}})
     monkeypatch.setattr(track, "_library", lambda name: None)
     return did
 
@@ -115,15 +115,15 @@ def test_those_that_were_open_are_closed_when_one_fails(
     run: Path, fake: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RecipeError, match=r"clearml cannot start \(no key\); leave clearml out of track"):
-        open_trackers(["aim", "clearml"], run=run, config={"a": {"b": None, "c": 1}})
+        open_trackers(["swanlab", "clearml"], run=run, config={"a": {"b": None, "c": 1}})
     assert fake == ["recipe {'a.b': 'None', 'a.c': 1}", "finished"]
     assert capsys.readouterr().out == ""
 
 
 def test_a_tracker_that_fails_later_does_not_end_the_run(run: Path, fake: list[str]) -> None:
-    (tracker,) = open_trackers(["aim"], run=run, config={})
+    (tracker,) = open_trackers(["swanlab"], run=run, config={})
     tracker.log(RECORDS[0])
-    with pytest.warns(UserWarning, match=r"aim: no space left; tracking stopped; journal\.jsonl has all records"):
+    with pytest.warns(UserWarning, match=r"swanlab: no space left; tracking stopped; journal\.jsonl has all records"):
         tracker.log(RECORDS[2])
     tracker.log(RECORDS[1])
     tracker.close()
@@ -131,7 +131,7 @@ def test_a_tracker_that_fails_later_does_not_end_the_run(run: Path, fake: list[s
 
 
 def test_every_name_is_one_of_accelerate() -> None:
-    assert set(TRACKERS) == set(tracking.LOGGER_TYPE_TO_CLASS) - {"dvclive"}
+    assert set(TRACKERS) == set(tracking.LOGGER_TYPE_TO_CLASS) - {"dvclive", "aim"}
 
 
 def test_tensorboard_reads_every_step_back(run: Path) -> None:

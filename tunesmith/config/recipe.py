@@ -302,7 +302,7 @@ class Recipe(_Section):
     canaries: int = Field(0, ge=0, le=300, description="secrets planted in training rows, to measure memorization")
     track: list[str] = Field(
         default_factory=list,
-        description="experiment trackers: tensorboard, wandb, mlflow, trackio, comet_ml, clearml, swanlab, aim",
+        description="experiment trackers: tensorboard, wandb, mlflow, trackio, comet_ml, clearml, swanlab",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of all random choices")
 

@@ -197,7 +197,8 @@ def _clearml(session: Session) -> dict[str, Any]:
 
 
 # Name in the recipe's `track`, which is accelerate's and transformers' name -> arguments of accelerate's tracker.
-# Not DVCLive: it would make the user's git repository one of DVC and stage files in it.
+# Not DVCLive: it would make the user's git repository one of DVC and stage files in it. Not Aim: its last release did not
+# install with current versions of its own dependencies.
 TRACKERS: Mapping[str, Callable[[Session], dict[str, Any]]] = {
     "tensorboard": lambda session: {"run_name": "tensorboard", "logging_dir": session.run},
     "wandb": _wandb,
@@ -221,15 +222,6 @@ TRACKERS: Mapping[str, Callable[[Session], dict[str, Any]]] = {
         "mode": "offline",
         "id": session.id,
         "resume": "allow",
-    },
-    "aim": lambda session: {
-        "run_name": session.name,
-        "logging_dir": session.run,
-        "run_hash": session.id,
-        "experiment": PROJECT,
-        "system_tracking_interval": None,
-        "log_system_params": False,
-        "capture_terminal_logs": False,
     },
 }
 EXTRAS = ("tensorboard", "wandb", "mlflow", "trackio")
