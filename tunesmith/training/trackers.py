@@ -197,8 +197,8 @@ def _clearml(session: Session) -> dict[str, Any]:
 
 
 # Name in the recipe's `track`, which is accelerate's and transformers' name -> arguments of accelerate's tracker.
-# Not DVCLive: it would make the user's git repository one of DVC and stage files in it. Not Aim: its last release did not
-# install with current versions of its own dependencies.
+# Not DVCLive: it would make the user's git repository one of DVC and stage files in it.
+# Not Aim: its release 3.29 did not start where it was tried.
 TRACKERS: Mapping[str, Callable[[Session], dict[str, Any]]] = {
     "tensorboard": lambda session: {"run_name": "tensorboard", "logging_dir": session.run},
     "wandb": _wandb,
