@@ -34,6 +34,7 @@ from tunesmith.cli.commands import (
     tune,
     votes,
 )
+from tunesmith.cli.completion import SHELLS, PrintCompletion
 from tunesmith.cli.options import Parser
 from tunesmith.cli.processes import reports_error, silence_followers, tell_agent
 from tunesmith.cli.signals import Interruption, Signals, caught
@@ -106,6 +107,8 @@ def parser() -> Parser:
     """Return the parser of the whole command line."""
     top = Parser(prog="tunesmith", description=ABOUT, epilog=CODES)
     top.add_argument("--version", action="version", version=f"tunesmith {__version__}")
+    text = "print a script that completes the command line in this shell, and exit"
+    top.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS, metavar="SHELL", help=text)
     commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for module in MODULES:
         module.add(commands)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -40,6 +41,15 @@ class Parser(argparse.ArgumentParser):
             choices = [word for word in re.findall(r"[\w-]+", wrong[3]) if word not in COMMAND_ALIASES]
             message = f"no {wrong[1].lower()} {wrong[2]!r}{_suggestion(wrong[2], choices)}"
         raise UsageError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+            return super()._get_formatter()
+        from rich_argparse import RichHelpFormatter
+
+        formatter = RichHelpFormatter(self.prog)
+        formatter.text_markup = formatter.help_markup = False  # type: ignore[misc]
+        return formatter
 
     def format_help(self) -> str:
         """Return the help, with the kinds of objectives and techniques where an option names them."""
