@@ -30,9 +30,9 @@ class PrintCompletion(argparse.Action):
                 if "--set" in action.option_strings:
                     action.choices = keys  # not checked: this process only prints
                 elif FOLDERS.fullmatch(metavar):
-                    action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+                    action.complete = shtab.DIRECTORY
                 elif FILES.search(metavar):
-                    action.complete = shtab.FILE  # type: ignore[attr-defined]
+                    action.complete = shtab.FILE
         script = shtab.complete(parser, shell)
         print(script + BASH if shell == "bash" else script)
         parser.exit()
