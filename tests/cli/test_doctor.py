@@ -52,6 +52,23 @@ def test_an_extra_that_is_not_installed_is_well_and_says_how_to_get_it(monkeypat
     ]
 
 
+def test_an_extra_with_a_library_out_of_its_range_warns_with_the_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "_version", {"fastapi": "0.100", "uvicorn": "0.34"}.get)
+    wanted = ["fastapi>=0.115; extra == 'serve'", "uvicorn>=0.34; extra == 'serve'", "lxml>=5; extra == 'serve'"]
+    wanted.append("absent>=1; sys_platform == 'elsewhere' and extra == 'serve'")
+    found = "not installed (missing lxml; fastapi 0.100, supported: >=0.115); optional"
+    assert extras(wanted) == [("extra serve", WARN, found, "pip install 'tunesmith[serve]'")]
+
+
+def test_an_environment_of_uv_gets_commands_of_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor.sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(doctor.sys, "executable", "/an env/bin/python")
+    assert doctor.install("a>=1") == "uv pip install --python '/an env/bin/python' 'a>=1'"
+    (tmp_path / "uv-receipt.toml").touch()
+    assert doctor.install("a>=1") == "uv tool install --with 'a>=1' tunesmith"
+
+
 @pytest.mark.parametrize(("free", "state"), [(600_000_000, FAIL), (2_000_000_000, WARN), (5_000_000_000, OK)])
 def test_a_full_disk_fails_and_a_nearly_full_one_warns(free: int, state: str):
     found = disk(lambda path: free)

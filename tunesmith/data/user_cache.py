@@ -20,6 +20,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
 
 
+def models_dir() -> Path:
+    """Return the folder of the bundled models: $TUNESMITH_MODELS, which may be read-only, or models/ in the cache."""
+    own = os.environ.get("TUNESMITH_MODELS")
+    return Path(own).expanduser() if own else cache_dir() / "models"
+
+
 def clear_caches() -> None:
     """Delete what a later run computes again; nothing may be running."""
     for name in CLEARED:

@@ -6,10 +6,12 @@ import argparse
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,21 +21,18 @@ from tunesmith.data.user_cache import ANSWERS, CLEARED, cache_dir, clear_caches
 from tunesmith.report.formatting import size
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from tunesmith.cli.options import Commands
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 WIDTH = 80
 OLDEST_PYTHON = (3, 11)
+MISSING = "not installed"
 # Both bundled models unpacked; with the files of a small run.
 NEEDED_BYTES, WANTED_BYTES = 700_000_000, 3_000_000_000
 # Weights, gradients, optimizer and activations of the 135M decoder under LoRA, and the operating system.
 WANTED_MEMORY = 3_000_000_000
-# Operators of the version ranges in pyproject.toml.
-RANGE: Mapping[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
-    ">=": lambda have, want: have >= want,
-    "<": lambda have, want: have < want,
-    "==": lambda have, want: have == want,
-}
 
 
 class DoctorCheck(NamedTuple):
@@ -122,26 +121,40 @@ def libraries(requirements: Sequence[str]) -> list[DoctorCheck]:
     if not requirements:
         problem = "tunesmith is not installed, so its version requirements are unknown"
         return [DoctorCheck("libraries", WARN, problem, "install it with pip, or run `make setup` in its repository")]
-    needed = [text for text in requirements if "extra ==" not in text]
-    failed = [check for text in needed if (check := _failed_requirement(text))]
+    needed = _by_extra(requirements)[""]
+    failed = [
+        DoctorCheck(one.name, FAIL, problem, install(_without_marker(one)))
+        for one in needed
+        if (problem := _problem(one))
+    ]
     shown = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers", "peft"))
     return failed or [DoctorCheck("libraries", OK, f"{len(needed)} libraries, all supported versions ({shown})")]
 
 
 def extras(requirements: Sequence[str]) -> list[DoctorCheck]:
-    """Report which optional extras are installed."""
-    parts: dict[str, list[str]] = {}
-    for text in requirements:
-        named = re.search(r"extra == ['\"]([\w-]+)['\"]", text)
-        if named and named[1] != "dev" and _name(text) != "tunesmith":  # `all` and others are lists of extras
-            parts.setdefault(named[1], []).append(_name(text))
+    """Report which optional extras are installed, and which have libraries that are too old or too new."""
     checks = []
-    for extra, names in parts.items():
-        missing = [name for name in names if _version(name) is None]
-        finding = f"not installed (missing {', '.join(missing)}); optional" if missing else "installed"
-        fix = f"pip install 'tunesmith[{extra}]'" if missing else ""
-        checks.append(DoctorCheck(f"extra {extra}", OK, finding, fix))
+    for extra, needed in _by_extra(requirements).items():
+        if extra in ("", "all", "dev") or not needed:
+            continue
+        problems = {one.name: problem for one in needed if (problem := _problem(one))}
+        missing = [name for name, problem in problems.items() if problem == MISSING]
+        unfit = [f"{name} {problem}" for name, problem in problems.items() if problem != MISSING]
+        parts = [*([f"missing {', '.join(missing)}"] if missing else []), *unfit]
+        finding = f"not installed ({'; '.join(parts)}); optional" if parts else "installed"
+        # To lack a library is a choice, but one in the wrong version fails when a command uses it.
+        fix = install(f"tunesmith[{extra}]") if parts else ""
+        checks.append(DoctorCheck(f"extra {extra}", WARN if unfit else OK, finding, fix))
     return checks
+
+
+def install(requirement: str) -> str:
+    """Return the command that installs a requirement into this environment."""
+    if (Path(sys.prefix) / "uv-receipt.toml").exists():  # of `uv tool install`
+        return f"uv tool install --with '{requirement}' tunesmith"
+    if find_spec("pip"):
+        return f"pip install '{requirement}'"
+    return f"uv pip install --python {shlex.quote(sys.executable)} '{requirement}'"
 
 
 def disk(free_in: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> list[DoctorCheck]:
@@ -210,28 +223,31 @@ def machine() -> list[DoctorCheck]:
     return [DoctorCheck("machine", OK, choose_machine().why)]
 
 
-def _failed_requirement(requirement: str) -> DoctorCheck | None:
-    """Return a failed check if the library is missing or has an unsupported version."""
-    name = _name(requirement)
-    specifier = requirement.partition(";")[0].strip()
-    have, fix = _version(name), f"pip install '{specifier}'"
+def _by_extra(requirements: Sequence[str]) -> dict[str, list[Requirement]]:
+    """Return the requirements that this system has, by extra; those of the core have an empty name."""
+    from packaging.requirements import Requirement
+
+    parsed = [Requirement(text) for text in requirements]
+    names = dict.fromkeys(name for text in requirements for name in re.findall(r"extra == ['\"]([\w-]+)['\"]", text))
+    parts: dict[str, list[Requirement]] = {}
+    for extra in ("", *names):
+        found = [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": extra})]
+        # `all` and others are lists of extras.
+        parts[extra] = [one for one in found if one.name != "tunesmith" and one not in parts.get("", [])]
+    return parts
+
+
+def _problem(requirement: Requirement) -> str:
+    """Return why the installed version does not do; empty if it does."""
+    have = _version(requirement.name)
     if have is None:
-        return DoctorCheck(name, FAIL, "not installed", fix)
-    bounds = re.findall(r"(>=|==|<)\s*([\d.]+)", specifier)
-    wrong = [f"{sign}{want}" for sign, want in bounds if not RANGE[sign](_release(have), _release(want))]
-    return DoctorCheck(name, FAIL, f"{have}, supported: {' and '.join(wrong)}", fix) if wrong else None
+        return MISSING
+    wrong = sorted(str(one) for one in requirement.specifier if not one.contains(have, prereleases=True))
+    return f"{have}, supported: {' and '.join(wrong)}" if wrong else ""
 
 
-def _name(requirement: str) -> str:
-    return re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0]
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """Parse 2.13.0+cpu as (2, 13), so that trailing zeros do not count."""
-    parts = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
+def _without_marker(requirement: Requirement) -> str:
+    return str(requirement).partition(";")[0].strip()
 
 
 def _version(name: str) -> str | None:

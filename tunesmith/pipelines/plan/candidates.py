@@ -17,7 +17,7 @@ from tunesmith.config.recipe import AnyObjective
 from tunesmith.config.resolve import BYTES_A_TOKEN, default_epochs, size_of
 from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.tokenization.tokenizer import fragment_share
-from tunesmith.data.user_cache import cache_dir
+from tunesmith.data.user_cache import models_dir
 from tunesmith.errors import TunesmithError
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.metrics.cross_validation import LabelledRows, MeasuredScore, majority_score, probe_score, tfidf_score
@@ -334,4 +334,4 @@ def _fragments(name: str, texts: Sequence[str]) -> float | None:
 
 def _tokenizer(name: str) -> Path | None:
     """Return the tokenizer of a bundled model in the cache, found without importing torch."""
-    return next(iter(sorted((cache_dir() / "models").glob(f"{name}-*/tokenizer.json"))), None)
+    return next(iter(sorted(models_dir().glob(f"{name}-*/tokenizer.json"))), None)
