@@ -69,8 +69,8 @@ MOMENTS = [
     ("between two files", Path, "write_text", 2, "old"),
     ("before the manifest", Path, "write_text", 3, "old"),
     ("before the flush", checkpoint, "_flush", 1, "old"),
-    ("before the first rename", Path, "rename", 1, "old"),
-    ("between the renames", Path, "rename", 2, "old"),
+    ("before the first rename", checkpoint, "move", 1, "old"),
+    ("between the renames", checkpoint, "move", 2, "old"),
     ("after the renames", checkpoint, "_flush", 6, "new"),
     ("before the old one is removed", shutil, "rmtree", 3, "new"),
 ]
@@ -99,19 +99,19 @@ def test_a_second_crash_after_one_between_the_renames_still_leaves_a_whole_folde
     folder = tmp_path / "last"
     write_folder(folder, filler("old"))
     with monkeypatch.context() as patch:
-        crash_at(patch, Path, "rename", 2)
+        crash_at(patch, checkpoint, "move", 2)
         with pytest.raises(Crash):
             write_folder(folder, filler("new"))
     assert not folder.exists()
     with monkeypatch.context() as patch:
-        crash_at(patch, *[(Path, "mkdir"), (checkpoint, "_flush"), (Path, "rename")][call - 1], 1)
+        crash_at(patch, *[(Path, "mkdir"), (checkpoint, "_flush"), (checkpoint, "move")][call - 1], 1)
         with pytest.raises(Crash):
             write_folder(folder, filler("newer"))
     assert content(folder) == "old"
 
 
 def test_a_first_folder_is_not_found_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    crash_at(monkeypatch, Path, "rename", 1)
+    crash_at(monkeypatch, checkpoint, "move", 1)
     with pytest.raises(Crash):
         write_folder(tmp_path / "last", filler("new"))
     assert find_folder(tmp_path / "last") is None

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.annotation.active_learning import Vectors, tfidf_vectors
+from tunesmith.data.files import move
 from tunesmith.errors import DataError
 
 MAX_TOKENS = 128  # of a text, for an encoder
@@ -50,7 +51,7 @@ def make_vectors(
     vectors = encoder_vectors(texts, model=features, offline=offline)
     half = keep.with_name(f".{keep.name}.half")
     save_file({"vectors": vectors}, half, metadata={"sha256": digest})
-    half.replace(keep)
+    move(half, keep)
     return vectors
 
 

@@ -38,7 +38,7 @@ from tunesmith.cli.completion import SHELLS, PrintCompletion
 from tunesmith.cli.options import Parser
 from tunesmith.cli.processes import reports_error, silence_followers, tell_agent
 from tunesmith.cli.signals import Interruption, Signals, caught
-from tunesmith.cli.terminal import emit
+from tunesmith.cli.terminal import IN_ASCII, emit
 from tunesmith.data.files import check_writable, storage_error
 from tunesmith.data.remote import remote_url
 from tunesmith.errors import TunesmithError
@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     quick_imports.FINDER.own = argv is None
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=IN_ASCII)
     former = silence_followers() if words[:1] == ["tune"] else None  # the one command of several processes
     try:
         with caught(last=argv is None) as signals:

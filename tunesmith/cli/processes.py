@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from tunesmith.cli.signals import NUMBERS
 from tunesmith.cli.terminal import log
 from tunesmith.data.cpu_count import cores
 from tunesmith.models.world import RENDEZVOUS, current_world, started_as
@@ -27,7 +28,7 @@ from tunesmith.models.world import RENDEZVOUS, current_world, started_as
 GRACE = 10.0
 SAVING = 600.0
 INTERVAL = 0.05
-LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+LOOPBACK = {"darwin": "lo0", "win32": ""}.get(sys.platform, "lo")  # by no fixed name on Windows, where gloo finds it
 
 
 def launch(count: int, words: Sequence[str]) -> int:
@@ -35,12 +36,11 @@ def launch(count: int, words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         shared = {
             **os.environ,
-            RENDEZVOUS: f"file://{folder}/rendezvous",
+            RENDEZVOUS: f"file:///{Path(folder, 'rendezvous').as_posix().lstrip('/')}",
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores() // count or 1)),
-            "GLOO_SOCKET_IFNAME": LOOPBACK,
-            "NCCL_SOCKET_IFNAME": LOOPBACK,
+            **({"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK} if LOOPBACK else {}),
         }
         command = [sys.executable, "-m", "tunesmith", *words]
         children = list[subprocess.Popen[bytes]]()
@@ -89,7 +89,7 @@ def _forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             with suppress(ValueError):  # Windows sends Ctrl-C to all of them by itself
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in NUMBERS}
     try:
         yield
     finally:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# Windows has no SIGTERM that arrives; Ctrl-Break is what one process sends another.
+NUMBERS = (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGBREAK", None)]))
 ASKED = b"\nstopping after this step and saving; press Ctrl-C again to stop at once\n"
 
 
@@ -55,7 +57,7 @@ def caught(*, last: bool = False) -> Iterator[Signals]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signals.handle) for number in NUMBERS}
     try:
         yield signals
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import logging
 import math
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 
 # Lines of output that is not a terminal still end up on screens and in issues.
 PIPED_WIDTH = 100
+# Error handler of streams, and what it writes for characters that the code pages of Windows lack.
+IN_ASCII = "tunesmith.in_ascii"
+SUBSTITUTES = str.maketrans({"\N{RIGHTWARDS ARROW}": "->", "\N{MINUS SIGN}": "-"})
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Return what a stream writes for characters that its encoding lacks: a substitute or an escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(SUBSTITUTES)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error(IN_ASCII, _in_ascii)
 
 
 def console(file: TextIO) -> Console:
@@ -89,7 +103,7 @@ def write_result(path: Path, text: str) -> None:
         with suppress(OSError):
             folder = Path(tempfile.mkdtemp(prefix="tunesmith-"))
             try:
-                (folder / path.name).write_text(text, encoding="utf-8")
+                (folder / path.name).write_text(text, encoding="utf-8", newline="\n")
             except OSError:
                 shutil.rmtree(folder)
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -50,7 +49,7 @@ def audit_fix(source: str, columns: str = "") -> str:
 
 def set_options(changes: Sequence[str]) -> str:
     """Return `key=value` changes as options of a command line."""
-    return " ".join(f"--set {shlex.quote(change)}" for change in changes)
+    return " ".join(f"--set {quoted(change)}" for change in changes)
 
 
 def collect_passages(source: str) -> str:

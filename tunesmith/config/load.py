@@ -16,7 +16,7 @@ from tunesmith.config.aliases import translate, translate_change, translate_sect
 from tunesmith.config.messages import explain, invalid_yaml
 from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Recipe
 from tunesmith.data.bounded_yaml import BoundedLoader
-from tunesmith.data.files import is_there, refuse_pipe, report_edit, write_whole
+from tunesmith.data.files import function_in, is_there, refuse_pipe, report_edit, write_whole
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.remote import remote_url
 from tunesmith.display import under_home
@@ -171,7 +171,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         return str(path) if is_there(path) or locate(path) or missing else value
 
     def model(name: str) -> str:
-        return under_home(anchor(name)) if "/" in name or name.endswith(".gguf") else name
+        return under_home(anchor(name)) if {"/", "\\"} & set(name) or name.endswith(".gguf") else name
 
     placed = with_places(recipe, rows=anchor, code=lambda name: _in_folder(name, folder))
     models = {
@@ -216,13 +216,13 @@ def with_places(recipe: Recipe, *, rows: Place, code: Place) -> Recipe:
 
 def _in_folder(reward: str, folder: Path) -> str:
     """Return the path of a reward run or module that exists in the folder, other names unchanged."""
-    module, colon, function = reward.partition(":")
+    module, function = function_in(reward)
     if not reward or reward in WORDS or Path(module).is_absolute():
         return reward
-    file = (
-        folder / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py") if colon else folder / module
-    )
-    return f"{file}{colon}{function}" if is_there(file) else reward
+    if not function:
+        return str(folder / module) if is_there(folder / module) else reward
+    file = folder / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
+    return f"{file}:{function}" if is_there(file) else reward
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

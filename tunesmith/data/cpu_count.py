@@ -11,8 +11,9 @@ import psutil
 def cores() -> int:
     """Return the number of physical cores available to this process; two threads of one core share its arithmetic."""
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else physical
-    return max(1, min(physical, allowed))
+    if sys.platform == "linux":
+        physical = min(physical, len(os.sched_getaffinity(0)))
+    return max(1, physical)
 
 
 def peak_resident() -> int:

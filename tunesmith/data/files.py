@@ -10,12 +10,14 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 from tunesmith.errors import CheckpointError, DataError, StorageError, TunesmithError
@@ -33,6 +35,8 @@ REPAIRABLE = (*FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EN
 # Digests of the files in a run folder, as `sha256sum` prints them. A file that was replaced has several lines.
 DIGESTS = "digests.txt"
 DIGESTS_HEADER = "# tunesmith: SHA-256 of what was written here\n"  # `sha256sum --check` takes it for a comment
+# Seconds for which virus scanners and indexers of Windows keep a new file open.
+SCANNED = 2.0
 PAGES = ("run.json", "need.run.json")  # next to the list of an earlier version, which has no header
 
 
@@ -54,19 +58,32 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
     parts = [text] if isinstance(text, str) else text
     with writing(path):
         if path.exists() and not path.is_file():
-            path.write_text("".join(parts), encoding="utf-8")
+            path.write_text("".join(parts), encoding="utf-8", newline="\n")
             return
         target = path.resolve()
         temporary = target.with_name(f".{target.name}.{os.getpid()}.half")  # two processes may write the same file
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:  # the same bytes on every system
                 file.writelines(parts)
             _record_digest(target, temporary)
-            temporary.replace(target)
+            move(temporary, target)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder over a file, or to a new name; on Windows, wait until other programs have closed it."""
+    until = time.monotonic() + (SCANNED if sys.platform == "win32" else 0)
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
 
 
 def begin_digests(folder: Path) -> None:
@@ -76,8 +93,8 @@ def begin_digests(folder: Path) -> None:
     half = folder / f".{DIGESTS}.{os.getpid()}.half"  # the list is whole or absent
     with writing(folder / DIGESTS):
         try:
-            half.write_text(DIGESTS_HEADER, encoding="utf-8")
-            half.replace(folder / DIGESTS)
+            half.write_text(DIGESTS_HEADER, encoding="utf-8", newline="\n")
+            move(half, folder / DIGESTS)
         except BaseException:
             with suppress(OSError):
                 half.unlink()
@@ -104,7 +121,7 @@ def _start(path: Path) -> str | None:
 def _record_digest(target: Path, content: Path) -> None:
     """Add the digest of a file's new content to the list of its folder, before the content is there."""
     if found := _digest_list(target):
-        with found[0].open("a", encoding="utf-8") as file:
+        with found[0].open("a", encoding="utf-8", newline="\n") as file:
             file.write(f"{sha256_of_file(content)}  {found[1]}\n")
             file.flush()
             os.fsync(file.fileno())  # after a power failure, the list must not be older than the file
@@ -195,10 +212,10 @@ def storage_error(error: Exception, path: Path | None = None) -> StorageError | 
         # `copytree` lists what it could not copy; the numbers of the errors are in the texts only
         error = OSError(int(number[1]), os.strerror(int(number[1])), str(error.args[0][0][1]))
     if not isinstance(error, OSError):  # libraries in Rust have the number of the error in their text
-        number = re.search(r"\(os error (\d+)\)", str(error))
+        number = re.search(r"([^:]*) \(os error (\d+)\)", str(error))
         if number is None or isinstance(error, TunesmithError):
             return None
-        error = OSError(int(number[1]), os.strerror(int(number[1])))
+        error = OSError(int(number[2]), number[1].strip(), None, int(number[2]))  # Windows has errors of its own
     place = str(path or error.filename2 or error.filename or "")[:200]
     if not path and error.errno not in (REPAIRABLE if place else (*FULL, errno.EROFS, errno.EIO)):
         return None  # a bug, or a connection
@@ -211,9 +228,36 @@ def fix_for(error: OSError) -> str:
     return FIXES.get(error.errno or 0, "give a path in an existing, writable folder")
 
 
-def quoted(path: str | Path) -> str:
-    """Return a path as a shell takes it, for commands in messages."""
-    return shlex.quote(str(path))
+def quoted(word: str | Path) -> str:
+    """Return a path or another word as the shell takes it, for commands in messages."""
+    if sys.platform != "win32":
+        return shlex.quote(str(word))
+    text = str(word)  # cmd.exe knows double quotes only
+    return text if re.fullmatch(r"[\w@+=:,./\\-]+", text) else '"' + text.replace('"', '\\"') + '"'
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Return words as one line for the shell."""
+    return " ".join(map(quoted, words))
+
+
+def words_of(line: str) -> list[str]:
+    """Split a command line into words; in Windows paths, a backslash is not an escape. Raises ValueError."""
+    if sys.platform != "win32":
+        return shlex.split(line)
+    return [word.strip('"') for word in shlex.split(line, posix=False)]
+
+
+def function_in(name: str) -> tuple[str, str]:
+    """Split `module:function` or `path/file.py:function`; the second part of a path is empty, of `C:/x` as well."""
+    module, colon, function = name.rpartition(":")
+    return (module, function) if colon and not set("/\\") & set(function) else (name, "")
+
+
+def portable(name: str) -> str:
+    """Return a file name that every system accepts: Windows reserves names such as `con.csv`, and ends in dots."""
+    name = name.rstrip(". ")
+    return f"_{name}" if PureWindowsPath(name).is_reserved() else name
 
 
 def is_there(path: str | Path) -> bool:

@@ -19,7 +19,7 @@ from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 
 from tunesmith import __version__
-from tunesmith.data.files import writing
+from tunesmith.data.files import move, writing
 from tunesmith.data.user_cache import cache_dir
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ def build_once(folder: Path, fill: Callable[[Path], None]) -> None:
             try:
                 partial.mkdir()
                 fill(partial)
-                partial.rename(folder)
+                move(partial, folder)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise

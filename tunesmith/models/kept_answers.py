@@ -103,7 +103,7 @@ def _state(network: Any) -> list[list[float]]:
     """Return where each weight is, its version, and some of its values: a change of `.data` has no other mark."""
     state = []
     for value in network.parameters():
-        some = value.detach().reshape(-1)[:: value.numel() // SAMPLED + 1].double().tolist()
+        some = value.detach().reshape(-1)[:: value.numel() // SAMPLED + 1].tolist()
         state.append([id(value), value.data_ptr(), value._version, *some])
     return state
 

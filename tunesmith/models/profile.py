@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.models.attention.network_cache import cached_values
 from tunesmith.models.batch import pack
+from tunesmith.models.loading.device import keep_randomness, wait_for
 from tunesmith.models.loading.quantization import count_parameters
 from tunesmith.models.loading.text_part import part_of
 from tunesmith.models.policy import Policy
@@ -234,7 +235,7 @@ def _training(policy: Policy, *, weights: bool) -> Iterator[None]:
     hook = network.get_input_embeddings().register_forward_hook(lambda _, __, out: out.detach().requires_grad_())
     policy.train(True)
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with keep_randomness(device):
             yield
     finally:
         policy.train(mode)
@@ -252,7 +253,6 @@ def copy_rate(device: str) -> float:
     for _ in range(COPIES):
         start = time.perf_counter()
         target.copy_(source)
-        if source.is_cuda:
-            torch.cuda.synchronize(source.device)
+        wait_for(source.device)
         best = max(best, 2 * size / max(time.perf_counter() - start, 1e-9))
     return best

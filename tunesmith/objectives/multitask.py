@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, field_validator, model_validator
 
 from tunesmith.data.examples.types import Example
+from tunesmith.data.files import portable
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.errors import RecipeError
@@ -109,6 +111,15 @@ class Multitask(Objective):
         "size", description="distribution of the rows of a step over the tasks"
     )
     temperature: float = Field(2.0, ge=1, description="only for sampling: temperature; 1: by size, higher: more equal")
+
+    @field_validator("tasks")
+    @classmethod
+    def _have_folders(cls, tasks: dict[str, TaskSection]) -> dict[str, TaskSection]:
+        """Raise ValueError for names whose folders Windows would not make, or not distinguish."""
+        folders = {name.lower() for name in tasks if name == portable(name)}
+        if sys.platform == "win32" and len(folders) < len(tasks):
+            raise ValueError("names of folders on Windows, so they must differ in more than case; rename one")
+        return tasks
 
     @property
     def task_objectives(self) -> Mapping[str, Objective]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config import Documents
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import move, write_whole
 from tunesmith.data.text.words import searched
 from tunesmith.errors import DataError
 from tunesmith.events import EventHandler, StageStarted
@@ -198,7 +198,7 @@ class _Store:
             partial,
             metadata={"encoder": self.fingerprint},
         )
-        partial.replace(self.folder / VECTORS)
+        move(partial, self.folder / VECTORS)
 
 
 def _content_words(text: str) -> list[str]:

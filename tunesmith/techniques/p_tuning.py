@@ -68,4 +68,5 @@ def _set_output(policy: Policy, embeddings: Tensor) -> None:
         hook.remove()
         last.bias.zero_()
         # Not `lstsq`: torch 2.13 treats these inputs as of lower rank, and its solution falls short of the embeddings.
-        last.weight.copy_((torch.linalg.pinv(inputs[0].flatten(0, -2).double()) @ embeddings.double()).T)
+        left, right = (part.cpu().double() for part in (inputs[0].flatten(0, -2), embeddings))  # Apple's GPUs have none
+        last.weight.copy_((torch.linalg.pinv(left) @ right).T)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tunesmith.errors import ProcessError, Refused, RewardError, out_of_memory
 from tunesmith.events import Note, Resumed, StepFinished, Validated
 from tunesmith.models.batch import TOKENS_PER_PASS, Batch, StepMetrics, halve, mean_metrics, sum_metrics
-from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, peak_bytes
+from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, keep_randomness, peak_bytes
 from tunesmith.models.policy import Policy
 from tunesmith.models.sharded import clip_gradients, is_shard
 from tunesmith.models.world import added, alone, among, current_world
@@ -355,8 +355,8 @@ def drop_gradients(policy: Policy) -> None:
     """Drop the gradients of a step that is not taken, and give what they held back to a GPU."""
     for _, value in policy.trainable():
         value.grad = None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if policy.device.type != "cpu":
+        torch.get_device_module(policy.device).empty_cache()
 
 
 def plain_parameters(policy: Policy) -> list[nn.Parameter]:
@@ -397,7 +397,7 @@ def pass_tokens(
         drop_gradients(policy)
         return filled() <= FILLED and not ran_out
 
-    with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
+    with keep_randomness(policy.device):
         filled()
         fit, full = TOKENS_PER_PASS, 0
         if not fits(fit):  # the run recomputes or halves, as its own steps demand

@@ -48,7 +48,7 @@ def init_heads_from_probe(prepared: TrainingContext, policy: Policy, on_event: E
             weight, bias = _multi_label_probe(states, targets)
         else:
             weight, bias = _single_label_probe(states, targets, objective)
-        view.head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+        view.head.load_state_dict({"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()})
 
 
 @torch.no_grad()

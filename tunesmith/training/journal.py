@@ -32,7 +32,7 @@ class Journal:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(_line(record))
 
     def read(self) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ class Journal:
 
 def append_call(path: Path, result: Any) -> None:
     """Append the result of a call, such as 16 texts, to a file that keeps them for a resumed run."""
-    with writing(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8", newline="\n") as file:
         file.write(_line({CALL_KEY: result}))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Recipe
 from tunesmith.data.examples.prompts import Completion, Scorer
-from tunesmith.data.files import sha256_of_file
+from tunesmith.data.files import function_in, sha256_of_file
 from tunesmith.errors import RecipeError, RewardError
 from tunesmith.inference.identify import find_model, read_manifest
 from tunesmith.metrics.style import habits
@@ -74,7 +74,9 @@ def scorer(reward: str | Mapping[str, float], *, key: str) -> Scorer:
         if (first := names.setdefault(in_full(name), name)) != name:
             raise RecipeError(f"{key}: {first} and {name} are the same; list it once, with the sum of the weights")
     scorers = {
-        name: _python_reward(name, key) if ":" in name else _reward_model(name, key, digests([name]).get(name, ""))
+        name: _python_reward(name, key)
+        if function_in(name)[1]
+        else _reward_model(name, key, digests([name]).get(name, ""))
         for name in weights
     }
 
@@ -98,8 +100,8 @@ def completion_metrics(completions: Sequence[Completion]) -> StepMetrics:
 
 def in_full(name: str) -> tuple[Path, str]:
     """Return the absolute path of a reward's file or run, and the name of its function, empty for a run."""
-    module, colon, function = name.rpartition(":")
-    if colon:
+    module, function = function_in(name)
+    if function:
         return Path(module if module.endswith(".py") else f"{module.replace('.', '/')}.py").resolve(), function
     run = Path(name).resolve()
     return (run.parent if run.name == "model" else run), ""
@@ -133,7 +135,7 @@ def _reward_model(name: str, key: str, digest: str) -> Scorer:
 
 def _python_reward(name: str, key: str) -> Scorer:
     """Return the scorer of the function that `module:function` or `path/file.py:function` names."""
-    location, _, attribute = name.rpartition(":")
+    location, attribute = function_in(name)
     try:
         module = _module(location)
     except (Exception, SystemExit) as error:  # the module is the user's and may raise anything

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +24,17 @@ from filelock import FileLock, Timeout
 from tunesmith.config import Ledger, Loop, Recipe, Retention, Verdict, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.audit.chunks import head
-from tunesmith.data.files import begin_digests, holds_files, is_there, read_page, sha256_of_file, write_whole, writing
+from tunesmith.data.files import (
+    begin_digests,
+    function_in,
+    holds_files,
+    is_there,
+    portable,
+    read_page,
+    sha256_of_file,
+    write_whole,
+    writing,
+)
 from tunesmith.data.readers.text_file import locate
 from tunesmith.data.schema.accepted import UNANSWERABLE
 from tunesmith.data.schema.cells import has_column
@@ -38,7 +49,8 @@ PAGE = "run.json"
 # Error codes of file systems without locks.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SPLIT_ROWS = 200  # rows in which a split column is looked for
-MAX_NAME_CHARS = 60  # of each part of a folder name; the digest at its end makes it unique
+# Of each part of a folder name; the digest at its end makes it unique. A whole path of Windows has 260 characters.
+MAX_NAME_CHARS = 20 if sys.platform == "win32" else 60
 
 
 def task_dir(run: Path, task: str) -> Path:
@@ -291,7 +303,7 @@ def open_run(
     # Such as reviews-classify-lora-smollm2-135m-1a2b3c.
     rows = "+".join(recipe.parts) or Path(recipe.data.train).stem
     parts = (rows, recipe.objective.kind, recipe.technique.kind, Path(recipe.model).name)
-    name = "-".join(re.sub(r"[^\w.]+", "-", part)[:MAX_NAME_CHARS] for part in parts)
+    name = portable("-".join(re.sub(r"[^\w.]+", "-", part)[:MAX_NAME_CHARS] for part in parts))
 
     def places(digests: Sequence[str]) -> list[Path]:
         return [out] if out else [runs / f"{prefix}{name}-{digest[:6]}" for digest in digests]
@@ -380,11 +392,13 @@ def identities(recipe: Recipe, runs: Path) -> tuple[list[str], list[str]]:
         digests += [sha256_of_file(file) for file in files if file.is_file()]
 
     def relative(name: str) -> str:
-        path, colon, function = name.partition(":")
+        path, function = function_in(name)
         path = os.path.expanduser(path)
         if not is_there(path):
             return name
-        return f"{os.path.relpath(Path(path).resolve(), runs.resolve())}{colon}{function}"
+        with suppress(ValueError):  # another drive of Windows
+            path = Path(os.path.relpath(Path(path).resolve(), runs.resolve())).as_posix()
+        return f"{path}:{function}" if function else path
 
     # Every location in one spelling: files of rows, which their digests identify, by name alone, everything else
     # relative to the folder of the runs.

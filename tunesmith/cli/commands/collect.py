@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from tunesmith.cli.options import add_common, add_common_sampling, add_schema
 from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import emit, hush, log, show
 from tunesmith.data.documents.to_rows import SHAPES
+from tunesmith.data.files import quoted
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -116,4 +116,4 @@ def _show(page: Collected) -> None:
     if page.left_out:
         reasons = sorted(page.left_out.items(), key=lambda item: -item[1])
         show(f"generated rows rejected: {', '.join(f'{reason} ({count})' for reason, count in reasons)}")
-    show(f"next: tunesmith audit {shlex.quote(page.path)}")
+    show(f"next: tunesmith audit {quoted(page.path)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from tunesmith.cli.options import DeprecatedOption, add_common, add_schema
 from tunesmith.cli.progress import listening
 from tunesmith.cli.signals import caught
 from tunesmith.cli.terminal import hush, publish, show
+from tunesmith.data.files import quoted
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(done: Export) -> None:
-    folder = shlex.quote(done.folder)
+    folder = quoted(done.folder)
     show(f"{done.format}: {done.folder}")
     show(done.agreement())
     if done.score_original is not None:

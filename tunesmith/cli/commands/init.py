@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from tunesmith.cli.candidates import show_choice
 from tunesmith.cli.options import ROW_FILES, UsageError, add_changes, add_common, changes_of
 from tunesmith.cli.progress import reported
 from tunesmith.cli.terminal import emit, log, show
+from tunesmith.data.files import quoted
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -76,5 +76,5 @@ def run(args: argparse.Namespace) -> int:
     show(made.text(args.out.parent).rstrip())
     show()
     show(f"written: {args.out}")
-    show(f"next: tunesmith tune {shlex.quote(str(args.out))} --dry-run")
+    show(f"next: tunesmith tune {quoted(args.out)} --dry-run")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from tunesmith.cli.options import UsageError, add_common, add_place, add_schema,
 from tunesmith.cli.processes import launch
 from tunesmith.cli.progress import reported, work
 from tunesmith.cli.terminal import console, emit, hush, log, show
+from tunesmith.data.files import quoted
 from tunesmith.data.remote import remote_url
 from tunesmith.models.world import join, started_as
 
@@ -122,7 +122,7 @@ def show_next(run: Run) -> None:
     """Print commands that use the run."""
     from tunesmith.report.code_snippets import ask_line
 
-    folder = shlex.quote(str(run.folder))
+    folder = quoted(run.folder)
     show("next:")
     show(f"  {ask_line(run.report, run.folder, place=folder, text='...')}")
     if run.report.family == "decoder" and run.report.objective not in ("classify", "regress", "multitask", "reward"):

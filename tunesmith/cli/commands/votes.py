@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -78,8 +77,8 @@ def export_rows(args: argparse.Namespace) -> int:
         undecided = several(done.undecided, "judged prompt")
         show(f"{several(done.rows, 'row')} ({done.format}) written to {out}; without a preference: {undecided}")
         run = args.store.parent
-        start = f" --model {shlex.quote(str(run))}" if (run / "model").is_dir() else ""
-        show(f"next:\n  tunesmith tune {shlex.quote(str(out))} --objective preference{start}")
+        start = f" --model {quoted(run)}" if (run / "model").is_dir() else ""
+        show(f"next:\n  tunesmith tune {quoted(out)} --objective preference{start}")
     return 0
 
 
@@ -160,7 +159,7 @@ def _show_agreement(page: Summary) -> None:
         show(f"left answer chosen in {share(position.left)} of {votes} ({p_value(position.p_value)})")
     for rater in page.raters:
         for reason in rater.reasons:
-            fix = f"ignore these votes with --without {shlex.quote(rater.rater)}"
+            fix = f"ignore these votes with --without {quoted(rater.rater)}"
             show(f"{_one_line(rater.rater)} seems to click at random: {reason}; {fix}")
 
 

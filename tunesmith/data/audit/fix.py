@@ -17,7 +17,7 @@ from tunesmith.data.audit.checks.secrets import masked
 from tunesmith.data.audit.chunks import chunks, name_of, parsed
 from tunesmith.data.audit.options import AuditSource
 from tunesmith.data.audit.run import Fixes
-from tunesmith.data.files import check_folder, writing
+from tunesmith.data.files import check_folder, move, writing
 from tunesmith.data.readers.row import as_word, changed_at
 from tunesmith.data.schema.cells import names_in
 from tunesmith.data.schema.values import label_items
@@ -81,7 +81,7 @@ def fix(ask: AuditSource, fixes: Fixes, out: Path, *, offline: bool = False) -> 
                 half.unlink()
         raise
     for half, path in zip(halves, (out, log_of(out)), strict=True):
-        half.replace(path)
+        move(half, path)
     return CleanedCopy(out, log_of(out), **counts)
 
 

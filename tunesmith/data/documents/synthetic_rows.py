@@ -170,7 +170,7 @@ def answered(asked: Sequence[WriterQuestion], request: Ask, cache: Path, writer:
 def _append(path: Path, text: str) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
 

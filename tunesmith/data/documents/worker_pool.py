@@ -23,7 +23,10 @@ SILENCE = 90.0
 PACKAGE = Path(__file__).resolve().parents[3]
 # Environment variables that Python and the parsers need. Keys and tokens are kept from processes that open untrusted
 # files.
-PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "HOME", "VIRTUAL_ENV")
+PASSED = (
+    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "HOME", "VIRTUAL_ENV"),
+    *("SYSTEMROOT", "TEMP", "TMP", "USERPROFILE", "APPDATA", "LOCALAPPDATA"),  # of Windows
+)
 
 
 @dataclass(frozen=True, slots=True)

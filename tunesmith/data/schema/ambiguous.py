@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Sequence
 from itertools import combinations
 
+from tunesmith.data.files import quoted
 from tunesmith.data.readers.row import Row, columns_of, file_of
 from tunesmith.data.schema.columns import NOTED, Column, columns_held, named
 from tunesmith.data.schema.values import thumb_of
@@ -170,7 +170,7 @@ def _together(columns: Sequence[Column]) -> str:
     labels = [column for column in columns if column.few and not column.called & NOTED and column.name not in pair]
     label = min(labels, key=lambda column: column.values).name if labels else "COLUMN"
     objective = f"objective={{kind: classify, text: {first} + {second}, label: {label}}}"
-    fix = f"read both with `--set {shlex.quote(objective)}`, or name one column"
+    fix = f"read both with `--set {quoted(objective)}`, or name one column"
     return f"{first} and {second} are both inputs; {fix}"
 
 

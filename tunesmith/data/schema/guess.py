@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import yaml
 
+from tunesmith.data.files import quoted
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.ambiguous import ANSWER_WORDS, THUMB_WORDS, asked, unclear, unjudged
 from tunesmith.data.schema.cells import PLUS, is_flag
@@ -57,7 +57,7 @@ class Guess:
             sort_keys=False,
             width=10_000,
         )
-        return f"--set {shlex.quote(f'objective={flow.strip()}')}"
+        return f"--set {quoted(f'objective={flow.strip()}')}"
 
 
 def guess(rows: Sequence[Row]) -> Guess | None:

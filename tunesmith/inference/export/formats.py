@@ -126,7 +126,7 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, dtype: str = "f3
         name = folder.parent.name if folder.name == "model" else folder.name
         multi = model.objective.label_mode == "multi"
         text = readme(usage, name=name, class_name=type(network).__name__, multi=multi)
-        (out / README).write_text(text, encoding="utf-8")
+        (out / README).write_text(text, encoding="utf-8", newline="\n")
     with quiet():
         save_network(network, out, settings=settings)
     model.template.tokenizer.save_pretrained(out)
@@ -177,6 +177,7 @@ def write_file(model: LocalModel, out: Path, *, dtype: str, name: str) -> None:
             thinking=bool(model.thinking_mode()),
         ),
         encoding="utf-8",
+        newline="\n",
     )
 
 

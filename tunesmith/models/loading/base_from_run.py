@@ -48,7 +48,8 @@ def base_place(name: str, folder: Path) -> str:
     if name in BUNDLED_MODELS or is_there(Path(name).expanduser()):
         return name
     # A name below the home of another user is found if the run is there too.
-    candidates = (parent / name.removeprefix("~/") for parent in folder.resolve().parents)
+    relative = name.removeprefix("~/").replace("\\", "/")  # as it may be recorded on Windows
+    candidates = (parent / relative for parent in folder.resolve().parents)
     return next((str(path) for path in candidates if path.is_dir() or path.is_file()), name)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from tunesmith.data.files import sha256_of_file
+from tunesmith.data.files import move, sha256_of_file
 from tunesmith.data.user_cache import cache_dir, models_dir
 from tunesmith.errors import ModelError, nearest_name
 from tunesmith.models.loading.suppress_output import quiet
@@ -183,9 +183,9 @@ def _make(model: BundledModel, folder: Path, *, offline: bool) -> None:
             "files": {path.name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths},
         }
         # Written last: a folder that has a manifest is complete.
-        (built / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (built / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
         shutil.rmtree(folder, ignore_errors=True)
-        built.rename(folder)
+        move(built, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

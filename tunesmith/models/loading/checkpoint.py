@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -15,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.files import report_once, sha256_of_file, writing
+from tunesmith.data.files import move, report_once, sha256_of_file, writing
 from tunesmith.errors import CheckpointError, StorageError
 from tunesmith.models.world import World, current_world
 
@@ -97,9 +98,9 @@ def _finish(folder: Path, half: Path, fill: Callable[[Path], None], known: Mappi
     """Write the other files and the manifest, flush everything and rename the folder; some hashes are known."""
     with _writing(folder, half):
         fill(half)
-        names = [str(path.relative_to(half)) for path in sorted(half.rglob("*")) if path.is_file()]
+        names = [path.relative_to(half).as_posix() for path in sorted(half.rglob("*")) if path.is_file()]
         sums = {name: known.get(name) or sha256_of_file(half / name) for name in names}
-        (half / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+        (half / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8", newline="\n")
         mode = (half / MANIFEST).stat().st_mode
         for path in (half, *half.rglob("*")):
             if path.is_file():
@@ -108,8 +109,8 @@ def _finish(folder: Path, half: Path, fill: Callable[[Path], None], known: Mappi
         old = folder.with_name(f".{folder.name}.old")
         if folder.exists():  # otherwise `old` may be the only copy, left by a crash between these two renames
             shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        half.rename(folder)
+            move(folder, old)
+        move(half, folder)
         _flush(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -241,9 +242,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({error}); restore it or run again") from None
+    # The tensors are the mapped file, which Windows could not replace, as the next checkpoint does.
+    return {name: value.clone() for name, value in tensors.items()} if sys.platform == "win32" else tensors
 
 
 def save_shards(shards: Mapping[str, Tensor], folder: Path) -> None:
@@ -296,7 +299,10 @@ def load_into(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Write a file or a folder entry to disk: without it, a rename may be on disk before the bytes it names."""
-    handle = os.open(path, os.O_RDONLY)
+    windows = sys.platform == "win32"  # which opens no folders, and flushes only what was opened for writing
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +82,8 @@ def choose_machine(
     device = configure_device(device, threads=threads, exact=exact, products=products)
     count = torch.get_num_threads()
     # Alternate between the dtypes: another process may occupy the processor for as long as one of them is measured.
-    rounds = [{name: gemm_gflops(device, DTYPES[name]) for name in ("float32", "bfloat16")} for _ in range(ROUNDS)]
+    timed = DTYPES if device != "mps" or _multiplies_bfloat16(device) else ("float32",)
+    rounds = [{name: gemm_gflops(device, DTYPES[name]) for name in timed} for _ in range(ROUNDS)]
     measured = {name: max(speeds[name] for speeds in rounds) for name in rounds[0]}
     chosen, reason = (dtype, reason) if dtype != "auto" else choose_dtype(device, measured)
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
@@ -137,7 +139,7 @@ def configure_gpu(*, exact: bool) -> None:
 
 def frozen_dtype(device: str) -> str:
     """Return the dtype in which weights that are not trained are kept and answers are computed on a device."""
-    return choose_dtype(device, {})[0] if device.startswith("cuda") else "float32"
+    return "float32" if device == "cpu" else choose_dtype(device, {})[0]
 
 
 def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:
@@ -147,11 +149,22 @@ def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:
             return "bfloat16", "which this GPU has in hardware"
         return "float32", "since this GPU has no bfloat16"
     if device != "cpu":
-        return "float32", f"since half precision is not tested on {device}"
+        if _multiplies_bfloat16(device):
+            return "bfloat16", f"which {device} multiplies; not tested on such a device yet"
+        return "float32", f"since {device} does not multiply bfloat16"
     ratio = measured["bfloat16"] / measured["float32"]
     if ratio >= MIN_SPEEDUP:
         return "bfloat16", f"since it is {ratio:.1f} times as fast as float32"
     return "float32", f"since bfloat16 is {ratio:.1f} times as fast and would have to be {MIN_SPEEDUP}"
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    """Return whether a device has matrix products in bfloat16: Apple's GPUs have them from macOS 14 on."""
+    try:
+        one = torch.ones(1, 1, dtype=torch.bfloat16, device=device)
+        return torch.mm(one, one).item() == 1.0
+    except (RuntimeError, TypeError):
+        return False
 
 
 def gemm_gflops(device: str, dtype: torch.dtype, *, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -183,9 +196,23 @@ def _seconds(left: torch.Tensor, right: torch.Tensor, clock: Callable[[], float]
     """Time one product."""
     start = clock()
     torch.mm(left, right)
-    if left.is_cuda:  # GPU kernels run asynchronously
-        torch.cuda.synchronize(left.device)
+    wait_for(left.device)
     return max(clock() - start, 1e-9)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has computed what it was given: kernels of GPUs run asynchronously."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def keep_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Restore the random generators of the CPU and of a device after a block."""
+    if device.type == "cpu":
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device], device_type=device.type)
 
 
 def gpu_share(device: torch.device, more: int = 0) -> float | None:

@@ -369,7 +369,7 @@ def save_network(
         save_tensors(tensors, folder / file.name, metadata={"format": "pt"})
     if (part.folder / INDEX).is_file():
         index = {"metadata": {"total_size": sizes}, "weight_map": {name: file.name for name, file in files.items()}}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8", newline="\n")
     _write_config(network, part, folder, settings or {})
     network.generation_config.save_pretrained(folder)
     for pattern in PROCESSOR_FILES:
@@ -401,4 +401,4 @@ def _write_config(network: Any, part: TextPart, folder: Path, settings: Mapping[
         if section is config or {"dtype", "torch_dtype"} & section.keys():
             section.pop("torch_dtype", None)
             section["dtype"] = dtype
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8", newline="\n")

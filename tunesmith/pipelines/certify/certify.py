@@ -36,6 +36,7 @@ from tunesmith.models.certificate import (
 )
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.loading.device import keep_randomness
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.quantization import count_parameters, resident_bytes
 from tunesmith.models.loading.suppress_output import quiet
@@ -182,8 +183,7 @@ class Subject:
         began = time.perf_counter()
         checks = {check.name: check for check in known}
         wanted = {*names}
-        cuda = [self.network.device] if self.network.device.type == "cuda" else []
-        with torch.random.fork_rng(cuda), _as_it_was(self.network), quiet():
+        with keep_randomness(self.network.device), _as_it_was(self.network), quiet():
             for name in track([name for name in CLAIMS if name in wanted], "checking the model", unit="claims"):
                 if name not in checks:  # the claims of adapters are measured together
                     on_event(StageStarted(CLAIMS[name]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from tunesmith.annotation.items import TIE, cut_off, prompt_key
 from tunesmith.annotation.pair_judging import LEFT, RIGHT, PageChoice, PairSession
 from tunesmith.annotation.vote_store import Who
 from tunesmith.data.examples.prompts import Completion, RLPrompt, Scorer
+from tunesmith.data.files import command_line
 from tunesmith.errors import Refused
 from tunesmith.inference.open_model import open_model
 from tunesmith.metrics.resampling import groups_of
@@ -62,7 +62,7 @@ def require_votes(session: PairSession, request: FeedbackRequest) -> None:
     ]  # fmt: skip
     refused = Refused(
         f"{request.store}: {progress.judged} of {progress.items} pairs are judged; judge the others with "
-        f"`{shlex.join(words)}`, then run the same command again"
+        f"`{command_line(words)}`, then run the same command again"
     )
     refused.command = words
     raise refused

@@ -9,7 +9,7 @@ from pathlib import Path
 from tunesmith.config import PEOPLE, VOTES, Compare, Loop, Recipe, check_pair, check_replay, save_recipe
 from tunesmith.config.style_rules import read_style_rules
 from tunesmith.data.examples.prompts import RLPrompt, Scorer
-from tunesmith.data.files import read_page
+from tunesmith.data.files import function_in, read_page
 from tunesmith.errors import RecipeError
 from tunesmith.events import Note
 from tunesmith.objectives import Preference, Rl
@@ -203,5 +203,5 @@ def _check_final_judge(recipe: Recipe, folder: Path) -> None:
         raise RecipeError(f"loop.final_judge: {final} judges the rounds too, {fix}")
     if in_full(final) in map(in_full, recipe.objective.rewards):
         raise RecipeError(f"loop.final_judge: {final} is part of objective.reward, {fix}")
-    if ":" not in final and Path(final).resolve().is_relative_to(folder.resolve()):
+    if not function_in(final)[1] and Path(final).resolve().is_relative_to(folder.resolve()):
         raise RecipeError(f"loop.final_judge: {final} is learned in this loop, {fix}")

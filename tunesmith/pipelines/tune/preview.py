@@ -12,6 +12,7 @@ import numpy as np
 from tunesmith.config import Recipe
 from tunesmith.data.examples.stored import StoredExamples
 from tunesmith.data.examples.types import Example
+from tunesmith.data.files import function_in
 from tunesmith.data.splits.split import PARTS
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.masking import Masking
@@ -128,7 +129,7 @@ def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     shown = tuple(_row_preview(row, task, masking) for task, masking in tasks for row in task.train[:rows])
     longest = prepared.recipe.data.max_tokens
     by_model = longest < recipe.data.max_tokens
-    code = ", ".join(name for name in recipe.objective.rewards if ":" in name)
+    code = ", ".join(name for name in recipe.objective.rewards if function_in(name)[1])
     notes = (
         prepared.machine.why,
         *([max_length_note(prepared.recipe)] if by_model else []),

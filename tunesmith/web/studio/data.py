@@ -115,7 +115,7 @@ class Data(Screen):
         out = self.workspace.path(path).with_suffix(".jsonl").relative_to(self.workspace.folder)
         writer = fields.get("writer", "").strip()
         options = ["--write", "questions", "--writer", writer] if writer else []
-        words = ["collect", path, "--as", "instruct" if writer else fields["shape"], *options, "--out", str(out)]
+        words = ["collect", path, "--as", "instruct" if writer else fields["shape"], *options, "--out", out.as_posix()]
         return self.follow(self.studio.start(*words, subject=path, queued=bool(writer)))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.data.audit.fix import log_of
 from tunesmith.data.audit.row_index import IndexedRow, RowIndex
+from tunesmith.data.files import move
 from tunesmith.data.readers.read import LARGE_BYTES
 from tunesmith.data.readers.row import Row, columns_of
 from tunesmith.data.schema.formats import Format, detect_or_guess
@@ -204,7 +205,7 @@ class DataFile(Screen):
         for old in (copy, log_of(copy)):
             old.unlink(missing_ok=True)
         options = [word for word in words if word.startswith("--set=")]
-        options += ["--fix", str(copy.relative_to(self.workspace.folder))]
+        options += ["--fix", copy.relative_to(self.workspace.folder).as_posix()]
         return self.follow(self.studio.start("audit", path, *options, subject=f"fixes of {path}", queued=False))
 
     def _changes(self, path: str, start: int = 0) -> Any:
@@ -230,9 +231,9 @@ class DataFile(Screen):
         place = place.with_name(self.workspace.new_name(fields["name"]))
         if place.suffix != ".jsonl" or place.exists() or log_of(place).exists():
             raise WorkspaceError(f"{place.name}: exists, or does not end in .jsonl; choose another name for the copy")
-        log_of(copy).rename(log_of(place))
-        copy.rename(place)
-        return redirect("/data/file", path=str(place.relative_to(self.workspace.folder)))
+        move(log_of(copy), log_of(place))
+        move(copy, place)
+        return redirect("/data/file", path=place.relative_to(self.workspace.folder).as_posix())
 
 
 @lru_cache(maxsize=4)

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunesmith.config import Recipe, load_recipe
+from tunesmith.data.files import move
 from tunesmith.errors import TunesmithError
 from tunesmith.models.loading.locate import local_family
 from tunesmith.report.formatting import duration
@@ -137,7 +138,7 @@ class Decide(Screen):
             name = free_run(self, clean_name(run.parent.name))
             runs.mkdir(exist_ok=True)
             with TemporaryDirectory(prefix=".", dir=runs) as place:  # a copy that is interrupted is not a run
-                shutil.copytree(run, Path(place, name)).rename(runs / name)
+                move(shutil.copytree(run, Path(place, name)), runs / name)
         return redirect("/ship", run=name)
 
 

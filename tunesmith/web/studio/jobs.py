@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import command_line, write_whole
 from tunesmith.errors import TunesmithError
 
 COMMAND, STATE, OUTPUT, ERRORS, STOP, PLACE = ("command.json", "state.json", "output.json", "log.txt", "stop", "place")
@@ -80,7 +79,7 @@ class Job:
     @property
     def line(self) -> str:
         """Return the command as one would type it."""
-        return "tunesmith " + shlex.join(self.command.words)
+        return f"tunesmith {command_line(self.command.words)}"
 
     def state(self) -> State:
         """Return the state; `lost` if the process of the job has ended without recording how."""

@@ -49,7 +49,7 @@ class People(Screen):
 
     def _feedback(self, fields: dict[str, str]) -> Any:
         run = self.workspace.run(fields.get("run", ""))
-        words = ["feedback", str(run.relative_to(self.workspace.folder)), "--rows", fields.get("rows") or "100"]
+        words = ["feedback", run.relative_to(self.workspace.folder).as_posix(), "--rows", fields.get("rows") or "100"]
         against = fields.get("against", "")
         if against == "thumbs":
             words += ["--thumbs"]
@@ -61,7 +61,7 @@ class People(Screen):
         return self._start(words, fields, subject=f"runs/{run.name}")
 
     def _label(self, fields: dict[str, str]) -> Any:
-        path = str(self.workspace.path(fields["path"]).relative_to(self.workspace.folder))
+        path = self.workspace.path(fields["path"]).relative_to(self.workspace.folder).as_posix()
         options = [f"--{role}={fields[role]}" for role in ("text", "label") if fields.get(role)]
         if labels := re.findall(r"[^\s,]+", fields.get("labels", "")):
             options += [f"--labels={','.join(labels)}"]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.files import move
 from tunesmith.errors import TunesmithError
 from tunesmith.metrics.resampling import ALPHA
 from tunesmith.metrics.significance import holm
@@ -109,7 +110,8 @@ class Runs(Screen):
             raise WorkspaceError(f"runs/{name}: still running; stop it first")
         self._gone.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder):  # one that was started elsewhere may still write to it
-            entry = folder.rename(self._gone / f"{name}@{int(time.time())}")
+            entry = self._gone / f"{name}@{int(time.time())}"
+            move(folder, entry)
         return redirect("/runs", deleted=entry.name)
 
     def _restore(self, fields: dict[str, str]) -> Any:
@@ -117,7 +119,7 @@ class Runs(Screen):
         name = self.workspace.new_name(entry.name.rpartition("@")[0])
         if not entry.is_dir() or free_run(self, name) != name:
             raise WorkspaceError(f"runs/{name}: cannot be restored; a run of this name exists, or it was removed")
-        entry.rename(self.workspace.runs / name)
+        move(entry, self.workspace.runs / name)
         return redirect("/runs")
 
     def _purge(self) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.files import command_line
 from tunesmith.report.code_snippets import TEXT, ask_line, python_lines, transformers_lines
 from tunesmith.report.run_data import RunData, read_run_data
 from tunesmith.web.studio.screen import Route, Screen
@@ -100,7 +101,7 @@ class Ship(Screen):
             words += [word for pattern in UPLOADED for word in ("--include", pattern)]
         left_out = sorted({child.name for child in path.iterdir()} - {name.split("/")[0] for name in files})
         card = (path / "README.md").read_text(encoding="utf-8") if "README.md" in files else ""
-        return self.studio.render("upload", files=files, left_out=left_out, line=shlex.join(words), card=card)
+        return self.studio.render("upload", files=files, left_out=left_out, line=command_line(words), card=card)
 
 
 def clients_of(run: RunData, url: str) -> dict[str, str]:

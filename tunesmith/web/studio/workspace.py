@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import portable, write_whole
 from tunesmith.data.readers.read import READERS
 from tunesmith.errors import TunesmithError
 
@@ -34,7 +34,7 @@ def clean_name(name: str) -> str:
     stem = path.stem.strip(".-_")
     if not 0 < len(stem) <= MOST_CHARS:  # files of a folder keep names of their own
         stem = f"{stem[:MOST_CHARS] or 'file'}-{zlib.crc32(name.encode()):08x}"
-    return stem + path.suffix
+    return portable(stem + path.suffix)
 
 
 class WorkspaceError(TunesmithError):
@@ -93,7 +93,7 @@ class Workspace:
     @staticmethod
     def new_name(name: str) -> str:
         """Return the name of a file or run to create. Raises WorkspaceError if it could leave its folder."""
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or name != portable(name):
             raise WorkspaceError(f"name {name[:60]!r}: use letters, digits, dots, hyphens and underscores")
         return name
 
@@ -116,7 +116,7 @@ class Workspace:
                 path = Path(folder, name)
                 if name[0] != "." and path.suffix.lower() in kinds and not name.endswith(FIX_LOG) and path.is_file():
                     facts = path.stat()
-                    found.append(FileEntry(str(path.relative_to(self.folder)), facts.st_size, facts.st_mtime))
+                    found.append(FileEntry(path.relative_to(self.folder).as_posix(), facts.st_size, facts.st_mtime))
             if len(found) > MOST_FILES:
                 break
         return sorted(found, key=lambda entry: entry.changed, reverse=True)[:MOST_FILES]
