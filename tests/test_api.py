@@ -47,6 +47,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "evaluate": {"evaluate": {"file"}},  # in Python, `data` may be positional
     "ask": {"ask": set()},
     "export": {"export": set()},
+    "push": {"push": set()},
     "serve": {"serve": set()},
     "feedback": {"feedback": set()},
     "votes": {

@@ -37,6 +37,7 @@ from tunesmith.api_models import (
     export,
     list_models,
     load,
+    push,
     runs,
     serve,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "plan",
     "plan_rlhf",
     "preview",
+    "push",
     "rlhf",
     "runs",
     "serve",

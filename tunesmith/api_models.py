@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.compare.ask import ArmReply
     from tunesmith.pipelines.demo import Demo
     from tunesmith.pipelines.evaluate import Compared, ScoredAlone
+    from tunesmith.pipelines.push import Push
     from tunesmith.report.run_diff import RunDiff
     from tunesmith.report.schema import Export
 
@@ -33,7 +34,7 @@ def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> Loc
     'good'
 
     Args:
-        run: a run folder, or the `model/` folder in it.
+        run: a run folder, the `model/` folder in it, the Hub id of a pushed run, or the URL of a run folder.
         device: `auto`, `cpu`, `cuda` or a device such as `cuda:1`.
         offline: do not access the network.
 
@@ -214,6 +215,60 @@ def export(
     place = None if out is None else Path(out)
     with reporting(progress, callback) as callbacks:
         return export_run(Path(folder), request, out=place, on_event=callbacks.on_event, offline=offline)
+
+
+@python_words
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    public: bool = False,
+    report: bool = False,
+    license: str = "",
+    base: str = "",
+    yes: bool = False,
+    offline: bool = False,
+) -> Push:
+    """Show what an upload of a run to the Hugging Face Hub contains, and upload it with `yes`.
+
+    >>> import tunesmith
+    >>> print(tunesmith.push("runs/reviews", "me/reviews"))  # doctest: +SKIP
+    Push(runs/reviews): not uploaded yet, to me/reviews
+      8 files, 21.4 MB, to me/reviews
+      private: only you and its members read it
+      licence: other (the licence of the rows reviews.jsonl is not known)
+      base: smollm2-135m
+    >>> tunesmith.push("runs/reviews", "me/reviews", yes=True).url  # doctest: +SKIP
+    'https://huggingface.co/me/reviews'
+
+    Args:
+        folder: folder of a finished run.
+        repo: repository `owner/name`, created if it does not exist.
+        public: let everyone read it.
+        report: also upload the report, without its example rows.
+        license: licence of the model, as the Hub names it; default: that of base and data, `other` if it is not known.
+        base: Hub id of the base, for a run over a copy of it in a folder.
+        yes: upload; otherwise nothing is sent.
+        offline: do not access the network.
+
+    Returns:
+        The plan with every file, and `.url` and `.commit` after an upload.
+
+    Raises:
+        TunesmithError: the run is not finished, or the Hub refuses; then the repository is as it was.
+    """
+    from tunesmith.pipelines.push import push as push_run
+
+    return push_run(
+        Path(folder),
+        repo,
+        confirm=lambda plan: yes,
+        public=public,
+        report=report,
+        licence=license,
+        base=str(base),
+        offline=offline,
+    )
 
 
 @python_words

@@ -68,7 +68,11 @@ def under_home(name: str) -> str:
 
 
 def model_label(name: str) -> str:
-    """Return the name of a model without its path: `./models/bert` and `/data/runs/bert` are both `bert`."""
+    """Return the name of a model without its path: `./models/bert` and `/data/runs/bert` are both `bert`.
+
+    Of the commit of a model on the Hub, the first digits remain.
+    """
+    name = re.sub("(@[0-9a-f]{7})[0-9a-f]{33}$", r"\1", name)
     path = name.rstrip("/\\")
     is_path = path.startswith((".", "~", "/", "\\")) or path[1:3] in (":/", ":\\") or path.count("/") > 1
     return re.split(r"[/\\]", path)[-1] or name if is_path else name

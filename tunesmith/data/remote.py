@@ -75,6 +75,36 @@ def fetched(url: str) -> Path:
     return folder / file
 
 
+@lru_cache
+def fetched_folder(url: str, *, suffixes: tuple[str, ...]) -> Path:
+    """Download the model folder of a run, or any other folder, without its subfolders, unless the cache has it.
+
+    Args:
+        url: URL of the folder.
+        suffixes: endings of the files that are downloaded.
+
+    Raises:
+        DataError: the place cannot be reached, or has no such files.
+    """
+    from tunesmith.data.stored import build_once, cached_folder
+
+    with reaching(url) as (place, path):
+        root = path.rstrip("/")
+        root = f"{root}/model" if place.isdir(f"{root}/model") else root
+        names = sorted(str(name) for name in place.ls(root, detail=False) if str(name).endswith(suffixes))
+        if not names:
+            raise FileNotFoundError(url)
+        folder = cached_folder("remote", [(name, place.ukey(name), _version(place.info(name))) for name in names])
+
+    def fill(partial: Path) -> None:
+        with reaching(url) as (place, _):
+            for name in names:
+                place.get_file(name, str(partial / name.rpartition("/")[2]))
+
+    build_once(folder, fill)
+    return folder
+
+
 def _version(info: Mapping[str, Any]) -> str:
     """Return what changes with a file, as its place names it; the key that fsspec makes of a web address never does."""
     names = ("size", "ETag", "LastModified", "Content-MD5", "Digest")

@@ -9,11 +9,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.config import AnyObjective, AnyTechnique, ModelName
-from tunesmith.data.files import read_page
+from tunesmith.data.files import is_there, read_page
+from tunesmith.data.remote import remote_url
 from tunesmith.errors import CheckpointError
 from tunesmith.models.loading.base_from_run import base_place
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.checkpoint import MODEL_FILE, verify_model
+from tunesmith.models.loading.hub import is_hub_id
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.weight_files import INDEX, SINGLE, read_json
 
@@ -59,9 +61,22 @@ def read_manifest(folder: Path) -> ModelManifest:
     return about.model_copy(update={"base": base_place(about.base, folder)})
 
 
-def find_model(run: str | Path) -> Path:
-    """Return the model folder of a run folder, or the folder itself if it is one; raise CheckpointError."""
-    run = Path(run)
+def find_model(run: str | Path, *, offline: bool = False) -> Path:
+    """Return the model folder of a run: in its folder, or downloaded if it is on the Hub or behind a URL.
+
+    Args:
+        run: run folder, model folder, Hub id or URL.
+        offline: do not access the network.
+
+    Raises:
+        CheckpointError: there is no finished run.
+        ModelError: the Hub has no such run, or cannot be reached.
+    """
+    name, run = str(run), Path(run)
+    if not run.exists() and is_elsewhere(run):
+        run = locate(remote_url(name) or run.as_posix(), offline=offline)
+        if not (run / MANIFEST_FILE).exists():
+            raise CheckpointError(f"{name}: a model, not a run of Tunesmith; ask it with `tunesmith serve {name}`")
     for folder in (run / "model", run):
         if (folder / MANIFEST_FILE).exists():
             return folder
@@ -73,6 +88,12 @@ def find_model(run: str | Path) -> Path:
     if not run.exists():
         raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
     raise CheckpointError(f"{run}: no finished model in it; finish it with `tunesmith tune`")
+
+
+def is_elsewhere(name: Path) -> bool:
+    """Return whether a name can only be a URL, or a Hub id: not a misspelt path in a folder that is here."""
+    owner = name.parent.as_posix()
+    return bool(remote_url(name)) or (owner not in (".", "runs") and not is_there(owner) and is_hub_id(name.as_posix()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +118,15 @@ def identify(name: str | Path, *, offline: bool = False) -> ModelSource:
         CheckpointError: a run is broken or not finished.
         ModelError: there is no such model.
     """
-    name, path = str(name), Path(name).expanduser()
+    name, path = remote_url(name) or str(name), Path(name).expanduser()
     if any((path / page).exists() for page in (f"model/{MANIFEST_FILE}", MANIFEST_FILE, "run.json")):
         folder = find_model(path)
         return ModelSource(name, "run", folder, read_manifest(folder).base)
     if name.lower().endswith(".gguf"):
         return ModelSource(name, "model", None)
     folder = locate(name, offline=offline)
+    if (folder / MANIFEST_FILE).exists():
+        return ModelSource(name, "run", folder, read_manifest(folder).base)
     # Some trainers write the config.json of the base next to an adapter, so only weights identify a model.
     if (folder / CONFIG).exists() and not any((folder / file).exists() for file in (SINGLE, INDEX)):
         base = read_json(folder / CONFIG, where=name).get("base_model_name_or_path")

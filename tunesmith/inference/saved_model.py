@@ -30,7 +30,9 @@ def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None
     config = model.policy.adapter.peft_config["default"] if model.policy.adapter is not None else None
     if config is not None:
         if config.base_model_name_or_path:
-            config.base_model_name_or_path = manifest.base  # PEFT would write the place on this machine
+            # PEFT would write the place on this machine.
+            config.base_model_name_or_path, _, revision = manifest.base.partition("@")
+            config.revision = revision or None
         for name, value in vars(config).items():
             if isinstance(value, set):  # written in an order that is another one in each process
                 setattr(config, name, sorted(value))
@@ -65,7 +67,7 @@ def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offl
     Example: `load("runs/reviews").classify("great phone")`.
 
     Args:
-        run: run folder or model folder.
+        run: run folder, model folder, Hub id of a pushed run, or URL of a run folder.
         device: auto, cpu or cuda.
         threads: CPU threads; 0 for all cores, None to leave the setting of torch unchanged.
         offline: do not download the base model.
@@ -74,7 +76,7 @@ def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offl
         CheckpointError: the folder is broken or the base model has changed.
         TemplateError: the chat template has changed.
     """
-    folder = find_model(run)
+    folder = find_model(run, offline=offline)
     about = read_manifest(folder)
     return load_over_base(read_base(about, device=device, threads=threads, offline=offline), folder, about)
 

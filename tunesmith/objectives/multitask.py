@@ -159,7 +159,10 @@ class Multitask(Objective):
 
     def without_rows(self) -> Multitask:
         """Return the objective without the paths of its rows, for a model that is given to others."""
-        tasks = {name: part.model_copy(update={"data": TaskRows()}) for name, part in self.tasks.items()}
+        tasks = {
+            name: part.model_copy(update={"data": TaskRows(), "objective": part.objective.without_rows()})
+            for name, part in self.tasks.items()
+        }
         return self.model_copy(update={"tasks": tasks})
 
     def task_shares(self, sizes: Mapping[str, int]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -137,6 +138,10 @@ class Rl(Objective):
             return read(reward)
         except ValidationError as error:
             raise ValueError("must be one name, or a mapping of name to a finite number") from error
+
+    def without_rows(self) -> Rl:
+        """Return the objective without the folders of its rewards, for a model that is given to others."""
+        return self.model_copy(update={"reward": {Path(name).name: weight for name, weight in self.rewards.items()}})
 
     @property
     def rewards(self) -> dict[str, float]:

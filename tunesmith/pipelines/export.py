@@ -15,6 +15,7 @@ from torch import Tensor
 from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, RecipeError, Refused
+from tunesmith.evaluation.retention import items, spread
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.export.formats import GGUF, merged, refuse, write_adapter, write_file, write_merged
 from tunesmith.inference.export.transformers_runner import Plain, pooled_states
@@ -143,16 +144,16 @@ def export(
         RecipeError: the model cannot be exported in this format.
         CheckpointError: the run is broken, or `out` contains other files.
     """
-    folder = find_model(run)
+    folder = find_model(run, offline=offline)
     manifest = read_manifest(folder)
     refuse(folder, manifest, request.kind)
     if request.kind == "adapter" and begins_from(locate(manifest.base, offline=offline), where=manifest.base)[0]:
         raise RecipeError("export: the base is another run, merged in memory only; use --format merged")
-    out = out or folder.parent / "export" / request.name.replace(" ", "-")
+    here = (folder.parent / "report.json").exists()  # otherwise downloaded: only the model
+    out = out or (folder.parent if here else Path()) / "export" / request.name.replace(" ", "-")
     if out.exists() and not (out.is_dir() and (_is_export(out) or not any(out.iterdir()))):
         raise CheckpointError(f"{out}: contains other files; choose another --out")
-    rows = read_predictions(folder.parent)
-    if not rows:
+    if not (rows := read_predictions(folder.parent) if here else _general_rows(manifest)):
         raise CheckpointError(f"{folder.parent}: predictions.jsonl is missing; run `tunesmith tune` again")
     on_event(StageStarted(f"writing {out}"))
     if request.kind == "adapter":
@@ -176,16 +177,29 @@ def export(
         faults=find_problems(agreements, request.name),
         **asdict(overall(list(agreements.values()))),
     )
-    report = read_report(folder.parent)
-    exports = [*(earlier for earlier in report.exports if earlier.format != result.format), result]
-    updated = report.model_copy(update={"exports": exports})
-    write_whole(folder.parent / "report.json", updated.model_dump_json(indent=1))
-    write_reports(folder.parent)
+    if here:
+        report = read_report(folder.parent)
+        exports = [*(earlier for earlier in report.exports if earlier.format != result.format), result]
+        updated = report.model_copy(update={"exports": exports})
+        write_whole(folder.parent / "report.json", updated.model_dump_json(indent=1))
+        write_reports(folder.parent)
     if result.faults:  # fewer bits lose accuracy, any other difference is a bug
         finer = FINER.get(request.name)
         fix = f"use --dtype {finer}" if finer else "do not use it, and please report this"
         raise Refused(f"{out}: {'; '.join(result.faults)}; {fix}")
     return result
+
+
+def _general_rows(manifest: ModelManifest) -> list[Prediction]:
+    """Return shipped questions with two answers each as rows without references, for a run without its test rows."""
+    return [
+        Prediction(
+            where="general", task=task, question=f"{item.question}\n\nA: {item.options[0]}\n\nB: {item.options[1]}",
+            gold="", base="", tuned="",
+        )
+        for task in manifest.objective.task_objectives
+        for item in spread(items(), COMPARED_ROWS)
+    ]  # fmt: skip
 
 
 def _is_export(out: Path) -> bool:
@@ -384,14 +398,14 @@ def _by_numbers(model: LocalModel, rows: Sequence[Prediction], function: Callabl
     texts = [_read_text(model, row.question) for row in rows]
     original, exported = model.predict(texts), [float(one) for one in function(texts)]
     differences = [abs(a - b) / objective.scale for a, b in zip(original, exported, strict=True)]
-    gold = [float(row.gold) for row in rows]
+    gold = [float(row.gold) for row in rows if row.gold]  # all of them or none
     return ProgramAgreement(
         metric=objective.metric,
         rows=len(rows),
         same_prompts=1.0,
         same_answers=sum(difference <= MAX_NUMBER_DIFFERENCE for difference in differences) / len(rows),
-        score_original=spearman(gold, original),
-        score_export=spearman(gold, exported),
+        score_original=spearman(gold, original) if gold else None,
+        score_export=spearman(gold, exported) if gold else None,
         compared="values",
         max_difference=max(differences),
     )

@@ -42,7 +42,8 @@ def ask_line(report: Report, folder: Path, *, place: str = ".", text: str = TEXT
 
 def python_lines(run: RunData) -> list[str]:
     """Return the lines of Python that use the tuned model through Tunesmith."""
-    lines = ["import tunesmith", "", 'model = tunesmith.load(".")']
+    place = run.published.repo if run.published else "."
+    lines = ["import tunesmith", "", f'model = tunesmith.load("{place}")']
     for name, objective in run.recipe.objective.task_objectives.items():
         model = f'model.at("{name}")' if name else "model"
         if objective.produces == "labels" and not name:
@@ -97,10 +98,11 @@ def transformers_lines(run: RunData, *, base: str) -> list[str]:
 
 def _loading(run: RunData, base: str) -> list[str]:
     """Return imports, tokenizer and model; the base is quantized if the adapter was trained on quantized weights."""
-    tokenizer = 'tokenizer = AutoTokenizer.from_pretrained("model")'
+    place = run.published.repo if run.published else "model"
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{place}")'
     auto = _auto_class(run.folder / "model")
     if run.report.technique == "full":
-        model = f'model = {auto}.from_pretrained("model")'
+        model = f'model = {auto}.from_pretrained("{place}")'
         return [f"from transformers import {auto}, AutoTokenizer", "", tokenizer, model]
     config: list[str] = []
     names = ""
@@ -122,7 +124,7 @@ def _loading(run: RunData, base: str) -> list[str]:
         tokenizer,
         *config,
         f'base = {auto}.from_pretrained("{base}"{options})  # the base it was tuned on',
-        'model = PeftModel.from_pretrained(base, "model")',
+        f'model = PeftModel.from_pretrained(base, "{place}")',
     ]
 
 

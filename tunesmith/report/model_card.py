@@ -24,12 +24,21 @@ from tunesmith.report.formatting import (
     size,
 )
 from tunesmith.report.ledger_lines import COLUMNS, ledger_lines, ledger_rows_sentence
-from tunesmith.report.run_data import RunData, contenders
+from tunesmith.report.run_data import Published, RunData, contenders
 from tunesmith.report.summary import in_short
 from tunesmith.report.verdicts import arm_label, name_of_test, rivalry
 
 COMMAND = "tunesmith tune RUN/recipe.yaml --out again"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Metrics that the Hub has under another identifier.
+HUB_METRICS = {
+    "macro_f1": "f1",
+    "token_f1": "f1",
+    "rouge_l": "rouge",
+    "bleu": "sacrebleu",
+    "spearman": "spearmanr",
+    "r2": "r_squared",
+}
 # Pipeline tags of the Hub by objective; all others depend on the model family.
 PIPELINES = {"classify": "text-classification", "regress": "text-classification", "reward": "text-classification"}
 
@@ -49,7 +58,7 @@ def card(run: RunData) -> str:
         f"({trained}, {share(training.trainable / (training.parameters or 1))}).\n\n"
         f"**{text(report.verdict)}**\n\n" + "\n".join(f"- {text(line)}" for line in in_short(report))
     )
-    sections = (_results, _tasks, _general_ability, _thinking, _data, _usage, _limits, _reproduce)
+    sections = (_results, _tasks, _general_ability, _thinking, _data, _usage, _limits, _licence, _reproduce)
     return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, [title, *(section(run) for section in sections)])) + "\n"
 
 
@@ -61,14 +70,24 @@ def front_matter(run: RunData) -> dict[str, Any]:
     base: dict[str, Any] = {}
     if name := hub_id(report.model):
         base |= {"base_model": name, "base_model_relation": "adapter" if adapter else "finetune"}
-    if bundled is not None:
+    if run.published is not None:
+        base |= _licence_keys(run.published)
+    elif bundled is not None:
         base["license"] = bundled.licence.lower()
     pipeline = PIPELINES.get(report.objective, "fill-mask" if report.family == "encoder" else "text-generation")
-    dataset = {"name": run.data_name, "type": re.sub(r"[^\w.-]+", "-", run.data_name), "split": "test"}
+    kind = re.sub(r"[^\w.-]+", "-", run.data_name)
+    if run.published and run.published.datasets:
+        kind = run.published.datasets[0]
+    dataset = {"name": run.data_name, "type": kind, "split": "test"}
     if digest := report.data.sha256.get("test", ""):
         dataset["revision"] = f"sha256:{digest}"
     metrics = [
-        {"type": task.metric, "value": round(task.tuned, 4), "name": metric_name(task.metric)} for task in report.tasks
+        {
+            "type": HUB_METRICS.get(task.metric, task.metric),
+            "value": round(task.tuned, 4),
+            "name": metric_name(task.metric),
+        }
+        for task in report.tasks
     ]
     result = {"task": {"type": pipeline}, "dataset": dataset, "metrics": metrics}
     return base | {
@@ -78,6 +97,14 @@ def front_matter(run: RunData) -> dict[str, Any]:
         "tags": ["tunesmith", report.objective, report.technique],
         "model-index": [{"name": report.name, "results": [result]}],
     }
+
+
+def _licence_keys(published: Published) -> dict[str, Any]:
+    """Return the licence, and the data sets if they are on the Hub; the Hub wants a name and a link for `other`."""
+    keys: dict[str, Any] = {"license": published.licence}
+    if published.licence_reason:
+        keys |= {"license_name": "see-model-card", "license_link": "README.md#licence"}
+    return keys | ({"datasets": list(published.datasets)} if published.datasets else {})
 
 
 def _has_head(run: RunData) -> bool:
@@ -90,7 +117,8 @@ def hub_id(model: str) -> str:
     """Return the Hub id of a recipe's model; empty for a local folder or file."""
     if model in BUNDLED_MODELS:
         return BUNDLED_MODELS[model].hub_id
-    return model if HUB_ID.fullmatch(model) and not Path(model).exists() and not model.endswith(".gguf") else ""
+    named = model.partition("@")[0]
+    return named if HUB_ID.fullmatch(named) and not Path(model).exists() and not model.endswith(".gguf") else ""
 
 
 def _results(run: RunData) -> str:
@@ -227,8 +255,9 @@ def _data(run: RunData) -> str:
 
 
 def _usage(run: RunData) -> str:
-    ask = ask_line(run.report, run.folder)
-    parts = ["## Use", "In the folder of this card:", fence(ask, "sh"), fence("\n".join(python_lines(run)), "python")]
+    place, where = (run.published.repo, "Anywhere:") if run.published else (".", "In the folder of this card:")
+    ask = ask_line(run.report, run.folder, place=place)
+    parts = ["## Use", where, fence(ask, "sh"), fence("\n".join(python_lines(run)), "python")]
     lines = transformers_lines(run, base=hub_id(run.report.model) or "PATH/TO/THE/BASE")
     if lines:
         parts += ["Without Tunesmith:", fence("\n".join(lines), "python")]
@@ -241,7 +270,7 @@ def _usage(run: RunData) -> str:
         parts += [
             f"For the same {stated} in transformers alone, export the model. The folder that this writes has a "
             "README.md with code, which the export executes and compares with this model:",
-            fence("tunesmith export . --format merged", "sh"),
+            fence(f"tunesmith export {place} --format merged", "sh"),
         ]
     return "\n\n".join(parts)
 
@@ -266,6 +295,19 @@ def _limits(run: RunData) -> str:
     return "## Limits\n\n" + "\n".join(lines)
 
 
+def _licence(run: RunData) -> str:
+    """Return why the licence is `other`; empty unless the card is for the Hub."""
+    reason = run.published.licence_reason if run.published else ""
+    return f"## Licence\n\n{text(reason)}." if reason else ""
+
+
+def training_settings(run: RunData) -> str:
+    """Return the settings of a recipe that affect training, as YAML; the others contain local paths."""
+    recipe = run.recipe.model_copy(update={"objective": run.recipe.objective.without_rows()})
+    shown = recipe.model_dump(mode="json", include={"objective", "technique", "schedule", "seed"})
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+
+
 def _reproduce(run: RunData) -> str:
     lines = [
         *run.report.environment.items(),
@@ -274,12 +316,11 @@ def _reproduce(run: RunData) -> str:
         ("peak memory", size(run.report.memory.peak_bytes)),
     ]
     environment = table(("item", "value"), [(name.replace("_", " "), value) for name, value in lines])
-    # Only settings that affect training: the card may be published, and the recipe contains local paths.
-    recipe = run.recipe.model_copy(update={"objective": run.recipe.objective.without_rows()})
-    shown = recipe.model_dump(mode="json", include={"objective", "technique", "schedule", "seed"})
-    settings = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+    settings = clean(training_settings(run))
+    if run.published:
+        return "\n\n".join(["## Environment", environment, "## Settings", fence(settings, "yaml")])
     where = "RUN is the folder of this card. Start the command where the paths in its recipe are valid."
-    parts = ["## Environment", environment, "## Reproduce", fence(COMMAND, "sh"), where, fence(clean(settings), "yaml")]
+    parts = ["## Environment", environment, "## Reproduce", fence(COMMAND, "sh"), where, fence(settings, "yaml")]
     return "\n\n".join(parts)
 
 

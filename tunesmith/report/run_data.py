@@ -32,6 +32,17 @@ MIN_ROWS_PER_BIN = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """A repository of the Hub for a run, and what its card states."""
+
+    repo: str  # owner/name
+    base: str  # alias, or Hub id with the commit
+    licence: str  # identifier of the Hub; `other` if it is not known
+    licence_reason: str = ""  # of `other`
+    datasets: tuple[str, ...] = ()  # Hub ids of the rows
+
+
+@dataclass(frozen=True, slots=True)
 class RunData:
     """Contents of a run folder that reports are written from."""
 
@@ -41,6 +52,7 @@ class RunData:
     recipe_text: str
     journal: list[dict[str, Any]]  # lines of the training log
     predictions: list[Prediction]  # of the first task
+    published: Published | None = None  # where the card is for the Hub, not for the run folder
 
     @property
     def objective(self) -> AnyObjective:

@@ -88,7 +88,7 @@ def ask(args: argparse.Namespace) -> int:
 
     comparison = (args.folder / COMPARISON).is_file()
     if not comparison:
-        find_model(args.folder)
+        find_model(args.folder, offline=args.offline)
     text = _text(args)
     if comparison:
         hush()
@@ -205,7 +205,7 @@ def chat(args: argparse.Namespace) -> int:
     from tunesmith.annotation.thumbs import FILE, Thumbs
     from tunesmith.inference.identify import find_model, read_manifest
 
-    manifest = read_manifest(find_model(args.folder))
+    manifest = read_manifest(find_model(args.folder, offline=args.offline))
     if manifest.family != "decoder":
         raise UsageError(
             f"{args.folder}: an encoder does not generate text; use `tunesmith ask {quoted(args.folder)} TEXT`"

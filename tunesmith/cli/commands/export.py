@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Export the run and print how well the export agrees with it."""
     from tunesmith.inference.identify import find_model, read_manifest
 
-    read_manifest(find_model(args.folder))  # fail before torch is imported
+    read_manifest(find_model(args.folder, offline=args.offline))  # fail before torch is imported
     from tunesmith.pipelines.export import ExportRequest, export
 
     hush()

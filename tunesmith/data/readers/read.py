@@ -19,6 +19,7 @@ from tunesmith.data.readers.parquet_hub import parquet_rows
 from tunesmith.data.readers.row import Row, allowed_values, has_allowed, keep
 from tunesmith.data.readers.text_file import PACKED, FileSource, TextFile, locate, open_text
 from tunesmith.data.readers.text_lines import log_rows, text_rows
+from tunesmith.data.remote import remote_url
 from tunesmith.errors import DataError, first_names, nearest_name
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
@@ -188,20 +189,27 @@ def _folder(folder: Path) -> RowFile:
     return RowFile(rows, tuple(filter(None, [passed_over(str(folder)), folders_of(rows)])))
 
 
+def dataset_of(source: str) -> str:
+    """Return the Hub id of the data set that a source of rows names; empty for any other source."""
+    path = Path(source)
+    if found := re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", remote_url(source)):
+        return found[1]
+    named_as_file = path.suffix.lower() in (*READERS, *PACKED) or "#" in source
+    dataset = HUB_ID.fullmatch(source)
+    return dataset[1] if dataset and not named_as_file and not is_there(path.parent) else ""
+
+
 def _from_hub(source: str, *, offline: bool) -> list[Row]:
     """Load a Hub dataset; raise DataError if the name cannot be one."""
-    path, dataset = Path(source), HUB_ID.fullmatch(source)
-    named_as_file = path.suffix.lower() in (*READERS, *PACKED) or "#" in source
-    if not dataset or named_as_file or is_there(path.parent):
-        raise DataError(f"{source}: no such file; {nearest_file(path)}")
+    if not (name := dataset_of(source)):
+        raise DataError(f"{source}: no such file; {nearest_file(Path(source))}")
     if offline:
         raise DataError(
             f"{source}: no such file, and --offline forbids downloading a dataset; omit --offline or give a file"
         )
     from tunesmith.data.readers.parquet_hub import read_hub
 
-    name, split = dataset.groups("train")
-    return read_hub(source, str(name), str(split))
+    return read_hub(source, name, source.partition(":")[2] or "train")
 
 
 def nearest_file(path: Path) -> str:

@@ -17,7 +17,7 @@ from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import ModelError
 from tunesmith.inference.defaults import BASE_CHAT, always_thinks
-from tunesmith.inference.identify import ModelManifest, ModelSource, find_model, identify, read_manifest
+from tunesmith.inference.identify import ModelManifest, ModelSource, identify, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.inference.serving.request import UnknownModel
@@ -177,7 +177,7 @@ class ModelRegistry:
         source = identify(place, offline=self._offline)
         if source.kind == "model":
             return self._read_base(name, source, version)
-        folder = find_model(place)
+        folder = source.folder or place
         about = read_manifest(folder)
         if isinstance(about.technique, Full):
             # Full tuning changes all weights, so nothing is shared and the base is not needed.

@@ -149,7 +149,7 @@ def verify_folder(folder: Path, *, editable: Container[str] = ()) -> None:
     Raises:
         CheckpointError: if another file is missing or differs.
     """
-    for name, expected in _sums(folder).items():
+    for name, expected in file_digests(folder).items():
         path = folder / name
         if path.is_file() and file_digest(path) == expected:
             continue
@@ -171,7 +171,7 @@ def verify_model(folder: Path) -> None:
         report_once(f"{folder}: {MANIFEST} is missing, so nothing shows whether its files have changed; restore it")
         return
     verify_folder(folder, editable=EDITABLE)
-    known = {*_sums(folder), MANIFEST}
+    known = {*file_digests(folder), MANIFEST}
     for path in sorted(folder.iterdir()):
         if path.name not in known and path.suffix in READ_BY_LIBRARIES:
             report_once(f"{folder}: {path.name!r} is not of the run and may change its answers; delete it if unsure")
@@ -180,13 +180,13 @@ def verify_model(folder: Path) -> None:
 def names_file(folder: Path, name: str) -> bool:
     """Return whether the manifest of a folder names a file; False without a readable manifest."""
     try:
-        return name in _sums(folder)
+        return name in file_digests(folder)
     except CheckpointError:
         return False
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file by its name in the manifest of a folder; raise CheckpointError."""
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that `write_folder` wrote into a folder, by name; raise CheckpointError."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -27,6 +27,7 @@ from tunesmith.models.loading import quantization as four_bit
 from tunesmith.models.loading import weight_files as weights
 from tunesmith.models.loading.device import DTYPES, frozen_dtype
 from tunesmith.models.loading.gguf_reader import read_gguf
+from tunesmith.models.loading.hub import pinned
 from tunesmith.models.loading.locate import AS_THEY_ARE, LoadOptions, locate, not_in_4_bits
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.text_part import load_text_part, part_of, text_config
@@ -43,6 +44,7 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     family: str  # decoder or encoder
     fingerprint: str  # 16 hex digits, equal for equal weights
+    pinned: str = ""  # its name, of a model of the Hub with the commit
 
 
 def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = False) -> Base:
@@ -111,6 +113,7 @@ def _read(name: str, options: LoadOptions, *, offline: bool) -> Base:
         folder = locate(name, offline=offline)
         base_name, _ = run_base.begins_from(folder, where=name)
         base = _from_run(name, folder, whole, offline=offline) if base_name else _from_folder(name, folder, options)
+        base.pinned = pinned(name, folder)
     if options.sharding is not None and not is_sharded(base.network):
         shard(base.network, options.sharding, device=options.device)
     return base

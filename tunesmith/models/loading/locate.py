@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.files import is_there
+from tunesmith.data.remote import fetched_folder, remote_url
 from tunesmith.errors import ModelError, suggestion
 from tunesmith.models.loading import base_from_run as run_base
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, fetch, folder_of, is_whole, nearest
-from tunesmith.models.loading.checkpoint import MODEL_FILE
+from tunesmith.models.loading.checkpoint import MODEL_FILE, READ_BY_LIBRARIES
+from tunesmith.models.loading.hub import HUB_ID, from_hub
 from tunesmith.models.loading.weight_files import ADAPTER, CONVERT, PICKLES, read_json
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 # Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Model types whose tokens attend in both directions, and that need only ids and a mask to return a state per token.
 ENCODERS = frozenset(
     {
@@ -53,7 +53,7 @@ def locate(name: str, *, offline: bool = False, files: Sequence[str] = HUB_FILES
     """Return the folder of a model, after downloading it if needed.
 
     Args:
-        name: alias, Hub id, folder or run folder.
+        name: alias, Hub id (`owner/name`, or `owner/name@commit`), folder, run folder, or URL of a folder.
         offline: use only local files.
         files: patterns of the files to download from the Hub.
 
@@ -68,8 +68,10 @@ def locate(name: str, *, offline: bool = False, files: Sequence[str] = HUB_FILES
     if name and is_there(path) and path.is_file():
         fix = CONVERT if path.suffix in PICKLES else "name the folder that contains it"
         raise ModelError(f"{name}: a single file; {fix}")
+    if url := remote_url(name):
+        return fetched_folder(url, suffixes=READ_BY_LIBRARIES)
     check_hub_id(name)
-    return _from_hub(name, offline=offline, files=files)
+    return from_hub(name, offline=offline, files=files, otherwise=f"use {_aliases()}")
 
 
 def check_hub_id(name: str) -> None:
@@ -118,27 +120,6 @@ def no_bitsandbytes(key: str = "quantize: nf4") -> str:
 def _aliases() -> str:
     """Return the bundled models, for the end of a message."""
     return f"a bundled model ({', '.join(BUNDLED_MODELS)})"
-
-
-def _from_hub(name: str, *, offline: bool, files: Sequence[str]) -> Path:
-    """Return the local folder of a Hub model: configuration, tokenizer and safetensors, nothing else."""
-    from httpx2 import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"], local_files_only=offline)
-        )
-    except GatedRepoError as error:
-        raise ModelError(f"{name}: asks for consent first; accept its terms on the Hub, then hf auth login") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"{name}: the Hub has no such model; check the name, or use {_aliases()}") from error
-    except (OSError, HTTPError, HFValidationError) as error:
-        state = "offline" if offline else "the Hub cannot be reached"
-        raise ModelError(
-            f"{name}: no such folder, not in the Hub's local cache, and {state}; connect once, or use {_aliases()}"
-        ) from error
 
 
 def local_family(name: str) -> str:

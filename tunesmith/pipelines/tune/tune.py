@@ -280,7 +280,7 @@ def _save(results: RunResults, folder: RunFolder) -> None:
     prepared, model, evaluator = results.prepared, results.model, results.evaluator
     recipe, base = prepared.recipe, prepared.base
     manifest = ModelManifest(
-        base=recipe.model,
+        base=base.pinned or recipe.model,
         fingerprint=base.fingerprint,
         family=base.family,
         objective=model.objective.without_rows(),
