@@ -37,7 +37,7 @@ class UploadedFile(BaseModel):
 
 
 class Push(Displayed, BaseModel):
-    """What is uploaded where; with `commit` once it is there."""
+    """An upload: its files and its place, and the commit once it is there."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -221,7 +221,7 @@ def _earlier_push(api: HfApi, repo: str, *, private: bool) -> tuple[list[str], s
         return None
     names = [file.rfilename for file in info.siblings or ()]
     if MANIFEST_FILE not in names:
-        raise ModelError(f"{repo}: the name is taken by a repository that is no push of a run; choose another name")
+        raise ModelError(f"{repo}: the name is taken by a repository without a pushed run; choose another name")
     if bool(info.private) != private:
         state, fix = ("private", "leave --public out") if info.private else ("public", "add --public")
         raise ModelError(f"{repo}: this repository is {state}; {fix}, change it on the Hub, or choose another name")

@@ -1,19 +1,22 @@
-"""`tunesmith export`: export a run for other programs and verify it there."""
+"""`tunesmith export` and `tunesmith push`: a run for other programs, verified there, and on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import DeprecatedOption, add_common, add_schema
 from tunesmith.cli.progress import listening
 from tunesmith.cli.signals import caught
-from tunesmith.cli.terminal import hush, publish, show
+from tunesmith.cli.terminal import hush, publish, show, show_table
 from tunesmith.data.files import quoted
+from tunesmith.report.formatting import size
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
+    from tunesmith.pipelines.push import Push
     from tunesmith.report.schema import Export
 
 FORMATS = ("merged", "gguf", "adapter")
@@ -21,7 +24,7 @@ DTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 
 def add(commands: Commands) -> None:
-    """Add `export`."""
+    """Add `export` and `push`."""
     parser = commands.add_parser(
         "export",
         help="export a run for transformers, llama.cpp, Ollama or PEFT, and verify it",
@@ -40,6 +43,26 @@ def add(commands: Commands) -> None:
     add_schema(parser, "tunesmith.report.schema:Export")
     add_common(parser, out="folder of the export (default: RUN/export/FORMAT)")
     parser.set_defaults(run=run)
+    pushing = commands.add_parser(
+        "push",
+        help="upload a run to the Hugging Face Hub, privately by default",
+        description="Upload the model of a run with a model card to a repository of the Hugging Face Hub. First shows "
+        "every file, where it goes and who can read it, and asks. Without a terminal and without --yes nothing is "
+        "uploaded. Rows, answers, logs, checkpoints and the recipe are never uploaded.",
+    )
+    pushing.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
+    pushing.add_argument("repo", metavar="OWNER/NAME", help="repository, created if it does not exist")
+    pushing.add_argument("--public", action="store_true", help="let everyone read it (default: private)")
+    pushing.add_argument("--report", action="store_true", help="also upload the report, without its example rows")
+    text = "licence of the model, as the Hub names it (default: that of base and data, other if it is not known)"
+    pushing.add_argument("--license", default="", metavar="ID", help=text)
+    text = "Hub id of the base, for a run over a copy of it in a folder (default: as in training)"
+    pushing.add_argument("--base", default="", metavar="OWNER/NAME", help=text)
+    pushing.add_argument("--yes", action="store_true", help="upload without asking")
+    add_schema(pushing, "tunesmith.pipelines.push:Push")
+    add_common(pushing)
+    pushing.set_defaults(run=push)
+
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,3 +92,34 @@ def _show(done: Export) -> None:
         show(f"code that uses it, as it was checked: {folder}/README.md")
     if done.format.startswith("gguf"):
         show(f"next:\n  tunesmith serve {folder}/model.gguf\n  ollama create NAME -f {folder}/Modelfile")
+
+
+def push(args: argparse.Namespace) -> int:
+    """Show the plan, ask, and upload."""
+    from tunesmith.pipelines.push import push as push_run
+
+    hush()
+
+    def confirm(plan: Push) -> bool:
+        if not args.json:
+            show_table(("file", "size>"), [(file.name, size(file.bytes)) for file in plan.files])
+            for line in plan.lines():
+                show(line)
+        if args.yes:
+            return True
+        asks = sys.stdin is not None and sys.stdin.isatty() and not args.json
+        return asks and input("upload? [y/N] ").strip().lower() in ("y", "yes")
+
+    done = push_run(
+        args.folder,
+        args.repo,
+        confirm=confirm,
+        public=args.public,
+        report=args.report,
+        licence=args.license,
+        base=args.base,
+        offline=args.offline,
+    )
+    if not publish(done.model_dump(mode="json"), args):
+        show(f"uploaded: {done.url}" if done.commit else "nothing was uploaded; add --yes to upload it")
+    return 0
