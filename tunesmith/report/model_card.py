@@ -270,7 +270,7 @@ def _usage(run: RunData) -> str:
         parts += [
             f"For the same {stated} in transformers alone, export the model. The folder that this writes has a "
             "README.md with code, which the export executes and compares with this model:",
-            fence(f"tunesmith export {place} --format merged", "sh"),
+            fence("tunesmith export . --format merged".replace(".", place), "sh"),
         ]
     return "\n\n".join(parts)
 

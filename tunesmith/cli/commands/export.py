@@ -64,7 +64,6 @@ def add(commands: Commands) -> None:
     pushing.set_defaults(run=push)
 
 
-
 def run(args: argparse.Namespace) -> int:
     """Export the run and print how well the export agrees with it."""
     from tunesmith.inference.identify import find_model, read_manifest
