@@ -6,7 +6,7 @@ STAMP := .venv/.stamp
 UNLOCKED := torch|triton|setuptools|nvidia-[^=]*|cuda-[^=]*
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all test-gpu test-ranges check lint-ci format bench reports grid lock licences audit release clean
+.PHONY: help setup demo test test-fast test-all test-gpu test-ranges check lint-ci format docs bench reports grid lock licences audit release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name does; do \
@@ -78,6 +78,9 @@ lint-ci: ## the workflows and the Containerfile; the linters come as packages, a
 format: setup ## rewrite the files as `check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup ## the documentation site in build/docs/html; offline, and every warning is an error
+	$(BIN)/python -m docs.site
 
 bench: setup ## the race behind bench/RESULTS.md, some 40 minutes; peers get environments of their own
 	$(BIN)/python -m bench

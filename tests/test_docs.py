@@ -7,42 +7,23 @@ import ast
 import contextlib
 import importlib
 import io
-import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import pytest
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 import tunesmith
+from docs.site.recipe_keys import SECTIONS, row
 from tunesmith.cli.main import parser
-from tunesmith.config import (
-    Compare,
-    Data,
-    Documents,
-    Gates,
-    Ledger,
-    Loop,
-    Machine,
-    Recipe,
-    Replay,
-    Retention,
-    Schedule,
-    Verdict,
-    make_recipe,
-)
+from tunesmith.config import Data, Gates, Recipe, Schedule, make_recipe
 from tunesmith.config.aliases import ALIASES
 from tunesmith.metrics.style import RULE_KINDS
-from tunesmith.objectives import OBJECTIVES
-from tunesmith.objectives.multitask import TaskSection
-from tunesmith.techniques import TECHNIQUES, Lora
+from tunesmith.techniques import Lora
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -58,27 +39,6 @@ HEREDOC = re.compile(r"^python - <<'EOF'\n(.*?)^EOF$", re.MULTILINE | re.DOTALL)
 # Calculations that load a model or a tokenizer are too slow to run here.
 COSTLY = re.compile(r"transformers|from_pretrained|tunesmith\.model")
 LINE_LANGUAGES = ("", "sh", "bash", "console", "text")
-
-# Heading on the recipe page -> the section of the recipe with the keys of its table.
-SECTIONS: dict[str, type[BaseModel]] = {
-    "A task of multitask": TaskSection,
-    "The recipe": Recipe,
-    "`data`": Data,
-    **{f"`objective`: {part().kind}": part for part in OBJECTIVES},
-    **{f"`technique`: {part().kind}": part for part in TECHNIQUES},
-    "`schedule`": Schedule,
-    "`machine`": Machine,
-    "`replay`": Replay,
-    "`gates`": Gates,
-    "`retention`": Retention,
-    "`ledger`": Ledger,
-    "`verdict`": Verdict,
-    "`loop`": Loop,
-    "`documents`": Documents,
-    "`compare`": Compare,
-}
-WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "none"}
-BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}
 
 
 def name_of(page: Path) -> str:
@@ -118,49 +78,6 @@ def test_every_recipe_that_is_shown_is_a_recipe(block: str):
 
 
 # ------------------------------------------------------------------ keys
-
-
-def values(annotation: Any) -> str:
-    """Describe the type of a key."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    inside = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{word if isinstance(word, str) else json.dumps(word)}`" for word in inside)
-    if get_origin(annotation) in (Union, UnionType):
-        return " or ".join(dict.fromkeys(values(part) for part in inside))
-    if get_origin(annotation) in (list, tuple):
-        return "list"
-    if get_origin(annotation) is dict:
-        return "mapping"
-    return WORDS.get(annotation, "section")
-
-
-def allowed(field: FieldInfo) -> str:
-    """Describe the type of a key and its bounds."""
-    parts = [values(field.annotation)]
-    for bound in field.metadata:
-        if type(bound) in BOUNDS:
-            attribute, words = BOUNDS[type(bound)]
-            parts.append(f"{words} {getattr(bound, attribute)}")
-    return ", ".join(parts)
-
-
-def default(field: FieldInfo) -> str:
-    """Return the default as written in YAML."""
-    if field.is_required():
-        return "needed"
-    value = field.get_default(call_default_factory=True)
-    if value is None:
-        return "none"
-    if isinstance(value, BaseModel):
-        return f"`{value.model_dump().get('kind', '{}')}`"
-    return f"`{value if isinstance(value, str) and value else json.dumps(value)}`"
-
-
-def row(name: str, field: FieldInfo) -> str:
-    """The first three cells of a key's line on the recipe page."""
-    return f"| `{name}` | {default(field)} | {allowed(field)} | "
 
 
 def section(heading: str) -> str:
@@ -328,6 +245,20 @@ def test_every_test_that_the_threat_model_names_exists():
     named = re.findall(r"`(tests/[\w/]+\.py)`", (DOCS / "threat-model.md").read_text(encoding="utf-8"))
     assert len(named) > 20
     assert [name for name in named if not (DOCS.parent / name).is_file()] == []
+
+
+def test_every_file_and_function_behind_a_number_exists():
+    text = (DOCS / "explanation" / "formulas.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:metrics|evaluation|report|pipelines|annotation)/[\w/]+\.py)`", text))
+    assert len(paths) >= 10
+    assert [path for path in paths if not (ROOT / "tunesmith" / path).is_file()] == []
+    named = re.findall(r"`((?:metrics|pipelines)/[\w/]+\.py)`, ((?:(?:class )?`\w+`,?\s*)+)", text)
+    pairs = [(path, name) for path, names in named for name in re.findall(r"`(\w+)`", names)]
+    assert len(pairs) >= 10
+    source = {path: (ROOT / "tunesmith" / path).read_text("utf-8") for path, _ in pairs}
+    assert [
+        pair for pair in pairs if not re.search(rf"^(def|class) {pair[1]}\b|^{pair[1]} =", source[pair[0]], re.M)
+    ] == []
 
 
 def test_functions_that_other_packages_use_describe_their_arguments():
