@@ -35,6 +35,7 @@ from tunesmith.cli.commands import (
     votes,
 )
 from tunesmith.cli.completion import SHELLS, PrintCompletion
+from tunesmith.cli.mcp import command as mcp
 from tunesmith.cli.options import Parser
 from tunesmith.cli.processes import reports_error, silence_followers, tell_agent
 from tunesmith.cli.signals import Interruption, Signals, caught
@@ -66,6 +67,7 @@ MODULES = (
     runs,
     doctor,
     studio,
+    mcp,
 )
 
 ABOUT = "Fine-tune a language model on your own data and measure whether it helped."
@@ -75,7 +77,7 @@ CODES = (
 )
 INTERNAL_ERROR = 70
 # What these commands have done is kept at once, so that nothing is left to resume.
-NEVER_RESUMED = ("serve", "chat", "ask", "label", "feedback", "studio")
+NEVER_RESUMED = ("serve", "chat", "ask", "label", "feedback", "studio", "mcp")
 LOAD = Path("/proc/loadavg")
 
 

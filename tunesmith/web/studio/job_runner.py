@@ -6,16 +6,19 @@ only way to reach it is a file in the folder of the job, which works on every sy
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tunesmith.web.studio.jobs import (
     ERRORS,
     OUTPUT,
     STOP,
+    Command,
     Job,
     Jobs,
     State,
@@ -24,6 +27,7 @@ from tunesmith.web.studio.jobs import (
 )
 
 POLL = 0.2  # seconds
+GRACE = 10.0  # seconds between the first Ctrl-C, the second, and the end by force
 # On Windows a Ctrl-C that is sent reaches a whole group of processes; elsewhere 0.
 NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 INTERRUPT = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)
@@ -38,7 +42,7 @@ def run(folder: Path) -> None:
     job, jobs = Job(folder), Jobs(folder.parent, folder)
     command, mark = job.command, process_mark()
     State("waiting", runner=mark).write(folder)
-    while not (folder / STOP).exists():
+    while not (folder / STOP).exists() and not command.orphaned:
         state = State("running", runner=mark, started=time.time())
         if not command.queued:
             state.write(folder)
@@ -57,24 +61,50 @@ def run(folder: Path) -> None:
             stderr=errors,
             creationflags=NEW_GROUP,
         )
-        code = _wait(child, folder / STOP)
-    stopped = code in (130, 143) or (code < 0 and (folder / STOP).exists())
+        code, asked = _wait(child, folder / STOP, command)
+    stopped = code in (130, 143) or (code < 0 and asked)
     succeeded = code in (0, 1) and not job.error()  # 1: also a check that failed, whose result is printed
     name: StateName = "stopped" if stopped else "finished" if succeeded else "failed"
     State(name, runner=mark, started=state.started, ended=time.time(), code=code).write(folder)
 
 
-def _wait(child: subprocess.Popen[bytes], stop: Path) -> int:
-    """Wait for a process; each line in the file `stop` is one Ctrl-C: the first saves, the second stops at once."""
+def _wait(child: subprocess.Popen[bytes], stop: Path, command: Command) -> tuple[int, bool]:
+    """Wait for a process; return its exit code, and whether it was asked to end.
+
+    Each line in the file `stop` is one Ctrl-C: the first saves, the second stops at once. To a command with a limit of
+    time or an owner both are sent in time, and at last it is killed with all that it started.
+    """
     sent = 0
+    begun = time.time()
+    limited = bool(command.seconds or command.owner[0])
+    grace = min(GRACE, command.seconds / 10 or GRACE)
+    ending = begun + command.seconds - 2 * grace if command.seconds else math.inf  # time of the first Ctrl-C
     while True:
         try:
-            return child.wait(timeout=POLL)
+            return child.wait(timeout=POLL), bool(sent)
         except subprocess.TimeoutExpired:
             asked = len(stop.read_text(encoding="utf-8").splitlines()) if stop.exists() else 0
-            if asked > sent:
+            now = time.time()
+            if asked or command.orphaned:
+                ending = min(ending, now)
+            if limited and now >= ending:
+                asked = max(asked, 1 + int((now - ending) / grace))
+            if limited and asked > 2:
+                _kill(child.pid)
+            elif asked > sent:
                 sent += 1
                 child.send_signal(INTERRUPT)
+
+
+def _kill(pid: int) -> None:
+    """Kill a process and its descendants."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for one in [*process.children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 if __name__ == "__main__":

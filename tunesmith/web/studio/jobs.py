@@ -43,6 +43,13 @@ class Command:
     cwd: str  # folder in which it runs
     subject: str = ""  # the file, recipe or run that it is about
     queued: bool = True  # whether it waits for earlier jobs; servers and short commands do not
+    seconds: float = 0.0  # after which it is stopped, and at last killed; 0: no limit
+    owner: tuple[int, float] = (0, 0.0)  # process, as `process_mark` returns it, with which it is stopped; 0: none
+
+    @property
+    def orphaned(self) -> bool:
+        """Return whether the process that the command belongs to has ended."""
+        return bool(self.owner[0]) and not _runs(self.owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,19 +154,30 @@ class Jobs:
         self._known: dict[str, Job] = {}  # a command never changes, so that each is read once
         self._ended: set[str] = set()
 
-    def start(self, words: Sequence[str], *, subject: str = "", queued: bool = True) -> Job:
+    def start(
+        self,
+        words: Sequence[str],
+        *,
+        subject: str = "",
+        queued: bool = True,
+        limit: float = 0.0,
+        owned: bool = False,
+    ) -> Job:
         """Start a command in a process that outlives this one.
 
         Args:
             words: arguments of `tunesmith`.
             subject: the file, recipe or run that it is about.
             queued: whether it waits for earlier jobs.
+            limit: seconds after which it is stopped, and at last killed; 0: none.
+            owned: stop it when this process ends.
         """
         seconds, rest = divmod(time.time_ns(), 10**9)  # read once: the clock of `strftime` alone lags by milliseconds
         day = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
         folder = self.folder / f"{day}-{rest:09d}-{secrets.token_hex(2)}"
         folder.mkdir(parents=True)
-        command = Command(list(words), str(self.cwd), subject, queued)
+        owner = process_mark() if owned else (0, 0.0)
+        command = Command(list(words), str(self.cwd), subject, queued, limit, owner)
         write_whole(folder / COMMAND, json.dumps(asdict(command)))
         _detach([sys.executable, "-m", "tunesmith.web.studio.job_runner", str(folder)])
         return Job(folder)
