@@ -21,8 +21,7 @@ from tunesmith.data.files import move, write_whole
 from tunesmith.data.text.words import searched
 from tunesmith.errors import DataError
 from tunesmith.events import EventHandler, StageStarted
-from tunesmith.models.loading.load import Base, load_base
-from tunesmith.models.sentence_embeddings import sentence_vectors
+from tunesmith.models.sentence_embeddings import Encoder, open_encoder
 from tunesmith.progress import track
 from tunesmith.retrieval.chunks import Chunk
 
@@ -58,7 +57,7 @@ class Index:
 
     chunks: list[Chunk]
     search: str  # default search: fused, words or vectors
-    encoder: Base | None = None
+    encoder: Encoder | None = None
     vectors: FloatArray | None = None  # [C, D], each of length 1
     embedded: int = 0  # chunks that were embedded now, not read from disk
     words: Any = None  # BM25 over the chunks
@@ -87,7 +86,7 @@ class Index:
         """Rank chunk indices by cosine, [Q] lists."""
         assert self.encoder is not None
         assert self.vectors is not None
-        queries = sentence_vectors(self.encoder, questions, LIMIT)
+        queries = self.encoder.vectors(questions, LIMIT, questions=True)
         ranked = list[list[int]]()
         deep = min(DEEP, len(self.chunks))
         for start in range(0, len(questions), SEARCHED):
@@ -141,7 +140,7 @@ def open_index(
         index.words = _bm25s().BM25(k1=K1, b=B)
         index.words.index(words, show_progress=False)
     if settings.search != "words":
-        index.encoder = load_base(settings.encoder, offline=offline)
+        index.encoder = open_encoder(settings.encoder, offline=offline)
         store = _Store(folder, index.encoder.fingerprint)
         index.vectors, index.embedded = store.vectors(index.encoder, [chunk.text for chunk in chunks], on_event)
     lines = (json.dumps(asdict(chunk), ensure_ascii=False) for chunk in chunks)
@@ -156,14 +155,14 @@ class _Store:
     folder: Path
     fingerprint: str
 
-    def vectors(self, base: Base, texts: Sequence[str], on_event: EventHandler) -> tuple[FloatArray, int]:
+    def vectors(self, encoder: Encoder, texts: Sequence[str], on_event: EventHandler) -> tuple[FloatArray, int]:
         """Return embeddings [C, D] and the number of new ones; embeddings of removed texts are deleted."""
         digests = [hashlib.sha256(text.encode(errors="replace")).digest()[:16] for text in texts]
         cached = self._read()
         new = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in cached}
         batches = [list(new)[start : start + CHUNKS_PER_WRITE] for start in range(0, len(new), CHUNKS_PER_WRITE)]
         for batch in track(batches, "embedding", unit="chunks", size=len):
-            cached |= zip(batch, sentence_vectors(base, [new[digest] for digest in batch], LIMIT), strict=True)
+            cached |= zip(batch, encoder.vectors([new[digest] for digest in batch], LIMIT), strict=True)
             self._write(cached)
         if new:
             on_event(StageStarted(f"embedded {len(new)} new chunks"))

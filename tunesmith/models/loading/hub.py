@@ -26,7 +26,7 @@ def from_hub(name: str, *, offline: bool, files: Sequence[str], otherwise: str) 
     Args:
         name: `owner/name`, or `owner/name@revision`.
         offline: use only the local cache of the Hub.
-        files: patterns of the files of the top folder.
+        files: patterns of the files.
         otherwise: end of the messages: what to do instead.
 
     Raises:
@@ -38,12 +38,13 @@ def from_hub(name: str, *, offline: bool, files: Sequence[str], otherwise: str) 
     repo, _, revision = name.partition("@")
     absent = "no such folder, not in the Hub's local cache, and "
     with reaching_hub(name, offline=offline, absent=absent, otherwise=otherwise):
-        # Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
+        # Of subfolders only `1_Pooling` and the like, which are read to embed: others have other formats (onnx/,
+        # original/), which can be gigabytes.
         folder = snapshot_download(
             repo,
             revision=revision or None,
             allow_patterns=list(files),
-            ignore_patterns=["*/*"],
+            ignore_patterns=["[!0-9]*/*"],
             local_files_only=offline,
         )
     return Path(folder)
