@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from tunesmith.data.audit.checks.label_checks import rare, uneven, variants
+from tunesmith.data.audit.checks import personal_data
 from tunesmith.data.audit.checks.mojibake import damage, repaired
 from tunesmith.data.audit.checks.personal_data import luhn, mod97, personal
 from tunesmith.data.audit.checks.secrets import keys, masked
@@ -38,6 +39,25 @@ THUMB = {"prompt": "prompt", "answer": "completion", "label": "label"}
 )
 def test_personal_data_is_known_by_its_form(text: str, words: list[str]) -> None:
     assert [span.word for span in personal(text)] == words
+
+
+NATIONAL = [
+    "Ligue para o meu celular, 11 91234-5678, depois das seis da tarde.",
+    "我的电话号码是 138 0013 8000，请在晚上打电话给我。",
+    "Proszę zadzwonić do mnie jutro wieczorem, mój numer to 512 345 678, dziękuję.",
+]
+
+
+def test_phone_numbers_are_known_by_the_plan_of_the_country_whose_language_the_text_is_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [[span.word for span in personal(text)] for text in NATIONAL] == [["phone"]] * 3
+    assert personal("Der Auftrag 123 456 789 ist seit einer Woche nicht angekommen.") == []
+    assert personal("لم يصل الطلب رقم 123 456 789 منذ أسبوع كامل") == []  # its language has no one country
+    assert personal("The order 512 345 678 has not arrived for a whole week.") == []
+    monkeypatch.setattr(personal_data, "find_spec", lambda name: None)
+    assert [personal(text) for text in NATIONAL] == [[]] * 3
+    assert [span.word for span in personal("Ruf mich unter 030 901820 an.")] == ["phone"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Personal data by its format: e-mail, phone number, payment card, bank account and IP address, with checksums if any.
 
+With the package phonenumbers, phone numbers also by the number plan of the country whose language the text is in.
 Cards: Luhn (ISO/IEC 7812). Accounts: IBAN with its country's length and modulo 97 (ISO 13616). Each pattern is tried
 only on texts that contain what it requires, so that most rows cost almost nothing.
 """
@@ -7,10 +8,14 @@ only on texts that contain what it requires, so that most rows cost almost nothi
 from __future__ import annotations
 
 import ipaddress
+import locale
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+
+from tunesmith.data.text.language import language
 
 IBAN_LENGTHS = {
     "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29, "BY": 28,
@@ -139,6 +144,14 @@ def _phones(text: str) -> Iterator[Span]:
     for match in CALLED.finditer(text):
         if 7 <= sum(map(str.isdigit, match[1])) <= 15:
             yield Span(*match.span(1), "phone")
+    # English texts come from too many countries: more than these patterns find are numbers of another kind.
+    code = language(text)
+    country = "BR" if code == "pt" else locale.normalize(code)[3:5]
+    if code != "en" and country.isupper() and find_spec("phonenumbers") is not None:
+        import phonenumbers
+
+        for number in phonenumbers.PhoneNumberMatcher(text, country):
+            yield Span(number.start, number.end, "phone")
 
 
 # (minimum number of digits in the text, detector), the most reliable first: a card is not also a phone number.
