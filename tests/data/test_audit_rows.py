@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from tunesmith.data.audit.checks.label_checks import rare, uneven, variants
 from tunesmith.data.audit.checks import personal_data
+from tunesmith.data.audit.checks.label_checks import rare, uneven, variants
 from tunesmith.data.audit.checks.mojibake import damage, repaired
 from tunesmith.data.audit.checks.personal_data import luhn, mod97, personal
 from tunesmith.data.audit.checks.secrets import keys, masked
