@@ -1,6 +1,6 @@
 """Personal data by its format: e-mail, phone number, payment card, bank account and IP address, with checksums if any.
 
-With the package phonenumbers, phone numbers also by the number plan of the country whose language the text is in.
+With the extra `audit`, also any valid phone number of the country whose language the text is in.
 Cards: Luhn (ISO/IEC 7812). Accounts: IBAN with its country's length and modulo 97 (ISO 13616). Each pattern is tried
 only on texts that contain what it requires, so that most rows cost almost nothing.
 """
