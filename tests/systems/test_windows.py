@@ -169,6 +169,27 @@ with pytest.raises(UnicodeEncodeError):
 """
 
 
+BREAK = """
+import os, signal
+from tunesmith.cli.signals import Interruption, caught
+with caught() as signals:
+    signals.patient = True
+    os.kill(os.getpid(), signal.SIGBREAK)
+    assert signals.stop()
+    try:
+        os.kill(os.getpid(), signal.SIGBREAK)
+    except Interruption as stopped:
+        assert stopped.exit_code == 130
+    else:
+        raise AssertionError
+"""
+
+
+def test_the_first_ctrl_break_saves_and_the_second_stops(story: Story) -> None:
+    one = story.session.run("-c", BREAK)
+    assert one.code == 0, one.err
+
+
 def test_the_simulation_refuses_what_windows_refuses(story: Story) -> None:
     one = story.session.run("-c", REFUSED)
     assert one.code == 0, one.err

@@ -37,6 +37,7 @@ class Signals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Record the first signal if `patient`; raise Interruption otherwise, unless the command is `over`."""
+        number = signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT  # Ctrl-Break is as Ctrl-C
         first, self.received = not self.received, number
         if self.over:
             return

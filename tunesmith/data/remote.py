@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.files import quoted
 from tunesmith.errors import DataError, suggestion
 
 # A `Path` of s3://bucket has lost a slash. One letter is a drive of Windows.
@@ -41,7 +42,7 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
         raise
     except ImportError as error:
         package = error.name or getattr(error.__cause__, "name", None)  # fsspec raises one without a name from another
-        install = package if package not in ("fsspec", "s3fs", None) else "'tunesmith[remote]'"
+        install = package if package not in ("fsspec", "s3fs", None) else quoted("tunesmith[remote]")
         raise DataError(f"{_shown(url)}: requires a package ({error}); pip install {install}") from error
     except FileNotFoundError as error:
         raise DataError(f"{_shown(url)}: no such file; check the name") from error

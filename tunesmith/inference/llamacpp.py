@@ -10,11 +10,12 @@ from typing import Any
 
 import httpx2
 
+from tunesmith.data.files import quoted
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError
 from tunesmith.progress import track
 
-EXTRA = "llama.cpp is not installed: pip install 'tunesmith[llamacpp]'"
+EXTRA = f"llama.cpp is not installed: pip install {quoted('tunesmith[llamacpp]')}"
 CONCURRENT_REQUESTS = 4
 SECONDS = 120.0
 # Prompt cache outside the slots; the default of llama.cpp is 8 GiB.

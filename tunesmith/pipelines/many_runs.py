@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tunesmith.data.cpu_count import cores
+from tunesmith.data.files import quoted
 from tunesmith.errors import OptionError, TunesmithError, briefly
 
 C = TypeVar("C")
@@ -38,7 +39,7 @@ def check_place(on: str, *, controls: bool = True) -> None:
     if on != "ray" and not on.startswith("ray://"):
         raise OptionError(f"--on {on}: expected local, ray or ray://HOST:PORT")
     if importlib.util.find_spec("ray") is None:
-        raise OptionError(f"--on {on}: Ray is missing; pip install 'tunesmith[ray]', or leave --on out")
+        raise OptionError(f"--on {on}: Ray is missing; pip install {quoted('tunesmith[ray]')}, or leave --on out")
 
 
 def each(

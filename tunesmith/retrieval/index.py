@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config import Documents
-from tunesmith.data.files import move, write_whole
+from tunesmith.data.files import move, quoted, write_whole
 from tunesmith.data.text.words import searched
 from tunesmith.errors import DataError
 from tunesmith.events import EventHandler, StageStarted
@@ -40,7 +40,7 @@ CHUNKS_PER_WRITE = 1000  # chunks embedded between two writes to disk
 SEARCHED = 256  # questions per similarity matrix
 CHUNKS = "chunks.jsonl"
 VECTORS = "vectors.safetensors"
-INSTALL = "pip install 'tunesmith[rag]'"
+INSTALL = f"pip install {quoted('tunesmith[rag]')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.files import quoted
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.openai_client import is_loopback
 from tunesmith.web.security import PAGE, Guard, RequestPolicy
@@ -50,7 +51,9 @@ def need_libraries(extra: str = "studio") -> None:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ServeError(f"pages: {error.name} is not installed; pip install 'tunesmith[{extra}]'") from error
+        raise ServeError(
+            f"pages: {error.name} is not installed; pip install {quoted(f'tunesmith[{extra}]')}"
+        ) from error
 
 
 def listen(address: Address) -> socket.socket:

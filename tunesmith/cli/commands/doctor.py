@@ -6,7 +6,6 @@ import argparse
 import os
 import platform
 import re
-import shlex
 import shutil
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tunesmith.cli.options import add_common
 from tunesmith.cli.terminal import publish, show
+from tunesmith.data.files import quoted
 from tunesmith.data.user_cache import ANSWERS, CLEARED, cache_dir, clear_caches
 from tunesmith.report.formatting import size
 
@@ -151,10 +151,10 @@ def extras(requirements: Sequence[str]) -> list[DoctorCheck]:
 def install(requirement: str) -> str:
     """Return the command that installs a requirement into this environment."""
     if (Path(sys.prefix) / "uv-receipt.toml").exists():  # of `uv tool install`
-        return f"uv tool install --with '{requirement}' tunesmith"
+        return f"uv tool install --with {quoted(requirement)} tunesmith"
     if find_spec("pip"):
-        return f"pip install '{requirement}'"
-    return f"uv pip install --python {shlex.quote(sys.executable)} '{requirement}'"
+        return f"pip install {quoted(requirement)}"
+    return f"uv pip install --python {quoted(sys.executable)} {quoted(requirement)}"
 
 
 def disk(free_in: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> list[DoctorCheck]:

@@ -19,11 +19,12 @@ from tunesmith.data.documents.formats.office import docx_document, pptx_document
 from tunesmith.data.documents.formats.openapi import tools_document
 from tunesmith.data.documents.formats.pdf import pdf_document
 from tunesmith.data.documents.formats.plain_text import markdown_document, text_document
+from tunesmith.data.files import quoted
 from tunesmith.errors import DataError
 
 PageHandler = Callable[[int], None]  # receives the number of each converted page
 LARGEST = 512 * 2**20  # bytes
-INSTALL = "pip install 'tunesmith[collect]'"
+INSTALL = f"pip install {quoted('tunesmith[collect]')}"
 
 
 @dataclass(frozen=True, slots=True)

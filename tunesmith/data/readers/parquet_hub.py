@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tunesmith.data.files import quoted
 from tunesmith.data.readers.row import Row, numbered, reason
 from tunesmith.errors import DataError
 
@@ -55,7 +56,9 @@ def read_hub(source: str, name: str, split: str) -> list[Row]:
     hub = _library("datasets", source)
     # Before version 4, `datasets` could execute a script from the dataset repository.
     if int(hub.__version__.partition(".")[0]) < 4:
-        raise DataError(f"{source}: this version of 'datasets' can run remote code; pip install 'datasets>=4.7'")
+        raise DataError(
+            f"{source}: this version of 'datasets' can run remote code; pip install {quoted('datasets>=4.7')}"
+        )
     try:
         # The split is part of the location, so that rows of two splits have different ones.
         return list(numbered(_named(hub.load_dataset(name, split=split), hub), source))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.data.files import quoted
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import TunesmithError, briefly
 
@@ -37,7 +38,7 @@ class Grammar:
         try:
             import llguidance.hf
         except ImportError as error:
-            raise GrammarError("response_format: needs the extra: pip install 'tunesmith[serve]'") from error
+            raise GrammarError(f"response_format: needs the extra: pip install {quoted('tunesmith[serve]')}") from error
         self._words = words
         tokenizer: Any = template.tokenizer
         self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=words, eos_token=sorted(template.stop_ids))

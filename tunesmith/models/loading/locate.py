@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.files import is_there
+from tunesmith.data.files import is_there, quoted
 from tunesmith.data.remote import fetched_folder, remote_url
 from tunesmith.errors import ModelError, suggestion
 from tunesmith.models.loading import base_from_run as run_base
@@ -113,7 +113,7 @@ def no_bitsandbytes(key: str = "quantize: nf4") -> str:
         key: key and value of the recipe that need it.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        return f"{key} needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
+        return f"{key} needs bitsandbytes, which is missing; pip install {quoted('tunesmith[quantize]')}"
     return ""
 
 
