@@ -59,7 +59,16 @@ def test_a_command_is_found_as_a_user_copies_it() -> None:
 
 
 # Options of other programs, and files in which options are arguments of pip or colours of a chart.
-OTHER_OPTIONS = {"--with", "--python", "--upgrade", "--private", "--include", "--decrypt", "--enable-lora", "--logprobs-mode"}
+OTHER_OPTIONS = {
+    "--with",
+    "--python",
+    "--upgrade",
+    "--private",
+    "--include",
+    "--decrypt",
+    "--enable-lora",
+    "--logprobs-mode",
+}
 OTHER_FILES = (
     "models/loading/bundled_models.py",
     "report/plots.py",
