@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -339,6 +341,22 @@ def test_a_client_that_may_only_read(places: Folders, caplog: pytest.LogCaptureF
         anyio.run(story)
     assert not caplog.records  # a line that is not of the protocol would be here
     assert [*places.runs.iterdir()] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a Ctrl-C would reach the tests")
+def test_a_signal_ends_the_server_while_its_client_is_connected(places: Folders) -> None:
+    words = [sys.executable, "-m", "tunesmith", "mcp", "--data", str(places.data)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+    ) as server:
+        assert server.stdin
+        assert server.stdout
+        server.stdin.write(b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
+        server.stdin.flush()
+        assert json.loads(server.stdout.readline())["id"] == 1
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=60) == 130
 
 
 @pytest.mark.real

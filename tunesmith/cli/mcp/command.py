@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError
-from tunesmith.cli.terminal import show
+from tunesmith.cli.options import UsageError, add_common
+from tunesmith.cli.signals import Interruption
+from tunesmith.cli.terminal import emit, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -25,11 +27,13 @@ def add(commands: Commands) -> None:
         description="Serve inspect, audit, plan, tune, compare, status, report, runs and ask to one client on stdin "
         "and stdout, without network. It only reads, unless --allow-training is given. A run that the client started "
         "is stopped, resumable, when its budget ends or the client disconnects.",
+        conflict_handler="resolve",  # --out is another name of --runs
     )
+    add_common(parser)
     text = "the only folder whose files may be read as rows, documents or recipes (default: the current one)"
     parser.add_argument("--data", type=Path, default=Path(), metavar="DIR", help=text)
     text = "the only folder whose runs may be read, and in which runs are written (default: DATA/runs)"
-    parser.add_argument("--runs", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--runs", "--out", type=Path, metavar="DIR", help=text)
     text = "allow tune and compare; each needs the token of a plan"
     parser.add_argument("--allow-training", action="store_true", help=text)
     text = "time of all runs of the session together (default: %(default)s)"
@@ -45,7 +49,11 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve one client until it disconnects."""
     if args.skill:
-        show(next(path for path in SKILLS if path.exists()).read_text(encoding="utf-8").rstrip())
+        text = next(path for path in SKILLS if path.exists()).read_text(encoding="utf-8")
+        if args.json:
+            emit({"skill": text})
+        else:
+            show(text.rstrip())
         return 0
     if not 0 < args.budget_minutes < float("inf"):
         raise UsageError(f"--budget-minutes: expected a number > 0, got {args.budget_minutes}; use 30")
@@ -60,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
 
     data = args.data.resolve()
     folders = Folders(data, (args.runs or data / "runs").resolve(), tuple(args.models))
-    with tempfile.TemporaryDirectory(prefix="tunesmith-mcp-", ignore_cleanup_errors=True) as scratch:
-        minutes = args.budget_minutes if args.allow_training else 0.0
-        serve(Session(folders, minutes=minutes, scratch=Path(scratch).resolve()))
+    try:
+        with tempfile.TemporaryDirectory(prefix="tunesmith-mcp-", ignore_cleanup_errors=True) as scratch:
+            minutes = args.budget_minutes if args.allow_training else 0.0
+            serve(Session(folders, minutes=minutes, scratch=Path(scratch).resolve()))
+    except Interruption as stopped:
+        os._exit(stopped.exit_code)  # the thread that reads stdin would wait for its end
     return 0
