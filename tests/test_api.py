@@ -64,7 +64,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
 WITHOUT_FUNCTION = {"chat", "need", "studio"}
 # Keys of the recipe, which the command line sets with `--set`.
 RECIPE_KEYS = {"data", "schedule", "gates", "replay", "seed", "documents", "arms", "loop"}
-PYTHON_ONLY = {"progress", "callback", "more"}
+PYTHON_ONLY = {"progress", "callback", "callbacks", "more"}
 # Positional arguments that have one name on the command line and several parameters in Python.
 RENAMED = {"runs": {"words": {"folder"}}, "diff_runs": {"words": {"a", "b"}}, "check_model": {"words": {"model"}}}
 

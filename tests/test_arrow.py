@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "tunesmith"
 # A package may import packages of earlier lines and itself; packages on one line do not import each other.
 ARROW = (
     {"errors", "display", "phases", "progress", "quick_imports"},
+    {"plugins"},
     {"data"},
     {"events", "models", "metrics"},
     {"objectives", "techniques"},

@@ -57,10 +57,12 @@ from tunesmith.errors import (
 if TYPE_CHECKING:
     from tunesmith.data.tokenization.messages import Message
     from tunesmith.models.generation.sampling import Sampling
+    from tunesmith.training.callbacks import Callback
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "DataError",
     "Listing",
@@ -107,6 +109,7 @@ __all__ = [
 
 # Exported name -> the module that defines it, imported by `__getattr__` on first access.
 _LAZY = {
+    "Callback": "tunesmith.training.callbacks",
     "Message": "tunesmith.data.tokenization.messages",
     "Sampling": "tunesmith.models.generation.sampling",
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.rlhf.report import LoopPlan, LoopReport
     from tunesmith.pipelines.tune.preview import Preview
     from tunesmith.pipelines.tune.tune import Run
+    from tunesmith.training.callbacks import Callback
 
 
 @python_words
@@ -159,6 +160,7 @@ def tune(
     verdict_minutes: float | str | None = None,
     progress: bool = True,
     callback: EventHandler | None = None,
+    callbacks: Sequence[Callback] = (),
     **more: Any,
 ) -> Run:
     """Fine-tune a model and score base and tuned model on the same held-out rows.
@@ -193,6 +195,7 @@ def tune(
         verdict_minutes: score as many test rows as take this time; `"all"`: every one.
         progress: show progress in the terminal or notebook.
         callback: receives every progress event, see `tunesmith.events`.
+        callbacks: objects derived from `tunesmith.Callback`, which receive the events and may stop the run.
         **more: further recipe keys, or their names in other trainers (`lora_r=8`).
 
     Returns:
@@ -211,18 +214,19 @@ def tune(
     changes = changes_of(settings, more, **named, gates=gates, replay=replay, seed=seed, verdict=verdict)
     folder = local_run(None if out is None else Path(out))
     leads = started_as()[0] == 0  # of several processes, the first one reports and deletes
-    with reporting(progress and leads, callback if leads else None) as callbacks:
+    with reporting(progress and leads, callback if leads else None) as shown:
+        functions = shown.with_also(callbacks)
         changes += ["data.audit=note"] if force else []
         check = partial(check_settings, out=folder, folder=not force)
-        recipe = recipe_of(source, changes, on_event=callbacks.on_event, offline=offline, check=check)
+        recipe = recipe_of(source, changes, on_event=functions.on_event, offline=offline, check=check)
         # Wrong rows are reported before torch is imported, and before an earlier run is deleted.
-        check_rows(recipe, on_event=callbacks.on_event, out=folder, folder=not force, offline=offline)
+        check_rows(recipe, on_event=functions.on_event, out=folder, folder=not force, offline=offline)
         from tunesmith.pipelines.tune.tune import tune_recipe
         from tunesmith.training.run_folder import delete_run
 
         if force and leads:
             delete_run(recipe, folder)
-        return tune_recipe(recipe, out=folder, callbacks=callbacks, offline=offline, on=on)
+        return tune_recipe(recipe, out=folder, callbacks=functions, offline=offline, on=on)
 
 
 def _former_parameters(

@@ -6,7 +6,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from tunesmith import objectives, techniques
@@ -16,6 +27,7 @@ from tunesmith.errors import suggestion
 from tunesmith.objectives import OBJECTIVES, Multitask
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.multitask import TaskRows, TaskSection
+from tunesmith.plugins import offered, plugin
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Lora
 
 # Values that are not file names: votes of a loop as reward, human raters as judge, text sampled from the base model.
@@ -92,34 +104,41 @@ class Machine(_Section):
     )
 
 
-def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return a validator that turns `lora`, `DoRA`, PEFT's `PREFIX_TUNING` or {kind: lora} to a mapping."""
+def _by_kind(group: str, parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return a validator that turns `lora`, `DoRA`, PEFT's `PREFIX_TUNING` or {kind: lora} to a mapping.
+
+    A kind that is not one of ours is looked up in the `group` of the plugins.
+    """
+    base = objectives.Objective if group == "objectives" else techniques.Technique
     kinds = {get_args(part.model_fields["kind"].annotation)[0] for part in parts}
     known = sorted(kinds | set(shorthands))
     theirs = {word.lower(): ours for word, ours in VALUES["technique.kind"].items() if ours in kinds}
     words = {word.replace("_", "-"): ours for word, ours in (theirs | {word: word for word in known}).items()}
 
-    def read(value: Any) -> Any:
+    def read(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, Mapping):
-            return value
+            return value if isinstance(value, base) and type(value) not in parts else validate(value)
         value = dict(value)
         kind = str(value.get("kind", ""))
         kind = words.get(kind.strip().lower().replace("_", "-"), kind)
         short = shorthands.get(kind, {})
         value = {**short, **value, "kind": short.get("kind", kind)}
-        if value.get("kind") not in kinds:
-            raise ValueError(f"unknown kind {kind!r}{nearest(kind.lower(), known)}; known: {', '.join(known)}")
-        return value
+        if value.get("kind") in kinds:
+            return validate(value)
+        if (found := plugin(group, kind, base)) is None:
+            all_known = sorted({*known, *offered(group)})
+            raise ValueError(f"unknown kind {kind!r}{nearest(kind.lower(), all_known)}; known: {', '.join(all_known)}")
+        return found.model_validate(value)
 
-    return BeforeValidator(read)
+    return WrapValidator(read)
 
 
 _Objective = Annotated[objectives.AnyObjective, Discriminator("kind")]
-AnyObjective = Annotated[_Objective, _by_kind(OBJECTIVES, {})]
+AnyObjective = Annotated[SerializeAsAny[_Objective], _by_kind("objectives", OBJECTIVES, {})]
 _Technique = Annotated[techniques.AnyTechnique, Discriminator("kind")]
-AnyTechnique = Annotated[_Technique, _by_kind(TECHNIQUES, SHORTHANDS)]
+AnyTechnique = Annotated[SerializeAsAny[_Technique], _by_kind("techniques", TECHNIQUES, SHORTHANDS)]
 
 
 class Gates(_Section):

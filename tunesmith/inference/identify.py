@@ -18,6 +18,7 @@ from tunesmith.models.loading.checkpoint import MODEL_FILE, verify_model
 from tunesmith.models.loading.hub import is_hub_id
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.weight_files import INDEX, SINGLE, read_json
+from tunesmith.plugins import missing
 
 MANIFEST_FILE = MODEL_FILE
 CONFIG = "adapter_config.json"
@@ -42,6 +43,12 @@ class ModelManifest(BaseModel):
     threshold: float | None = None
     temperatures: dict[str, float] = {}  # of the tasks of a model of several
     thresholds: dict[str, float] = {}
+    # Packages that offer its objective, technique or metric, with their versions; older versions read it without.
+    plugins: dict[str, str] = {}
+
+    def text(self) -> str:
+        """Return the manifest as JSON."""
+        return self.model_dump_json(indent=1, exclude=None if self.plugins else {"plugins"})
 
 
 def read_manifest(folder: Path) -> ModelManifest:
@@ -53,6 +60,9 @@ def read_manifest(folder: Path) -> ModelManifest:
     if (folder / MANIFEST_FILE).exists():
         verify_model(folder)
     try:
+        recorded = read_json(folder / MANIFEST_FILE, where=str(folder)).get("plugins")
+        if isinstance(recorded, dict) and (fix := missing(recorded)):
+            raise CheckpointError(f"{folder}: was made with an extension that is not installed; {fix}")
         about = read_page(folder / MANIFEST_FILE, ModelManifest)
     except OSError:
         raise CheckpointError(

@@ -42,7 +42,7 @@ def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None
     if model.template.chats:  # the default template too, so that every program uses the format of training
         model.template.tokenizer.chat_template = model.template.source
     model.template.tokenizer.save_pretrained(folder)
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8", newline="\n")
+    (folder / MANIFEST_FILE).write_text(manifest.text(), encoding="utf-8", newline="\n")
 
 
 def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:

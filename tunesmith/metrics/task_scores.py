@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from tunesmith.metrics.significance import (
     holm,
     interval,
 )
+from tunesmith.plugins import offered, plugin
 
 FloatArray = NDArray[np.float64]
 RowMetric = Callable[[Sequence[Reference], Sequence[str]], FloatArray]
@@ -82,6 +84,17 @@ _RESAMPLED: dict[str, Callable[[Sequence[Reference], Sequence[str], Sequence[str
     "macro_f1": lambda gold, base, tuned: metrics.macro_f1_pair(first_of(gold), base, tuned),
     "bleu": metrics.corpus_bleu_pair,
 }
+
+
+def metric_or_plugin(name: Any, validate: Callable[[Any], Any]) -> Any:
+    """Return the name of a metric that is one of a recipe's (`validate`), or that an installed package offers."""
+    if isinstance(name, str) and name not in PER_ROW and name not in WHOLE:
+        if (found := plugin("metrics", name)) is None:
+            return validate(name)
+        PER_ROW[name] = _best(lambda gold, given: np.asarray(found(gold, given), dtype=np.float64))
+    return name if name in PER_ROW and name in offered("metrics") else validate(name)
+
+
 # Further metrics reported for each headline metric.
 BESIDE: dict[str, tuple[str, ...]] = {
     "accuracy": ("macro_f1",),

@@ -7,6 +7,7 @@ is the objective itself unless it needs more than its settings: `PreferenceLearn
 
 from typing import get_args
 
+from tunesmith.objectives.base import Objective
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
@@ -26,6 +27,7 @@ __all__ = [
     "Domain",
     "Instruct",
     "Multitask",
+    "Objective",
     "Preference",
     "Regress",
     "Reward",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer, WrapValidator
 
 from tunesmith.data.examples.parsers import chats
 from tunesmith.data.examples.types import Chat, Example, Reference
@@ -20,6 +20,7 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.data.tokenization.thinking import MODES, Mode
 from tunesmith.errors import DataError
+from tunesmith.metrics.task_scores import metric_or_plugin
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 
 if TYPE_CHECKING:
@@ -61,9 +62,11 @@ class Instruct(Objective, Learner):
     )
     tools: str = Field("", description="column with the tools that a chat may call; empty: `tools`, if there is one")
     instruction: str = Field("", description="text put before every prompt")
-    metric: Literal["rouge_l", "exact_match", "contains", "chrf", "tool_calls"] = Field(
-        "rouge_l", description="headline score of the answers"
-    )
+    metric: Annotated[
+        Literal["rouge_l", "exact_match", "contains", "chrf", "tool_calls"],
+        WrapValidator(metric_or_plugin),
+        PlainSerializer(str, return_type=str),
+    ] = Field("rouge_l", description="headline score of the answers")
     max_new_tokens: int = Field(0, ge=0, description="longest answer, in tokens; 0: from the training answers")
     max_thinking_tokens: int = Field(
         THOUGHT_TOKENS,

@@ -47,7 +47,7 @@ def upload_of(run: Path, published: Published, *, report: bool) -> dict[str, Pat
         if Path(name).suffix in READ_BY_LIBRARIES and Path(name).name == name
     }
     manifest = ModelManifest.model_validate_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    files[MANIFEST_FILE] = manifest.model_copy(update={"base": published.base}).model_dump_json(indent=1).encode()
+    files[MANIFEST_FILE] = manifest.model_copy(update={"base": published.base}).text().encode()
     if CONFIG in files:
         files[CONFIG] = _adapter_config(folder / CONFIG, published.base)
     digests = file_digests(folder) | {

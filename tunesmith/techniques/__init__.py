@@ -2,6 +2,7 @@
 
 from typing import Any, get_args
 
+from tunesmith.techniques.base import Technique
 from tunesmith.techniques.full import Full
 from tunesmith.techniques.ia3 import Ia3
 from tunesmith.techniques.lora import Lora
@@ -20,4 +21,15 @@ SHORTHANDS: dict[str, dict[str, Any]] = {
     "ptuning": {"kind": "p-tuning"},
 }
 
-__all__ = ["SHORTHANDS", "TECHNIQUES", "AnyTechnique", "Full", "Ia3", "Lora", "PTuning", "Prefix", "Prompt"]
+__all__ = [
+    "SHORTHANDS",
+    "TECHNIQUES",
+    "AnyTechnique",
+    "Full",
+    "Ia3",
+    "Lora",
+    "PTuning",
+    "Prefix",
+    "Prompt",
+    "Technique",
+]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tunesmith.events import EventHandler, ignore
+from tunesmith.events import Event, EventHandler, ignore
 
 if TYPE_CHECKING:  # the command line imports this module, and torch takes seconds
     from tunesmith.models.policy import Policy
@@ -14,6 +14,22 @@ if TYPE_CHECKING:  # the command line imports this module, and torch takes secon
 
 class Interrupted(Exception):
     """A run stopped on request; its last finished step is saved."""
+
+
+class Callback:
+    """A class to derive from for `tunesmith.tune(..., callbacks=[...])`; both methods are optional.
+
+    class Deadline(tunesmith.Callback):
+        def should_stop(self):
+            return time.monotonic() > self.end
+    """
+
+    def on_event(self, event: Event) -> None:
+        """Receive an event of `tunesmith.events`, such as `StepFinished` with step and loss."""
+
+    def should_stop(self) -> bool:
+        """Return whether to stop after this optimizer step; the run is saved and can be resumed."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +46,15 @@ class Callbacks:
     should_stop: Callable[[], bool] = lambda: False
     # The gate that a policy violates, as a message, or None; a violating policy is never kept as the best.
     gate_violation: Callable[[Policy], str | None] = lambda policy: None
+
+    def with_also(self, others: Sequence[Callback]) -> Callbacks:
+        """Return these functions together with those of callbacks."""
+
+        def on_event(event: Event) -> None:
+            for handle in (self.on_event, *(one.on_event for one in others)):
+                handle(event)
+
+        def should_stop() -> bool:
+            return any([self.should_stop(), *(one.should_stop() for one in others)])
+
+        return replace(self, on_event=on_event, should_stop=should_stop) if others else self

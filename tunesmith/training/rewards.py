@@ -23,6 +23,7 @@ from tunesmith.inference.identify import find_model, read_manifest
 from tunesmith.metrics.style import habits
 from tunesmith.models.loading.checkpoint import MANIFEST
 from tunesmith.objectives import Rl
+from tunesmith.plugins import plugin
 from tunesmith.progress import track
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def digests(names: Iterable[str]) -> dict[str, str]:
 def _reward_model(name: str, key: str, digest: str) -> Scorer:
     """Return the scorer of a tuned reward model, loaded on first use; the digest separates cached versions."""
     if not Path(name).exists():
+        if (offered := plugin("rewards", name)) is not None:
+            return _checked(offered, name, key)
         fix = "name a run of objective: reward, or a Python function as module:function"
         raise RecipeError(f"{key}: no run {name!r} here; {fix}")
     kind = read_manifest(find_model(name)).objective
@@ -146,7 +149,11 @@ def _python_reward(name: str, key: str) -> Scorer:
     if not callable(value):
         names = sorted(word for word, item in vars(module).items() if callable(item) and not word.startswith("_"))
         raise RecipeError(f"{key}: {location} has no function {attribute!r}; it has {', '.join(names) or 'none'}")
-    function: Callable[[Completion], Any] = value
+    return _checked(value, name, key)
+
+
+def _checked(function: Callable[[Completion], Any], name: str, key: str) -> Scorer:
+    """Return the scorer of a function; raise RecipeError unless it takes one completion."""
     if inspect.iscoroutinefunction(function):
         raise RecipeError(f"{key}: {name} is async; write a plain function")
     with suppress(ValueError):  # some functions in C have no signature

@@ -41,6 +41,7 @@ from tunesmith.data.schema.cells import has_column
 from tunesmith.data.schema.split_names import DEFAULT_SPLIT
 from tunesmith.errors import CheckpointError, DataError
 from tunesmith.models.world import current_world
+from tunesmith.plugins import used
 
 if TYPE_CHECKING:
     from tunesmith.models.loading.device import ChosenMachine
@@ -159,7 +160,8 @@ class RunFolder:
             CheckpointError: the base model has changed since the run was started.
         """
         self.check_base(recipe.model, base)
-        self.begin({"machine": machine_settings(machine), "base": base, **facts})
+        plugins = {"plugins": used()} if used() else {}
+        self.begin({"machine": machine_settings(machine), "base": base, **plugins, **facts})
 
     def check_base(self, model: str, fingerprint: str) -> None:
         """Raise CheckpointError if the base model has changed since the run was started."""

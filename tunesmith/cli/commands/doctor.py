@@ -104,8 +104,39 @@ def all_checks() -> list[DoctorCheck]:
         requirements = metadata.requires("tunesmith") or []
     except metadata.PackageNotFoundError:  # run from a source tree
         requirements = []
-    parts = (python(), libraries(requirements), disk(), memory(), models(), caches(), machine(), extras(requirements))
+    parts = (
+        python(),
+        libraries(requirements),
+        disk(),
+        memory(),
+        models(),
+        caches(),
+        machine(),
+        extras(requirements),
+        plugins(),
+    )
     return [check for part in parts for check in part]
+
+
+def plugins() -> list[DoctorCheck]:
+    """List the extensions of installed packages, and those that take the name of one of ours; none is loaded."""
+    from tunesmith.config.messages import PARTS
+    from tunesmith.data.readers.read import READERS
+    from tunesmith.metrics.task_scores import PER_ROW, WHOLE
+    from tunesmith.plugins import GROUPS, offered
+
+    checks = []
+    for group in GROUPS:
+        own = {"metrics": {*PER_ROW, *WHOLE}, "readers": {kind[1:] for kind in READERS}}.get(group, set(PARTS))
+        for name, entry in offered(group).items():
+            package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
+            if taken := name in own and group != "rewards":
+                fix = f"rename it there, or pip uninstall {package.split()[0]}"
+            problem = f"{package} offers {group} {name!r}" + (
+                ", which is built in and is used instead" if taken else ""
+            )
+            checks.append(DoctorCheck("extension", WARN if taken else OK, problem, fix if taken else ""))
+    return checks
 
 
 def python() -> list[DoctorCheck]:

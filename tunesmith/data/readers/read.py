@@ -16,11 +16,12 @@ from tunesmith.data.files import is_link, is_there, quoted
 from tunesmith.data.readers.csv_tsv import dialect_of, read_separated
 from tunesmith.data.readers.json_rows import json_document, json_lines
 from tunesmith.data.readers.parquet_hub import parquet_rows
-from tunesmith.data.readers.row import Row, allowed_values, has_allowed, keep
+from tunesmith.data.readers.row import Row, allowed_values, has_allowed, keep, numbered
 from tunesmith.data.readers.text_file import PACKED, FileSource, TextFile, locate, open_text
 from tunesmith.data.readers.text_lines import log_rows, text_rows
 from tunesmith.data.remote import remote_url
 from tunesmith.errors import DataError, first_names, nearest_name
+from tunesmith.plugins import plugin
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
 LINES = (".jsonl", ".ndjson")
@@ -133,7 +134,7 @@ def notes_of(source: str | Path) -> tuple[str, ...]:
 def check_kind(file: FileSource) -> FileSource:
     """Return the file if its type is supported; raise DataError with the fix otherwise."""
     packed = file.path.suffix.lower() in PACKED
-    if file.kind in (TEXTS if packed else READERS):
+    if file.kind in (TEXTS if packed else READERS) or (not packed and plugin("readers", file.kind[1:])):
         return file
     from tunesmith.data.documents.convert import READERS as DOCUMENTS
 
@@ -158,6 +159,8 @@ def _read(file: FileSource) -> tuple[Iterator[Row], str]:
 
         book, note = read_excel(file)
         return iter(book), note
+    if file.kind not in READERS:
+        return numbered(plugin("readers", file.kind[1:])(file.path), file.path.name), ""
     text = open_text(file)
     rows: Iterator[Row]
     if file.kind in TABLES:

@@ -62,6 +62,7 @@ from tunesmith.pipelines.tune.run_clock import (
     record,
 )
 from tunesmith.pipelines.tune.verdict_rows import choose_rows, pinned, score_tuned
+from tunesmith.plugins import used
 from tunesmith.report.formatting import reused_line
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
@@ -291,6 +292,7 @@ def _save(results: RunResults, folder: RunFolder) -> None:
         threshold=model.threshold,
         temperatures=dict(model.temperatures),
         thresholds=dict(model.thresholds),
+        plugins=used(),
     )
     write_folder(folder.path / "model", lambda path: save_model(path, model, manifest))
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})

@@ -1,0 +1,136 @@
+"""Extensions by another package: the example, installed as pip does it, through a whole run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tunesmith as ts
+from tests.bases import folder
+from tests.glance import only_a_glance
+from tunesmith import plugins
+from tunesmith.cli.commands import doctor
+from tunesmith.config import make_recipe
+from tunesmith.data.examples.prompts import Completion
+from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.events import StepFinished
+from tunesmith.metrics import task_scores
+from tunesmith.training.rewards import scorer
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on the path in which pip has installed the example."""
+    place = tmp_path_factory.mktemp("site")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(place)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(ROOT / "examples" / "plugin")], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(place))
+        patch.setattr(plugins, "_USED", {})
+        patch.setattr(task_scores, "PER_ROW", dict(task_scores.PER_ROW))
+        plugins.offered.cache_clear()
+        yield place
+    plugins.offered.cache_clear()
+
+
+def test_an_objective_a_technique_a_metric_and_a_reader_of_a_package_go_through_a_whole_run(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    only_a_glance(monkeypatch)
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    rows = tmp_path / "rows.toml"
+    rows.write_text("".join(f'[[rows]]\nprompt = "number {i}"\nanswer = "it is {i % 3}"\n' for i in range(40)))
+    seen: list[int] = []
+
+    class Watch(ts.Callback):
+        def on_event(self, event: object) -> None:
+            if isinstance(event, StepFinished):
+                seen.append(event.step)
+
+    run = ts.tune(
+        rows, model=str(folder("llama")), objective={"kind": "even-answers", "metric": "word_recall"},
+        technique="norms", schedule={"epochs": 1, "probe": False}, machine={"device": "cpu", "threads": 1},
+        out=tmp_path / "run", progress=False, callbacks=[Watch()],
+    )  # fmt: skip
+    assert seen
+    assert run.report.task.metric == "word_recall"
+    assert run.report.training.trainable == 5 * 32  # two norms in each of two layers, and the last one
+    assert json.loads((run.folder / "run.json").read_text())["plugins"] == {"tunesmith-example": "0.1.0"}
+    model = ts.load(run.folder)
+    rows_of = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    assert model.generate([rows_of[0]["question"]]) == [rows_of[0]["tuned"]]
+    assert "even-answers" in (run.folder / "recipe.yaml").read_text()
+    # Without the package, the run names it.
+    monkeypatch.setattr(plugins, "offered", lambda group: {})
+    with pytest.raises(CheckpointError, match=r"not installed; pip install tunesmith-example==0.1.0"):
+        ts.load(run.folder)
+
+
+def test_a_callback_stops_a_run_and_the_next_start_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    only_a_glance(monkeypatch)
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"text": "t {i}", "label": "{"ab"[i % 2]}"}}\n' for i in range(40)))
+
+    class Stop(ts.Callback):
+        def should_stop(self) -> bool:
+            return True
+
+    settings = {"schedule": {"epochs": 1, "probe": False}, "machine": {"device": "cpu", "threads": 1}}
+    with pytest.raises(BaseException, match=r"step|resume|stopped"):
+        ts.tune(rows, model=str(folder("llama")), out=tmp_path / "run", progress=False, callbacks=[Stop()], **settings)
+    assert ts.tune(rows, model=str(folder("llama")), out=tmp_path / "run", progress=False, **settings).report.verdict
+
+
+def test_a_reward_of_a_package_scores_by_its_name(site: Path):
+    completion = Completion(prompt=None, text="two words", finished=True)  # type: ignore[arg-type]
+    assert plugins.plugin("rewards", "brevity")(completion) == pytest.approx(1 / 3)
+    assert callable(scorer("brevity", key="objective.reward"))
+
+
+def test_the_doctor_lists_extensions_and_a_built_in_name(site: Path, monkeypatch: pytest.MonkeyPatch):
+    found = {check.finding for check in doctor.plugins()}
+    assert "tunesmith-example 0.1.0 offers techniques 'norms'" in found
+    taken = {"lora": plugins.offered("techniques")["norms"]}
+    monkeypatch.setattr(plugins, "offered", lambda group: taken if group == "techniques" else {})
+    (check,) = doctor.plugins()
+    assert check.state == doctor.WARN
+    assert "tunesmith-example 0.1.0 offers techniques 'lora', which is built in and is used instead" in check.finding
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such_module:Thing", r"tunesmith-example: techniques 'norms' .*cannot be imported \(ModuleNotFoundError"),
+        ("tunesmith_example.metric:word_recall", "expected a class derived from Technique"),
+        ("tunesmith.techniques:Lora", r"its field `kind` is not Literal\['norms'\]"),
+    ],
+)
+def test_a_broken_extension_is_one_line_that_names_the_package(
+    value: str, message: str, site: Path, monkeypatch: pytest.MonkeyPatch
+):
+    entry = plugins.offered("techniques")["norms"]
+    broken = type(entry)("norms", value, entry.group)._for(entry.dist)
+    monkeypatch.setattr(plugins, "offered", lambda group: {"norms": broken})
+    with pytest.raises(RecipeError, match=message) as raised:
+        make_recipe({"data": {"train": "x.jsonl"}, "objective": "domain", "technique": "norms"}, place="test")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_misspelt_name_is_compared_with_those_of_packages(site: Path):
+    with pytest.raises(RecipeError, match="unknown kind 'norm', did you mean 'norms'|unknown kind 'norm'.*norms"):
+        make_recipe({"data": {"train": "x.jsonl"}, "objective": "domain", "technique": "norm"}, place="test")
+
+
+def test_importing_the_package_loads_no_extension(site: Path):
+    code = "import sys, tunesmith, tunesmith.config; print('tunesmith_example' in sys.modules)"
+    env = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "False\n"

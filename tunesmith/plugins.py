@@ -1,0 +1,69 @@
+"""Extensions by other packages: entry points of installed packages, each loaded when a recipe or a file names it.
+
+A package offers objectives, techniques, metrics, readers of file types, and reward functions in its pyproject.toml, see
+`docs/how-to/extend.md`. `import tunesmith` loads none of them, and a name never leads to code that is not installed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import metadata
+from typing import Any, get_args
+
+from tunesmith.errors import RecipeError, briefly
+
+GROUPS = ("objectives", "techniques", "metrics", "readers", "rewards")
+_USED: dict[str, str] = {}
+
+
+@cache
+def offered(group: str) -> dict[str, metadata.EntryPoint]:
+    """Return the entry points of installed packages for a group of GROUPS, by name."""
+    return {entry.name: entry for entry in metadata.entry_points(group=f"tunesmith.{group}")}
+
+
+def plugin(group: str, name: str, base: type | None = None) -> Any:
+    """Load what an installed package offers under a name.
+
+    Args:
+        group: one of GROUPS.
+        name: kind, metric, suffix without its dot, or reward.
+        base: the class that it has to be derived from; None for a function.
+
+    Returns:
+        The class or function; None if no installed package offers it.
+
+    Raises:
+        RecipeError: it cannot be imported, or is something else; the message names the package.
+    """
+    if (entry := offered(group).get(name)) is None:
+        return None
+    package = entry.dist.name if entry.dist else entry.module
+    place = f"{package}: {group} {name!r} ({entry.value})"
+    try:
+        value = entry.load()
+    except (Exception, SystemExit) as error:  # code of others may raise anything
+        problem = f"cannot be imported ({type(error).__name__}: {briefly(error)})"
+        raise RecipeError(f"{place}: {problem}; update it, or pip uninstall {package}") from error
+    if base is None and not callable(value):
+        raise RecipeError(f"{place}: expected a function, got {type(value).__name__}; ask its author")
+    if base is not None:
+        if not (isinstance(value, type) and issubclass(value, base)):
+            raise RecipeError(f"{place}: expected a class derived from {base.__name__}; ask its author")
+        field = value.model_fields.get("kind")  # type: ignore[attr-defined]
+        if field is None or get_args(field.annotation) != (name,):
+            raise RecipeError(f"{place}: its field `kind` is not Literal[{name!r}]; ask its author")
+    _USED[package] = entry.dist.version if entry.dist else ""
+    return value
+
+
+def used() -> dict[str, str]:
+    """Return the packages whose extensions this process has loaded, with their versions."""
+    return dict(_USED)
+
+
+def missing(packages: dict[str, str]) -> str:
+    """Return the fix for packages that a run was made with and that are not installed; empty if all are."""
+    known = {entry.dist.name for group in GROUPS for entry in offered(group).values() if entry.dist}
+    absent = [f"{name}=={version}" if version else name for name, version in packages.items() if name not in known]
+    return f"pip install {' '.join(absent)}" if absent else ""
