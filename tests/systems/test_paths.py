@@ -6,11 +6,12 @@ import errno
 import os
 import subprocess
 import sys
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.systems.windows import reserved
 from tunesmith.cli.terminal import IN_ASCII
 from tunesmith.config import make_recipe
 from tunesmith.data import files
@@ -82,7 +83,7 @@ def test_printed_commands_are_quoted_as_other_shells_take_them() -> None:
 
 @pytest.mark.parametrize("name", ["con", "NUL.jsonl", "com1.csv", "aux.clean.jsonl", "rows.", "rows. "])
 def test_names_that_windows_reserves_are_changed(name: str) -> None:
-    assert not PureWindowsPath(portable(name)).is_reserved()
+    assert not reserved(portable(name))
     assert portable(name).rstrip(". ") == portable(name)
     assert portable(portable(name)) == portable(name)
 

@@ -11,6 +11,7 @@ import builtins
 import errno
 import fcntl
 import io
+import ntpath
 import os
 import re
 import shutil
@@ -52,6 +53,12 @@ UNIX_NAMES: Mapping[str, frozenset[str]] = {
 BREAK = signal.SIGTTIN  # stands for SIGBREAK, which has its number
 RESERVED = frozenset('<>:"|?*')
 LONGEST = 200  # characters of a path in the working folder: 260 in all, and the folder itself has some
+
+
+def reserved(name: str) -> bool:
+    """Whether Python says that Windows reserves a name; the method of paths is deprecated from Python 3.13 on."""
+    by_name = getattr(ntpath, "isreserved", None)
+    return bool(by_name(name)) if by_name else PureWindowsPath(name).is_reserved()
 
 
 class _Seen(ModuleType):
@@ -207,7 +214,7 @@ class Disk:
 
     def _check_name(self, path: str) -> None:
         name = os.path.basename(path)
-        if RESERVED & set(name) or name != name.rstrip(". ") or PureWindowsPath(name).is_reserved():
+        if RESERVED & set(name) or name != name.rstrip(". ") or reserved(name):
             self._refuse(errno.EINVAL, "The filename is incorrect", path)
         with os.scandir(os.path.dirname(path)) as entries:
             if any(entry.name != name and entry.name.lower() == name.lower() for entry in entries):

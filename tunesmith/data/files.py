@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tunesmith.errors import CheckpointError, DataError, StorageError, TunesmithError
@@ -35,6 +35,8 @@ REPAIRABLE = (*FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EN
 # Digests of the files in a run folder, as `sha256sum` prints them. A file that was replaced has several lines.
 DIGESTS = "digests.txt"
 DIGESTS_HEADER = "# tunesmith: SHA-256 of what was written here\n"  # `sha256sum --check` takes it for a comment
+# Names of devices on Windows, with any suffix. `PureWindowsPath.is_reserved` is deprecated from Python 3.13 on.
+DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9\u00b9\u00b2\u00b3]) *(\.|:|$)", re.IGNORECASE)
 # Seconds for which virus scanners and indexers of Windows keep a new file open.
 SCANNED = 2.0
 PAGES = ("run.json", "need.run.json")  # next to the list of an earlier version, which has no header
@@ -257,7 +259,7 @@ def function_in(name: str) -> tuple[str, str]:
 def portable(name: str) -> str:
     """Return a file name that every system accepts: Windows reserves names such as `con.csv`, and ends in dots."""
     name = name.rstrip(". ")
-    return f"_{name}" if PureWindowsPath(name).is_reserved() else name
+    return f"_{name}" if DEVICES.match(name) else name
 
 
 def is_there(path: str | Path) -> bool:
