@@ -100,6 +100,22 @@ def test_an_index_does_not_mix_vectors_of_two_poolings(tmp_path: Path):
             lambda made: (made / "modules.json").write_text('[{"type": "os.system", "path": ""}]'),
             "os.system is code or pickled weights",
         ),
+        (
+            lambda made: (made / "modules.json").write_text(
+                '[{"type": "sentence_transformers.models.Router", "path": ""}]'
+            ),
+            "Router is code or pickled weights",
+        ),
+        (
+            lambda made: (made / "modules.json").write_text(
+                '[{"type": "sentence_transformers.models.Pooling", "path": "../1_Pooling"}]'
+            ),
+            "Pooling is code or pickled weights",
+        ),
+        (
+            lambda made: (made / "1_Pooling" / "config.json").write_text('{"activation_function": "os.system"}'),
+            "1_Pooling/config.json names os.system",
+        ),
     ],
 )
 def test_what_is_damaged_or_would_run_code_is_refused(tmp_path: Path, change: Any, message: str):

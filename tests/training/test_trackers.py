@@ -99,6 +99,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             did.append(f"{step} {values}")
 
         def finish(self) -> None:
+            if "recipe {'full': True}" in did:
+                raise OSError("no space left")
             did.append("finished")
 
     class Bad(Good):
@@ -128,6 +130,12 @@ def test_a_tracker_that_fails_later_does_not_end_the_run(run: Path, fake: list[s
     tracker.log(RECORDS[1])
     tracker.close()
     assert fake == ["recipe {}", "1 {'loss': 2.5}"]
+
+
+def test_a_tracker_that_cannot_close_does_not_end_the_run(run: Path, fake: list[str]) -> None:
+    (tracker,) = open_trackers(["swanlab"], run=run, config={"full": True})
+    with pytest.warns(UserWarning, match="swanlab: no space left; tracking stopped"):
+        tracker.close()
 
 
 def test_every_name_is_one_of_accelerate() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.weight_files import read_json, reading
 from tunesmith.models.policy import Policy
 from tunesmith.progress import track
+
+# Modules of sentence-transformers that import nothing by a name in a file; Dense does, for its activation function.
+KNOWN_MODULE = re.compile(r"sentence_transformers\.[\w.]*\.?(Transformer|Pooling|Normalize|Dense)")
 
 
 @torch.inference_mode()
@@ -118,10 +122,15 @@ def _stated(folder: Path, *, where: str) -> dict[str, Any]:
     found: dict[str, Any] = {"modules": modules, "prompts": read_json(prompts, where=where) if prompts.exists() else {}}
     for kind, path in modules:
         part = folder / path
-        if not kind.startswith("sentence_transformers.") or (path and any(part.glob("*.bin"))):
+        if not KNOWN_MODULE.fullmatch(kind) or Path(path).name != path or (path and any(part.glob("*.bin"))):
             raise ModelError(f"{where}: {kind} is code or pickled weights, which are not loaded; use another model")
         if path and (part / "config.json").is_file():
             found[path] = read_json(part / "config.json", where=where)
+            function = str(found[path].get("activation_function", "torch.nn."))
+            if not function.startswith("torch.nn."):
+                raise ModelError(
+                    f"{where}: {path}/config.json names {function}, which is not loaded; use another model"
+                )
         elif kind.endswith("Pooling"):
             raise ModelError(f"{where}: {path}/config.json is missing; download the model again")
     return found

@@ -12,8 +12,8 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -59,18 +59,24 @@ class Tracker:
         """Log the values of a record under its `step`; if that fails, tracking ends and the run continues."""
         if self._lost:
             return
-        try:
+        with self._bounded():
             self._tracker.log(scalar_metrics(record), step=record["step"])
-        except Exception as error:  # such as a full disk, which every library reports in its own way
-            self._lost = True
-            problem = f"{self.name}: {briefly(error)}; tracking stopped; journal.jsonl has all records"
-            warnings.warn(problem, stacklevel=2)
 
     def close(self) -> None:
         """Write buffered records and close; nothing is logged afterwards."""
         if not self._lost:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), self._bounded():
                 self._tracker.finish()
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """Enter a context whose errors end tracking, with a warning, and not the run."""
+        try:
+            yield
+        except Exception as error:  # such as a full disk, which every library reports in its own way
+            self._lost = True
+            problem = f"{self.name}: {briefly(error)}; tracking stopped; journal.jsonl has all records"
+            warnings.warn(problem, stacklevel=4)
 
 
 @dataclass(frozen=True, slots=True)

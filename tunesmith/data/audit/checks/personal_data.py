@@ -13,6 +13,7 @@ import re
 from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 
 from tunesmith.data.text.language import language
@@ -144,14 +145,21 @@ def _phones(text: str) -> Iterator[Span]:
     for match in CALLED.finditer(text):
         if 7 <= sum(map(str.isdigit, match[1])) <= 15:
             yield Span(*match.span(1), "phone")
+    if not _has_phonenumbers():
+        return
     # English texts come from too many countries: more than these patterns find are numbers of another kind.
     code = language(text)
     country = "BR" if code == "pt" else locale.normalize(code)[3:5]
-    if code != "en" and country.isupper() and find_spec("phonenumbers") is not None:
+    if code != "en" and country.isupper():
         import phonenumbers
 
         for number in phonenumbers.PhoneNumberMatcher(text, country):
             yield Span(number.start, number.end, "phone")
+
+
+@cache
+def _has_phonenumbers() -> bool:
+    return find_spec("phonenumbers") is not None
 
 
 # (minimum number of digits in the text, detector), the most reliable first: a card is not also a phone number.
