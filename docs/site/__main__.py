@@ -18,11 +18,12 @@ ROOT = CONFIGURATION.parents[1]
 
 def build(out: Path) -> int:
     """Write the site to `out/html`, from pages in `out/source`. Return the exit code of Sphinx."""
-    shutil.rmtree(out, ignore_errors=True)
-    source, extra, html = (out / name for name in ("source", "extra", "html"))
+    source, extra, html, doctrees = parts = [out / name for name in ("source", "extra", "html", "doctrees")]
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
     pages.stage(ROOT, source, extra)
     reference.write(source, extra)
-    options = ["-W", "--keep-going", "--quiet", "-c", str(CONFIGURATION), "-d", str(out / "doctrees")]
+    options = ["-W", "--keep-going", "--quiet", "-c", str(CONFIGURATION), "-d", str(doctrees)]
     code = sphinx([*options, str(source), str(html)])
     if not code:
         shutil.copytree(extra, html, dirs_exist_ok=True)
@@ -33,7 +34,7 @@ def build(out: Path) -> int:
 def main() -> int:
     """Build the site and print its address."""
     parser = argparse.ArgumentParser(prog="python -m docs.site", description="Build the documentation site.")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs", help="folder, emptied before")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs", help="folder of the site")
     started = time.monotonic()
     out = parser.parse_args().out.resolve()
     code = build(out)

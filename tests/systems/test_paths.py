@@ -15,7 +15,7 @@ from tests.systems.windows import reserved
 from tunesmith.cli.terminal import IN_ASCII
 from tunesmith.config import make_recipe
 from tunesmith.data import files
-from tunesmith.data.files import command_line, function_in, move, portable, quoted, storage_error, words_of
+from tunesmith.data.files import command_line, function_in, move, portable, quoted, split_command, storage_error
 from tunesmith.data.remote import remote_url
 from tunesmith.display import model_label
 from tunesmith.errors import ModelError, RecipeError
@@ -73,12 +73,13 @@ def test_printed_commands_are_quoted_as_cmd_takes_them() -> None:
     assert command_line(words) == line
     assert quoted(Path("rows.jsonl")) == "rows.jsonl"
     engine = r'"C:\my env\vllm.exe" --dtype half'
-    assert words_of(engine) == [r"C:\my env\vllm.exe", "--dtype", "half"]
+    assert split_command(engine) == [r"C:\my env\vllm.exe", "--dtype", "half"]
+    assert split_command(r'vllm --cache="C:\my env" --on') == ["vllm", r"--cache=C:\my env", "--on"]
 
 
 def test_printed_commands_are_quoted_as_other_shells_take_them() -> None:
     assert command_line(["tunesmith", "a b"]) == "tunesmith 'a b'"
-    assert words_of("'a b' c") == ["a b", "c"]
+    assert split_command("'a b' c") == ["a b", "c"]
 
 
 @pytest.mark.parametrize("name", ["con", "NUL.jsonl", "com1.csv", "aux.clean.jsonl", "rows.", "rows. "])

@@ -243,11 +243,13 @@ def command_line(words: Iterable[str]) -> str:
     return " ".join(map(quoted, words))
 
 
-def words_of(line: str) -> list[str]:
+def split_command(line: str) -> list[str]:
     """Split a command line into words; in Windows paths, a backslash is not an escape. Raises ValueError."""
-    if sys.platform != "win32":
-        return shlex.split(line)
-    return [word.strip('"') for word in shlex.split(line, posix=False)]
+    lexer = shlex.shlex(line, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    if sys.platform == "win32":
+        lexer.escape, lexer.quotes = "", '"'
+    return list(lexer)
 
 
 def function_in(name: str) -> tuple[str, str]:

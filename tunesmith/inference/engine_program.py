@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx2
 
 from tunesmith.config import Recipe
-from tunesmith.data.files import words_of
+from tunesmith.data.files import split_command
 from tunesmith.errors import ModelError, RecipeError, briefly
 from tunesmith.inference.identify import CONFIG, HEAD, ModelSource, identify, read_manifest
 from tunesmith.inference.openai_client import Endpoint, check
@@ -80,7 +80,7 @@ def kind_of(engine: str) -> str:
         return ""
     words: list[str] = []
     with suppress(ValueError):  # a quotation mark alone
-        words = words_of(engine)
+        words = split_command(engine)
     kind = Path(words[0]).name.removesuffix(".exe") if words else ""
     if kind not in PROGRAMS:
         expected = "vllm, sglang, the path of one of them, or the address of a running one"
@@ -95,7 +95,7 @@ def command_of(engine: str) -> list[str]:
     """
     if not (kind := kind_of(engine)):
         return []
-    program, *options = words_of(engine)
+    program, *options = split_command(engine)
     variable = f"TUNESMITH_{kind.upper()}"
     named = Path(program if program != kind else os.environ.get(variable) or kind).expanduser()
     found = shutil.which(str(named / "bin" / kind if named.is_dir() else named))
