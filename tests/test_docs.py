@@ -29,7 +29,12 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [
     page
-    for page in (*sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("examples/*.md")))
+    for page in (
+        *sorted(DOCS.rglob("*.md")),
+        *sorted(ROOT.glob("*.md")),
+        *sorted(ROOT.glob("examples/*.md")),
+        *sorted(ROOT.glob("tunesmith/cli/mcp/*.md")),
+    )
     if page.is_file()
 ]
 FENCE = re.compile(r"^(`{3,})(\w*)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)

@@ -87,6 +87,20 @@ def test_two_builds_of_one_checkout_are_equal_and_a_changed_file_shows(tmp_path:
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *again], check=True, capture_output=True)
 
 
+def test_a_wheel_is_built_of_the_files_that_the_image_gets(tmp_path: Path):
+    names = [line[1:] for line in (ROOT / ".containerignore").read_text().splitlines() if line.startswith("!")]
+    files = subprocess.run(
+        ["git", "ls-files", "-z", *names], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    for name in filter(None, files.split("\0")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "out")]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    built = set(ZipFile(next((tmp_path / "out").glob("*.whl"))).namelist())
+    assert {name for name in files.split("\0") if name.startswith("tunesmith/")} <= built
+
+
 def test_the_bill_of_materials_has_the_locked_core_with_hashes_and_no_extra(tmp_path: Path):
     document = json.loads(release.sbom(ROOT, tmp_path / "bom.json").read_text())
     parts = {one["name"]: one for one in document["components"]}

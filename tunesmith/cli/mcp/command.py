@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,7 @@ from tunesmith.cli.terminal import emit, show
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
 
-# Of a wheel, and of a clone.
-SKILLS = (Path(__file__).with_name("SKILL.md"), Path(__file__).parents[3] / "docs" / "agents" / "SKILL.md")
+SKILL = Path(__file__).with_name("SKILL.md")
 
 
 def add(commands: Commands) -> None:
@@ -49,21 +49,17 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve one client until it disconnects."""
     if args.skill:
-        text = next(path for path in SKILLS if path.exists()).read_text(encoding="utf-8")
-        if args.json:
-            emit({"skill": text})
-        else:
-            show(text.rstrip())
+        text = SKILL.read_text(encoding="utf-8").rstrip()
+        emit({"skill": text}) if args.json else show(text)
         return 0
     if not 0 < args.budget_minutes < float("inf"):
         raise UsageError(f"--budget-minutes: expected a number > 0, got {args.budget_minutes}; use 30")
     if not args.data.is_dir():
         raise UsageError(f"--data {args.data}: no such folder; name the folder with the data files")
-    try:
-        from tunesmith.cli.mcp.server import serve
-    except ImportError as error:
-        raise UsageError(f"mcp: {error.name} is not installed; pip install 'tunesmith[mcp]'") from error
+    if find_spec("mcp") is None:
+        raise UsageError("mcp: mcp is not installed; pip install 'tunesmith[mcp]'")
     from tunesmith.cli.mcp.folders import Folders
+    from tunesmith.cli.mcp.server import make_server
     from tunesmith.cli.mcp.session import Session
 
     data = args.data.resolve()
@@ -71,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="tunesmith-mcp-", ignore_cleanup_errors=True) as scratch:
             minutes = args.budget_minutes if args.allow_training else 0.0
-            serve(Session(folders, minutes=minutes, scratch=Path(scratch).resolve()))
+            make_server(Session(folders, minutes=minutes, scratch=Path(scratch).resolve())).run("stdio")
     except Interruption as stopped:
         os._exit(stopped.exit_code)  # the thread that reads stdin would wait for its end
     return 0
