@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
@@ -9,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import anyio
 from filelock import FileLock
 
 from tunesmith.cli.mcp.folders import Folders, McpRefusal, bounded, digest_of, shown
@@ -62,7 +62,7 @@ class Session:
         self.folders, self.minutes, self.scratch = folders, minutes, scratch
         self.jobs = Jobs(folders.runs / KEPT / "jobs", scratch)
         self._reads = Jobs(scratch / "jobs", scratch)
-        self._one = anyio.Lock()  # a model needs the memory of the machine for itself
+        self._one = asyncio.Lock()  # a model needs the memory of the machine for itself
         self._plans: dict[str, Plan] = {}
         self._started: list[Job] = []
 
@@ -79,7 +79,7 @@ class Session:
             job = self._reads.start(words, queued=False, limit=READ_SECONDS, owned=True)
             try:
                 while job.is_active:
-                    await anyio.sleep(POLL)
+                    await asyncio.sleep(POLL)
             finally:
                 job.stop()
         if error := job.error():
