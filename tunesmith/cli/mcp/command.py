@@ -63,7 +63,12 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.cli.mcp.session import Session
 
     data = args.data.resolve()
-    folders = Folders(data, (args.runs or data / "runs").resolve(), tuple(args.models))
+    runs = (args.runs or data / "runs").resolve()
+    if not args.runs and runs != data / "runs":
+        raise UsageError(
+            f"--data {args.data}: its folder runs is a link to {runs}; if that is meant, give --runs {runs}"
+        )
+    folders = Folders(data, runs, tuple(args.models))
     try:
         with tempfile.TemporaryDirectory(prefix="tunesmith-mcp-", ignore_cleanup_errors=True) as scratch:
             minutes = args.budget_minutes if args.allow_training else 0.0

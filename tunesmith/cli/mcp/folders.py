@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ from tunesmith.report.formatting import clean
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 # Longest text, list and nesting in a result; what is left out is counted in its place.
 MAX_CHARS, MAX_ITEMS, MAX_DEPTH = 2_000, 50, 12
+MAX_RECIPE_CHARS = 20_000  # of a recipe, which is shown whole or not at all
+KEPT = ".mcp"  # folder below the runs with jobs and recipes
 
 
 class McpRefusal(TunesmithError):
@@ -44,9 +50,13 @@ class Folders:
     def run(self, name: str, *, new: bool = False) -> Path:
         """Return the folder of a run or comparison. Raises McpRefusal if it is not there, unless it is `new`."""
         folder = self.runs / name
-        if not RUN_NAME.fullmatch(name) or folder.is_symlink() or not (new or folder.is_dir()):
+        if not RUN_NAME.fullmatch(name) or not (new or folder.is_dir()):
             raise McpRefusal(f"run {shown(name)!r}: no run in this folder; the tool `runs` lists them")
-        return folder
+        return without_links(folder)
+
+    def kept(self) -> Path:
+        """Return the folder of jobs and of the recipes of runs. Raises McpRefusal if it leads elsewhere."""
+        return without_links(self.runs / KEPT)
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """Return a recipe with absolute paths. Raises McpRefusal for a value that reaches outside of the folders."""
@@ -55,13 +65,24 @@ class Folders:
         refused = {"objective": is_code, "arms": servers, "track": recipe.track, "loop": recipe.loop != Loop()}
         if keys := [key for key, value in refused.items() if value]:
             raise McpRefusal(f"{keys[0]}: names code or servers, which only the user may run; use something else")
-        placed = with_places(
-            recipe, rows=lambda name: name if name in ("", SELF) else str(self._readable(name)), code=lambda name: name
-        )
-        compare = recipe.compare.model_copy(update={"model": self._model(recipe.compare.model)})
-        documents = placed.documents.model_copy(update={"encoder": self._model(recipe.documents.encoder)})
-        models = {"model": self._model(recipe.model), "compare": compare, "documents": documents}
-        return placed.model_copy(update=models)
+        return _placed(recipe, rows=lambda name: str(self._readable(name)), model=self._model)
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        """Return what is not a default, with names that a client may use; empty if it is too long or would be changed.
+
+        A client passes it back: a cut text or list, or one without its control characters, would be another recipe.
+        """
+
+        def rows(name: str) -> str:
+            path = Path(name)
+            return path.relative_to(self.data).as_posix() if path.is_relative_to(self.data) else name
+
+        named = _placed(recipe, rows=rows, model=lambda m: f"runs/{Path(m).name}" if Path(m).parent == self.runs else m)
+        values = named.model_dump(mode="json", exclude_defaults=True)
+        kinds = {key: {"kind": getattr(recipe, key).kind} for key in ("objective", "technique")}
+        values |= {"model": named.model, **{key: kind | values.get(key, {}) for key, kind in kinds.items()}}
+        text = json.dumps(values, ensure_ascii=False)
+        return values if shown(text, MAX_RECIPE_CHARS) == text else {}
 
     def relative(self, text: str) -> str:
         """Return a message as one cleaned line, with paths relative to the folders."""
@@ -73,25 +94,51 @@ class Folders:
         """Return a path below the data folder; a recipe file may give it as an absolute one."""
         path = (self.data / clean(name)).resolve()
         is_place = name.startswith("~") or (":" in name and not Path(name).is_absolute())
-        inner = path.relative_to(self.data).parts if path.is_relative_to(self.data) else (".",)
-        if not name or name != clean(name) or is_place or any(part.startswith(".") for part in inner):
+        if not name or name != clean(name) or is_place or not self._is_visible(path):
             raise _outside(name)
         if not path.is_file() and not path.is_dir():
             raise McpRefusal(f"{shown(name)}: no such file in the data folder; check the name")
-        for link in filter(Path.is_symlink, path.rglob("*") if path.is_dir() else ()):
-            if not link.resolve().is_relative_to(self.data):
+        for link, target in _links(path):
+            if not self._is_visible(target):
                 raise _outside(f"{name}/{link.relative_to(path)}")
         return path
+
+    def _is_visible(self, path: Path) -> bool:
+        """Return whether a path without links is in the data folder, and no part of it is hidden."""
+        return path.is_relative_to(self.data) and not any(p.startswith(".") for p in path.relative_to(self.data).parts)
 
     def _model(self, name: str) -> str:
         """Return a model as a recipe names it: an alias, a run by its folder, or one that the user allowed."""
         if not name or name in BUNDLED_MODELS or name in map(under_home, self.models):
             return name
-        run = name.removeprefix("runs/")
+        run = Path(name).name if Path(name).parent == self.runs else name.removeprefix("runs/")
         if RUN_NAME.fullmatch(run) and (self.runs / run).is_dir():
             return str(self.run(run))
         known = ", ".join([*BUNDLED_MODELS, *self.models])
         raise McpRefusal(f"model: {shown(name)} is not allowed; use {known}, a run, or ask the user to add --model")
+
+
+def without_links(path: Path) -> Path:
+    """Return a path. Raises McpRefusal if it, or anything below it, is a link: what is written would go elsewhere."""
+    for link, _ in _links(path):
+        raise McpRefusal(f"{path.parent.name}/{path.name}: {shown(link.name)} is a link; the user has to remove it")
+    return path
+
+
+def _links(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the links among a path and everything below it, and where they lead."""
+    below = (Path(folder, name) for folder, *names in os.walk(path) for name in chain(*names))
+    for entry in chain([path], below):
+        if (target := entry.resolve()) != entry:  # a link, or a junction of Windows
+            yield entry, target
+
+
+def _placed(recipe: Recipe, *, rows: Callable[[str], str], model: Callable[[str], str]) -> Recipe:
+    """Return a recipe with other names of files and of models."""
+    placed = with_places(recipe, rows=lambda name: name if name in ("", SELF) else rows(name), code=lambda name: name)
+    compare = recipe.compare.model_copy(update={"model": model(recipe.compare.model)})
+    documents = placed.documents.model_copy(update={"encoder": model(recipe.documents.encoder)})
+    return placed.model_copy(update={"model": model(recipe.model), "compare": compare, "documents": documents})
 
 
 def _outside(name: str) -> McpRefusal:

@@ -4,35 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from tunesmith.data.audit.findings import Audit
+from tunesmith.cli.mcp.folders import bounded
 from tunesmith.pipelines.plan.report import Bounds
 
 
 class Result(BaseModel):
-    """Base of all results."""
+    """Base of all results. Texts are cleaned, and all but a recipe, which the client passes back, are cut."""
 
     model_config = ConfigDict(frozen=True)
 
     next: str = Field(description="what to do next")
 
+    @field_validator("*")
+    @classmethod
+    def _cut(cls, value: Any, field: ValidationInfo) -> Any:
+        return value if field.field_name == "recipe" else bounded(value)
+
 
 class Inspected(Result):
     """A data file, and a recipe for it."""
 
-    rows: int
     untrusted_columns: list[str]
     untrusted_rows: list[Any] = Field(description="the first rows")
-    recipe: dict[str, Any] = Field(description="proposed; pass it, changed or not, to `plan` as settings")
+    recipe: dict[str, Any] = Field(
+        description="proposed; pass it, changed or not, to `plan`; empty if too long to pass"
+    )
     reasons: dict[str, str] = Field(description="why, by key of the recipe")
-    candidates: list[dict[str, Any]] = Field(description="baselines and models, with measured or expected scores")
+    candidates: list[Any] = Field(description="baselines and models, with measured or expected scores")
 
 
 class Audited(Result):
     """Problems in the rows."""
 
-    untrusted_audit: Audit = Field(description="findings with places; verdict blocked: training would be refused")
+    untrusted_audit: dict[str, Any] = Field(
+        description="rows; findings with places; verdict blocked: training would be refused"
+    )
 
 
 class Planned(Result):
@@ -42,13 +50,11 @@ class Planned(Result):
     run: str = Field(description="its name; an unfinished run of the same plan is resumed")
     token: str = Field(description="confirms exactly this plan, once; empty if the server does not train")
     minutes: float = Field(description="budget of the run, which is stopped at its end")
-    seconds: Bounds | None = Field(description="forecast; both bounds hold in 9 of 10 runs; null: as many rows as fit")
-    memory: Bounds | None = Field(description="expected peak, in bytes")
+    seconds: Bounds | None = Field(None, description="forecast; 9 of 10 runs are within; null: as many rows as fit")
+    memory: Bounds | None = Field(None, description="expected peak, in bytes")
     writes: list[str]
-    recipe: dict[str, Any] = Field(description="all settings that are not defaults")
-    recipe_digest: str
-    data_digest: str
-    notes: list[str]
+    recipe: dict[str, Any] = Field(description="all settings that are not defaults; empty if too long to pass")
+    notes: list[str] = []
 
 
 class Status(Result):
@@ -74,16 +80,17 @@ class Reported(Result):
     reasons: list[str] = []
     metric: str
     test_rows: int
-    scores: dict[str, float | None] = Field(description="base, tuned, baselines and controls; of a comparison its arms")
+    scores: dict[str, Any] = Field(description="base, tuned, baselines and controls; of a comparison its arms")
     p_value: float | None = Field(None, description="of the difference between base and tuned")
     warnings: list[str] = Field(description="and violated gates")
     page: str = Field(description="HTML report for the user")
 
 
 class Runs(Result):
-    """The runs of the folder, newest last."""
+    """The newest runs of the folder."""
 
-    runs: list[dict[str, Any]]
+    runs: list[dict[str, Any]] = Field(description="newest last")
+    left_out: int = Field(description="older runs that are not listed")
 
 
 class Answered(Result):

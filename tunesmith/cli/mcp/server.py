@@ -1,4 +1,8 @@
-"""The tools, over the official package `mcp`. Everything that computes runs in processes of its own."""
+"""The tools, over the official package `mcp`.
+
+What reads all rows or computes runs in processes with a limit of time, which end with the client. The server itself
+reads the first rows of a file, digests of files, and what runs have written.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,18 @@ import asyncio
 import json
 import logging
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import RootModel, ValidationError
 
 from tunesmith import __version__
-from tunesmith.cli.mcp.folders import McpRefusal, bounded, shown
+from tunesmith.cli.mcp.folders import KEPT, MAX_ITEMS, McpRefusal, shown
 from tunesmith.cli.mcp.results import Answered, Audited, Inspected, Planned, Reported, Runs, Status
-from tunesmith.cli.mcp.session import KEPT, POLL, Plan, Session, Work
-from tunesmith.config import Recipe
+from tunesmith.cli.mcp.session import POLL, Plan, Session, Work
 from tunesmith.config.load import save_recipe
+from tunesmith.data.audit.chunks import head
 from tunesmith.data.files import read_page
-from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import columns_of
 from tunesmith.errors import TunesmithError
 from tunesmith.pipelines.plan.report import Bounds
@@ -27,7 +29,7 @@ from tunesmith.report.formatting import clean, duration, size
 from tunesmith.web.studio.live import Follower
 
 SAMPLE_ROWS, LOG_LINES, LONGEST_TEXT, LONGEST_WAIT = 5, 20, 20_000, 60.0
-COMPARISON = "comparison.json"  # in the folder of a finished comparison
+COMPARISON, PAGE = "comparison.json", "run.json"  # of a finished comparison; of a run that was started
 TOOLS = ("inspect", "audit", "plan", "tune", "compare", "status", "stop", "report", "runs", "ask")
 WRITING = ("tune", "compare", "stop")
 INSTRUCTIONS = """\
@@ -49,18 +51,17 @@ class Tools:
     async def inspect(self, source: str) -> Inspected:
         """Look at a file of rows (csv, jsonl, ...): columns, first rows, and a proposed recipe with reasons."""
         path = self.folders.source(source)
-        rows = await asyncio.to_thread(read_rows, path, offline=True)
-        first = json.loads(json.dumps([dict(row.fields) for row in rows[:SAMPLE_ROWS]], default=str))
-        out = str(self.session.scratch / "recipe.yaml")
-        drafted = await self.session.read("init", str(path), "--quick", "--json", "--offline", "--out", out)
+        recipe, found = await self.session.draft(path)
+        rows = await asyncio.to_thread(head, str(path), SAMPLE_ROWS, offline=True)
+        settings = self.folders.settings(recipe)
         return Inspected(
-            rows=len(rows),
-            untrusted_columns=bounded(columns_of(rows)),
-            untrusted_rows=bounded(first),
-            recipe=self._settings(Recipe.model_validate(drafted["recipe"])),
-            reasons=drafted["reasons"],
-            candidates=drafted["candidates"],
-            next="audit the file, then plan",
+            untrusted_columns=columns_of(rows),
+            untrusted_rows=json.loads(json.dumps([dict(row.fields) for row in rows], default=str)),
+            recipe=settings,
+            reasons=found["reasons"],
+            candidates=found["candidates"],
+            next="audit the file, then plan"
+            + ("" if settings else ", without settings: the recipe is too long to pass"),
         )
 
     async def audit(self, source: str, against: str = "") -> Audited:
@@ -86,18 +87,18 @@ class Tools:
         compares prompting, retrieval and tuning. settings: recipe keys, such as {"model": "minilm-l6",
         "schedule.epochs": 2, "data.rows": 500}. minutes: budget; default all that is left. run: a name, if wanted.
         """
-        make = self.session.plan
-        plan = await asyncio.to_thread(make, work, source, settings or {}, run=run, minutes=minutes)
-        plan, notes = await self._forecast(plan) if work == "tune" else (plan, [])
+        plan = await self.session.plan(work, source, settings or {}, run=run, minutes=minutes)
+        forecast = await self._forecast(plan) if work == "tune" else {}
         token, runs = self.session.issue(plan), self.folders.runs.name
         return Planned(
+            work=work,
+            run=plan.run,
             token=token,
+            minutes=plan.minutes,
             writes=[f"{runs}/{plan.run}", f"{runs}/{KEPT}"],
-            recipe=self._settings(plan.recipe),
-            recipe_digest=plan.digest,
-            notes=notes,
+            recipe=self.folders.settings(plan.recipe),
             next=f"{work} with the token" if token else "the user may start the server with --allow-training",
-            **{key: getattr(plan, key) for key in ("work", "run", "minutes", "seconds", "memory", "data_digest")},
+            **forecast,
         )
 
     async def tune(self, token: str) -> Status:
@@ -139,15 +140,14 @@ class Tools:
         about = {"metric": task["metric"], "test_rows": task["n"], "scores": scores}
         about["warnings"] = found["notes"] if is_compared else [*found["alarms"], *found["broken_gates"]]
         page = f"{self.folders.runs.name}/{run}/report.html"
-        return Reported(
-            page=page, next="give the user the verdict; `ask` tries the result", **bounded({**told, **about})
-        )
+        return Reported(page=page, next="give the user the verdict; `ask` tries the result", **told, **about)
 
     async def runs(self) -> Runs:
-        """List the runs of the folder, newest last."""
+        """List the newest runs of the folder, the newest last."""
         folder = self.folders.runs
         found = (await self.session.read("runs", str(folder), "--json"))["runs"] if folder.is_dir() else []
-        return Runs(runs=[{**run, "run": Path(run["run"]).name} for run in found], next="report, or ask")
+        newest = [{**run, "run": Path(run["run"]).name} for run in found[-MAX_ITEMS:]]
+        return Runs(runs=newest, left_out=len(found) - len(newest), next="report, or ask")
 
     async def ask(self, run: str, text: str, arm: str = "") -> Answered:
         """Answer one text with a tuned model, or with an arm of a comparison, by default the recommended one."""
@@ -168,8 +168,8 @@ class Tools:
             raise McpRefusal(f"run {path.parent.name}: not finished; see `status`, and `plan` it again to resume")
         return dict(read_page(path, RootModel[dict[str, Any]]).root)
 
-    async def _forecast(self, plan: Plan) -> tuple[Plan, list[str]]:
-        """Return a plan with its forecast, and notes. Raises McpRefusal if it exceeds the budget or the memory."""
+    async def _forecast(self, plan: Plan) -> dict[str, Any]:
+        """Return the forecast of a plan. Raises McpRefusal if it exceeds the budget or the memory."""
         file = self.session.scratch / "plan.yaml"
         save_recipe(plan.recipe, file)
         found = await self.session.read("plan", str(file), "--quick", "--json", "--offline")
@@ -181,25 +181,21 @@ class Tools:
             problem = f"{size(memory.expected)} expected, {size(found['room_bytes'])} available"
             raise McpRefusal(f"memory: {problem}; use a smaller model or a lower data.max_tokens")
         room, training = 60 * plan.minutes, option["prediction"]["seconds"]["expected"]
-        if seconds.expected > room:
+        notes = found["notes"]
+        if (self.folders.runs / plan.run / PAGE).is_file():
+            notes.append("resumes a run that was started; the forecast is that of the whole run")
+        elif seconds.expected > room:
             epochs = 0.9 * plan.recipe.schedule.epochs * (1 - (seconds.expected - room) / max(training, 1e-9))
             fix = f"set schedule.epochs to {epochs:.2g} or " if epochs > 0 else ""
             problem = f"{duration(seconds.expected)} expected, {duration(room)} allowed"
             raise McpRefusal(f"minutes: {problem}; {fix}set data.rows to fewer rows, or give it more time")
         late = f"may take up to {duration(seconds.high)}; it is stopped after {duration(room)}, and can be resumed"
-        return replace(plan, seconds=seconds, memory=memory), found["notes"] + [late] * (seconds.high > room)
-
-    def _settings(self, recipe: Recipe) -> dict[str, Any]:
-        """Return what is not a default, with paths relative to the data folder."""
-        text = recipe.model_dump_json(exclude_defaults=True).replace(f"{self.folders.data.as_posix()}/", "")
-        kinds = {key: {"kind": getattr(recipe, key).kind} for key in ("objective", "technique")}
-        values = json.loads(text)
-        return dict(bounded(values | {key: kind | values.get(key, {}) for key, kind in kinds.items()}))
+        return {"seconds": seconds, "memory": memory, "notes": notes + [late] * (seconds.high > room)}
 
     def _status(self, run: str) -> Status:
         job = self.session.job(run)
         name, state = (job.command.subject, job.state()) if job else (shown(run), None)
-        event = (Follower(self.folders.runs / name, job).look() or {}) if job else {}
+        event = (Follower(self.folders.run(name, new=True), job).look() or {}) if job else {}
         last = event.get("last", {})
         running = state is not None and not state.ended
         lines = [self.folders.relative(line) for line in (job.log() if job else "").splitlines() if line.strip()]

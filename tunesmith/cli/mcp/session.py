@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
 
-from tunesmith.cli.mcp.folders import Folders, McpRefusal, bounded, digest_of, shown
-from tunesmith.config import Recipe
+from tunesmith.cli.mcp.folders import KEPT, RUN_NAME, Folders, McpRefusal, digest_of, shown
+from tunesmith.config import Recipe, load_recipe, make_recipe
+from tunesmith.config.aliases import changed_keys
 from tunesmith.config.load import save_recipe
-from tunesmith.config.resolve import as_changes, resolve_recipe
-from tunesmith.pipelines.plan.report import Bounds
+from tunesmith.config.resolve import as_changes
+from tunesmith.data.files import is_recipe
 from tunesmith.web.studio.jobs import Job, Jobs
 
 Work = Literal["tune", "compare"]
 READ_SECONDS = 300.0  # longest work of a tool that only reads
 VALID_SECONDS = 900.0  # of a token
 POLL = 0.2  # seconds between two looks at a process
-KEPT = ".mcp"  # folder below the runs with jobs and recipes
+# Keys of files and models, which are relative to the folders of the server.
+PLACES = (
+    "model",
+    "data.train",
+    "data.validation",
+    "data.test",
+    "replay.source",
+    "documents.source",
+    "documents.encoder",
+)
 # Shares of a run's budget, unless the recipe sets it: scoring of `tune`, answers and training of `compare`.
 SCORING, COMPARING = 0.25, 0.8
 
@@ -39,14 +51,6 @@ class Plan:
     minutes: float
     data_digest: str
     made: float
-    seconds: Bounds | None = None
-    memory: Bounds | None = None
-
-    @property
-    def digest(self) -> str:
-        """Return a digest of everything that the token confirms but the contents of the files."""
-        text = f"{self.work} {self.minutes} {self.seconds} {self.recipe.model_dump_json()}"
-        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 class Session:
@@ -86,32 +90,49 @@ class Session:
             raise McpRefusal(error)
         if job.state().name != "finished" or (document := job.output()) is None:
             raise McpRefusal(f"{words[0]}: no result within {READ_SECONDS:.0f} s; use fewer rows or a smaller model")
-        return bounded(document)
+        return document
 
-    def plan(self, work: Work, source: str, settings: dict[str, Any], *, run: str, minutes: float | None) -> Plan:
-        """Return a plan without a forecast. The same plan has the same name of the run again.
+    async def draft(self, path: Path, *changes: str) -> tuple[Recipe, dict[str, Any]]:
+        """Return the recipe that `init` proposes for a file of rows, and the whole of its document."""
+        words = ["--quick", "--json", "--offline", "--out", str(self.scratch / "recipe.yaml")]
+        found = await self.read("init", str(path), *words, *(f"--set={change}" for change in changes))
+        return Recipe.model_validate(found["recipe"]), found
+
+    async def plan(self, work: Work, source: str, settings: dict[str, Any], *, run: str, minutes: float | None) -> Plan:
+        """Return a plan without a forecast. The same recipe for the same rows has the same name of the run again.
 
         Raises:
             TunesmithError: a value is invalid, reaches outside of the folders, or exceeds the budget.
         """
         minutes = self._allowed(minutes)
         path = self.folders.source(source)
-
-        def check(recipe: Recipe) -> None:
-            self.folders.recipe(recipe)
-
-        resolved = resolve_recipe(path, changes=as_changes(settings), offline=True, check=check)
-        recipe = self.folders.recipe(resolved.recipe)
+        recipe = self.folders.recipe(await self._recipe(path, as_changes(settings)))
+        data = await asyncio.to_thread(digest_of, recipe, path)
+        name = run or f"{work}-{hashlib.sha256(f'{recipe.model_dump_json()} {data}'.encode()).hexdigest()[:10]}"
+        self.folders.run(name, new=True)
         if work == "tune" and recipe.verdict.minutes == "auto":
-            verdict = recipe.verdict.model_copy(update={"minutes": round(SCORING * minutes, 2)})
+            # Part of what identifies a run: one that is resumed keeps the value that it was started with.
+            started = self.folders.kept() / f"{name}.yaml"
+            share = load_recipe(started)[0].verdict.minutes if started.exists() else round(SCORING * minutes, 2)
+            verdict = recipe.verdict.model_copy(update={"minutes": share})
             recipe = recipe.model_copy(update={"verdict": verdict})
-        plan = Plan(work, run, path, recipe, minutes, digest_of(recipe, path), time.monotonic())
-        if not run:
-            plan = replace(
-                plan, run=f"{work}-{hashlib.sha256((plan.digest + plan.data_digest).encode()).hexdigest()[:10]}"
-            )
-        self.folders.run(plan.run, new=True)
-        return plan
+        return Plan(work, name, path, recipe, minutes, data, time.monotonic())
+
+    async def _recipe(self, path: Path, changes: list[str]) -> Recipe:
+        """Return the recipe of a file; what is missing for a file of rows is proposed by `init`, which reads them."""
+        if is_recipe(path):
+            return load_recipe(path, changes=changes)[0]
+        named = changed_keys(changes)
+        if is_named := bool({"objective", "objective.kind"} & named):
+            vetted = changes
+        else:  # `init` finds it, and the places that the other settings name are vetted with any objective
+            vetted = ["objective=classify", *(c for c in changes if not c.startswith("objective."))]
+        raw = {"data": {"train": str(path)}, "technique": {"kind": "lora"}}
+        recipe = self.folders.recipe(make_recipe(raw, place=path.name, changes=vetted)[0])
+        if is_named and "model" in named:
+            return recipe
+        places = [f"{key}={json.dumps(attrgetter(key)(recipe))}" for key in PLACES if {key, key.split(".")[0]} & named]
+        return (await self.draft(path, *changes, *places))[0]
 
     def _allowed(self, minutes: float | None) -> float:
         """Return the budget of a run. Raises McpRefusal if it is not within that of the session."""
@@ -141,7 +162,7 @@ class Session:
         recipe = self.folders.recipe(plan.recipe)
         if digest_of(recipe, plan.source) != plan.data_digest:
             raise McpRefusal("token: a file of the plan has changed; call `plan` again")
-        kept = self.folders.runs / KEPT
+        kept = self.folders.kept()
         kept.mkdir(parents=True, exist_ok=True)
         with FileLock(kept / "start.lock"):  # two servers may share the folder
             if busy := self.jobs.active():
@@ -155,7 +176,9 @@ class Session:
 
     def job(self, run: str = "") -> Job | None:
         """Return the newest job of a run, or of all; None if there is none."""
-        return next((job for job in self.jobs if run in ("", job.command.subject)), None)
+        self.folders.kept()
+        known = ((job, job.command.subject) for job in self.jobs)
+        return next((job for job, name in known if run in ("", name) and RUN_NAME.fullmatch(name)), None)
 
     def stop(self, run: str) -> None:
         """Stop a run of this session, the newest if none is named. Raises McpRefusal if it does not run."""
