@@ -13,10 +13,10 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub.utils import filter_repo_objects
 from playwright.sync_api import Browser, Page, expect
 
 from tests.tiny import tiny_decoder, tiny_encoder
@@ -32,7 +32,7 @@ from tunesmith.web.studio.jobs import Jobs
 from tunesmith.web.studio.people import votes_of
 from tunesmith.web.studio.playground import Playground
 from tunesmith.web.studio.screen import Studio
-from tunesmith.web.studio.ship import UPLOADED, clients_of, files_of
+from tunesmith.web.studio.ship import Ship, clients_of
 
 # Milliseconds for a command in a process of its own: it imports torch, and the machine may be busy.
 COMMAND = 300_000
@@ -208,12 +208,17 @@ def test_the_code_of_clients_runs_against_our_server(folder: Path, serve: Serve)
         assert server.url.removesuffix("/v1") in code["JavaScript"]
 
 
-def test_an_upload_contains_what_the_command_would_send_and_no_rows(folder: Path):
-    run = folder / "runs" / "talk"
-    every = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
-    assert sorted(files_of(run)) == sorted(filter_repo_objects(every, allow_patterns=list(UPLOADED)))
-    assert {"README.md", "model/adapter_model.safetensors"} <= set(files_of(run))
-    assert "predictions.jsonl" not in files_of(run)
+def test_an_upload_of_a_run_lists_the_files_of_push_and_that_of_an_export_its_own(folder: Path):
+    ship = Ship.__new__(Ship)
+    ship.studio = SimpleNamespace(render=lambda name, **values: values)
+    ship.workspace = SimpleNamespace(path=lambda name: folder / name)
+    shown = ship._upload("runs/talk", "me/talk")
+    assert shown["line"] == "tunesmith push runs/talk me/talk --base OWNER/BASE"
+    assert {"README.md", "adapter_model.safetensors", "tunesmith.json"} <= set(shown["files"])
+    assert not {"predictions.jsonl", "recipe.yaml"} & set(shown["files"])
+    assert {"predictions.jsonl", "recipe.yaml"} <= set(shown["left_out"])
+    assert "tunesmith ask me/talk" in shown["card"]
+    assert ship._upload("runs/talk/export/adapter", "me/talk")["line"].startswith("hf upload me/talk runs/talk/export/")
 
 
 def test_labels_of_several_people_are_counted_with_their_agreement(tmp_path: Path):
@@ -265,7 +270,7 @@ def test_people_judge_the_pairs_of_a_loop_which_then_learns(page: Page, browser:
     expect(page.get_by_text("curl http://127.0.0.1:8378/v1/chat/completions")).to_be_visible()
     page.get_by_label("Repository").fill("me/talk")
     page.get_by_role("button", name="Show the upload").click()
-    expect(page.get_by_text("hf upload me/talk runs/talk . --private --include README.md")).to_be_visible()
+    expect(page.get_by_text("tunesmith push runs/talk me/talk --base OWNER/BASE")).to_be_visible()
     page.goto(f"{studio.url}people")
     expect(page.get_by_text("judging", exact=True)).to_be_visible(timeout=COMMAND)
     page.get_by_role("button", name="Judge the pairs of round 1").click(timeout=COMMAND)

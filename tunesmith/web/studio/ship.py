@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.files import command_line
+from tunesmith.inference.identify import read_manifest
+from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
+from tunesmith.models.loading.hub import is_hub_id
 from tunesmith.report.code_snippets import TEXT, ask_line, python_lines, transformers_lines
-from tunesmith.report.run_data import RunData, read_run_data
+from tunesmith.report.run_data import Published, RunData, read_run_data
+from tunesmith.report.upload import upload_of
 from tunesmith.web.studio.screen import Route, Screen
 from tunesmith.web.studio.workspace import WorkspaceError
 
 # Format and precision of exports, as `tunesmith export` takes them.
 FORMATS = ("merged f32", "merged f16", "merged bf16", "gguf f16", "gguf q8_0", "gguf q4_0", "adapter f32")
 USUAL = "http://127.0.0.1:8378/v1"  # of `tunesmith serve`
-UPLOADED = ("README.md", "model/*")  # of a run; its other files contain rows, or paths of this machine
 OPENAI = """\
 import openai
 
@@ -94,14 +97,21 @@ class Ship(Screen):
 
     def _upload(self, folder: str, repo: str = "") -> Any:
         """Show what an upload to the Hub would contain. Nothing is sent."""
-        path = self.workspace.path(folder)
-        files = files_of(path)
-        words = ["hf", "upload", repo.strip() or "USER/NAME", folder, ".", "--private"]
+        path, repo = self.workspace.path(folder), repo.strip() or "USER/NAME"
         if (path / "model").is_dir():
-            words += [word for pattern in UPLOADED for word in ("--include", pattern)]
-        left_out = sorted({child.name for child in path.iterdir()} - {name.split("/")[0] for name in files})
-        card = (path / "README.md").read_text(encoding="utf-8") if "README.md" in files else ""
-        return self.studio.render("upload", files=files, left_out=left_out, line=command_line(words), card=card)
+            words, base = ["tunesmith", "push", folder, repo], read_manifest(path / "model").base
+            if base not in BUNDLED_MODELS and (not is_hub_id(base) or Path(base).exists()):
+                words += ["--base", base := "OWNER/BASE"]  # a folder of this machine
+            content = upload_of(path, Published(repo, base, licence="other"), report=False)
+            files = {
+                name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in content.items()
+            }
+            line, card = command_line(words), bytes(content["README.md"]).decode()
+        else:
+            files, line = files_of(path), command_line(["hf", "upload", repo, folder, ".", "--private"])
+            card = (path / "README.md").read_text(encoding="utf-8") if "README.md" in files else ""
+        left_out = sorted({child.name for child in path.iterdir()} - {name.split("/")[0] for name in files} - {"model"})
+        return self.studio.render("upload", files=files, left_out=left_out, line=line, card=card)
 
 
 def clients_of(run: RunData, url: str) -> dict[str, str]:
@@ -133,7 +143,7 @@ def clients_of(run: RunData, url: str) -> dict[str, str]:
 
 
 def files_of(folder: Path) -> dict[str, int]:
-    """Return the files that an upload would contain, with their sizes in bytes: all, but of a run only UPLOADED."""
-    run = (folder / "model").is_dir()
-    paths = [folder / "README.md", *(folder / "model").rglob("*")] if run else folder.rglob("*")
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(paths) if path.is_file()}
+    """Return the files of an export, with their sizes in bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+    }
