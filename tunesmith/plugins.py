@@ -6,6 +6,7 @@ A package offers objectives, techniques, metrics, readers of file types, and rew
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import metadata
 from typing import Any, get_args
@@ -62,8 +63,24 @@ def used() -> dict[str, str]:
     return dict(_USED)
 
 
-def missing(packages: dict[str, str]) -> str:
-    """Return the fix for packages that a run was made with and that are not installed; empty if all are."""
+def taken(group: str, name: str) -> str:
+    """Return problem and fix if an installed package offers a name that is built in; empty if none does."""
+    if (entry := offered(group).get(name)) is None:
+        return ""
+    package = entry.dist.name if entry.dist else entry.module
+    problem = f"{package}: offers {group} {name!r}, which is built in and is used instead"
+    return f"{problem}; rename it there, or pip uninstall {package}"
+
+
+def missing(packages: Any) -> str:
+    """Return the fix for packages that a run names as its extensions and that are not installed; empty if all are.
+
+    Args:
+        packages: name -> version, from a file that anyone may have written.
+    """
+    if not isinstance(packages, dict) or not packages:
+        return ""
     known = {entry.dist.name for group in GROUPS for entry in offered(group).values() if entry.dist}
-    absent = [f"{name}=={version}" if version else name for name, version in packages.items() if name not in known]
-    return f"pip install {' '.join(absent)}" if absent else ""
+    named = [f"{name}=={version}" if version else name for name, version in packages.items() if name not in known]
+    absent = [one for one in named if re.fullmatch(r"[A-Za-z0-9][\w.-]*(==[\w.+!-]+)?", one)]
+    return f"pip install {' '.join(absent)} if you trust what this run names" if absent else ""

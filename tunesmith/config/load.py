@@ -23,6 +23,7 @@ from tunesmith.display import under_home
 from tunesmith.errors import RecipeError, suggestion
 from tunesmith.objectives import Multitask, Rl
 from tunesmith.objectives.multitask import TaskRows
+from tunesmith.plugins import missing
 from tunesmith.techniques import Lora
 
 # Values that take precedence over a file of that name; `./votes` is the file.
@@ -95,6 +96,11 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
         raise RecipeError(
             f"{path}: expected a mapping of keys, got {type(raw).__name__}; `tunesmith init DATA` writes a recipe"
         )
+    fix = ""
+    with suppress(OSError, ValueError, AttributeError):  # none, or not ours
+        fix = missing(json.loads(path.with_name("run.json").read_bytes()).get("plugins"))
+    if fix:
+        raise RecipeError(f"{path}: needs an extension that is not installed; {fix}")
     return make_recipe(raw, place=str(path), folder=path.parent, changes=changes, text=text)
 
 

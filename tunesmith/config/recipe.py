@@ -22,12 +22,13 @@ from pydantic.fields import FieldInfo
 
 from tunesmith import objectives, techniques
 from tunesmith.config.aliases import OLD_ARMS, VALUES
+from tunesmith.data.files import report_once
 from tunesmith.display import under_home
 from tunesmith.errors import suggestion
 from tunesmith.objectives import OBJECTIVES, Multitask
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.multitask import TaskRows, TaskSection
-from tunesmith.plugins import offered, plugin
+from tunesmith.plugins import offered, plugin, taken
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Lora
 
 # Values that are not file names: votes of a loop as reward, human raters as judge, text sampled from the base model.
@@ -126,6 +127,8 @@ def _by_kind(group: str, parts: Sequence[type[BaseModel]], shorthands: Mapping[s
         short = shorthands.get(kind, {})
         value = {**short, **value, "kind": short.get("kind", kind)}
         if value.get("kind") in kinds:
+            if problem := taken(group, value["kind"]):
+                report_once(problem)
             return validate(value)
         if (found := plugin(group, kind, base)) is None:
             all_known = sorted({*known, *offered(group)})

@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> ModelManifest:
         verify_model(folder)
     try:
         recorded = read_json(folder / MANIFEST_FILE, where=str(folder)).get("plugins")
-        if isinstance(recorded, dict) and (fix := missing(recorded)):
+        if fix := missing(recorded):
             raise CheckpointError(f"{folder}: was made with an extension that is not installed; {fix}")
         about = read_page(folder / MANIFEST_FILE, ModelManifest)
     except OSError:

@@ -16,8 +16,9 @@ from tests.bases import folder
 from tests.glance import only_a_glance
 from tunesmith import plugins
 from tunesmith.cli.commands import doctor
-from tunesmith.config import make_recipe
+from tunesmith.config import load_recipe, make_recipe
 from tunesmith.data.examples.prompts import Completion
+from tunesmith.data.files import report_once
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.events import StepFinished
 from tunesmith.metrics import task_scores
@@ -72,6 +73,8 @@ def test_an_objective_a_technique_a_metric_and_a_reader_of_a_package_go_through_
     monkeypatch.setattr(plugins, "offered", lambda group: {})
     with pytest.raises(CheckpointError, match=r"not installed; pip install tunesmith-example==0.1.0"):
         ts.load(run.folder)
+    with pytest.raises(RecipeError, match=r"recipe.yaml: needs .* not installed; pip install tunesmith-example==0.1.0"):
+        load_recipe(run.folder / "recipe.yaml")
 
 
 def test_a_callback_stops_a_run_and_the_next_start_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -96,14 +99,27 @@ def test_a_reward_of_a_package_scores_by_its_name(site: Path):
     assert callable(scorer("brevity", key="objective.reward"))
 
 
-def test_the_doctor_lists_extensions_and_a_built_in_name(site: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_doctor_lists_extensions_and_a_built_in_name(
+    site: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     found = {check.finding for check in doctor.plugins()}
     assert "tunesmith-example 0.1.0 offers techniques 'norms'" in found
     taken = {"lora": plugins.offered("techniques")["norms"]}
     monkeypatch.setattr(plugins, "offered", lambda group: taken if group == "techniques" else {})
     (check,) = doctor.plugins()
     assert check.state == doctor.WARN
-    assert "tunesmith-example 0.1.0 offers techniques 'lora', which is built in and is used instead" in check.finding
+    assert check.finding == "tunesmith-example: offers techniques 'lora', which is built in and is used instead"
+    assert check.fix == "rename it there, or pip uninstall tunesmith-example"
+    report_once.cache_clear()
+    make_recipe({"data": {"train": "x.jsonl"}, "objective": "domain", "technique": "lora"}, place="test")
+    assert caplog.messages == [f"{check.finding}; {check.fix}"]
+
+
+@pytest.mark.parametrize(
+    "recorded", [["x"], {"x; rm -rf ~": "1"}, {"--index-url=http://x": ""}, {"-r": ""}, {"a b": ""}, {"x": {"y": 1}}]
+)
+def test_a_model_of_others_names_no_command(recorded: object):
+    assert plugins.missing(recorded) == ""
 
 
 @pytest.mark.parametrize(

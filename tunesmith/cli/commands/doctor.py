@@ -123,19 +123,18 @@ def plugins() -> list[DoctorCheck]:
     from tunesmith.config.messages import PARTS
     from tunesmith.data.readers.read import READERS
     from tunesmith.metrics.task_scores import PER_ROW, WHOLE
-    from tunesmith.plugins import GROUPS, offered
+    from tunesmith.plugins import GROUPS, offered, taken
 
     checks = []
     for group in GROUPS:
         own = {"metrics": {*PER_ROW, *WHOLE}, "readers": {kind[1:] for kind in READERS}}.get(group, set(PARTS))
         for name, entry in offered(group).items():
-            package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
-            if taken := name in own and group != "rewards":
-                fix = f"rename it there, or pip uninstall {package.split()[0]}"
-            problem = f"{package} offers {group} {name!r}" + (
-                ", which is built in and is used instead" if taken else ""
-            )
-            checks.append(DoctorCheck("extension", WARN if taken else OK, problem, fix if taken else ""))
+            if name in own and group != "rewards":
+                problem, _, fix = taken(group, name).partition("; ")
+                checks.append(DoctorCheck("extension", WARN, problem, fix))
+            else:
+                package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
+                checks.append(DoctorCheck("extension", OK, f"{package} offers {group} {name!r}"))
     return checks
 
 
