@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,14 @@ from tests.bases import folder
 from tests.hub_stand_in import Hub, environment, stand_in, use
 from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tunesmith.cli.main import main
-from tunesmith.config import Recipe
+from tunesmith.config import Recipe, make_recipe, save_recipe
+from tunesmith.data.remote import fetched_folder
 from tunesmith.errors import ModelError, StorageError, TunesmithError
 from tunesmith.models.loading.locate import locate
+from tunesmith.pipelines import push as push_module
 from tunesmith.pipelines.tune.remote_run import copied, local_run
+from tunesmith.report import upload
+from tunesmith.report.run_data import Published, read_run_data
 from tunesmith.training.callbacks import Callbacks
 
 ROOT = Path(__file__).parents[2]
@@ -199,12 +205,81 @@ def test_the_card_states_base_data_licence_and_results_as_the_hub_reads_them(hub
     assert reason == "the base me/base has apache-2.0; the rows rows.jsonl has cc-by-4.0"
 
 
-def test_a_second_push_is_a_new_commit_without_the_files_of_the_first(hub: Hub, run: Path):
-    ts.push(run, "me/again", yes=True)
-    hub.add("me/again", hub.model("me/again").files() | {"head.safetensors": b"old", "logo.png": b"mine"})
-    ts.push(run, "me/again", yes=True)
-    assert "head.safetensors" not in hub.model("me/again").files()
-    assert "logo.png" in hub.model("me/again").files()
+def test_rows_of_one_name_replayed_texts_and_those_of_an_earlier_run_count_for_the_licence(hub: Hub, tmp_path: Path):
+    sources = {"train": "/x/private/rows.jsonl", "test": "hf://datasets/me/rows/rows.jsonl"}
+    (tmp_path / "first" / "model").mkdir(parents=True)
+    for name, changes in (
+        ("first", {"data": {"train": "hf://datasets/me/first/rows.jsonl"}, "model": "me/base"}),
+        (
+            "second",
+            {"data": sources, "model": str(tmp_path / "first"), "replay": {"source": "hf://datasets/me/texts/t.txt"}},
+        ),
+    ):
+        (tmp_path / name).mkdir(exist_ok=True)
+        recipe_of = make_recipe({"objective": "domain", **changes}, place="test")[0]
+        save_recipe(recipe_of, tmp_path / name / "recipe.yaml")
+    (tmp_path / "first" / "model" / "tunesmith.json").write_text("{}")
+    found = push_module._rows(tmp_path / "second")
+    assert found == {
+        "hf://datasets/me/first/rows.jsonl": "me/first", "/x/private/rows.jsonl": "",
+        "hf://datasets/me/rows/rows.jsonl": "me/rows", "hf://datasets/me/texts/t.txt": "me/texts",
+    }  # fmt: skip
+    assert push_module._licence("me/base", {name: found[name] for name in sources.values()}, offline=False) == (
+        "other", "the licence of the rows rows.jsonl is not known"
+    )  # fmt: skip
+
+
+def test_the_end_of_the_input_is_a_no(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert main(["push", str(run), "me/ctrl-d"]) == 0
+    assert "nothing was uploaded" in capsys.readouterr().out
+    assert ("model", "me/ctrl-d") not in hub.repos
+
+
+@pytest.mark.parametrize("text", ["file://{}/x", "{}, ", "{}:", "{}</td>", "{quoted}%2Fx", "{}"])
+def test_the_home_in_a_file_stops_the_upload_whatever_is_around_it(text: str, home: Path):
+    written = text.format(home, quoted=str(home).replace("/", "%2F"))
+    with pytest.raises(TunesmithError, match=r"card: names .* a path of this machine"):
+        upload._check_paths({"card": written.encode()}, home / "run")
+    upload._check_paths({"card": f"{home}like /elsewhere".encode()}, home / "run")
+
+
+def test_of_the_sources_of_rows_and_of_other_paths_only_the_last_part_remains(run: Path):
+    sources = {"train": "C:\\Users\\Bob Smith\\rows.csv", "validation": "/a/My Documents/secret plan/valid.csv",
+               "test": "s3://bucket/private/path/test.csv"}  # fmt: skip
+    data = read_run_data(run)
+    other = ("\\\\server\\share\\x.csv", "https://me:pw@host/private/y.csv")
+    notes = tuple(f"3 rows of {name} are alike" for name in (*sources.values(), *other))
+    data = replace(
+        data,
+        recipe=make_recipe({"objective": "domain", "data": sources}, place="test")[0],
+        report=data.report.model_copy(update={"warnings": notes}),
+    )
+    shown = upload._without_rows(data, Published("me/x", "me/base", "mit")).report.warnings
+    assert shown == tuple(
+        f"3 rows of {name} are alike" for name in ("rows.csv", "valid.csv", "test.csv", "x.csv", "y.csv")
+    )
+
+
+def test_a_second_push_deletes_what_the_first_has_made_and_says_so(hub: Hub, run: Path, home: Path):
+    made = home / "smaller"
+    shutil.copytree(run, made)
+    ts.push(run, "me/again", report=True, yes=True)
+    own = {"requirements.txt": b"mine", "data/eval.json": b"{}", "logo.png": b"mine"}
+    files = hub.model("me/again").files()
+    listed = json.loads(files["manifest.json"]) | {"head.safetensors": "0"}
+    hub.add("me/again", files | own | {"head.safetensors": b"old", "manifest.json": json.dumps(listed).encode()})
+    gone = ["head.safetensors", "report/report.html", "report/report.json"]
+    plan = ts.push(run, "me/again", yes=True)
+    assert plan.deletes == gone
+    assert f"deletes {', '.join(gone)}" in plan.lines()
+    assert any("README.md included" in line for line in plan.lines())
+    left = hub.model("me/again").files()
+    assert not set(gone) & set(left)
+    assert own.items() <= left.items()
     with pytest.raises(ModelError, match="me/again: this repository is private; leave --?public.* out|leave public="):
         ts.push(run, "me/again", public=True, yes=True)
     ts.push(run, "me/open", public=True, yes=True)
@@ -286,7 +361,7 @@ def test_a_misspelt_path_is_not_looked_up_on_the_hub(hub: Hub, tmp_path: Path, m
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the client, about its own upload
 def test_a_run_folder_on_the_hub_is_written_by_tune_and_opened_by_its_url(
-    hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     hub.add("me/store", {"README.md": b""})
@@ -299,5 +374,11 @@ def test_a_run_folder_on_the_hub_is_written_by_tune_and_opened_by_its_url(
     assert {"runs/one/report.json", "runs/one/model/adapter_model.safetensors"} <= set(hub.model("me/store").files())
     model, own = ts.load("hf://me/store/runs/one"), ts.load(run)
     assert model.classify("good").probabilities == own.classify("good").probabilities
+    before = len(hub.requests)
+    fetched_folder.cache_clear()  # a new process
+    assert main(["ask", "hf://me/store/runs/one", "good", "--offline"]) == 0
+    assert main(["ask", "hf://me/store/runs/two", "good", "--offline"]) == 2
+    assert "hf://me/store/runs/two: not in the cache, and offline; connect once" in capsys.readouterr().err
+    assert len(hub.requests) == before
     with pytest.raises(TunesmithError, match="hf://me/nowhere/run: no such file; check the name"):
         ts.load("hf://me/nowhere/run")

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files import quoted
+from tunesmith.data.files import quoted, write_whole
 from tunesmith.errors import DataError, suggestion
 
 # A `Path` of s3://bucket has lost a slash. One letter is a drive of Windows.
@@ -23,6 +23,11 @@ def remote_url(name: str | Path) -> str:
     """Return the URL that a name is; empty if it is a local path or the name of a dataset."""
     found = URL.fullmatch(str(name))
     return f"{found[1]}://{found[2]}" if found else ""
+
+
+def last_part(source: str) -> str:
+    """Return the last part of a path or URL, without what follows a `?` in a URL, which may be a password."""
+    return re.split(r"[\\/]", (remote_url(source).partition("?")[0] or source).rstrip("\\/"))[-1]
 
 
 @contextmanager
@@ -77,18 +82,25 @@ def fetched(url: str) -> Path:
 
 
 @lru_cache
-def fetched_folder(url: str, *, suffixes: tuple[str, ...]) -> Path:
+def fetched_folder(url: str, *, suffixes: tuple[str, ...], offline: bool = False) -> Path:
     """Download the model folder of a run, or any other folder, without its subfolders, unless the cache has it.
 
     Args:
         url: URL of the folder.
         suffixes: endings of the files that are downloaded.
+        offline: return what was downloaded last, without asking whether it has changed.
 
     Raises:
         DataError: the place cannot be reached, or has no such files.
     """
     from tunesmith.data.stored import build_once, cached_folder
 
+    newest = cached_folder("remote", url).with_suffix(".newest")  # has the name of the folder that was downloaded last
+    if offline:
+        folder = newest.with_name(newest.read_text(encoding="utf-8")) if newest.exists() else newest
+        if not folder.is_dir():
+            raise DataError(f"{_shown(url)}: not in the cache, and offline; connect once, or copy the folder here")
+        return folder
     with reaching(url) as (place, path):
         root = path.rstrip("/")
         root = f"{root}/model" if place.isdir(f"{root}/model") else root
@@ -103,6 +115,7 @@ def fetched_folder(url: str, *, suffixes: tuple[str, ...]) -> Path:
                 place.get_file(name, str(partial / name.rpartition("/")[2]))
 
     build_once(folder, fill)
+    write_whole(newest, folder.name)
     return folder
 
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.config import load_recipe
 from tunesmith.data.readers.read import dataset_of
+from tunesmith.data.remote import last_part
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.inference.identify import MANIFEST_FILE, find_model, read_manifest
+from tunesmith.models.loading.base_from_run import model_folder
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
-from tunesmith.models.loading.checkpoint import READ_BY_LIBRARIES
+from tunesmith.models.loading.checkpoint import MANIFEST
 from tunesmith.models.loading.hub import is_hub_id, pinned, reaching_hub
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.report.formatting import size
 from tunesmith.report.run_data import Published
-from tunesmith.report.upload import upload_of
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from tunesmith.report.upload import PAGE, REPORT, row_sources, upload_of
 
 
 class UploadedFile(BaseModel):
@@ -49,6 +49,8 @@ class Push(Displayed, BaseModel):
     licence_reason: str = ""
     datasets: tuple[str, ...] = ()
     files: list[UploadedFile]
+    replaces: str = ""  # commit of an earlier push
+    deletes: list[str] = []  # files of the earlier push that this one does not have
     url: str = ""
     commit: str = ""  # empty if nothing was uploaded
 
@@ -60,16 +62,19 @@ class Push(Displayed, BaseModel):
         )
 
     def lines(self) -> list[str]:
-        """Return where it goes, who can read it, the licence and the base, one line each."""
+        """Return where it goes, who can read it, the licence, the base, and what is replaced, one line each."""
         total = size(sum(file.bytes for file in self.files))
         readers = "private: only you and its members read it" if self.private else "public: everyone can read it"
         reason = f" ({self.licence_reason})" if self.licence_reason else ""
-        return [
+        lines = [
             f"{len(self.files)} files, {total}, to {self.repo}",
             readers,
             f"licence: {self.licence}{reason}",
             f"base: {self.base}",
         ]
+        if self.replaces:
+            lines.append(f"replaces the files of the push {self.replaces[:7]}, README.md included")
+        return lines + ([f"deletes {', '.join(self.deletes)}"] if self.deletes else [])
 
 
 def push(
@@ -104,10 +109,11 @@ def push(
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
     place = _base_on_hub(run, base, offline=offline)
-    datasets = _datasets(run)
-    found, reason = (licence, "") if licence else _licence(place, datasets, offline=offline)
-    published = Published(repo, place, found, reason, tuple(sorted({name for name in datasets.values() if name})))
+    rows = _rows(run)
+    found, reason = (licence, "") if licence else _licence(place, rows, offline=offline)
+    published = Published(repo, place, found, reason, tuple(sorted(set(rows.values()) - {""})))
     files = upload_of(run, published, report=report)
+    names, replaces = ([], "") if offline else _earlier_push(repo, private=not public)
     plan = Push(
         run=str(run),
         repo=repo,
@@ -120,12 +126,14 @@ def push(
             UploadedFile(name=name, bytes=len(file) if isinstance(file, bytes) else file.stat().st_size)
             for name, file in sorted(files.items())
         ],
+        replaces=replaces,
+        deletes=[name for name in names if name not in files],
     )
     if not confirm(plan):
         return plan
     if offline:
         raise ModelError(f"{repo}: offline, so nothing can be uploaded; leave --offline out")
-    url, commit = _upload(files, repo, private=not public)
+    url, commit = _upload(files, plan)
     return plan.model_copy(update={"url": url, "commit": commit})
 
 
@@ -146,23 +154,27 @@ def _base_on_hub(run: Path, base: str, *, offline: bool) -> str:
     return pinned(base, folder)
 
 
-def _datasets(run: Path) -> dict[str, str]:
-    """Return the source of every file of rows, as the card names it, with its data set on the Hub if it has one."""
+def _rows(run: Path) -> dict[str, str]:
+    """Return every source of rows of a run, and of the runs that it starts from, with its data set on the Hub or ""."""
     recipe = load_recipe(run / "recipe.yaml")[0]
-    parts = [part.data for part in recipe.parts.values()] or [recipe.data]
-    sources = [source for data in parts for source in (data.train, data.validation, data.test)]
-    return {Path(source).name: dataset_of(source) for source in sources if isinstance(source, str) and source}
+    earlier: dict[str, str] = {}
+    if ((base := model_folder(Path(recipe.model).expanduser())) / MANIFEST_FILE).exists():
+        earlier = _rows(base.parent) if base.with_name("recipe.yaml").is_file() else {recipe.model: ""}
+    return earlier | {source: dataset_of(source) for source in row_sources(recipe)}
 
 
-def _licence(base: str, datasets: Mapping[str, str], *, offline: bool) -> tuple[str, str]:
+def _licence(base: str, rows: Mapping[str, str], *, offline: bool) -> tuple[str, str]:
     """Return the licence that base and data have in common; or `other`, and why."""
-    found = {f"the base {base.partition('@')[0]}": _licence_of(base, "model", offline=offline)}
-    found |= {f"the rows {name}": _licence_of(id_, "dataset", offline=offline) for name, id_ in datasets.items()}
-    if unknown := [name for name, licence in found.items() if licence in ("", "other", "unknown")]:
+    found = [(f"the base {base.partition('@')[0]}", _licence_of(base, "model", offline=offline))]
+    found += [
+        (f"the rows {last_part(source)}", _licence_of(dataset, "dataset", offline=offline))
+        for source, dataset in rows.items()
+    ]
+    if unknown := [name for name, licence in found if licence in ("", "other", "unknown")]:
         return "other", f"the licence of {' and '.join(unknown)} is not known"
-    if len(known := sorted(set(found.values()))) > 1:
-        return "other", "; ".join(f"{name} has {licence}" for name, licence in found.items())
-    return known[0], ""
+    if len({licence for _, licence in found}) > 1:
+        return "other", "; ".join(f"{name} has {licence}" for name, licence in found)
+    return found[0][1], ""
 
 
 def _licence_of(name: str, kind: str, *, offline: bool) -> str:
@@ -181,48 +193,53 @@ def _licence_of(name: str, kind: str, *, offline: bool) -> str:
     return ""
 
 
-def _upload(files: Mapping[str, Path | bytes], repo: str, *, private: bool) -> tuple[str, str]:
+def _upload(files: Mapping[str, Path | bytes], plan: Push) -> tuple[str, str]:
     """Commit the files to a new repository, or to one with an earlier push; return its URL and the commit.
 
     If anything fails, the repository is as it was: the commit is the last step, and a new repository is deleted.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
+    repo = plan.repo
     if get_token() is None:
         raise ModelError(f"{repo}: no token of the Hub; log in with hf auth login, or set HF_TOKEN")
     api = HfApi()
     operations: list[Any] = [
         CommitOperationAdd(name, file if isinstance(file, bytes) else str(file)) for name, file in files.items()
     ]
+    operations += [CommitOperationDelete(name) for name in plan.deletes]
     with quiet(), reaching_hub(repo, otherwise="push again: nothing was uploaded"):
-        earlier = _earlier_push(api, repo, private=private)
-        names, parent = earlier or ([], None)
-        old = [name for name in names if Path(name).suffix in READ_BY_LIBRARIES and name not in files]
-        operations += [CommitOperationDelete(name) for name in old]
-        if earlier is None:
-            api.create_repo(repo, private=private)
+        if not plan.replaces:
+            api.create_repo(repo, private=plan.private)
         try:
-            done = api.create_commit(repo, operations, commit_message="Upload a run of Tunesmith", parent_commit=parent)
+            done = api.create_commit(
+                repo, operations, commit_message="Upload a run of Tunesmith", parent_commit=plan.replaces or None
+            )
         except BaseException:
-            if earlier is None:
+            if not plan.replaces:
                 with suppress(Exception):
                     api.delete_repo(repo)
             raise
     return f"{api.endpoint}/{repo}", str(done.oid)
 
 
-def _earlier_push(api: HfApi, repo: str, *, private: bool) -> tuple[list[str], str] | None:
-    """Return the files and the commit of an earlier push; None if there is no such repository."""
+def _earlier_push(repo: str, *, private: bool) -> tuple[list[str], str]:
+    """Return the files that an earlier push has made, and its commit; both empty if there is no such repository."""
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    try:
-        info = api.model_info(repo)
-    except RepositoryNotFoundError:
-        return None
-    names = [file.rfilename for file in info.siblings or ()]
-    if MANIFEST_FILE not in names:
-        raise ModelError(f"{repo}: the name is taken by a repository without a pushed run; choose another name")
-    if bool(info.private) != private:
-        state, fix = ("private", "leave --public out") if info.private else ("public", "add --public")
-        raise ModelError(f"{repo}: this repository is {state}; {fix}, change it on the Hub, or choose another name")
-    return names, str(info.sha)
+    api = HfApi()
+    with quiet(), reaching_hub(repo, otherwise="show the plan with --offline"):
+        try:
+            info = api.model_info(repo)
+        except RepositoryNotFoundError:
+            return [], ""
+        names = {file.rfilename for file in info.siblings or ()}
+        if not {MANIFEST, MANIFEST_FILE} <= names:
+            raise ModelError(f"{repo}: the name is taken by a repository without a pushed run; choose another name")
+        if bool(info.private) != private:
+            state, fix = ("private", "leave --public out") if info.private else ("public", "add --public")
+            raise ModelError(f"{repo}: this repository is {state}; {fix}, change it on the Hub, or choose another name")
+        listed = json.loads(Path(api.hf_hub_download(repo, MANIFEST, revision=info.sha)).read_bytes())
+    made = {name for name in listed if "/" not in name} | {MANIFEST, REPORT, PAGE}
+    return sorted(names & made), str(info.sha)

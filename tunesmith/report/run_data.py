@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.config import AnyObjective, Recipe, load_recipe
+from tunesmith.data.remote import last_part
 from tunesmith.display import model_label
 from tunesmith.evaluation.results import BASE
 from tunesmith.metrics.calibration import coverage_curve
@@ -62,7 +63,7 @@ class RunData:
     @property
     def data_name(self) -> str:
         """Names of the training files without their folders."""
-        return ", ".join(Path(part.data.train).name for part in self.recipe.parts.values() or [self.recipe])
+        return ", ".join(last_part(part.data.train) for part in self.recipe.parts.values() or [self.recipe])
 
     @property
     def title(self) -> str:

@@ -9,7 +9,11 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from tunesmith.config import Recipe
+from tunesmith.config.load import WORDS, with_places
+from tunesmith.data.remote import last_part
 from tunesmith.errors import CheckpointError
 from tunesmith.inference.identify import CONFIG, MANIFEST_FILE, ModelManifest, find_model
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
@@ -22,8 +26,13 @@ from tunesmith.report.schema import Report
 # Not in the top folder, whose JSON files are those of the model.
 REPORT = "report/report.json"
 PAGE = "report/report.html"
-# A path from the root of a file system; the group is its last part.
-_PATH = re.compile(r"""(?<![\w/\\.:<])(?:[A-Za-z]:)?(?:[\\/][^\s'",;:()<>\\/]+)+[\\/]([^\s'",;:()<>\\/]+)""")
+# A URL, or a path from the root of a file system; the group is its last part.
+_PATH = re.compile(
+    r"""(?<![\w/\\.:<])(?:[a-z][a-z0-9+.-]+://[^\s'"<>?]*/|(?:[A-Za-z]:)?(?:[\\/]{1,2}[^\s'",;:()<>\\/]+)+[\\/])"""
+    r"""([^\s'",;:()<>\\/?]+)(?:\?[^\s'"<>]*)?"""
+)
+# Of a tokenizer: these have any word.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
 
 
 def upload_of(run: Path, published: Published, *, report: bool) -> dict[str, Path | bytes]:
@@ -70,33 +79,56 @@ def _adapter_config(file: Path, base: str) -> bytes:
     return json.dumps(config | {"base_model_name_or_path": named, "revision": revision or None}, indent=2).encode()
 
 
+def row_sources(recipe: Recipe) -> list[str]:
+    """Return the sources of all rows, texts and documents of a recipe."""
+    found = []
+
+    def note(source: str) -> str:
+        found.append(source)
+        return source
+
+    with_places(recipe, rows=note, code=str)
+    return [source for source in found if source and source not in WORDS]
+
+
 def _without_rows(run: RunData, published: Published) -> RunData:
     """Return what may be public of a run: no rows, and of paths only the last part."""
-    report = Report.model_validate(_shortened(run.report.model_dump(mode="json")))
+    places = {source: last_part(source) for source in (*row_sources(run.recipe), run.recipe.model)}
+    home = str(Path.home())
+    # Longest first: one may be the beginning of another.
+    shorter = sorted(
+        {path.replace(home, start): name for path, name in places.items() for start in (home, "~")}.items(),
+        key=lambda pair: -len(pair[0]),
+    )
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: shortened(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [shortened(inner) for inner in value]
+        if not isinstance(value, str):
+            return value
+        for path, name in shorter:
+            value = value.replace(path, name)
+        return _PATH.sub(r"\1", value.replace(home, "~"))
+
+    report = Report.model_validate(shortened(run.report.model_dump(mode="json")))
     report = report.model_copy(update={"model": published.base.partition("@")[0], "exports": []})
     run = replace(run, report=report, predictions=[], published=published)
     return replace(run, recipe_text=training_settings(run))
 
 
-def _shortened(value: Any) -> Any:
-    """Return a JSON value with the last part of every absolute path in its texts."""
-    if isinstance(value, Mapping):
-        return {key: _shortened(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_shortened(inner) for inner in value]
-    return _PATH.sub(r"\1", value.replace(str(Path.home()), "~")) if isinstance(value, str) else value
-
-
 def _check_paths(files: Mapping[str, Path | bytes], run: Path) -> None:
     """Raise CheckpointError if a text contains the path of the run or of the user's home, from wherever it came."""
-    places = {str(run.resolve()), str(Path.home().resolve()), str(Path.home())}
-    named = "|".join(re.escape(place) for place in places)
-    path = re.compile(rf"(?<![\w/.])({named})(?=[\\/\"'\s])".encode())
+    places = {place for place in (run.resolve(), Path.home().resolve(), Path.home()) if place.parent != place}
+    named = {text for place in places for text in (str(place), place.as_posix(), quote(place.as_posix(), safe=""))}
+    named |= {quote(text, safe="/:") for text in named} | {json.dumps(text)[1:-1] for text in named}
+    path = re.compile("|".join(rf"{re.escape(text)}(?!\w)" for text in sorted(named)).encode())
     for name, content in files.items():
-        if name == "tokenizer.json" or name.endswith(".safetensors"):  # a vocabulary has any word
+        if name in _VOCABULARIES or name.endswith(".safetensors"):
             continue
         if found := path.search(content if isinstance(content, bytes) else content.read_bytes()):
             raise CheckpointError(
-                f"{name}: names {found[1].decode()!r}, a path of this machine, so it is not uploaded; "
+                f"{name}: names {found[0].decode()!r}, a path of this machine, so it is not uploaded; "
                 "take it out of the recipe and tune again"
             )

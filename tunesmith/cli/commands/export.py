@@ -107,7 +107,10 @@ def push(args: argparse.Namespace) -> int:
         if args.yes:
             return True
         asks = sys.stdin is not None and sys.stdin.isatty() and not args.json
-        return asks and input("upload? [y/N] ").strip().lower() in ("y", "yes")
+        try:
+            return asks and input("upload? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:  # Ctrl-D
+            return False
 
     done = push_run(
         args.folder,

@@ -69,7 +69,7 @@ def locate(name: str, *, offline: bool = False, files: Sequence[str] = HUB_FILES
         fix = CONVERT if path.suffix in PICKLES else "name the folder that contains it"
         raise ModelError(f"{name}: a single file; {fix}")
     if url := remote_url(name):
-        return fetched_folder(url, suffixes=READ_BY_LIBRARIES)
+        return fetched_folder(url, suffixes=READ_BY_LIBRARIES, offline=offline)
     check_hub_id(name)
     return from_hub(name, offline=offline, files=files, otherwise=f"use {_aliases()}")
 
