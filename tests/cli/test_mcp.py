@@ -31,6 +31,7 @@ from tunesmith.cli.mcp.server import make_server
 from tunesmith.cli.mcp.session import Plan, Session
 from tunesmith.config import Recipe, make_recipe
 from tunesmith.data.user_cache import cache_dir
+from tunesmith.objectives import Classify
 from tunesmith.web.studio import job_runner
 from tunesmith.web.studio.jobs import Jobs
 
@@ -216,6 +217,22 @@ def test_nothing_is_written_or_read_through_links_in_the_folder_of_the_runs(
     assert not [*elsewhere.iterdir()]
 
 
+def test_links_in_a_circle_are_refused(places: Folders) -> None:
+    link(places.data / "docs" / "circle", places.data / "docs" / "circle")
+    for name in ("docs", "docs/circle"):
+        with pytest.raises(McpRefusal):
+            places.source(name)
+
+
+def test_objectives_and_techniques_of_extensions_are_refused(places: Folders) -> None:
+    class Other(Classify):
+        lexicon: str = "/etc/passwd"
+
+    recipe, _ = make_recipe({"data": {"train": "reviews.csv"}, **CLASSIFY}, place="x")
+    with pytest.raises(McpRefusal, match="extension"):
+        places.recipe(recipe.model_copy(update={"objective": Other()}))
+
+
 def test_a_data_folder_whose_runs_are_a_link_is_not_served(places: Folders, capsys: pytest.CaptureFixture[str]) -> None:
     link(places.data / "runs", places.runs)
     assert main(["mcp", "--data", str(places.data)]) == 2
@@ -343,6 +360,33 @@ def test_a_run_is_the_base_of_another(places: Folders, monkeypatch: pytest.Monke
         time.sleep(0.1)
 
 
+def test_a_recipe_without_objective_or_model_is_proposed_by_init_from_vetted_settings(
+    places: Folders, tmp_path: Path
+) -> None:
+    session = Session(places, minutes=5, scratch=tmp_path)
+    asked: list[str] = []
+
+    async def read(*words: str) -> Any:
+        asked[:] = words
+        recipe = {"data": {"train": words[1], "test": str(places.data / "hostile.jsonl")}, **CLASSIFY}
+        return {"recipe": make_recipe(recipe, place="x")[0].model_dump(mode="json")}
+
+    session.read = read  # type: ignore[method-assign]
+    (places.runs / "first").mkdir()
+    settings = {"data.test": "hostile.jsonl", "model": "runs/first", "objective.text": "text"}
+    assert plan(session, "reviews.csv", settings).recipe.data.test == str(places.data / "hostile.jsonl")
+    assert asked[:2] == ["init", str(places.data / "reviews.csv")]
+    sets = dict(word.removeprefix("--set=").split("=") for word in asked if word.startswith("--set="))
+    assert json.loads(sets["data.test"]) == str(places.data / "hostile.jsonl")
+    assert json.loads(sets["model"]) == str(places.runs / "first")
+    assert json.loads(sets["objective.text"]) == "text"
+    asked.clear()
+    for refused in ({"data.test": "../secret.csv"}, {"objective.kind": "rl", "objective.reward": "os:system"}):
+        with pytest.raises(McpRefusal):
+            plan(session, "reviews.csv", refused)
+    assert not asked
+
+
 def test_a_recipe_is_returned_whole_or_not_at_all(places: Folders) -> None:
     labels = [f"label {number}" for number in range(60)]
     for text, is_shown in (("x" * 3_000, True), ("x" * 30_000, False), ("\u202etxt", False)):
@@ -458,10 +502,37 @@ def test_a_client_that_may_only_read(places: Folders, tmp_path: Path) -> None:
             (places.runs / "begun" / "run.json").write_text("{}")
             planned = await answer(connected, "plan", source="reviews.csv", settings=CLASSIFY, minutes=3, run="begun")
             assert "resumes a run" in planned["notes"][0]
+            (places.runs / "begun" / "report.json").write_text('{"verdict": "x"}')
+            assert "another version" in await refusal(connected, "report", run="begun")
             documents["plan"]["options"] = [forecast(expected=60, fits=False)]
             assert "memory:" in await refusal(connected, "plan", source="reviews.csv", settings=CLASSIFY)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("tool", ["plan", "inspect"])
+def test_calls_that_overlap_or_follow_each_other_have_files_of_their_own(
+    places: Folders, tmp_path: Path, tool: str
+) -> None:
+    session = Session(places, minutes=0, scratch=tmp_path)
+    seen = []
+
+    async def read(*words: str) -> Any:
+        await asyncio.sleep(0.05)  # in which the other call writes its recipe
+        seen.append(Path(words[1]).read_text() if words[0] == "plan" else words[words.index("--out") + 1])
+        recipe = make_recipe({"data": {"train": str(places.data / "reviews.csv")}} | CLASSIFY, place="x")[0]
+        drafted = {"recipe": recipe.model_dump(mode="json"), "reasons": {}, "candidates": []}
+        return drafted | {"options": [forecast(expected=60)], "room_bytes": 9, "notes": []}
+
+    session.read = read  # type: ignore[method-assign]
+
+    async def story() -> None:
+        async with Client(make_server(session)) as connected:
+            settings = [{"settings": CLASSIFY | {"seed": seed}} if tool == "plan" else {} for seed in (1, 2)]
+            await asyncio.gather(*(answer(connected, tool, source="reviews.csv", **more) for more in settings))
+
+    asyncio.run(story())
+    assert len({*seen}) == 2
 
 
 def forecast(*, expected: float, fits: bool = True) -> dict[str, Any]:

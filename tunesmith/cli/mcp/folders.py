@@ -62,7 +62,15 @@ class Folders:
         """Return a recipe with absolute paths. Raises McpRefusal for a value that reaches outside of the folders."""
         servers = any("://" in arm for arm in recipe.arms)
         is_code = isinstance(recipe.objective, Rl)  # its rewards are Python functions or models
-        refused = {"objective": is_code, "arms": servers, "track": recipe.track, "loop": recipe.loop != Loop()}
+        parts = [part for task in (recipe, *recipe.tasks.values()) for part in (task.objective, task.technique)]
+        others = any(not type(part).__module__.startswith("tunesmith.") for part in parts)  # their keys are unknown
+        refused = {
+            "objective": is_code,
+            "extension": others,
+            "arms": servers,
+            "track": recipe.track,
+            "loop": recipe.loop != Loop(),
+        }
         if keys := [key for key, value in refused.items() if value]:
             raise McpRefusal(f"{keys[0]}: names code or servers, which only the user may run; use something else")
         return _placed(recipe, rows=lambda name: str(self._readable(name)), model=self._model)
@@ -92,7 +100,7 @@ class Folders:
 
     def _readable(self, name: str) -> Path:
         """Return a path below the data folder; a recipe file may give it as an absolute one."""
-        path = (self.data / clean(name)).resolve()
+        path = _resolved(self.data / clean(name))
         is_place = name.startswith("~") or (":" in name and not Path(name).is_absolute())
         if not name or name != clean(name) or is_place or not self._is_visible(path):
             raise _outside(name)
@@ -125,11 +133,18 @@ def without_links(path: Path) -> Path:
     return path
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        raise _outside(path.name) from None
+
+
 def _links(path: Path) -> Iterator[tuple[Path, Path]]:
     """Yield the links among a path and everything below it, and where they lead."""
     below = (Path(folder, name) for folder, *names in os.walk(path) for name in chain(*names))
     for entry in chain([path], below):
-        if (target := entry.resolve()) != entry:  # a link, or a junction of Windows
+        if (target := _resolved(entry)) != entry:  # a link, or a junction of Windows
             yield entry, target
 
 

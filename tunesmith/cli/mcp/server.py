@@ -125,7 +125,12 @@ class Tools:
 
     def report(self, run: str) -> Reported:
         """Return the verdict of a finished run or comparison, with the figures behind it."""
-        folder = self.folders.run(run)
+        try:
+            return self._report(run, self.folders.run(run))
+        except (KeyError, TypeError, ValidationError):
+            raise McpRefusal(f"run {run}: its report is from another version; ask the user to tune again") from None
+
+    def _report(self, run: str, folder: Path) -> Reported:
         if is_compared := (folder / COMPARISON).is_file():
             found = self._page(folder / COMPARISON)
             verdict, arms, task = found["verdict"], found["arms"], {"metric": found["metric"], "n": found["rows"]}
@@ -170,7 +175,7 @@ class Tools:
 
     async def _forecast(self, plan: Plan) -> dict[str, Any]:
         """Return the forecast of a plan. Raises McpRefusal if it exceeds the budget or the memory."""
-        file = self.session.scratch / "plan.yaml"
+        file = self.session.new_file()
         save_recipe(plan.recipe, file)
         found = await self.session.read("plan", str(file), "--quick", "--json", "--offline")
         option = next(entry for entry in found["options"] if entry["technique"] == plan.recipe.technique.kind)

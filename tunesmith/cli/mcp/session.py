@@ -27,15 +27,8 @@ READ_SECONDS = 300.0  # longest work of a tool that only reads
 VALID_SECONDS = 900.0  # of a token
 POLL = 0.2  # seconds between two looks at a process
 # Keys of files and models, which are relative to the folders of the server.
-PLACES = (
-    "model",
-    "data.train",
-    "data.validation",
-    "data.test",
-    "replay.source",
-    "documents.source",
-    "documents.encoder",
-)
+PLACES = ("model", *(f"data.{key}" for key in ("train", "validation", "test")))
+PLACES += ("replay.source", "documents.source", "documents.encoder")
 # Shares of a run's budget, unless the recipe sets it: scoring of `tune`, answers and training of `compare`.
 SCORING, COMPARING = 0.25, 0.8
 
@@ -92,9 +85,13 @@ class Session:
             raise McpRefusal(f"{words[0]}: no result within {READ_SECONDS:.0f} s; use fewer rows or a smaller model")
         return document
 
+    def new_file(self) -> Path:
+        """Return a path for a recipe; calls of tools overlap."""
+        return self.scratch / f"{secrets.token_hex(8)}.yaml"
+
     async def draft(self, path: Path, *changes: str) -> tuple[Recipe, dict[str, Any]]:
         """Return the recipe that `init` proposes for a file of rows, and the whole of its document."""
-        words = ["--quick", "--json", "--offline", "--out", str(self.scratch / "recipe.yaml")]
+        words = ["--quick", "--json", "--offline", "--out", str(self.new_file())]
         found = await self.read("init", str(path), *words, *(f"--set={change}" for change in changes))
         return Recipe.model_validate(found["recipe"]), found
 
