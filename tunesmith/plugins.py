@@ -14,7 +14,7 @@ from typing import Any, get_args
 from tunesmith.errors import RecipeError, briefly
 
 GROUPS = ("objectives", "techniques", "metrics", "readers", "rewards")
-_USED: dict[str, str] = {}
+_LOADED: set[tuple[str, str]] = set()
 
 
 @cache
@@ -54,13 +54,17 @@ def plugin(group: str, name: str, base: type | None = None) -> Any:
         field = value.model_fields.get("kind")  # type: ignore[attr-defined]
         if field is None or get_args(field.annotation) != (name,):
             raise RecipeError(f"{place}: its field `kind` is not Literal[{name!r}]; ask its author")
-    _USED[package] = entry.dist.version if entry.dist else ""
+    _LOADED.add((group, name))
     return value
 
 
-def used() -> dict[str, str]:
-    """Return the packages whose extensions this process has loaded, with their versions."""
-    return dict(_USED)
+def used(recipe: Any) -> dict[str, str]:
+    """Return the packages that offer the objective, the technique or a metric of a recipe, with their versions."""
+    objectives = [part.objective for part in recipe.parts.values()] or [recipe.objective]
+    named = [("techniques", recipe.technique.kind), *(("objectives", one.kind) for one in objectives)]
+    named += [("metrics", str(getattr(one, "metric", ""))) for one in objectives]
+    entries = [offered(group)[name] for group, name in named if (group, name) in _LOADED]  # built-in ones are not
+    return {entry.dist.name: entry.dist.version for entry in entries if entry.dist}
 
 
 def taken(group: str, name: str) -> str:

@@ -353,7 +353,7 @@ def test_a_misspelt_path_is_not_looked_up_on_the_hub(hub: Hub, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
     before = len(hub.requests)
-    for name in ("runs/reviwes", "outputs/reviews", "reviews", "a/b/c"):
+    for name in ("runs/reviwes", "outputs/reviews", "reviews", "a/b/c", "a/b@x/../../y"):
         with pytest.raises(TunesmithError, match="no such folder"):
             ts.load(name)
     assert len(hub.requests) == before

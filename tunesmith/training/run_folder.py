@@ -160,7 +160,7 @@ class RunFolder:
             CheckpointError: the base model has changed since the run was started.
         """
         self.check_base(recipe.model, base)
-        plugins = {"plugins": used()} if used() else {}
+        plugins = {"plugins": packages} if (packages := used(recipe)) else {}
         self.begin({"machine": machine_settings(machine), "base": base, **plugins, **facts})
 
     def check_base(self, model: str, fingerprint: str) -> None:

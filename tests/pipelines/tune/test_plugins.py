@@ -35,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(ROOT / "examples" / "plugin")], check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(place))
-        patch.setattr(plugins, "_USED", {})
+        patch.setattr(plugins, "_LOADED", set())
         patch.setattr(task_scores, "PER_ROW", dict(task_scores.PER_ROW))
         plugins.offered.cache_clear()
         yield place
@@ -69,6 +69,9 @@ def test_an_objective_a_technique_a_metric_and_a_reader_of_a_package_go_through_
     rows_of = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
     assert model.generate([rows_of[0]["question"]]) == [rows_of[0]["tuned"]]
     assert "even-answers" in (run.folder / "recipe.yaml").read_text()
+    assert plugins.used(load_recipe(run.folder / "recipe.yaml")[0]) == {"tunesmith-example": "0.1.0"}
+    plain = make_recipe({"data": {"train": "x.jsonl"}, "objective": "instruct"}, place="test")[0]
+    assert plugins.used(plain) == {}  # another run of this process
     # Without the package, the run names it.
     monkeypatch.setattr(plugins, "offered", lambda group: {})
     with pytest.raises(CheckpointError, match=r"not installed; pip install tunesmith-example==0.1.0"):

@@ -11,7 +11,7 @@ from tunesmith.data.files import storage_error
 from tunesmith.errors import ModelError, briefly
 
 # A name, and behind an @ the branch, tag or commit.
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@\w[\w./-]*)?")
+HUB_ID = re.compile(r"(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(@\w[\w./-]*)?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 

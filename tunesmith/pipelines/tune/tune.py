@@ -292,7 +292,7 @@ def _save(results: RunResults, folder: RunFolder) -> None:
         threshold=model.threshold,
         temperatures=dict(model.temperatures),
         thresholds=dict(model.thresholds),
-        plugins=used(),
+        plugins=used(recipe),
     )
     write_folder(folder.path / "model", lambda path: save_model(path, model, manifest))
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
