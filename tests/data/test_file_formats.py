@@ -12,6 +12,7 @@ import openpyxl
 import pytest
 
 from tunesmith.data.audit.chunks import chunks, head, parsed
+from tunesmith.data.documents.encoding import decode
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import notes_of, read_file, read_rows
 from tunesmith.data.readers.row import Row, changed_at, columns_of, keep
@@ -62,6 +63,21 @@ def test_the_encoding_of_a_table_is_detected_and_noted(tmp_path, encoding, note,
     assert "separated by semicolon" in line
     assert notes_of(path) == file.notes
     assert audited_rows(path) == [(2, FIELDS[0]), (3, FIELDS[1])]
+
+
+def test_umlauts_are_not_read_as_chinese_nor_chinese_as_umlauts():
+    words = ("frisch und reichlich", "alt und kalt")
+    breakfast = [f"Das Frühstück war {words[i % 2]}, Aufenthalt Nummer {i} im Sommer.;zufrieden" for i in range(34)]
+    german = "\r\n".join(["h", *breakfast, "Mein Ausweis L01X00T47, ich wohne in der Lindenstraße 12.;gut"])
+    assert decode(german.encode("latin-1"))[0] == german
+    eastern = {
+        "gb18030": "这个酒店很干净，我们使用Python编程，非常满意。\n房间太吵，不能睡觉。早餐很好吃。",
+        "cp932": "ホテルはとてもきれいでした。Wifiも速いです。\n部屋がうるさくて眠れませんでした。",
+        "cp949": "호텔이 매우 깨끗했습니다. Wifi도 빨라요.\n방이 시끄러워서 잠을 잘 수 없었습니다.",
+    }
+    for encoding, text in eastern.items():
+        rows = f"{text}\n" * 20
+        assert decode(rows.encode(encoding))[0] == rows
 
 
 def test_scripts_other_than_latin_are_decoded(tmp_path):

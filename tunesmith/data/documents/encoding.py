@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 
 from tunesmith.errors import DataError
 
@@ -25,6 +26,17 @@ _WIDE = [*(f"utf_{bits}{end}" for bits in (16, 32) for end in ("", "_le", "_be")
 _LATIN = ("cp1250", "cp1252", "cp1257", *(f"iso8859_{number}" for number in (2, 4, 10, 13, 14, 15, 16)), "latin_1")
 _CENTRAL = frozenset(
     ("Croatian", "Czech", "Hungarian", "Polish", "Romanian", "Slovak", "Slovene", "Estonian", "Lithuanian", "Latvian")
+)
+# Encodings of Chinese, Japanese and Korean, which read an umlaut and the letter after it as one character.
+_EAST_ASIAN = [
+    *("big5", "big5hkscs", "gb18030", "gb2312", "gbk", "hz", "johab"),
+    *("cp932", "cp949", "cp950", "euc_jp", "euc_jis_2004", "euc_jisx0213", "euc_kr"),
+    *("shift_jis", "shift_jis_2004", "shift_jisx0213"),
+]
+# A run of other characters than ASCII, and whether it is a single one next to a small Latin letter.
+_OTHER_RUN, _IN_WORD = (
+    re.compile(r"[^\x00-\x7f]+"),
+    re.compile(r"(?:(?<=[a-z])[^\x00-\x7f]|[^\x00-\x7f](?=[a-z]))(?![^\x00-\x7f])"),
 )
 SAMPLE = 200_000  # bytes used to detect an encoding
 LOST = "\N{REPLACEMENT CHARACTER}"
@@ -62,12 +74,23 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
         # has two bytes per letter, and lines end differently.
         lines = [data] if b"\x00" in data else [line for line in data.split(b"\n") if not line.isascii()]
         excluded = _OLD if b"\x00" in data else [*_OLD, *_WIDE]
-        best = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=excluded).best()
-        if best is None:
+        sample = b"\n".join(lines)[:SAMPLE]
+        best = from_bytes(sample, cp_exclusion=excluded).best()
+        # Of few words that repeat, an umlaut and the letter after it are mistaken for one character of East Asia.
+        if best is None or best.encoding in _EAST_ASIAN:
+            latin = _is_latin(sample.decode(best.encoding if best else "cp1252", "replace"))
+            best = from_bytes(sample, cp_exclusion=[*excluded, *_EAST_ASIAN]).best() if latin else best
+        if best is None and not latin:
             raise DataError("unknown text encoding; save it as UTF-8") from None
-        western = best.encoding in _LATIN and best.language not in _CENTRAL
-        name = "cp1252" if western else best.encoding
+        western = best is None or (best.encoding in _LATIN and best.language not in _CENTRAL)
+        name = best.encoding if best and not western else "cp1252"
         return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; check its accents, or save it as UTF-8"
     if "\x00" in text:
         raise DataError("binary data (zero bytes) instead of text; rename the file to its real type")
     return text, ""
+
+
+def _is_latin(text: str) -> bool:
+    """Return whether most characters other than ASCII stand alone in Latin words, as no East Asian text has them."""
+    alone = len(_IN_WORD.findall(text))
+    return 2 * alone > len(_OTHER_RUN.findall(text))
