@@ -57,7 +57,7 @@ from tunesmith.errors import (
 if TYPE_CHECKING:
     from tunesmith.data.tokenization.messages import Message
     from tunesmith.models.generation.sampling import Sampling
-    from tunesmith.training.callbacks import Callback
+    from tunesmith.training.callbacks import Callback, Interrupted
 
 __version__ = "0.1.0"
 
@@ -65,6 +65,7 @@ __all__ = [
     "Callback",
     "CheckpointError",
     "DataError",
+    "Interrupted",
     "Listing",
     "Message",
     "ModelError",
@@ -110,6 +111,7 @@ __all__ = [
 # Exported name -> the module that defines it, imported by `__getattr__` on first access.
 _LAZY = {
     "Callback": "tunesmith.training.callbacks",
+    "Interrupted": "tunesmith.training.callbacks",
     "Message": "tunesmith.data.tokenization.messages",
     "Sampling": "tunesmith.models.generation.sampling",
 }

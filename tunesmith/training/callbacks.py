@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tunesmith.errors import OptionError
 from tunesmith.events import Event, EventHandler, ignore
 
 if TYPE_CHECKING:  # the command line imports this module, and torch takes seconds
@@ -48,7 +49,10 @@ class Callbacks:
     gate_violation: Callable[[Policy], str | None] = lambda policy: None
 
     def with_also(self, others: Sequence[Callback]) -> Callbacks:
-        """Return these functions together with those of callbacks."""
+        """Return these functions together with those of callbacks. Raises OptionError for anything else."""
+        if not isinstance(others, Sequence) or not all(isinstance(one, Callback) for one in others):
+            fix = "give a list of objects derived from tunesmith.Callback; a function goes into callback="
+            raise OptionError(f"callbacks: got {others!r:.80}; {fix}")
 
         def on_event(event: Event) -> None:
             for handle in (self.on_event, *(one.on_event for one in others)):

@@ -91,7 +91,10 @@ def test_a_callback_stops_a_run_and_the_next_start_resumes_it(tmp_path: Path, mo
             return True
 
     settings = {"schedule": {"epochs": 1, "probe": False}, "machine": {"device": "cpu", "threads": 1}}
-    with pytest.raises(BaseException, match=r"step|resume|stopped"):
+    for wrong in ([print], Stop()):
+        with pytest.raises(ts.TunesmithError, match="give a list of objects derived from tunesmith.Callback"):
+            ts.tune(rows, model=str(folder("llama")), out=tmp_path / "run", progress=False, callbacks=wrong)
+    with pytest.raises(ts.Interrupted, match="stopped after step 1"):
         ts.tune(rows, model=str(folder("llama")), out=tmp_path / "run", progress=False, callbacks=[Stop()], **settings)
     assert ts.tune(rows, model=str(folder("llama")), out=tmp_path / "run", progress=False, **settings).report.verdict
 
