@@ -91,6 +91,6 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
 
 
 def _is_latin(text: str) -> bool:
-    """Return whether most characters other than ASCII stand alone in Latin words, as no East Asian text has them."""
+    """Return whether most characters other than ASCII are single ones within Latin words, unlike in East Asian text."""
     alone = len(_IN_WORD.findall(text))
     return 2 * alone > len(_OTHER_RUN.findall(text))
