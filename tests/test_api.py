@@ -61,7 +61,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "doctor": {"doctor": set()},
 }
 # A conversation needs a terminal, and the studio is a page of commands; in Python, `load(run).reply(messages)` answers.
-WITHOUT_FUNCTION = {"chat", "need", "studio"}
+WITHOUT_FUNCTION = {"chat", "mcp", "need", "studio"}
 # Keys of the recipe, which the command line sets with `--set`.
 RECIPE_KEYS = {"data", "schedule", "gates", "replay", "seed", "documents", "arms", "loop"}
 PYTHON_ONLY = {"progress", "callback", "callbacks", "more"}

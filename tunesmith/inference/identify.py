@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.config import AnyObjective, AnyTechnique, ModelName
 from tunesmith.data.files import is_there, read_page
 from tunesmith.data.remote import remote_url
-from tunesmith.errors import CheckpointError
+from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.models.loading.base_from_run import base_place
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.checkpoint import MODEL_FILE, verify_model
@@ -59,10 +60,12 @@ def read_manifest(folder: Path) -> ModelManifest:
     """
     if (folder / MANIFEST_FILE).exists():
         verify_model(folder)
-    try:
+    recorded = None
+    with suppress(ModelError):  # a damaged manifest is reported below
         recorded = read_json(folder / MANIFEST_FILE, where=str(folder)).get("plugins")
-        if fix := missing(recorded):
-            raise CheckpointError(f"{folder}: was made with an extension that is not installed; {fix}")
+    if fix := missing(recorded):
+        raise CheckpointError(f"{folder}: was made with an extension that is not installed; {fix}")
+    try:
         about = read_page(folder / MANIFEST_FILE, ModelManifest)
     except OSError:
         raise CheckpointError(
