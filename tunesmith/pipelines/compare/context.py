@@ -228,7 +228,10 @@ class ComparisonContext:
     def stored(self, arm: str) -> ArmAnswers | None:
         """Return the stored answers of an arm, or None if it has not answered all rows."""
         file = self._answers_file(arm)
-        return read_page(file, ArmAnswers) if file.exists() else None
+        if not file.exists():
+            return None
+        shutil.rmtree(self.portions(arm), ignore_errors=True)  # which a read-only disk kept when they were stored
+        return read_page(file, ArmAnswers)
 
     def store(self, answers: ArmAnswers) -> ArmAnswers:
         """Write the answers of an arm, delete its portions, and return the answers."""
