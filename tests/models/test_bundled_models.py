@@ -155,6 +155,8 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "file"))
     assert "TUNESMITH_CACHE" in line()
+    monkeypatch.setenv("TUNESMITH_MODELS", str(tmp_path / "file" / "models"))
+    assert "another folder in TUNESMITH_MODELS" in line()
 
 
 def test_an_alias_that_is_not_shipped_is_refused() -> None:

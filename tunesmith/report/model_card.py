@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
+from tunesmith.models.loading.hub import is_hub_id
 from tunesmith.report.code_snippets import ask_line, python_lines, transformers_lines
 from tunesmith.report.formatting import (
     bounds,
@@ -29,7 +30,6 @@ from tunesmith.report.summary import in_short
 from tunesmith.report.verdicts import arm_label, name_of_test, rivalry
 
 COMMAND = "tunesmith tune RUN/recipe.yaml --out again"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Metrics that the Hub has under another identifier.
 HUB_METRICS = {
     "macro_f1": "f1",
@@ -118,7 +118,7 @@ def hub_id(model: str) -> str:
     if model in BUNDLED_MODELS:
         return BUNDLED_MODELS[model].hub_id
     named = model.partition("@")[0]
-    return named if HUB_ID.fullmatch(named) and not Path(model).exists() and not model.endswith(".gguf") else ""
+    return named if is_hub_id(named) and not Path(model).exists() and not model.endswith(".gguf") else ""
 
 
 def _results(run: RunData) -> str:

@@ -23,7 +23,7 @@ class Result(BaseModel):
         return value if field.field_name == "recipe" else bounded(value)
 
 
-class Inspected(Result):
+class InspectResult(Result):
     """A data file, and a recipe for it."""
 
     untrusted_columns: list[str]
@@ -35,7 +35,7 @@ class Inspected(Result):
     candidates: list[Any] = Field(description="baselines and models, with measured or expected scores")
 
 
-class Audited(Result):
+class AuditResult(Result):
     """Problems in the rows."""
 
     untrusted_audit: dict[str, Any] = Field(
@@ -43,7 +43,7 @@ class Audited(Result):
     )
 
 
-class Planned(Result):
+class PlanResult(Result):
     """A forecast of `tune` or `compare`, which has not been started."""
 
     work: str
@@ -72,7 +72,7 @@ class Status(Result):
     budget_left_minutes: float
 
 
-class Reported(Result):
+class ReportResult(Result):
     """Result of a finished run or comparison."""
 
     verdict: str = Field(description="the conclusion with its figures")
@@ -93,7 +93,7 @@ class Runs(Result):
     left_out: int = Field(description="older runs that are not listed")
 
 
-class Answered(Result):
+class AskResult(Result):
     """Answer of a tuned model, or of an arm of a comparison."""
 
     untrusted_answer: dict[str, Any] = Field(description="answer, or label with probabilities, and what belongs to it")

@@ -110,9 +110,10 @@ def fetch(alias: str, *, offline: bool = False) -> Path:
             if not is_whole(folder):
                 _make(BUNDLED_MODELS[alias], folder, offline=offline)
     except OSError as error:
+        variable = "TUNESMITH_MODELS" if os.environ.get("TUNESMITH_MODELS") else "TUNESMITH_CACHE"
         raise ModelError(
             f"{alias}: cannot be written to {models_dir()} ({error.strerror or error}); "
-            "free 600 MB there, or name another folder in TUNESMITH_CACHE"
+            f"free 600 MB there, or name another folder in {variable}"
         ) from error
     return folder
 
