@@ -26,6 +26,7 @@ echo "${COMPREPLY[*]}"
     ("typed", "completed"),
     [
         ("tu", "tune"),
+        ("nee", ""),  # a former name
         ("tune --mod", "--model"),
         ("tune --set technique.r", "technique.rank= technique.router= technique.rslora="),
         ("tune fol", "folder"),

@@ -6,6 +6,8 @@ import argparse
 import re
 from typing import Any, NoReturn
 
+from tunesmith.cli.options import COMMAND_ALIASES
+
 SHELLS = ("bash", "zsh", "tcsh", "fish", "powershell")
 FOLDERS = re.compile(r"FOLDER|RUN(\|COMPARISON)?")
 FILES = re.compile(r"\b(FILE|FOLDER|DATA|RECIPE|MODEL2?|RUN|SOURCE|OUT|TEST|STORE)\b")
@@ -24,6 +26,8 @@ class PrintCompletion(argparse.Action):
 
         keys = recipe_keys()
         (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        for alias in COMMAND_ALIASES:  # former names are accepted, not offered
+            commands._name_parser_map.pop(alias, None)
         for command in commands.choices.values():
             for action in command._actions:
                 metavar = action.metavar if isinstance(action.metavar, str) else ""

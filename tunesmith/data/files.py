@@ -217,7 +217,7 @@ def storage_error(error: Exception, path: Path | None = None) -> StorageError | 
         number = re.search(r"([^:]*) \(os error (\d+)\)", str(error))
         if number is None or isinstance(error, TunesmithError):
             return None
-        error = OSError(int(number[2]), number[1].strip(), None, int(number[2]))  # Windows has errors of its own
+        error = OSError(int(number[2]), number[1].strip(), None, int(number[2]))  # a WinError
     place = str(path or error.filename2 or error.filename or "")[:200]
     if not path and error.errno not in (REPAIRABLE if place else (*FULL, errno.EROFS, errno.EIO)):
         return None  # a bug, or a connection

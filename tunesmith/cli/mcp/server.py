@@ -136,18 +136,20 @@ class Tools:
         if is_compared := (folder / COMPARISON).is_file():
             found = self._page(folder / COMPARISON)
             verdict, arms, task = found["verdict"], found["arms"], {"metric": found["metric"], "n": found["rows"]}
-            sentence = {"verdict": verdict["text"], "status": verdict["arm"], "reasons": verdict["reasons"]}
+            about_verdict = {"verdict": verdict["text"], "status": verdict["arm"], "reasons": verdict["reasons"]}
             scores = {arm["name"]: arm["task"]["score"] for arm in arms}
         else:
             found = self._page(folder / "report.json")
             task = found["task"]
-            sentence = {"verdict": found["verdict"], "status": task["verdict"], "p_value": task["p_value"]}
+            about_verdict = {"verdict": found["verdict"], "status": task["verdict"], "p_value": task["p_value"]}
             scores = {arm["name"]: arm["score"] for arm in [*found["baselines"], *found["controls"]]}
             scores |= {"base": task["base"], "tuned": task["tuned"]}
         about = {"metric": task["metric"], "test_rows": task["n"], "scores": scores}
         about["warnings"] = found["notes"] if is_compared else [*found["alarms"], *found["broken_gates"]]
         page = f"{self.folders.runs.name}/{run}/report.html"
-        return ReportResult(page=page, next="give the user the verdict; `ask` tries the result", **sentence, **about)
+        return ReportResult(
+            page=page, next="give the user the verdict; `ask` tries the result", **about_verdict, **about
+        )
 
     async def runs(self) -> Runs:
         """List the newest runs of the folder, the newest last."""

@@ -201,7 +201,7 @@ def _seconds(left: torch.Tensor, right: torch.Tensor, clock: Callable[[], float]
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has computed what it was given: kernels of GPUs run asynchronously."""
+    """Wait until a device has finished its queued kernels, which run asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
