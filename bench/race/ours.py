@@ -18,7 +18,7 @@ from bench.peers.job import Job, Meter, numbers_of, started, timed
 from tunesmith.data.tokenization.chat_template import Encoded, Tokens
 from tunesmith.models.batch import Batch, collate, split_by_tokens
 from tunesmith.models.loading.checkpoint import save_tensors
-from tunesmith.models.loading.device import DTYPES, configure_device
+from tunesmith.models.loading.device import DTYPES, configure_device, keep_freed_memory
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct
@@ -41,6 +41,7 @@ def as_encoded(row: dict[str, Any], labels: int) -> Encoded:
 def start(job: Job) -> Policy:
     """The policy that the job starts from, on the device as `tune` sets it up."""
     configure_device("cpu", threads=None)
+    keep_freed_memory()
     technique = technique_of(job)
     base = load_base(job.model, options=technique.load_options(), offline=True)
     policy = technique.adapt(base.network, family=base.family, keep_reference=False)

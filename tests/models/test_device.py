@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import platform
 import subprocess
 import sys
 import time
@@ -189,3 +190,22 @@ def test_what_cannot_be_is_refused_in_one_line(wrong: dict[str, object]) -> None
         choose_machine(**wrong)
     assert ";" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_memory_that_training_frees_is_used_again_without_new_pages() -> None:
+    script = """
+import resource, torch
+from tunesmith.models.loading.device import keep_freed_memory
+torch.set_num_threads(1)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 * 1024**2)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given_back = [faults() for _ in range(2)][1]
+keep_freed_memory()
+print(given_back, [faults() for _ in range(2)][1])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, ended.stdout.split())
+    assert kept < 0.01 * given_back

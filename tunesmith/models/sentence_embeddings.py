@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tunesmith.data.tokenization.chat_template import Template, Tokens
 from tunesmith.errors import ModelError
 from tunesmith.models.batch import pack, scored_tokens, split_by_tokens
+from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, fingerprint_of, load_base, refuse_foreign_code
 from tunesmith.models.loading.locate import AS_THEY_ARE, locate
 from tunesmith.models.loading.suppress_output import quiet
@@ -84,6 +85,8 @@ def open_encoder(name: str, *, offline: bool = False) -> Encoder:
     Raises:
         ModelError: as `load_base` does, or if a file that it states is missing, unsafe or needs sentence-transformers.
     """
+    # The same library for products whether or not a model ran before: an index that is built again has the same bits.
+    configure_device(AS_THEY_ARE.device, threads=None)
     folder = None if name.lower().endswith(".gguf") else locate(name, offline=offline)
     stated = {} if folder is None else _stated(folder, where=name)
     if folder is None or not stated or _averages(stated):
