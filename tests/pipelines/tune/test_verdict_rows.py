@@ -23,8 +23,11 @@ from tunesmith.evaluation.predict import AnswerSet
 from tunesmith.events import ignore
 from tunesmith.metrics.resampling import STAGES, mcnemar
 from tunesmith.metrics.significance import compare_paired, expected_to_detect
-from tunesmith.pipelines.tune import verdict_rows
-from tunesmith.pipelines.tune.verdict_rows import FEWEST_ROWS, FILE, choose_rows, pinned
+from tunesmith.pipelines.plan import verdict_rows
+from tunesmith.pipelines.plan.plan import plan_recipe
+from tunesmith.pipelines.plan.verdict_rows import FEWEST_ROWS
+from tunesmith.pipelines.tune.preview import preview
+from tunesmith.pipelines.tune.verdict_rows import FILE, choose_rows, pinned
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
 from tunesmith.report.run_diff import diff_runs
@@ -88,6 +91,18 @@ def test_by_default_rows_are_left_out_if_scoring_costs_more_than_training(
     assert (tmp_path / FILE).exists() == bool(notes) == (scored < 80)
     every = made.model_copy(update={"verdict": Verdict(minutes="all")})
     assert len(choose_rows(prepare(every, on_event=ignore), tmp_path / "other", ignore, timed=False).test) == 80
+
+
+def test_plan_and_preview_count_the_rows_that_the_run_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(verdict_rows, "AUTO_ROWS", 25)
+    made = recipe(tmp_path, reviews(160), "bert", **MANY | {"schedule": QUICK | {"epochs": 0.01}})
+    notes: list[Any] = []
+    choose_rows(prepare(made, on_event=ignore), tmp_path, notes.append, timed=False)
+    few, seen = plan_recipe(made, on_event=ignore, timed=False), preview(made)
+    every = plan_recipe(made.model_copy(update={"verdict": Verdict(minutes="all")}), on_event=ignore, timed=False)
+    assert notes[0].text in few.notes
+    assert notes[0].text in seen.notes
+    assert few.options[0].whole_seconds.expected < every.options[0].whole_seconds.expected
 
 
 def test_every_task_keeps_its_share_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

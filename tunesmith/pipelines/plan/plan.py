@@ -22,6 +22,7 @@ from tunesmith.pipelines.plan.phase_costs import RunWork, count_run, kind_of, ma
 from tunesmith.pipelines.plan.profile import RunProfile, named, profile_run
 from tunesmith.pipelines.plan.recommend import ENCODERS, STANDINGS, Case, recommend
 from tunesmith.pipelines.plan.report import Bounds, ModelChoice, PlanReport, Recommended, TechniqueEstimate
+from tunesmith.pipelines.plan.verdict_rows import rows_of_verdict
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.training.batches import batches_of
 from tunesmith.training.fit import step
@@ -71,6 +72,8 @@ def plan_recipe(
     if recipe.technique.load_options().quantize:  # the cost model starts from unquantized weights
         recipe = recipe.model_copy(update={"technique": techniques_of(recipe)[1]})
     prepared = prepare(recipe, on_event=on_event, offline=offline)
+    scored = rows_of_verdict(prepared)
+    prepared = scored.of(prepared)
     family = prepared.base.family
     on_event(StageStarted("counting rows and network"))
     profile = profile_run(prepared)
@@ -108,7 +111,7 @@ def plan_recipe(
         how=next(option.prediction.how for option in options if option.prediction),
         options=options,
         recommendation=choice and Recommended(technique=choice.technique, reasons=list(choice.reasons)),
-        notes=list(prepared.facts.notes),
+        notes=[*prepared.facts.notes, *([scored.note] if scored.note else [])],
         metric=models.metric if models else "",
         candidates=models.candidates if models else [],
         recommended_model=models.model if models else "",

@@ -21,6 +21,7 @@ from tunesmith.events import ignore
 from tunesmith.pipelines.plan.forecast import RunForecast
 from tunesmith.pipelines.plan.predict_run import predicted
 from tunesmith.pipelines.plan.report import CostPrediction
+from tunesmith.pipelines.plan.verdict_rows import rows_of_verdict
 from tunesmith.training.prepare import TrainingContext, masking_of, max_length_note, prepare
 
 # The sides of a preference pair, chosen first.
@@ -130,15 +131,17 @@ def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     longest = prepared.recipe.data.max_tokens
     by_model = longest < recipe.data.max_tokens
     code = ", ".join(name for name in recipe.objective.rewards if function_in(name)[1])
+    scored = rows_of_verdict(prepared)
     notes = (
         prepared.machine.why,
         *([max_length_note(prepared.recipe)] if by_model else []),
         *([f"imported to check it, which runs its code: {code}"] if code else []),
         *prepared.facts.notes,
+        *([scored.note] if scored.note else []),
     )
     limit = f"the {longest} tokens of the context" if by_model else f"data.max_tokens ({longest})"
     statistics = _statistics(prepared, tasks)
-    cost, forecast = (None, None) if prepared.recipe.objective.samples_completions else predicted(prepared)
+    cost, forecast = (None, None) if prepared.recipe.objective.samples_completions else predicted(scored.of(prepared))
     parts = {part: _part([getattr(task.loaded.split, part) for task, _ in tasks]) for part in PARTS}
     return Preview(prepared.recipe, shown, statistics, notes, limit, cost, forecast, parts)
 
