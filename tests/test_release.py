@@ -66,6 +66,27 @@ def test_the_project_changelog_can_be_cut():
     assert "## [Unreleased]\n\n## [99.0.0] - 2026-11-29\n\n### " in cut
 
 
+def test_a_version_whose_tag_exists_is_refused(tmp_path: Path):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "-m", "x"], ["tag", "v0.2.0"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    release.refuse_tag(tmp_path, "0.2")
+    release.refuse_tag(tmp_path, "0.2.1")
+    with pytest.raises(SystemExit, match="the tag v0.2.0 exists"):
+        release.refuse_tag(tmp_path, "0.2.0")
+
+
+def test_a_release_changes_version_changelog_and_the_page_that_denies_it(tmp_path: Path):
+    names = [release.VERSION_FILE, Path("CHANGELOG.md"), release.INSTALL_PAGE]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    release.write_version(tmp_path, "99.0.0", dt.date(2026, 11, 29))
+    texts = [(tmp_path / name).read_text() for name in names]
+    assert not any("Nothing has been released" in text for text in texts)
+    assert "Linux, macOS or Windows.\n" in texts[2]
+
+
 def test_two_builds_of_one_checkout_are_equal_and_a_changed_file_shows(tmp_path: Path):
     for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())

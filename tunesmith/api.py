@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from tunesmith.data.remote import without_network
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import TunesmithError
 
@@ -32,12 +33,13 @@ Section = str | Mapping[str, Any]
 
 
 def python_words(function: Callable[P, R]) -> Callable[P, R]:
-    """Let errors of a function name parameters instead of options: `rows=`, not `--rows`."""
+    """Let errors name parameters instead of options (`rows=`, not `--rows`), and `offline` hold for all calls below."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            with without_network(bool(kwargs.get("offline"))):
+                return function(*args, **kwargs)
         except TunesmithError as error:
             if error.args and isinstance(error.args[0], str):
                 error.args = (as_parameters(error.args[0]), *error.args[1:])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import tunesmith
 from tests.cli.conftest import Command
 from tests.served import save_run
 from tests.thinking import ANSWER, KIND, THOUGHTS, WHOLE, dictate, ids_of
@@ -69,6 +70,19 @@ def test_a_dash_reads_the_text_from_stdin(command: Command, encoder_run: Path, m
     type_in(monkeypatch, " phone number 3 is good\n")
     piped = json.loads(command("ask", encoder_run, "-", "--json").out)
     assert piped == json.loads(command("ask", encoder_run, "phone number 3 is good", "--json").out)
+
+
+def test_a_label_below_the_threshold_is_marked(command: Command, encoder_run: Path, tmp_path: Path):
+    run = shutil.copytree(encoder_run, tmp_path / "run")
+    manifest = run / "model" / "tunesmith.json"
+    for threshold, reliable in ((1.01, False), (0.0, True), (None, None)):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"threshold": threshold}))
+        done = command("ask", run, "good")
+        assert ("warning: below the confidence of" in done.err) is (reliable is False)
+        assert json.loads(command("ask", run, "good", "--json").out)["reliable"] is reliable
+        answer = tunesmith.load(run).classify("good")
+        assert answer.reliable is reliable
+        assert ("below the threshold" in repr(answer)) is (reliable is False)
 
 
 def test_out_keeps_the_document_beside_what_is_shown(command: Command, encoder_run: Path, tmp_path: Path):

@@ -43,6 +43,28 @@ def test_bash_completes(command: Command, tmp_path: Path, typed: str, completed:
     assert done.stdout.strip() == completed
 
 
+# What a shell is asked once it has read the script `$1`, and a line of its answer.
+OTHERS = {
+    "zsh": ('autoload -U compinit; compinit -u -D; eval "$(cat $1)"; print $_comps[tunesmith]', "_shtab_tunesmith"),
+    "fish": ("source $argv[1]; complete -C 'tunesmith export --format '", "gguf\texport format (default: merged)"),
+    "tcsh": ("source $1; complete tunesmith", "tune"),
+}
+
+
+@pytest.mark.parametrize("shell", OTHERS)
+def test_other_shells_read_their_script_and_complete(command: Command, tmp_path: Path, shell: str):
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell}")
+    script = tmp_path / "script"
+    script.write_text(command("--print-completion", shell).out)
+    question, answer = OTHERS[shell]
+    options = {"zsh": ["-f", "-c", question, "zsh"], "fish": ["--no-config", "-c", question]}
+    words = options.get(shell, ["-f", "-c", question.replace("$1", str(script))])
+    done = subprocess.run([shell, *words, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert answer in done.stdout.split("\n" if shell != "tcsh" else None)
+
+
 def test_every_shell_gets_a_script_and_another_one_is_refused(command: Command):
     assert all("tunesmith" in command("--print-completion", shell).out for shell in SHELLS)
     assert "did you mean 'bash'?" in command("--print-completion", "bush").err

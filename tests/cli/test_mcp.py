@@ -152,6 +152,8 @@ REACHING: list[tuple[dict[str, Any], str]] = [
     ({"track": ["wandb"]}, "code or servers"),
     ({"loop": {"final_judge": "os:system"}}, "code or servers"),
     ({"objective": {"kind": "rl", "reward": "os:system"}}, "code or servers"),
+    ({"data.audit": "note"}, "only the user may train"),
+    ({"verdict.minutes": 99999}, "exceeds the budget of 5"),
     ({"out": "/tmp/x"}, "out"),
     ({"schedule": {"epochs": -1}}, "epochs"),
     ({"objective.text": "no such column", "nonsense": 1}, "nonsense"),
@@ -451,7 +453,12 @@ def test_a_client_that_may_only_read(places: Folders, tmp_path: Path) -> None:
             "reasons": {"objective": INJECTION},
             "candidates": [{"name": str(number)} for number in range(60)],
         },
-        "audit": {"verdict": "clean", "rows": 2, "findings": [{"samples": [INJECTION] * 60}] * 60},
+        "audit": {
+            "source": str(places.data / "hostile.jsonl"),
+            "verdict": "clean",
+            "rows": 2,
+            "findings": [{"samples": [INJECTION] * 60}] * 60,
+        },
     }
 
     async def read(*words: str) -> Any:
@@ -495,6 +502,7 @@ def test_a_client_that_may_only_read(places: Folders, tmp_path: Path) -> None:
                 assert "left out" in text
                 assert "\x1b" not in text
                 assert "\u202e" not in text
+                assert str(places.data) not in text
             documents["plan"] = {"options": [forecast(expected=600)], "room_bytes": 9, "notes": []}
             problem = await refusal(connected, "plan", source="reviews.csv", settings=CLASSIFY, minutes=3)
             assert "10 min 0 s expected, 3 min 0 s allowed; set schedule.epochs to" in problem
@@ -582,6 +590,77 @@ def test_a_signal_ends_the_server_while_its_client_is_connected(places: Folders)
         assert json.loads(server.stdout.readline())["id"] == 1
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=60) == 130
+
+
+def test_a_run_that_overruns_its_budget_is_stopped_and_says_so(
+    places: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (f"row {number} of a long file,{number % 2}\n" for number in range(400_000))
+    (places.data / "long.csv").write_text("text,label\n" + "".join(lines))
+    session = Session(places, minutes=5, scratch=tmp_path)
+    real = session.jobs.start
+
+    def begin(words: list[str], **options: Any) -> Any:
+        return real(["audit", str(places.data / "long.csv"), "--offline"], **options)
+
+    monkeypatch.setattr(session.jobs, "start", begin)
+    session.start("tune", session.issue(plan(session, "reviews.csv", CLASSIFY, minutes=0.1, run="long")))
+
+    async def story() -> None:
+        async with Client(make_server(session)) as connected:
+            while (status := await answer(connected, "status", wait_seconds=60))["state"] in ("waiting", "running"):
+                pass
+            assert status["state"] == "stopped"
+            assert status["error"] == "stopped at the end of its 6.0 s; `plan` it again to resume it"
+            assert status["budget_left_minutes"] > 4.5
+
+    asyncio.run(story())
+    assert not processes_about(places.data)
+
+
+def test_a_large_file_of_which_no_part_can_be_read_alone_is_not_read_here(
+    places: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith.cli.mcp.server.LARGEST_WHOLE", 100)
+    (places.data / "rows.json").write_text(json.dumps([{"text": "a" * 200, "label": "b"}]))
+
+    async def story() -> None:
+        async with Client(make_server(Session(places, minutes=0, scratch=tmp_path))) as connected:
+            assert "convert it to .jsonl" in await refusal(connected, "inspect", source="rows.json")
+            assert "a recipe, which `plan` takes" in await refusal(connected, "inspect", source="recipe.yaml")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("name", ["/data/\N{LATIN SMALL LETTER U WITH DIAERESIS}", "C:\\data"])
+def test_results_name_no_place_of_this_machine(name: str) -> None:
+    folders = Folders(Path(name), Path(name) / "runs")
+    mark = "\\" if "\\" in name else "/"
+    found = {"source": f"{name}{mark}rows.csv", "fixes": [f"see {folders.runs}{mark}first", 3]}
+    expected = {"source": "rows.csv", "fixes": ["see first", 3]} if mark == "/" else {"source": "rows.csv"}
+    assert expected.items() <= folders.without_places(found).items()
+
+
+def test_a_comparison_runs_to_its_end(places: Folders, tiny_bert: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"objective": "classify", "model": str(tiny_bert), "arms": ["tf-idf", "tuned"]}
+    settings |= {"schedule": {"epochs": 1, "probe": False}, "retention": False}
+
+    async def story() -> None:
+        options = ("--allow-training", "--budget-minutes", "3", "--model", str(tiny_bert))
+        async with client(places, *options, cache=tmp_path / "cache") as connected:
+            planned = await answer(connected, "plan", source="reviews.csv", work="compare", settings=settings)
+            await answer(connected, "compare", token=planned["token"])
+            while (status := await answer(connected, "status", wait_seconds=60))["state"] in ("waiting", "running"):
+                pass
+            assert status["state"] == "finished", status
+            report = await answer(connected, "report", run=planned["run"])
+            assert {*report["scores"]} == {"tf-idf", "tuned"}
+            assert report["status"] in report["scores"]
+            reply = await answer(connected, "ask", run=planned["run"], text="a great phone")
+            assert reply["untrusted_answer"]["answer"] in ("positive", "negative")
+        assert str(places.data) not in json.dumps([planned, report, reply])
+
+    asyncio.run(story())
 
 
 @pytest.mark.real

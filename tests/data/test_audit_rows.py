@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -103,6 +104,18 @@ def test_a_secret_is_masked_whole(text: str) -> None:
     assert text.split("=")[-1].strip(' "').split(": ")[-1] not in hidden
 
 
+NAMES = """Das Passwort: X|Kennwort: X|Passwort ist X.|mot de passe : X|mi contraseña es X|hasło: X|пароль: X
+密码是X，谢谢|密码：X。|パスワードは X です|비밀번호: X|สวัสดี รหัสผ่าน: X
+API-Schlüssel: X|clé d'API : X|AccountKey=X==;|passcode: X|license key: X"""
+
+
+@pytest.mark.parametrize("text", re.split(r"[|\n]", NAMES))
+def test_a_password_is_found_after_its_name_in_any_language(text: str) -> None:
+    hidden, words = masked(text.replace("X", "Hx93kQpLz71vTT"))
+    assert words == ("secret",)
+    assert "Hx93" not in hidden
+
+
 def test_a_private_key_that_was_cut_off_is_masked_as_far_as_it_goes() -> None:
     body = "\n".join(["MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7"] * 40)
     for text in (f"-----BEGIN PRIVATE KEY-----\n{body}", f"-----BEGIN PRIVATE KEY-----\n{body}".replace("\n", "\\n")):
@@ -123,6 +136,7 @@ def test_a_private_key_that_was_cut_off_is_masked_as_far_as_it_goes() -> None:
         "mysql://keystone:PASSWORD@127.0.0.1/keystone",
         "the password is MD5-encrypted.",
         "a key = value pair",
+        "Das Passwort: bitte ändern Sie es; a resenha: Interstellar2014",
     ],
 )
 def test_talk_about_secrets_is_none(text: str) -> None:

@@ -204,6 +204,16 @@ def test_too_few_rows_are_inconclusive_and_the_sentence_says_how_many_would_do()
     assert "; a test needs at least 6 groups; to detect a difference of 0.02, use about " in few.sentence
 
 
+def test_a_base_without_errors_is_not_said_to_need_more_rows():
+    found = compare_paired(np.ones(40), np.ones(40))
+    assert found.verdict == "inconclusive"
+    assert found.sentence.endswith(
+        "the base already has the highest score, which more such rows cannot raise; use harder rows"
+    )
+    assert "test rows" not in found.sentence
+    assert "about" in compare_paired(np.zeros(40), np.zeros(40)).sentence
+
+
 def test_one_changed_row_in_fifty_does_not_measure_to_a_hair():
     base, tuned = np.zeros(50), np.zeros(50)
     tuned[0] = 1

@@ -72,6 +72,15 @@ def test_a_folder_of_documents_is_read_and_kept_for_the_next_time(tmp_path: Path
     )
 
 
+def test_an_empty_document_is_skipped_and_named(tmp_path: Path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# A\n\nSome text.\n")
+    (tmp_path / "docs" / "empty.md").write_text("\n")
+    found = read_pages(str(tmp_path / "docs"), store=CollectStore(tmp_path))
+    assert [page.doc_id for page in found.pages] == ["docs/a.md"]
+    assert found.notes == ["skipped docs/empty.md: empty; give a file with text, or remove it"]
+
+
 def test_ranks_are_fused_by_their_weighted_reciprocals():
     found = dict(fused([(0.5, [7, 8]), (1.0, [8, 9])]))
     assert found == {

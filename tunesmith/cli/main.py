@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -41,7 +42,7 @@ from tunesmith.cli.processes import reports_error, silence_followers, tell_agent
 from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import IN_ASCII, emit
 from tunesmith.data.files import check_writable, storage_error
-from tunesmith.data.remote import remote_url
+from tunesmith.data.remote import remote_url, without_network
 from tunesmith.errors import TunesmithError
 from tunesmith.models.world import started_as
 from tunesmith.report.formatting import clean
@@ -99,10 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with caught(last=argv is None) as signals:
             return _run_reporting_errors(words, former, signals)
-    except BrokenPipeError:
+    except OSError as error:
+        if not _is_closed_pipe(error):
+            raise
         # The reader of stdout has exited. Python flushes stdout at exit, which must not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has no name for it
+
+
+def _is_closed_pipe(error: Exception) -> bool:
+    """Return whether the reader of our output has exited; for Windows that is an error without the name of a file."""
+    on_windows = sys.platform == "win32" and isinstance(error, OSError) and error.errno == errno.EINVAL
+    return isinstance(error, BrokenPipeError) or (on_windows and not error.filename)
 
 
 def parser() -> Parser:
@@ -118,7 +127,7 @@ def parser() -> Parser:
 
 
 def _run_reporting_errors(words: Sequence[str], former: TextIO | None, signals: Signals) -> int:
-    """Run a command, report any error but BrokenPipeError, and return the exit code.
+    """Run a command, report any error but a closed pipe, and return the exit code.
 
     A process whose output is silenced reports an error that it alone has to `former`. Once the command is over, no
     signal interrupts its report.
@@ -138,9 +147,9 @@ def _run_reporting_errors(words: Sequence[str], former: TextIO | None, signals: 
         if words and words[0] not in NEVER_RESUMED:
             message += "; run the same command again to resume"
         signals.received = signal.SIGINT
-    except BrokenPipeError:
-        raise
     except Exception as error:  # of a disk, or an internal error: printed with its traceback
+        if _is_closed_pipe(error):
+            raise
         found = storage_error(error)
         trace = "" if found else traceback.format_exc()
         kind, code = type(found or error).__name__, found.exit_code if found else INTERNAL_ERROR
@@ -170,7 +179,8 @@ def _run(words: Sequence[str]) -> int:
             check_writable(path)  # before the work, not after it
     args.command_line = list(words)
     _set_thread_wait_policy()
-    return int(args.run(args))
+    with without_network(getattr(args, "offline", False)):
+        return int(args.run(args))
 
 
 def _set_thread_wait_policy() -> None:

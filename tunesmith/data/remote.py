@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,8 @@ from tunesmith.errors import DataError, suggestion
 # A `Path` of s3://bucket has lost a slash. One letter is a drive of Windows.
 URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.DOTALL)
 LINES = (".jsonl", ".ndjson")
+HERE = ("file", "local", "memory")  # schemes that need no network
+_OFFLINE = ContextVar("offline", default=False)
 
 
 def remote_url(name: str | Path) -> str:
@@ -31,6 +34,16 @@ def last_part(source: str) -> str:
 
 
 @contextmanager
+def without_network(offline: bool) -> Iterator[None]:
+    """Enter a context in which remote places are not asked, if `offline`: their files come from the cache."""
+    token = _OFFLINE.set(offline or _OFFLINE.get())
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(token)
+
+
+@contextmanager
 def reaching(url: str) -> Iterator[tuple[Any, str]]:
     """Yield the fsspec file system of a URL and the path in it.
 
@@ -42,6 +55,10 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
         if scheme not in (known := fsspec.available_protocols()):
             fix = suggestion(scheme, known) or "use one of fsspec's, such as s3, gs or https"
             raise DataError(f"{_shown(url)}: unknown scheme {scheme}; {fix}")
+        if _OFFLINE.get() and scheme not in HERE:
+            raise DataError(
+                f"{_shown(url)}: cannot be reached offline; omit --offline, or use a folder of this machine"
+            )
         yield fsspec.url_to_fs(url)
     except DataError:
         raise
@@ -57,9 +74,10 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
         raise DataError(f"{_shown(url)}: cannot be reached ({type(error).__name__}: {problem}); {fix}") from error
 
 
-@lru_cache
 def fetched(url: str) -> Path:
     """Download a file, or the files of a pattern as one, unless the cache has it in its present state.
+
+    Offline, the file that was downloaded last.
 
     Args:
         url: a URL; `*`, `?` and `[...]` match the names of several files with JSON lines.
@@ -67,6 +85,11 @@ def fetched(url: str) -> Path:
     Raises:
         DataError: the place cannot be reached, or there is no such file.
     """
+    return next(_kept(_newest("file", url), url).iterdir()) if _OFFLINE.get() else _fetched(url)
+
+
+@lru_cache
+def _fetched(url: str) -> Path:
     from tunesmith.data.stored import build_once, cached_folder  # imports numpy, which local names need not wait for
 
     with reaching(url) as (place, path):
@@ -78,6 +101,7 @@ def fetched(url: str) -> Path:
         folder = cached_folder("remote", [(name, place.ukey(name), _version(place.info(name))) for name in names])
     file = re.sub(r"[*?\[\]]+", "_", path.rpartition("/")[2])
     build_once(folder, lambda partial: _download(url, names, partial / file))
+    write_whole(_newest("file", url), folder.name)
     return folder / file
 
 
@@ -95,12 +119,8 @@ def fetched_folder(url: str, *, suffixes: tuple[str, ...], offline: bool = False
     """
     from tunesmith.data.stored import build_once, cached_folder
 
-    newest = cached_folder("remote", url).with_suffix(".newest")  # has the name of the folder that was downloaded last
     if offline:
-        folder = newest.with_name(newest.read_text(encoding="utf-8")) if newest.exists() else newest
-        if not folder.is_dir():
-            raise DataError(f"{_shown(url)}: not in the cache, and offline; connect once, or copy the folder here")
-        return folder
+        return _kept(_newest("folder", url), url)
     with reaching(url) as (place, path):
         root = path.rstrip("/")
         root = f"{root}/model" if place.isdir(f"{root}/model") else root
@@ -115,7 +135,21 @@ def fetched_folder(url: str, *, suffixes: tuple[str, ...], offline: bool = False
                 place.get_file(name, str(partial / name.rpartition("/")[2]))
 
     build_once(folder, fill)
-    write_whole(newest, folder.name)
+    write_whole(_newest("folder", url), folder.name)
+    return folder
+
+
+def _newest(kind: str, url: str) -> Path:
+    """Return the file with the name of the folder that was downloaded last from a URL."""
+    from tunesmith.data.stored import cached_folder
+
+    return cached_folder("remote", [kind, url]).with_suffix(".newest")
+
+
+def _kept(newest: Path, url: str) -> Path:
+    folder = newest.with_name(newest.read_text(encoding="utf-8")) if newest.exists() else newest
+    if not folder.is_dir():
+        raise DataError(f"{_shown(url)}: not in the cache, and offline; connect once, or copy it here")
     return folder
 
 

@@ -348,8 +348,9 @@ class LocalModel:
         objective, given = model.classifier, listed(texts, "classify")
         if not given:
             return []
-        logits = model.label_logits(given)
-        return like(texts, classified(logits, objective.labels, multi=objective.multi, temperature=model.temperature))
+        settings: dict[str, Any] = {"multi": objective.multi, "temperature": model.temperature}
+        found = classified(model.label_logits(given), objective.labels, threshold=model.threshold, **settings)
+        return like(texts, found)
 
     @overload
     def predict(self, texts: str, *, task: str = "") -> float: ...  # type: ignore[overload-overlap]

@@ -32,6 +32,7 @@ class Classified:
 
     labels: tuple[str, ...]
     probabilities: dict[str, float]
+    threshold: float | None = None  # confidence from which labels of validation rows were reliable; None: not known
 
     @property
     def label(self) -> str:
@@ -43,8 +44,14 @@ class Classified:
         """The probability of the likeliest label."""
         return max(self.probabilities.values())
 
+    @property
+    def reliable(self) -> bool | None:
+        """Whether the confidence reaches the threshold; None if there is none."""
+        return None if self.threshold is None else self.confidence >= self.threshold
+
     def __repr__(self) -> str:
-        return f"Classified({self.label!r}, {self.confidence:.3f})"
+        below = f", below the threshold of {self.threshold:.3f}" if self.reliable is False else ""
+        return f"Classified({self.label!r}, {self.confidence:.3f}{below})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +149,20 @@ def masked_words(policy: Policy, template: Template, ids: list[int], *, options:
     return list(zip(words, best.values.tolist(), strict=True))
 
 
-def classified(logits: Tensor, labels: Sequence[str], *, multi: bool, temperature: float) -> list[Classified]:
+def classified(
+    logits: Tensor, labels: Sequence[str], *, multi: bool, temperature: float, threshold: float | None = None
+) -> list[Classified]:
     """Return the labels of each row of logits or log-probabilities [N, K] and the probabilities of all K labels.
 
     With `multi`, a row has every label of probability 0.5 or more, not the likeliest one; the temperature calibrates
-    the probabilities of a single label.
+    the probabilities of a single label, and the threshold is for it.
     """
     logits = logits.double()  # at a small temperature, small probabilities underflow in float32
     probabilities = logits.sigmoid() if multi else (logits / temperature).softmax(dim=1)
     rows = [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]
     if multi:
         return [Classified(tuple(label for label, p in row.items() if p >= 0.5), row) for row in rows]
-    return [Classified((max(row, key=row.__getitem__),), row) for row in rows]
+    return [Classified((max(row, key=row.__getitem__),), row, threshold) for row in rows]
 
 
 def settled(rounded: Tensor, exact: Callable[[list[int]], Tensor], *, multi: bool) -> Tensor:

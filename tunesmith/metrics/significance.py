@@ -86,6 +86,8 @@ class PairedComparison:
             return f"{line}; significant, but less than {NEGLIGIBLE_NATS:g} nats per token"
         if self.rows_needed is None:
             return line
+        if self.base == self.tuned == 1:
+            return f"{line}; the base already has the highest score, which more such rows cannot raise; use harder rows"
         if self.clusters < MIN_GROUPS:
             limit = f"a test needs at least {MIN_GROUPS} groups"
         else:

@@ -71,6 +71,7 @@ class NetworkSize:
     frozen: ActivationMemory  # if only virtual tokens or scaling factors are trained
     state: int = 0  # values of a row's states in all layers that do not grow with its tokens
     multimodal: bool = False  # the text part of a multimodal checkpoint
+    trained: int = 0  # parameters that a technique without a formula says it trains; 0: not known
 
     @property
     def matrices(self) -> int:

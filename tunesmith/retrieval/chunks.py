@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.documents.cache import CollectStore
+from tunesmith.data.documents.convert import EMPTY
 from tunesmith.data.documents.document import Document
 from tunesmith.data.documents.find_files import find
 from tunesmith.data.documents.formats.plain_text import text_document
@@ -75,11 +76,13 @@ def read_pages(source: str, *, store: CollectStore, offline: bool = False) -> Pa
         else:
             documents[result.path] = result.document
             store.keep(sources[result.path].kept, result.document)
-    if failed:  # without all documents, answers may be missing
-        refuse([f"{doc_id}: {error}" for doc_id, error in sorted(failed.items())])
+    errors = [f"{doc_id}: {error}" for doc_id, error in sorted(failed.items())]
+    if set(failed.values()) - {EMPTY}:  # without all documents, answers may be missing
+        refuse(errors)
     loaded = (SourceDocument(sources[path].doc_id, sources[path].sha256, doc) for path, doc in documents.items())
     pages = sorted(loaded, key=lambda page: page.doc_id)
-    notes = [f"{page.doc_id}: {note}" for page in pages for note in page.document.notes]
+    notes = [f"skipped {error}" for error in errors]
+    notes += [f"{page.doc_id}: {note}" for page in pages for note in page.document.notes]
     if files.skipped:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(files.skipped.items()))
         notes.insert(0, f"{source}: skipped files of unsupported types: {kinds}")

@@ -37,6 +37,10 @@ class Technique(BaseModel, ABC):
         """Return the number of positions of the model that the technique takes for virtual tokens."""
         return 0
 
+    def count_trained(self, base: Any) -> int:
+        """Return the number of parameters that `adapt` would train, for forecasts of extensions; 0 if not known."""
+        return 0
+
     def refusal(self, base: Any, *, family: str) -> str:
         """Return why this network cannot be tuned with it, and the nearest technique that works; empty if it can."""
         return ""

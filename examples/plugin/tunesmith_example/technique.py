@@ -20,6 +20,10 @@ class Norms(Technique):
         """Return the default learning rate."""
         return 1e-3
 
+    def count_trained(self, base: Any) -> int:
+        """Return the number of trained weights, for the forecast of a run."""
+        return sum(value.numel() for name, value in base.named_parameters() if _is_norm(name))
+
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Freeze everything but the weights of normalization layers."""
         for name, value in base.named_parameters():

@@ -61,6 +61,11 @@ def test_an_objective_a_technique_a_metric_and_a_reader_of_a_package_go_through_
         technique="norms", schedule={"epochs": 1, "probe": False}, machine={"device": "cpu", "threads": 1},
         out=tmp_path / "run", progress=False, callbacks=[Watch()],
     )  # fmt: skip
+    planned = ts.preview(
+        rows, model=str(folder("llama")), objective="even-answers", technique="norms", schedule={"probe": False}
+    )
+    assert planned.cost is not None
+    assert planned.cost.trainable == 5 * 32
     assert seen
     assert run.report.task.metric == "word_recall"
     assert run.report.training.trainable == 5 * 32  # two norms in each of two layers, and the last one

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+import tunesmith
 from tests.bases import folder
+from tunesmith.cli.main import main
 from tunesmith.config import Recipe, load_recipe
 from tunesmith.data.readers.read import read_rows
-from tunesmith.data.remote import fetched, remote_url
+from tunesmith.data.remote import _fetched, remote_url, without_network
 from tunesmith.errors import DataError
 from tunesmith.models.loading import checkpoint
 from tunesmith.pipelines.tune import remote_run
@@ -50,7 +52,7 @@ def s3() -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
-    fetched.cache_clear()
+    _fetched.cache_clear()
 
 
 def lines(*texts: str) -> bytes:
@@ -64,8 +66,24 @@ def test_rows_are_read_from_a_bucket_and_again_after_a_change(s3):
         ("one.jsonl:2", "b"),
     ]
     s3.pipe("rows/one.jsonl", lines("c"))
-    fetched.cache_clear()  # a new process
+    _fetched.cache_clear()  # a new process
     assert [row.fields["text"] for row in read_rows("s3://rows/one.jsonl")] == ["c"]
+
+
+def test_offline_the_rows_are_those_of_the_last_download(s3, monkeypatch: pytest.MonkeyPatch):
+    s3.pipe({"rows/kept.jsonl": lines("a"), "rows/new.jsonl": lines("b")})
+    read_rows("s3://rows/kept.jsonl")
+    _fetched.cache_clear()  # a new process
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # where nothing answers
+    with without_network(True):
+        assert [row.fields["text"] for row in read_rows("s3://rows/kept.jsonl")] == ["a"]
+        with pytest.raises(DataError, match="s3://rows/new.jsonl: not in the cache, and offline; connect once"):
+            read_rows("s3://rows/new.jsonl")
+        with pytest.raises(DataError, match="s3://rows/run: cannot be reached offline; omit --offline"):
+            local_run(Path("s3://rows/run"))
+    assert main(["audit", "s3://rows/new.jsonl", "--offline"]) == 2
+    with pytest.raises(DataError, match="not in the cache, and offline"):
+        tunesmith.audit("s3://rows/new.jsonl", offline=True)
 
 
 def test_a_pattern_reads_the_rows_of_all_its_files_in_the_order_of_their_names(s3):

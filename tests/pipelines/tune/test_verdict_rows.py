@@ -121,7 +121,7 @@ def test_questions_become_fewer_before_rows_do(tmp_path: Path):
     prepared = choose_rows(prepare(made, on_event=ignore), tmp_path, ignore, timed=True)
     extent = json.loads((tmp_path / FILE).read_text())["extent"]
     assert prepared.recipe.retention.questions == extent["questions"] == 100
-    assert "drops of 8.9 points in 100 general questions" in extent["sentence"]
+    assert "drops of 0.089 in 100 general questions" in extent["sentence"]
 
 
 def test_a_group_counts_as_if_its_rows_changed_together():

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from os import SEEK_END
@@ -101,10 +101,7 @@ def ask(args: argparse.Namespace) -> int:
     with naming_thinking(args):
         sampling = sampling_of(args, model.sampling_for(args.thinking))
         answer = _answer(model, text, sampling, thinking=args.thinking)
-    generates = model.policy.family == "decoder" and model.objective.produces not in ("labels", "number")
-    limit = model.prompt_budget(sampling.max_new_tokens) if generates else model.limit
-    if part := _dropped_part(model, text, limit):
-        log(f"warning: the {part} of the text was dropped: it exceeds the prompt limit of {limit} tokens")
+    _warn(model, text, answer, sampling)
     if publish({"run": args.folder, "text": text, **answer}, args):
         return 0
     if "probabilities" in answer:
@@ -123,6 +120,16 @@ def ask(args: argparse.Namespace) -> int:
             part = "thoughts were" if answer.get("thoughts") and not answer["answer"] else "answer was"
             log(f"warning: the {part} cut off after {answer['new_tokens']} tokens; raise --max-new-tokens")
     return 0
+
+
+def _warn(model: LocalModel, text: str, answer: Mapping[str, Any], sampling: Sampling) -> None:
+    """Log what the answer lacks: a part of the text, or confidence."""
+    generates = model.policy.family == "decoder" and model.objective.produces not in ("labels", "number")
+    limit = model.prompt_budget(sampling.max_new_tokens) if generates else model.limit
+    if part := _dropped_part(model, text, limit):
+        log(f"warning: the {part} of the text was dropped: it exceeds the prompt limit of {limit} tokens")
+    if answer.get("reliable") is False:
+        log(f"warning: below {model.threshold:.3f}, the confidence from which labels of validation rows were reliable")
 
 
 def check_run_options(args: argparse.Namespace) -> None:
@@ -175,7 +182,8 @@ def _answer(model: LocalModel, text: str, sampling: Sampling, *, thinking: bool 
 
     reply = model.answer(text, sampling=sampling, thinking=thinking)
     if isinstance(reply, Classified):
-        return {"label": reply.label, "labels": reply.labels, "probabilities": reply.probabilities}
+        found = {"label": reply.label, "labels": reply.labels, "probabilities": reply.probabilities}
+        return {**found, "reliable": reply.reliable}
     if isinstance(reply, float):
         return {"number": reply}
     if isinstance(reply, list):

@@ -98,6 +98,14 @@ class Folders:
             text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
         return shown("; ".join(text.splitlines()), 600)
 
+    def without_places(self, document: Any) -> Any:
+        """Return a JSON document in which the paths of files and runs are relative to the folders."""
+        text = json.dumps(document, ensure_ascii=False)
+        for folder in (self.runs, self.data):
+            for mark in ("/", "\\"):
+                text = text.replace(json.dumps(f"{folder}{mark}", ensure_ascii=False)[1:-1], "")
+        return json.loads(text)
+
     def _readable(self, name: str) -> Path:
         """Return a path below the data folder; a recipe file may give it as an absolute one."""
         path = _resolved(self.data / clean(name))

@@ -23,6 +23,7 @@ from tunesmith.data.files import is_recipe
 from tunesmith.web.studio.jobs import Job, Jobs
 
 Work = Literal["tune", "compare"]
+READ_ONLY_MINUTES = 60.0  # budget of plans that cannot be started
 READ_SECONDS = 300.0  # longest work of a tool that only reads
 VALID_SECONDS = 900.0  # of a token
 POLL = 0.2  # seconds between two looks at a process
@@ -104,6 +105,10 @@ class Session:
         minutes = self._allowed(minutes)
         path = self.folders.source(source)
         recipe = self.folders.recipe(await self._recipe(path, as_changes(settings)))
+        if recipe.data.audit == "note" and not (is_recipe(path) and load_recipe(path)[0].data.audit == "note"):
+            raise McpRefusal("data.audit: only the user may train in spite of blocking findings; leave it out")
+        if isinstance(longest := recipe.verdict.minutes, float) and longest > (self.minutes or READ_ONLY_MINUTES):
+            raise McpRefusal(f"verdict.minutes: {longest:g} exceeds the budget of {self.minutes:g}; leave it out")
         data = await asyncio.to_thread(digest_of, recipe, path)
         name = run or f"{work}-{hashlib.sha256(f'{recipe.model_dump_json()} {data}'.encode()).hexdigest()[:10]}"
         self.folders.run(name, new=True)
@@ -133,7 +138,7 @@ class Session:
 
     def _allowed(self, minutes: float | None) -> float:
         """Return the budget of a run. Raises McpRefusal if it is not within that of the session."""
-        left = self.left if self.minutes else 60.0
+        left = self.left if self.minutes else READ_ONLY_MINUTES
         wanted = left if minutes is None else minutes
         if not 0 < wanted <= left:
             raise McpRefusal(f"minutes: {wanted:g} of {left:.2f} that are left; ask for less, or the user for more")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunesmith.data.files import quoted, read_json
 from tunesmith.data.readers.csv_tsv import BrokenLine, read_table
-from tunesmith.data.readers.read import LINES, TABLES, check_kind, read_rows
+from tunesmith.data.readers.read import LINES, TABLES, RowStream, check_kind, read_rows
 from tunesmith.data.readers.row import SHOWN_FAULTS, Row, nested, reason, refuse
 from tunesmith.data.readers.text_file import TextFile, locate, open_text
 from tunesmith.errors import DataError
@@ -30,7 +30,7 @@ class RowChunk:
 def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
     """Yield all rows of a file in chunks. Lines of jsonl are not parsed, so that an invalid line becomes a finding.
 
-    jsonl, csv and tsv are streamed; json, parquet and Hub datasets are read at once.
+    jsonl, csv, tsv and parquet are streamed; json, workbooks and Hub datasets are read at once.
 
     Raises:
         DataError: if the file cannot be read; for a table, after its last row.
@@ -49,9 +49,9 @@ def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
                 [entry.why if isinstance(entry, BrokenLine) else dict(entry.fields) for entry in entries],
             )
     else:
-        rows = read_rows(source, offline=offline)
-        for start in range(0, len(rows), CHUNK_ROWS):
-            part = rows[start : start + CHUNK_ROWS]
+        is_parquet = file is not None and file.kind == ".parquet"
+        rows = iter(RowStream(source, {}) if is_parquet else read_rows(source, offline=offline))
+        while part := list(islice(rows, CHUNK_ROWS)):
             yield RowChunk([line_of(row) for row in part], [dict(row.fields) for row in part])
 
 

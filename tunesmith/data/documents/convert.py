@@ -24,6 +24,7 @@ from tunesmith.errors import DataError
 
 PageHandler = Callable[[int], None]  # receives the number of each converted page
 LARGEST = 512 * 2**20  # bytes
+EMPTY = "empty; give a file with text, or remove it"
 INSTALL = f"pip install {quoted('tunesmith[collect]')}"
 
 
@@ -87,7 +88,7 @@ def convert(path: Path, on_page: PageHandler = lambda page: None) -> Document:
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}); check its permissions") from error
     if not data.strip():
-        raise DataError("empty; give a file with text, or remove it")
+        raise DataError(EMPTY)
     document = READERS[suffix].read(data, on_page)
     if not document.blocks and not document.pairs:
         raise DataError("no visible text; remove it, or save it as plain text")

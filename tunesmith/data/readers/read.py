@@ -23,7 +23,7 @@ from tunesmith.data.remote import remote_url
 from tunesmith.errors import DataError, first_names, nearest_name
 from tunesmith.plugins import plugin
 
-HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
+DATASET = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
 LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
 TEXTS = (*LINES, *TABLES, ".json", ".txt", ".log")
@@ -198,7 +198,7 @@ def dataset_of(source: str) -> str:
     if found := re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", remote_url(source)):
         return found[1]
     named_as_file = path.suffix.lower() in (*READERS, *PACKED) or "#" in source
-    dataset = HUB_ID.fullmatch(source)
+    dataset = DATASET.fullmatch(source)
     return dataset[1] if dataset and not named_as_file and not is_there(path.parent) else ""
 
 

@@ -162,8 +162,8 @@ def trainable(technique: Technique, size: NetworkSize, work: TrainingWork) -> in
 def moving(technique: Technique, size: NetworkSize) -> int:
     """Return the number of trainable parameters of a technique, without the heads of the objective."""
     count = next((count for kind, count in COUNTS.items() if isinstance(technique, kind)), None)
-    # A technique without a formula is planned as full fine-tuning, which is an upper bound.
-    return size.parameters if count is None else int(count(technique, size))
+    # A technique without a formula that does not count them is planned with all parameters: an upper bound.
+    return (size.trained or size.parameters) if count is None else int(count(technique, size))
 
 
 def _lora(technique: Lora, size: NetworkSize) -> int:

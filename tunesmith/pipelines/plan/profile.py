@@ -106,6 +106,7 @@ def profile_run(prepared: TrainingContext, *, own: bool = False) -> RunProfile:
     policy = base_policy(prepared)
     trains_weights = isinstance(prepared.recipe.technique, Full | Lora)
     size = measure_size(policy, modes=(False,) if own and not trains_weights else (True, False))
+    size = replace(size, trained=prepared.recipe.technique.count_trained(policy.network))
     rates = machine.gemm_gflops
     pace = MachinePace(
         products=1e9 * rates.get(machine.dtype, rates["float32"]),

@@ -124,18 +124,18 @@ def _chosen(prepared: TrainingContext, count: int, questions: int, reason: str) 
     narrowed = with_test_rows(prepared, rows)
     headline = next(iter(narrowed.tasks.values()))
     detectable = expected_to_detect(Clusters.of(len(headline.test), groups_of(headline.test)).sizes, ROW_DEVIATION)
-    reach = f"{100 * detectable:.2g} points"
+    reach = f"{detectable:.2g}"
     if headline.recipe.objective.produces not in ("labels", "text", "score"):  # a row has no score from 0 to 1
         detectable /= ROW_DEVIATION
         reach = f"{detectable:.2g} standard deviations of the change of a row"
     if questions:
-        drop = 100 * expected_to_detect(np.ones(questions), QUESTION_DEVIATION)
-        reach += f", and drops of {drop:.2g} points in {questions} general questions"
+        drop = expected_to_detect(np.ones(questions), QUESTION_DEVIATION)
+        reach += f", and drops of {drop:.2g} in {questions} general questions"
     counts: dict[str, Any] = {"scored": len(narrowed.test), "available": len(prepared.test), "questions": questions}
     sentence = (
         f"{counts['scored']:,} of {counts['available']:,} test rows, chosen at random before scoring ({reason}), "
     )
-    sentence += f"enough to detect differences of about {reach}"
+    sentence += f"expected to detect differences of about {reach}"
     return ChosenRows(rows=rows, extent=ScoredRows(**counts, detectable=detectable, sentence=sentence))
 
 

@@ -196,8 +196,8 @@ class Api:
             fix = f"use one of its tasks, such as {run.name}/{task}" if task else "use another route or model"
             raise AskError(f"model: {run.name} is not a classifier; {fix}")
         results = await self._read(run, "labels", body.texts)
-        data = [{"index": i, "label": result.label, "labels": result.labels, "probabilities": result.probabilities}
-                for i, result in enumerate(results)]  # fmt: skip
+        data = [{"index": i, "label": result.label, "labels": result.labels, "probabilities": result.probabilities,
+                 "reliable": result.reliable} for i, result in enumerate(results)]  # fmt: skip
         return _json({"object": "list", "model": run.name, "data": data})
 
     async def _predict(self, request: Any) -> Any:

@@ -37,12 +37,25 @@ FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     )
 )  # fmt: skip
 # `password: ...`, `API_KEY = "..."`, `Authorization: Bearer ...`; the value must look random.
-NAMED = re.compile(
-    r"(?i)\b(?:[\w-]*(?:api|access|secret|private|auth|client|service)[_ -]?(?:key|token|secret)(?:[_ -]?(?:key|id))?"
-    r"|[\w-]*token|pass(?:word|wd|phrase)|pwd|bearer|credentials?)[\"']?\s*(?:[:=]|=>|\bis\b|(?<=bearer))\s*[\"']?"
-    r"([^\s\"',;<>(){}\[\]]{8,128})"
+VALUE = r"[\"']?\s*(?:[:=：]|=>|\b(?:is|ist|est|es|è|é|är|er|jest)\b|[是は]|(?<=bearer))\s*[\"']?"
+VALUE += r"([^\s\"',;<>(){}\[\]，。；、（）「」]{8,128})"
+ENGLISH = (
+    r"(?i)\b(?:[\w-]*(?:api|access|secret|private|auth|client|service|account|master|encryption|license)"
+    r"[_ -]?(?:key|token|secret)(?:[_ -]?(?:key|id))?|[\w-]*token|pass(?:word|wd|phrase|code)|pwd|bearer|credentials?)"
 )
-WORDS = ("key", "token", "secret", "pass", "pwd", "bearer", "credential")
+PASSWORDS = (
+    "passwort", "kennwort", "mot de passe", "contraseña", "senha", "palavra-passe", "wachtwoord", "lösenord", "passord",
+    "adgangskode", "salasana", "hasło", "heslo", "jelszó", "şifre", "parola", "parolă", "пароль", "κωδικός", "mật khẩu",
+    "kata sandi", "비밀번호", "كلمة المرور", "كلمة السر", "סיסמה", "पासवर्ड", "رمز عبور",
+    "api-schlüssel", "clé d'api", "clave api",
+)  # fmt: skip
+UNSPACED = ("パスワード", "密码", "密碼", "รหัสผ่าน")  # of languages without spaces between words
+OTHERS = rf"(?i)(?:\b(?:{'|'.join(PASSWORDS)})\w{{0,2}}|{'|'.join(UNSPACED)})"
+# Words of which a text has one if the pattern can match.
+NAMED = {
+    ("key", "token", "secret", "pass", "pwd", "bearer", "credential"): re.compile(ENGLISH + VALUE),
+    (*PASSWORDS, *UNSPACED): re.compile(OTHERS + VALUE),
+}
 # Words joined by punctuation, quantities and versions.
 PLAIN = re.compile(r"[A-Za-z]+\d?(?:[-_./][A-Za-z]+\d?)+|\d+[A-Za-z]{1,3}|v?[\d.]+\w?")
 # Placeholders for passwords in manuals.
@@ -58,10 +71,10 @@ def keys(text: str) -> list[Span]:
         for match in form.finditer(text)
         if piece != "://" or not STAND_IN.search(match[0])
     ]
-    if any(mark in text for mark in ":=") or " is " in text or "earer" in text:
-        lower = text.lower()
-        if any(word in lower for word in WORDS):
-            spans += [Span(*m.span(1), "secret") for m in NAMED.finditer(text) if looks_drawn(m[1].rstrip(".!?"))]
+    lower = text.lower()
+    for words, pattern in NAMED.items():
+        if any(word in lower for word in words):
+            spans += [Span(*m.span(1), "secret") for m in pattern.finditer(text) if looks_drawn(m[1].rstrip(".!?"))]
     return without_overlaps(spans)
 
 
