@@ -110,8 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_closed_pipe(error: Exception) -> bool:
     """Return whether the reader of our output has exited; for Windows that is an error without the name of a file."""
-    on_windows = sys.platform == "win32" and isinstance(error, OSError) and error.errno == errno.EINVAL
-    return isinstance(error, BrokenPipeError) or (on_windows and not error.filename)
+    if sys.platform != "win32" or not isinstance(error, OSError):
+        return isinstance(error, BrokenPipeError)
+    return error.errno in (errno.EPIPE, errno.EINVAL) and not error.filename
 
 
 def parser() -> Parser:
