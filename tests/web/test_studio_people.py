@@ -218,7 +218,9 @@ def test_an_upload_of_a_run_lists_the_files_of_push_and_that_of_an_export_its_ow
     assert not {"predictions.jsonl", "recipe.yaml"} & set(shown["files"])
     assert {"predictions.jsonl", "recipe.yaml"} <= set(shown["left_out"])
     assert "tunesmith ask me/talk" in shown["card"]
-    assert ship._upload("runs/talk/export/adapter", "me/talk")["line"].startswith("hf upload me/talk runs/talk/export/")
+    exported = ship._upload("runs/talk/export/adapter", "me/talk")
+    assert exported["line"].startswith("hf upload me/talk runs/talk/export/")
+    assert exported["push"] == "tunesmith push runs/talk me/talk"
 
 
 def test_labels_of_several_people_are_counted_with_their_agreement(tmp_path: Path):

@@ -46,7 +46,7 @@ class Classified:
 
     @property
     def reliable(self) -> bool | None:
-        """Whether the confidence reaches the threshold; None if there is none."""
+        """True if the confidence reaches the threshold; None if there is none."""
         return None if self.threshold is None else self.confidence >= self.threshold
 
     def __repr__(self) -> str:

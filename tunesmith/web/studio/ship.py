@@ -97,7 +97,7 @@ class Ship(Screen):
 
     def _upload(self, folder: str, repo: str = "") -> Any:
         """Show what an upload to the Hub would contain. Nothing is sent."""
-        path, repo = self.workspace.path(folder), repo.strip() or "USER/NAME"
+        path, repo, push = self.workspace.path(folder), repo.strip() or "USER/NAME", ""
         if (path / "model").is_dir():
             words, base = ["tunesmith", "push", folder, repo], read_manifest(path / "model").base
             if base not in BUNDLED_MODELS and (not is_hub_id(base) or Path(base).exists()):
@@ -109,9 +109,11 @@ class Ship(Screen):
             line, card = command_line(words), bytes(content["README.md"]).decode()
         else:
             files, line = files_of(path), command_line(["hf", "upload", repo, folder, ".", "--private"])
+            if path.parent.name == "export":
+                push = command_line(["tunesmith", "push", folder.partition("/export/")[0], repo])
             card = (path / "README.md").read_text(encoding="utf-8") if "README.md" in files else ""
         left_out = sorted({child.name for child in path.iterdir()} - {name.split("/")[0] for name in files} - {"model"})
-        return self.studio.render("upload", files=files, left_out=left_out, line=line, card=card)
+        return self.studio.render("upload", files=files, left_out=left_out, line=line, push=push, card=card)
 
 
 def clients_of(run: RunData, url: str) -> dict[str, str]:

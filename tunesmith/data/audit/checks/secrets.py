@@ -51,7 +51,7 @@ PASSWORDS = (
 )  # fmt: skip
 UNSPACED = ("パスワード", "密码", "密碼", "รหัสผ่าน")  # of languages without spaces between words
 OTHERS = rf"(?i)(?:\b(?:{'|'.join(PASSWORDS)})\w{{0,2}}|{'|'.join(UNSPACED)})"
-# Words of which a text has one if the pattern can match.
+# A text that a pattern matches has one of its words.
 NAMED = {
     ("key", "token", "secret", "pass", "pwd", "bearer", "credential"): re.compile(ENGLISH + VALUE),
     (*PASSWORDS, *UNSPACED): re.compile(OTHERS + VALUE),
