@@ -44,6 +44,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
         "tune": {"dry_run", "processes"},
         "preview": {"dry_run", "force", "on", "out", "processes", "verdict_minutes"},
     },
+    "replay": {"replay": set()},
     "evaluate": {"evaluate": {"file"}},  # in Python, `data` may be positional
     "ask": {"ask": set()},
     "export": {"export": set()},

@@ -50,6 +50,8 @@ PIPELINE_EDGES = {
     ("rlhf", "compare"),
     ("learning_curve", "tune"),
     ("init", "plan"),
+    ("replay", "tune"),
+    ("rebase", "tune"),
 }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.compare.report import Comparison
     from tunesmith.pipelines.learning_curve.report import LearningCurveReport
     from tunesmith.pipelines.plan.report import PlanReport
+    from tunesmith.pipelines.replay import Replay
     from tunesmith.pipelines.rlhf.report import LoopPlan, LoopReport
     from tunesmith.pipelines.tune.preview import Preview
     from tunesmith.pipelines.tune.tune import Run
@@ -227,6 +228,40 @@ def tune(
         if force and leads:
             delete_run(recipe, folder)
         return tune_recipe(recipe, out=folder, callbacks=functions, offline=offline, on=on)
+
+
+@python_words
+def replay(
+    folder: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+) -> Replay:
+    """Repeat the first steps of a run here and now, and report whether anything has changed.
+
+    >>> import tunesmith
+    >>> tunesmith.replay("runs/reviews").outcome  # doctest: +SKIP
+    'same'
+
+    Args:
+        folder: folder of a finished run, which is not changed.
+        settings: keys of the section `machine`, such as `{"machine.threads": 1}`; default: as in the run.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+
+    Returns:
+        The outcome, `same`, `rounding` or `changed`, with every compared quantity and what differs in the environment.
+
+    Raises:
+        TunesmithError: the run has no recording, or its rows or its base model have changed.
+    """
+    from tunesmith.pipelines.replay import replay as replay_run
+
+    with reporting(progress, callback) as callbacks:
+        return replay_run(Path(folder), changes=changes_of(settings), on_event=callbacks.on_event, offline=offline)
 
 
 def _former_parameters(

@@ -78,7 +78,7 @@ CODES = (
 )
 INTERNAL_ERROR = 70
 # What these commands have done is kept at once, so that nothing is left to resume.
-NEVER_RESUMED = ("serve", "chat", "ask", "label", "feedback", "studio", "mcp")
+NEVER_RESUMED = ("serve", "chat", "ask", "label", "feedback", "studio", "mcp", "replay")
 LOAD = Path("/proc/loadavg")
 
 

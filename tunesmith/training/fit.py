@@ -166,6 +166,11 @@ class Trainer:
         self.policy.train(False)
         return state
 
+    def take(self, steps: int) -> None:
+        """Take the first steps of the plan, without validations and checkpoints."""
+        while self.state.step < min(steps, self.plan.steps):
+            self._step()
+
     def _save(self) -> None:
         with phase("checkpoints"):
             save(self.policy, self.optimizer, self.state, self.folder)

@@ -373,6 +373,19 @@ def _may_name_parts(recipe: Recipe) -> bool:
     return False
 
 
+def source_digests(recipe: Recipe) -> list[str]:
+    """Return the digests of the local files of rows that a recipe names."""
+    data = [task.data for task in recipe.tasks.values()]
+    sources = [source for rows in data for source in (rows.train, rows.validation, rows.test)]
+    digests = []
+    for source in (s for s in (*sources, recipe.replay.source) if isinstance(s, str) and s):
+        file = locate(source)
+        path = file.path if file else Path(source)
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        digests += [sha256_of_file(file) for file in files if file.is_file()]
+    return digests
+
+
 def identities(recipe: Recipe, runs: Path) -> tuple[list[str], list[str]]:
     """Return digests of a recipe and of the files it names.
 
@@ -384,14 +397,7 @@ def identities(recipe: Recipe, runs: Path) -> tuple[list[str], list[str]]:
         Today's digest and that of runs older than `track`; then the same of runs older than `data.split`, whose split
         is that of today unless a file has a column of this name.
     """
-    data = [task.data for task in recipe.tasks.values()]
-    sources = [source for rows in data for source in (rows.train, rows.validation, rows.test)]
-    digests = []
-    for source in (s for s in (*sources, recipe.replay.source) if isinstance(s, str) and s):
-        file = locate(source)
-        path = file.path if file else Path(source)
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        digests += [sha256_of_file(file) for file in files if file.is_file()]
+    digests = source_digests(recipe)
 
     def relative(name: str) -> str:
         path, function = function_in(name)

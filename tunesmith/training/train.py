@@ -82,6 +82,17 @@ RECOMPUTE_KEY = "recompute"
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingSetup:
+    """What the first step of a run starts from."""
+
+    prepared: TrainingContext  # with reference log-probabilities
+    policy: Policy
+    learner: Learner
+    plan: TrainingPlan
+    batches: StepBatches
+
+
+@dataclass(frozen=True, slots=True)
 class TrainResult:
     """A trained policy with its best parameters, and how they were trained."""
 
@@ -89,6 +100,7 @@ class TrainResult:
     plan: TrainingPlan
     state: TrainingState
     probe: Probe | None
+    setup: TrainingSetup
     notes: tuple[str, ...] = ()
     task_metrics: tuple[TaskMetrics, ...] = ()  # by validation
 
@@ -117,20 +129,10 @@ def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> Trai
 
 def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks: Callbacks) -> TrainResult:
     recipe, objective = prepared.recipe, prepared.recipe.objective
-    with phase("reference log-probabilities"):
-        prepared = prepared.map_tasks(
-            lambda name, task: precompute_reference_logprobs(
-                task, task_dir(out, name), policy=base_policy(task), on_event=callbacks.on_event
-            )
-        )
-    with phase("adapter and head"):
-        policy = adapted_policy(prepared)
-    learner = learner_of(prepared, sampler)
+    setup = set_up(prepared, out, sampler, on_event=callbacks.on_event)
+    prepared, policy, learner = setup.prepared, setup.policy, setup.learner
+    plan, batches = setup.plan, setup.batches
     learners = {name: learner_of(task, sampler) for name, task in prepared.tasks.items()}
-    plan = make_plan(recipe, policy, rows=len(prepared.train))
-    if not prepared.validation:  # there may be validation rows, but none with a learned token
-        plan = replace(plan, eval_steps=0)
-    batches = batches_of(prepared, whole=policy.router_loss is not None)
     journal = Journal(out / "journal.jsonl")
     recompute_layers(policy.network, on=recipe.schedule.recompute is True)
     recompute = Recompute(policy, journal, callbacks.on_event, auto=recipe.schedule.recompute == "auto")
@@ -177,7 +179,31 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
     policy.router_loss = None
     recompute_layers(policy.network, on=False)
     policy.autocast_dtype = None  # answers are computed in full precision, here and wherever the run is loaded
-    return TrainResult(policy, plan, state, probe, tuple(notes), read_task_metrics(journal, prepared))
+    return TrainResult(policy, plan, state, probe, setup, tuple(notes), read_task_metrics(journal, prepared))
+
+
+def set_up(prepared: TrainingContext, out: Path, sampler: Sampler, *, on_event: EventHandler) -> TrainingSetup:
+    """Adapt the base and plan the run; no step is taken.
+
+    Args:
+        prepared: the recipe with its base model and encoded rows.
+        out: folder of the reference log-probabilities.
+        sampler: samples the completions of `rl`.
+        on_event: receives the stages.
+    """
+    with phase("reference log-probabilities"):
+        prepared = prepared.map_tasks(
+            lambda name, task: precompute_reference_logprobs(
+                task, task_dir(out, name), policy=base_policy(task), on_event=on_event
+            )
+        )
+    with phase("adapter and head"):
+        policy = adapted_policy(prepared)
+    plan = make_plan(prepared.recipe, policy, rows=len(prepared.train))
+    if not prepared.validation:  # there may be validation rows, but none with a learned token
+        plan = replace(plan, eval_steps=0)
+    batches = batches_of(prepared, whole=policy.router_loss is not None)
+    return TrainingSetup(prepared, policy, learner_of(prepared, sampler), plan, batches)
 
 
 def _fill_passes(

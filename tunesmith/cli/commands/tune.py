@@ -1,4 +1,4 @@
-"""`tunesmith tune`: fine-tune a model and score it against its base."""
+"""`tunesmith tune` and `tunesmith replay`: fine-tune a model, and repeat the first steps of a run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import UsageError, add_common, add_place, add_schema, add_source, recipe_of
+from tunesmith.cli.options import UsageError, add_common, add_place, add_schema, add_set, add_source, recipe_of
 from tunesmith.cli.processes import launch
 from tunesmith.cli.progress import reported, work
-from tunesmith.cli.terminal import console, emit, hush, log, show
+from tunesmith.cli.terminal import console, emit, hush, log, publish, show
 from tunesmith.data.files import quoted
 from tunesmith.data.remote import remote_url
 from tunesmith.models.world import join, started_as
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add `tune`."""
+    """Add `tune` and `replay`."""
     parser = commands.add_parser(
         "tune",
         help="fine-tune a model and score it against its base",
@@ -44,6 +44,19 @@ def add(commands: Commands) -> None:
     add_place(parser, "the control runs")
     add_schema(parser, "tunesmith.report.schema:Report")
     parser.set_defaults(run=run)
+    replaying = commands.add_parser(
+        "replay",
+        help="repeat the first steps of a run here, and report whether anything has changed",
+        description="Repeat the first steps of a finished run and score its model, here and now, and compare both with "
+        "what the run has recorded: same, within rounding, or changed, with the first quantity that differs and what "
+        "differs in the environment. Exits with 1 if anything has changed. `replay:` in a recipe is something else: "
+        "general rows that are mixed into training.",
+    )
+    replaying.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run, which is not changed")
+    add_set(replaying, "set machine.threads, dtype, device or products (default: as in the run)")
+    add_schema(replaying, "tunesmith.pipelines.replay:Replay")
+    add_common(replaying)
+    replaying.set_defaults(run=run_replay)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,3 +151,17 @@ def _show(run: Run) -> None:
     for part in render(run.report, run.folder):
         screen.print(part)
     show_next(run)
+
+
+def run_replay(args: argparse.Namespace) -> int:
+    """Repeat the first steps of a run and print the outcome; return 1 if anything has changed."""
+    from tunesmith.pipelines.replay import replay
+
+    hush()
+    with reported() as on_event:
+        found = replay(args.folder, changes=args.changes, on_event=on_event, offline=args.offline)
+    if not publish(found.model_dump(mode="json"), args):
+        show(found.sentence)
+        for line in found.display().lines:
+            show(f"  {line}")
+    return 1 if found.outcome == "changed" else 0

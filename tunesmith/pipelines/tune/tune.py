@@ -14,6 +14,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 
 from tunesmith.config import AnyObjective, Recipe, save_recipe
+from tunesmith.config.recipe import Machine
 from tunesmith.data.cpu_count import cores
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.display import Display, Displayed
@@ -48,6 +49,8 @@ from tunesmith.pipelines.many_runs import LOCAL, check_place, each
 from tunesmith.pipelines.plan.predict_run import predict_run, prediction_line
 from tunesmith.pipelines.plan.report import CostPrediction
 from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report, step_flops
+from tunesmith.pipelines.tune.golden import environment_of
+from tunesmith.pipelines.tune.golden import record as record_golden
 from tunesmith.pipelines.tune.remote_run import copied
 from tunesmith.pipelines.tune.run_clock import (
     BASE,
@@ -190,9 +193,7 @@ def _results(
     with phase("loading"):
         prepared = prepare(folder.pinned(recipe), on_event=on_event, offline=offline, pinned=folder.started)
         recipe, base, world = prepared.recipe, prepared.base, current_world()
-        folder.start(recipe, machine=prepared.machine, base=base.fingerprint, audit=recipe.data.audit, rewards=rewards)
-        if world.leads and not (written := folder.path / "recipe.yaml").exists():
-            save_recipe(recipe.model_copy(update={"machine": machine}), written)  # as asked for, not as it was chosen
+        environment = _start(prepared, folder, rewards, machine)
         prepared = with_canaries(with_contamination_check(prepared, on_event=on_event, offline=offline))
     # What is kept in files is computed by the first process and read by the others.
     with world.first():
@@ -205,7 +206,7 @@ def _results(
         prediction = _predict(prepared, folder.path, clock) if world.leads and not world.lockstep else None
         if TEXTS in clock.names:
             clock.start(TEXTS)
-            prepared = _prepare_texts(prepared, folder.path, callbacks, offline=offline)
+            prepared = prepare_texts(prepared, folder.path, callbacks, offline=offline)
 
     # Evaluate the base model before any of its parameters changes.
     evaluator = evaluator_for(EvalSet.of(prepared))
@@ -225,6 +226,8 @@ def _results(
     model = _local_model(prepared, trained.policy)
     clock.start(TUNED)
     with phase("test scoring"):
+        if world.size == 1:
+            record_golden(trained, folder.path, environment)
         on_event(StageStarted(f"{len(prepared.test)} test rows"))
         fit_calibration(prepared, model)
         scored = score_tuned(prepared, model, base=snapshot.predictions, controls=controls, out=folder.path)
@@ -261,6 +264,18 @@ def _results(
         scored_rows=scored.extent,
         reused=snapshot.reused,
     )
+
+
+def _start(prepared: TrainingContext, folder: RunFolder, rewards: dict[str, str], asked: Machine) -> dict[str, str]:
+    """Record what the run must resume with, and the recipe with the machine asked for; return its environment."""
+    recipe = prepared.recipe
+    known = folder.page() if folder.started else {}
+    environment: dict[str, str] = known.get("environment") or environment_of(prepared.machine)
+    facts = {"audit": recipe.data.audit, "rewards": rewards, "environment": environment}
+    folder.start(recipe, machine=prepared.machine, base=prepared.base.fingerprint, **facts)
+    if current_world().leads and not (written := folder.path / "recipe.yaml").exists():
+        save_recipe(recipe.model_copy(update={"machine": asked}), written)
+    return environment
 
 
 def _predict(prepared: TrainingContext, out: Path, clock: RunClock) -> CostPrediction | None:
@@ -309,11 +324,18 @@ def _reward_digests(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -
     return recorded
 
 
-def _prepare_texts(prepared: TrainingContext, out: Path, callbacks: Callbacks, *, offline: bool) -> TrainingContext:
-    """Add what learning from texts needs: general rows, and for an encoder a masked-LM head."""
+def prepare_texts(prepared: TrainingContext, out: Path, callbacks: Callbacks, *, offline: bool) -> TrainingContext:
+    """Add what learning from texts needs: general rows, and for an encoder a masked-LM head.
+
+    Args:
+        prepared: the run.
+        out: its folder, where both are kept.
+        callbacks: observe and stop the training of the head.
+        offline: do not access the network.
+    """
     if prepared.subtasks:
         return prepared.map_tasks(
-            lambda name, task: _prepare_texts(task, task_dir(out, name), callbacks, offline=offline)
+            lambda name, task: prepare_texts(task, task_dir(out, name), callbacks, offline=offline)
         )
     if prepared.recipe.objective.produces != "likelihood":
         return prepared
@@ -409,7 +431,7 @@ def control_in_task(recipe: Recipe, out: Path, offline: bool, name: str) -> Any:
         lambda task, context: with_own_thoughts(context, task_dir(out, task), on_event=callbacks.on_event)
     )
     prepared = pinned(out).of(prepared)
-    return _run_control(_prepare_texts(prepared, out, callbacks, offline=offline), out, callbacks, name)
+    return _run_control(prepare_texts(prepared, out, callbacks, offline=offline), out, callbacks, name)
 
 
 def _run_control(prepared: TrainingContext, out: Path, callbacks: Callbacks, name: str) -> Any:

@@ -1,0 +1,201 @@
+"""`tunesmith replay`: an unchanged environment is the same, and whatever is changed on purpose is found and named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from tokenizers import normalizers
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+import tunesmith as ts
+from tests.golden.runs import RUNS
+from tests.golden.runs import tune as tune_golden
+from tests.pipelines.conftest import answers, recipe, tune
+from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
+from tunesmith.data.tokenization import chat_template
+from tunesmith.errors import CheckpointError, OptionError
+from tunesmith.events import ignore
+from tunesmith.models.loading import load
+from tunesmith.pipelines import replay as replay_module
+from tunesmith.pipelines.replay import Replay, replay
+from tunesmith.training import batches
+
+pytestmark = [
+    pytest.mark.usefixtures("small_world"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, small_world: pytest.MonkeyPatch) -> Path:
+    """A run of instruct with LoRA, more than eight steps."""
+    place = tmp_path_factory.mktemp("run")
+    objective = {"kind": "instruct", "max_new_tokens": 4}
+    made = recipe(place, answers(), "llama", objective=objective, schedule={"epochs": 3, "probe": False})
+    return tune(made, place / "run").folder
+
+
+def again(run: Path, *changes: str) -> Replay:
+    return replay(run, changes=changes, on_event=ignore, offline=True)
+
+
+def test_an_unchanged_environment_is_the_same_and_the_run_is_not_changed(run: Path):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    found = again(run)
+    assert (found.outcome, found.first, found.environment) == ("same", "", {})
+    assert found.sentence == "same: 8 steps and 1 scores are equal to the last bit"
+    assert len(found.quantities) == 17
+    assert all(one.then == one.now for one in found.quantities)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_the_recording_is_that_of_the_run_itself(run: Path):
+    golden = json.loads((run / "golden.json").read_text("utf-8"))
+    journal = [json.loads(line) for line in (run / "journal.jsonl").read_text("utf-8").splitlines()]
+    steps = [line for line in journal if "grad_norm" in line][:8]
+    assert [(one["loss"], one["grad_norm"]) for one in golden["steps"]] == [(s["loss"], s["grad_norm"]) for s in steps]
+    assert len(golden["rows"]) == 16
+    assert golden["environment"]["torch"] == torch.__version__
+
+
+def after(place: Any, name: str, change: Callable[[Any], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Return a patch that changes an object once a method of its class has run."""
+    former = getattr(place, name)
+
+    def patched(self: Any, *given: Any, **more: Any) -> Any:
+        result = former(self, *given, **more)
+        change(self)
+        return result
+
+    return lambda patch: patch.setattr(place, name, patched)
+
+
+def scale_softmax(module: Any) -> None:
+    module.scaling *= 1.01
+
+
+def scale_adapters(module: Any) -> None:
+    module.scaling = {name: 1.01 * value for name, value in module.scaling.items()}
+
+
+def larger_epsilon(patch: pytest.MonkeyPatch) -> None:
+    former = torch.optim.AdamW.__init__
+    patch.setattr(torch.optim.AdamW, "__init__", lambda *given, **more: former(*given, **{"eps": 1e-6, **more}))
+
+
+def more_whitespace(patch: pytest.MonkeyPatch) -> None:
+    former = chat_template.render
+    patch.setattr(chat_template, "render", lambda *given: former(*given).replace("<|im_end|>", " <|im_end|>"))
+
+
+def another_normalizer(patch: pytest.MonkeyPatch) -> None:
+    former = load.read_tokenizer
+
+    def changed(*given: Any, **more: Any) -> Any:
+        tokenizer = former(*given, **more)
+        tokenizer.backend_tokenizer.normalizer = normalizers.Replace("it", "that")
+        return tokenizer
+
+    patch.setattr(load, "read_tokenizer", changed)
+
+
+def another_order(patch: pytest.MonkeyPatch) -> None:
+    former = batches._shuffled
+    patch.setattr(batches, "_shuffled", lambda rng, numbers: former(rng, numbers)[::-1])
+
+
+def only_when_loaded(patch: pytest.MonkeyPatch) -> None:
+    former = replay_module.load_over_base
+
+    def changed(*given: Any) -> Any:
+        model = former(*given)
+        for module in model.policy.network.modules():
+            if isinstance(module, LoraLayer):
+                scale_adapters(module)
+        return model
+
+    patch.setattr(replay_module, "load_over_base", changed)
+
+
+# What is changed -> the patch, and the first quantity that differs.
+PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
+    "scale of the softmax in attention": (after(LlamaAttention, "__init__", scale_softmax), "loss of step 1"),
+    "scaling of LoRA in PEFT": (after(LoraLayer, "update_layer", scale_adapters), "gradient norm of step 1"),
+    "epsilon of AdamW": (larger_epsilon, "loss of step 2"),
+    "whitespace of the chat template": (more_whitespace, "the token ids of rows.jsonl:"),
+    "normalizer of the tokenizer": (another_normalizer, "the token ids of rows.jsonl:"),
+    "order of the rows": (another_order, "the order of the rows in step 1"),
+    "how a saved adapter is loaded": (only_when_loaded, "score 1 of the tuned model"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_change_is_found_and_named(name: str, run: Path, monkeypatch: pytest.MonkeyPatch):
+    plant, first = PLANTED[name]
+    plant(monkeypatch)
+    found = again(run)
+    assert found.outcome == "changed"
+    assert found.first.startswith(first), found.sentence
+    assert found.sentence.startswith(f"changed: {first}")
+    assert found.environment == {}
+
+
+@pytest.mark.parametrize("name", ["classify-linear-full-encoder", "preference-dpo-lora-decoder", "domain-lora-encoder",
+    "domain-lora-decoder", "multitask-lora-decoder", "rl-grpo-lora-decoder"])  # fmt: skip
+def test_every_objective_can_be_replayed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    kind = RUNS[name]["model"]
+    model = (tiny_decoder if kind in DECODERS else tiny_encoder)(tmp_path / "model", kind)
+    found = again(tune_golden(name, model, tmp_path, progress=False))
+    assert found.outcome == "same", found.sentence
+    assert len(found.quantities) > 3
+
+
+@pytest.mark.parametrize(
+    ("edit", "error"),
+    [
+        (lambda run: (run / "golden.json").unlink(), "no golden.json: a run of an earlier version"),
+        (lambda run: (run / "report.json").unlink(), "no report.json, so the run is not finished"),
+        (lambda run: (run / "golden.json").write_text("{}"), "golden.json"),
+        (lambda run: (run.parent / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n'), "changed since"),
+        (lambda run: (run.parent / "rows.jsonl").unlink(), "is missing; restore it"),
+    ],
+)
+def test_what_cannot_be_replayed_is_one_line(edit: Callable[[Path], object], error: str, tmp_path: Path):
+    made = recipe(tmp_path, answers(24), "llama", objective={"kind": "instruct", "max_new_tokens": 2},
+        schedule={"epochs": 1, "probe": False}, retention=False)  # fmt: skip
+    folder = tune(made, tmp_path / "run").folder
+    edit(folder)
+    with pytest.raises(ts.TunesmithError) as caught:
+        again(folder)
+    assert error in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_the_machine_can_be_set(run: Path):
+    with pytest.raises(OptionError, match="set only machine.device"):
+        again(run, "technique.rank=8")
+
+
+def test_a_folder_that_is_missing_is_one_line(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="no golden.json|not finished"):
+        again(tmp_path / "nothing")
+
+
+def test_a_difference_in_another_environment_is_rounding_within_the_bounds(run: Path, monkeypatch: pytest.MonkeyPatch):
+    then = replay_module.read_golden(run)
+    steps = [step.model_copy(update={"loss": step.loss * (1 + 1e-6)}) for step in then.steps]
+    other = then.model_copy(update={"steps": steps, "environment": then.environment | {"torch": "1.0"}})
+    monkeypatch.setattr(replay_module, "read_golden", lambda run: other)
+    found = again(run)
+    assert found.outcome == "rounding"
+    assert found.environment == {"torch": ("1.0", torch.__version__)}
+    steps[0] = steps[0].model_copy(update={"loss": steps[0].loss * 1.02})
+    found = again(run)
+    assert (found.outcome, found.first) == ("changed", "loss of step 1")

@@ -1,0 +1,233 @@
+"""`tunesmith replay`: repeat the first steps of a run in the present environment and compare them with its recording.
+
+Not to be confused with `replay:` in a recipe, which mixes general rows into training.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.config import Recipe, load_recipe
+from tunesmith.display import Display, Displayed
+from tunesmith.errors import CheckpointError, OptionError
+from tunesmith.evaluation.privacy import with_canaries
+from tunesmith.events import EventHandler, StageStarted
+from tunesmith.inference.identify import find_model, read_manifest
+from tunesmith.inference.saved_model import load_over_base
+from tunesmith.models.loading.load import load_base
+from tunesmith.pipelines.tune.golden import (
+    GoldenMinute,
+    environment_of,
+    read_golden,
+    repeat,
+    scores_of,
+)
+from tunesmith.pipelines.tune.tune import prepare_texts
+from tunesmith.report.schema import read_report
+from tunesmith.training.callbacks import Callbacks
+from tunesmith.training.own_thoughts import with_own_thoughts
+from tunesmith.training.prepare import prepare, training_options
+from tunesmith.training.run_folder import RunFolder, source_digests, task_dir
+
+# What a run keeps that its first steps start from, so that it is not computed again.
+KEPT = ("reference", "thoughts.jsonl", "replay.jsonl", "base_head", "base_head.txt")
+MACHINE_KEYS = ("device", "dtype", "threads", "products")
+Outcome = Literal["same", "rounding", "changed"]
+# Largest relative difference that is rounding, by dtype, quantity, and whether a step was taken before.
+BOUNDS: dict[str, dict[tuple[str, bool], float]] = {
+    "float32": {
+        ("loss", False): 1e-5,
+        ("gradient norm", False): 1e-4,
+        ("loss", True): 1e-3,
+        ("gradient norm", True): 1e-2,
+    },
+    "bfloat16": {
+        ("loss", False): 1e-2,
+        ("gradient norm", False): 1e-1,
+        ("loss", True): 1e-1,
+        ("gradient norm", True): 3e-1,
+    },
+}
+
+
+class Quantity(BaseModel):
+    """A number of the recording, and what it is now."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str  # such as `loss of step 1`
+    then: float
+    now: float
+    bound: float  # largest relative difference that is rounding
+
+    @property
+    def difference(self) -> float:
+        """Return the relative difference."""
+        return abs(self.now - self.then) / max(abs(self.then), 1e-9)
+
+
+class Replay(Displayed, BaseModel):
+    """The first steps of a run, repeated: the result of `replay --json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    outcome: Outcome
+    first: str  # the first quantity that differs by more than rounding, or at all; empty if none does
+    sentence: str
+    environment: dict[str, tuple[str, str]]  # what differs from that of the run: then and now
+    quantities: list[Quantity]
+    seconds: float
+
+    def display(self) -> Display:
+        """Show the outcome, and what differs in the environment; every quantity in a table."""
+        differ = [f"{name}: {then} → {now}" for name, (then, now) in self.environment.items()]
+        rows = [(q.name, f"{q.then:.9g}", f"{q.now:.9g}", f"{q.difference:.2g}") for q in self.quantities]
+        columns = ("quantity", "then", "now", "relative difference")
+        return Display(
+            f"Replay({self.run}): {self.sentence}", differ or ("the environment is that of the run",), columns, rows
+        )
+
+
+def replay(run: Path, *, changes: Sequence[str] = (), on_event: EventHandler, offline: bool = False) -> Replay:
+    """Repeat the first steps of a finished run and score its model, and compare both with what the run has recorded.
+
+    Args:
+        run: the run folder, which is not changed.
+        changes: `machine.KEY=VALUE`, over the machine of the run.
+        on_event: receives the stages and steps.
+        offline: do not access the network.
+
+    Raises:
+        CheckpointError: the run is not finished or has no recording, or its recipe, rows or base model have changed.
+        OptionError: a change is not one of the machine.
+    """
+    start = time.perf_counter()
+    recipe = _recipe(run, changes)
+    then = read_golden(run)
+    if (files := source_digests(recipe)) != then.sources:
+        problem = "changed since it was tuned" if len(files) == len(then.sources) else "missing"
+        raise CheckpointError(f"{run}: a file of its rows, {recipe.data.train} or another, is {problem}; restore it")
+    on_event(StageStarted(f"repeating the first {len(then.steps)} steps of {run}"))
+    with TemporaryDirectory() as place:
+        copy = Path(place)
+        prepared = prepare(recipe, on_event=on_event, offline=offline, pinned=True)
+        RunFolder(run, "").check_base(recipe.model, prepared.base.fingerprint)
+        for task in ("", *prepared.subtasks):
+            _copy(task_dir(run, task), task_dir(copy, task))
+        prepared = with_canaries(prepared).map_tasks(
+            lambda name, task: with_own_thoughts(task, task_dir(copy, name), on_event=on_event)
+        )
+        prepared = prepare_texts(prepared, copy, Callbacks(on_event), offline=offline)
+        now, setup = repeat(prepared, copy, journal=run / "journal.jsonl", on_event=on_event)
+    if then.scores and not _first_of_rows(then, now):
+        on_event(StageStarted("scoring with the tuned model"))
+        model = find_model(run)
+        manifest = read_manifest(model)
+        base = load_base(recipe.model, options=training_options(prepared.recipe, prepared.machine), offline=True)
+        policy = load_over_base(base, model, manifest).policy
+        now = now.model_copy(update={"scores": scores_of(setup, policy)})
+    now = now.model_copy(update={"environment": environment_of(prepared.machine)})
+    return _compared(run, then, now, seconds=time.perf_counter() - start)
+
+
+def _recipe(run: Path, changes: Sequence[str]) -> Recipe:
+    """Return the recipe of a finished run on its machine, with changes of the machine."""
+    for change in changes:
+        key = change.partition("=")[0]
+        if key.removeprefix("machine.") not in MACHINE_KEYS or not key.startswith("machine."):
+            known = ", ".join(f"machine.{name}" for name in MACHINE_KEYS)
+            raise OptionError(f"--set {change}: replay repeats a run as it was; set only {known}")
+    read_report(run)
+    recipe, changed = (load_recipe(run / "recipe.yaml", changes=some)[0] for some in ((), changes))
+    names = [change.partition("=")[0].removeprefix("machine.") for change in changes]
+    recipe = RunFolder(run, "").pinned(recipe)
+    machine = recipe.machine.model_copy(update={name: getattr(changed.machine, name) for name in names})
+    return recipe.model_copy(update={"machine": machine})
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy what a run has kept for its first steps."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in (source / name for name in KEPT):
+        if path.is_dir():
+            shutil.copytree(path, target / path.name)
+        elif path.exists():
+            shutil.copy(path, target)
+
+
+def _compared(run: Path, then: GoldenMinute, now: GoldenMinute, *, seconds: float) -> Replay:
+    """Return the outcome. Without a difference in the environment, nothing may differ by a single bit."""
+    pairs = {name: (value, now.environment.get(name, "-")) for name, value in then.environment.items()}
+    environment = {name: (one, other) for name, (one, other) in pairs.items() if one != other}
+    quantities = _quantities(then, now, rounds=bool(environment))
+    beyond = next((one for one in quantities if one.difference > one.bound), None)
+    largest = max(quantities, key=lambda one: one.difference)
+    outcome: Outcome = "same"
+    first = _first_of_rows(then, now)
+    sentence = f"same: {len(then.steps)} steps and {len(then.scores)} scores are equal to the last bit"
+    if first:
+        outcome, sentence = "changed", f"changed: {first} differ{'' if first[-1] == 's' else 's'}"
+    elif beyond is not None:
+        outcome, first = "changed", beyond.name
+        limit = f"rounding is at most {beyond.bound:.1g}" if environment else "no environment differs that would round"
+        sentence = (
+            f"changed: {beyond.name} was {beyond.then:.9g} and is {beyond.now:.9g}, a relative difference of "
+            f"{beyond.difference:.2g}; {limit}"
+        )
+    elif largest.difference:
+        outcome, first = "rounding", largest.name
+        sentence = (
+            f"within rounding: the largest relative difference is {largest.difference:.2g}, of the {largest.name}; "
+            f"rounding is at most {largest.bound:.1g} there"
+        )
+    return Replay(
+        run=str(run),
+        outcome=outcome,
+        first=first,
+        sentence=sentence,
+        environment=environment,
+        quantities=quantities,
+        seconds=seconds,
+    )
+
+
+def _first_of_rows(then: GoldenMinute, now: GoldenMinute) -> str:
+    """Return what differs first in what the network reads; empty if it reads the same."""
+    if [row.where for row in then.rows] != [row.where for row in now.rows]:
+        return "the training rows"
+    for one, other in zip(then.rows, now.rows, strict=True):
+        if one.ids != other.ids:
+            return f"the token ids of {one.where}"
+        if one.learned != other.learned:
+            return f"the learned tokens of {one.where}"
+    for number, (first, second) in enumerate(zip(then.steps, now.steps, strict=False), 1):
+        if first.rows != second.rows:
+            return f"the order of the rows in step {number}"
+        if first.tokens != second.tokens:
+            return f"the tokens of step {number}"
+    return "" if len(then.steps) == len(now.steps) else "the number of steps"
+
+
+def _quantities(then: GoldenMinute, now: GoldenMinute, *, rounds: bool) -> list[Quantity]:
+    """Return the numbers in the order in which a run computes them; without `rounds` no difference is rounding."""
+    half = "bfloat16" in (then.environment["dtype"], now.environment["dtype"])
+    bounds = BOUNDS["bfloat16" if half else "float32"]
+    found = []
+    for number, (one, other) in enumerate(zip(then.steps, now.steps, strict=False), 1):
+        kinds = (("loss", one.loss, other.loss), ("gradient norm", one.grad_norm, other.grad_norm))
+        found += [
+            Quantity(name=f"{kind} of step {number}", then=a, now=b, bound=rounds * bounds[kind, number > 1])
+            for kind, a, b in kinds
+        ]
+    return found + [
+        Quantity(name=f"score {number} of the tuned model", then=a, now=b, bound=rounds * bounds["loss", False])
+        for number, (a, b) in enumerate(zip(then.scores, now.scores, strict=False), 1)
+    ]
