@@ -45,6 +45,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
         "preview": {"dry_run", "force", "on", "out", "processes", "verdict_minutes"},
     },
     "replay": {"replay": set()},
+    "rebase": {"rebase": set()},
     "evaluate": {"evaluate": {"file"}},  # in Python, `data` may be positional
     "ask": {"ask": set()},
     "export": {"export": set()},

@@ -41,7 +41,7 @@ from tunesmith.api_models import (
     runs,
     serve,
 )
-from tunesmith.api_training import compare, learning_curve, plan, plan_rlhf, preview, replay, rlhf, tune
+from tunesmith.api_training import compare, learning_curve, plan, plan_rlhf, preview, rebase, replay, rlhf, tune
 from tunesmith.errors import (
     CheckpointError,
     DataError,
@@ -99,6 +99,7 @@ __all__ = [
     "plan_rlhf",
     "preview",
     "push",
+    "rebase",
     "replay",
     "rlhf",
     "runs",

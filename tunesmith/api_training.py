@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.compare.report import Comparison
     from tunesmith.pipelines.learning_curve.report import LearningCurveReport
     from tunesmith.pipelines.plan.report import PlanReport
+    from tunesmith.pipelines.rebase import Rebase
     from tunesmith.pipelines.replay import Replay
     from tunesmith.pipelines.rlhf.report import LoopPlan, LoopReport
     from tunesmith.pipelines.tune.preview import Preview
@@ -262,6 +263,46 @@ def replay(
 
     with reporting(progress, callback) as callbacks:
         return replay_run(Path(folder), changes=changes_of(settings), on_event=callbacks.on_event, offline=offline)
+
+
+@python_words
+def rebase(
+    folder: str | Path,
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+) -> Rebase:
+    """Tune a new base model on the rows of a run, and test whether it is better.
+
+    >>> import tunesmith
+    >>> tunesmith.rebase("runs/reviews", "smollm2-360m").tasks[0].answer  # doctest: +SKIP
+    'better'
+
+    Args:
+        folder: folder of a finished run, which is not changed.
+        model: the new base: alias, Hub id, folder or GGUF file.
+        out: folder of the new run; default `runs/NAME`.
+        settings: recipe keys, nested or dotted, over those of the run.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+
+    Returns:
+        Old tuned model, new base and new tuned model compared in pairs, for each task.
+
+    Raises:
+        TunesmithError: the run is not finished, its rows have changed, or the new base cannot be tuned with its recipe.
+    """
+    from tunesmith.pipelines.rebase import rebase as rebase_run
+    from tunesmith.pipelines.rebase import rebased_recipe
+
+    recipe, _ = rebased_recipe(Path(folder), str(model), changes_of(settings))
+    with reporting(progress, callback) as callbacks:
+        return rebase_run(Path(folder), recipe, out=Path(out) if out else None, callbacks=callbacks, offline=offline)
 
 
 def _former_parameters(

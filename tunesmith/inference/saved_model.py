@@ -104,7 +104,7 @@ def read_base(manifest: ModelManifest, *, device: str = "auto", threads: int | N
 
 
 def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalModel:
-    """Load the saved weights over a base model of `read_base`.
+    """Load the saved weights in `folder`, described by its `manifest`, over the `base` of `read_base`.
 
     Raises:
         CheckpointError: the files are damaged, or the base is not the one of training.

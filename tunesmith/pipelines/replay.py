@@ -217,7 +217,7 @@ def _first_of_rows(then: GoldenMinute, now: GoldenMinute) -> str:
 
 
 def _quantities(then: GoldenMinute, now: GoldenMinute, *, rounds: bool) -> list[Quantity]:
-    """Return the numbers in the order in which a run computes them; without `rounds` no difference is rounding."""
+    """Return the quantities in the order in which a run computes them; without `rounds` no difference is rounding."""
     half = "bfloat16" in (then.environment["dtype"], now.environment["dtype"])
     bounds = BOUNDS["bfloat16" if half else "float32"]
     found = []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -153,6 +153,33 @@ def differing_settings(runs: Sequence[Path]) -> list[tuple[str, tuple[str, ...]]
 
 def pair_runs(a: Path, b: Path, task: str = "") -> PairedRows:
     """Pair the answers of two tuned models, as `base` and `tuned`, to the same test rows; raises as `diff_runs`."""
+    first, second = common_rows(a, b, task)
+    metrics = [_metric(read_report(run), task) for run in (a, b)]
+    if difference := _score_difference(a, b, (first, second), metrics):
+        raise CheckpointError(f"{b}: {difference} than in {a}; tune both runs with one objective")
+    return scored(crossed(first, second, "tuned"), metrics[0], a)
+
+
+def crossed(
+    first: Sequence[Prediction], second: Sequence[Prediction], side: Literal["base", "tuned"]
+) -> list[Prediction]:
+    """Return the `first` rows with their tuned model as `base`, and a `side` of the `second` ones as `tuned`."""
+    return [
+        one.model_copy(
+            update={
+                "base": one.tuned,
+                "score_base": one.score_tuned,
+                "tuned": getattr(two, side),
+                "score_tuned": getattr(two, f"score_{side}"),
+                "counts": {"base": one.counts["tuned"], "tuned": two.counts[side]} if one.counts else {},
+            }
+        )
+        for one, two in zip(first, second, strict=True)
+    ]
+
+
+def common_rows(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], list[Prediction]]:
+    """Return the test rows of a `task` that the runs `a` and `b` have scored, in one order; raises as `diff_runs`."""
     reports = read_report(a), read_report(b)
     if task:  # all tasks share one hash, so the rows themselves are compared below
         _check_task((a, b), reports, task)
@@ -170,21 +197,7 @@ def pair_runs(a: Path, b: Path, task: str = "") -> PairedRows:
             f"{b / FILE}: its rows differ from those of {a / FILE}; tune one of the runs again with --force"
         )
     by_first = dict(zip(keys, first, strict=True))
-    first, second = ([side[key] for key in common] for side in (by_first, by_key))
-    if difference := _score_difference(a, b, (first, second), [_metric(report, task) for report in reports]):
-        raise CheckpointError(f"{b}: {difference} than in {a}; tune both runs with one objective")
-    rows = [
-        one.model_copy(
-            update={
-                "base": one.tuned,
-                "score_base": one.score_tuned,
-                "tuned": two.tuned,
-                "score_tuned": two.score_tuned,
-            }
-        )
-        for one, two in zip(first, second, strict=True)
-    ]
-    return _paired(rows, _metric(reports[0], task), a)
+    return [by_first[key] for key in common], [by_key[key] for key in common]
 
 
 def pair_with_base(run: Path) -> PairedRows:
@@ -192,7 +205,7 @@ def pair_with_base(run: Path) -> PairedRows:
 
     Raises CheckpointError if it is not finished, or its predictions are missing.
     """
-    return _paired(_predictions(run, ""), read_report(run).task.metric, run)
+    return scored(_predictions(run, ""), read_report(run).task.metric, run)
 
 
 def lines(diff: RunDiff) -> list[str]:
@@ -211,8 +224,11 @@ def lines(diff: RunDiff) -> list[str]:
     return [clean(line) for line in output]
 
 
-def _paired(rows: list[Prediction], metric: str, run: Path) -> PairedRows:
-    """Score both sides of each row with the metric, or with the stored scores if both sides have them."""
+def scored(rows: list[Prediction], metric: str, run: Path) -> PairedRows:
+    """Score both sides of `rows` with the `metric`, or with the stored scores if both sides have them.
+
+    Raises CheckpointError, naming the `run`, for a metric without a score per row.
+    """
     stored = all(None not in (row.score_base, row.score_tuned) for row in rows)
     if stored and metric not in STATED:
         metric = ROW_SCORES.get(metric, ROW_SCORE)

@@ -59,14 +59,14 @@ def check_settings(recipe: Recipe, *, out: Path | None = None, folder: bool = Fa
 
 def check_rows(
     recipe: Recipe, *, on_event: EventHandler, out: Path | None = None, folder: bool = False, offline: bool = False
-) -> None:
-    """Read and check the rows of a recipe, and keep them for the next `read_tasks`.
+) -> Mapping[str, DatasetSplits]:
+    """Read and check the rows of a recipe, and keep them for the next `read_tasks`; return them by task.
 
     Args:
         recipe: the recipe.
         on_event: receives the stages.
         out: the run folder; None for the default one.
-        folder: do nothing if the run in this folder has finished, and use the settings that it was started with.
+        folder: read nothing if the run in this folder has finished, and use the settings that it was started with.
         offline: do not access the network.
 
     Raises:
@@ -76,10 +76,11 @@ def check_rows(
     if folder:
         run = open_run(recipe, out)
         if run.finished:
-            return
+            return {}
         recipe = run.pinned(recipe)
     loaded = read_tasks(recipe, on_event=on_event, offline=offline)
     _checked[_digest(recipe)] = loaded
+    return loaded
 
 
 def read_tasks(recipe: Recipe, *, on_event: EventHandler, offline: bool) -> Mapping[str, DatasetSplits]:

@@ -83,7 +83,7 @@ RECOMPUTE_KEY = "recompute"
 
 @dataclass(frozen=True, slots=True)
 class TrainingSetup:
-    """What the first step of a run starts from."""
+    """The policy, the rows and the plan that the first step of a run starts from."""
 
     prepared: TrainingContext  # with reference log-probabilities
     policy: Policy

@@ -1,4 +1,4 @@
-"""`tunesmith tune` and `tunesmith replay`: fine-tune a model, and repeat the first steps of a run."""
+"""`tunesmith tune`, `replay` and `rebase`: fine-tune a model, repeat the first steps of a run, and change its base."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add `tune` and `replay`."""
+    """Add `tune`, `replay` and `rebase`."""
     parser = commands.add_parser(
         "tune",
         help="fine-tune a model and score it against its base",
@@ -57,6 +57,20 @@ def add(commands: Commands) -> None:
     add_schema(replaying, "tunesmith.pipelines.replay:Replay")
     add_common(replaying)
     replaying.set_defaults(run=run_replay)
+    rebasing = commands.add_parser(
+        "rebase",
+        help="tune a new base model on the rows of a run, and test whether it is better",
+        description="Tune a new base model on the same rows, in the same split and with the same recipe as a finished "
+        "run, and compare old tuned model, new base and new tuned model in pairs on the test rows. Resumes an "
+        "unfinished run. The earlier run is not changed. Exits with 1 if a gate of the recipe is violated.",
+    )
+    rebasing.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
+    text = "the new base: alias, Hub id, folder or GGUF file"
+    rebasing.add_argument("--model", metavar="NEW", required=True, help=text)
+    add_set(rebasing, "set a recipe key, for example technique.targets=all-linear")
+    add_schema(rebasing, "tunesmith.pipelines.rebase:Rebase")
+    add_common(rebasing, out="folder of the new run (default: runs/NAME)")
+    rebasing.set_defaults(run=run_rebase)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -165,3 +179,25 @@ def run_replay(args: argparse.Namespace) -> int:
         for line in found.display().lines:
             show(f"  {line}")
     return 1 if found.outcome == "changed" else 0
+
+
+def run_rebase(args: argparse.Namespace) -> int:
+    """Tune the new base and print the comparison; return 1 if a gate of the recipe is violated."""
+    from tunesmith.pipelines.rebase import check_rebase, rebase, rebased_recipe
+
+    recipe, notes = rebased_recipe(args.folder, args.model, args.changes)
+    for note in notes:
+        log(note)
+    with work() as callbacks:
+        check_rebase(args.folder, recipe, out=args.out, callbacks=callbacks, offline=args.offline)
+        hush()
+        found = rebase(args.folder, recipe, out=args.out, callbacks=callbacks, offline=args.offline)
+    if args.json:
+        emit(found.model_dump(mode="json"))
+    else:
+        for task in found.tasks:
+            show(task.sentence)
+            for pair in task.pairs:
+                show(f"  {pair.sentence}")
+        show(f"page: {found.folder}/rebase.html; report of the new run: {found.folder}/report.html")
+    return verdict(found.folder, found.broken_gates)

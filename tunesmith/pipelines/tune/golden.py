@@ -63,7 +63,7 @@ class GoldenStep(BaseModel):
 
 
 class GoldenMinute(BaseModel):
-    """What is compared with a later environment."""
+    """The values that are compared with those of a later environment."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -120,7 +120,7 @@ def repeat(
 
     Args:
         prepared: the run, prepared again.
-        out: folder with what it kept beside its checkpoints, such as reference log-probabilities.
+        out: folder with a copy of what the run kept, such as reference log-probabilities.
         journal: its journal; micro-batches are as small as an out-of-memory error made them.
         on_event: receives the steps.
     """
