@@ -71,6 +71,14 @@ def every_answer_is_computed() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_challenges() -> Iterator[None]:
+    """Runs of tests keep no challenge, which takes longer than they do; those of `verify` make their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.pipelines.verify.make.PROMPTS", 0)
+        yield
+
+
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the kept answers of a test, which need not exist yet."""

@@ -50,6 +50,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "ask": {"ask": set()},
     "export": {"export": set()},
     "push": {"push": set()},
+    "verify": {"verify": {"base", "rows"}, "make_challenge": {"at"}},
     "serve": {"serve": set()},
     "feedback": {"feedback": set()},
     "votes": {
@@ -69,6 +70,7 @@ RECIPE_KEYS = {"data", "schedule", "gates", "replay", "seed", "documents", "arms
 PYTHON_ONLY = {"progress", "callback", "callbacks", "more"}
 # Positional arguments that have one name on the command line and several parameters in Python.
 RENAMED = {"runs": {"words": {"folder"}}, "diff_runs": {"words": {"a", "b"}}, "check_model": {"words": {"model"}}}
+RENAMED |= {"verify": {"words": {"run"}}, "make_challenge": {"words": {"model", "out"}}}
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

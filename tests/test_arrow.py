@@ -41,6 +41,8 @@ COMMON = {"requests", "many_runs"}
 PIPELINE_EDGES = {
     ("tune", "plan"),
     ("tune", "certify"),
+    ("tune", "verify"),
+    ("export", "verify"),
     ("demo", "tune"),
     ("compare", "tune"),
     ("compare", "collect"),

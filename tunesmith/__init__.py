@@ -37,9 +37,11 @@ from tunesmith.api_models import (
     export,
     list_models,
     load,
+    make_challenge,
     push,
     runs,
     serve,
+    verify,
 )
 from tunesmith.api_training import compare, learning_curve, plan, plan_rlhf, preview, rebase, replay, rlhf, tune
 from tunesmith.errors import (
@@ -95,6 +97,7 @@ __all__ = [
     "learning_curve",
     "list_models",
     "load",
+    "make_challenge",
     "plan",
     "plan_rlhf",
     "preview",
@@ -105,6 +108,7 @@ __all__ = [
     "runs",
     "serve",
     "tune",
+    "verify",
     "votes_export",
     "votes_import",
     "votes_summary",

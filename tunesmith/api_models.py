@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.demo import Demo
     from tunesmith.pipelines.evaluate import Compared, ScoredAlone
     from tunesmith.pipelines.push import Push
+    from tunesmith.pipelines.verify.challenge import Challenge
+    from tunesmith.pipelines.verify.verify import Verified
     from tunesmith.report.run_diff import RunDiff
     from tunesmith.report.schema import Export
 
@@ -215,6 +217,76 @@ def export(
     place = None if out is None else Path(out)
     with reporting(progress, callback) as callbacks:
         return export_run(Path(folder), request, out=place, on_event=callbacks.on_event, offline=offline)
+
+
+@python_words
+def verify(
+    run: str | Path,
+    *,
+    at: str | Path = "",
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+) -> Verified:
+    """Decide whether a server, folder or file answers as the tuned model, its base, a damaged copy or something else.
+
+    >>> import tunesmith
+    >>> tunesmith.verify("runs/replies", at="http://127.0.0.1:8378/v1").verdict  # doctest: +SKIP
+    'tuned'
+
+    Args:
+        run: run folder, or the file of a challenge.
+        at: address of an OpenAI-compatible server (`URL` or `URL#MODEL`), model folder, run or .gguf file; default: the
+            run itself.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+
+    Returns:
+        The verdict as `.verdict`, and the probability that it is wrong as `.error_rate`.
+
+    Raises:
+        TunesmithError: the run has no challenge, or the target does not answer.
+    """
+    from tunesmith.pipelines.verify.challenge import read_challenge
+    from tunesmith.pipelines.verify.verify import verify as verify_target
+
+    challenge = read_challenge(Path(run))
+    with reporting(progress, callback) as callbacks:
+        return verify_target(challenge, str(at or run), on_event=callbacks.on_event, offline=offline)
+
+
+@python_words
+def make_challenge(
+    model: str | Path, *, base: str | Path = "", rows: str | Path = "", out: str | Path = "", offline: bool = False
+) -> Challenge:
+    """Make the challenge of an adapter that another program trained, or of a run that has none.
+
+    >>> import tunesmith
+    >>> len(tunesmith.make_challenge("lora", base="smollm2-135m", out="challenge.json").prompts)  # doctest: +SKIP
+    32
+
+    Args:
+        model: adapter or run.
+        base: base model of the adapter; default: the one that it names.
+        rows: file with prompts that it was tuned for; default: general questions only.
+        out: file to write it to, for `verify`.
+        offline: do not access the network.
+
+    Returns:
+        The challenge.
+
+    Raises:
+        TunesmithError: the model cannot be loaded, or answers as its base does.
+    """
+    from tunesmith.data.files import write_whole
+    from tunesmith.pipelines.verify.make import challenge_of, prompts_in
+
+    prompts = prompts_in(str(rows), offline=offline) if rows else ()
+    made = challenge_of(model, base=str(base), rows=prompts, offline=offline)
+    if out:
+        write_whole(Path(out), made.model_dump_json(indent=1))
+    return made
 
 
 @python_words

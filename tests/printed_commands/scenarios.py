@@ -247,6 +247,7 @@ def recipes(lab: Lab) -> None:
     ("cli/commands/serve.py", "tunesmith export RUN --format gguf"),
     ("cli/commands/evaluate.py", "tunesmith evaluate {} {}"),
     ("cli/commands/runs.py", "tunesmith runs diff A B"),
+    ("pipelines/verify/challenge.py", "tunesmith verify make {} --out {}"),
     (CHAT, "tunesmith tune {}"),
     (CHAT, "tunesmith votes export {} rows.jsonl"),
     (VOTES, "tunesmith tune {} --objective preference{}"),
@@ -278,6 +279,11 @@ def a_decoder(lab: Lab) -> None:
     lab.paste(base, "inference/identify.py", "tunesmith serve {}")
     diff = lab.run("runs", "diff", out)
     lab.paste(diff, "cli/commands/runs.py", "tunesmith runs diff A B", A=out, B=lab.folder / "again")
+    with pytest.MonkeyPatch.context() as patch:  # a tiny random model is certain of nothing
+        for name, value in (("PROMPTS", 32), ("LEAST_LEAD", 0.0), ("FEWEST", 0)):
+            patch.setattr(f"tunesmith.pipelines.verify.make.{name}", value)
+        none = lab.run("verify", out)
+        lab.paste(none, "pipelines/verify/challenge.py", "tunesmith verify make {} --out {}")
     _ratings(lab, out)
 
 

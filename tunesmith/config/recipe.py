@@ -322,6 +322,9 @@ class Recipe(_Section):
         False, description="also run controls: shuffled labels and a frozen model with a trained head"
     )
     canaries: int = Field(0, ge=0, le=300, description="secrets planted in training rows, to measure memorization")
+    challenge: bool = Field(
+        True, description="keep prompts and answers by which `tunesmith verify` recognizes the model, in challenge.json"
+    )
     track: list[str] = Field(
         default_factory=list,
         description="experiment trackers: tensorboard, wandb, mlflow, trackio, comet_ml, clearml, swanlab",

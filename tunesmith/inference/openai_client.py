@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -50,6 +50,7 @@ class Endpoint:
     temperature: float = 0.7
     max_tokens: int = 1024  # of one completion
     seed: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further keys of each request
     naming: str = "--writer-name"  # the option or recipe key that selects the model, for error messages
     pause: Callable[[float], None] = time.sleep  # seconds
 
@@ -185,6 +186,7 @@ def _answer(client: httpx2.Client, endpoint: Endpoint, model: str, question: Seq
             "max_tokens": endpoint.max_tokens,
             "seed": endpoint.seed,
             "stream": False,
+            **endpoint.extra,
         },
     )
     try:

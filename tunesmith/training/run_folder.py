@@ -77,7 +77,7 @@ OLD_KEYS_WITHOUT_EFFECT: Any = {
     "data": {"audit"},
     **dict.fromkeys(("documents", "arms", "compare"), True),
 }
-KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True}  # older identities include it
+KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True, "challenge": True}  # older identities include it
 
 # Keys that were added later -> value that has no effect.
 NEW_KEYS = {
@@ -96,6 +96,7 @@ NEW_KEYS = {
     "router": False,
     "optimizer": "adamw",
     "canaries": 0,
+    "challenge": True,
 }
 
 

@@ -65,6 +65,8 @@ from tunesmith.pipelines.tune.run_clock import (
     record,
 )
 from tunesmith.pipelines.tune.verdict_rows import choose_rows, pinned, score_tuned
+from tunesmith.pipelines.verify.challenge import FILE as CHALLENGE
+from tunesmith.pipelines.verify.make import challenge_of_run
 from tunesmith.plugins import used
 from tunesmith.report.formatting import reused_line
 from tunesmith.report.html import write_reports
@@ -313,6 +315,8 @@ def _save(results: RunResults, folder: RunFolder) -> None:
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_whole(folder.path / "predictions.jsonl", lines)
+    if recipe.challenge and (challenge := challenge_of_run(prepared, model, name=folder.path.name)):
+        write_whole(folder.path / CHALLENGE, challenge.model_dump_json(indent=1))
 
 
 def _reward_digests(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[str, str]:

@@ -1,0 +1,178 @@
+"""`tunesmith verify`: what is tuned, base, damaged or something else, at servers, in folders and in files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.bases import folder
+from tests.served import export_run, save_run, served
+from tunesmith.cli.main import main
+from tunesmith.errors import DataError
+from tunesmith.pipelines.verify import challenge as challenge_module
+from tunesmith.pipelines.verify import make
+from tunesmith.pipelines.verify.challenge import Challenge, read_challenge
+from tunesmith.pipelines.verify.make import challenge_of
+from tunesmith.pipelines.verify.verdict import judge
+from tunesmith.pipelines.verify.verify import verify
+from tunesmith.techniques import Lora
+
+
+@pytest.fixture(scope="module", autouse=True)
+def flat_answers() -> Iterator[None]:
+    """Leads of random models are small, and so is what rounding changes in them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make, "LEAST_LEAD", 0.03)
+        patch.setattr(make, "GENERAL", 160)
+        patch.setattr(make, "PROMPTS", 32)
+        patch.setattr(challenge_module, "ROUNDING", 0.01)
+        patch.setattr(challenge_module, "DAMAGE", 0.1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its challenge."""
+    out = save_run(tmp_path_factory.mktemp("runs") / "tuned", Lora(), lively=1.0)
+    (out / "challenge.json").write_text(challenge_of(out, offline=True).model_dump_json())
+    return out
+
+
+@pytest.fixture(scope="module")
+def challenge(run: Path) -> Challenge:
+    """The challenge of the run."""
+    return read_challenge(run)
+
+
+def scaled(run: Path, factor: float, out: Path) -> Path:
+    """The adapter of a run, in the format of PEFT, with B times a factor."""
+    adapter = export_run(run) / "adapter" if not (run / "export").exists() else run / "export" / "adapter"
+    out.mkdir()
+    for file in adapter.iterdir():
+        if file.is_file():
+            (out / file.name).write_bytes(file.read_bytes())
+    weights = load_file(out / "adapter_model.safetensors")
+    changed = {name: value * factor if "lora_B" in name else value for name, value in weights.items()}
+    save_file(changed, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    (out / "manifest.json").unlink()
+    return out
+
+
+def verdict(challenge: Challenge, target: Path | str) -> str:
+    return verify(challenge, str(target), on_event=lambda event: None, offline=True).verdict
+
+
+def test_a_challenge_has_prompts_to_which_both_models_answer_differently(challenge: Challenge):
+    assert 8 <= len(challenge.prompts) <= 32
+    for prompt in challenge.prompts:
+        assert not prompt.by_tuned(prompt.base)
+        assert min(prompt.tuned_margins.leads) >= 0.03
+        assert prompt.tuned_margins.kept > prompt.tuned_margins.lost
+
+
+def test_every_target_is_recognized(run: Path, challenge: Challenge, tmp_path: Path):
+    other = save_run(tmp_path / "other", Lora(), seed=2, lively=1.0)
+    out = export_run(run)
+    found = {
+        "run": verdict(challenge, run),
+        "merged": verdict(challenge, out / "merged"),
+        "adapter": verdict(challenge, out / "adapter"),
+        "gguf": verdict(challenge, out / "gguf-f16" / "model.gguf"),
+        "base": verdict(challenge, folder("llama")),
+        "other": verdict(challenge, other),
+        "half": verdict(challenge, scaled(run, 0.5, tmp_path / "half")),
+        "nothing": verdict(challenge, scaled(run, 0.0, tmp_path / "zero")),
+    }
+    with served({"a": [run], "b": [other], "c": [folder("llama")]}) as server:
+        found |= {f"server {name}": verdict(challenge, f"{server.url}/v1#{name}") for name in "abc"}
+    tuned = dict.fromkeys(("run", "merged", "adapter", "gguf", "server a"), "tuned")
+    base = dict.fromkeys(("base", "nothing", "server c"), "base")
+    assert {name: found[name] for name in (*tuned, *base)} == {**tuned, **base}
+    assert not {found["other"], found["half"], found["server b"]} & {"tuned", "base"}
+
+
+def test_bad_input_is_one_line_with_the_fix(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    damaged = tmp_path / "challenge.json"
+    damaged.write_text((run / "challenge.json").read_text()[:-40])
+    extra = tmp_path / "extra.json"
+    extra.write_text(json.dumps({**json.loads((run / "challenge.json").read_text()), "format": 2}))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = [
+        ((str(damaged),), "challenge.json: not JSON"),
+        ((str(extra),), "Input should be less than or equal to 1"),
+        ((str(empty),), "no challenge.json in it; make one with `tunesmith verify make"),
+        ((str(tmp_path / "none"),), "no such run or file"),
+        ((str(run), "--at", "http://127.0.0.1:9/v1"), "cannot be reached"),
+        ((str(run), "--at", str(tmp_path / "no.gguf")), "no such file"),
+        ((str(run), "more"), "expected one run, got 2"),
+        (("make",), "expected one adapter, got 0"),
+        (("make", str(folder("llama"))), "neither a run nor an adapter"),
+    ]
+    for words, expected in cases:
+        assert main(["verify", *words]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1, lines
+        assert expected in lines[0]
+
+
+def test_a_server_that_dies_midway_is_one_line(challenge: Challenge, monkeypatch: pytest.MonkeyPatch):
+    class Dying(BaseHTTPRequestHandler):
+        answered = 0
+
+        def do_POST(self) -> None:
+            Dying.answered += 1
+            if Dying.answered > 3:
+                self.server.socket.close()
+                self.connection.close()
+                return
+            body = json.dumps({"choices": [{"message": {"content": "hm"}}]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    monkeypatch.setattr("tunesmith.inference.openai_client.TRIES", 2)
+    server = HTTPServer(("127.0.0.1", 0), Dying)
+    threading.Thread(target=lambda: suppressed(server.serve_forever), daemon=True).start()
+    with pytest.raises(DataError, match=r"http://127.0.0.1:\d+/v1: cannot be reached .*; start it"):
+        verdict(challenge, f"http://127.0.0.1:{server.server_port}/v1#m")
+
+
+def suppressed(serve: Callable[[], None]) -> None:
+    """Serve until the socket is closed."""
+    with contextlib.suppress(OSError, ValueError):
+        serve()
+
+
+def test_the_evidence_for_tuned_is_rarely_reached_by_models_that_agree_less(challenge: Challenge):
+    chance = random.Random(0)
+    wrong = sum(
+        judge(
+            challenge.prompts,
+            [p.tuned if chance.random() < p.tuned_margins.lost else "zq" for p in challenge.prompts],
+        ).verdict
+        == "tuned"
+        for _ in range(2000)
+    )
+    right = sum(
+        judge(
+            challenge.prompts,
+            [p.tuned if chance.random() < p.tuned_margins.kept else "zq" for p in challenge.prompts],
+        ).verdict
+        == "tuned"
+        for _ in range(2000)
+    )
+    assert wrong <= 0.01 * 2000
+    assert right >= 0.9 * 2000
