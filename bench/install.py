@@ -263,7 +263,7 @@ def main(folder: Path, extras: Sequence[str]) -> None:
     print(f"Python {sys.version.split()[0]} on {sys.platform}, {os.cpu_count()} CPU cores")
     with served(packages) as index:
         environment = {
-            "PATH": os.environ["PATH"],
+            "PATH": os.defpath,  # pip asks a rustc on the path, and some write into the home
             "HOME": str(folder / "home"),
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_INDEX_URL": index,

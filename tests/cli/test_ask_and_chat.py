@@ -78,7 +78,7 @@ def test_a_label_below_the_threshold_is_marked(command: Command, encoder_run: Pa
     for threshold, reliable in ((1.01, False), (0.0, True), (None, None)):
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"threshold": threshold}))
         done = command("ask", run, "good")
-        assert ("warning: below the confidence of" in done.err) is (reliable is False)
+        assert ("warning: below 1.010, the confidence" in done.err) is (reliable is False)
         assert json.loads(command("ask", run, "good", "--json").out)["reliable"] is reliable
         answer = tunesmith.load(run).classify("good")
         assert answer.reliable is reliable
