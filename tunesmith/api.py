@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from tunesmith.data.remote import without_network
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import TunesmithError
 
@@ -37,6 +36,8 @@ def python_words(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        from tunesmith.data.remote import without_network
+
         try:
             with without_network(bool(kwargs.get("offline"))):
                 return function(*args, **kwargs)
