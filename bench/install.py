@@ -3,6 +3,7 @@
     python -m bench.install FOLDER                 # core, every extra, models, demo, removal; the same by uvx
     python -m bench.install FOLDER serve collect   # these extras only
     python -m bench.install FOLDER -               # no extra
+    python -m bench.install                        # only sizes, of what is installed here; nothing is downloaded
 
 The wheel is built from this checkout. What it needs is downloaded once into FOLDER/packages (the only step that uses
 the network) and served from there as a package index on this machine. Everything else starts from an empty home, an
@@ -24,14 +25,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 COLLECTIONS = ("all", "dev")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 class Index(SimpleHTTPRequestHandler):
@@ -248,6 +254,41 @@ class Install:
         shutil.rmtree(env)
 
 
+def closure(*requirements: str) -> dict[str, Distribution]:
+    """Return the installed distributions that requirements need; the extras of tunesmith are those of pyproject."""
+    wanted, known, found = [Requirement(one) for one in requirements], set[str](), dict[str, Distribution]()
+    while wanted:
+        one = wanted.pop()
+        if str(one) in known:
+            continue
+        known.add(str(one))
+        if one.name == "tunesmith":
+            wanted += [
+                Requirement(needed) for extra in one.extras for needed in PROJECT["optional-dependencies"][extra]
+            ]
+            continue
+        found[canonicalize_name(one.name)] = installed = distribution(one.name)
+        for needed in map(Requirement, installed.requires or ()):
+            marks = [{"extra": extra} for extra in ("", *one.extras)]
+            if needed.marker is None or any(map(needed.marker.evaluate, marks)):
+                wanted.append(needed)
+    return found
+
+
+def sizes() -> None:
+    """Print the size of each extra without what the core has, by the lists of files of the packages installed here."""
+    core = closure("torch", *PROJECT["dependencies"])
+    print("| extra | MB on disk |\n|---|---|")
+    for extra in (one for one in PROJECT["optional-dependencies"] if one not in COLLECTIONS):
+        try:
+            parts = {name: part for name, part in closure(f"tunesmith[{extra}]").items() if name not in core}
+        except PackageNotFoundError as error:
+            print(f"| `{extra}` | not installed here: {error.name} |")
+            continue
+        files = [Path(str(part.locate_file(file))) for part in parts.values() for file in part.files or ()]
+        print(f"| `{extra}` | {megabytes(*files):.0f} |")
+
+
 def main(folder: Path, extras: Sequence[str]) -> None:
     """Measure and print the tables."""
     if folder.exists() and any(one.name != "packages" for one in folder.iterdir()):
@@ -258,8 +299,7 @@ def main(folder: Path, extras: Sequence[str]) -> None:
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", built, ROOT, cwd=built)
     wheel = next(built.glob("*.whl"))
     shutil.copy(wheel, packages)
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    wanted = extras or [one for one in known if one not in COLLECTIONS]
+    wanted = extras or [one for one in PROJECT["optional-dependencies"] if one not in COLLECTIONS]
     print(f"Python {sys.version.split()[0]} on {sys.platform}, {os.cpu_count()} CPU cores")
     with served(packages) as index:
         environment = {
@@ -283,5 +323,6 @@ def main(folder: Path, extras: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        raise SystemExit(__doc__)
-    main(Path(sys.argv[1]).resolve(), sys.argv[2:])
+        sizes()
+    else:
+        main(Path(sys.argv[1]).resolve(), sys.argv[2:])
