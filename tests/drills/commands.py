@@ -63,6 +63,8 @@ DRILLS = {
     ),
     "tune preference": Drill(f"tune judged.jsonl {LORA} --set objective.max_new_tokens=5 --out run", kept=CHECKPOINT),
     "tune multitask": Drill("tune multitask.yaml --out run --offline", kept=CHECKPOINT),
+    "rebase": Drill("rebase decoder --model bert --out run --offline", [TUNED], kept=r"\.before\.json"),
+    "replay": Drill("replay decoder --out replayed.json --offline", [TUNED]),
     "learning-curve": Drill(f"learning-curve many.jsonl {FULL} --rows 100 --out curve", kept=r"cells/\.\d+-\d\.json"),
     "compare": Drill(f"compare reviews.jsonl {LORA} {ARMS} --out compared", kept=r"answers/\.[^/]*json"),
     "compare documents": Drill(

@@ -19,6 +19,8 @@ SAMPLE = {
     "label": (0, 1),
     "export gguf": (0,),
     "compare": (1,),
+    "rebase": (0,),
+    "replay": (1,),
 }
 
 

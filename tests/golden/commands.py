@@ -39,7 +39,7 @@ LOOP = {
     "loop": {"rounds": 1, "prompts": 12, "held_out": 5, "judge": "rules:short", "final_judge": "rules:few"},
 }
 FEW = "\n\ndef few(attempt):\n    return -sum(map(ord, attempt.text))\n"
-WITH_SCHEMA = "audit collect compare evaluate export need plan rlhf tune votes"
+WITH_SCHEMA = "audit collect compare evaluate export need plan rebase replay rlhf tune votes"
 
 # Name of the frozen file -> the words of the command, in the order in which they run.
 COMMANDS: dict[str, str] = {
