@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from tests.golden.runs import RUNS
 from tests.golden.runs import tune as tune_golden
 from tests.pipelines.conftest import answers, recipe, tune
 from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
+from tunesmith.cli import main
 from tunesmith.data.tokenization import chat_template
 from tunesmith.errors import CheckpointError, OptionError
 from tunesmith.events import ignore
@@ -176,6 +181,34 @@ def test_what_cannot_be_replayed_is_one_line(edit: Callable[[Path], object], err
         again(folder)
     assert error in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_other_threads_and_instructions_in_a_process_of_their_own_are_within_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    made = tune_golden("classify-linear-full-encoder", tiny_encoder(tmp_path / "model", "bert"), tmp_path)
+    words = f"-m tunesmith replay {made} --set machine.threads=2 --json --offline".split()
+    # The plainest instructions of every library of matrix products.
+    plain = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+    done = subprocess.run([sys.executable, *words], env=os.environ | plain, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert found["environment"]["threads"] == ["1", "2"]
+    assert found["outcome"] != "changed"
+    if platform.machine() == "x86_64":
+        assert found["outcome"] == "rounding"
+        assert found["sentence"].startswith("within rounding: the largest relative difference is")
+
+
+def test_the_command_prints_the_outcome_and_exits_with_1_if_anything_changed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["replay", str(run), "--offline"]) == 0
+    assert capsys.readouterr().out.startswith("same: 8 steps and 1 scores")
+    another_order(monkeypatch)
+    assert main(["replay", str(run), "--offline"]) == 1
+    assert capsys.readouterr().out.startswith("changed: the order of the rows in step 1 differs")
 
 
 def test_only_the_machine_can_be_set(run: Path):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -129,6 +130,7 @@ def repeat(
     def listen(event: Event) -> None:
         if isinstance(event, StepFinished):
             taken.append((event.loss, event.grad_norm))
+            event = replace(event, steps=_steps(prepared))
         on_event(event)
 
     with rollout_sampler(prepared.recipe) as sampler:
