@@ -130,6 +130,7 @@ def listening(
     rooms: Mapping[str, Path],
     splits: Mapping[str, Mapping[str, float]] | None,
     token: str,
+    shadow: Any = None,
 ) -> Iterator[Served]:
     """A server over an engine; each room keeps the thumbs of its model."""
     from tunesmith.annotation.thumbs import FILE, Thumbs
@@ -138,7 +139,7 @@ def listening(
     from tunesmith.web.server import server
 
     thumbs = Thumbs(lambda name: rooms[name.partition("/")[0]] / FILE)
-    app = Api(engine, splits=Splits(splits or {}), metrics=Metrics(), thumbs=thumbs).app()
+    app = Api(engine, splits=Splits(splits or {}), metrics=Metrics(), thumbs=thumbs, shadow=shadow).app()
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         running = server(app, token=token, policy=POLICY, drain=30)

@@ -142,7 +142,7 @@ def configuration(app: Any, *, drain: int) -> uvicorn.Config:
         limit_concurrency=MOST_CONNECTIONS,
         backlog=BACKLOG,
         h11_max_incomplete_event_size=MOST_HEAD_BYTES,
-        lifespan="off",
+        lifespan="auto",
     )
 
 

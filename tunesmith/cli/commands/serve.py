@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from tunesmith.data.user_cache import cache_dir
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.inference.serving.protocol import AnsweringEngine, Limits
+    from tunesmith.web.openai.shadow import ShadowRequest
     from tunesmith.web.server import OpenServer
 
     Sources = dict[str, list[Path]]  # model name -> its folders or GGUF files, oldest version first
@@ -61,10 +62,36 @@ def add(commands: Commands) -> None:
     parser.add_argument("--admin-token-file", type=Path, metavar="FILE", help=text)
     text = "file of ratings (default: thumbs.db in the folder of each run; for a base model, NAME-thumbs.db)"
     parser.add_argument("--store", type=Path, metavar="FILE", help=text)
+    _add_shadow(parser)
     add_thinking(parser)
     add_address(parser, port=PORT)
     add_common(parser)
     parser.set_defaults(run=run)
+
+
+def _add_shadow(parser: argparse.ArgumentParser) -> None:
+    """Add `--shadow` and its options."""
+    text = (
+        "paid OpenAI-compatible model that answers chats until RUN is shown to agree with it, and RUN from then on; "
+        "its key is read from TUNESMITH_SHADOW_KEY"
+    )
+    parser.add_argument("--shadow", default="", metavar="URL#MODEL", help=text)
+    text = "agreement that may be missing where RUN answers, as a fraction (default: %(default)s)"
+    parser.add_argument("--shadow-margin", type=float, default=0.05, metavar="SHARE", help=text)
+    text = "share of chats that always go to the paid model, to notice changes (default: %(default)s)"
+    parser.add_argument("--shadow-control", type=float, default=0.05, metavar="SHARE", help=text)
+    text = "price of a million tokens of the paid model, in and out, for the report"
+    parser.add_argument("--shadow-price", type=float, nargs=2, metavar=("IN", "OUT"), help=text)
+    text = "folder of figures and decisions (default: shadow in the folder of the run)"
+    parser.add_argument("--shadow-folder", type=Path, metavar="FOLDER", help=text)
+    parser.add_argument(
+        "--shadow-http", action="store_true", help="allow a paid model on another machine without https"
+    )
+    text = (
+        "keep the texts of compared chats, personal data masked: those sent with the header X-Tunesmith-Keep: yes, or "
+        "all but those with no (default: none)"
+    )
+    parser.add_argument("--keep-rows", choices=("none", "asked", "all"), default="none", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,6 +124,7 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
         check_engine(kind, *paths, offline=args.offline)
     hush()
     limits = _limits(args, kind)
+    asked = _shadow_of(args, sources)
     from tunesmith.annotation.thumbs import FILE, Thumbs
     from tunesmith.inference.serving.traffic_split import Splits
     from tunesmith.web.openai.app import POLICY, Api
@@ -119,13 +147,48 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
         thumbs = Thumbs(ratings_file)
         try:
             _check_thinking(engine, args.thinking)
-            place = url(sock, address)
-            say(engine, place, token)
-            app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs, thinking=args.thinking).app()
-            yield OpenServer(app, sock, place, token, policy, SHUTDOWN_SECONDS)
+            with asked.over(engine, log) if asked else nullcontext() as shadow:
+                place = url(sock, address)
+                say(engine, place, token)
+                api = Api(
+                    engine, splits=splits, metrics=Metrics(), thumbs=thumbs, thinking=args.thinking, shadow=shadow
+                )
+                yield OpenServer(api.app(), sock, place, token, policy, SHUTDOWN_SECONDS)
         finally:
             engine.close(SHUTDOWN_SECONDS)
             thumbs.close()
+
+
+def _shadow_of(args: argparse.Namespace, sources: Sources) -> ShadowRequest | None:
+    """Return what `--shadow` asks for, checked before models are loaded; None without it."""
+    if not args.shadow:
+        return None
+    from tunesmith.web.openai.shadow import ShadowRequest
+
+    (name, versions), *others = sources.items()
+    if others or len(versions) > 1:
+        raise UsageError("--shadow: expected one RUN, which learns to replace the paid model; serve others apart")
+    for name, value, most in (
+        ("margin", args.shadow_margin, 1),
+        ("control", args.shadow_control, 1),
+        *(("price", price, 1e6) for price in args.shadow_price or ()),
+    ):
+        if not 0 < value < most and (name, value) != ("price", 0):
+            raise UsageError(f"--shadow-{name} {value}: expected a number between 0 and {most:.0f}; see `serve --help`")
+    place = versions[0].parent if _is_gguf(versions[0]) else versions[0]
+    own = place / "shadow" if _is_run(place) or _is_gguf(versions[0]) else Path(f"{name}-shadow")
+    return ShadowRequest(
+        name,
+        versions[0],
+        args.shadow,
+        args.shadow_folder or own,
+        margin=args.shadow_margin,
+        control=args.shadow_control,
+        price=args.shadow_price,
+        keep=args.keep_rows,
+        offline=args.offline,
+        plain_http=args.shadow_http,
+    )
 
 
 def _check_thinking(engine: AnsweringEngine, thinking: bool | None) -> None:
@@ -288,4 +351,6 @@ def _show_address(engine: AnsweringEngine, address: str, token: str, args: argpa
     if token:
         show(f"API key: content of {args.token_file}")
     show(f"API key of /admin: content of {args.admin_token_file}")
+    if args.shadow:
+        show(f"chats go to {args.shadow} until {models[0]} is shown to agree with it; figures: {address}admin/shadow")
     show("Ctrl-C finishes running requests, then exits")

@@ -9,6 +9,7 @@ import re
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +22,8 @@ from tunesmith.data.files import read_json
 from tunesmith.errors import RecipeError, TunesmithError, briefly, key_of
 from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
 from tunesmith.inference.serving.protocol import AnsweringEngine, Busy, Model
-from tunesmith.inference.serving.request import AskError, UnknownModel
+from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
+from tunesmith.inference.serving.shadow.paid import PaidError
 from tunesmith.inference.serving.traffic_split import Splits
 from tunesmith.web.openai.metrics import Metrics
 from tunesmith.web.openai.requests import (
@@ -32,6 +34,7 @@ from tunesmith.web.openai.requests import (
     TextsRequest,
 )
 from tunesmith.web.openai.responses import CallSplitter, ChatCompletionBuilder, split_calls, wrong
+from tunesmith.web.openai.shadow import Shadow
 from tunesmith.web.openai.stream import CompletionStream, InternalError, Late
 from tunesmith.web.security import Refusal, RequestPolicy
 
@@ -74,6 +77,7 @@ class Api:
         metrics: counters of requests and tokens.
         thumbs: store of ratings sent to /feedback.
         thinking: whether models that can think do so unless a request says otherwise; None: as each was trained.
+        shadow: answers chats by a paid model, and by a tuned one where its agreement has been shown.
     """
 
     def __init__(
@@ -84,7 +88,9 @@ class Api:
         metrics: Metrics,
         thumbs: Thumbs,
         thinking: bool | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
+        self._shadow = shadow
         self._engine = engine
         self._splits = splits
         self._metrics = metrics
@@ -95,7 +101,7 @@ class Api:
         """Create the ASGI app, without FastAPI's documentation pages, which load scripts from a CDN."""
         from fastapi import FastAPI
 
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan)
         routes: Sequence[tuple[str, str, Handler]] = (
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._text),
@@ -110,12 +116,20 @@ class Api:
             ("POST", "/admin/load", self._load),
             ("POST", "/admin/unload", self._unload),
             ("POST", "/admin/rollback", self._roll_back),
+            ("GET", "/admin/shadow", self._show_shadow),
         )
         for method, path, handler in routes:
             app.add_route(path, self._guarded(path, handler), methods=[method])
         for status, text in FRAMEWORK_ERRORS.items():
             app.exception_handler(status)(_framework_error(status, text))
         return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+        """Finish comparisons in the background when the server ends."""
+        yield
+        if self._shadow is not None:
+            await self._shadow.close()
 
     def _guarded(self, path: str, handler: Handler) -> Handler:
         """Wrap a handler so that errors become responses and every response is counted."""
@@ -127,7 +141,9 @@ class Api:
             except (TunesmithError, ValidationError) as error:
                 status, body = _status_and_body(error)
                 answer = _json(body, status)
-                if status >= 500 and not isinstance(error, Unwritten):
+                if isinstance(error, PaidError):
+                    answer.headers.update({"retry-after": error.retry_after} if error.retry_after else {})
+                elif status >= 500 and not isinstance(error, Unwritten):
                     answer.headers["x-should-retry"] = "false"  # a retry would take as long again
             self._metrics.count_request(path, answer.status_code, time.perf_counter() - started)
             return answer
@@ -135,6 +151,10 @@ class Api:
         return answered
 
     async def _chat(self, request: Any) -> Any:
+        if self._shadow is not None:
+            answer = await self._shadow.chat(await request.body(), request.headers, self._asked)
+            if answer is not None:
+                return answer
         return await self._generate(request, await _parsed(ChatCompletionRequest, request))
 
     async def _text(self, request: Any) -> Any:
@@ -148,10 +168,7 @@ class Api:
         from fastapi.responses import StreamingResponse
 
         run = self._run(body.model, body.user)
-        thinking = self._thinking_mode(run, body)
-        sampling = run.sampling_for(thinking)
-        longest = min(sampling.max_new_tokens, self._engine.limits.new_tokens)
-        ask = body.ask(run.name, replace(sampling, max_new_tokens=longest), thinking=thinking)
+        ask = self._asked(run, body)
         stream = CompletionStream(request, lambda last: self._metrics.count_tokens(run.name, last))
         stream.ticket = self._engine.ask(ask, stream.on_chunk)
         builder = ChatCompletionBuilder(run.name, run.template, chat=ask.text is None)
@@ -171,6 +188,13 @@ class Api:
             last = piece
         text, calls = split_calls(text, ask.messages, run.template)
         return _json(builder.whole(text, scored, replace(last, thoughts=thoughts), calls))
+
+    def _asked(self, run: Model, body: ChatCompletionRequest | CompletionRequest) -> GenerationRequest:
+        """Convert a body to a request to a model, with its defaults."""
+        thinking = self._thinking_mode(run, body)
+        sampling = run.sampling_for(thinking)
+        longest = min(sampling.max_new_tokens, self._engine.limits.new_tokens)
+        return body.ask(run.name, replace(sampling, max_new_tokens=longest), thinking=thinking)
 
     async def _embeddings(self, request: Any) -> Any:
         body = await _parsed(TextsRequest, request)
@@ -258,6 +282,11 @@ class Api:
     async def _roll_back(self, request: Any) -> Any:
         body = await _parsed(ModelName, request)
         return _json(self._card(await asyncio.to_thread(self._engine.registry.roll_back, body.model)))
+
+    async def _show_shadow(self, request: Any) -> Any:
+        if self._shadow is None:
+            raise AskError("shadow: this server has none; start it with --shadow URL#MODEL")
+        return _json(await asyncio.to_thread(self._shadow.summary))
 
     def _thinking_mode(self, run: Model, body: ChatCompletionRequest | CompletionRequest) -> bool | None:
         """Return the mode of the prompt; raise AskError if the model does not have it, naming the key that was sent."""
@@ -348,6 +377,8 @@ def _status_and_body(error: Exception) -> tuple[int, Any]:
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(key_of(first["loc"]))[:100] or "body"
         return 400, wrong(f"{key}: {first['msg']}; see docs/reference/http-api.md")
+    if isinstance(error, PaidError):
+        return error.status, wrong(str(error), kind="server_error" if error.status >= 500 else "invalid_request_error")
     status, kind, code = next(values for exception, values in ERRORS.items() if isinstance(error, exception))
     # Messages about the request itself contain the client's own text, all others may contain paths of the server.
     about_request = isinstance(error, AskError | UnknownModel | Busy | Late | InternalError)

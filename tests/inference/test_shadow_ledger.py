@@ -1,0 +1,167 @@
+"""Decisions of a shadow, and its files: what a killed process leaves, what was changed, and how large they become."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tunesmith.errors import CheckpointError, DataError, StorageError
+from tunesmith.inference.serving.shadow import ledger as module
+from tunesmith.inference.serving.shadow.decision import GRID, MOST_PERIODS, Row, State
+from tunesmith.inference.serving.shadow.ledger import JOURNAL, ROWS, Ledger, read_state
+
+AGREED = Row("paid", 0.5, 0.97, 1.0, paid_seconds=0.5, tokens=(10, 2), cost=0.01)
+
+
+def asked(state: State, rows: int, seed: int, *, chance: dict[float, float], control: float = 0.05) -> list[int]:
+    """Send requests through the decision as the server does; the request after which each event came.
+
+    `chance` maps each confidence to the share of its rows that agree; the confidences are equally frequent.
+    """
+    rng = np.random.default_rng(seed)
+    levels = list(chance)
+    events = []
+    for i in range(rows):
+        confidence = levels[rng.integers(len(levels))]
+        if state.allows(confidence) and rng.random() >= control:
+            state.count(Row("tuned", 0.01, confidence), at=i)
+            continue
+        state.count(Row("paid", 0.5, confidence, float(rng.random() < chance[confidence])), at=i)
+        if event := state.due():
+            state.apply(event)
+            events.append(i + 1)
+    return events
+
+
+def test_only_the_confidences_that_agree_get_a_share():
+    state = State(margin=0.1)
+    asked(state, 1500, 0, chance={0.99: 1.0, 0.92: 0.99, 0.6: 0.5})
+    assert state.threshold in (0.7, 0.8, 0.9)
+    assert [event["kind"] for event in state.events] == ["allowed"] * len(state.events)
+    assert state.sums["reply tuned"][0] > 200
+
+
+def test_a_model_that_is_worse_than_the_margin_hardly_ever_gets_a_share():
+    # 60 seeds at 1 point below the limit: 5 % and three standard errors are 8. bench/shadow.py has the figures.
+    assert sum(bool(asked(State(margin=0.1), 300, seed, chance={0.96: 0.89, 0.5: 0.4})) for seed in range(60)) <= 8
+
+
+def test_a_fall_begins_again_and_then_more_has_to_be_shown():
+    state = State(margin=0.1)
+    asked(state, 400, 0, chance={0.99: 1.0})
+    needed = State(margin=0.1).needed()
+    assert state.threshold == 0.0
+    asked(state, 4000, 1, chance={0.99: 0.5})
+    assert [event["kind"] for event in state.events] == ["allowed", "fell"]
+    assert (state.threshold, state.attempt) == (None, 2)
+    assert state.needed() == pytest.approx(needed + np.log(3))
+
+
+def test_the_share_over_time_stays_short_and_loses_no_request():
+    state = State()
+    for i in range(7000):
+        state.count(Row("tuned" if i % 2 else "paid", 0.1), at=i)
+    assert len(state.periods) <= MOST_PERIODS
+    assert np.sum(state.periods, axis=0)[1:3].tolist() == [7000, 3500]
+    assert [at for at, *_ in state.periods] == sorted(at for at, *_ in state.periods)
+
+
+def test_the_state_survives_and_another_question_begins_again(tmp_path: Path):
+    ledger = Ledger(tmp_path, "a", 0.2)
+    for _ in range(60):
+        ledger.record(AGREED)
+    kept = ledger.state.model_dump()
+    assert ledger.state.threshold == 0.0
+    with pytest.raises(DataError, match="used by another server"):
+        Ledger(tmp_path, "a", 0.2)
+    ledger.close()
+    again = Ledger(tmp_path, "a", 0.2)
+    assert again.state.model_dump() == kept
+    again.close()
+    other = Ledger(tmp_path, "b", 0.1)
+    assert (other.state.threshold, other.state.attempt, other.state.margin) == (None, 2, 0.1)
+    other.close()
+
+
+def test_a_journal_becomes_not_larger_than_its_limit_and_forgets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(module, "MOST_ROW_BYTES", 1000)
+    ledger = Ledger(tmp_path, "a", 0.2)
+    for i in range(400):
+        ledger.record(Row("paid", 0.5, GRID[i % 7], i % 3 / 2))
+        ledger.keep([{"role": "user", "content": f"text {i}"}], {})
+    ledger.close()
+    assert read_state(tmp_path).model_dump() == ledger.state.model_dump()
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert max(sizes[JOURNAL], sizes["journal.1.jsonl"]) < 21_000
+    assert max(sizes[ROWS], sizes["rows.1.jsonl"]) < 1200
+    (tmp_path / JOURNAL).unlink()  # as after a kill between the two steps of a rotation
+    assert read_state(tmp_path).sums["reply paid"][0] > 200
+
+
+def test_every_row_that_was_acknowledged_before_a_kill_is_there(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from tests.inference.test_shadow_ledger import *\n"
+        f"ledger = Ledger(Path({str(tmp_path)!r}), 'a', 0.2)\n"
+        "for i in range(10**6):\n"
+        "    ledger.record(AGREED); ledger.keep([{'role': 'user', 'content': f'{i}'}], {}); print(i, flush=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = next(int(line) for line in process.stdout if int(line) >= 150)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    for path in (tmp_path / JOURNAL, tmp_path / ROWS):
+        with path.open("ab") as file:
+            file.write(b'{"kind": "row", "at": 3')  # torn by the kill
+    ledger = Ledger(tmp_path, "a", 0.2)
+    assert ledger.state.sums["reply paid"][0] > acknowledged
+    assert ledger.state.threshold == 0.0
+    ledger.record(AGREED)
+    ledger.close()
+    read_state(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / ROWS).read_text().splitlines()]
+    assert [row["messages"][0]["content"] for row in rows[: acknowledged + 1]] == [*map(str, range(acknowledged + 1))]
+
+
+def test_a_changed_journal_is_one_line(tmp_path: Path):
+    ledger = Ledger(tmp_path, "a", 0.2)
+    ledger.record(AGREED)
+    ledger.close()
+    text = (tmp_path / JOURNAL).read_text()
+    for changed in (text.replace("0.97", "0.98"), "[]\n", '{"kind": "state"}\n', '{"kind": "row", "at": 1}\n'):
+        (tmp_path / JOURNAL).write_text(changed)
+        with pytest.raises(CheckpointError, match=JOURNAL):
+            Ledger(tmp_path, "a", 0.2)
+
+
+def test_a_full_disk_leaves_whole_lines_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ledger = Ledger(tmp_path, "a", 0.2)
+    ledger.record(AGREED)
+    before = (tmp_path / JOURNAL).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "line_of", lambda record: "x" * 10**7)
+        import resource
+
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, limits[1]))
+        try:
+            with pytest.raises(StorageError):
+                ledger.record(AGREED)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, signal_before)
+    assert (tmp_path / JOURNAL).read_bytes() == before
+    assert ledger.state.sums["reply paid"][0] == 1
+    ledger.close()

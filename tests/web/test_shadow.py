@@ -1,0 +1,302 @@
+"""A tuned model in the shadow of a paid one, over HTTP with a stand-in for the paid server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.paid_stub import Paid, paid_stub
+from tests.served import HEAD, WRITES, engine_over, listening, save_run
+from tunesmith.errors import DataError
+from tunesmith.inference.saved_model import load
+from tunesmith.inference.serving.shadow.ledger import JOURNAL, ROWS, read_state
+from tunesmith.techniques import Lora
+from tunesmith.web.openai.shadow import Shadow, ShadowRequest
+
+KEY = "sk-of-the-paid-server-0123456789"
+LABELS = ("negative", "positive")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labeller and a run that writes."""
+    folder = tmp_path_factory.mktemp("runs")
+    save_run(folder / "head", Lora(rank=4), HEAD, kind="bert")
+    save_run(folder / "writes", Lora(rank=4), WRITES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labels(runs: Path) -> Callable[[str], str]:
+    """What the labeller says, as a paid model would; texts beginning with `!` get the other label."""
+    model = load(runs / "head")
+
+    def label(text: str) -> str:
+        said = model.classify(text).label
+        return LABELS[said == LABELS[0]] if text.startswith("!") else f"{said.title()}."
+
+    return label
+
+
+@dataclass
+class Place:
+    """A server with a shadow."""
+
+    url: str
+    shadow: Shadow
+    paid: Paid
+    said: list[str]
+
+    def chat(self, text: str, *, headers: Any = None, **more: Any) -> httpx2.Response:
+        body = {"model": "gpt", "messages": [{"role": "user", "content": text}], **more}
+        return httpx2.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=30)
+
+    def by(self, text: str) -> str:
+        """Who answers a text: paid-2026 or mine."""
+        return str(self.chat(text).json()["model"])
+
+    def settled(self) -> dict[str, Any]:
+        """The state after everything in the background was done."""
+        until = time.monotonic() + 60
+        while self.shadow._queue._unfinished_tasks:
+            assert time.monotonic() < until, "the background did not end"
+            time.sleep(0.01)
+        return self.shadow.summary()
+
+    def until_allowed(self) -> int:
+        """Ask until the tuned model has a share; the number of requests."""
+        for i in range(1000):
+            self.chat(f"text {i} of many")
+            if i % 10 == 0 and self.settled()["threshold"] is not None:
+                return i + 1
+        raise AssertionError("never allowed")
+
+
+@contextmanager
+def shadowed(run: Path, paid: Paid, folder: Path, **options: Any) -> Iterator[Place]:
+    """A server over a run in the shadow of a stand-in."""
+    engine, bugs = engine_over({"mine": [run]})
+    said: list[str] = []
+    request = ShadowRequest("mine", run, f"{paid.url}#gpt", folder, **{"margin": 0.2, **options})
+    rooms = {"mine": run, "gpt": run}
+    with request.over(engine, said.append) as shadow, listening(engine, bugs, rooms, {}, "", shadow) as found:
+        yield Place(found.url, shadow, paid, said)
+    assert bugs == []
+
+
+def test_the_share_grows_only_when_the_test_allows_a_planted_drop_sends_the_traffic_back_and_both_survive_a_restart(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path
+):
+    folder = tmp_path / "shadow"
+    with paid_stub(labels) as paid:
+        with shadowed(runs / "head", paid, folder, control=0.3, price=(1.0, 10.0)) as place:
+            needed = place.until_allowed()
+            found = place.settled()
+            (event,) = found["events"]
+            assert event["kind"] == "allowed"
+            # With nothing but agreement, the capital of the bets exceeds what is needed after two dozen rows.
+            assert 20 <= event["rows"] <= needed <= 60
+            assert found["requests"]["paid"] + found["requests"].get("tuned", 0) == needed
+        with shadowed(runs / "head", paid, folder, control=0.3, price=(1.0, 10.0)) as place:
+            assert place.settled()["threshold"] == event["from"]  # after the restart
+            answered = [place.by(f"more {i}") for i in range(80)]
+            assert 30 <= answered.count("mine") <= 75
+            cost = place.settled()
+            assert cost["cost_spent"] == pytest.approx(sum(cost["tokens"]) / 110 * 2e-4)
+            assert cost["cost_saved"][0] == pytest.approx(answered.count("mine") * 2e-4, rel=0.2)
+            planted = 0
+            while place.settled()["threshold"] is not None:  # the paid model now disagrees always
+                place.chat(f"!fallen {planted}")
+                planted += 1
+                assert planted < 200
+            found = place.settled()
+            assert [event["kind"] for event in found["events"]] == ["allowed", "fell"]
+            assert found["attempt"] == 2
+            assert {place.by(f"after {i}") for i in range(5)} == {"paid-2026"}
+        with shadowed(runs / "head", paid, folder, margin=0.1) as place:
+            assert place.settled()["attempt"] == 3  # another margin is another question
+
+
+def test_a_model_that_disagrees_never_answers_and_the_same_text_again_shows_nothing(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path
+):
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "shadow") as place:
+        for i in range(60):
+            assert place.by(f"{'!' if i % 3 == 0 else ''}text {i}") == "paid-2026"
+        assert max(row["evidence"] for row in place.settled()["shadow"]) < 3
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "again") as place:
+        for _ in range(60):
+            place.chat("the same")
+        assert place.settled()["shadow"][0]["rows"] == 1
+
+
+def test_what_reaches_the_paid_server_and_what_is_stored(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TUNESMITH_SHADOW_KEY", KEY)
+    text = "mail me at jane.doe@example.org, key sk-ant-abcdefghijklmnopqrstuvwx1234"
+    for keep, header, rows in (
+        ("none", "yes", 0), ("asked", "", 0), ("asked", "yes", 1), ("all", "no", 0), ("all", "", 1),
+    ):  # fmt: skip
+        folder = tmp_path / f"{keep}{header}"
+        with paid_stub(labels) as paid, shadowed(runs / "head", paid, folder, keep=keep) as place:
+            mine = {
+                "Authorization": "Bearer of-the-client",
+                "X-Tunesmith-Keep": header,
+                "X-Other": "1",
+                "Cookie": "a=b",
+            }
+            assert place.chat(text, headers=mine, user="jane", seed=7).status_code == 200
+            place.settled()
+            (sent,), (body,) = paid.headers, paid.bodies
+            assert sent["authorization"] == f"Bearer {KEY}"
+            assert not {"x-other", "cookie", "x-tunesmith-keep"} & set(sent)
+            assert body["seed"] == 7
+            paid.status = 429
+            refused = place.chat("x")
+            assert (refused.status_code, KEY in refused.text, "\n" in refused.json()["error"]["message"]) == (
+                429,
+                False,
+                False,
+            )
+            place.settled()
+        stored = (folder / ROWS).read_text().splitlines() if (folder / ROWS).exists() else []
+        assert len(stored) == rows
+        everything = "".join(path.read_text() for path in folder.iterdir())
+        assert not [word for word in ("jane", "sk-ant", KEY, "of-the-client") if word in everything]
+        assert (folder / JOURNAL).stat().st_mode & 0o077 == 0
+        if stored:
+            row = json.loads(stored[0])
+            assert row["messages"][0]["content"] == "mail me at <email>, key <secret>"
+            assert row["messages"][-1]["role"] == "assistant"
+            assert (row["agreement"], row["tuned"] in LABELS) == (1.0, True)
+
+
+def test_a_stream_passes_through_and_a_stream_of_the_tuned_model_has_the_same_shape(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path
+):
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "shadow", control=0.01) as place:
+        client = openai.OpenAI(base_url=f"{place.url}/v1", api_key="none", max_retries=0, timeout=30)
+
+        def stream(text: str, **more: Any) -> tuple[str, str, Any]:
+            messages: Any = [{"role": "user", "content": text}]
+            chunks = list(client.chat.completions.create(model="gpt", messages=messages, stream=True, **more))
+            said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            return chunks[0].model, said, chunks[-1].usage
+
+        assert stream("one") == ("paid-2026", labels("one"), None)
+        assert stream("two", stream_options={"include_usage": True})[2].completion_tokens == 10
+        found = place.settled()
+        assert (found["shadow"][0]["rows"], found["tokens"]) == (2, [200, 20])
+        place.until_allowed()
+        answers = {stream("three")[:2] for _ in range(4)}
+        assert ("mine", load(runs / "head").classify("three").label) in answers
+
+
+def test_a_paid_server_that_fails_is_one_line_and_the_tuned_model_answers_only_where_it_may(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path
+):
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "shadow", control=0.5) as place:
+        broken: list[tuple[str, Any, int]] = [
+            ("status", 500, 502), ("status", 401, 502), ("status", 429, 429), ("status", 400, 400), ("dies", True, 502),
+            ("answer", lambda _: b"[]", 502), ("answer", lambda _: b'{"choices": [{"message": 3}]}', 502),
+            ("answer", lambda _: b'{"choices": [1e999, NaN]}', 502), ("answer", lambda _: b"[" * 100_000, 502),
+            ("answer", lambda _: b"x" * (9 * 2**20), 502),
+        ]  # fmt: skip
+        for name, value, status in broken:
+            before = getattr(paid, name)
+            setattr(paid, name, value)
+            for stream in (False, True):
+                answer = place.chat("text", stream=stream)
+                said = answer.text
+                assert answer.status_code == status or (stream and '{"error"' in said) or said == "data: [DONE]\n\n"
+                assert "Traceback" not in said
+            setattr(paid, name, before)
+        images = [{"type": "image_url", "image_url": {"url": "x"}}]
+        body = {"model": "gpt", "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": images}]}
+        paid.answer = lambda _: "positive"
+        assert httpx2.post(f"{place.url}/v1/chat/completions", json=body).status_code == 200  # nothing to compare
+        assert place.settled()["shadow"][0]["rows"] == 0
+        paid.answer = labels
+        place.until_allowed()
+        paid.status = 500
+        answers = [place.chat(f"down {i}") for i in range(20)]
+        assert {(answer.status_code, answer.json()["model"]) for answer in answers} == {(200, "mine")}
+        assert place.said == []
+
+
+def test_many_threads_and_a_slow_shadow_neither_lose_rows_nor_delay_replies(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def slow(self: Shadow, body: Any) -> None:
+        import asyncio
+
+        await asyncio.sleep(1)
+
+    with paid_stub(lambda _: "positive") as paid:
+        with shadowed(runs / "head", paid, tmp_path / "all") as place, ThreadPoolExecutor(8) as threads:
+            list(threads.map(place.chat, [f"text {i}" for i in range(80)]))
+            assert place.settled()["requests"] == {"paid": 80}
+        assert read_state(tmp_path / "all").sums["reply paid"][0] == 80
+        monkeypatch.setattr(Shadow, "_tuned", slow)
+        monkeypatch.setattr("tunesmith.web.openai.shadow.MOST_WAITING", 4)
+        with shadowed(runs / "head", paid, tmp_path / "slow") as place:
+            started = time.perf_counter()
+            assert [place.chat(f"text {i}").status_code for i in range(20)] == [200] * 20
+            assert time.perf_counter() - started < 10  # the shadow alone would take 20 s
+            assert place.settled()["left_out"] >= 8
+
+
+def test_a_folder_that_cannot_be_written_fails_no_reply(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "shadow", keep="all") as place:
+        monkeypatch.setattr("tunesmith.inference.serving.shadow.ledger.JOURNAL", "x")
+        (tmp_path / "shadow" / JOURNAL).unlink()
+        (tmp_path / "shadow" / JOURNAL).mkdir()
+        assert [place.chat(f"text {i}").status_code for i in range(3)] == [200] * 3
+        assert place.settled()["failures"] == 3
+        assert "no reply is affected" in place.said[0]
+        assert "\n" not in place.said[0]
+        (tmp_path / "shadow" / JOURNAL).rmdir()
+
+
+def test_written_answers_are_compared_by_the_metric_of_the_run(runs: Path, tmp_path: Path):
+    model = load(runs / "writes")
+
+    def same(text: str) -> str:
+        return model.reply(text).text
+
+    with paid_stub(same) as paid, shadowed(runs / "writes", paid, tmp_path / "shadow") as place:
+        for i in range(6):
+            place.chat(f"hello {i}")
+        found = place.settled()
+        assert (found["metric"], found["shadow"][0]["rows"], found["shadow"][0]["agreement"]) == ("rouge_l", 6, 1.0)
+        paid.answer = lambda _: "quite another answer of ten words"
+        place.chat("another")
+        assert place.settled()["shadow"][0]["agreement"] < 0.95
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "problem"),
+    [
+        ("http://example.com/v1#gpt", {}, "--shadow-http"),
+        ("https://me:pw@example.com/v1#gpt", {}, "password"),
+        ("https://example.com/v1", {}, "no model is named"),
+        ("https://example.com/v1#gpt", {"offline": True}, "--offline"),
+        ("file:///etc/passwd#gpt", {}, "invalid server address"),
+    ],
+)
+def test_an_address_that_is_refused(address: str, options: Any, problem: str, tmp_path: Path):
+    with pytest.raises(DataError, match=problem):
+        ShadowRequest("mine", tmp_path, address, tmp_path, **options)

@@ -1,0 +1,195 @@
+"""Which requests a tuned model may answer alone, decided from its agreement with a paid model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from tunesmith.metrics.sequential import BETS, add_to_capital, confidence_sequence, log_evidence
+
+# Confidences from which the tuned model may answer alone. They divide all confidences into bands.
+GRID = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+STEPS = 101  # of agreement from 0 to 1 that are told apart; between two steps the lower one counts
+ERROR = 0.05  # probability that the tuned model ever answers where it agrees too seldom, in all attempts together
+PATIENCE = 500.0  # control rows until a false alarm, at least, even if agreement is exactly at the limit
+MOST_PERIODS = 100  # of the share over time; then two become one
+MOST_EVENTS = 100
+FEWEST = 20  # paid answers beside the tuned model's that stand for the others
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The figures of one request, without any text."""
+
+    by: str  # who answered: tuned, paid, both (the paid model, after the tuned one was not confident), nobody
+    seconds: float  # until the reply
+    confidence: float | None = None  # of the tuned model
+    agreement: float | None = None  # 0 to 1, if both models answered
+    repeated: bool = False  # the same text was compared before
+    paid_seconds: float | None = None
+    tokens: tuple[int, int] = (0, 0)  # in and out, as the paid server counts them
+    cost: float | None = None  # of the paid answer
+
+    def plain(self) -> dict[str, Any]:
+        """Return the row as JSON values, without empty ones."""
+        return {key: value for key, value in asdict(self).items() if value is not None and value is not False}
+
+
+class State(BaseModel):
+    """All that is decided and counted; it holds no text.
+
+    The tuned model answers from the band `floor` upwards, none if that is `len(GRID)`. Below the floor every row is
+    compared, above it a random share, so rows of both sides are never mixed: the floor falls to band i if the rows of
+    the bands from i to the floor agree. Then those above the new floor do, being a mixture of two sets that do.
+    """
+
+    identity: str = ""  # of both models and what is measured
+    margin: float = 0.05  # the tuned model answers where it agrees in 1 - margin
+    attempt: int = 1
+    floor: int = len(GRID)
+    table: list[list[int]] = [[0] * STEPS for _ in GRID]  # [bands, STEPS] rows of this attempt below the floor
+    control: list[int] = [0] * STEPS  # [STEPS] rows of this attempt above the floor that both answered
+    capital: list[float] = [0.0] * len(BETS)  # of the detector of a fall
+    sums: dict[str, list[float]] = {}  # number, sum and sum of squares: seconds by who answered, cost
+    tokens: list[int] = [0, 0]  # of the paid server, in and out
+    period: int = 20  # requests per period
+    periods: list[list[float]] = []  # Unix time, requests, answered by the tuned model, compared, sum of agreement
+    events: list[dict[str, Any]] = []
+
+    @property
+    def threshold(self) -> float | None:
+        """The confidence from which the tuned model answers alone, None for nowhere."""
+        return GRID[self.floor] if self.floor < len(GRID) else None
+
+    def allows(self, confidence: float) -> bool:
+        """Return whether the tuned model may answer alone."""
+        return self.threshold is not None and confidence >= self.threshold
+
+    def count(self, row: Row, *, at: float) -> None:
+        """Count a row at a Unix time."""
+        self._add(f"reply {row.by}", row.seconds)
+        self._add("cost", row.cost)
+        self.tokens = [kept + new for kept, new in zip(self.tokens, row.tokens, strict=True)]
+        self._count_period(row, at)
+        if row.agreement is None or row.confidence is None:
+            return
+        step = int(row.agreement * (STEPS - 1) + 1e-9)
+        if self.allows(row.confidence):
+            self._add("cost above", row.cost)
+            self._add("paid above", row.paid_seconds)
+            self.control[step] += 1
+            self.capital = add_to_capital(self.capital, step / (STEPS - 1), 1 - self.margin).tolist()
+        elif not (row.repeated and step == STEPS - 1):
+            # The same easy text again and again shows nothing new: it counts against the tuned model only.
+            self.table[int(np.searchsorted(GRID, row.confidence, side="right")) - 1][step] += 1
+
+    def due(self) -> dict[str, Any] | None:
+        """Return the event that the rows call for, if any: a larger share (`allowed`), or its end (`fell`)."""
+        if np.mean(self.capital) >= PATIENCE:
+            return {"kind": "fell", **_agreement(self.control)}
+        passed = np.flatnonzero(self.evidence() >= self.needed())
+        if not len(passed):
+            return None
+        floor = int(passed[0])
+        return {"kind": "allowed", "floor": floor, "from": GRID[floor], **_agreement(self._below()[floor])}
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Change the share: `allowed` lowers the floor; all others begin a new attempt without a share."""
+        self.events = [*self.events, dict(event)][-MOST_EVENTS:]
+        if event["kind"] == "allowed":
+            self.floor = int(event["floor"])
+            return
+        fresh = State()
+        self.attempt, self.floor = self.attempt + 1, fresh.floor
+        self.table, self.control, self.capital = fresh.table, fresh.control, fresh.capital
+
+    def evidence(self) -> NDArray[np.float64]:
+        """Return the evidence that the bands from i to the floor agree, nats, [floor]."""
+        return log_evidence(self._below(), 1 - self.margin)
+
+    def needed(self) -> float:
+        """Return the evidence that a band needs, nats.
+
+        The error is divided over all tests that may ever be made (Bonferroni): over the attempts by 1/(r (r + 1)),
+        whose sum is 1; half of it to the ranges up to the highest confidence, half to those below an earlier floor.
+        """
+        tests = len(GRID) if self.threshold is None else math.comb(len(GRID), 2)
+        return math.log(2 * tests * self.attempt * (self.attempt + 1) / ERROR)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what reports show; money and seconds with 95 % intervals."""
+        tuned, like = self._mean("reply tuned"), self._mean("cost above")
+        like = like if like[0] >= FEWEST else self._mean("cost")
+        n, mean, error = self._mean("paid above")
+        saved = [mean - tuned[1], math.hypot(error, tuned[2])] if tuned[0] and n >= FEWEST else None
+        replies = {name[6:]: self._mean(name) for name in self.sums if name.startswith("reply ")}
+        return {
+            "margin": self.margin,
+            "error": ERROR,
+            "threshold": self.threshold,
+            "attempt": self.attempt,
+            "requests": {by: values[0] for by, values in replies.items()},
+            "evidence_needed": round(self.needed(), 2),
+            "shadow": [
+                {"from": low, **_agreement(counts), "evidence": round(float(evidence), 2)}
+                for low, counts, evidence in zip(GRID, self._below(), self.evidence(), strict=False)
+            ],
+            "control": {**_agreement(self.control), "alarm": round(float(np.mean(self.capital)) / PATIENCE, 4)},
+            "tokens": self.tokens,
+            "cost_spent": self.sums["cost"][1] if "cost" in self.sums else None,
+            "cost_saved": _interval(like[1] * tuned[0], like[2] * tuned[0]) if like[0] else None,
+            "seconds": {by: _interval(mean, error) for by, (_, mean, error) in replies.items()},
+            "seconds_saved": _interval(*saved) if saved else None,
+            "periods": self.periods,
+            "events": self.events,
+        }
+
+    def _below(self) -> NDArray[np.int64]:
+        """Return the counts of the bands from i to the floor, [floor, STEPS]."""
+        table = np.array(self.table[: self.floor], dtype=np.int64).reshape(-1, STEPS)
+        return np.asarray(table[::-1].cumsum(axis=0)[::-1])
+
+    def _count_period(self, row: Row, at: float) -> None:
+        if not self.periods or self.periods[-1][1] >= self.period:
+            self.periods.append([at, 0, 0, 0, 0])
+        compared = row.agreement is not None
+        new = (0, 1, row.by == "tuned", compared, row.agreement or 0)
+        self.periods[-1] = [kept + value for kept, value in zip(self.periods[-1], new, strict=True)]
+        if len(self.periods) > MOST_PERIODS:
+            pairs = zip(self.periods[:-1:2], self.periods[1::2], strict=True)
+            joined = [
+                [first[0], *(a + b for a, b in zip(first[1:], second[1:], strict=True))] for first, second in pairs
+            ]
+            self.periods, self.period = [*joined, self.periods[-1]], 2 * self.period
+
+    def _add(self, name: str, value: float | None) -> None:
+        if value is not None:
+            n, total, squares = self.sums.get(name, (0, 0.0, 0.0))
+            self.sums[name] = [n + 1, total + value, squares + value * value]
+
+    def _mean(self, name: str) -> tuple[int, float, float]:
+        """Return number, mean and standard error."""
+        n, total, squares = self.sums.get(name, (0, 0.0, 0.0))
+        mean = total / n if n else 0.0
+        return int(n), mean, math.sqrt(max(0.0, squares / n - mean * mean) / (n - 1)) if n > 1 else math.inf
+
+
+def _agreement(counts: Any) -> dict[str, Any]:
+    """Return number of rows, mean agreement and its interval, for counts [STEPS]."""
+    rows = int(np.sum(counts))
+    if not rows:
+        return {"rows": 0, "agreement": None, "interval": None}
+    mean = float(np.dot(counts, np.linspace(0, 1, STEPS))) / rows
+    return {"rows": rows, "agreement": round(mean, 4), "interval": list(confidence_sequence(counts))}
+
+
+def _interval(mean: float, error: float) -> list[float | None]:
+    """Return a mean and its 95 % interval, which one row does not have."""
+    bounds = [mean - 1.96 * error, mean + 1.96 * error] if math.isfinite(error) else [None, None]
+    return [mean, *bounds]
