@@ -1,6 +1,6 @@
-"""`python -m bench.shadow [simulate|real]`: when a tuned model may replace a paid one, and how soon a fall is noticed.
+"""`python -m bench.shadow [simulate | real [RUN]]`: when a tuned model replaces a paid one, how soon a fall is noticed.
 
-`simulate` needs no model. `real` tunes the bundled encoder on 800 review rows and serves it in the shadow of a stand-in
+`simulate` needs no model. `real` tunes the bundled encoder on 399 review rows and serves it in the shadow of a stand-in
 that gives the label of the raters for the other rows.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -63,7 +64,10 @@ def simulate() -> None:
     rng = np.random.default_rng(7)
     graded = np.array([0.6, 0.7, 0.8, 0.88, 0.95, 0.98, 0.995])
     needed = np.array([first_share(graded, rng) for _ in range(SEEDS)])
-    print(f"\nagreement by band {graded.tolist()}: a share in {np.isfinite(needed).mean():.1%}, median {np.median(needed):.0f}")
+    print(
+        f"\nagreement by band {graded.tolist()}: a share in {np.isfinite(needed).mean():.1%}, "
+        f"median {np.median(needed):.0f} requests"
+    )
     print(f"\n{CONTROL:.0%} of the requests are compared after the share\n")
     print("| agreement after the share | noticed | median requests until it | 90 % after |\n|---|---|---|---|")
     for share in (0.99, 0.97, 0.95, 0.92, 0.90, 0.80, 0.70, 0.50, 0.0):
@@ -84,52 +88,76 @@ def whole(seed: int) -> bool:
     return bool(state.events)
 
 
-def real() -> None:
-    """Tune, serve in the shadow, and print what happened."""
+def real(run: Path | None = None) -> None:
+    """Tune, or take a run of these rows; serve it in the shadow, and print what happened."""
     rows = [json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
+    train, rows = rows[:399], rows[399:]
     np.random.default_rng(0).shuffle(rows)
     movies = [json.loads(line) for line in MOVIES.read_text(encoding="utf-8").splitlines()]
     movies = [row for row in movies if row["label"] in ("positive", "negative")]
     labels = {row["text"]: row["label"] for row in movies + rows}
-    with tempfile.TemporaryDirectory() as name, paid_stub(lambda text: labels[text], seconds=0.3) as paid:
+    with tempfile.TemporaryDirectory() as name, paid_stub(lambda text: labels[text], seconds=0.2) as paid:
         folder = Path(name)
-        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:800]), encoding="utf-8")
-        recipe = ["objective.kind=classify", "model=minilm-l6", "data.test=0.1", "data.validation=0.1", "data.group=group"]
-        tune = [sys.executable, "-m", "tunesmith", "tune", "train.jsonl", *(f"--set={key}" for key in recipe)]
-        subprocess.run([*tune, "--out", "run", "--offline"], cwd=folder, check=True, stdout=sys.stderr)
+        if run is None:
+            run = folder / "run"
+            (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train), encoding="utf-8")
+            settings = ("objective.kind=classify", "model=minilm-l6", "data.test=0.3", "data.validation=0.1")
+            recipe = [f"--set={key}" for key in (*settings, "data.group=group", "schedule.epochs=2")]
+            tune = [sys.executable, "-m", "tunesmith", "tune", "train.jsonl", *recipe, "--out", str(run), "--offline"]
+            subprocess.run(tune, cwd=folder, check=True, stdout=sys.stderr)
         shadow = ["--shadow", f"{paid.url}#gpt", "--shadow-price", "0.4", "1.6", "--shadow-margin", str(MARGIN)]
-        serve = [sys.executable, "-m", "tunesmith", "serve", "run", "--port", "0", "--json", "--offline", *shadow]
-        tokens = ["--admin-token-file", "admin.token"]
+        serve = [
+            sys.executable,
+            "-m",
+            "tunesmith",
+            "serve",
+            f"run={run.resolve()}",
+            "--port",
+            "0",
+            "--json",
+            "--offline",
+            *shadow,
+        ]
+        tokens = ["--admin-token-file", "admin.token", "--shadow-folder", "shadow"]
         with subprocess.Popen([*serve, *tokens], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             url = ""
             while not url:
                 url = (re.findall(r'"url": "([^"]+)"', process.stdout.readline()) or [""])[0]
             key = (folder / "admin.token").read_text().strip()
-            stages = (("reviews", rows[800:]), ("movies", movies[:1500]), ("a third of the labels changed", movies[1500:]))
+            stages = (
+                ("reviews", rows[800:]),
+                ("movies", movies[:1500]),
+                ("a third of the labels changed", movies[1500:]),
+            )
             with httpx2.Client(timeout=60) as client:
                 for stage, traffic in stages:
                     if stage.startswith("a third"):
                         swap = {"positive": "negative", "negative": "positive"}
                         labels.update({row["text"]: swap[row["label"]] for row in traffic[::3]})
-                    report(stage, traffic, client, url, key)
+                    report(stage, traffic, client, url=url, key=key)
             process.terminate()
 
 
-def report(stage: str, traffic: list[dict[str, str]], client: httpx2.Client, url: str, key: str) -> None:
+def report(stage: str, traffic: list[dict[str, str]], client: httpx2.Client, *, url: str, key: str) -> None:
     """Send the rows of a stage and print the state of the shadow."""
     began = time.time()
-    mine, right = 0, 0
-    for row in traffic:
+
+    def ask(row: dict[str, str]) -> tuple[bool, bool]:
         body = {"model": "gpt", "messages": [{"role": "user", "content": row["text"]}]}
         answer = client.post(f"{url}/chat/completions", json=body).json()
-        if answer["model"] == "run":
-            mine += 1
-            right += answer["choices"][0]["message"]["content"] == row["label"]
-    time.sleep(2)
+        return answer["model"] == "run", answer["choices"][0]["message"]["content"] == row["label"]
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(ask, traffic))
+    mine, right = sum(own for own, _ in answers), sum(own and same for own, same in answers)
+    time.sleep(3)
     page = client.get(f"{url.removesuffix('v1')}admin/shadow", headers={"Authorization": f"Bearer {key}"}).json()
     print(f"\n## {stage}: {len(traffic)} requests in {time.time() - began:.0f} s")
-    print(f"answered by the tuned model {mine} ({mine / len(traffic):.1%}), of them as the raters {right / max(1, mine):.1%}")
+    print(
+        f"answered by the tuned model {mine} ({mine / len(traffic):.1%}), "
+        f"of them as the raters {right / max(1, mine):.1%}"
+    )
     for name in ("threshold", "attempt", "requests", "control", "cost_spent", "cost_saved", "seconds", "seconds_saved"):
         print(f"{name}: {page[name]}")
     for row in [*page["shadow"], *page["events"]]:
@@ -139,5 +167,7 @@ def report(stage: str, traffic: list[dict[str, str]], client: httpx2.Client, url
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for part in sys.argv[1:] or ["simulate", "real"]:
-        {"simulate": simulate, "real": real}[part]()
+    if sys.argv[1:2] != ["real"]:
+        simulate()
+    if sys.argv[1:2] != ["simulate"]:
+        real(*map(Path, sys.argv[2:3]))

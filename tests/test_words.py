@@ -43,7 +43,7 @@ PATTERNS = (
     r"\bbrought\b|\bwould (bring|buy)\b",
     r"\b(data|gate|rows?|recipe|file|report|page|library|journal)s? says?\b|\bsays? (no|nothing)\b",
     r"\bsurely\b",
-    r"\bby heart\b|\bgrave\b|\bpaid\b",
+    r"\bby heart\b|\bgrave\b|\bpaid\b(?![ -](model|server|answer|one)s?\b| \d)",
     r"(?<!there )\b(is|are|holds) no (?!longer\b|more\b|effect\b)[a-z]+",
     r"\bfaults?\b",
     r"\b(draw|draws|drawn|drew)\b",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,13 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from fastapi.testclient import TestClient
 
 from tests.paid_stub import Paid, paid_stub
 from tests.served import HEAD, WRITES, engine_over, listening, save_run
+from tunesmith.cli.commands.serve import add, opened
+from tunesmith.cli.options import UsageError
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
 from tunesmith.inference.saved_model import load
 from tunesmith.inference.serving.shadow.ledger import JOURNAL, ROWS, read_state
@@ -144,7 +149,7 @@ def test_what_reaches_the_paid_server_and_what_is_stored(
     runs: Path, labels: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TUNESMITH_SHADOW_KEY", KEY)
-    text = "mail me at jane.doe@example.org, key sk-ant-abcdefghijklmnopqrstuvwx1234"
+    text = "mail me at jane.doe@gmail.com, key sk-ant-abcdefghijklmnopqrstuvwx1234"
     for keep, header, rows in (
         ("none", "yes", 0), ("asked", "", 0), ("asked", "yes", 1), ("all", "no", 0), ("all", "", 1),
     ):  # fmt: skip
@@ -243,7 +248,7 @@ def test_many_threads_and_a_slow_shadow_neither_lose_rows_nor_delay_replies(
 
         await asyncio.sleep(1)
 
-    with paid_stub(lambda _: "positive") as paid:
+    with paid_stub(lambda _: "neither") as paid:
         with shadowed(runs / "head", paid, tmp_path / "all") as place, ThreadPoolExecutor(8) as threads:
             list(threads.map(place.chat, [f"text {i}" for i in range(80)]))
             assert place.settled()["requests"] == {"paid": 80}
@@ -275,7 +280,7 @@ def test_written_answers_are_compared_by_the_metric_of_the_run(runs: Path, tmp_p
     model = load(runs / "writes")
 
     def same(text: str) -> str:
-        return model.reply(text).text
+        return model.reply([Message("user", text)]).text
 
     with paid_stub(same) as paid, shadowed(runs / "writes", paid, tmp_path / "shadow") as place:
         for i in range(6):
@@ -300,3 +305,35 @@ def test_written_answers_are_compared_by_the_metric_of_the_run(runs: Path, tmp_p
 def test_an_address_that_is_refused(address: str, options: Any, problem: str, tmp_path: Path):
     with pytest.raises(DataError, match=problem):
         ShadowRequest("mine", tmp_path, address, tmp_path, **options)
+
+
+def test_the_command_serves_a_shadow_and_prints_its_figures_at_the_end(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def serve(*options: str) -> Any:
+        parser = argparse.ArgumentParser()
+        add(parser.add_subparsers())  # type: ignore[arg-type]
+        tokens = ["--admin-token-file", str(tmp_path / "admin"), "--shadow-folder", str(tmp_path / "shadow")]
+        return parser.parse_args(["serve", f"mine={runs / 'head'}", "--port", "0", "--offline", *tokens, *options])
+
+    with paid_stub(labels) as paid:
+        asked = serve("--shadow", f"{paid.url}#gpt", "--shadow-price", "0.4", "1.6", "--shadow-margin", "0.1")
+        with opened(asked, say=lambda engine, place, token: None) as made:
+            client = TestClient(made.app)
+            with client:
+                body = {"model": "mine", "messages": [{"role": "user", "content": "text"}]}
+                for _ in range(3):
+                    assert client.post("/v1/chat/completions", json=body).json()["model"] == "paid-2026"
+            assert client.get("/admin/shadow").json()["requests"] == {"paid": 3}
+        said = capsys.readouterr().out
+        assert "chats by who answered: paid 3 (100%" in said
+        assert "mine answers where the evidence for 90%" in said
+        for options, problem in (
+            (("--shadow-margin", "0"), "--shadow-margin 0.0"),
+            (("--shadow-price", "-1", "2"), "--shadow-price -1.0"),
+            ((), "expected one RUN"),
+        ):
+            args = serve("--shadow", f"{paid.url}#gpt", *options)
+            args.runs += [] if options else [f"other={runs / 'head'}"]
+            with pytest.raises(UsageError, match=problem), opened(args, say=lambda engine, place, token: None):
+                pass

@@ -51,7 +51,7 @@ def confidence_sequence(counts: ArrayLike, *, level: float = 0.95) -> tuple[floa
     def lowest(counts: FloatArray) -> float:
         """Return the greatest mean that is refuted as too low; the evidence falls with the mean."""
         return MEANS[
-            bisect_left(MEANS, True, hi=len(MEANS) - 1, key=lambda mean: log_evidence(counts, mean) < needed) - 1
+            bisect_left(MEANS, True, hi=len(MEANS) - 1, key=lambda mean: bool(log_evidence(counts, mean) < needed)) - 1
         ]
 
     return lowest(table), round(1 - lowest(table[::-1]), 4)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import DeprecatedOption, UsageError, add_common, add_engine, add_thinking
 from tunesmith.cli.page_server import add_address
-from tunesmith.cli.terminal import hush, log, publish, show
+from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.user_cache import cache_dir
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def add(commands: Commands) -> None:
 def _add_shadow(parser: argparse.ArgumentParser) -> None:
     """Add `--shadow` and its options."""
     text = (
-        "paid OpenAI-compatible model that answers chats until RUN is shown to agree with it, and RUN from then on; "
+        "paid model with OpenAI's API that answers chats until RUN is shown to agree with it, and RUN from then on; "
         "its key is read from TUNESMITH_SHADOW_KEY"
     )
     parser.add_argument("--shadow", default="", metavar="URL#MODEL", help=text)
@@ -153,7 +153,11 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
                 api = Api(
                     engine, splits=splits, metrics=Metrics(), thumbs=thumbs, thinking=args.thinking, shadow=shadow
                 )
-                yield OpenServer(api.app(), sock, place, token, policy, SHUTDOWN_SECONDS)
+                try:
+                    yield OpenServer(api.app(), sock, place, token, policy, SHUTDOWN_SECONDS)
+                finally:
+                    if shadow is not None and not args.json:
+                        _show_shadow(shadow.summary())
         finally:
             engine.close(SHUTDOWN_SECONDS)
             thumbs.close()
@@ -168,13 +172,10 @@ def _shadow_of(args: argparse.Namespace, sources: Sources) -> ShadowRequest | No
     (name, versions), *others = sources.items()
     if others or len(versions) > 1:
         raise UsageError("--shadow: expected one RUN, which learns to replace the paid model; serve others apart")
-    for name, value, most in (
-        ("margin", args.shadow_margin, 1),
-        ("control", args.shadow_control, 1),
-        *(("price", price, 1e6) for price in args.shadow_price or ()),
-    ):
-        if not 0 < value < most and (name, value) != ("price", 0):
-            raise UsageError(f"--shadow-{name} {value}: expected a number between 0 and {most:.0f}; see `serve --help`")
+    shares = [("margin", args.shadow_margin, 1), ("control", args.shadow_control, 1)]
+    for option, value, most in [*shares, *(("price", price, 10**6) for price in args.shadow_price or ())]:
+        if not 0 < value < most and (option, value) != ("price", 0):
+            raise UsageError(f"--shadow-{option} {value}: expected a number between 0 and {most}; see `serve --help`")
     place = versions[0].parent if _is_gguf(versions[0]) else versions[0]
     own = place / "shadow" if _is_run(place) or _is_gguf(versions[0]) else Path(f"{name}-shadow")
     return ShadowRequest(
@@ -189,6 +190,46 @@ def _shadow_of(args: argparse.Namespace, sources: Sources) -> ShadowRequest | No
         offline=args.offline,
         plain_http=args.shadow_http,
     )
+
+
+def _show_shadow(page: Mapping[str, Any]) -> None:
+    """Print the figures of a shadow."""
+    from tunesmith.report.formatting import bounds, count, duration, price, share
+
+    requests, model = page["requests"], page["model"]
+    total = max(1, sum(requests.values()))
+    if page["shadow"]:
+        cells = [
+            (
+                f"{row['from']:.2f}",
+                count(row["rows"]),
+                share(row["agreement"]),
+                bounds(row["interval"]),
+                str(row["evidence"]),
+            )
+            for row in page["shadow"]
+        ]
+        show_table(("confidence from", "rows>", "agreement>", "95 % interval", "evidence>"), cells)
+        show(f"{model} answers where the evidence for {1 - page['margin']:.0%} reaches {page['evidence_needed']}")
+    if page["threshold"] is not None:
+        control = page["control"]
+        text = (
+            f"agreement {share(control['agreement'])} ({bounds(control['interval'])})"
+            if control["rows"]
+            else "none yet"
+        )
+        show(f"{model} answers from confidence {page['threshold']}; {control['rows']} control rows: {text}")
+    parts = [f"{by} {count(n)} ({n / total:.0%}, {duration(page['seconds'][by][0])})" for by, n in requests.items()]
+    show(f"chats by who answered: {', '.join(parts)}")
+    periods = [f"{tuned / max(1, n):.0%}" for _, n, tuned, *_ in page["periods"]]
+    show(f"share of {model} over time: {' '.join(periods[:: max(1, len(periods) // 12)])}")
+    if page["cost_spent"] is not None and page["cost_saved"]:
+        saved, low, high = page["cost_saved"]
+        within = f" ({price(low)} to {price(high)})" if low is not None else ""
+        show(f"spent {price(page['cost_spent'])}, saved {price(saved)}{within}")
+    if page["seconds_saved"]:
+        saved, low, high = page["seconds_saved"]
+        show(f"a reply of {model} is {saved:.2f} s faster ({low:.2f} to {high:.2f} s)")
 
 
 def _check_thinking(engine: AnsweringEngine, thinking: bool | None) -> None:

@@ -40,7 +40,7 @@ MakeRequest = Callable[[Model, ChatCompletionRequest], GenerationRequest]
 
 @dataclass(frozen=True, slots=True)
 class ShadowRequest:
-    """What a server is asked to do. Raises DataError if the address of the paid model is refused."""
+    """The options of a shadow. Raises DataError if the address of the paid model is refused."""
 
     name: str  # of the tuned model
     source: Path
@@ -87,7 +87,7 @@ class ShadowRequest:
 
 @dataclass(frozen=True, slots=True)
 class TunedAnswer:
-    """What the tuned model answered."""
+    """An answer of the tuned model."""
 
     text: str  # with its tool calls
     confidence: float
@@ -338,7 +338,7 @@ class Shadow:
             self._failed(f"shadow: {line} ({self._failures} failures so far; no reply is affected)")
 
     def _was_seen(self, body: ChatCompletionRequest) -> bool:
-        """Return whether the same messages were compared since the start."""
+        """Return whether the same messages were compared since startup."""
         text = "\0".join(f"{turn.role}\0{turn.text}" for turn in body.messages)
         digest = hashlib.blake2b(text.encode(errors="replace"), key=self._key, digest_size=12).digest()
         seen = digest in self._seen

@@ -1,4 +1,4 @@
-"""Which requests a tuned model may answer alone, decided from its agreement with a paid model."""
+"""Decision which requests a tuned model may answer alone, from its agreement with a paid model."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tunesmith.metrics.sequential import BETS, add_to_capital, confidence_sequen
 
 # Confidences from which the tuned model may answer alone. They divide all confidences into bands.
 GRID = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
-STEPS = 101  # of agreement from 0 to 1 that are told apart; between two steps the lower one counts
+STEPS = 101  # of agreement from 0 to 1 that are distinguished; between two steps the lower one counts
 ERROR = 0.05  # probability that the tuned model ever answers where it agrees too seldom, in all attempts together
 PATIENCE = 500.0  # control rows until a false alarm, at least, even if agreement is exactly at the limit
 MOST_PERIODS = 100  # of the share over time; then two become one
 MOST_EVENTS = 100
-FEWEST = 20  # paid answers beside the tuned model's that stand for the others
+FEWEST = 20  # control rows from which the others are estimated
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """The figures of one request, without any text."""
 
-    by: str  # who answered: tuned, paid, both (the paid model, after the tuned one was not confident), nobody
+    by: str  # who answered; `both` is the paid model after the tuned one
     seconds: float  # until the reply
     confidence: float | None = None  # of the tuned model
     agreement: float | None = None  # 0 to 1, if both models answered
@@ -42,7 +42,7 @@ class Row:
 
 
 class State(BaseModel):
-    """All that is decided and counted; it holds no text.
+    """All that is decided and counted; it contains no text.
 
     The tuned model answers from the band `floor` upwards, none if that is `len(GRID)`. Below the floor every row is
     compared, above it a random share, so rows of both sides are never mixed: the floor falls to band i if the rows of
@@ -82,7 +82,7 @@ class State(BaseModel):
         step = int(row.agreement * (STEPS - 1) + 1e-9)
         if self.allows(row.confidence):
             self._add("cost above", row.cost)
-            self._add("paid above", row.paid_seconds)
+            self._add("seconds above", row.paid_seconds)
             self.control[step] += 1
             self.capital = add_to_capital(self.capital, step / (STEPS - 1), 1 - self.margin).tolist()
         elif not (row.repeated and step == STEPS - 1):
@@ -126,7 +126,7 @@ class State(BaseModel):
         """Return what reports show; money and seconds with 95 % intervals."""
         tuned, like = self._mean("reply tuned"), self._mean("cost above")
         like = like if like[0] >= FEWEST else self._mean("cost")
-        n, mean, error = self._mean("paid above")
+        n, mean, error = self._mean("seconds above")
         saved = [mean - tuned[1], math.hypot(error, tuned[2])] if tuned[0] and n >= FEWEST else None
         replies = {name[6:]: self._mean(name) for name in self.sums if name.startswith("reply ")}
         return {

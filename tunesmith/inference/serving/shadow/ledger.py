@@ -126,7 +126,7 @@ def read_state(folder: Path) -> State:
 
 
 def _follow(state: State, record: Mapping[str, Any]) -> None:
-    """Do to a state what a record of the journal says."""
+    """Apply a record of the journal to a state."""
     if record["kind"] == "row":
         state.count(Row(**{key: value for key, value in record.items() if key not in ("kind", "at")}), at=record["at"])
         return

@@ -35,7 +35,7 @@ NO_CHAT = PaidError("the answer is not a chat completion", "check its address")
 
 @dataclass(slots=True)
 class PaidAnswer:
-    """What the paid model answered, so far."""
+    """The answer of the paid model, so far."""
 
     text: str = ""
     calls: dict[int, dict[str, str]] = field(default_factory=dict)  # name and arguments by index
