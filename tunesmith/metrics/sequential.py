@@ -58,9 +58,9 @@ def confidence_sequence(counts: ArrayLike, *, level: float = 0.95) -> tuple[floa
 
 
 def add_to_capital(capital: ArrayLike, value: float, limit: float) -> FloatArray:
-    """Add a value in [0, 1] to a detector of a mean below `limit`, and return its state, [bets], at first zeros.
+    """Add a `value` in [0, 1] to a detector of a mean below `limit`; return its new `capital` [bets], at first zeros.
 
-    While the mean is at the limit or above, the mean of the state reaches a number n after n values or more on average.
+    While the mean is at the limit or above, the mean capital reaches a number n after n values or more on average.
 
     Source: Shin, Ramdas and Rinaldo 2024, "E-detectors", arXiv 2203.03532: the mean of CUSUM statistics over the bets.
     """
