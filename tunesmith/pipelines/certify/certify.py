@@ -22,7 +22,7 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError, TemplateError, TunesmithError, briefly
 from tunesmith.events import EventHandler, StageStarted, ignore
 from tunesmith.inference.export.gguf_writer import write_gguf
-from tunesmith.inference.llamacpp import EXTRA, LlamaCpp
+from tunesmith.inference.llamacpp import LlamaCpp, find_converter
 from tunesmith.models.attention.packed import state_tolerance, states_alone
 from tunesmith.models.batch import pack
 from tunesmith.models.certificate import (
@@ -278,16 +278,17 @@ class Subject:
         return Measured(outcome="passed", note=f"{tokens.learned} of {len(tokens.ids)} tokens of the probe chat")
 
     def _gguf(self) -> Measured:
+        try:
+            find_converter()
+        except ModelError as error:
+            return Measured(outcome="not measured", note=str(error))
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
             file = Path(folder) / "model.gguf"
             try:
                 write_gguf(self.network, self.base.tokenizer, file, kind="f16", name=self.base.name)
             except ModelError as error:
                 return Measured(outcome="refused", note=str(error).removeprefix(f"{self.base.name}: "))
-            try:
-                program = LlamaCpp(file, threads=torch.get_num_threads(), positions=POSITIONS, slots=1)
-            except ModelError:
-                return Measured(outcome="not measured", note=EXTRA)
+            program = LlamaCpp(file, threads=torch.get_num_threads(), positions=POSITIONS, slots=1)
             theirs = program.answers(self.prompts, longest=WORDS)
         sampling = Sampling(temperature=0.0, max_new_tokens=WORDS)
         answers = generate(self.policy, self.prompts, sampling=sampling, template=self.template)

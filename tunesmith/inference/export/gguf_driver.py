@@ -1,0 +1,103 @@
+"""The process that runs llama.cpp's own converter: `python -m tunesmith.inference.export.gguf_driver JOB`.
+
+The converter comes with its own version of the package `gguf`, and imports whatever a family needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import runpy
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+CALLS = "tokenizer_calls.json"
+REFUSED = "refused: "  # begins the last line of stderr if the model cannot be expressed
+
+
+def main(job: dict[str, Any]) -> None:
+    """Convert a model in the format of transformers, or an adapter in that of PEFT with the configuration of its base.
+
+    Args:
+        job: `converter`, folder of llama.cpp's scripts; `folder`, of the model or the adapter; `file` to write;
+            `memory`, the limit in bytes; for a model `kind`, f16, q8_0 or q4_0, and `name`.
+    """
+    with suppress(ImportError, ValueError):  # not on Windows; a lower limit may be in force
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (job["memory"], job["memory"]))
+    root = Path(job["converter"])
+    sys.path.insert(0, str(root))
+    conversion: Any = importlib.import_module("conversion")  # it puts its own gguf first
+    conversion.ModelBase.no_mtp = True  # transformers neither loads nor writes layers that predict further tokens
+    if "kind" not in job:
+        sys.argv = ["", "--base", job["folder"], "--outfile", job["file"], job["folder"]]
+        runpy.run_path(str(root / "convert_lora_to_gguf.py"), run_name="__main__")
+        return
+    hparams = _with_former_keys(conversion.ModelBase.load_hparams(Path(job["folder"]), False))
+    architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+    try:
+        family = conversion.get_model_class(architecture)
+    except NotImplementedError:
+        _refuse(f"llama.cpp does not know {architecture}")
+    types: Any = importlib.import_module("gguf").LlamaFileType
+    kind = types.MOSTLY_F16 if job["kind"] == "f16" else types.MOSTLY_Q8_0
+    model = family(Path(job["folder"]), kind, Path(job["file"]), model_name=job["name"], hparams=hparams)
+    inner = getattr(model, "impl", model)
+    inner.set_vocab = lambda: _write_tokenizer(inner)
+    if job["kind"] == "q4_0":
+        inner.tensor_force_quant = _four_bits
+    model.write()
+
+
+def _refuse(problem: str) -> NoReturn:
+    sys.exit(REFUSED + problem)
+
+
+def _with_former_keys(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Add the keys under which transformers 4 stored values, which the converter still reads for some families."""
+    rope = hparams.get("rope_parameters") or {}
+    former = {"n_ctx": hparams.get("n_positions"), "rotary_pct": rope.get("partial_rotary_factor")}
+    if hparams.get("num_attention_heads") and "hidden_size" in hparams:
+        former["head_dim"] = hparams["hidden_size"] // hparams["num_attention_heads"]
+    return {key: value for key, value in former.items() if value is not None} | hparams
+
+
+def _four_bits(_name: str, title: str, _layer: int | None, _dimensions: int) -> Any:
+    """Store the matrices of attention and feed-forward layers in 4 bits, which the converter does not offer."""
+    part = title.split(".")[-2]
+    types: Any = importlib.import_module("gguf").GGMLQuantizationType
+    return part.startswith(("attn_", "ffn_")) and not part.startswith("ffn_gate_inp") and types.Q4_0
+
+
+def _write_tokenizer(model: Any) -> None:
+    """Write the tokenizer, with llama.cpp's own name of its pre-tokenizer if it is a published one."""
+    words = model.gguf_writer.tensors[0]["token_embd.weight"].shape[0]  # of Gemma 3, only those of the tokenizer
+    for call, value in json.loads((model.dir_model / CALLS).read_text(encoding="utf-8")):
+        if call in ("add_token_list", "add_token_types", "add_token_scores"):
+            value = value[:words]
+        if call == "add_tokenizer_pre" and value != "default":
+            try:
+                value = model.get_vocab_base_pre(_Encoder(model.dir_model / "tokenizer.json"))
+            except NotImplementedError:
+                if not value:
+                    _refuse("llama.cpp has no pre-tokenizer that splits text as this tokenizer does")
+        getattr(model.gguf_writer, call)(value)
+
+
+class _Encoder:
+    """What the converter needs of a tokenizer to recognize it."""
+
+    def __init__(self, file: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(file))
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text).ids)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
