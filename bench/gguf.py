@@ -71,10 +71,9 @@ def tokenizer_of(name: str, folder: Path | None) -> PreTrainedTokenizerFast:
     place = locate(BUNDLED, offline=True) if bundled or folder is None else folder / title
     made: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(place)
     if not made.chat_template:
-        known = "<|im_end|>" in made.get_vocab()
-        made.chat_template = (
-            CHATML if known else CHATML.replace("<|im_start|>", "# ").replace("<|im_end|>", made.eos_token)
-        )
+        end, begin = made.eos_token, "{{ bos_token }}" if made.bos_token else ""
+        plain = begin + CHATML.replace("<|im_start|>", "# ").replace("<|im_end|>", end)
+        made.chat_template = CHATML if "<|im_end|>" in made.get_vocab() else plain
     made.name_or_path = BUNDLED if bundled else title
     return made
 
@@ -155,7 +154,7 @@ def convert(names: Sequence[str], root: Path) -> None:
     jobs = [
         shared | {"folder": str(root / name / part), "file": str(root / name / f"{part}.gguf")} | options
         for name in names
-        for part, options in (("model", {"kind": "f16", "name": name}), ("adapter", {}))
+        for part, options in (("model", {"kind": "f16", "name": name, "slides": False}), ("adapter", {}))
         if any((root / name / part).iterdir())
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

@@ -63,7 +63,7 @@ def test_no_two_rules_cut_the_telling_text_alike():
     assert len(cuts) == len(RULES)
 
 
-@pytest.mark.parametrize("kind", ["gemma", pytest.param("phi3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["gemma", pytest.param("granite", marks=pytest.mark.slow)])
 def test_other_families_answer_the_same_in_llama_cpp_alone_and_with_an_adapter(kind: str, tmp_path: Path):
     made = base(kind)
     write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import CheckpointError, RecipeError, Refused
+from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.evaluation.retention import items, spread
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.export.formats import GGUF, merged, refuse, write_adapter, write_file, write_merged
@@ -173,7 +174,12 @@ def export(
             write_folder(out, lambda half: write_file(model, half, dtype=request.dtype, name=name))
     on_event(StageStarted(f"comparing the original and {PROGRAMS[request.kind]}"))
     began = time.perf_counter()
-    agreements = _compare(folder, request, out, rows, offline=offline)
+    try:
+        agreements = _compare(folder, request, out, rows, offline=offline)
+    except ModelError:
+        if request.kind == "gguf":  # llama.cpp cannot open it
+            shutil.rmtree(out)
+        raise
     result = Export(
         format=request.name,
         folder=str(out),

@@ -22,7 +22,8 @@ def main(job: dict[str, Any]) -> None:
 
     Args:
         job: `converter`, folder of llama.cpp's scripts; `folder`, of the model or the adapter; `file` to write;
-            `memory`, the limit in bytes; for a model `kind`, f16, q8_0 or q4_0, and `name`.
+            `memory`, the limit in bytes; for a model `kind`, f16, q8_0 or q4_0, `name`, and whether it `slides`: some
+            of its layers have a sliding attention window.
     """
     with suppress(ImportError, ValueError):  # not on Windows; a lower limit may be in force
         import resource
@@ -46,7 +47,7 @@ def main(job: dict[str, Any]) -> None:
     kind = types.MOSTLY_F16 if job["kind"] == "f16" else types.MOSTLY_Q8_0
     model = family(Path(job["folder"]), kind, Path(job["file"]), model_name=job["name"], hparams=hparams)
     inner = getattr(model, "impl", model)
-    inner.set_vocab = lambda: _write_tokenizer(inner)
+    inner.set_vocab = lambda: _write_tokenizer(inner, slides=job["slides"])
     if job["kind"] == "q4_0":
         inner.tensor_force_quant = _four_bits
     model.write()
@@ -72,8 +73,10 @@ def _four_bits(_name: str, title: str, _layer: int | None, _dimensions: int) -> 
     return part.startswith(("attn_", "ffn_")) and not part.startswith("ffn_gate_inp") and types.Q4_0
 
 
-def _write_tokenizer(model: Any) -> None:
+def _write_tokenizer(model: Any, *, slides: bool) -> None:
     """Write the tokenizer, with llama.cpp's own name of its pre-tokenizer if it is a published one."""
+    if slides and not any(key.endswith(".attention.sliding_window") for key in model.gguf_writer.kv_data[0]):
+        _refuse("llama.cpp ignores the sliding attention window of its layers")
     words = model.gguf_writer.tensors[0]["token_embd.weight"].shape[0]  # of Gemma 3, only those of the tokenizer
     for call, value in json.loads((model.dir_model / CALLS).read_text(encoding="utf-8")):
         if call in ("add_token_list", "add_token_types", "add_token_scores"):

@@ -26,6 +26,7 @@ from tunesmith.data.tokenization.tokenizer import leading_bos
 from tunesmith.errors import ModelError, briefly
 from tunesmith.inference.export.gguf_driver import CALLS, REFUSED
 from tunesmith.inference.llamacpp import find_converter
+from tunesmith.models.families import slides
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.text_part import adapter_tree, save_network
 
@@ -79,8 +80,10 @@ def tokenizer_calls(tokenizer: Any, ends: Any, *, words: int, name: str) -> list
             ranks.setdefault(merge.replace(" ", ""), rank)
         lowest = float(-len(ranks) - 1)
         scores = [float(-ranks[piece]) if (piece := vocabulary.get(n, "")) in ranks else lowest for n in range(words)]
-        first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
-        calls += [("add_token_scores", scores), ("add_add_space_prefix", first.startswith(SPACE))]
+        # Whether a space is put before a text, in llama.cpp also behind a special token, which is where chats begin.
+        opening = tokenizer.eos_token if tokenizer.chat_template and tokenizer.eos_token else ""
+        last = tokenizer.backend_tokenizer.encode(f"{opening}a", add_special_tokens=False).tokens[-1]
+        calls += [("add_token_scores", scores), ("add_add_space_prefix", last.startswith(SPACE))]
     else:
         calls += [("add_token_merges", merges)]
     roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")}
@@ -128,7 +131,8 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
     """
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".gguf-") as temporary:
         write_source(network, tokenizer, Path(temporary), name=name)
-        _convert({"kind": kind, "name": name}, Path(temporary), file, name=name)
+        job = {"kind": kind, "name": name, "slides": slides(network.config)}
+        _convert(job, Path(temporary), file, name=name)
 
 
 def write_source(network: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, name: str) -> None:
@@ -176,12 +180,12 @@ def write_adapter_source(network: Any, adapter: Path, folder: Path, *, name: str
     (folder / "config.json").write_text(json.dumps(base), encoding="utf-8")
 
 
-def _convert(options: dict[str, str], folder: Path, file: Path, *, name: str) -> None:
+def _convert(options: dict[str, Any], folder: Path, file: Path, *, name: str) -> None:
     """Run the converter on what a folder holds; the file appears only if it succeeds."""
     half = folder / "half.gguf"
     size = sum(path.stat().st_size for path in folder.iterdir())
-    job = {"converter": str(find_converter()), "folder": str(folder), "file": str(half)}
-    job |= {"memory": MEMORY + 2 * size, **options}
+    job = {"converter": str(find_converter()), "folder": str(folder), "file": str(half), "memory": MEMORY + 2 * size}
+    job |= options
     passed = {key: os.environ[key] for key in PASSED if key in os.environ}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     try:
