@@ -22,7 +22,7 @@ from tunesmith.inference.export.formats import GGUF, merged, refuse, write_adapt
 from tunesmith.inference.export.transformers_runner import Plain, pooled_states
 from tunesmith.inference.export.usage import read_usage
 from tunesmith.inference.identify import HEAD, MANIFEST_FILE, ModelManifest, find_model, read_manifest
-from tunesmith.inference.llamacpp import LlamaCpp, find_converter
+from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load
 from tunesmith.metrics.numbers import spearman
@@ -148,8 +148,6 @@ def export(
     folder = find_model(run, offline=offline)
     manifest = read_manifest(folder)
     refuse(folder, manifest, request.kind)
-    if request.kind == "gguf":
-        find_converter()
     if request.kind == "adapter" and begins_from(locate(manifest.base, offline=offline), where=manifest.base)[0]:
         raise RecipeError("export: the base is another run, merged in memory only; use --format merged")
     here = (folder.parent / "report.json").exists()  # otherwise downloaded: only the model
@@ -161,10 +159,7 @@ def export(
     on_event(StageStarted(f"writing {out}"))
     if request.kind == "adapter":
         model = load(folder, device="cpu", offline=offline)
-        reasons: list[str] = []
-        write_folder(out, lambda half: reasons.append(write_adapter(model, folder, half)))
-        if reasons[-1]:
-            on_event(Note(reasons[-1]))
+        write_folder(out, lambda half: write_adapter(model, folder, half, on_note=lambda text: on_event(Note(text))))
     else:
         model = merged(folder, manifest, offline=offline)
         name = folder.parent.name if folder.name == "model" else folder.name

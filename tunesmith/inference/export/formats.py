@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tunesmith.inference.export.ollama_modelfile import modelfile
 from tunesmith.inference.export.sequence_classifier import sequence_classifier
 from tunesmith.inference.export.usage import README, SETTINGS, readme, usage_of, with_own_head
 from tunesmith.inference.identify import HEAD, MANIFEST_FILE, PACKED, ModelManifest, read_manifest
+from tunesmith.inference.llamacpp import find_converter
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.models.loading.checkpoint import MANIFEST
@@ -32,7 +34,7 @@ SWITCH_DEFAULT = "{%- if SWITCH is not defined %}{%- set SWITCH = VALUE %}{%- en
 
 
 def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
-    """Raise RecipeError if this model cannot be exported to a format, with the nearest one that works.
+    """Raise RecipeError if this model cannot be exported to a format, or ModelError if an extra is missing.
 
     Args:
         folder: the model folder.
@@ -54,6 +56,8 @@ def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
             f"export: {manifest.objective.kind} uses a head, which GGUF cannot store; "
             "nearest that works: --format merged"
         )
+    if kind == "gguf":
+        find_converter()
 
 
 def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalModel:
@@ -181,7 +185,9 @@ def write_file(model: LocalModel, out: Path, *, dtype: str, name: str) -> None:
     )
 
 
-def write_adapter(model: LocalModel, folder: Path, out: Path) -> str:
+def write_adapter(
+    model: LocalModel, folder: Path, out: Path, *, on_note: Callable[[str], None] = lambda text: None
+) -> None:
     """Write the adapter in the format of PEFT with tokenizer and head; LoRA also as GGUF, for llama.cpp.
 
     For an adapter over a 4-bit base, which llama.cpp does not support, the quantization is stored for `open_model`.
@@ -190,9 +196,7 @@ def write_adapter(model: LocalModel, folder: Path, out: Path) -> str:
         model: the tuned model.
         folder: its model folder.
         out: output directory.
-
-    Returns:
-        Why there is no GGUF file; empty if there is one, or if it could not be used.
+        on_note: called with the reason if GGUF cannot express the LoRA of a decoder.
     """
     for path in folder.iterdir():
         if path.name not in (MANIFEST_FILE, MANIFEST):
@@ -205,5 +209,4 @@ def write_adapter(model: LocalModel, folder: Path, out: Path) -> str:
         try:
             write_adapter_gguf(model.policy.network, folder, out / ADAPTER_GGUF, name=ADAPTER_GGUF)
         except ModelError as error:
-            return f"{error}".partition("; nearest")[0]
-    return ""
+            on_note(f"{error}".partition("; nearest")[0])

@@ -91,7 +91,7 @@ def _write_tokenizer(model: Any, *, slides: bool) -> None:
 
 
 class _Encoder:
-    """What the converter needs of a tokenizer to recognize it."""
+    """The tokenizer of a folder, as far as the converter needs it to recognize it."""
 
     def __init__(self, file: Path) -> None:
         from tokenizers import Tokenizer
