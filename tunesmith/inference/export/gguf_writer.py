@@ -82,8 +82,8 @@ def tokenizer_calls(tokenizer: Any, ends: Any, *, words: int, name: str) -> list
         scores = [float(-ranks[piece]) if (piece := vocabulary.get(n, "")) in ranks else lowest for n in range(words)]
         # Whether a space is put before a text, in llama.cpp also behind a special token, which is where chats begin.
         opening = tokenizer.eos_token if tokenizer.chat_template and tokenizer.eos_token else ""
-        last = tokenizer.backend_tokenizer.encode(f"{opening}a", add_special_tokens=False).tokens[-1]
-        calls += [("add_token_scores", scores), ("add_add_space_prefix", last.startswith(SPACE))]
+        behind = tokenizer.backend_tokenizer.encode(f"{opening}a", add_special_tokens=False).tokens[bool(opening)]
+        calls += [("add_token_scores", scores), ("add_add_space_prefix", behind.startswith(SPACE))]
     else:
         calls += [("add_token_merges", merges)]
     roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")}
