@@ -96,7 +96,7 @@ def real(run: Path | None = None) -> None:
     movies = [json.loads(line) for line in MOVIES.read_text(encoding="utf-8").splitlines()]
     movies = [row for row in movies if row["label"] in ("positive", "negative")]
     labels = {row["text"]: row["label"] for row in movies + rows}
-    with tempfile.TemporaryDirectory() as name, paid_stub(lambda text: labels[text], seconds=0.2) as paid:
+    with tempfile.TemporaryDirectory() as name, paid_stub(lambda text: labels[text], seconds=0.1) as paid:
         folder = Path(name)
         if run is None:
             run = folder / "run"
@@ -105,7 +105,17 @@ def real(run: Path | None = None) -> None:
             recipe = [f"--set={key}" for key in (*settings, "data.group=group", "schedule.epochs=2")]
             tune = [sys.executable, "-m", "tunesmith", "tune", "train.jsonl", *recipe, "--out", str(run), "--offline"]
             subprocess.run(tune, cwd=folder, check=True, stdout=sys.stderr)
-        shadow = ["--shadow", f"{paid.url}#gpt", "--shadow-price", "0.4", "1.6", "--shadow-margin", str(MARGIN)]
+        shadow = [
+            "--shadow",
+            f"{paid.url}#gpt",
+            "--shadow-price",
+            "0.4",
+            "1.6",
+            "--shadow-margin",
+            "0.1",
+            "--shadow-control",
+            "0.2",
+        ]
         serve = [
             sys.executable,
             "-m",
@@ -125,14 +135,11 @@ def real(run: Path | None = None) -> None:
             while not url:
                 url = (re.findall(r'"url": "([^"]+)"', process.stdout.readline()) or [""])[0]
             key = (folder / "admin.token").read_text().strip()
-            stages = (
-                ("reviews", rows[800:]),
-                ("movies", movies[:1500]),
-                ("a third of the labels changed", movies[1500:]),
-            )
+            swapped = "reviews again, a third of the labels changed"
+            stages = (("reviews", rows), ("movies", movies[:1500]), (swapped, rows))
             with httpx2.Client(timeout=60) as client:
                 for stage, traffic in stages:
-                    if stage.startswith("a third"):
+                    if stage == swapped:
                         swap = {"positive": "negative", "negative": "positive"}
                         labels.update({row["text"]: swap[row["label"]] for row in traffic[::3]})
                     report(stage, traffic, client, url=url, key=key)
@@ -148,7 +155,7 @@ def report(stage: str, traffic: list[dict[str, str]], client: httpx2.Client, *, 
         answer = client.post(f"{url}/chat/completions", json=body).json()
         return answer["model"] == "run", answer["choices"][0]["message"]["content"] == row["label"]
 
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(ask, traffic))
     mine, right = sum(own for own, _ in answers), sum(own and same for own, same in answers)
     time.sleep(3)

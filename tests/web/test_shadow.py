@@ -260,6 +260,7 @@ def test_many_threads_and_a_slow_shadow_neither_lose_rows_nor_delay_replies(
             assert [place.chat(f"text {i}").status_code for i in range(20)] == [200] * 20
             assert time.perf_counter() - started < 10  # the shadow alone would take 20 s
             assert place.settled()["left_out"] >= 8
+            assert place.settled()["requests"] == {"paid": 20}
 
 
 def test_a_folder_that_cannot_be_written_fails_no_reply(

@@ -128,6 +128,7 @@ class Shadow:
         self._random = Random()
         self._queue: asyncio.Queue[tuple[Exchange, PaidAnswer, float]] = asyncio.Queue(MOST_WAITING)
         self._workers: list[asyncio.Task[None]] = []
+        self._counting = set[asyncio.Task[None]]()
         self._seen: dict[bytes, None] = {}
         self._key = secrets.token_bytes(16)  # of the digests, which are in memory only
         self._left_out = self._failures = 0
@@ -288,13 +289,17 @@ class Shadow:
         return _events(relay())
 
     def _compare_later(self, exchange: Exchange, answer: PaidAnswer) -> None:
-        """Queue a comparison; with a full queue it is left out, so that replies never wait."""
+        """Queue a comparison; with a full queue the chat is counted only, so that replies never wait."""
         if not self._workers:
             self._workers = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
+        seconds = exchange.seconds
         try:
-            self._queue.put_nowait((exchange, answer, exchange.seconds))
+            self._queue.put_nowait((exchange, answer, seconds))
         except asyncio.QueueFull:
             self._left_out += 1
+            task = asyncio.create_task(self._record(self._row(exchange, answer, seconds)))
+            self._counting.add(task)
+            task.add_done_callback(self._counting.discard)
 
     async def _work(self) -> None:
         while True:
@@ -309,11 +314,7 @@ class Shadow:
     async def _compare(self, exchange: Exchange, answer: PaidAnswer, seconds: float) -> None:
         """Compare both answers to a request and write the figures, and the texts with consent."""
         tuned, parsed = exchange.tuned, exchange.parsed
-        by, paid_seconds = ("both", seconds - tuned.seconds) if tuned else ("paid", seconds)
-        tokens, cost = (answer.tokens_in, answer.tokens_out), None
-        if self._asked.price is not None:
-            cost = sum(price * n for price, n in zip(self._asked.price, tokens, strict=True)) / 1e6
-        row = Row(by, seconds, paid_seconds=paid_seconds, tokens=tokens, cost=cost)
+        row = self._row(exchange, answer, seconds)
         if tuned is None and parsed is not None and answer.finished:
             tuned = await self._tuned(parsed)
         if tuned is not None and parsed is not None and answer.finished:
@@ -325,6 +326,14 @@ class Shadow:
                 turns.append({"role": "assistant", "content": answer.whole})
                 await asyncio.to_thread(self.ledger.keep, turns, {"tuned": tuned.text, **row.plain()})
         await self._record(row)
+
+    def _row(self, exchange: Exchange, answer: PaidAnswer, seconds: float) -> Row:
+        """Return the figures of a chat that the paid model answered, before both answers are compared."""
+        by, paid_seconds = ("both", seconds - exchange.tuned.seconds) if exchange.tuned else ("paid", seconds)
+        tokens, cost = (answer.tokens_in, answer.tokens_out), None
+        if self._asked.price is not None:
+            cost = sum(price * n for price, n in zip(self._asked.price, tokens, strict=True)) / 1e6
+        return Row(by, seconds, paid_seconds=paid_seconds, tokens=tokens, cost=cost)
 
     async def _record(self, row: Row) -> None:
         try:
