@@ -97,12 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--challenges", type=int, default=99, help="runs that are challenged; the others only answer")
     parser.add_argument("--trials", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)
     models = {run.name: load(run, offline=True, threads=None) for run in args.runs}
     challenges: dict[str, Challenge] = {}
-    for run in args.runs:
+    for run in args.runs[: args.challenges]:
         challenges[run.name] = challenge_of(run, rows=rows_of(run), offline=True)
         (args.out / run.name).mkdir(parents=True, exist_ok=True)
         (args.out / run.name / "challenge.json").write_text(challenges[run.name].model_dump_json(indent=1))
@@ -129,7 +130,7 @@ def main() -> None:
             found[name][f"another run: {other}"] = answers(models[other], challenge.prompts)
             print(name, other, judge(challenge.prompts, found[name][f"another run: {other}"]), flush=True)
         (args.out / "answers.json").write_text(json.dumps(found, indent=1))
-    report(challenges, found, args.trials)
+        report(challenges, found, args.trials)
 
 
 def report(challenges: dict[str, Challenge], found: dict[str, dict[str, list[str]]], trials: int) -> None:

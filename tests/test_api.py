@@ -50,7 +50,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "ask": {"ask": set()},
     "export": {"export": set()},
     "push": {"push": set()},
-    "verify": {"verify": {"base", "rows"}, "make_challenge": {"at"}},
+    "verify": {"verify": {"base", "rows"}, "make_challenge": {"at", "chat"}},
     "serve": {"serve": set()},
     "feedback": {"feedback": set()},
     "votes": {

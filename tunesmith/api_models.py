@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.evaluate import Compared, ScoredAlone
     from tunesmith.pipelines.push import Push
     from tunesmith.pipelines.verify.challenge import Challenge
-    from tunesmith.pipelines.verify.verify import Verified
+    from tunesmith.pipelines.verify.verify import ChatVerified, Verified
     from tunesmith.report.run_diff import RunDiff
     from tunesmith.report.schema import Export
 
@@ -224,10 +224,11 @@ def verify(
     run: str | Path,
     *,
     at: str | Path = "",
+    chat: bool = False,
     offline: bool = False,
     progress: bool = True,
     callback: EventHandler | None = None,
-) -> Verified:
+) -> Verified | ChatVerified:
     """Decide whether a server, folder or file answers as the tuned model, its base, a damaged copy or something else.
 
     >>> import tunesmith
@@ -238,6 +239,7 @@ def verify(
         run: run folder, or the file of a challenge.
         at: address of an OpenAI-compatible server (`URL` or `URL#MODEL`), model folder, run or .gguf file; default: the
             run itself.
+        chat: compare how it renders and parses chats instead; `.difference` is the first one.
         offline: do not access the network.
         progress: show progress.
         callback: receives every progress event.
@@ -250,9 +252,12 @@ def verify(
     """
     from tunesmith.pipelines.verify.challenge import read_challenge
     from tunesmith.pipelines.verify.verify import verify as verify_target
+    from tunesmith.pipelines.verify.verify import verify_chat
 
-    challenge = read_challenge(Path(run))
     with reporting(progress, callback) as callbacks:
+        if chat:
+            return verify_chat(Path(run), str(at or run), on_event=callbacks.on_event, offline=offline)
+        challenge = read_challenge(Path(run))
         return verify_target(challenge, str(at or run), on_event=callbacks.on_event, offline=offline)
 
 

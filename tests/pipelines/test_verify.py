@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,13 +15,16 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+import tunesmith as ts
 from tests.bases import folder
 from tests.served import export_run, save_run, served
 from tunesmith.cli.main import main
 from tunesmith.errors import DataError
+from tunesmith.inference.saved_model import load
 from tunesmith.pipelines.verify import challenge as challenge_module
 from tunesmith.pipelines.verify import make
 from tunesmith.pipelines.verify.challenge import Challenge, read_challenge
+from tunesmith.pipelines.verify.chat import contract_of
 from tunesmith.pipelines.verify.make import challenge_of
 from tunesmith.pipelines.verify.verdict import judge
 from tunesmith.pipelines.verify.verify import verify
@@ -176,3 +181,46 @@ def test_the_evidence_for_tuned_is_rarely_reached_by_models_that_agree_less(chal
     )
     assert wrong <= 0.01 * 2000
     assert right >= 0.9 * 2000
+
+
+def test_a_server_verifies_itself_in_the_background_and_warns(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = save_run(tmp_path / "other", Lora(), seed=2, lively=1.0)
+    (other / "challenge.json").write_text((run / "challenge.json").read_text())
+    with ts.serve([f"good={run}", f"bad={other}"], port=0, offline=True, store=tmp_path / "thumbs.db"):
+        shown = ""
+        for _ in range(300):
+            shown += capsys.readouterr().err
+            if "bad: answers as" in shown:
+                break
+            time.sleep(0.1)
+    assert "warning: good" not in shown
+    assert "good: answers as tuned (error rate " in shown
+    assert "warning: bad: answers as " in shown
+
+
+def test_the_chat_contract_holds_for_the_same_template_and_names_the_first_difference_of_another(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (run / "chat.json").write_text(contract_of(load(run, offline=True).template).model_dump_json())
+    out = export_run(run)
+    same = [out / "merged", out / "adapter", out / "gguf-f16" / "model.gguf"]
+    for place in (run, *same[:2]):
+        found = ts.verify(run, at=place, chat=True, offline=True, progress=False)
+        assert found.sentence() == "10 conversations are rendered and parsed as in training"
+    changed = tmp_path / "changed"
+    shutil.copytree(out / "merged", changed)
+    template = changed / "chat_template.jinja"
+    template.write_text(template.read_text().replace("You are a helpful assistant.", "You are helpful."))
+    assert main(["verify", str(run), "--chat", "--at", str(changed), "--offline"]) == 1
+    assert "conversation 'plain': token " in capsys.readouterr().out
+    with served({"a": [run]}) as server:
+        at_server = ts.verify(run, at=f"{server.url}/v1#a", chat=True, offline=True, progress=False)
+    in_file = ts.verify(run, at=same[2], chat=True, offline=True, progress=False)
+    # Seven conversations are equal; the eighth exceeds the context of this tiny model.
+    assert (at_server.difference.conversation, at_server.difference.what) == ("tool results", "response")
+    # This template knows no tools: llama.cpp leaves them out, and training wrote them as text.
+    assert in_file.difference.conversation == "tool call", in_file
+    assert main(["verify", str(folder("llama")), "--chat"]) == 2
+    assert "no chat.json in it" in capsys.readouterr().err

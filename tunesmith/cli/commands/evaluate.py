@@ -62,6 +62,8 @@ def _add_verify(commands: Commands) -> None:
     parser.add_argument("words", nargs="+", metavar="RUN | make ADAPTER", help=text)
     text = "address of an OpenAI-compatible server (URL or URL#MODEL), model folder, run or .gguf file (default: RUN)"
     parser.add_argument("--at", default="", metavar="TARGET", help=text)
+    text = "compare how it renders and parses chats instead, by the conversations in chat.json of RUN"
+    parser.add_argument("--chat", action="store_true", help=text)
     text = "base model for the adapter (default: the base named in the adapter)"
     parser.add_argument("--base", default="", metavar="MODEL", help=text)
     text = "prompts that the adapter was tuned for, for `make` (default: general questions only)"
@@ -156,6 +158,8 @@ def run_verify(args: argparse.Namespace) -> int:
         return _make(args)
     if len(args.words) > 1:
         raise UsageError(f"verify: expected one run, got {len(args.words)}; see `tunesmith verify --help`")
+    if args.chat:
+        return _verify_chat(args)
     challenge = read_challenge(Path(args.words[0]))
     from tunesmith.pipelines.verify.verify import verify
 
@@ -167,6 +171,19 @@ def run_verify(args: argparse.Namespace) -> int:
         for line in found.display().lines:
             show(line)
     return 0 if found.verdict == "tuned" else 1
+
+
+def _verify_chat(args: argparse.Namespace) -> int:
+    """Compare the chats of a target with the contract of a run."""
+    from tunesmith.pipelines.verify.verify import verify_chat
+
+    hush()
+    with reported() as on_event:
+        target = args.at or args.words[0]
+        found = verify_chat(Path(args.words[0]), target, on_event=on_event, offline=args.offline)
+    if not publish(found.model_dump(mode="json"), args):
+        show(f"{found.target}: {found.sentence()}")
+    return 0 if found.difference is None else 1
 
 
 def _make(args: argparse.Namespace) -> int:

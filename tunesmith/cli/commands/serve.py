@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import DeprecatedOption, UsageError, add_common, add_engine, add_thinking
 from tunesmith.cli.page_server import add_address
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.user_cache import cache_dir
+from tunesmith.errors import TunesmithError
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -153,6 +155,8 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
                 api = Api(
                     engine, splits=splits, metrics=Metrics(), thumbs=thumbs, thinking=args.thinking, shadow=shadow
                 )
+                if not asked:  # the paid model would answer, too
+                    _verify_in_background(sources, f"{place}v1", token)
                 try:
                     yield OpenServer(api.app(), sock, place, token, policy, SHUTDOWN_SECONDS)
                 finally:
@@ -161,6 +165,24 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
         finally:
             engine.close(SHUTDOWN_SECONDS)
             thumbs.close()
+
+
+def _verify_in_background(sources: Sources, address: str, token: str) -> None:
+    """Ask the served models the challenges of their runs, and log a warning for each that is not the tuned model."""
+    from tunesmith.pipelines.verify.challenge import FILE, read_challenge
+    from tunesmith.pipelines.verify.verify import verify
+
+    def check() -> None:
+        for name, versions in sources.items():
+            path = versions[-1].resolve()
+            run = path.parents[2] if _is_gguf(path) and path.parts[-3:-2] == ("export",) else path
+            with suppress(TunesmithError):  # a server that is stopped, or a challenge of another version
+                if (run / FILE).is_file():
+                    found = verify(read_challenge(run), f"{address}#{name}", on_event=lambda event: None, key=token)
+                    warning = "" if found.verdict == "tuned" else "warning: "
+                    log(f"{warning}{name}: answers as {found.sentence()}")
+
+    Thread(target=check, daemon=True).start()
 
 
 def _shadow_of(args: argparse.Namespace, sources: Sources) -> ShadowRequest | None:

@@ -66,6 +66,8 @@ from tunesmith.pipelines.tune.run_clock import (
 )
 from tunesmith.pipelines.tune.verdict_rows import choose_rows, pinned, score_tuned
 from tunesmith.pipelines.verify.challenge import FILE as CHALLENGE
+from tunesmith.pipelines.verify.chat import FILE as CHAT
+from tunesmith.pipelines.verify.chat import contract_of
 from tunesmith.pipelines.verify.make import challenge_of_run
 from tunesmith.plugins import used
 from tunesmith.report.formatting import reused_line
@@ -315,6 +317,8 @@ def _save(results: RunResults, folder: RunFolder) -> None:
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_whole(folder.path / "predictions.jsonl", lines)
+    if recipe.challenge and base.family == "decoder":
+        write_whole(folder.path / CHAT, contract_of(prepared.template).model_dump_json(indent=1))
     if recipe.challenge and (challenge := challenge_of_run(prepared, model, name=folder.path.name)):
         write_whole(folder.path / CHALLENGE, challenge.model_dump_json(indent=1))
 

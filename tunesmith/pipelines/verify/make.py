@@ -43,9 +43,9 @@ T = TypeVar("T")
 
 PROMPTS, FEWEST = 32, 8  # prompts of a challenge; with fewer than the least there is none
 ANSWER_TOKENS = 12
-PROMPT_TOKENS = 160  # longer prompts are left out, because of the time they take
+PROMPT_TOKENS = 96  # longer prompts are left out, because of the time they take
 # Candidates from shipped questions, and from the rows of the run.
-GENERAL, ROWS = 40, 40
+GENERAL, ROWS = 28, 16
 # An answer ends for a challenge where rounding alone could change it, in nats.
 LEAST_LEAD = 0.5
 SCORED_ROWS = 8  # answers whose logits are in memory at once

@@ -14,15 +14,18 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.display import Display, Displayed, model_label
 from tunesmith.errors import ModelError
 from tunesmith.events import EventHandler, StageStarted
+from tunesmith.inference.identify import identify
 from tunesmith.inference.openai_client import Endpoint, ask_endpoint, only_model
+from tunesmith.models.loading.locate import locate
 from tunesmith.pipelines.requests import SERVER_KEY
 from tunesmith.pipelines.verify.challenge import Challenge, Prompt
+from tunesmith.pipelines.verify.chat import ChatDifference, difference_at, difference_of, read_contract
 from tunesmith.pipelines.verify.verdict import Verdict, decided, judge
 
 # Prompts that are sent before the evidence is looked at again.
 STEP = 8
-# Context of a GGUF file, in tokens: the longest prompt and its answer.
-POSITIONS = 512
+# Context of a GGUF file, in tokens: the longest prompt and its answer, with tools.
+POSITIONS = 2048
 SHOWN = 3
 
 # Returns the answer to each prompt.
@@ -68,7 +71,9 @@ class Verified(Displayed, BaseModel):
         )
 
 
-def verify(challenge: Challenge, target: str, *, on_event: EventHandler, offline: bool = False) -> Verified:
+def verify(
+    challenge: Challenge, target: str, *, on_event: EventHandler, offline: bool = False, key: str = ""
+) -> Verified:
     """Decide whether a target answers as the tuned model, as its base, as a damaged copy, or as something else.
 
     Args:
@@ -76,6 +81,7 @@ def verify(challenge: Challenge, target: str, *, on_event: EventHandler, offline
         target: address of an OpenAI-compatible server (`URL` or `URL#MODEL`), model folder, run, or GGUF file.
         on_event: receives progress.
         offline: do not access the network.
+        key: of the server; default: TUNESMITH_API_KEY.
 
     Raises:
         DataError: the server cannot be reached, or stops answering.
@@ -83,7 +89,7 @@ def verify(challenge: Challenge, target: str, *, on_event: EventHandler, offline
     """
     on_event(StageStarted(f"opening {model_label(target)}"))
     start = time.perf_counter()
-    with opened(challenge, target, offline=offline) as ask:
+    with opened(challenge, target, offline=offline, key=key) as ask:
         on_event(StageStarted(f"asking {len(challenge.prompts)} prompts"))
         answers: list[str] = []
         prompts = challenge.prompts
@@ -115,16 +121,78 @@ def verify(challenge: Challenge, target: str, *, on_event: EventHandler, offline
     )
 
 
+class ChatVerified(Displayed, BaseModel):
+    """The comparison of a target with the chat contract of a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    target: str
+    conversations: int  # of the contract
+    difference: ChatDifference | None  # the first one
+    seconds: float
+
+    def display(self) -> Display:
+        """Show the first difference."""
+        return Display(f"ChatVerified({self.target}): {self.sentence()}")
+
+    def sentence(self) -> str:
+        """Return the result as one sentence."""
+        if self.difference is None:
+            return f"{self.conversations} conversations are rendered and parsed as in training"
+        return self.difference.sentence()
+
+
+def verify_chat(run: Path, target: str, *, on_event: EventHandler, offline: bool = False) -> ChatVerified:
+    """Compare how a target renders and parses the conversations of a run's chat contract.
+
+    Args:
+        run: run folder, or the file of its contract.
+        target: as in `verify`.
+        on_event: receives progress.
+        offline: do not access the network.
+
+    Raises:
+        CheckpointError: the run has no contract.
+        DataError: the server cannot be reached, or stops answering.
+        ModelError: the folder or file cannot be loaded.
+    """
+    from tunesmith.data.tokenization.chat_template import Template
+    from tunesmith.models.loading.load import read_tokenizer
+
+    contract = read_contract(run)
+    on_event(StageStarted(f"opening {model_label(target)}"))
+    start = time.perf_counter()
+
+    def template_of(name: str) -> Template:
+        found = identify(name, offline=offline)
+        folder = found.folder or locate(name, offline=offline)
+        if found.base and not (folder / "tokenizer_config.json").exists():
+            folder = locate(found.base, offline=offline)
+        return Template(read_tokenizer(folder, where=name))
+
+    with served(target, offline=offline) as server:
+        if server is None:
+            difference = difference_of(contract, template_of(target))
+        else:
+            difference = difference_at(contract, server, template_of(str(run)) if run.is_dir() else None)
+    return ChatVerified(
+        run=str(run),
+        target=target,
+        conversations=sum(not golden.refused for golden in contract.conversations),
+        difference=difference,
+        seconds=round(time.perf_counter() - start, 2),
+    )
+
+
 @contextmanager
-def opened(challenge: Challenge, target: str, *, offline: bool) -> Iterator[Asker]:
-    """Open a target; the context ends what was started for it."""
-    extra = {} if challenge.thinking is None else {"chat_template_kwargs": {"enable_thinking": challenge.thinking}}
+def served(target: str, *, offline: bool, key: str = "") -> Iterator[Endpoint | None]:
+    """Return the server at an address, or one over a GGUF file that ends with the context; None for a folder."""
     if target.startswith(("http://", "https://")):
         url, _, model = target.partition("#")
-        key = os.environ.get(SERVER_KEY, "")
-        server = Endpoint(url, model, key, 0.0, challenge.tokens, extra=extra, naming="its name after it: URL#MODEL")
-        server = replace(server, model=model or only_model(server, offline=offline))
-        yield lambda prompts: ask_server(server, prompts, offline=offline)
+        key = key or os.environ.get(SERVER_KEY, "")
+        server = Endpoint(url, model, key, temperature=0.0, naming="its name after the address: URL#MODEL")
+        yield replace(server, model=model or only_model(server, offline=offline))
     elif target.lower().endswith(".gguf"):
         from tunesmith.data.cpu_count import cores
         from tunesmith.inference.llamacpp import LlamaCpp
@@ -133,18 +201,30 @@ def opened(challenge: Challenge, target: str, *, offline: bool) -> Iterator[Aske
             raise ModelError(f"{target}: no such file; check the path")
         program = LlamaCpp(Path(target), threads=cores(), positions=POSITIONS)
         key = program.headers["authorization"].removeprefix("Bearer ")
-        local = Endpoint(f"{program.address}/v1", "default", key, 0.0, challenge.tokens, extra=extra)
-        yield lambda prompts: ask_server(local, prompts, offline=offline)
+        yield Endpoint(f"{program.address}/v1", "default", key, temperature=0.0)
     else:
+        yield None
+
+
+@contextmanager
+def opened(challenge: Challenge, target: str, *, offline: bool, key: str = "") -> Iterator[Asker]:
+    """Open a target that answers prompts; the context ends what was started for it."""
+    with served(target, offline=offline, key=key) as found:
+        if found is not None:
+            thinking = {"enable_thinking": challenge.thinking}
+            extra = {} if challenge.thinking is None else {"chat_template_kwargs": thinking}
+            server = replace(found, max_tokens=challenge.tokens, extra=extra)
+            yield lambda prompts: ask_server(server, prompts, offline=offline)
+            return
         from tunesmith.inference.open_model import open_model
         from tunesmith.models.generation.sampling import Sampling
 
-        loaded = open_model(target, offline=offline)
+        local = open_model(target, offline=offline)
         sampling = Sampling(max_new_tokens=challenge.tokens)
-        thinking = challenge.thinking if loaded.template.thinks else None
+        mode = challenge.thinking if local.template.thinks else None
         yield lambda prompts: [
             reply.text.strip()
-            for reply in loaded.replies([prompt.chat for prompt in prompts], sampling=sampling, thinking=thinking)
+            for reply in local.replies([prompt.chat for prompt in prompts], sampling=sampling, thinking=mode)
         ]
 
 
