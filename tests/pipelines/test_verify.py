@@ -28,7 +28,8 @@ from tunesmith.pipelines.verify.chat import contract_of
 from tunesmith.pipelines.verify.make import challenge_of
 from tunesmith.pipelines.verify.verdict import judge
 from tunesmith.pipelines.verify.verify import verify
-from tunesmith.techniques import Lora
+from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt
+from tunesmith.techniques.base import Technique
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -224,3 +225,19 @@ def test_the_chat_contract_holds_for_the_same_template_and_names_the_first_diffe
     assert in_file.difference.conversation == "tool call", in_file
     assert main(["verify", str(folder("llama")), "--chat"]) == 2
     assert "no chat.json in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "technique"), [
+    ("llama", Full()), ("llama", Prefix(tokens=4)), ("llama", Prompt(tokens=4)), ("llama", Ia3()),
+    ("qwen3", Lora()), ("gemma3", Lora()), ("gpt2", Lora()),
+])  # fmt: skip
+def test_every_technique_and_family_makes_a_challenge_that_its_own_run_passes(
+    kind: str, technique: Technique, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(make, "FEWEST", 0)
+    monkeypatch.setattr(make, "GENERAL", 40)
+    out = save_run(tmp_path / "run", technique, kind=kind, lively=1.0)
+    made = challenge_of(out, offline=True)
+    (out / "challenge.json").write_text(made.model_dump_json())
+    found = ts.verify(out, offline=True, progress=False)
+    assert found.tuned == found.prompts

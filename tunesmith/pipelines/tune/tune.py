@@ -6,6 +6,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from tunesmith.config.recipe import Machine
 from tunesmith.data.cpu_count import cores
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.display import Display, Displayed
+from tunesmith.errors import ModelError, RecipeError, TemplateError
 from tunesmith.evaluation.contamination import with_contamination_check
 from tunesmith.evaluation.diagnostics import (
     SHUFFLED,
@@ -317,10 +319,19 @@ def _save(results: RunResults, folder: RunFolder) -> None:
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_whole(folder.path / "predictions.jsonl", lines)
-    if recipe.challenge and base.family == "decoder":
-        write_whole(folder.path / CHAT, contract_of(prepared.template).model_dump_json(indent=1))
-    if recipe.challenge and (challenge := challenge_of_run(prepared, model, name=folder.path.name)):
-        write_whole(folder.path / CHALLENGE, challenge.model_dump_json(indent=1))
+    # A model whose template or base does not allow them is finished all the same.
+    with suppress(TemplateError, ModelError, RecipeError):
+        _save_challenge(results, folder)
+
+
+def _save_challenge(results: RunResults, folder: RunFolder) -> None:
+    """Write what `tunesmith verify` needs, for a model that answers in words."""
+    prepared, path = results.prepared, folder.path
+    if not prepared.recipe.challenge or prepared.base.family != "decoder":
+        return
+    write_whole(path / CHAT, contract_of(prepared.template).model_dump_json(indent=1))
+    if challenge := challenge_of_run(prepared, results.model, name=path.name):
+        write_whole(path / CHALLENGE, challenge.model_dump_json(indent=1))
 
 
 def _reward_digests(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[str, str]:

@@ -30,7 +30,7 @@ ANSWER_TOKENS = 48  # of the answers of a server that are looked at for calls an
 
 
 class Golden(BaseModel):
-    """A conversation as training renders it, and its last answer as it is parsed back."""
+    """A conversation as training renders it, and its last answer parsed back."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
