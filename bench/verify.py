@@ -3,7 +3,8 @@
     python -m bench.verify RUN RUN... --out FILE [--trials 200]
 
 Each run is asked its own challenge as it is, as its base, as each other run, with its adapter scaled by half, with its
-prompts in another template, and rounded to 8, 4 and 2 bits. A trial is a random half of a challenge.
+prompts in another template, and rounded to 8, 4 and 2 bits. A trial asks as many prompts as a challenge has, chosen with
+replacement.
 """
 
 from __future__ import annotations
@@ -134,20 +135,26 @@ def main() -> None:
 
 
 def report(challenges: dict[str, Challenge], found: dict[str, dict[str, list[str]]], trials: int) -> None:
-    """Print the matrix: verdicts of random halves of the challenges."""
+    """Print the matrix."""
+    for kind, counts in matrix(challenges, found, trials).items():
+        print(kind, dict(counts), flush=True)
+
+
+def matrix(
+    challenges: dict[str, Challenge], found: dict[str, dict[str, list[str]]], trials: int
+) -> dict[str, Counter[str]]:
+    """Count the verdicts on resampled challenges, for each kind of model that answered."""
     chance = random.Random(0)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    kinds = sorted({way.partition(":")[0] for ways in found.values() for way in ways})
-    for kind in kinds:
+    for kind in sorted({way.partition(":")[0] for ways in found.values() for way in ways}):
         for _ in range(trials):
             name = chance.choice(sorted(found))
             way = chance.choice([way for way in found[name] if way.partition(":")[0] == kind])
             prompts = challenges[name].prompts
-            part = chance.sample(range(len(prompts)), max(8, len(prompts) // 2))
+            part = chance.choices(range(len(prompts)), k=len(prompts))
             verdict = judge([prompts[i] for i in part], [found[name][way][i] for i in part]).verdict
             counts[kind][verdict] += 1
-    for kind in kinds:
-        print(kind, dict(counts[kind]))
+    return counts
 
 
 if __name__ == "__main__":

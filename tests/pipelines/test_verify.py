@@ -81,7 +81,7 @@ def test_a_challenge_has_prompts_to_which_both_models_answer_differently(challen
     for prompt in challenge.prompts:
         assert not prompt.by_tuned(prompt.base)
         assert min(prompt.tuned_margins.leads) >= 0.03
-        assert prompt.tuned_margins.kept > prompt.tuned_margins.lost
+        assert prompt.tuned_margins.kept > prompt.lost
 
 
 def test_every_target_is_recognized(run: Path, challenge: Challenge, tmp_path: Path):
@@ -167,7 +167,7 @@ def test_the_evidence_for_tuned_is_rarely_reached_by_models_that_agree_less(chal
     wrong = sum(
         judge(
             challenge.prompts,
-            [p.tuned if chance.random() < p.tuned_margins.lost else "zq" for p in challenge.prompts],
+            [p.tuned if chance.random() < p.lost else "zq" for p in challenge.prompts],
         ).verdict
         == "tuned"
         for _ in range(2000)

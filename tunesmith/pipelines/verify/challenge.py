@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 from pathlib import Path
 from statistics import NormalDist
 
@@ -17,7 +18,7 @@ FILE = "challenge.json"
 # next best one; and that of half an adapter, whose leads are only estimated.
 ROUNDING, DAMAGE = 0.15, 1.0
 # A prompt never counts as certain: engines differ in more than rounding, and damage takes many forms.
-KEPT, LOST = (0.5, 0.97), (0.3, 0.9)
+KEPT, LOST, LOST_TUNED = (0.5, 0.97), (0.3, 0.85), 0.5
 
 
 class Turn(BaseModel):
@@ -71,6 +72,12 @@ class Prompt(BaseModel):
     base: str  # empty if it does not distinguish the base
     tuned_margins: Margins
     base_margins: Margins
+    robust: bool = False  # the tuned answer begins so with half the adapter, too, so that it does not show such damage
+
+    @property
+    def lost(self) -> float:
+        """The largest probability of the tuned answer that is assumed of any other model."""
+        return LOST[1] if self.robust else max(LOST_TUNED, self.tuned_margins.lost)
 
     def by_tuned(self, answer: str) -> bool:
         """Return whether an answer begins as that of the tuned model."""
@@ -125,11 +132,17 @@ def read_challenge(place: Path) -> Challenge:
 
 
 def most_telling(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """Return the `count` prompts whose answers, if the model is the tuned one, are the most evidence against others."""
-    from math import log
+    """Return the `count` prompts whose answers are the most evidence, for the tuned model and for the base.
 
-    def evidence(prompt: Prompt) -> float:
-        kept, lost = prompt.tuned_margins.kept, prompt.tuned_margins.lost
+    Evidence is the expected log-likelihood ratio, in nats.
+    """
+
+    def evidence(kept: float, lost: float) -> float:
         return kept * log(kept / lost) + (1 - kept) * log((1 - kept) / (1 - lost))
 
-    return sorted(prompts, key=lambda prompt: -evidence(prompt))[:count]
+    def both(prompt: Prompt) -> float:
+        base = prompt.base_margins
+        of_tuned = evidence(prompt.tuned_margins.kept, prompt.lost)
+        return of_tuned + (evidence(base.kept, base.lost) / 2 if prompt.base else 0)
+
+    return sorted(prompts, key=lambda prompt: -both(prompt))[:count]

@@ -201,11 +201,13 @@ def make_challenge(
         tuned = generate(policy, given, sampling=sampling, template=template)
         with base() as other, other.full_precision():
             untuned = generate(other, given, sampling=sampling, template=template)
+        with _halved(policy):
+            damaged = generate(policy, given, sampling=sampling, template=template) if _lora(policy) else []
         differ = [i for i, (a, b) in enumerate(zip(tuned, untuned, strict=True)) if a.ids and b.ids and a.ids != b.ids]
         margins = _margins(policy, base, [given[i] for i in differ], [(tuned[i], untuned[i]) for i in differ])
     order = list(prompts)
     found = [
-        _prompt(candidates[order[i]], template, answers=(tuned[i], untuned[i]), margins=both)
+        _prompt(candidates[order[i]], template, answers=(tuned[i], untuned[i], *damaged[i : i + 1]), margins=both)
         for i, both in zip(differ, margins, strict=True)
     ]
     chosen = most_telling([prompt for prompt in found if prompt is not None], PROMPTS)
@@ -223,17 +225,39 @@ def make_challenge(
     )
 
 
+def _lora(policy: Policy) -> list[Tensor]:
+    """Return the second matrices of a LoRA adapter, which scale it; empty for other techniques."""
+    return [value for name, value in policy.network.named_parameters() if ".lora_B." in name]
+
+
+@contextmanager
+def _halved(policy: Policy) -> Iterator[None]:
+    """Halve a LoRA adapter in a context: by powers of two, so that it returns to the same bits."""
+    with torch.no_grad():
+        for value in _lora(policy):
+            value.mul_(0.5)
+        try:
+            yield
+        finally:
+            for value in _lora(policy):
+                value.mul_(2.0)
+
+
 def _prompt(
     candidate: Candidate,
     template: Template,
     *,
-    answers: tuple[AnswerIds, AnswerIds],
+    answers: tuple[AnswerIds, ...],
     margins: tuple[Margins, Margins],
 ) -> Prompt | None:
-    """Return a prompt with the certain beginnings of both answers, tuned first; None if they do not differ."""
+    """Return a prompt with the certain beginnings of the answers of tuned model and base; None if they do not differ.
+
+    A third answer is that with half the adapter.
+    """
     whole = [template.decode(answer.ids).strip() for answer in answers]
     tuned, base = (
-        template.decode(answer.ids[: len(each.leads)]).strip() for answer, each in zip(answers, margins, strict=True)
+        template.decode(answer.ids[: len(each.leads)]).strip()
+        for answer, each in zip(answers[:2], margins, strict=True)
     )
     # A token may hold a part of a character.
     if not tuned or whole[1].startswith(tuned) or "\ufffd" in tuned:
@@ -248,6 +272,7 @@ def _prompt(
         base=base,
         tuned_margins=margins[0],
         base_margins=margins[1],
+        robust=any(text.startswith(tuned) for text in whole[2:]),
     )
 
 

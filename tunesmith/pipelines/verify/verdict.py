@@ -8,13 +8,14 @@ from math import comb, exp, log
 from os.path import commonprefix
 from typing import Literal
 
-from tunesmith.pipelines.verify.challenge import Margins, Prompt
+from tunesmith.pipelines.verify.challenge import Prompt
 
 Verdict = Literal["tuned", "base", "damaged", "something else"]
 # Greatest probability of a wrong "tuned" or "base", and of "damaged" for a model that has nothing to do with the run.
 ERROR = 0.01
+NEARLY = 0.8  # share of the reachable evidence that suffices where that is little
 # Evidence at which no further prompt is sent, in nats.
-ENOUGH = log(1e6)
+ENOUGH = log(1e4)
 # Share of prompts on which an unrelated model begins as the tuned one does, and a damaged one at least does.
 CHANCE, TRACE = 0.1, 0.3
 DISTINCT = 3  # characters that have to agree beyond those
@@ -35,18 +36,20 @@ def evidence(prompts: Sequence[Prompt], answers: Sequence[str]) -> tuple[float, 
     """Return the evidence that the tuned model answered, and that the base did, in nats.
 
     Each is a log-likelihood ratio against any model that gives each answer with at most the probability
-    `Margins.lost`. By Markov's inequality, such a model reaches e nats with a probability of at most exp(-e), after any
+    `lost`. By Markov's inequality, such a model reaches e nats with a probability of at most exp(-e), after any
     number of prompts (Ville 1939), so the test may stop at any time.
     """
     tuned = base = 0.0
     for prompt, answer in zip(prompts, answers, strict=True):
-        tuned += _ratio(prompt.tuned_margins, same=prompt.by_tuned(answer))
-        base += bool(prompt.base) * _ratio(prompt.base_margins, same=prompt.by_base(answer))
+        tuned += _ratio(prompt.tuned_margins.kept, prompt.lost, same=prompt.by_tuned(answer))
+        base += bool(prompt.base) * _ratio(
+            prompt.base_margins.kept, prompt.base_margins.lost, same=prompt.by_base(answer)
+        )
     return tuned, base
 
 
-def _ratio(margins: Margins, *, same: bool) -> float:
-    return log(margins.kept / margins.lost) if same else log((1 - margins.kept) / (1 - margins.lost))
+def _ratio(kept: float, lost: float, *, same: bool) -> float:
+    return log(kept / lost) if same else log((1 - kept) / (1 - lost))
 
 
 def decided(prompts: Sequence[Prompt], answers: Sequence[str]) -> bool:
@@ -68,7 +71,9 @@ def judge(prompts: Sequence[Prompt], answers: Sequence[str]) -> Judgement:
         sum(prompt.by_base(answer) for prompt, answer in pairs),
         begun := sum(_begins_as_tuned(prompt, answer) for prompt, answer in pairs),
     )
-    if max(tuned, base) >= -log(ERROR):
+    # A challenge of few prompts cannot reach that evidence; then the error rate is larger, and stated.
+    reachable = sum(_ratio(prompt.tuned_margins.kept, prompt.lost, same=True) for prompt in prompts)
+    if tuned >= min(-log(ERROR), NEARLY * reachable) or base >= -log(ERROR):
         return Judgement("tuned" if tuned >= base else "base", exp(-max(tuned, base)), *counts)
     n = len(prompts)
     by_chance = _tail(begun, n, CHANCE)
