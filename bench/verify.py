@@ -3,8 +3,8 @@
     python -m bench.verify RUN RUN... --out FILE [--trials 200]
 
 Each run is asked its own challenge as it is, as its base, as each other run, with its adapter scaled by half, with its
-prompts in another template, and rounded to 8, 4 and 2 bits. A trial asks as many prompts as a challenge has, chosen with
-replacement.
+prompts in another template, and rounded to 8, 4 and 2 bits. A trial resamples the prompts of
+a challenge.
 """
 
 from __future__ import annotations

@@ -234,7 +234,14 @@ def request_json(client: httpx2.Client, endpoint: Endpoint, path: str, body: dic
 
 
 def exchange(client: httpx2.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> tuple[int, Any, str]:
-    """Return status, headers and text of one response of bounded size; raise httpx2.HTTPError if there is none."""
+    """Return status, headers and text of one response of bounded size; raise httpx2.HTTPError if there is none.
+
+    Args:
+        client: a client of `client_of`.
+        endpoint: the server.
+        path: appended to its URL.
+        body: sent as JSON; None sends a GET request.
+    """
     headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     url = f"{endpoint.url.rstrip('/')}/{path}"
     data = b""

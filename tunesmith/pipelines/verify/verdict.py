@@ -13,7 +13,7 @@ from tunesmith.pipelines.verify.challenge import Prompt
 Verdict = Literal["tuned", "base", "damaged", "something else"]
 # Greatest probability of a wrong "tuned" or "base", and of "damaged" for a model that has nothing to do with the run.
 ERROR = 0.01
-NEARLY = 0.8  # share of the reachable evidence that suffices where that is little
+NEARLY = 0.95  # share of the reachable evidence that suffices where that is little
 # Evidence at which no further prompt is sent, in nats.
 ENOUGH = log(1e4)
 # Share of prompts on which an unrelated model begins as the tuned one does, and a damaged one at least does.
