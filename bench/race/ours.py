@@ -41,7 +41,6 @@ def as_encoded(row: dict[str, Any], labels: int) -> Encoded:
 def start(job: Job) -> Policy:
     """The policy that the job starts from, on the device as `tune` sets it up."""
     configure_device("cpu", threads=None)
-    keep_freed_memory()
     technique = technique_of(job)
     base = load_base(job.model, options=technique.load_options(), offline=True)
     policy = technique.adapt(base.network, family=base.family, keep_reference=False)
@@ -108,11 +107,12 @@ def main() -> None:
     meter, learned = Meter(job), 0
     meter.watch(policy.network.base_model)
     meter.begin(policy.network)
-    for number, window in enumerate(windows):
-        batches = batches_of(job, window, share=share)
-        step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)
-        learned += sum(len(batch.targets) for batch in batches) * (number > 0)
-        meter.step_ended()
+    with keep_freed_memory():
+        for number, window in enumerate(windows):
+            batches = batches_of(job, window, share=share)
+            step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)
+            learned += sum(len(batch.targets) for batch in batches) * (number > 0)
+            meter.step_ended()
     positions = meter.positions
     if policy.head is None:
         technique_of(job).save(policy, out / "tuned")

@@ -193,19 +193,23 @@ def test_what_cannot_be_is_refused_in_one_line(wrong: dict[str, object]) -> None
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
-def test_memory_that_training_frees_is_used_again_without_new_pages() -> None:
+def test_memory_that_training_frees_is_used_again_without_new_pages_and_returned_in_the_end() -> None:
     script = """
-import resource, torch
+import psutil, resource, torch
 from tunesmith.models.loading.device import keep_freed_memory
 torch.set_num_threads(1)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(16 * 1024**2)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-given_back = [faults() for _ in range(2)][1]
-keep_freed_memory()
-print(given_back, [faults() for _ in range(2)][1])
+returned = [faults() for _ in range(2)][1]
+with keep_freed_memory():
+    kept = [faults() for _ in range(2)][1]
+    held = psutil.Process().memory_info().rss
+print(returned, kept, [faults() for _ in range(2)][1], held, psutil.Process().memory_info().rss)
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    given_back, kept = map(int, ended.stdout.split())
-    assert kept < 0.01 * given_back
+    returned, kept, after, held, released = map(int, ended.stdout.split())
+    assert kept < 0.01 * returned
+    assert after > 0.9 * returned
+    assert released < held - 60 * 1024**2

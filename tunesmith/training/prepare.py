@@ -41,7 +41,7 @@ from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStart
 from tunesmith.inference.engine_program import check_rollouts
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.base_from_run import begins_from
-from tunesmith.models.loading.device import DTYPES, ChosenMachine, choose_machine, configure_device, keep_freed_memory
+from tunesmith.models.loading.device import DTYPES, ChosenMachine, choose_machine, configure_device
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions, local_family, locate
 from tunesmith.models.loading.text_part import text_config
@@ -230,13 +230,12 @@ def _sharding(recipe: Recipe, machine: ChosenMachine) -> Sharding | None:
 def shared_machine(recipe: Recipe, *, pinned: bool = False) -> ChosenMachine:
     """Choose device, dtype and threads by the recipe; of several processes, by the measurement of the first one.
 
-    Each process gets one GPU, or its share of the cores, and keeps the memory that it frees.
+    Each process gets one GPU, or its share of the cores.
     """
     settings, world = recipe.machine, current_world()
     threads = settings.threads or (cores() // world.local_size or 1 if world.size > 1 else 0)
     own: dict[str, Any] = {"threads": threads, "reason": "as at the start of this run" if pinned else "as set"}
     own |= settings.model_dump(include={"device", "dtype", "exact", "products"})
-    keep_freed_memory()
     machine = ChosenMachine(**world.lead(lambda: asdict(choose_machine(**own))))
     if world.size == 1:
         return machine

@@ -38,7 +38,7 @@ from tunesmith.models.batch import Batch, collate
 from tunesmith.models.generation.generate import sample
 from tunesmith.models.kept_answers import kept_answers
 from tunesmith.models.loading.checkpoint import find_folder
-from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW, gpu_share
+from tunesmith.models.loading.device import DTYPES, NOT_ONE_ROW, gpu_share, keep_freed_memory
 from tunesmith.models.mixtures import RouterLoss
 from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recompute_layers, recomputes
@@ -167,7 +167,7 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
         validate=lambda: _validate(prepared, policy, learners, callbacks),
     )
     try:
-        with phase("training"):
+        with phase("training"), keep_freed_memory():
             callbacks.on_event(TrainingStarted())
             state = trainer.run()
     finally:

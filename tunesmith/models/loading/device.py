@@ -6,8 +6,8 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,7 @@ FEW_ROWS, MAX_SECONDS = 64, 0.3
 # Parameters of glibc's mallopt: how many large blocks may be mappings of their own, and how much free memory at the end
 # of the heap goes back to the system (-1: none does).
 MMAP_MAX, TRIM_THRESHOLD = -4, -1
+DEFAULT_MMAP_MAX, DEFAULT_TRIM_THRESHOLD = 65_536, 128 * 1024
 # Ends of the messages when memory ran out and smaller micro-batches do not help.
 NOT_ONE_ROW = (
     "memory does not hold one row at a time; lower data.max_tokens, "
@@ -132,17 +133,24 @@ def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bo
     return device
 
 
-def keep_freed_memory() -> None:
-    """Let freed memory stay with the process for its next tensors; where the C library is glibc, for good.
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Enter a context in which freed memory stays with the process for its next tensors, where the C library is glibc.
 
     By default glibc returns a block of more than 32 MB to the system when it is freed. The next one is then made of
-    pages that the system fills with zeros one by one: a fifth of the time of a step that trains all weights
-    (bench/NOTES.md). The most memory in use at a time stays the same.
+    pages that the system fills with zeros one by one: a tenth to a fifth of the time of a step that trains all weights
+    (bench/NOTES.md). At the end, free memory is returned.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_MAX, 0)
-        libc.mallopt(TRIM_THRESHOLD, -1)
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if libc is None or not (libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, -1)):
+        yield
+        return
+    try:
+        yield
+    finally:
+        libc.mallopt(MMAP_MAX, DEFAULT_MMAP_MAX)
+        libc.mallopt(TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
+        libc.malloc_trim(0)
 
 
 def configure_gpu(*, exact: bool) -> None:
