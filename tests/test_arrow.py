@@ -54,6 +54,7 @@ PIPELINE_EDGES = {
     ("init", "plan"),
     ("replay", "tune"),
     ("rebase", "tune"),
+    ("export", "smallest"),
 }
 
 

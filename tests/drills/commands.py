@@ -82,6 +82,8 @@ DRILLS = {
     ),
     "export merged": Drill("export decoder --offline", [TUNED]),
     "export gguf": Drill("export decoder --format gguf --out elsewhere/gguf --offline", [TUNED]),
+    "export q4_k_m": Drill("export decoder --format gguf --dtype q4_k_m --offline", [TUNED]),
+    "export smallest": Drill("export decoder --smallest --margin 90 --offline", [TUNED]),
     "export adapter": Drill("export decoder --format adapter --offline", [TUNED]),
     "evaluate": Drill(
         "evaluate decoder --data reviews-test.jsonl --answers said.jsonl --out result.json --offline", [TUNED]

@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 from scipy.special import ndtr
+from scipy.stats import beta, binom
 
 from tunesmith.errors import DataError
 from tunesmith.metrics import significance
 from tunesmith.metrics.resampling import ALPHA, STAGES, at_level, bootstrap_p, percentiles
 from tunesmith.metrics.scores import accuracy, macro_f1_pair
-from tunesmith.metrics.significance import compare_paired, corpus_compare, holm, interval
+from tunesmith.metrics.significance import compare_paired, compare_to_margin, corpus_compare, holm, interval
 from tunesmith.metrics.task_scores import redrawn, score
 
 SEEDS = range(24)
@@ -351,3 +352,49 @@ def test_a_score_alone_is_as_unsure_as_its_one_row_or_group():
         low, high = interval(values, groups=groups)
         assert 0 <= low < np.mean(values) < high <= 1
     assert interval([50.0], scale=100.0)[1] > 90
+
+
+@pytest.mark.parametrize(("losses", "rows"), [(0, 299), (0, 298), (3, 400), (9, 2000)])
+def test_the_bound_of_a_loss_is_that_of_clopper_and_pearson(losses: int, rows: int):
+    found = compare_to_margin(np.ones(rows), np.arange(rows) >= losses, margin=0.01, resamples=40_000)
+    upper = beta.ppf(0.95, losses + 1, rows - losses)  # one-sided, of the share of rows lost
+    assert found.at_least == pytest.approx(-upper, rel=0.02)
+    assert found.delta == -losses / rows
+    if losses:  # 299 rows without a loss are the first that exclude 1 % (0.99 ** 299 < 0.05): too close for resamples
+        assert found.not_worse == (upper < 0.01) == (rows == 2000)
+    assert (found.rows_needed is None) == found.not_worse
+
+
+def lossy(kind: str, margin: float, rng: np.random.Generator) -> tuple[np.ndarray, list[str] | None]:
+    """Differences of a candidate that loses exactly the margin on average, and groups."""
+    n, u = 500, rng.random(500)
+    tens = [f"doc {i // 10}" for i in range(n)]
+    if kind == "losses only":
+        return -(u < margin).astype(float), None
+    if kind == "gains and losses":
+        return np.where(u < 0.03, 1.0, np.where(u < 0.06 + margin, -1.0, 0.0)), None
+    if kind == "groups":
+        return np.where(u < 0.02, 1.0, np.where(u < 0.04 + margin, -1.0, 0.0)), tens
+    rates = np.repeat(rng.beta(0.5, 0.5 / margin * (1 - margin), n // 10), 10)
+    return -(u < rates).astype(float), tens
+
+
+@pytest.mark.parametrize("kind", ["losses only", "gains and losses", "groups", "groups that lose together"])
+@pytest.mark.parametrize("margin", [0.01, 0.03])
+def test_a_loss_of_exactly_the_margin_is_called_not_worse_in_at_most_five_of_a_hundred(kind: str, margin: float):
+    rng, wrong, trials = np.random.default_rng(0), 0, 300
+    for _ in range(trials):
+        change, groups = lossy(kind, margin, rng)
+        wrong += compare_to_margin(np.zeros(500), change, margin=margin, groups=groups, resamples=400).not_worse
+    assert wrong <= binom.ppf(0.99, trials, ALPHA)
+
+
+def test_the_rows_that_are_named_show_a_file_that_loses_nothing_in_four_of_five_tests():
+    rng = np.random.default_rng(0)
+    flips = rng.choice([-1.0, 0.0, 1.0], 200, p=[0.02, 0.96, 0.02])
+    first = compare_to_margin(np.zeros(200), flips, margin=0.01, resamples=1000)
+    assert not first.not_worse
+    assert first.rows_needed is not None
+    drawn = [rng.choice(flips - flips.mean(), first.rows_needed) for _ in range(100)]
+    found = [compare_to_margin(np.zeros(len(d)), d, margin=0.01, resamples=400).not_worse for d in drawn]
+    assert 0.65 < np.mean(found) < 0.95

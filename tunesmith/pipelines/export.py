@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from tunesmith.data.files import write_whole
+from tunesmith.config import load_recipe
+from tunesmith.data.files import write_whole, writing
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
+from tunesmith.data.tokenization.tokens import Encoded
+from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
+from tunesmith.evaluation.predict import subsample
 from tunesmith.evaluation.retention import items, spread
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.export.formats import GGUF, merged, refuse, write_adapter, write_file, write_merged
+from tunesmith.inference.export.gguf_quantize import MIXTURES, check_quantizer
 from tunesmith.inference.export.transformers_runner import Plain, pooled_states
 from tunesmith.inference.export.usage import read_usage
 from tunesmith.inference.identify import HEAD, MANIFEST_FILE, ModelManifest, find_model, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.saved_model import load
+from tunesmith.inference.saved_model import load, read_base
 from tunesmith.metrics.numbers import spearman
 from tunesmith.metrics.task_scores import PER_ROW, SCALES, WHOLE, value
 from tunesmith.models.generation.generate import generate
@@ -35,12 +41,15 @@ from tunesmith.models.loading.checkpoint import MANIFEST, write_folder
 from tunesmith.models.loading.locate import AS_THEY_ARE, locate
 from tunesmith.objectives import Reward
 from tunesmith.objectives.base import SINGLE_TASK
+from tunesmith.pipelines.smallest import HeldOutRows, Search
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
-from tunesmith.report.schema import Export, read_report
+from tunesmith.report.schema import Export, Smallest, read_report
+from tunesmith.training.read import read_data
 
+SMALLEST = "smallest"
 # Precision of the weights in each format, the default first. An adapter keeps the precision of training.
-DTYPES = {"merged": ("f32", "f16", "bf16"), "gguf": ("f16", "q8_0", "q4_0"), "adapter": ("f32",)}
+DTYPES = {"merged": ("f32", "f16", "bf16"), "gguf": ("f16", *MIXTURES), "adapter": ("f32",)}
 PROGRAMS = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
 # Minimum share of equal answers and maximum change of the score. A change by one row is always allowed.
 BOUNDS = {
@@ -49,14 +58,17 @@ BOUNDS = {
     "merged bf16": (0.90, 0.01),
     "adapter": (1.0, 0.0),
     "gguf f16": (0.95, 0.005),
+    **{f"gguf {name}": (0.0, 0.05) for name in MIXTURES},
     "gguf q8_0": (0.90, 0.01),
-    "gguf q4_0": (0.0, 0.05),
+    f"gguf {SMALLEST}": (0.0, math.inf),  # tested against the margin that was asked for
 }
 # Maximum difference of two pooled states, relative to their norm; larger where the weights are rounded to 16 bits.
 MAX_STATE_DIFFERENCE = 1e-4
 MAX_ROUNDED_STATE_DIFFERENCE = {"merged f16": 0.01, "merged bf16": 0.05}
 # The next finer format, suggested when an export differs too much.
-FINER = {"gguf q4_0": "q8_0", "gguf q8_0": "f16", "merged bf16": "f16", "merged f16": "f32"}
+FINER = {f"gguf {name}": finer for finer, name in pairwise(("f16", *MIXTURES))}
+FINER |= {"merged bf16": "f16", "merged f16": "f32"}
+IMPORTANCE_ROWS = 128  # training rows that measure which columns matter
 COMPARED_ROWS = 64
 # Rows of a model that states probabilities or rewards, and label scores in all; both only read the rows.
 STATED_ROWS, STATED_SCORES = 200, 2000
@@ -97,7 +109,8 @@ class ExportRequest:
     """The format of an export: merged, gguf or adapter, and the precision of the weights."""
 
     kind: str
-    dtype: str
+    dtype: str  # of the weights, or `smallest`
+    margin: float = 1.0  # of `smallest`, in points
 
     @classmethod
     def of(cls, kind: str, dtype: str = "") -> ExportRequest:
@@ -106,6 +119,13 @@ class ExportRequest:
             supported = " or ".join(DTYPES[kind])
             raise RecipeError(f"--dtype {dtype}: not supported by {kind}; use {supported}, or omit it")
         return cls(kind, dtype or DTYPES[kind][0])
+
+    @classmethod
+    def smallest(cls, margin: float = 1.0) -> ExportRequest:
+        """Return the request for the smallest GGUF file not worse by a margin in points. Raises RecipeError."""
+        if not 0 < margin < 100:
+            raise RecipeError(f"--margin {margin:g}: expected points of the metric above 0 and below 100; use 1")
+        return cls("gguf", SMALLEST, margin)
 
     @property
     def name(self) -> str:
@@ -156,17 +176,7 @@ def export(
         raise CheckpointError(f"{out}: contains other files; choose another --out")
     if not (rows := read_predictions(folder.parent) if here else _general_rows(manifest)):
         raise CheckpointError(f"{folder.parent}: predictions.jsonl is missing; run `tunesmith tune` again")
-    on_event(StageStarted(f"writing {out}"))
-    if request.kind == "adapter":
-        model = load(folder, device="cpu", offline=offline)
-        write_folder(out, lambda half: write_adapter(model, folder, half, on_note=lambda text: on_event(Note(text))))
-    else:
-        model = merged(folder, manifest, offline=offline)
-        name = folder.parent.name if folder.name == "model" else folder.name
-        if request.kind == "merged":
-            write_folder(out, lambda half: write_merged(model, folder, half, dtype=request.dtype))
-        else:
-            write_folder(out, lambda half: write_file(model, half, dtype=request.dtype, name=name))
+    smallest = _write(folder, manifest, request, out, rows=rows if here else [], on_event=on_event, offline=offline)
     on_event(StageStarted(f"comparing the original and {PROGRAMS[request.kind]}"))
     began = time.perf_counter()
     try:
@@ -181,6 +191,7 @@ def export(
         checked=PROGRAMS[request.kind],
         seconds=time.perf_counter() - began,
         faults=find_problems(agreements, request.name),
+        smallest=smallest,
         **asdict(overall(list(agreements.values()))),
     )
     if here:
@@ -194,6 +205,89 @@ def export(
         fix = f"use --dtype {finer}" if finer else "do not use it, and please report this"
         raise Refused(f"{out}: {'; '.join(result.faults)}; {fix}")
     return result
+
+
+def _write(
+    folder: Path,
+    manifest: ModelManifest,
+    request: ExportRequest,
+    out: Path,
+    *,
+    rows: Sequence[Prediction],
+    on_event: EventHandler,
+    offline: bool,
+) -> Smallest | None:
+    """Write the export; return how the types were chosen, if they were. `rows` are the test rows of the run."""
+    run, chooser = folder.parent, None
+    if quantized := request.dtype in (*MIXTURES, SMALLEST):
+        check_quantizer(request.dtype)
+    if request.dtype == SMALLEST:
+        if not rows:
+            raise CheckpointError(f"{folder}: has no rows to choose by; use --dtype instead of --smallest")
+        chooser = HeldOutRows(run, request.margin, rows, offline=offline)
+    on_event(StageStarted(f"writing {out}"))
+    if request.kind == "adapter":
+        model = load(folder, device="cpu", offline=offline)
+        write_folder(out, lambda half: write_adapter(model, folder, half, on_note=lambda text: on_event(Note(text))))
+        return None
+    model = merged(folder, manifest, offline=offline)
+    if request.kind == "merged":
+        write_folder(out, lambda half: write_merged(model, folder, half, dtype=request.dtype))
+        return None
+    ids = _importance_rows(model, run, on_event, offline=offline) if quantized else []
+    if chooser is not None:
+        return _write_smallest(model, folder, out, chooser, rows=ids, offline=offline)
+    name = run.name if folder.name == "model" else folder.name
+    write_folder(out, lambda half: write_file(model, half, dtype=request.dtype, name=name, rows=ids))
+    return None
+
+
+def _importance_rows(model: LocalModel, run: Path, on_event: EventHandler, *, offline: bool) -> list[Encoded]:
+    """Return training rows; none if the run or its rows are gone."""
+    try:
+        tasks = load_recipe(run / "recipe.yaml")[0].tasks
+        split = {name: read_data(task, offline=offline).split for name, task in tasks.items()}
+    except (DataError, RecipeError) as error:
+        on_event(Note(f"no importance matrix, because the training rows are missing ({error})"))
+        return []
+    return [
+        encoded
+        for task in tasks
+        for encoded in model.at(task).encode(subsample(split[task].train, IMPORTANCE_ROWS // len(tasks), 0))
+    ]
+
+
+def _write_smallest(
+    model: LocalModel, folder: Path, out: Path, chooser: HeldOutRows, *, rows: list[Encoded], offline: bool
+) -> Smallest:
+    """Write an export with the smallest file that is shown to be not worse by the margin, or the one in f16."""
+    manifest, thinking = read_manifest(folder), _thinking(model)
+    positions = manifest.limit + max(MIN_ANSWER_TOKENS, model.sampling.max_new_tokens)
+    _, prompts, longest = _prompts(model, chooser.test)
+    splitter = ThoughtSplitter.of(model.template, thinking=thinking)
+
+    def ask(file: Path) -> tuple[list[str], float]:
+        program = _llama_cpp(file, positions=positions, thinks=bool(thinking))
+        texts = [splitter.split(text)[1] for text in program.answers(prompts, longest=longest)]
+        return texts, program.speed(prompts[0])
+
+    def fill(half: Path) -> None:
+        for file in (GGUF, "Modelfile"):
+            shutil.copy(place / file, half)
+
+    place = out.with_name(f".{out.name}.search")
+    shutil.rmtree(place, ignore_errors=True)  # of a search that was interrupted
+    try:
+        with writing(out):
+            place.mkdir(parents=True)
+            write_file(model, place, dtype="f16", name=folder.parent.name)
+            whole = (place / GGUF).rename(place / "f16")
+            base = partial(read_base, manifest, device="cpu", offline=offline)
+            smallest = Search(model, whole, rows).write(chooser, ask=ask, base=lambda: base().network)
+            write_folder(out, fill)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return smallest
 
 
 def _general_rows(manifest: ModelManifest) -> list[Prediction]:
@@ -242,13 +336,16 @@ def _opener(
 ) -> Opener:
     """Return a function that loads the export in the program it is written for."""
     if request.kind == "gguf":
-        values = {"enable_thinking": thinks, "thinking": thinks}  # llama.cpp sets the switch itself otherwise
-        threads = torch.get_num_threads()
-        return lambda: LlamaCpp(out / GGUF, threads=threads, positions=positions, template_values=values)
+        return lambda: _llama_cpp(out / GGUF, positions=positions, thinks=thinks)
     if request.kind == "merged":
         return lambda: Plain(out)
     options = manifest.technique.load_options()  # an adapter trained over a 4-bit base is compared over one
     return lambda: Plain(locate(manifest.base, offline=offline), adapter=out, options=options)
+
+
+def _llama_cpp(file: Path, *, positions: int, thinks: bool) -> LlamaCpp:
+    values = {"enable_thinking": thinks, "thinking": thinks}  # llama.cpp sets the switch itself otherwise
+    return LlamaCpp(file, threads=torch.get_num_threads(), positions=positions, template_values=values)
 
 
 def _states(manifest: ModelManifest, request: ExportRequest, out: Path, *, offline: bool) -> States:
@@ -262,29 +359,13 @@ def _states(manifest: ModelManifest, request: ExportRequest, out: Path, *, offli
 
 def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) -> ProgramAgreement:
     """Compare the greedy answers of both programs to the same rows."""
-    template = model.template
-    thinking = None if model.objective.produces != "text" else model.thinking_mode()
+    template, thinking = model.template, _thinking(model)
     rows = rows[:THOUGHT_ROWS] if thinking else rows
-    # Special tokens in the rows are escaped for both programs.
-    texts = [template.harmless(row.question) for row in rows]
-    chats: list[list[Message]] = []
-    longest = BEGINNING_TOKENS
-    if model.objective.produces == "likelihood":
-        prompts = [template.document(text, limit=BEGINNING_TOKENS).ids for text in texts]
-    else:
-        if model.objective.produces == "labels":
-            asked = [model.classifier.messages(text) for text in texts]
-            longest = 2 + max(len(template.answer(asked[0], label)) for label in model.objective.known_labels)
-        else:
-            asked = [[Message("user", text)] for text in texts]
-            longest = model.sampling.max_new_tokens
-        budget = model.prompt_budget(longest)
-        chats = [template.fit(messages, budget, thinking=thinking)[0] for messages in asked]
-        prompts = [template.prompt(chat, thinking=thinking) for chat in chats]
-        longest = min(model.longest(ids, Sampling(max_new_tokens=longest)) for ids in prompts)
+    chats, prompts, longest = _prompts(model, rows)
     generated = generate(model.policy, prompts, sampling=Sampling(max_new_tokens=longest), template=template)
     original = [template.decode(answer.ids).strip() for answer in generated]
     program = opened()
+    texts = [template.harmless(row.question) for row in rows]
     exported_prompts = program.prompts(chats) if chats else [program.ids(text)[:BEGINNING_TOKENS] for text in texts]
     exported = program.answers(prompts, longest=longest)
     metric = model.objective.metric
@@ -301,6 +382,29 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
         score_original=value(metric, gold, [splitter.split(text)[1] for text in original]) if scored else None,
         score_export=value(metric, gold, [splitter.split(text)[1] for text in exported]) if scored else None,
     )
+
+
+def _thinking(model: LocalModel) -> bool | None:
+    return None if model.objective.produces != "text" else model.thinking_mode()
+
+
+def _prompts(model: LocalModel, rows: Sequence[Prediction]) -> tuple[list[list[Message]], list[list[int]], int]:
+    """Return the chat and the token ids of each row, and the most tokens of an answer; texts have no chats."""
+    template, thinking = model.template, _thinking(model)
+    # Special tokens in the rows are escaped for both programs.
+    texts = [template.harmless(row.question) for row in rows]
+    if model.objective.produces == "likelihood":
+        return [], [template.document(text, limit=BEGINNING_TOKENS).ids for text in texts], BEGINNING_TOKENS
+    if model.objective.produces == "labels":
+        asked = [model.classifier.messages(text) for text in texts]
+        longest = 2 + max(len(template.answer(asked[0], label)) for label in model.objective.known_labels)
+    else:
+        asked = [[Message("user", text)] for text in texts]
+        longest = model.sampling.max_new_tokens
+    budget = model.prompt_budget(longest)
+    chats = [template.fit(messages, budget, thinking=thinking)[0] for messages in asked]
+    prompts = [template.prompt(chat, thinking=thinking) for chat in chats]
+    return chats, prompts, min(model.longest(ids, Sampling(max_new_tokens=longest)) for ids in prompts)
 
 
 def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, form: str) -> ProgramAgreement:

@@ -21,9 +21,10 @@ from tunesmith.evaluation.results import (
     ThinkingLedger,
     ToolCallCounts,
 )
+from tunesmith.metrics.significance import MarginTest
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
 from tunesmith.models.certificate import Certificate
-from tunesmith.report.formatting import figure, metric_name, p_value, signed
+from tunesmith.report.formatting import bounds, figure, metric_name, p_value, signed, size
 
 
 class Speed(ReportPart):
@@ -133,6 +134,77 @@ class MultitaskReport(ReportPart):
     conflicts: list[GradientConflict] = []
 
 
+class RoundedFile(ReportPart):
+    """A GGUF file with types per tensor."""
+
+    name: str  # of llama.cpp's mixture, or `mixed` and the bits per weight of a searched file
+    bytes: int
+    bits: float  # per weight
+    validation_delta: float | None = None  # score minus that of the tuned model on validation rows, in torch
+    tokens_per_second: float | None = None  # of one answer in llama.cpp
+    score: float | None = None  # on test rows, in llama.cpp
+    ci95: tuple[float, float] | None = None
+    test: MarginTest | None = None  # of this score against that of the tuned model; None if it was not tested
+
+    @property
+    def not_worse(self) -> bool:
+        """Return whether it is shown to be not worse than the tuned model by the margin."""
+        return self.test is not None and self.test.not_worse
+
+
+class RoundedLayer(ReportPart):
+    """A layer of the chosen file."""
+
+    layer: str  # number, or the name of a tensor outside the layers
+    types: tuple[str, ...]
+    bits: float  # per weight
+    divergence: float  # KL of the answer tokens, in nats, when only this layer is rounded to 4 bits
+    kept: float | None  # tuning's share of what tuning and rounding change in its outputs; None if it was not tuned
+
+
+class Smallest(Displayed, ReportPart):
+    """The smallest file that is shown to be not worse than the tuned model by a margin; f16 if none is."""
+
+    metric: str
+    margin: float  # in the unit of the metric
+    original: float  # score of the tuned model on the test rows
+    rows: int  # test rows, which chose nothing
+    validation_rows: int  # which chose the types
+    chosen: str
+    reason: str = ""  # why no smaller one is chosen
+    files: list[RoundedFile]
+    layers: list[RoundedLayer]
+
+    def display(self) -> Display:
+        """Show the choice; the files in a table."""
+        columns = ("file", "size>", "bits>", "tokens/s>", self.metric, "difference", "not worse")
+        rows = []
+        for file in self.files:
+            score, delta, judged = "", "", "not tested"
+            if file.validation_delta is not None:
+                delta = f"{signed(file.validation_delta)} on validation rows"
+            if (test := file.test) is not None:
+                score, delta = (
+                    f"{figure(file.score)} ({bounds(file.ci95)})",
+                    f"{signed(test.delta)} ({bounds(test.ci95, sign=True)})",
+                )
+                judged = "yes" if test.not_worse else "not shown"
+            speed = f"{file.tokens_per_second:.0f}" if file.tokens_per_second else ""
+            rows.append((file.name, size(file.bytes), f"{file.bits:.2f}", speed, score, delta, judged))
+        return Display(f"Smallest({self.chosen}): {self.sentence()}", (), columns, rows)
+
+    def sentence(self) -> str:
+        """Return the choice and its reason."""
+        chosen = next(file for file in self.files if file.name == self.chosen)
+        text = f"{self.chosen}: {self.metric} {figure(chosen.score)} on {self.rows} test rows that chose nothing"
+        if chosen.test is not None and chosen.not_worse:
+            low = self.original + chosen.test.at_least
+            text += f", tuned model {figure(self.original)}, with 95 % confidence not below {figure(low)}"
+        needed = max((file.test.rows_needed or 0 for file in self.files if file.test), default=0)
+        text += f"; {self.reason}" if self.reason else ""
+        return f"{text}; to show it for a file that loses nothing, use about {needed:,} test rows" if needed else text
+
+
 class Export(Displayed, ReportPart):
     """An export, checked in the program it is made for against the run itself on the run's test rows."""
 
@@ -150,10 +222,13 @@ class Export(Displayed, ReportPart):
     score_export: float | None = None
     seconds: float
     faults: tuple[str, ...] = ()  # reasons not to use the export
+    smallest: Smallest | None = None  # how the types of `--smallest` were chosen
 
     def display(self) -> Display:
         """Show the format, the folder and the agreement with the run."""
-        return Display(f"Export({self.folder}): {self.format}, {self.agreement()}", self.faults)
+        table = Display("") if self.smallest is None else self.smallest.display()
+        lines = (*self.faults, *([self.smallest.sentence()] if self.smallest else []))
+        return Display(f"Export({self.folder}): {self.format}, {self.agreement()}", lines, table.columns, table.rows)
 
     def agreement(self) -> str:
         """Return how well the export agrees with the run, as a phrase."""

@@ -12,7 +12,7 @@ from tunesmith.cli.progress import listening
 from tunesmith.cli.signals import caught
 from tunesmith.cli.terminal import hush, publish, show, show_table
 from tunesmith.data.files import quoted
-from tunesmith.report.formatting import size
+from tunesmith.report.formatting import share, size
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from tunesmith.report.schema import Export
 
 FORMATS = ("merged", "gguf", "adapter")
-DTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+# As in gguf_quantize, which imports torch.
+MIXTURES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_nl", "q4_0", "iq4_xs", "q3_k_m", "q2_k")
+DTYPES = ("f32", "f16", "bf16", *MIXTURES)
 
 
 def add(commands: Commands) -> None:
@@ -34,8 +36,12 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("--format", choices=FORMATS, default="merged", help="export format (default: %(default)s)")
-    text = "dtype of the weights: f32, f16 or bf16 for merged, f16, q8_0 or q4_0 for gguf (default: the first of each)"
-    parser.add_argument("--dtype", choices=DTYPES, default="", help=text)
+    text = f"dtype: f32, f16 or bf16 for merged, f16, {', '.join(MIXTURES)} for gguf (default: the first of each)"
+    parser.add_argument("--dtype", choices=DTYPES, default="", metavar="DTYPE", help=text)
+    text = "write the smallest gguf file that is shown to be not worse than the tuned model on held-out rows"
+    parser.add_argument("--smallest", action="store_true", help=text)
+    text = "loss that --smallest does not accept, in points of the metric (default: %(default)g)"
+    parser.add_argument("--margin", type=float, default=1.0, metavar="POINTS", help=text)
     parser.add_argument(
         "--numbers", dest="dtype", choices=DTYPES, action=DeprecatedOption, const="--dtype",
         default=argparse.SUPPRESS, help=argparse.SUPPRESS,
@@ -75,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.export import ExportRequest, export
 
     hush()
-    request = ExportRequest.of(args.format, args.dtype)
+    of = ExportRequest.of
+    request = ExportRequest.smallest(args.margin) if args.smallest else of(args.format, args.dtype)
     with caught() as signals, listening(signals) as on_event:
         done = export(args.folder, request, out=args.out, on_event=on_event, offline=args.offline)
     args.out = None  # --out is the folder of the export, not a file for the JSON document
@@ -88,7 +95,15 @@ def _show(done: Export) -> None:
     folder = quoted(done.folder)
     show(f"{done.format}: {done.folder}")
     show(done.agreement())
-    if done.score_original is not None:
+    if (smallest := done.smallest) is not None:
+        shown = smallest.display()
+        show_table(shown.columns, shown.rows, drop=("bits", "tokens/s"))
+        layers = [
+            (one.layer, ", ".join(one.types), f"{one.divergence:.2g}", share(one.kept)) for one in smallest.layers
+        ]
+        show_table(("layer", "types", "KL alone at 4 bits>", "tuning kept>"), layers)
+        show(smallest.sentence())
+    elif done.score_original is not None:
         show(f"{done.metric}: {done.score_original:.3f} original, {done.score_export:.3f} export")
     if (Path(done.folder) / "README.md").exists():
         show(f"code that uses it, as it was checked: {folder}/README.md")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunesmith.data.tokenization.tokens import Encoded
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.inference.export.gguf_quantize import MIXTURES, GgufWeights, measure_importance
 from tunesmith.inference.export.gguf_writer import write_adapter_gguf, write_gguf
 from tunesmith.inference.export.masked_lm import masked_language_model
 from tunesmith.inference.export.ollama_modelfile import modelfile
@@ -156,20 +158,27 @@ def _prepare_tokenizer(model: LocalModel, network: Any) -> None:
         network.config.pad_token_id = tokenizer.pad_token_id
 
 
-def write_file(model: LocalModel, out: Path, *, dtype: str, name: str) -> None:
+def write_file(model: LocalModel, out: Path, *, dtype: str, name: str, rows: Sequence[Encoded] = ()) -> None:
     """Write a merged model as a GGUF file with a Modelfile for Ollama.
 
     Args:
         model: the merged model.
         out: output directory.
-        dtype: f16, q8_0 or q4_0.
+        dtype: f16, or one of MIXTURES.
         name: name of the model in the file.
+        rows: training rows that measure which columns matter, for a quantized file.
     """
     keep_thinking_mode(model, fixed=True)
     texts = isinstance(model.objective, Domain)
     if texts:  # it completes texts and was not trained on chats
         model.template.tokenizer.chat_template = None
-    write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=dtype, name=name)
+    policy, whole = model.policy, out / (GGUF if dtype == "f16" else "f16.gguf")
+    write_gguf(policy.network, model.template.tokenizer, whole, kind="f16", name=name)
+    if dtype != "f16":
+        source = GgufWeights(whole)
+        importance = measure_importance(policy, source.parameters(policy.network), rows)
+        source.write(out / GGUF, source.types(dtype), importance, file_type=MIXTURES[dtype].file_type)
+        whole.unlink()
     instruction = "" if isinstance(model.objective, Classify) else model.objective.instruction
     (out / "Modelfile").write_text(
         modelfile(
