@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,10 @@ from tests.tiny_families import FAMILIES
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import briefly
+from tunesmith.inference.export.gguf_driver import REFUSED
 from tunesmith.inference.export.gguf_writer import write_adapter_source, write_source
 from tunesmith.inference.llamacpp import LlamaCpp, find_converter
+from tunesmith.models.families import slides
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.suppress_output import quiet
@@ -98,14 +99,14 @@ def checkpoint(name: str, words: PreTrainedTokenizerFast, folder: Path) -> Path:
 def agreement(network: Any, program: LlamaCpp, prompts: Sequence[list[int]]) -> float:
     """Return the share of Python's greedy tokens that llama.cpp chooses behind the same ids."""
     same = []
-    for prompt in prompts:
-        ids = list(prompt)
-        for _ in range(TOKENS):
-            body = {"prompt": ids, "n_predict": 1, "temperature": 0.0, "return_tokens": True, "cache_prompt": False}
-            with httpx2.Client(headers=program.headers, timeout=60, trust_env=False) as client:
+    with httpx2.Client(headers=program.headers, timeout=60, trust_env=False) as client:
+        for prompt in prompts:
+            ids = list(prompt)
+            for _ in range(TOKENS):
+                body = {"prompt": ids, "n_predict": 1, "temperature": 0.0, "return_tokens": True, "cache_prompt": False}
                 answer = client.post(f"{program.address}/completion", json=body).raise_for_status().json()
-            ids.append(int(network(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-            same.append(answer["tokens"][:1] == ids[-1:])
+                ids.append(int(network(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+                same.append(answer["tokens"][:1] == ids[-1:])
     return share(same)
 
 
@@ -116,10 +117,13 @@ def write(name: str, folder: Path, tokenizers: Path | None) -> dict[str, Any]:
     for part in ("model", "lora", "adapter"):
         (folder / part).mkdir()
     write_source(base.network, base.tokenizer, folder / "model", name=name)
-    with suppress(Exception):  # PEFT may not support the family; then there is nothing to convert
+    row = {"family": FAMILIES[name].title, "tokenizer": words.name_or_path}
+    try:
         tuned(base).adapter.save_pretrained(folder / "lora")
         write_adapter_source(base.network, folder / "lora", folder / "adapter", name=name)
-    return {"family": FAMILIES[name].title, "tokenizer": words.name_or_path}
+    except Exception as error:  # PEFT may not support the family, or GGUF not its adapters
+        row["adapter"] = briefly(error).partition(";")[0]
+    return row
 
 
 def tuned(base: Any) -> Policy:
@@ -151,10 +155,11 @@ for job in jobs:
 def convert(names: Sequence[str], root: Path) -> None:
     """Convert the models and adapters of all families."""
     shared = {"converter": str(find_converter()), "memory": 2**36}
+    windows = {name: slides(FAMILIES[name].make()[0]) for name in names}
     jobs = [
         shared | {"folder": str(root / name / part), "file": str(root / name / f"{part}.gguf")} | options
         for name in names
-        for part, options in (("model", {"kind": "f16", "name": name, "slides": False}), ("adapter", {}))
+        for part, options in (("model", {"kind": "f16", "name": name, "slides": windows[name]}), ("adapter", {}))
         if any((root / name / part).iterdir())
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -165,13 +170,14 @@ def measure(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
     """Compare one family: yields columns of the table with their values."""
     base = load_base(str(folder / "base"))
     template = Template(base.tokenizer)
-    chats = [[Message("user", text)] for text in TEXTS]
+    chats = [[Message("user", template.harmless(text))] for text in TEXTS]
     prompts = [template.prompt(chat) for chat in chats]
     for key, adapter in (("tokens", None), ("adapter", folder / "adapter.gguf")):
         file = adapter or folder / "model.gguf"
         if not file.is_file():
             log = file.with_name(f"{file.name}.log")
-            yield key, briefly(log.read_text().strip().splitlines()[-1]) if log.is_file() else "no adapter"
+            if log.is_file():
+                yield key, briefly(log.read_text().strip().splitlines()[-1]).removeprefix(REFUSED)
             break
         program = LlamaCpp(folder / "model.gguf", threads=1, positions=400, slots=1, adapter=adapter)
         if adapter is None:
@@ -196,17 +202,19 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     head = ("family", "tokenizer", "same tokens", "same tokens with a LoRA adapter", "same ids of texts", "of chats")
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in found.values():
-        row = {"tokens": row.get("failed", ""), **row}
+        missing = next((key for key in ("tokens", "adapter") if key not in row), "adapter")
+        row = {missing: row.get("failed", "")} | row
         values = [row.get(key, "") for key in ("family", "tokenizer", "tokens", "adapter", "ids", "prompts")]
         lines.append(f"| {' | '.join(map(cell, values))} |")
-    equal = sum(isinstance(row.get("tokens"), float) and row["tokens"] >= 0.98 for row in found.values())
+    # A chat that has other ids there answers something else, however equal the weights.
+    equal = sum(row.get("tokens", 0) >= 0.98 and row["prompts"] == 1 for row in found.values() if "prompts" in row)
     return (
         "# GGUF files of every family, in llama.cpp\n\nMade by `python -m bench.gguf --tokenizers FOLDER` on CPU. "
         f"{len(TEXTS)} chats, {TOKENS} greedy tokens each: every token that Python chooses is asked of llama.cpp "
         "behind the same ids. Weights: tiny random networks, f32 in Python, f16 in the file, with the whole vocabulary "
-        f"of a published tokenizer.\n\n{equal} of {len(found)} families choose at least 98 % of the same tokens.\n\n"
-        + "\n".join(lines)
-        + "\n"
+        f"of a published tokenizer.\n\nOf {len(found)} families, {equal} have the ids of all chats and choose at least "
+        "98 % of the same tokens. `export` keeps no file of the others: it answers rows of the run in llama.cpp, and "
+        "removes a file in f16 whose tokens or answers differ.\n\n" + "\n".join(lines) + "\n"
     )
 
 

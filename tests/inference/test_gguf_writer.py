@@ -7,14 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    dynamic_module_utils,
+)
 
 from tests.bases import LORA, QUESTIONS, base, policy, template
 from tests.tiny import CHATML, CHATML_TOKENS, frame, tokenizer
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError
 from tunesmith.inference import llamacpp
-from tunesmith.inference.export import gguf_writer
+from tunesmith.inference.export import gguf_driver, gguf_writer
 from tunesmith.inference.export.gguf_writer import RULES, TELLING, tokenizer_calls, write_adapter_gguf, write_gguf
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.models.generation.generate import generate
@@ -38,6 +45,7 @@ def test_what_is_written_reads_back_with_the_same_logits_and_tokens(tmp_path: Pa
     assert cutter.chat_template == made.tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_the_beginning_of_a_text_is_written_by_the_tokenizer_and_that_of_a_chat_by_its_template(tmp_path: Path):
     made, cutter = base("llama"), tokenizer(CHATML_TOKENS, bos_token="<|endoftext|>", eos_token="<|im_end|>")
     frame(cutter.backend_tokenizer, "<|endoftext|> $A", "<|endoftext|> $A $B:1")
@@ -48,6 +56,7 @@ def test_the_beginning_of_a_text_is_written_by_the_tokenizer_and_that_of_a_chat_
         assert found == cutter("the phone", add_special_tokens=not chat)["input_ids"]
 
 
+@pytest.mark.slow
 def test_eight_bits_weigh_half_of_sixteen(tmp_path: Path):
     made = base("llama")
     sizes = []
@@ -63,7 +72,8 @@ def test_no_two_rules_cut_the_telling_text_alike():
     assert len(cuts) == len(RULES)
 
 
-@pytest.mark.parametrize("kind", ["gemma", pytest.param("granite", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gemma", "granite"])
 def test_other_families_answer_the_same_in_llama_cpp_alone_and_with_an_adapter(kind: str, tmp_path: Path):
     made = base(kind)
     write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
@@ -81,6 +91,7 @@ def test_other_families_answer_the_same_in_llama_cpp_alone_and_with_an_adapter(k
     assert found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_a_family_that_llama_cpp_does_not_know_is_refused(tmp_path: Path):
     made = base("opt")
     with pytest.raises(ModelError, match="^tiny: llama.cpp does not know OPTForCausalLM; nearest that works: --format"):
@@ -136,6 +147,19 @@ def test_a_converter_that_fills_the_disk_says_so(tmp_path: Path, monkeypatch: py
         write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
 
 
+def test_code_in_the_folder_of_a_model_is_not_run_whatever_the_converter_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dynamic_module_utils, "get_cached_module_file", None)
+    gguf_driver.forbid_code()
+    (tmp_path / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}')
+    (tmp_path / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Odd: pass\n")
+    for auto in (AutoConfig, AutoTokenizer):
+        with pytest.raises(SystemExit, match="^refused: the converter asks for code from the folder of the model$"):
+            auto.from_pretrained(tmp_path, trust_remote_code=True)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_without_the_converter_nothing_is_written_and_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(llamacpp, "find_spec", lambda name: None)
     with pytest.raises(
@@ -158,6 +182,7 @@ def test_pieces_of_sentencepiece_have_the_order_of_their_merges_as_scores():
     assert calls["add_token_list"][8] == "[PAD8]"
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(tmp_path: Path):
     from tokenizers import pre_tokenizers
 
@@ -167,6 +192,7 @@ def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(tmp_path: Pat
         write_gguf(made.network, cutter, tmp_path / "model.gguf", kind="f16", name="tiny")
 
 
+@pytest.mark.slow
 def test_a_config_that_says_no_width_of_a_head_is_written_too(tmp_path: Path):
     made = base("llama")
     sizes = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -18,10 +18,12 @@ from tests import tiny
 from tests.data.test_thinking import FAMILIES, templates
 from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tests.pipelines.tune.test_domain import on_texts
+from tests.tiny_families import FAMILIES as NETWORKS
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.inference.export import formats as room
 from tunesmith.inference.export.gguf_quantize import _kernels
+from tunesmith.inference.export.gguf_writer import write_gguf
 from tunesmith.inference.identify import identify, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.open_model import open_model
@@ -197,6 +199,31 @@ def test_an_export_that_answers_otherwise_is_refused_after_it_was_told(
     with pytest.raises(Refused, match=r"answers are the same, expected at least 100%;.*do not use it"):
         made(decoder, "merged", tmp_path / "out")
     assert read_report(decoder).exports[-1].faults
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "deepseek_v3"])
+@pytest.mark.slow
+def test_no_gguf_file_is_left_of_a_family_that_llama_cpp_computes_otherwise(tmp_path: Path, kind: str):
+    parts = {"model": str(NETWORKS[kind].write(tmp_path / "base")), "schedule": {"probe": False}}
+    run = tune(recipe(tmp_path, answers(), "llama", objective="instruct", **parts), tmp_path / "run").folder
+    with pytest.raises((Refused, ModelError), match="nearest that works: --format merged"):
+        made(run, "gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_file_that_answers_otherwise_is_told_and_removed(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def other(network: Any, *rest: Any, **options: Any) -> None:
+        write_gguf(network.from_pretrained(read_manifest(decoder / "model").base), *rest, **options)
+
+    monkeypatch.setattr(room, "write_gguf", other)
+    with pytest.raises(
+        Refused, match=r"answers are the same, expected at least 95%; it was removed; nearest that works"
+    ):
+        made(decoder, "gguf", tmp_path / "out")
+    assert read_report(decoder).exports[-1].faults
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_adapter_of_an_encoder_is_compared_by_the_states_that_its_head_reads(tmp_path: Path):

@@ -161,7 +161,8 @@ def export(
         offline: do not access the network.
 
     Raises:
-        Refused: the export differs by more than BOUNDS; export and report are written nevertheless.
+        Refused: the export differs by more than BOUNDS. It is kept, and the report has it, but a GGUF file is removed
+            if its tokens differ or there is no finer format.
         RecipeError: the model cannot be exported in this format.
         CheckpointError: the run is broken, or `out` contains other files.
     """
@@ -200,10 +201,8 @@ def export(
         updated = report.model_copy(update={"exports": exports})
         write_whole(folder.parent / "report.json", updated.model_dump_json(indent=1))
         write_reports(folder.parent)
-    if result.faults:  # fewer bits lose accuracy, any other difference is a bug
-        finer = FINER.get(request.name)
-        fix = f"use --dtype {finer}" if finer else "do not use it, and please report this"
-        raise Refused(f"{out}: {'; '.join(result.faults)}; {fix}")
+    if result.faults:
+        raise _refusal(result, request, out)
     return result
 
 
@@ -288,6 +287,16 @@ def _write_smallest(
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return smallest
+
+
+def _refusal(result: Export, request: ExportRequest, out: Path) -> Refused:
+    """Return the error of an export that differs; a GGUF file that could be used unnoticed is removed."""
+    finer = FINER.get(request.name)
+    fix = f"use --dtype {finer}" if finer else "do not use it, and please report this"
+    if request.kind == "gguf" and (not finer or result.same_prompts < 1):  # fewer bits are not the reason
+        shutil.rmtree(out)
+        fix = "it was removed; nearest that works: --format merged"
+    return Refused(f"{out}: {'; '.join(result.faults)}; {fix}")
 
 
 def _general_rows(manifest: ModelManifest) -> list[Prediction]:

@@ -32,6 +32,7 @@ def main(job: dict[str, Any]) -> None:
     root = Path(job["converter"])
     sys.path.insert(0, str(root))
     conversion: Any = importlib.import_module("conversion")  # it puts its own gguf first
+    forbid_code()
     conversion.ModelBase.no_mtp = True  # transformers neither loads nor writes layers that predict further tokens
     if "kind" not in job:
         sys.argv = ["", "--base", job["folder"], "--outfile", job["file"], job["folder"]]
@@ -53,6 +54,16 @@ def main(job: dict[str, Any]) -> None:
     model.write()
 
 
+def forbid_code() -> None:
+    """Let no class come from the code of a model in this process: the converter loads some tokenizers with theirs."""
+    from transformers import dynamic_module_utils
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        _refuse("the converter asks for code from the folder of the model")
+
+    dynamic_module_utils.get_cached_module_file = refuse
+
+
 def _refuse(problem: str) -> NoReturn:
     sys.exit(REFUSED + problem)
 
@@ -61,7 +72,8 @@ def _with_former_keys(hparams: dict[str, Any]) -> dict[str, Any]:
     """Add the keys under which transformers 4 stored values, which the converter still reads for some families."""
     rope = hparams.get("rope_parameters") or {}
     former = {"n_ctx": hparams.get("n_positions"), "rotary_pct": rope.get("partial_rotary_factor")}
-    if hparams.get("num_attention_heads") and "hidden_size" in hparams:
+    # Heads of latent attention have several widths; the converter writes them itself.
+    if hparams.get("num_attention_heads") and "hidden_size" in hparams and not hparams.get("kv_lora_rank"):
         former["head_dim"] = hparams["hidden_size"] // hparams["num_attention_heads"]
     return {key: value for key, value in former.items() if value is not None} | hparams
 

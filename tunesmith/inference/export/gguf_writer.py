@@ -92,9 +92,9 @@ def tokenizer_calls(tokenizer: Any, ends: Any, *, words: int, name: str) -> list
     calls += [("add_add_bos_token", not tokenizer.chat_template and leading_bos(tokenizer) is not None)]
     if tokenizer.chat_template:
         calls += [("add_chat_template", tokenizer.chat_template)]
-        # llama.cpp recognizes only some end-of-turn tokens by their names.
-        others = set(ends if isinstance(ends, list) else []) - {tokenizer.eos_token_id}
-        calls += [("add_eot_token_id", end) for end in sorted(others)]
+        # llama.cpp recognizes only some end-of-turn tokens by their names. A file has room for two more.
+        others = sorted(set(ends if isinstance(ends, list) else []) - {tokenizer.eos_token_id})
+        calls += list(zip(("add_eot_token_id", "add_eom_token_id"), others, strict=False))
     return calls
 
 

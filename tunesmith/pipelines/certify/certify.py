@@ -288,8 +288,11 @@ class Subject:
                 write_gguf(self.network, self.base.tokenizer, file, kind="f16", name=self.base.name)
             except ModelError as error:
                 return Measured(outcome="refused", note=str(error).removeprefix(f"{self.base.name}: "))
-            program = LlamaCpp(file, threads=torch.get_num_threads(), positions=POSITIONS, slots=1)
-            theirs = program.answers(self.prompts, longest=WORDS)
+            try:
+                program = LlamaCpp(file, threads=torch.get_num_threads(), positions=POSITIONS, slots=1)
+                theirs = program.answers(self.prompts, longest=WORDS)
+            except ModelError as error:  # the same stops `export`; only other answers are wrong
+                return Measured(outcome="refused", note=str(error).removeprefix(f"{file.name}: "))
         sampling = Sampling(temperature=0.0, max_new_tokens=WORDS)
         answers = generate(self.policy, self.prompts, sampling=sampling, template=self.template)
         ours = [self.template.decode(answer.ids).strip() for answer in answers]
