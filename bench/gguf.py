@@ -159,7 +159,7 @@ def convert(names: Sequence[str], root: Path) -> None:
     jobs = [
         shared | {"folder": str(root / name / part), "file": str(root / name / f"{part}.gguf")} | options
         for name in names
-        for part, options in (("model", {"kind": "f16", "name": name, "slides": windows[name]}), ("adapter", {}))
+        for part, options in (("model", {"name": name, "slides": windows[name]}), ("adapter", {}))
         if any((root / name / part).iterdir())
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

@@ -84,7 +84,7 @@ def network(hidden: int = 256, inner: int = 512, layers: int = 8) -> LlamaForCau
 
 
 def written(made: LlamaForCausalLM, file: Path) -> GgufWeights:
-    write_gguf(made, base("llama").tokenizer, file, kind="f16", name="tiny")
+    write_gguf(made, base("llama").tokenizer, file, name="tiny")
     return GgufWeights(file)
 
 

@@ -36,7 +36,7 @@ IDS = torch.tensor([[1, 20, 30, 40, 50, 60]])
 
 def test_what_is_written_reads_back_with_the_same_logits_and_tokens(tmp_path: Path):
     made = base("llama")
-    write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+    write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", name="tiny")
     network, cutter = read_gguf(tmp_path / "model.gguf", where="tiny")
     with torch.no_grad():
         ours, theirs = made.network(IDS).logits, network(IDS).logits
@@ -51,20 +51,9 @@ def test_the_beginning_of_a_text_is_written_by_the_tokenizer_and_that_of_a_chat_
     frame(cutter.backend_tokenizer, "<|endoftext|> $A", "<|endoftext|> $A $B:1")
     for chat in ("", CHATML):
         cutter.chat_template = chat
-        write_gguf(made.network, cutter, tmp_path / "model.gguf", kind="f16", name="tiny")
+        write_gguf(made.network, cutter, tmp_path / "model.gguf", name="tiny")
         found = LlamaCpp(tmp_path / "model.gguf", threads=1, positions=64).ids("the phone")
         assert found == cutter("the phone", add_special_tokens=not chat)["input_ids"]
-
-
-@pytest.mark.slow
-def test_eight_bits_weigh_half_of_sixteen(tmp_path: Path):
-    made = base("llama")
-    sizes = []
-    for kind in ("f16", "q8_0"):
-        write_gguf(made.network, made.tokenizer, tmp_path / kind, kind=kind, name="tiny")
-        sizes.append((tmp_path / kind).stat().st_size)
-    matrices = sum(value.numel() for value in made.network.parameters() if value.ndim == 2)
-    assert sizes[0] - sizes[1] == pytest.approx(matrices * (2 - 34 / 32), rel=0.02)
 
 
 def test_no_two_rules_cut_the_telling_text_alike():
@@ -76,7 +65,7 @@ def test_no_two_rules_cut_the_telling_text_alike():
 @pytest.mark.parametrize("kind", ["gemma", "granite"])
 def test_other_families_answer_the_same_in_llama_cpp_alone_and_with_an_adapter(kind: str, tmp_path: Path):
     made = base(kind)
-    write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+    write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", name="tiny")
     tuned = policy(kind, LORA, lively=0.3)
     tuned.adapter.save_pretrained(tmp_path / "adapter")
     write_adapter_gguf(tuned.network, tmp_path / "adapter", tmp_path / "adapter.gguf", name="tiny")
@@ -95,7 +84,7 @@ def test_other_families_answer_the_same_in_llama_cpp_alone_and_with_an_adapter(k
 def test_a_family_that_llama_cpp_does_not_know_is_refused(tmp_path: Path):
     made = base("opt")
     with pytest.raises(ModelError, match="^tiny: llama.cpp does not know OPTForCausalLM; nearest that works: --format"):
-        write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+        write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", name="tiny")
     assert not any(tmp_path.iterdir())
 
 
@@ -136,7 +125,7 @@ def test_a_converter_that_fails_leaves_one_line_and_no_file(
     monkeypatch.setattr(gguf_writer, "find_converter", lambda: spoilt(tmp_path / "c", code))
     monkeypatch.setattr(gguf_writer, "START_SECONDS", 4 if "sleep" in code else 600)
     with pytest.raises(ModelError, match=f"^tiny: llama.cpp's {problem}; nearest that works: --format merged$"):
-        write_gguf(made.network, made.tokenizer, tmp_path / "out" / "model.gguf", kind="f16", name="tiny")
+        write_gguf(made.network, made.tokenizer, tmp_path / "out" / "model.gguf", name="tiny")
     assert not any((tmp_path / "out").iterdir())
 
 
@@ -144,7 +133,7 @@ def test_a_converter_that_fills_the_disk_says_so(tmp_path: Path, monkeypatch: py
     made = base("llama")
     monkeypatch.setattr(gguf_writer, "find_converter", lambda: spoilt(tmp_path, "raise OSError(28, 'No space')"))
     with pytest.raises(OSError, match="No space left on device"):
-        write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+        write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", name="tiny")
 
 
 def test_code_in_the_folder_of_a_model_is_not_run_whatever_the_converter_asks_for(
@@ -189,7 +178,7 @@ def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(tmp_path: Pat
     made, cutter = base("llama"), tokenizer(CHATML_TOKENS)
     cutter.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ModelError, match="no pre-tokenizer that splits text as this tokenizer does"):
-        write_gguf(made.network, cutter, tmp_path / "model.gguf", kind="f16", name="tiny")
+        write_gguf(made.network, cutter, tmp_path / "model.gguf", name="tiny")
 
 
 @pytest.mark.slow
@@ -197,7 +186,7 @@ def test_a_config_that_says_no_width_of_a_head_is_written_too(tmp_path: Path):
     made = base("llama")
     sizes = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
     network = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(made.tokenizer), intermediate_size=64, **sizes))
-    write_gguf(network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+    write_gguf(network, made.tokenizer, tmp_path / "model.gguf", name="tiny")
     again, _ = read_gguf(tmp_path / "model.gguf", where="tiny")
     with torch.no_grad():
         ours, theirs = network(IDS).logits, again(IDS).logits

@@ -170,7 +170,7 @@ def test_an_adapter_in_gguf_answers_over_its_base_as_the_merged_file_does(decode
     made(decoder, "gguf", tmp_path / "merged")
     base = room.merged(decoder / "model", read_manifest(decoder / "model"), offline=True)
     bare = base.policy.network.from_pretrained(read_manifest(decoder / "model").base)
-    room.write_gguf(bare, base.template.tokenizer, tmp_path / "base.gguf", kind="f16", name="base")
+    room.write_gguf(bare, base.template.tokenizer, tmp_path / "base.gguf", name="base")
     prompts = [[1, 40 + i, 50, 60, 70] for i in range(8)]
     sides = [
         LlamaCpp(file, threads=1, positions=128, adapter=adapter).answers(prompts, longest=6)

@@ -173,7 +173,7 @@ def write_file(model: LocalModel, out: Path, *, dtype: str, name: str, rows: Seq
     if texts:  # it completes texts and was not trained on chats
         model.template.tokenizer.chat_template = None
     policy, whole = model.policy, out / (GGUF if dtype == "f16" else "f16.gguf")
-    write_gguf(policy.network, model.template.tokenizer, whole, kind="f16", name=name)
+    write_gguf(policy.network, model.template.tokenizer, whole, name=name)
     if dtype != "f16":
         source = GgufWeights(whole)
         importance = measure_importance(policy, source.parameters(policy.network), rows)

@@ -22,8 +22,8 @@ def main(job: dict[str, Any]) -> None:
 
     Args:
         job: `converter`, folder of llama.cpp's scripts; `folder`, of the model or the adapter; `file` to write;
-            `memory`, the limit in bytes; for a model `kind`, f16, q8_0 or q4_0, `name`, and whether it `slides`: some
-            of its layers have a sliding attention window.
+            `memory`, the limit in bytes; for a model its `name`, and whether it `slides`: some of its
+            layers have a sliding attention window.
     """
     with suppress(ImportError, ValueError):  # not on Windows; a lower limit may be in force
         import resource
@@ -34,7 +34,7 @@ def main(job: dict[str, Any]) -> None:
     conversion: Any = importlib.import_module("conversion")  # it puts its own gguf first
     forbid_code()
     conversion.ModelBase.no_mtp = True  # transformers neither loads nor writes layers that predict further tokens
-    if "kind" not in job:
+    if "name" not in job:
         sys.argv = ["", "--base", job["folder"], "--outfile", job["file"], job["folder"]]
         runpy.run_path(str(root / "convert_lora_to_gguf.py"), run_name="__main__")
         return
@@ -44,13 +44,10 @@ def main(job: dict[str, Any]) -> None:
         family = conversion.get_model_class(architecture)
     except NotImplementedError:
         _refuse(f"llama.cpp does not know {architecture}")
-    types: Any = importlib.import_module("gguf").LlamaFileType
-    kind = types.MOSTLY_F16 if job["kind"] == "f16" else types.MOSTLY_Q8_0
-    model = family(Path(job["folder"]), kind, Path(job["file"]), model_name=job["name"], hparams=hparams)
+    f16 = importlib.import_module("gguf").LlamaFileType.MOSTLY_F16
+    model = family(Path(job["folder"]), f16, Path(job["file"]), model_name=job["name"], hparams=hparams)
     inner = getattr(model, "impl", model)
     inner.set_vocab = lambda: _write_tokenizer(inner, slides=job["slides"])
-    if job["kind"] == "q4_0":
-        inner.tensor_force_quant = _four_bits
     model.write()
 
 
@@ -76,13 +73,6 @@ def _with_former_keys(hparams: dict[str, Any]) -> dict[str, Any]:
     if hparams.get("num_attention_heads") and "hidden_size" in hparams and not hparams.get("kv_lora_rank"):
         former["head_dim"] = hparams["hidden_size"] // hparams["num_attention_heads"]
     return {key: value for key, value in former.items() if value is not None} | hparams
-
-
-def _four_bits(_name: str, title: str, _layer: int | None, _dimensions: int) -> Any:
-    """Store the matrices of attention and feed-forward layers in 4 bits, which the converter does not offer."""
-    part = title.split(".")[-2]
-    types: Any = importlib.import_module("gguf").GGMLQuantizationType
-    return part.startswith(("attn_", "ffn_")) and not part.startswith("ffn_gate_inp") and types.Q4_0
 
 
 def _write_tokenizer(model: Any, *, slides: bool) -> None:

@@ -116,14 +116,13 @@ def _token_type(number: int, vocabulary: dict[int, str], added: dict[int, Any], 
     return int(gguf.TokenType.NORMAL)
 
 
-def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, kind: str, name: str) -> None:
-    """Write a decoder as a GGUF file.
+def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, name: str) -> None:
+    """Write a decoder as a GGUF file in f16.
 
     Args:
         network: the transformers model.
         tokenizer: its tokenizer.
         file: the file to write. The weights are also written to a temporary folder next to it.
-        kind: f16, q8_0 or q4_0.
         name: the model's name, stored in the file and used in messages.
 
     Raises:
@@ -131,7 +130,7 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
     """
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".gguf-") as temporary:
         write_source(network, tokenizer, Path(temporary), name=name)
-        job = {"kind": kind, "name": name, "slides": slides(network.config)}
+        job = {"name": name, "slides": slides(network.config)}
         _convert(job, Path(temporary), file, name=name)
 
 

@@ -285,7 +285,7 @@ class Subject:
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
             file = Path(folder) / "model.gguf"
             try:
-                write_gguf(self.network, self.base.tokenizer, file, kind="f16", name=self.base.name)
+                write_gguf(self.network, self.base.tokenizer, file, name=self.base.name)
             except ModelError as error:
                 return Measured(outcome="refused", note=str(error).removeprefix(f"{self.base.name}: "))
             try:
