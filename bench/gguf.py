@@ -63,6 +63,8 @@ TEXTS = (
     "été Ünïcödé ﬁne … “quoted” — dash\u00a0space",
 )
 TOKENS = 16
+# Every published Gemma 3 has one full layer after five with a window, which llama.cpp has built in.
+LAYERS = dict.fromkeys(("gemma3", "gemma3_text"), ["sliding_attention"] * 5 + ["full_attention"])
 
 
 def tokenizer_of(name: str, folder: Path | None) -> PreTrainedTokenizerFast:
@@ -90,6 +92,9 @@ def checkpoint(name: str, words: PreTrainedTokenizerFast, folder: Path) -> Path:
                     setattr(part, key, len(words))
             part.bos_token_id, part.eos_token_id = words.bos_token_id, words.eos_token_id
             part.pad_token_id = words.pad_token_id
+        if name in LAYERS:
+            text = config.get_text_config()
+            text.layer_types, text.num_hidden_layers = LAYERS[name], len(LAYERS[name])
         return config, words
 
     return replace(FAMILIES[name], make=make).write(folder)
