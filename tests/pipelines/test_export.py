@@ -68,7 +68,7 @@ def test_the_other_program_answers_every_row_alike_and_the_report_says_so(decode
     assert found in read_report(decoder).exports
 
 
-@pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
+@pytest.mark.parametrize("kind", ["merged", "adapter", pytest.param("gguf", marks=pytest.mark.slow)])
 def test_a_model_that_could_think_is_asked_there_without_thoughts_too(tmp_path: Path, kind: str):
     parts = {"schedule": {"probe": False}, "objective": "instruct"}
     run = tune(recipe(tmp_path, answers(), "qwen3", **parts), tmp_path / "run").folder
@@ -158,7 +158,7 @@ def test_other_programs_begin_and_end_where_an_odd_base_was_tuned_to(tmp_path: P
     assert "eos_token_id=" in "".join(transformers_lines(read_run_data(run), base="BASE")) or odd == "begins unsaid"
 
 
-@pytest.mark.parametrize("kind", ["merged", "gguf"])
+@pytest.mark.parametrize("kind", ["merged", pytest.param("gguf", marks=pytest.mark.slow)])
 def test_a_run_on_texts_goes_on_with_them_there_too(tmp_path: Path, kind: str):
     run = tune(on_texts(tmp_path, "llama", schedule={"epochs": 1, "probe": False}), tmp_path / "run").folder
     found = made(run, kind, tmp_path / "out")
@@ -201,12 +201,12 @@ def test_an_export_that_answers_otherwise_is_refused_after_it_was_told(
     assert read_report(decoder).exports[-1].faults
 
 
-@pytest.mark.parametrize("kind", ["gemma3_text", "deepseek_v3"])
 @pytest.mark.slow
-def test_no_gguf_file_is_left_of_a_family_that_llama_cpp_computes_otherwise(tmp_path: Path, kind: str):
-    parts = {"model": str(NETWORKS[kind].write(tmp_path / "base")), "schedule": {"probe": False}}
+def test_no_gguf_file_is_left_of_a_family_that_llama_cpp_computes_otherwise(tmp_path: Path):
+    # llama.cpp has the layers of the published models built in, and these have others.
+    parts = {"model": str(NETWORKS["gemma3_text"].write(tmp_path / "base")), "schedule": {"probe": False}}
     run = tune(recipe(tmp_path, answers(), "llama", objective="instruct", **parts), tmp_path / "run").folder
-    with pytest.raises((Refused, ModelError), match="nearest that works: --format merged"):
+    with pytest.raises(Refused, match="answers are the same.*; it was removed; nearest that works: --format merged"):
         made(run, "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -218,9 +218,7 @@ def test_a_gguf_file_that_answers_otherwise_is_told_and_removed(
         write_gguf(network.from_pretrained(read_manifest(decoder / "model").base), *rest, **options)
 
     monkeypatch.setattr(room, "write_gguf", other)
-    with pytest.raises(
-        Refused, match=r"answers are the same, expected at least 95%; it was removed; nearest that works"
-    ):
+    with pytest.raises(Refused, match=r"answers are the same, expected at least 95%.*; it was removed; nearest"):
         made(decoder, "gguf", tmp_path / "out")
     assert read_report(decoder).exports[-1].faults
     assert not (tmp_path / "out").exists()
