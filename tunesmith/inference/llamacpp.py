@@ -121,7 +121,8 @@ class LlamaCpp:
         body = {"prompt": ids, "n_predict": longest, "temperature": 0.0, "cache_prompt": False}
         response = self._server.handle_completions(body)
         if "choices" not in response:
-            problem = response.get("message", response)
+            refusal = response.get("error", response)
+            problem = refusal.get("message", refusal)
             raise ModelError(f"llama.cpp: cannot answer ({problem}); shorten the prompts, or serve the run with torch")
         return str(response["choices"][0]["text"]).strip()
 

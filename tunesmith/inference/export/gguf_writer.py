@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +130,9 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
     Raises:
         ModelError: if the converter is not installed, does not know the family or the tokenizer, or fails.
     """
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".gguf-") as temporary:
-        write_source(network, tokenizer, Path(temporary), name=name)
-        job = {"name": name, "slides": slides(network.config)}
-        _convert(job, Path(temporary), file, name=name)
+    with _folder_beside(file) as folder:
+        write_source(network, tokenizer, folder, name=name)
+        _convert({"name": name, "slides": slides(network.config)}, folder, file, name=name)
 
 
 def write_source(network: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, name: str) -> None:
@@ -157,9 +158,9 @@ def write_adapter_gguf(network: Any, adapter: Path, file: Path, *, name: str) ->
     Raises:
         ModelError: as `write_gguf`, and for adapters that GGUF cannot represent, such as DoRA.
     """
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".gguf-") as temporary:
-        write_adapter_source(network, adapter, Path(temporary), name=name)
-        _convert({}, Path(temporary), file, name=name)
+    with _folder_beside(file) as folder:
+        write_adapter_source(network, adapter, folder, name=name)
+        _convert({}, folder, file, name=name)
 
 
 def write_adapter_source(network: Any, adapter: Path, folder: Path, *, name: str) -> None:
@@ -177,6 +178,15 @@ def write_adapter_source(network: Any, adapter: Path, folder: Path, *, name: str
     tree = adapter_tree(network)
     base = tree.config.to_dict() | {"architectures": [type(tree).__name__]}
     (folder / "config.json").write_text(json.dumps(base), encoding="utf-8")
+
+
+@contextmanager
+def _folder_beside(file: Path) -> Iterator[Path]:
+    """Enter a context with a temporary folder of a fixed name: the converter stores what it reads out of the name."""
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".gguf-") as temporary:
+        folder = Path(temporary) / "model"
+        folder.mkdir()
+        yield folder
 
 
 def _convert(options: dict[str, Any], folder: Path, file: Path, *, name: str) -> None:
