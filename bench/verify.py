@@ -1,20 +1,19 @@
-"""Confusion matrix of `tunesmith verify` on real runs of one base: who is taken for whom, in how many of the trials.
+"""Confusion matrix of `tunesmith verify` on real runs of one base: who is taken for whom.
 
-    python -m bench.verify RUN RUN... --out FILE [--trials 200]
+    python -m bench.verify RUN RUN... --out FOLDER
 
-Each run is asked its own challenge as it is, as its base, as each other run, with its adapter scaled by half, with its
-prompts in another template, and rounded to 8, 4 and 2 bits. A trial resamples the prompts of
-a challenge.
+Each challenge of a run is answered by the run as it is, by its base, by each other run, with its adapter scaled by
+half, with its prompts in another template, and with the base rounded to 8, 4, 3 and 2 bits. A run has
+several challenges of different rows, which are the trials; those of one run are not independent of each other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -22,11 +21,13 @@ import torch
 from torch import nn
 
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.errors import RecipeError
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
-from tunesmith.pipelines.verify.challenge import Challenge, Prompt
+from tunesmith.models.generation.thoughts import ThoughtSplitter
+from tunesmith.pipelines.verify.challenge import Challenge, compared
 from tunesmith.pipelines.verify.make import Candidate, challenge_of
 from tunesmith.pipelines.verify.verdict import judge
 
@@ -49,7 +50,7 @@ def rounded(bits: int) -> Callable[[LocalModel], AbstractContextManager[None]]:
         groups = value.view(-1, GROUP)
         low, high = groups.amin(dim=1, keepdim=True), groups.amax(dim=1, keepdim=True)
         step = (high - low).clamp(min=1e-9) / (2**bits - 1)
-        return (((groups - low) / step).round() * step + low).view_as(value)
+        return torch.add(((groups - low) / step).round() * step, low).view_as(value)
 
     return lambda model: changed(model, of)
 
@@ -74,17 +75,31 @@ def changed(model: LocalModel, change: Callable[[str, torch.Tensor], torch.Tenso
                     value.copy_(before[name])
 
 
-def answers(model: LocalModel, prompts: Sequence[Prompt], *, template: bool = True) -> list[str]:
-    """Answer greedily, in the chat template or in plain words."""
-    form = model.template
+WAYS: dict[str, Callable[[LocalModel], AbstractContextManager[object]]] = {
+    "tuned": lambda model: nullcontext(),
+    "tuned, bfloat16": lambda model: torch.autocast("cpu", dtype=torch.bfloat16),
+    "tuned, 8 bits": rounded(8),
+    "tuned, 4 bits": rounded(4),
+    "3 bits": rounded(3),
+    "2 bits": rounded(2),
+    "base": lambda model: model.policy.reference(),
+    "half the adapter": half,
+    "other template": lambda model: nullcontext(),
+}
+
+
+def answers(model: LocalModel, challenge: Challenge, way: str) -> list[str]:
+    """Answer the prompts greedily, in the chat template or in plain words."""
+    form, thinking = model.template, challenge.thinking
     ids = [
-        form.prompt(prompt.chat)
-        if template
-        else form.tokenizer(f"### Instruction:\n{prompt.messages[-1].content}\n\n### Response:\n")["input_ids"]
-        for prompt in prompts
+        form.tokenizer(f"### Instruction:\n{prompt.messages[-1].content}\n\n### Response:\n")["input_ids"]
+        if way == "other template"
+        else form.prompt(prompt.chat, thinking=thinking)
+        for prompt in challenge.prompts
     ]
-    given = generate(model.policy, ids, sampling=Sampling(max_new_tokens=12), template=form)
-    return [form.decode(answer.ids).strip() for answer in given]
+    given = generate(model.policy, ids, sampling=Sampling(max_new_tokens=challenge.tokens), template=form)
+    splitter = ThoughtSplitter.of(form, thinking=thinking)
+    return [compared(*splitter.split(splitter.decode(answer.ids))) for answer in given]
 
 
 def rows_of(run: Path) -> list[Candidate]:
@@ -98,63 +113,32 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--challenges", type=int, default=99, help="runs that are challenged; the others only answer")
-    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--challenges", type=int, default=1, help="challenges of each run, of different rows")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     models = {run.name: load(run, offline=True, threads=None) for run in args.runs}
-    challenges: dict[str, Challenge] = {}
-    for run in args.runs[: args.challenges]:
-        challenges[run.name] = challenge_of(run, rows=rows_of(run), offline=True)
-        (args.out / run.name).mkdir(parents=True, exist_ok=True)
-        (args.out / run.name / "challenge.json").write_text(challenges[run.name].model_dump_json(indent=1))
-        print(run.name, len(challenges[run.name].prompts), "prompts", challenges[run.name].seconds, "s", flush=True)
-    ways: dict[str, Callable[[LocalModel], AbstractContextManager[object]]] = {
-        "tuned": lambda model: nullcontext(),
-        "tuned, bfloat16": lambda model: torch.autocast("cpu", dtype=torch.bfloat16),
-        "tuned, 8 bits": rounded(8),
-        "tuned, 4 bits": rounded(4),
-        "base": lambda model: model.policy.reference(),
-        "half the adapter": half,
-        "other template": lambda model: nullcontext(),
-        "2 bits": rounded(2),
-    }
-    found: dict[str, dict[str, list[str]]] = defaultdict(dict)
-    for name, challenge in challenges.items():
-        for way, context in ways.items():
-            began = time.perf_counter()
-            with context(models[name]):
-                found[name][way] = answers(models[name], challenge.prompts, template=way != "other template")
-            judged = judge(challenge.prompts, found[name][way])
-            print(name, way, judged, f"{time.perf_counter() - began:.1f} s", flush=True)
-        for other in models.keys() - {name}:
-            found[name][f"another run: {other}"] = answers(models[other], challenge.prompts)
-            print(name, other, judge(challenge.prompts, found[name][f"another run: {other}"]), flush=True)
-        (args.out / "answers.json").write_text(json.dumps(found, indent=1))
-        report(challenges, found, args.trials)
-
-
-def report(challenges: dict[str, Challenge], found: dict[str, dict[str, list[str]]], trials: int) -> None:
-    """Print the matrix."""
-    for kind, counts in matrix(challenges, found, trials).items():
-        print(kind, dict(counts), flush=True)
-
-
-def matrix(
-    challenges: dict[str, Challenge], found: dict[str, dict[str, list[str]]], trials: int
-) -> dict[str, Counter[str]]:
-    """Count the verdicts on resampled challenges, for each kind of model that answered."""
-    chance = random.Random(0)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for kind in sorted({way.partition(":")[0] for ways in found.values() for way in ways}):
-        for _ in range(trials):
-            name = chance.choice(sorted(found))
-            way = chance.choice([way for way in found[name] if way.partition(":")[0] == kind])
-            prompts = challenges[name].prompts
-            part = chance.choices(range(len(prompts)), k=len(prompts))
-            verdict = judge([prompts[i] for i in part], [found[name][way][i] for i in part]).verdict
-            counts[kind][verdict] += 1
-    return counts
+    for run in args.runs:
+        rows = rows_of(run)
+        for i in range(args.challenges):
+            try:
+                challenge = challenge_of(run, rows=rows[i :: args.challenges], offline=True)
+            except RecipeError as error:
+                print(error, flush=True)
+                continue
+            (args.out / f"{run.name}-{i}.json").write_text(challenge.model_dump_json(indent=1))
+            print(run.name, len(challenge.prompts), "prompts", challenge.seconds, "s", flush=True)
+            others = {f"another run: {name}": model for name, model in models.items() if name != run.name}
+            for way in [*WAYS, *others]:
+                model, began = others.get(way, models[run.name]), time.perf_counter()
+                with WAYS.get(way, WAYS["tuned"])(model):
+                    judged = judge(challenge.prompts, answers(model, challenge, way))
+                counts[way.partition(":")[0]][judged.verdict] += 1
+                print(f"{run.name}, {way}: {judged.sentence()} ({time.perf_counter() - began:.1f} s)", flush=True)
+            (args.out / "matrix.json").write_text(json.dumps(counts, indent=1))
+    for kind, verdicts in counts.items():
+        print(kind, dict(verdicts), flush=True)
 
 
 if __name__ == "__main__":

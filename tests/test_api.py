@@ -50,7 +50,11 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "ask": {"ask": set()},
     "export": {"export": set()},
     "push": {"push": set()},
-    "verify": {"verify": {"base", "rows"}, "make_challenge": {"at", "chat"}},
+    "verify": {
+        "verify": {"base", "rows", "chat"},
+        "verify_chat": {"base", "rows", "chat"},
+        "make_challenge": {"at", "chat"},
+    },
     "serve": {"serve": set()},
     "feedback": {"feedback": set()},
     "votes": {
@@ -70,7 +74,11 @@ RECIPE_KEYS = {"data", "schedule", "gates", "replay", "seed", "documents", "arms
 PYTHON_ONLY = {"progress", "callback", "callbacks", "more"}
 # Positional arguments that have one name on the command line and several parameters in Python.
 RENAMED = {"runs": {"words": {"folder"}}, "diff_runs": {"words": {"a", "b"}}, "check_model": {"words": {"model"}}}
-RENAMED |= {"verify": {"words": {"run"}}, "make_challenge": {"words": {"model", "out"}}}
+RENAMED |= {
+    "verify": {"words": {"run"}},
+    "verify_chat": {"words": {"run"}},
+    "make_challenge": {"words": {"model", "out"}},
+}
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

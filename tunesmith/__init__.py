@@ -42,6 +42,7 @@ from tunesmith.api_models import (
     runs,
     serve,
     verify,
+    verify_chat,
 )
 from tunesmith.api_training import compare, learning_curve, plan, plan_rlhf, preview, rebase, replay, rlhf, tune
 from tunesmith.errors import (
@@ -109,6 +110,7 @@ __all__ = [
     "serve",
     "tune",
     "verify",
+    "verify_chat",
     "votes_export",
     "votes_import",
     "votes_summary",

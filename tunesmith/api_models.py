@@ -228,11 +228,10 @@ def verify(
     run: str | Path,
     *,
     at: str | Path = "",
-    chat: bool = False,
     offline: bool = False,
     progress: bool = True,
     callback: EventHandler | None = None,
-) -> Verified | ChatVerified:
+) -> Verified:
     """Decide whether a server, folder or file answers as the tuned model, its base, a damaged copy or something else.
 
     >>> import tunesmith
@@ -243,26 +242,56 @@ def verify(
         run: run folder, or the file of a challenge.
         at: address of an OpenAI-compatible server (`URL` or `URL#MODEL`), model folder, run or .gguf file; default: the
             run itself.
-        chat: compare how it renders and parses chats instead; `.difference` is the first one.
         offline: do not access the network.
         progress: show progress.
         callback: receives every progress event.
 
     Returns:
-        The verdict as `.verdict`, and the probability that it is wrong as `.error_rate`.
+        The verdict as `.verdict`, and its evidence as `.sentence`. `.error_rate` is how often a model for which the
+        verdict is wrong would give such answers.
 
     Raises:
         TunesmithError: the run has no challenge, or the target does not answer.
     """
     from tunesmith.pipelines.verify.challenge import read_challenge
     from tunesmith.pipelines.verify.verify import verify as verify_target
-    from tunesmith.pipelines.verify.verify import verify_chat
 
     with reporting(progress, callback) as callbacks:
-        if chat:
-            return verify_chat(Path(run), str(at or run), on_event=callbacks.on_event, offline=offline)
         challenge = read_challenge(Path(run))
         return verify_target(challenge, str(at or run), on_event=callbacks.on_event, offline=offline)
+
+
+@python_words
+def verify_chat(
+    run: str | Path,
+    *,
+    at: str | Path = "",
+    offline: bool = False,
+    progress: bool = True,
+    callback: EventHandler | None = None,
+) -> ChatVerified:
+    """Compare how a server, folder or file renders and parses chats with the golden conversations of a run.
+
+    >>> import tunesmith
+    >>> tunesmith.verify_chat("runs/replies", at="http://127.0.0.1:8378/v1").difference  # doctest: +SKIP
+
+    Args:
+        run: run folder, or its file `chat.json`.
+        at: as in `verify`.
+        offline: do not access the network.
+        progress: show progress.
+        callback: receives every progress event.
+
+    Returns:
+        What was compared, and the first difference as `.difference`.
+
+    Raises:
+        TunesmithError: the run has no such file, the target does not answer, or nothing can be compared.
+    """
+    from tunesmith.pipelines.verify.verify import verify_chat as verify_target
+
+    with reporting(progress, callback) as callbacks:
+        return verify_target(Path(run), str(at or run), on_event=callbacks.on_event, offline=offline)
 
 
 @python_words
@@ -415,6 +444,7 @@ def serve(
         admin_token_file=None if admin_token_file is None else Path(admin_token_file),
         store=None if store is None else Path(store),
         thinking=thinking,
+        shadow="",
         host=host,
         port=port,
         offline=offline,

@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import json
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 
-from bench.verify import answers, half, matrix, rounded
+from bench.verify import WAYS, answers
 from tests.served import save_run
 from tunesmith.inference.saved_model import load
-from tunesmith.pipelines.verify import challenge as challenge_module
 from tunesmith.pipelines.verify import make
+from tunesmith.pipelines.verify.verdict import judge
 from tunesmith.techniques import Lora
 
-RUNS = 3
+RUNS = 12
 
 
 def test_no_other_model_is_taken_for_the_tuned_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for module, name, value in (
-        (make, "LEAST_LEAD", 0.03), (make, "GENERAL", 160), (make, "PROMPTS", 32),
-        (challenge_module, "ROUNDING", 0.01), (challenge_module, "DAMAGE", 0.1),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, value)
-    runs = [save_run(tmp_path / f"run{seed}", Lora(), seed=seed, lively=1.0) for seed in range(1, RUNS + 1)]
-    models = {run.name: load(run, offline=True, threads=None) for run in runs}
-    challenges = {run.name: make.challenge_of(run, offline=True) for run in runs}
-    ways = {
-        "tuned": lambda model: nullcontext(),
-        "base": lambda model: model.policy.reference(),
-        "half the adapter": half,
-        "other template": lambda model: nullcontext(),
-        "2 bits": rounded(2),
-    }
-    found = {}
-    for name, challenge in challenges.items():
-        found[name] = {}
-        for way, context in ways.items():
-            with context(models[name]):
-                found[name][way] = answers(models[name], challenge.prompts, template=way != "other template")
-        for other in models.keys() - {name}:
-            found[name][f"another run: {other}"] = answers(models[other], challenge.prompts)
-    counts = matrix(challenges, found, 200)
-    (tmp_path / "matrix.txt").write_text(str({kind: dict(verdicts) for kind, verdicts in counts.items()}))
-    assert counts["tuned"]["tuned"] >= 180
-    assert counts["base"]["base"] >= 100  # tiny bases are certain of few answers
-    assert (
-        sum(verdicts["tuned"] for kind, verdicts in counts.items() if kind != "tuned") <= 60
-    )  # of 1,000: resampled challenges may lack what shows the damage
+    monkeypatch.setattr(make, "LEAST_LEAD", 0.01)  # leads of random models are small
+    monkeypatch.setattr(make, "GENERAL", 128)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    last = None
+    for seed in range(1, RUNS + 1):
+        run = save_run(tmp_path / f"run{seed}", Lora(), seed=seed, lively=0.5)
+        challenge, model = make.challenge_of(run, offline=True), load(run, offline=True, threads=None)
+        for way, context in WAYS.items():
+            with context(model):
+                counts[way][judge(challenge.prompts, answers(model, challenge, way)).verdict] += 1
+        if last is not None:
+            counts["another run"][judge(challenge.prompts, answers(last, challenge, "")).verdict] += 1
+        last = model
+    (tmp_path / "matrix.json").write_text(json.dumps(counts))
+    wrong = sum(counts[way]["tuned"] for way in ("base", "half the adapter", "other template", "2 bits", "another run"))
+    assert wrong <= 0.01 * RUNS * 5
+    assert counts["tuned"]["tuned"] == RUNS
+    assert counts["base"]["tuned"] == counts["base"]["damaged"] == 0

@@ -19,14 +19,14 @@ import tunesmith as ts
 from tests.bases import folder
 from tests.served import export_run, save_run, served
 from tunesmith.cli.main import main
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.saved_model import load
-from tunesmith.pipelines.verify import challenge as challenge_module
 from tunesmith.pipelines.verify import make
-from tunesmith.pipelines.verify.challenge import Challenge, read_challenge
+from tunesmith.pipelines.verify.challenge import CertainAnswer, Challenge, Turn, read_challenge
+from tunesmith.pipelines.verify.challenge import Prompt as Asked
 from tunesmith.pipelines.verify.chat import contract_of
 from tunesmith.pipelines.verify.make import challenge_of
-from tunesmith.pipelines.verify.verdict import judge
+from tunesmith.pipelines.verify.verdict import NEEDED, judge
 from tunesmith.pipelines.verify.verify import verify
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt
 from tunesmith.techniques.base import Technique
@@ -37,17 +37,14 @@ def flat_answers() -> Iterator[None]:
     """Leads of random models are small, and so is what rounding changes in them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make, "LEAST_LEAD", 0.03)
-        patch.setattr(make, "GENERAL", 160)
-        patch.setattr(make, "PROMPTS", 32)
-        patch.setattr(challenge_module, "ROUNDING", 0.01)
-        patch.setattr(challenge_module, "DAMAGE", 0.1)
+        patch.setattr(make, "GENERAL", 256)
         yield
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its challenge."""
-    out = save_run(tmp_path_factory.mktemp("runs") / "tuned", Lora(), lively=1.0)
+    out = save_run(tmp_path_factory.mktemp("runs") / "tuned", Lora(), lively=0.5)
     (out / "challenge.json").write_text(challenge_of(out, offline=True).model_dump_json())
     return out
 
@@ -76,16 +73,15 @@ def verdict(challenge: Challenge, target: Path | str) -> str:
     return verify(challenge, str(target), on_event=lambda event: None, offline=True).verdict
 
 
-def test_a_challenge_has_prompts_to_which_both_models_answer_differently(challenge: Challenge):
-    assert 8 <= len(challenge.prompts) <= 32
-    for prompt in challenge.prompts:
-        assert not prompt.by_tuned(prompt.base)
-        assert min(prompt.tuned_margins.leads) >= 0.03
-        assert prompt.tuned_margins.kept > prompt.lost
+def test_a_challenge_has_prompts_that_neither_base_nor_damaged_copies_answer_so(challenge: Challenge):
+    sensitive = [prompt for prompt in challenge.prompts if prompt.tuned]
+    assert NEEDED <= len(sensitive) <= 32
+    for prompt in sensitive:
+        assert prompt.base is None or not prompt.by_tuned(prompt.base.text)
 
 
 def test_every_target_is_recognized(run: Path, challenge: Challenge, tmp_path: Path):
-    other = save_run(tmp_path / "other", Lora(), seed=2, lively=1.0)
+    other = save_run(tmp_path / "other", Lora(), seed=2, lively=0.5)
     out = export_run(run)
     found = {
         "run": verdict(challenge, run),
@@ -109,12 +105,12 @@ def test_bad_input_is_one_line_with_the_fix(run: Path, tmp_path: Path, capsys: p
     damaged = tmp_path / "challenge.json"
     damaged.write_text((run / "challenge.json").read_text()[:-40])
     extra = tmp_path / "extra.json"
-    extra.write_text(json.dumps({**json.loads((run / "challenge.json").read_text()), "format": 2}))
+    extra.write_text(json.dumps({**json.loads((run / "challenge.json").read_text()), "format": 3}))
     empty = tmp_path / "empty"
     empty.mkdir()
     cases = [
         ((str(damaged),), "challenge.json: not JSON"),
-        ((str(extra),), "Input should be less than or equal to 1"),
+        ((str(extra),), "Input should be less than or equal to 2"),
         ((str(empty),), "no challenge.json in it; make one with `tunesmith verify make"),
         ((str(tmp_path / "none"),), "no such run or file"),
         ((str(run), "--at", "http://127.0.0.1:9/v1"), "cannot be reached"),
@@ -162,43 +158,73 @@ def suppressed(serve: Callable[[], None]) -> None:
         serve()
 
 
-def test_the_evidence_for_tuned_is_rarely_reached_by_models_that_agree_less(challenge: Challenge):
-    chance = random.Random(0)
-    wrong = sum(
-        judge(
-            challenge.prompts,
-            [p.tuned if chance.random() < p.lost else "zq" for p in challenge.prompts],
-        ).verdict
-        == "tuned"
-        for _ in range(2000)
+def some_prompts(count: int) -> list[Asked]:
+    """Prompts whose answers all differ."""
+    turns = (Turn(role="user", content="hm"),)
+    return [
+        Asked(where=f"a:{i}", messages=turns, tuned=CertainAnswer(text=f"{i} yes"), base=CertainAnswer(text=f"{i} no"))
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("count", "tuned", "base", "verdict"), [
+    (32, 32, 0, "tuned"), (32, 31, 0, "tuned"), (32, 30, 0, "undecided"), (32, 26, 6, "undecided"),
+    (21, 21, 0, "tuned"), (21, 20, 0, "undecided"), (20, 20, 0, "undecided"), (32, 0, 31, "base"),
+    (32, 0, 30, "undecided"), (32, 8, 0, "damaged"), (32, 0, 16, "something else"), (32, 1, 0, "something else"),
+])  # fmt: skip
+def test_the_verdict_follows_from_the_counts(count: int, tuned: int, base: int, verdict: str):
+    answers = [f"{i} yes" if i < tuned else f"{i} no" if i < tuned + base else "zq" for i in range(count)]
+    found = judge(some_prompts(count), answers)
+    assert (found.verdict, found.tuned, found.base) == (verdict, tuned, base)
+    assert (found.error_rate is None) == (verdict == "undecided")
+
+
+def test_a_model_that_agrees_in_80_percent_of_prompts_is_tuned_in_at_most_1_percent_of_cases():
+    prompts, chance = some_prompts(32), random.Random(0)
+
+    def share(agreement: float) -> float:
+        drawn = (["yes" if chance.random() < agreement else "zq" for _ in prompts] for _ in range(3000))
+        answers = ([f"{i} {word}" for i, word in enumerate(words)] for words in drawn)
+        return sum(judge(prompts, given).verdict == "tuned" for given in answers) / 3000
+
+    assert share(0.8) <= 0.015
+    assert share(0.99) >= 0.9
+
+
+def test_the_sentence_says_what_the_verdict_rests_on():
+    answers = [f"{i} yes" if i else "zq" for i in range(32)]
+    assert judge(some_prompts(32), answers).sentence() == (
+        "tuned: 31 of 32 prompts are answered as by the tuned model; a model that agrees in 80 % of them would reach "
+        "this in 0.71 % of cases"
     )
-    right = sum(
-        judge(
-            challenge.prompts,
-            [p.tuned if chance.random() < p.tuned_margins.kept else "zq" for p in challenge.prompts],
-        ).verdict
-        == "tuned"
-        for _ in range(2000)
-    )
-    assert wrong <= 0.01 * 2000
-    assert right >= 0.9 * 2000
+
+
+def test_a_certain_end_makes_a_longer_answer_another_one():
+    assert CertainAnswer(text="yes", ends=False).given_by("yes\nuser: and")
+    assert not CertainAnswer(text="yes", ends=True).given_by("yes\nuser: and")
+
+
+def test_a_model_without_enough_sensitive_prompts_gets_no_challenge(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(make, "GENERAL", 10)
+    with pytest.raises(RecipeError, match=r"tuned: \d+ of \d+ prompts have a certain answer .* 21 are needed"):
+        challenge_of(run, offline=True)
 
 
 def test_a_server_verifies_itself_in_the_background_and_warns(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    other = save_run(tmp_path / "other", Lora(), seed=2, lively=1.0)
+    other = save_run(tmp_path / "other", Lora(), seed=2, lively=0.5)
     (other / "challenge.json").write_text((run / "challenge.json").read_text())
     with ts.serve([f"good={run}", f"bad={other}"], port=0, offline=True, store=tmp_path / "thumbs.db"):
         shown = ""
         for _ in range(300):
             shown += capsys.readouterr().err
-            if "bad: answers as" in shown:
+            if "bad: " in shown.replace("loading bad: ", ""):
                 break
             time.sleep(0.1)
     assert "warning: good" not in shown
-    assert "good: answers as tuned (error rate " in shown
-    assert "warning: bad: answers as " in shown
+    assert "good: tuned: " in shown
+    assert "warning: bad: " in shown
 
 
 def test_the_chat_contract_holds_for_the_same_template_and_names_the_first_difference_of_another(
@@ -208,8 +234,9 @@ def test_the_chat_contract_holds_for_the_same_template_and_names_the_first_diffe
     out = export_run(run)
     same = [out / "merged", out / "adapter", out / "gguf-f16" / "model.gguf"]
     for place in (run, *same[:2]):
-        found = ts.verify(run, at=place, chat=True, offline=True, progress=False)
-        assert found.sentence() == "10 conversations are rendered and parsed as in training"
+        found = ts.verify_chat(run, at=place, offline=True, progress=False)
+        assert found.difference is None
+        assert found.compared["token ids of the prompt"] == found.compared["parsed content"] == 10
     changed = tmp_path / "changed"
     shutil.copytree(out / "merged", changed)
     template = changed / "chat_template.jinja"
@@ -217,8 +244,8 @@ def test_the_chat_contract_holds_for_the_same_template_and_names_the_first_diffe
     assert main(["verify", str(run), "--chat", "--at", str(changed), "--offline"]) == 1
     assert "conversation 'plain': token " in capsys.readouterr().out
     with served({"a": [run]}) as server:
-        at_server = ts.verify(run, at=f"{server.url}/v1#a", chat=True, offline=True, progress=False)
-    in_file = ts.verify(run, at=same[2], chat=True, offline=True, progress=False)
+        at_server = ts.verify_chat(run, at=f"{server.url}/v1#a", offline=True, progress=False)
+    in_file = ts.verify_chat(run, at=same[2], offline=True, progress=False)
     # Seven conversations are equal; the eighth exceeds the context of this tiny model.
     assert (at_server.difference.conversation, at_server.difference.what) == ("tool results", "response")
     # This template knows no tools: llama.cpp leaves them out, and training wrote them as text.
@@ -234,10 +261,11 @@ def test_the_chat_contract_holds_for_the_same_template_and_names_the_first_diffe
 def test_every_technique_and_family_makes_a_challenge_that_its_own_run_passes(
     kind: str, technique: Technique, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(make, "FEWEST", 0)
+    monkeypatch.setattr(make, "NEEDED", 0)
     monkeypatch.setattr(make, "GENERAL", 40)
-    out = save_run(tmp_path / "run", technique, kind=kind, lively=1.0)
+    out = save_run(tmp_path / "run", technique, kind=kind, lively=0.5)
     made = challenge_of(out, offline=True)
     (out / "challenge.json").write_text(made.model_dump_json())
     found = ts.verify(out, offline=True, progress=False)
-    assert found.tuned == found.prompts
+    assert found.tuned == found.of_tuned
+    assert found.same_tokens

@@ -280,7 +280,7 @@ def a_decoder(lab: Lab) -> None:
     diff = lab.run("runs", "diff", out)
     lab.paste(diff, "cli/commands/runs.py", "tunesmith runs diff A B", A=out, B=lab.folder / "again")
     with pytest.MonkeyPatch.context() as patch:  # a tiny random model is certain of nothing
-        for name, value in (("PROMPTS", 32), ("LEAST_LEAD", 0.0), ("FEWEST", 0)):
+        for name, value in (("LEAST_LEAD", 0.0), ("NEEDED", 0)):
             patch.setattr(f"tunesmith.pipelines.verify.make.{name}", value)
         none = lab.run("verify", out)
         lab.paste(none, "pipelines/verify/challenge.py", "tunesmith verify make {} --out {}")

@@ -196,7 +196,9 @@ def _answer(client: httpx2.Client, endpoint: Endpoint, model: str, question: Seq
         raise DataError(f"{endpoint.url}: response without choices; check that it is OpenAI-compatible") from None
     if not isinstance(text, str | None):
         raise DataError(f"{endpoint.url}: expected text as content, got {type(text).__name__}; use another model")
-    return Answer(text or "", choice.get("finish_reason") != "length")
+    thoughts = choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
+    thoughts = thoughts if isinstance(thoughts, str) else ""
+    return Answer(text or "", choice.get("finish_reason") != "length", thoughts)
 
 
 def request_json(client: httpx2.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> dict[str, Any]:

@@ -158,6 +158,8 @@ def run_verify(args: argparse.Namespace) -> int:
         return _make(args)
     if len(args.words) > 1:
         raise UsageError(f"verify: expected one run, got {len(args.words)}; see `tunesmith verify --help`")
+    if args.base or args.rows:
+        raise UsageError("verify: --base and --rows are for `verify make`; leave them out")
     if args.chat:
         return _verify_chat(args)
     challenge = read_challenge(Path(args.words[0]))
@@ -167,7 +169,7 @@ def run_verify(args: argparse.Namespace) -> int:
     with reported() as on_event:
         found = verify(challenge, args.at or args.words[0], on_event=on_event, offline=args.offline)
     if not publish(found.model_dump(mode="json"), args):
-        show(f"{found.target}: {found.sentence()}")
+        show(f"{found.target}: {found.sentence}")
         for line in found.display().lines:
             show(line)
     return 0 if found.verdict == "tuned" else 1
@@ -188,6 +190,8 @@ def _verify_chat(args: argparse.Namespace) -> int:
 
 def _make(args: argparse.Namespace) -> int:
     """Write the challenge of an adapter."""
+    if args.at or args.chat:
+        raise UsageError("verify make: --at and --chat are for `verify RUN`; leave them out")
     if len(args.words) != 2:
         raise UsageError(f"verify make: expected one adapter, got {len(args.words) - 1}; see `tunesmith verify --help`")
     from tunesmith.pipelines.verify.make import challenge_of, prompts_in
@@ -197,5 +201,5 @@ def _make(args: argparse.Namespace) -> int:
     rows = prompts_in(args.rows, offline=args.offline) if args.rows else ()
     made = challenge_of(args.words[1], base=args.base, rows=rows, offline=args.offline)
     if not publish(made.model_dump(mode="json"), args):
-        show(f"{len(made.prompts)} prompts to which it answers otherwise than its base: {args.out}")
+        show(f"{len(made.prompts)} prompts that it answers otherwise than its base: {args.out}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -14,7 +14,7 @@ from tunesmith.cli.options import DeprecatedOption, UsageError, add_common, add_
 from tunesmith.cli.page_server import add_address
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.user_cache import cache_dir
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import briefly
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -155,8 +155,7 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
                 api = Api(
                     engine, splits=splits, metrics=Metrics(), thumbs=thumbs, thinking=args.thinking, shadow=shadow
                 )
-                if not asked:  # the paid model would answer, too
-                    _verify_in_background(sources, f"{place}v1", token)
+                _verify_in_background(sources, f"{place}v1", token, shadow=asked is not None)
                 try:
                     yield OpenServer(api.app(), sock, place, token, policy, SHUTDOWN_SECONDS)
                 finally:
@@ -167,20 +166,31 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
             thumbs.close()
 
 
-def _verify_in_background(sources: Sources, address: str, token: str) -> None:
-    """Ask the served models the challenges of their runs, and log a warning for each that is not the tuned model."""
+def _verify_in_background(sources: Sources, address: str, token: str, *, shadow: bool) -> None:
+    """Ask the served models the challenges of their runs, and log a line for each.
+
+    With `shadow`, the paid model would receive the prompts, too, so none is asked.
+    """
     from tunesmith.pipelines.verify.challenge import FILE, read_challenge
     from tunesmith.pipelines.verify.verify import verify
+
+    def line(run: Path, name: str) -> str:
+        if shadow:
+            return f"{name}: not verified (with --shadow, the paid model would be asked, too)"
+        try:
+            found = verify(read_challenge(run), f"{address}#{name}", on_event=lambda event: None, key=token)
+        except Exception as error:  # in a thread whose failure nobody would see
+            return f"{name}: not verified ({briefly(error)})"
+        return f"{'' if found.verdict == 'tuned' else 'warning: '}{name}: {found.sentence}"
 
     def check() -> None:
         for name, versions in sources.items():
             path = versions[-1].resolve()
             run = path.parents[2] if _is_gguf(path) and path.parts[-3:-2] == ("export",) else path
-            with suppress(TunesmithError):  # a server that is stopped, or a challenge of another version
-                if (run / FILE).is_file():
-                    found = verify(read_challenge(run), f"{address}#{name}", on_event=lambda event: None, key=token)
-                    warning = "" if found.verdict == "tuned" else "warning: "
-                    log(f"{warning}{name}: answers as {found.sentence()}")
+            if (run / FILE).is_file():
+                log(line(run, name))
+            elif _is_run(run):
+                log(f"{name}: not verified (its run has no {FILE})")
 
     Thread(target=check, daemon=True).start()
 

@@ -80,6 +80,7 @@ class Answer:
 
     text: str
     finished: bool = True  # False: cut at the token limit
+    thoughts: str = ""  # that the server separates from the text
 
 
 # Sends prompts and yields the index of a prompt and its answer, in the order of completion.

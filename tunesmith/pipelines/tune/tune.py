@@ -6,7 +6,6 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from tunesmith.config.recipe import Machine
 from tunesmith.data.cpu_count import cores
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.display import Display, Displayed
-from tunesmith.errors import ModelError, RecipeError, TemplateError
+from tunesmith.errors import briefly
 from tunesmith.evaluation.contamination import with_contamination_check
 from tunesmith.evaluation.diagnostics import (
     SHUFFLED,
@@ -179,6 +178,8 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
             write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
             write_reports(folder.path)
             drop_checkpoints(folder.path)
+        with phase("saving"):
+            _save_challenge(results, folder, clock)
     world.barrier()
     if world.size == 1:  # later forecasts are those of one process
         record(clock, results.prepared, seconds=time.perf_counter() - started, resumed=resumed)
@@ -319,19 +320,19 @@ def _save(results: RunResults, folder: RunFolder) -> None:
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_whole(folder.path / "predictions.jsonl", lines)
-    # A model whose template or base does not allow them is finished all the same.
-    with suppress(TemplateError, ModelError, RecipeError):
-        _save_challenge(results, folder)
 
 
-def _save_challenge(results: RunResults, folder: RunFolder) -> None:
-    """Write what `tunesmith verify` needs, for a model that answers in words."""
+def _save_challenge(results: RunResults, folder: RunFolder, on_event: EventHandler) -> None:
+    """Write what `tunesmith verify` needs, for a model that answers in words; a failure is a note."""
     prepared, path = results.prepared, folder.path
     if not prepared.recipe.challenge or prepared.base.family != "decoder":
         return
-    write_whole(path / CHAT, contract_of(prepared.template).model_dump_json(indent=1))
-    if challenge := challenge_of_run(prepared, results.model, name=path.name):
-        write_whole(path / CHALLENGE, challenge.model_dump_json(indent=1))
+    try:
+        write_whole(path / CHAT, contract_of(prepared.template).model_dump_json(indent=1))
+        if challenge := challenge_of_run(prepared, results.model, name=path.name):
+            write_whole(path / CHALLENGE, challenge.model_dump_json(indent=1))
+    except Exception as error:  # the run is finished, whatever happens here
+        on_event(Note(f"no challenge for `tunesmith verify`: {briefly(error)}"))
 
 
 def _reward_digests(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""The challenge of a run: prompts to which base and tuned model answer differently, by known margins. No torch."""
+"""The challenge of a run: prompts that the tuned model answers otherwise than its base and damaged copies. No torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from math import log
+from hashlib import sha256
 from pathlib import Path
-from statistics import NormalDist
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,11 +14,6 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError
 
 FILE = "challenge.json"
-# Standard deviation of rounding, in nats: between the dtypes and kernels of engines, of the lead of a token over the
-# next best one; and that of half an adapter, whose leads are only estimated.
-ROUNDING, DAMAGE = 0.15, 1.0
-# A prompt never counts as certain: engines differ in more than rounding, and damage takes many forms.
-KEPT, LOST, LOST_TUNED = (0.5, 0.97), (0.3, 0.85), 0.5
 
 
 class Turn(BaseModel):
@@ -30,62 +25,36 @@ class Turn(BaseModel):
     content: str
 
 
-class Margins(BaseModel):
-    """The certainty of the beginning of a greedy answer, in nats.
-
-    A lead is the difference between the log-probabilities of a token of the answer and of the likeliest other token.
-    """
+class CertainAnswer(BaseModel):
+    """A greedy answer up to its first uncertain token."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    logprob: float  # of the answer under the model that gives it
-    other_logprob: float  # of the same answer under the other one of tuned and base
-    leads: tuple[float, ...] = Field(max_length=64)  # of each token under the model that gives the answer
-    halfway: float  # smallest lead under the mean of both models' log-probabilities, close to half an adapter
+    text: str
+    ends: bool = False  # the model certainly ends here, so that a longer answer is another one
 
-    @property
-    def kept(self) -> float:
-        """The probability that an engine gives this answer, if it runs this model and rounds in its own way."""
-        chance = 1.0
-        for lead in self.leads:
-            chance *= NormalDist().cdf(lead / ROUNDING)
-        return _within(chance, KEPT)
-
-    @property
-    def lost(self) -> float:
-        """The largest probability of this answer that is assumed of any model but this one."""
-        return _within(max(NormalDist().cdf(self.halfway / DAMAGE), 0.5 ** len(self.leads)), LOST)
-
-
-def _within(value: float, bounds: tuple[float, float]) -> float:
-    return min(max(value, bounds[0]), bounds[1])
+    def given_by(self, answer: str) -> bool:
+        """Return whether an answer is this one."""
+        return answer == self.text if self.ends else answer.startswith(self.text)
 
 
 class Prompt(BaseModel):
-    """A prompt with the beginnings of the greedy answers of tuned and base model, as far as they are certain."""
+    """A prompt with the certain answers of tuned and base model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     where: str  # file:line, or the id of a general question
     messages: tuple[Turn, ...] = Field(min_length=1, max_length=16)
-    tuned: str
-    base: str  # empty if it does not distinguish the base
-    tuned_margins: Margins
-    base_margins: Margins
-    robust: bool = False  # the tuned answer begins so with half the adapter, too, so that it does not show such damage
-
-    @property
-    def lost(self) -> float:
-        """The largest probability of the tuned answer that is assumed of any other model."""
-        return LOST[1] if self.robust else max(LOST_TUNED, self.tuned_margins.lost)
+    tuned: CertainAnswer | None  # None if damaged copies give the same answer: it is no evidence for the tuned model
+    base: CertainAnswer | None  # None if the base is not certain
 
     def by_tuned(self, answer: str) -> bool:
-        """Return whether an answer begins as that of the tuned model."""
-        return answer.startswith(self.tuned)
+        """Return whether an answer is that of the tuned model."""
+        return self.tuned is not None and self.tuned.given_by(answer)
 
     def by_base(self, answer: str) -> bool:
-        """Return whether an answer begins as that of the base."""
-        return bool(self.base) and answer.startswith(self.base)
+        """Return whether an answer is that of the base."""
+        return self.base is not None and self.base.given_by(answer)
 
     @property
     def chat(self) -> list[Message]:
@@ -94,20 +63,28 @@ class Prompt(BaseModel):
 
 
 class Challenge(BaseModel):
-    """Prompts that distinguish a tuned model from its base, and what the answers were computed with."""
+    """Prompts that distinguish a tuned model from its base, and how they were answered."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = Field(1, ge=1, le=1)
+    format: int = Field(2, ge=2, le=2)
     name: str  # run or adapter
     base: str
-    fingerprint: str  # of the weights of the base
-    template: str  # digest of the chat template
-    tokenizer: str  # digest of the token ids of all prompts
+    rendered: str  # digest of the token ids of all prompts
     tokens: int = Field(ge=1, le=64)  # longest answer
     thinking: bool | None = None  # the switch of thinking in the prompts; None: the template has none
     seconds: float  # that making it took
-    prompts: tuple[Prompt, ...] = Field(max_length=256)
+    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=256)
+
+
+def compared(thoughts: str, text: str) -> str:
+    """Return what is compared of an answer: its thoughts, which are most of a short one, and its text."""
+    return f"{thoughts.strip()} {text.strip()}".strip()
+
+
+def digest_of(prompts: Sequence[Sequence[int]]) -> str:
+    """Return the digest of the token ids of prompts, by which another chat template or tokenizer is found."""
+    return sha256(json.dumps([list(ids) for ids in prompts]).encode()).hexdigest()[:16]
 
 
 def read_challenge(place: Path) -> Challenge:
@@ -129,20 +106,3 @@ def read_challenge(place: Path) -> Challenge:
     raise CheckpointError(
         f"{place}: no {FILE} in it; make one with `tunesmith verify make {quoted(place)} --out {FILE}`"
     )
-
-
-def most_telling(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """Return the `count` prompts whose answers are the most evidence, for the tuned model and for the base.
-
-    Evidence is the expected log-likelihood ratio, in nats.
-    """
-
-    def evidence(kept: float, lost: float) -> float:
-        return kept * log(kept / lost) + (1 - kept) * log((1 - kept) / (1 - lost))
-
-    def both(prompt: Prompt) -> float:
-        base = prompt.base_margins
-        of_tuned = evidence(prompt.tuned_margins.kept, prompt.lost)
-        return of_tuned + (evidence(base.kept, base.lost) / 2 if prompt.base else 0)
-
-    return sorted(prompts, key=lambda prompt: -both(prompt))[:count]

@@ -7,13 +7,14 @@ same for every run and quote no row.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from itertools import chain, groupby, zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,7 +56,7 @@ class ChatContract(BaseModel):
     format: int = Field(1, ge=1, le=1)
     template: str  # digest of the chat template
     thinking: bool  # whether the template has thoughts
-    conversations: tuple[Golden, ...] = Field(max_length=64)
+    conversations: tuple[Golden, ...] = Field(min_length=1, max_length=64)
 
 
 class ChatDifference(BaseModel):
@@ -71,16 +72,40 @@ class ChatDifference(BaseModel):
         return f"conversation {self.conversation!r}: {self.what}: expected {self.expected}, found {self.found}"
 
 
+@dataclass(slots=True)
+class Comparison:
+    """What has been compared with the contract, and the first difference."""
+
+    counts: Counter[str] = field(default_factory=Counter)  # conversations, by what was compared of them
+    difference: ChatDifference | None = None
+
+    def differs(self, name: str, what: str, expected: object, found: object, *, kind: str) -> bool:
+        """Count a comparison, and keep it if it is the first difference."""
+        self.counts[kind] += 1
+        if expected != found and self.difference is None:
+            shown = {"expected": str(expected)[:200], "found": str(found)[:200]}
+            self.difference = ChatDifference(conversation=name, what=what, **shown)
+        return self.difference is not None
+
+
 def read_contract(run: Path) -> ChatContract:
-    """Read the chat contract of a run. Raises CheckpointError if there is none, or it is damaged."""
+    """Read the chat contract of a run.
+
+    Args:
+        run: run folder, its model folder, or the file.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
     place = run if run.is_file() else (run.parent if run.name == "model" else run) / FILE
     if not place.is_file():
-        raise CheckpointError(f"{run}: no {FILE} in it, which runs of decoders write; tune again or name another run")
+        when = "runs of decoders write it, unless the recipe has `challenge: false`"
+        raise CheckpointError(f"{run}: no {FILE} in it; {when}; name another run")
     return read_page(place, ChatContract)
 
 
 def contract_of(template: Template) -> ChatContract:
-    """Render all conversations with a chat template, and parse the answers back."""
+    """Return the shipped conversations, rendered with a chat template, and their answers parsed back."""
     lines = (files("tunesmith") / "shipped_data" / "conversations.jsonl").read_text(encoding="utf-8").splitlines()
     made = tuple(_rendered(Golden.model_validate_json(line), template) for line in lines)
     return ChatContract(template=template.hash, thinking=template.thinks, conversations=made)
@@ -118,45 +143,80 @@ def _ranges(learn: Sequence[bool]) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def difference_of(contract: ChatContract, template: Template) -> ChatDifference | None:
-    """Return the first difference of the chat template in a folder: in tokens, learned spans, or parsing."""
-    for expected, found in zip(contract.conversations, contract_of(template).conversations, strict=False):
-        tokens = (
-            _first(expected.name, what, ours, theirs, template=template)
-            for what, ours, theirs in (("prompt", expected.prompt, found.prompt), ("chat", expected.ids, found.ids))
-        )
-        fields = (
-            _differs(expected.name, name, getattr(expected, name), getattr(found, name))
-            for name in ("refused", "learned", "thoughts", "content", "calls")
-        )
-        if problem := next((one for one in chain(tokens, fields) if one), None):
-            return problem
-    return None
+def compare_template(contract: ChatContract, template: Template) -> Comparison:
+    """Compare the chat template of a folder: tokens, learned spans and parsed answers, up to the first difference."""
+    result = Comparison()
+    for expected in contract.conversations:
+        found, name = _rendered(expected.model_copy(update={"refused": ""}), template), expected.name
+        if result.differs(name, "refused", expected.refused, found.refused, kind="conversations"):
+            break
+        if expected.refused:
+            continue
+        if _tokens_differ(result, expected, "prompt", found.prompt, template=template):
+            break
+        if _tokens_differ(result, expected, "chat", found.ids, template=template):
+            break
+        if result.differs(name, "learned", expected.learned, found.learned, kind="learned ranges"):
+            break
+        for part in ("thoughts", "content", "calls"):
+            result.differs(name, part, getattr(expected, part), getattr(found, part), kind=f"parsed {part}")
+        if result.difference:
+            break
+    return result
 
 
-def _first(
-    name: str, what: str, expected: Sequence[int], found: Sequence[int], *, template: Template | None
-) -> ChatDifference | None:
-    """Return the first token that differs, with its text if there is a tokenizer; None if all are equal."""
+def _tokens_differ(
+    result: Comparison, golden: Golden, what: str, found: Sequence[int], *, template: Template | None
+) -> bool:
+    """Compare token ids; the difference is the first token, with its text if there is a tokenizer."""
 
     def shown(token: int | None) -> str:
         text = "" if template is None or token is None else f" {template.tokenizer.decode([token])!r}"
         return "the end" if token is None else f"{token}{text}"
 
+    expected, name = golden.prompt if what == "prompt" else golden.ids, golden.name
+    kind = f"token ids of the {what}"
     for i, (ours, theirs) in enumerate(zip_longest(expected, found)):
         if ours != theirs:
-            return _differs(name, f"token {i + 1} of the {what}", shown(ours), shown(theirs))
-    return None
+            return result.differs(name, f"token {i + 1} of the {what}", shown(ours), shown(theirs), kind=kind)
+    return result.differs(name, what, None, None, kind=kind)
 
 
-def _differs(name: str, what: str, expected: object, found: object) -> ChatDifference | None:
-    if expected == found:
-        return None
-    return ChatDifference(conversation=name, what=what, expected=str(expected)[:200], found=str(found)[:200])
+# Responses of servers, which are not trusted.
+Token = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-def difference_at(contract: ChatContract, server: Endpoint, template: Template | None) -> ChatDifference | None:
-    """Return the first difference of a server: in the tokens of a prompt, or in what it leaves unparsed in an answer.
+class _Rendered(BaseModel):
+    prompt: str
+
+
+class _Tokens(BaseModel):
+    tokens: list[Token]
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Response(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+
+def compare_server(contract: ChatContract, server: Endpoint, template: Template | None) -> Comparison:
+    """Compare a server, up to the first difference: the tokens of prompts, and what it leaves unparsed in an answer.
 
     Token ids are those of `/tokenize` (vLLM), after `/apply-template` (llama.cpp). Of other servers, the number of
     prompt tokens in the response is compared.
@@ -164,60 +224,69 @@ def difference_at(contract: ChatContract, server: Endpoint, template: Template |
     Args:
         contract: the contract of the run.
         server: the server and its model.
-        template: decodes tokens for the message, if there is one.
+        template: decodes tokens and finds thoughts, if there is one.
 
     Raises:
-        DataError: the server does not answer.
+        DataError: the server does not answer, or nothing of it can be compared.
     """
     import httpx2
 
     root = replace(server, url=server.url.rstrip("/").removesuffix("/v1"))
+    result = Comparison()
     with client_of(server) as client:
 
-        def post(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        def post(endpoint: Endpoint, path: str, body: Mapping[str, Any], shape: type[Shape]) -> Shape | str:
+            """Return the response, or the text of one that has another shape."""
             try:
                 status, _, text = exchange(client, endpoint, path, dict(body))
             except httpx2.HTTPError as error:
                 problem = f"cannot be reached ({type(error).__name__}); start it, or check the address"
                 raise DataError(f"{server.url}: {problem}") from None
-            with suppress(ValueError):
-                if status == 200 and isinstance(found := json.loads(text), dict):
-                    return found
-            return {"refused": f"{status} {text[:120]}"}
+            with suppress(ValueError, RecursionError):  # ValidationError is a ValueError
+                if status == 200:
+                    return shape.model_validate_json(text)
+            return f"{status} {text[:120]}"
 
-        for golden in contract.conversations:
-            if golden.refused:
-                continue
+        for golden in (one for one in contract.conversations if not one.refused):
             body: dict[str, Any] = {"model": server.model, "messages": golden.messages[:-1]}
             body |= {"tools": golden.tools} if golden.tools else {}
-            if contract.thinking:
-                body["chat_template_kwargs"] = {"enable_thinking": bool(golden.thinking)}
-            text = post(root, "apply-template", body).get("prompt")
-            asked = body if text is None else {"content": text, "add_special": True, "parse_special": True}
-            ids = post(root, "tokenize", asked).get("tokens")
-            answered = post(server, "chat/completions", {**body, "max_tokens": ANSWER_TOKENS, "temperature": 0.0})
-            problem = (
-                _first(golden.name, "prompt", golden.prompt, ids, template=template) if isinstance(ids, list) else None
+            values = {"chat_template_kwargs": {"enable_thinking": bool(golden.thinking)}}
+            body |= values if contract.thinking else {}
+            text = post(root, "apply-template", body, _Rendered)
+            asked = (
+                body if isinstance(text, str) else {"content": text.prompt, "add_special": True, "parse_special": True}
             )
-            if problem := problem or _of_answer(golden, answered, counted=ids is None):
-                return problem
-    return None
+            ids = post(root, "tokenize", asked, _Tokens)
+            options = {"max_tokens": ANSWER_TOKENS, "temperature": 0.0}
+            answered = post(server, "chat/completions", {**body, **options}, _Response)
+            if not isinstance(ids, str):
+                _tokens_differ(result, golden, "prompt", ids.tokens, template=template)
+            if isinstance(answered, str):
+                result.differs(golden.name, "response", "choices with a message", answered, kind="responses")
+            else:
+                _compare_answer(result, golden, answered, template, counted=isinstance(ids, str))
+            if result.difference:
+                break
+    if not result.counts:
+        raise DataError(f"{server.url}: tells no tokens of prompts, so that nothing can be compared; verify its folder")
+    return result
 
 
-def _of_answer(golden: Golden, answered: Mapping[str, Any], *, counted: bool) -> ChatDifference | None:
-    """Return the problem of a response to a prompt of the contract, if there is one."""
-    if "refused" in answered:
-        return _differs(golden.name, "response", "an answer", answered["refused"])
-    count = (answered.get("usage") or {}).get("prompt_tokens")
-    if counted and count is not None and count != len(golden.prompt):
-        return _differs(golden.name, "number of prompt tokens", len(golden.prompt), count)
-    try:
-        message = answered["choices"][0]["message"]
-        content, calls = str(message.get("content") or ""), message.get("tool_calls")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return _differs(golden.name, "response", "choices with a message", answered)
-    if golden.tools and not calls and calls_in(content):
-        return _differs(golden.name, "parsed answer", "tool_calls", f"the call as text: {content!r}")
-    if "</think>" in content:
-        return _differs(golden.name, "parsed answer", "thoughts apart from the answer", f"both: {content!r}")
-    return None
+def _compare_answer(
+    result: Comparison, golden: Golden, response: _Response, template: Template | None, *, counted: bool
+) -> None:
+    """Compare the number of tokens of a prompt, and look for calls and thoughts in the text of an answer."""
+    if counted and response.usage and response.usage.prompt_tokens is not None:
+        what = "number of prompt tokens"
+        result.differs(golden.name, what, len(golden.prompt), response.usage.prompt_tokens, kind=what)
+    message = response.choices[0].message
+    content = message.content or ""
+    if golden.tools and not message.tool_calls:
+        found = f"the call as text: {content!r}" if calls_in(content) else "tool_calls"
+        result.differs(golden.name, "parsed answer", "tool_calls", found, kind="calls in answers")
+    if template is not None and template.thinks:
+        # Text before an end of thoughts, or after their beginning.
+        mixed = template.split_thoughts(content, open=True)[1] or template.split_thoughts(content, open=False)[0]
+        expected = "thoughts apart from the answer"
+        found = f"both: {content!r}" if mixed else expected
+        result.differs(golden.name, "parsed answer", expected, found, kind="thoughts in answers")

@@ -1,4 +1,4 @@
-"""Making of a challenge: greedy answers of tuned and base model to the same prompts, and their margins.
+"""Making of a challenge: prompts whose greedy answer the base and damaged copies of the tuned model do not give.
 
 Letters: M tokens of answers, V vocabulary.
 """
@@ -9,16 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.data.examples.types import Chat, LabelledText
 from tunesmith.data.readers.read import read_rows
-from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message, turn_of, turns_in
 from tunesmith.data.tokenization.tokens import Tokens
 from tunesmith.display import model_label
@@ -27,28 +26,40 @@ from tunesmith.evaluation.retention import items, spread
 from tunesmith.inference.identify import identify
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
-from tunesmith.models.batch import Batch, pack
+from tunesmith.models.batch import pack
 from tunesmith.models.generation.generate import AnswerIds, generate
 from tunesmith.models.generation.sampling import Sampling
-from tunesmith.models.loading.load import Base, fingerprint_of, load_base
-from tunesmith.models.loading.locate import AS_THEY_ARE, locate
+from tunesmith.models.generation.thoughts import ThoughtSplitter
+from tunesmith.models.loading.load import Base, load_base
+from tunesmith.models.loading.locate import AS_THEY_ARE
 from tunesmith.models.policy import Policy
 from tunesmith.models.world import current_world
 from tunesmith.objectives import Classify
 from tunesmith.objectives.instruct import asked
-from tunesmith.pipelines.verify.challenge import Challenge, Margins, Prompt, Turn, most_telling
+from tunesmith.pipelines.verify.challenge import (
+    CertainAnswer,
+    Challenge,
+    Prompt,
+    Turn,
+    compared,
+    digest_of,
+)
+from tunesmith.pipelines.verify.verdict import NEEDED
 from tunesmith.training.prepare import TrainingContext, training_options
 
 T = TypeVar("T")
 
-PROMPTS, FEWEST = 32, 8  # prompts of a challenge; with fewer than the least there is none
+PROMPTS = 32  # of a challenge, of each kind
 ANSWER_TOKENS = 12
-PROMPT_TOKENS = 96  # longer prompts are left out, because of the time they take
-# Candidates from shipped questions, and from the rows of the run.
-GENERAL, ROWS = 28, 16
+PROMPT_TOKENS = 160  # longer prompts are left out
+# Candidates from the rows of the run and from shipped questions, and how many are tried before counting again.
+ROWS, GENERAL, PORTION = 64, 64, 32
 # An answer ends for a challenge where rounding alone could change it, in nats.
 LEAST_LEAD = 0.5
 SCORED_ROWS = 8  # answers whose logits are in memory at once
+# Noise on the outputs of each layer, relative to them: that of weights of a normal distribution in groups of 32,
+# rounded to 2 bits (4.1 deviations in 3 steps, 0.40) or 3 bits (0.17), lies around it.
+NOISE = 0.25
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "text", "input")
 
@@ -99,18 +110,20 @@ def challenge_of_run(prepared: TrainingContext, model: LocalModel, *, name: str)
         name: the run.
 
     Returns:
-        The challenge; None for a model that does not answer in words, is sharded, or answers as its base does.
+        The challenge; None for a model that does not answer in words.
+
+    Raises:
+        RecipeError: the model is sharded, or gives too few answers that neither its base nor damaged copies give.
     """
     recipe, base = prepared.recipe, prepared.base
-    if model.policy.head is not None or model.policy.family != "decoder" or current_world().lockstep or not PROMPTS:
+    if model.policy.head is not None or model.policy.family != "decoder":
         return None
+    if current_world().lockstep:
+        raise RecipeError("the weights are divided among processes; make one from an export with `tunesmith verify`")
     options = training_options(recipe, prepared.machine)
     reference = _base_of(model.policy, lambda: load_base(recipe.model, options=options, offline=True))
     rows = [one for context in prepared.tasks.values() for one in _row_candidates(context)]
-    found = make_challenge(
-        model, reference, rows, name=name, base_name=base.pinned or recipe.model, fingerprint=base.fingerprint
-    )
-    return found if len(found.prompts) >= FEWEST else None
+    return make_challenge(model, reference, rows, name=name, base_name=base.pinned or recipe.model)
 
 
 def challenge_of(
@@ -134,18 +147,8 @@ def challenge_of(
     if model.policy.head is not None or model.policy.family != "decoder":
         raise RecipeError(f"{name}: does not answer in words; verify a decoder without a head")
     base_name = base or found.base
-    made = make_challenge(
-        model,
-        _base_of(model.policy, lambda: load_base(base_name, options=AS_THEY_ARE, offline=offline)),
-        rows,
-        name=model_label(found.name),
-        base_name=base_name,
-        fingerprint=fingerprint_of(locate(base_name, offline=offline), where=base_name),
-    )
-    if len(made.prompts) < FEWEST:
-        fix = "give prompts that it was tuned for with --rows"
-        raise RecipeError(f"{name}: answers {len(made.prompts)} prompts otherwise than its base, too few; {fix}")
-    return made
+    base_model = _base_of(model.policy, lambda: load_base(base_name, options=AS_THEY_ARE, offline=offline))
+    return make_challenge(model, base_model, rows, name=model_label(found.name), base_name=base_name)
 
 
 def _base_of(policy: Policy, load: Callable[[], Base]) -> BasePolicy:
@@ -173,9 +176,9 @@ def _row_candidates(prepared: TrainingContext) -> Iterator[Candidate]:
 
 
 def make_challenge(
-    model: LocalModel, base: BasePolicy, rows: Sequence[Candidate], *, name: str, base_name: str, fingerprint: str
+    model: LocalModel, base: BasePolicy, rows: Sequence[Candidate], *, name: str, base_name: str
 ) -> Challenge:
-    """Choose the prompts whose answers distinguish a tuned model best from its base and from a damaged copy.
+    """Choose prompts whose answers distinguish a tuned model from its base and from damaged copies.
 
     Args:
         model: the tuned model, a decoder.
@@ -183,46 +186,81 @@ def make_challenge(
         rows: prompts of the kind that the model was tuned on.
         name: run or adapter.
         base_name: the base.
-        fingerprint: of the weights of the base.
+
+    Raises:
+        RecipeError: there are too few of them for a verdict.
     """
     start = time.perf_counter()
-    template = model.template
-    thinking = False if template.thinks else None
+    template, thinking = model.template, model.thinking_mode()
     longest = min(PROMPT_TOKENS, model.prompt_budget(ANSWER_TOKENS))
-    prompts: dict[int, list[int]] = {}
-    candidates = [*spread_over(rows, ROWS), *general_candidates()]
-    for i, one in enumerate(candidates):
-        clean = all(template.harmless(turn.content) == turn.content for turn in one.chat)
-        if clean and len(ids := template.prompt(one.chat, thinking=thinking)) <= longest:
-            prompts[i] = ids
-    sampling = Sampling(max_new_tokens=ANSWER_TOKENS)
-    policy, given = model.policy, list(prompts.values())
-    with policy.full_precision():
-        tuned = generate(policy, given, sampling=sampling, template=template)
-        with base() as other, other.full_precision():
-            untuned = generate(other, given, sampling=sampling, template=template)
-        with _halved(policy):
-            damaged = generate(policy, given, sampling=sampling, template=template) if _lora(policy) else []
-        differ = [i for i, (a, b) in enumerate(zip(tuned, untuned, strict=True)) if a.ids and b.ids and a.ids != b.ids]
-        margins = _margins(policy, base, [given[i] for i in differ], [(tuned[i], untuned[i]) for i in differ])
-    order = list(prompts)
-    found = [
-        _prompt(candidates[order[i]], template, answers=(tuned[i], untuned[i], *damaged[i : i + 1]), margins=both)
-        for i, both in zip(differ, margins, strict=True)
+    candidates = [
+        one
+        for one in [*spread_over(rows, ROWS), *general_candidates()]
+        if all(template.harmless(turn.content) == turn.content for turn in one.chat)
+        and len(template.prompt(one.chat, thinking=thinking)) <= longest
     ]
-    chosen = most_telling([prompt for prompt in found if prompt is not None], PROMPTS)
-    rendered = [template.prompt(prompt.chat, thinking=thinking) for prompt in chosen]
+    found: list[Prompt] = []
+    with model.policy.full_precision():
+        for first in range(0, len(candidates), PORTION):
+            found += _prompts(model, base, candidates[first : first + PORTION], thinking=thinking)
+            if sum(prompt.tuned is not None for prompt in found) >= PROMPTS:
+                break
+    sensitive = [prompt for prompt in found if prompt.tuned][:PROMPTS]
+    if len(sensitive) < NEEDED:
+        few = f"{len(sensitive)} of {len(candidates)} prompts have a certain answer that neither the base nor damaged"
+        raise RecipeError(f"{name}: {few} copies give, {NEEDED} are needed; give more prompts with --rows")
+    others = [prompt for prompt in found if not prompt.tuned]
+    chosen = [*sensitive, *others[: max(0, PROMPTS - sum(prompt.base is not None for prompt in sensitive))]]
     return Challenge(
         name=name,
         base=base_name,
-        fingerprint=fingerprint,
-        template=template.hash,
-        tokenizer=sha256(repr(rendered).encode()).hexdigest()[:16],
+        rendered=digest_of([template.prompt(prompt.chat, thinking=thinking) for prompt in chosen]),
         tokens=ANSWER_TOKENS,
         thinking=thinking,
         seconds=round(time.perf_counter() - start, 2),
         prompts=tuple(chosen),
     )
+
+
+def _prompts(
+    model: LocalModel, base: BasePolicy, candidates: Sequence[Candidate], *, thinking: bool | None
+) -> Iterator[Prompt]:
+    """Yield the candidates that tuned model and base answer differently, as far as each is certain.
+
+    A tuned answer that a damaged copy also gives does not count.
+    """
+    policy, template = model.policy, model.template
+    splitter = ThoughtSplitter.of(template, thinking=thinking)
+    given = [template.prompt(one.chat, thinking=thinking) for one in candidates]
+
+    def generated(writer: Policy) -> list[AnswerIds]:
+        return generate(writer, given, sampling=Sampling(max_new_tokens=ANSWER_TOKENS), template=template)
+
+    def text(ids: Sequence[int]) -> str:
+        return compared(*splitter.split(splitter.decode(ids)))
+
+    def answers(writer: Policy) -> tuple[list[str], list[CertainAnswer | None]]:
+        made = generated(writer)
+        certain: list[CertainAnswer | None] = []
+        for one, count in zip(made, _certain(writer, given, made), strict=True):
+            found, broken, _ = text(one.ids[:count]).partition("\ufffd")  # a token may hold a part of a character
+            answer = CertainAnswer(text=found.strip(), ends=count > len(one.ids) and not broken)
+            certain.append(answer if answer.text else None)
+        return [text(one.ids) for one in made], certain
+
+    whole, tuned = answers(policy)
+    with base() as other, other.full_precision():
+        untuned, of_base = answers(other)
+    others = [untuned]
+    for damage in (_halved, _noisy) if _lora(policy) else (_noisy,):
+        with damage(policy):
+            others.append([text(one.ids) for one in generated(policy)])
+    for candidate, answer, mine, theirs, *copies in zip(candidates, whole, tuned, of_base, *others, strict=True):
+        sensitive = mine if mine and not any(mine.given_by(copy) for copy in copies) else None
+        distinct = theirs if theirs and not theirs.given_by(answer) else None
+        if sensitive or distinct:
+            turns = tuple(Turn(role=turn.role, content=turn.content) for turn in candidate.chat)
+            yield Prompt(where=candidate.where, messages=turns, tuned=sensitive, base=distinct)
 
 
 def _lora(policy: Policy) -> list[Tensor]:
@@ -243,37 +281,22 @@ def _halved(policy: Policy) -> Iterator[None]:
                 value.mul_(2.0)
 
 
-def _prompt(
-    candidate: Candidate,
-    template: Template,
-    *,
-    answers: tuple[AnswerIds, ...],
-    margins: tuple[Margins, Margins],
-) -> Prompt | None:
-    """Return a prompt with the certain beginnings of the answers of tuned model and base; None if they do not differ.
+@contextmanager
+def _noisy(policy: Policy) -> Iterator[None]:
+    """Add noise to the outputs of the layers in a context, as rounding their weights to few bits would."""
+    chance = torch.Generator().manual_seed(0)
 
-    A third answer is that with half the adapter.
-    """
-    whole = [template.decode(answer.ids).strip() for answer in answers]
-    tuned, base = (
-        template.decode(answer.ids[: len(each.leads)]).strip()
-        for answer, each in zip(answers[:2], margins, strict=True)
-    )
-    # A token may hold a part of a character.
-    if not tuned or whole[1].startswith(tuned) or "\ufffd" in tuned:
-        return None
-    if whole[0].startswith(base) or "\ufffd" in base:
-        base = ""  # does not distinguish the base
-    turns = tuple(Turn(role=turn.role, content=turn.content) for turn in candidate.chat)
-    return Prompt(
-        where=candidate.where,
-        messages=turns,
-        tuned=tuned,
-        base=base,
-        tuned_margins=margins[0],
-        base_margins=margins[1],
-        robust=any(text.startswith(tuned) for text in whole[2:]),
-    )
+    def disturb(layer: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=chance).to(output)
+        return output + NOISE * output.std(dim=-1, keepdim=True) * noise
+
+    layers = [layer for layer in policy.network.modules() if isinstance(layer, nn.Linear | Conv1D)]
+    hooks = [layer.register_forward_hook(disturb) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def spread_over(rows: Sequence[T], count: int) -> list[T]:
@@ -283,53 +306,16 @@ def spread_over(rows: Sequence[T], count: int) -> list[T]:
 
 
 @torch.inference_mode()
-def _margins(
-    policy: Policy, base: BasePolicy, prompts: Sequence[list[int]], answers: Sequence[tuple[AnswerIds, AnswerIds]]
-) -> list[tuple[Margins, Margins]]:
-    """Return the margins of the tuned and of the base answer to each prompt."""
-    rows = [
-        Tokens.of(ids, [*answer.ids, *answer.end])
-        for ids, both in zip(prompts, answers, strict=True)
-        for answer in both
-    ]
-    found: list[Margins] = []
+def _certain(policy: Policy, prompts: Sequence[list[int]], answers: Sequence[AnswerIds]) -> list[int]:
+    """Return how many tokens of each answer, its end included, come before the first uncertain one."""
+    rows = [Tokens.of(ids, [*one.ids, *one.end]) for ids, one in zip(prompts, answers, strict=True)]
+    counts: list[int] = []
     for first in range(0, len(rows), SCORED_ROWS):
         part = rows[first : first + SCORED_ROWS]
         batch = pack(part).to(policy.device)
-        own = _logprobs(policy, batch)
-        with base() as other:
-            others = _logprobs(other, batch)
-        start = 0
-        for i, row in enumerate(part):
-            end = start + row.learned
-            mine, theirs = (own, others) if i % 2 == 0 else (others, own)
-            found.append(_margins_of(mine[start:end], theirs[start:end], batch.targets[start:end]))
-            start = end
-    return list(zip(found[::2], found[1::2], strict=True))
-
-
-def _margins_of(own: Tensor, other: Tensor, targets: Tensor) -> Margins:
-    """Return the margins of an answer [M] up to its first uncertain token, from log-probabilities [M, V] of both."""
-    leads = _leads(own, targets)
-    certain = int((leads >= LEAST_LEAD).int().cumprod(dim=0).sum())
-    if not certain:
-        return Margins(logprob=0.0, other_logprob=0.0, leads=(), halfway=0.0)
-    own, other, targets = own[:certain], other[:certain], targets[:certain]
-    return Margins(
-        logprob=round(float(own.gather(1, targets[:, None]).sum()), 3),
-        other_logprob=round(float(other.gather(1, targets[:, None]).sum()), 3),
-        leads=tuple(round(lead, 3) for lead in leads[:certain].tolist()),
-        halfway=round(float(_leads((own + other) / 2, targets).min()), 3),
-    )
-
-
-def _leads(values: Tensor, targets: Tensor) -> Tensor:
-    """Return the lead [M] of each target over the largest other value of [M, V]."""
-    of_target = values.gather(1, targets[:, None])[:, 0]
-    return of_target - values.scatter(1, targets[:, None], -torch.inf).amax(dim=1)
-
-
-def _logprobs(policy: Policy, batch: Batch) -> Tensor:
-    """Return the log-probabilities [M, V] of every token at the learned positions of a batch, row by row."""
-    states = policy.learned(batch).to(policy.network.dtype)
-    return policy.words.logits(states).float().log_softmax(dim=1)
+        states = policy.learned(batch).to(policy.network.dtype)
+        logits, targets = policy.words.logits(states).float(), batch.targets[:, None]  # [M, V], [M, 1]
+        best_other = logits.scatter(1, targets, -torch.inf).amax(dim=1)
+        certain = (logits.gather(1, targets)[:, 0] - best_other >= LEAST_LEAD).int()
+        counts += [int(of_row.cumprod(dim=0).sum()) for of_row in certain.split([row.learned for row in part])]
+    return counts

@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,18 +20,24 @@ from tunesmith.inference.identify import identify
 from tunesmith.inference.openai_client import Endpoint, ask_endpoint, only_model
 from tunesmith.models.loading.locate import locate
 from tunesmith.pipelines.requests import SERVER_KEY
-from tunesmith.pipelines.verify.challenge import Challenge, Prompt
-from tunesmith.pipelines.verify.chat import ChatDifference, difference_at, difference_of, read_contract
-from tunesmith.pipelines.verify.verdict import Verdict, decided, judge
+from tunesmith.pipelines.verify.challenge import Challenge, Prompt, compared, digest_of
+from tunesmith.pipelines.verify.chat import ChatDifference, compare_server, compare_template, read_contract
+from tunesmith.pipelines.verify.verdict import Verdict, judge
 
-# Prompts that are sent before the evidence is looked at again.
-STEP = 8
 # Context of a GGUF file, in tokens: the longest prompt and its answer, with tools.
 POSITIONS = 2048
 SHOWN = 3
 
-# Returns the answer to each prompt.
-Asker = Callable[[Sequence[Prompt]], list[str]]
+if TYPE_CHECKING:
+    from tunesmith.inference.llamacpp import LlamaCpp
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is verified."""
+
+    ask: Callable[[Sequence[Prompt]], list[str]]  # returns the answer to each prompt
+    rendered: str = ""  # digest of the token ids of all prompts; empty if a server does not tell them
 
 
 class DifferentAnswer(BaseModel):
@@ -50,25 +58,20 @@ class Verified(Displayed, BaseModel):
     run: str
     target: str
     verdict: Verdict
-    error_rate: float  # probability that the verdict is wrong
-    prompts: int  # that were sent
-    tuned: int  # answers equal to those of the tuned model
-    base: int  # answers equal to those of the base
+    error_rate: float | None  # how often a model for which the verdict is wrong gives such answers; None: undecided
+    sentence: str  # the verdict with its evidence
+    tuned: int  # answers that are those of the tuned model
+    of_tuned: int  # prompts at which it is known
+    base: int  # answers that are those of the base
+    of_base: int
+    same_tokens: bool | None  # whether the prompts become the same token ids; None: the server does not tell them
     seconds: float
     differences: tuple[DifferentAnswer, ...] = ()
 
     def display(self) -> Display:
-        """Show the verdict with its error rate, and the first answers that differ."""
+        """Show the verdict with its evidence, and the first answers that differ."""
         shown = [f"{one.where}: expected {one.expected!r}, found {one.found!r}" for one in self.differences[:SHOWN]]
-        return Display(f"Verified({self.target}): {self.sentence()}", shown)
-
-    def sentence(self) -> str:
-        """Return the verdict as one sentence."""
-        rate = "below 0.0001" if self.error_rate < 1e-4 else f"{self.error_rate:.4f}"
-        return (
-            f"{self.verdict} (error rate {rate}): {self.tuned} of {self.prompts} answers are those of the tuned model, "
-            f"{self.base} those of its base"
-        )
+        return Display(f"Verified({self.target}): {self.sentence}", shown)
 
 
 def verify(
@@ -89,33 +92,34 @@ def verify(
     """
     on_event(StageStarted(f"opening {model_label(target)}"))
     start = time.perf_counter()
-    with opened(challenge, target, offline=offline, key=key) as ask:
+    with opened(challenge, target, offline=offline, key=key) as found:
         on_event(StageStarted(f"asking {len(challenge.prompts)} prompts"))
-        answers: list[str] = []
-        prompts = challenge.prompts
-        while len(answers) < len(prompts) and not decided(prompts[: len(answers)], answers):
-            answers += ask(prompts[len(answers) : len(answers) + STEP])
-    asked = prompts[: len(answers)]
-    found = judge(asked, answers)
+        answers = found.ask(challenge.prompts)
+    judgement = judge(challenge.prompts, answers)
     differences = tuple(
         DifferentAnswer(
             where=prompt.where,
             prompt=prompt.messages[-1].content,
-            expected=prompt.tuned,
-            base=prompt.base,
+            expected=prompt.tuned.text,
+            base=prompt.base.text if prompt.base else "",
             found=answer,
         )
-        for prompt, answer in zip(asked, answers, strict=True)
-        if not prompt.by_tuned(answer)
+        for prompt, answer in zip(challenge.prompts, answers, strict=True)
+        if prompt.tuned and not prompt.by_tuned(answer)
     )
+    same = found.rendered == challenge.rendered if found.rendered else None
+    other = "; its chat template or tokenizer renders the prompts otherwise than in training" if same is False else ""
     return Verified(
         run=challenge.name,
         target=target,
-        verdict=found.verdict,
-        error_rate=found.error_rate,
-        prompts=len(asked),
-        tuned=found.tuned,
-        base=found.base,
+        verdict=judgement.verdict,
+        error_rate=judgement.error_rate,
+        sentence=judgement.sentence() + other,
+        tuned=judgement.tuned,
+        of_tuned=judgement.of_tuned,
+        base=judgement.base,
+        of_base=judgement.of_base,
+        same_tokens=same,
         seconds=round(time.perf_counter() - start, 2),
         differences=differences,
     )
@@ -128,7 +132,7 @@ class ChatVerified(Displayed, BaseModel):
 
     run: str
     target: str
-    conversations: int  # of the contract
+    compared: dict[str, int]  # number of conversations by what was compared of them
     difference: ChatDifference | None  # the first one
     seconds: float
 
@@ -139,7 +143,8 @@ class ChatVerified(Displayed, BaseModel):
     def sentence(self) -> str:
         """Return the result as one sentence."""
         if self.difference is None:
-            return f"{self.conversations} conversations are rendered and parsed as in training"
+            found = ", ".join(f"{kind} of {count}" for kind, count in self.compared.items())
+            return f"conversations are rendered and parsed as in training: {found}"
         return self.difference.sentence()
 
 
@@ -173,48 +178,64 @@ def verify_chat(run: Path, target: str, *, on_event: EventHandler, offline: bool
 
     with served(target, offline=offline) as server:
         if server is None:
-            difference = difference_of(contract, template_of(target))
+            result = compare_template(contract, template_of(target))
         else:
-            difference = difference_at(contract, server, template_of(str(run)) if run.is_dir() else None)
+            result = compare_server(contract, server, template_of(str(run)) if run.is_dir() else None)
     return ChatVerified(
         run=str(run),
         target=target,
-        conversations=sum(not golden.refused for golden in contract.conversations),
-        difference=difference,
+        compared=dict(result.counts),
+        difference=result.difference,
         seconds=round(time.perf_counter() - start, 2),
     )
 
 
 @contextmanager
 def served(target: str, *, offline: bool, key: str = "") -> Iterator[Endpoint | None]:
-    """Return the server at an address, or one over a GGUF file that ends with the context; None for a folder."""
+    """Return the server at an address, or one over a GGUF file; None for a folder."""
     if target.startswith(("http://", "https://")):
         url, _, model = target.partition("#")
         key = key or os.environ.get(SERVER_KEY, "")
         server = Endpoint(url, model, key, temperature=0.0, naming="its name after the address: URL#MODEL")
         yield replace(server, model=model or only_model(server, offline=offline))
     elif target.lower().endswith(".gguf"):
-        from tunesmith.data.cpu_count import cores
-        from tunesmith.inference.llamacpp import LlamaCpp
-
-        if not Path(target).is_file():
-            raise ModelError(f"{target}: no such file; check the path")
-        program = LlamaCpp(Path(target), threads=cores(), positions=POSITIONS)
-        key = program.headers["authorization"].removeprefix("Bearer ")
-        yield Endpoint(f"{program.address}/v1", "default", key, temperature=0.0)
+        yield _endpoint_of(_program(target, thinking=None))
     else:
         yield None
 
 
+def _program(target: str, *, thinking: bool | None) -> LlamaCpp:
+    """Return llama.cpp over a GGUF file; it listens until it is deleted."""
+    from tunesmith.data.cpu_count import cores
+    from tunesmith.inference.llamacpp import LlamaCpp
+
+    if not Path(target).is_file():
+        raise ModelError(f"{target}: no such file; check the path")
+    return LlamaCpp(Path(target), threads=cores(), positions=POSITIONS, template_values=_switch(thinking))
+
+
+def _endpoint_of(program: LlamaCpp) -> Endpoint:
+    key = program.headers["authorization"].removeprefix("Bearer ")
+    return Endpoint(f"{program.address}/v1", "default", key, temperature=0.0)
+
+
+def _switch(thinking: bool | None) -> dict[str, Any]:
+    """Return the variables of a chat template that turn thinking on or off."""
+    return {} if thinking is None else {"enable_thinking": thinking}
+
+
 @contextmanager
-def opened(challenge: Challenge, target: str, *, offline: bool, key: str = "") -> Iterator[Asker]:
+def opened(challenge: Challenge, target: str, *, offline: bool, key: str = "") -> Iterator[Target]:
     """Open a target that answers prompts; the context ends what was started for it."""
+    chats = [prompt.chat for prompt in challenge.prompts]
+    if target.lower().endswith(".gguf") and "://" not in target:
+        program = _program(target, thinking=challenge.thinking)
+        ask = partial(ask_server, _asked(_endpoint_of(program), challenge), offline=offline)
+        yield Target(ask, digest_of(program.prompts(chats)))
+        return
     with served(target, offline=offline, key=key) as found:
         if found is not None:
-            thinking = {"enable_thinking": challenge.thinking}
-            extra = {} if challenge.thinking is None else {"chat_template_kwargs": thinking}
-            server = replace(found, max_tokens=challenge.tokens, extra=extra)
-            yield lambda prompts: ask_server(server, prompts, offline=offline)
+            yield Target(partial(ask_server, _asked(found, challenge), offline=offline))
             return
         from tunesmith.inference.open_model import open_model
         from tunesmith.models.generation.sampling import Sampling
@@ -222,13 +243,22 @@ def opened(challenge: Challenge, target: str, *, offline: bool, key: str = "") -
         local = open_model(target, offline=offline)
         sampling = Sampling(max_new_tokens=challenge.tokens)
         mode = challenge.thinking if local.template.thinks else None
-        yield lambda prompts: [
-            reply.text.strip()
-            for reply in local.replies([prompt.chat for prompt in prompts], sampling=sampling, thinking=mode)
-        ]
+        yield Target(
+            lambda prompts: [
+                compared(reply.thoughts, reply.text)
+                for reply in local.replies([prompt.chat for prompt in prompts], sampling=sampling, thinking=mode)
+            ],
+            digest_of([local.template.prompt(chat, thinking=mode) for chat in chats]),
+        )
+
+
+def _asked(server: Endpoint, challenge: Challenge) -> Endpoint:
+    """Return the server with the options of the answers of a challenge."""
+    values = _switch(challenge.thinking)
+    return replace(server, max_tokens=challenge.tokens, extra={"chat_template_kwargs": values} if values else {})
 
 
 def ask_server(endpoint: Endpoint, prompts: Sequence[Prompt], *, offline: bool) -> list[str]:
     """Return the answer of a server to each prompt."""
     answers = dict(ask_endpoint(endpoint, [prompt.chat for prompt in prompts], offline=offline))
-    return [answers[i].text.strip() for i in range(len(prompts))]
+    return [compared(answers[i].thoughts, answers[i].text) for i in range(len(prompts))]
