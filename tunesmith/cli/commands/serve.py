@@ -179,7 +179,7 @@ def _verify_in_background(sources: Sources, address: str, token: str, *, shadow:
             return f"{name}: not verified (with --shadow, the paid model would be asked, too)"
         try:
             found = verify(read_challenge(run), f"{address}#{name}", on_event=lambda event: None, key=token)
-        except Exception as error:  # in a thread whose failure nobody would see
+        except Exception as error:  # in a thread, whose failure is not shown otherwise
             return f"{name}: not verified ({briefly(error)})"
         return f"{'' if found.verdict == 'tuned' else 'warning: '}{name}: {found.sentence}"
 

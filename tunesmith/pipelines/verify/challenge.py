@@ -45,7 +45,7 @@ class Prompt(BaseModel):
 
     where: str  # file:line, or the id of a general question
     messages: tuple[Turn, ...] = Field(min_length=1, max_length=16)
-    tuned: CertainAnswer | None  # None if damaged copies give the same answer: it is no evidence for the tuned model
+    tuned: CertainAnswer | None  # None if damaged copies give the same answer, so that it does not count
     base: CertainAnswer | None  # None if the base is not certain
 
     def by_tuned(self, answer: str) -> bool:

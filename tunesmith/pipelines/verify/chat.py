@@ -74,7 +74,7 @@ class ChatDifference(BaseModel):
 
 @dataclass(slots=True)
 class Comparison:
-    """What has been compared with the contract, and the first difference."""
+    """A comparison with the contract: counts, and the first difference."""
 
     counts: Counter[str] = field(default_factory=Counter)  # conversations, by what was compared of them
     difference: ChatDifference | None = None
@@ -268,7 +268,7 @@ def compare_server(contract: ChatContract, server: Endpoint, template: Template 
             if result.difference:
                 break
     if not result.counts:
-        raise DataError(f"{server.url}: tells no tokens of prompts, so that nothing can be compared; verify its folder")
+        raise DataError(f"{server.url}: returns no tokens of prompts, so nothing can be compared; verify its folder")
     return result
 
 

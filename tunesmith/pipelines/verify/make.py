@@ -58,7 +58,7 @@ ROWS, GENERAL, PORTION = 64, 64, 32
 LEAST_LEAD = 0.5
 SCORED_ROWS = 8  # answers whose logits are in memory at once
 # Noise on the outputs of each layer, relative to them: that of weights of a normal distribution in groups of 32,
-# rounded to 2 bits (4.1 deviations in 3 steps, 0.40) or 3 bits (0.17), lies around it.
+# rounded to 2 bits (4.1 deviations in 3 steps), is 0.40, and to 3 bits 0.17.
 NOISE = 0.25
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "text", "input")

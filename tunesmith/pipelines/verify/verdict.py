@@ -14,7 +14,7 @@ from tunesmith.pipelines.verify.challenge import Prompt
 Verdict = Literal["tuned", "base", "damaged", "something else", "undecided"]
 ERROR = 0.01
 # The definition of another model: one that gives at most this share of the answers. Two runs on the same rows with
-# other settings may agree in most of them, so only nearly complete agreement tells the tuned model from them.
+# other settings may agree in most of them, so only nearly complete agreement shows the tuned model.
 ANOTHER = 0.8
 DISTINCT = 3  # characters that an answer has to share with the tuned one beyond where the base's differs
 

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is verified."""
+    """A model that is verified."""
 
     ask: Callable[[Sequence[Prompt]], list[str]]  # returns the answer to each prompt
-    rendered: str = ""  # digest of the token ids of all prompts; empty if a server does not tell them
+    rendered: str = ""  # digest of the token ids of all prompts; empty if a server does not return them
 
 
 class DifferentAnswer(BaseModel):
@@ -64,7 +64,7 @@ class Verified(Displayed, BaseModel):
     of_tuned: int  # prompts at which it is known
     base: int  # answers that are those of the base
     of_base: int
-    same_tokens: bool | None  # whether the prompts become the same token ids; None: the server does not tell them
+    same_tokens: bool | None  # whether the prompts become the same token ids; None: the server does not return them
     seconds: float
     differences: tuple[DifferentAnswer, ...] = ()
 
@@ -199,7 +199,8 @@ def served(target: str, *, offline: bool, key: str = "") -> Iterator[Endpoint | 
         server = Endpoint(url, model, key, temperature=0.0, naming="its name after the address: URL#MODEL")
         yield replace(server, model=model or only_model(server, offline=offline))
     elif target.lower().endswith(".gguf"):
-        yield _endpoint_of(_program(target, thinking=None))
+        program = _program(target, thinking=None)  # it listens as long as this name holds it
+        yield _endpoint_of(program)
     else:
         yield None
 
