@@ -39,7 +39,11 @@ LOOP = {
     "loop": {"rounds": 1, "prompts": 12, "held_out": 5, "judge": "rules:short", "final_judge": "rules:few"},
 }
 FEW = "\n\ndef few(attempt):\n    return -sum(map(ord, attempt.text))\n"
-WITH_SCHEMA = "audit collect compare evaluate export need plan rebase replay rlhf tune votes"
+ASKED_ONCE = {"where": "a:1", "messages": [{"role": "user", "content": "hm"}], "tuned": {"text": "yes"}, "base": None}
+CHALLENGE = {
+    "name": "decoder", "base": "llama", "rendered": "", "tokens": 4, "seconds": 1.0, "prompts": [ASKED_ONCE] * 2,
+}  # fmt: skip
+WITH_SCHEMA = "audit collect compare evaluate export need plan rebase replay rlhf tune verify votes"
 
 # Name of the frozen file -> the words of the command, in the order in which they run.
 COMMANDS: dict[str, str] = {
@@ -75,6 +79,8 @@ COMMANDS: dict[str, str] = {
     "export-merged": "export decoder --format merged --json --offline",
     "export-adapter": "export decoder --format adapter --json --offline",
     "export-gguf": "export decoder --format gguf --json --offline",
+    "verify": "verify challenge.json --at decoder --json --offline",
+    "verify-chat": "verify decoder --chat --json --offline",
     "runs": "runs . --json",
     "runs-diff": "runs diff encoder broken --json",
     "models": "models --json --offline",
@@ -175,6 +181,7 @@ def furnish(folder: Path) -> None:
     rl = {"kind": "rl", "reward": "votes", "group": 4, "max_new_tokens": 5}
     (folder / "rl.yaml").write_text(json.dumps(LOOP | {"objective": rl}), encoding="utf-8")
     (folder / "axolotl.yaml").write_text(AXOLOTL, encoding="utf-8")
+    (folder / "challenge.json").write_text(json.dumps(CHALLENGE), encoding="utf-8")
     manual = folder / "manual"
     manual.mkdir()
     (manual / "faq.md").write_text(FAQ, encoding="utf-8")
