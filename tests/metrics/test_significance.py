@@ -367,7 +367,8 @@ def test_the_bound_of_a_loss_is_that_of_clopper_and_pearson(losses: int, rows: i
 
 def lossy(kind: str, margin: float, rng: np.random.Generator) -> tuple[np.ndarray, list[str] | None]:
     """Differences of a candidate that loses exactly the margin on average, and groups."""
-    n, u = 500, rng.random(500)
+    n = 4000 if kind == "many groups lost as a whole" else 500
+    u = rng.random(n)
     tens = [f"doc {i // 10}" for i in range(n)]
     if kind == "losses only":
         return -(u < margin).astype(float), None
@@ -375,18 +376,40 @@ def lossy(kind: str, margin: float, rng: np.random.Generator) -> tuple[np.ndarra
         return np.where(u < 0.03, 1.0, np.where(u < 0.06 + margin, -1.0, 0.0)), None
     if kind == "groups":
         return np.where(u < 0.02, 1.0, np.where(u < 0.04 + margin, -1.0, 0.0)), tens
+    if kind == "uneven groups lost as a whole":  # of 1, 5 and 19 rows
+        sizes = np.tile([1, 5, 19], n // 25)
+        lost = np.repeat(rng.random(len(sizes)) < margin, sizes)
+        return -lost.astype(float), [str(i) for i in np.repeat(np.arange(len(sizes)), sizes)]
+    if kind.endswith("lost as a whole"):
+        return -np.repeat(rng.random(n // 10) < margin, 10).astype(float), tens
     rates = np.repeat(rng.beta(0.5, 0.5 / margin * (1 - margin), n // 10), 10)
     return -(u < rates).astype(float), tens
 
 
-@pytest.mark.parametrize("kind", ["losses only", "gains and losses", "groups", "groups that lose together"])
+KINDS = (
+    "losses only", "gains and losses", "groups", "groups that lose together", "groups lost as a whole",
+    "uneven groups lost as a whole", "many groups lost as a whole",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("margin", [0.01, 0.03])
 def test_a_loss_of_exactly_the_margin_is_called_not_worse_in_at_most_five_of_a_hundred(kind: str, margin: float):
     rng, wrong, trials = np.random.default_rng(0), 0, 300
     for _ in range(trials):
         change, groups = lossy(kind, margin, rng)
-        wrong += compare_to_margin(np.zeros(500), change, margin=margin, groups=groups, resamples=400).not_worse
+        wrong += compare_to_margin(np.zeros(len(change)), change, margin=margin, groups=groups, resamples=400).not_worse
     assert wrong <= binom.ppf(0.99, trials, ALPHA)
+
+
+def test_groups_of_ten_need_ten_times_the_rows_to_exclude_what_was_not_seen():
+    needed = [
+        compare_to_margin(np.zeros(n), np.zeros(n), margin=0.01, groups=groups, resamples=4000).rows_needed
+        for n, groups in ((200, None), (200, [str(i // 10) for i in range(200)]))
+    ]
+    assert needed == [300, 2996]
+    rows = np.zeros(4000)
+    assert compare_to_margin(rows, rows, margin=0.01, groups=[str(i // 10) for i in range(4000)]).not_worse
 
 
 def test_the_rows_that_are_named_show_a_file_that_loses_nothing_in_four_of_five_tests():

@@ -107,10 +107,9 @@ class Clusters:
     ) -> tuple[FloatArray, FloatArray]:
         """Return resampled means [R] for a lower and for an upper bound of the mean of values [N].
 
-        Clusters get exponential weights (a Bayesian bootstrap), and one more cluster of mean size is added whose rows
-        are as low, or as high, as possible: resamples of the rows alone would claim that what they do not show never
-        happens. For single rows with scores of 0 and 1, the quantiles are those of Clopper and Pearson. With groups,
-        the most that a cluster may change is taken from the clusters seen.
+        Clusters get exponential weights (a Bayesian bootstrap), and one more cluster is added, as large as the largest,
+        whose rows are all as low, or as high, as possible: resamples of the rows alone would claim that what they do
+        not show never happens. For single rows with scores of 0 and 1, the quantiles are those of Clopper and Pearson.
 
         Args:
             values: differences of scores, [N].
@@ -122,14 +121,14 @@ class Clusters:
         nonnegative variable"; Learned-Miller and Thomas 2019, arXiv 1905.06208.
         """
         sums, sizes = self.sums(values), self.sizes
-        reach = max(scale, float(np.abs(sums).max()))
+        largest = float(sizes.max())
         lower, upper = [], []
         for size in _blocks(resamples, self.count + 1):
             weights = rng.exponential(size=(size, self.count + 1))
             over, extreme = weights[:, :-1] @ sums, weights[:, -1]
-            under = weights[:, :-1] @ sizes + extreme * sizes.mean()
-            lower.append((over - extreme * reach) / under)
-            upper.append((over + extreme * reach) / under)
+            under = weights[:, :-1] @ sizes + extreme * largest
+            lower.append((over - extreme * largest * scale) / under)
+            upper.append((over + extreme * largest * scale) / under)
         return np.concatenate(lower), np.concatenate(upper)
 
     def drawn_rates(

@@ -198,10 +198,11 @@ def compare_to_margin(
     clusters = Clusters.of(len(change), groups)
     lower, upper = clusters.bounded_means(change, scale, np.random.default_rng(0), resamples)
     p_value = (1 + int((lower <= -margin).sum())) / (1 + resamples)
-    # The deviation of the change around its mean, and three rows (-log 0.05) that the bound adds for what is not seen.
+    # The deviation of the change around its mean, and three clusters (-log 0.05) for what is not seen.
     spread = clusters.sums(change - change.mean())
     deviation = math.sqrt(float(spread @ spread) / len(change))
-    needed = ((ndtri(1 - ALPHA) + ndtri(POWER)) * deviation / margin) ** 2 - math.log(ALPHA) * scale / margin
+    unseen = -math.log(ALPHA) * float(clusters.sizes.max())
+    needed = ((ndtri(1 - ALPHA) + ndtri(POWER)) * deviation / margin) ** 2 + unseen * scale / margin
     return MarginTest(
         delta=float(change.mean()),
         ci95=(float(np.quantile(lower, 0.025)), float(np.quantile(upper, 0.975))),
