@@ -181,10 +181,10 @@ def ask(
 def export(
     folder: str | Path,
     *,
-    format: str = "merged",
+    format: str = "",
     dtype: str = "",
     smallest: bool = False,
-    margin: float = 1.0,
+    margin: float | None = None,
     out: str | Path | None = None,
     offline: bool = False,
     progress: bool = True,
@@ -199,10 +199,10 @@ def export(
 
     Args:
         folder: folder of a finished run.
-        format: merged, gguf or adapter.
+        format: merged (default), gguf or adapter.
         dtype: f32, f16 or bf16 for merged, f16, q8_0, q4_k_m and others for gguf; default: the first of each.
         smallest: write the smallest gguf file that is shown to be not worse than the tuned model on held-out rows.
-        margin: loss that `smallest` does not accept, in points of the metric.
+        margin: loss that `smallest` does not accept, in points of the metric (default 1).
         out: folder of the export; default `RUN/export/FORMAT`.
         offline: do not access the network.
         progress: show progress.
@@ -217,7 +217,7 @@ def export(
     from tunesmith.pipelines.export import ExportRequest
     from tunesmith.pipelines.export import export as export_run
 
-    request = ExportRequest.smallest(margin) if smallest else ExportRequest.of(format, dtype)
+    request = ExportRequest.of(format, dtype, smallest=smallest, margin=margin)
     place = None if out is None else Path(out)
     with reporting(progress, callback) as callbacks:
         return export_run(Path(folder), request, out=place, on_event=callbacks.on_event, offline=offline)

@@ -52,6 +52,7 @@ def test_a_tensor_is_what_the_kernel_of_llama_cpp_writes_and_reads_back_within_t
     values, importance = weight(), np.random.default_rng(1).uniform(0.1, 2, 512).astype(np.float32)
     monkeypatch.setattr(room, "CHUNK", 5 * 512)  # threads write parts of five rows
     found = quantize(values, stored, importance)
+    importance = importance / importance.mean() + np.float32(room.LEAST_IMPORTANCE)
     whole, kernel = np.empty_like(found), ctypes.CDLL(extension.__file__).ggml_quantize_chunk
     kernel.restype = ctypes.c_size_t
     kernel(
@@ -70,6 +71,29 @@ def test_columns_that_matter_are_rounded_more_precisely():
     importance[::4] = 1.0
     errors = [np.square(dequantize(quantize(values, Q.Q4_K, used), Q.Q4_K) - values) for used in (None, importance)]
     assert errors[1][:, ::4].mean() < 0.8 * errors[0][:, ::4].mean()
+
+
+@pytest.mark.parametrize("stored", ERRORS, ids=lambda stored: stored.name)
+def test_columns_that_training_rows_do_not_use_keep_their_weights(stored: Quantization):
+    values, importance = weight(columns=768), np.random.default_rng(1).uniform(0.1, 2, 768).astype(np.float32)
+    importance[:32] = importance[256:512] = 0
+    for used in (importance, 1e-30 * importance, 0 * importance, np.full(768, np.nan, np.float32)):
+        back = dequantize(quantize(values, stored, used), stored)
+        for unused in (slice(32), slice(256, 512)):
+            assert np.sqrt(np.mean((back - values)[:, unused] ** 2)) < 1.5 * ERRORS[stored][1]
+
+
+def test_what_a_kernel_must_not_get_or_return_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ModelError, match="a weight is not finite, or too large for 16 bits; check the run"):
+            quantize(np.full((2, 256), wrong, np.float32), Q.Q4_K)
+    with pytest.raises(ModelError, match="too large for 16 bits"):
+        rounded(torch.full((2, 256), 70_000.0), Q.Q4_K, None)
+    with pytest.raises(ValueError, match=r"importance of \(255,\) columns for 256"):
+        quantize(weight(2, 256), Q.Q4_K, np.ones(255, np.float32))
+    monkeypatch.setattr(room._kernels(), "ggml_quantize_chunk", lambda *given: 7)
+    with pytest.raises(ModelError, match=r"llama.cpp wrote 7 bytes of Q4_K for 288; install another xllamacpp"):
+        quantize(weight(2, 256), Q.Q4_K)
 
 
 def network(hidden: int = 256, inner: int = 512, layers: int = 8) -> LlamaForCausalLM:
@@ -114,7 +138,10 @@ def test_a_file_with_columns_that_no_block_of_256_divides_falls_back_and_opens_i
     assert (types["token_embd.weight"], types["blk.0.attn_v.weight"]) == (Q.Q8_0, Q.Q5_0)
     assert types["blk.1.ffn_down.weight"] in (Q.Q4_K, Q.Q6_K)
     assert fitting(Q.Q4_K, 48) == Q.F16
-    source.write(tmp_path / "out.gguf", types, {}, file_type=MIXTURES["q4_k_m"].file_type)
+    with source:
+        source.write(tmp_path / "out.gguf", types, {}, file_type=MIXTURES["q4_k_m"].file_type)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(tmp_path / "f16.gguf") not in maps.read_text()  # it may be replaced on Windows
     reader, before = gguf.GGUFReader(tmp_path / "out.gguf"), gguf.GGUFReader(tmp_path / "f16.gguf")
     stated = {key: reader.get_field(f"general.{key}").contents() for key in ("file_type", "quantization_version")}
     assert stated == {"file_type": gguf.LlamaFileType.MOSTLY_Q4_K_M, "quantization_version": gguf.GGML_QUANT_VERSION}
@@ -124,7 +151,12 @@ def test_a_file_with_columns_that_no_block_of_256_divides_falls_back_and_opens_i
             assert reader.get_field(key).contents() == before.get_field(key).contents(), key
     assert {tensor.name: tensor.tensor_type for tensor in reader.tensors if tensor.name in types} == types
     program = LlamaCpp(tmp_path / "out.gguf", threads=1, positions=64)
-    assert program.answers([program.ids("the phone")], longest=3)
+    asked = [program.ids("the phone"), program.ids("a")]
+    short, long = program.answers(asked[:1] * 2, longest=[1, 9])
+    assert short != long
+    assert long.startswith(short)
+    said = program.answers(asked, longest=20, choices=["great phone", 'it "broke"'])
+    assert set(said) <= {"great phone", 'it "broke"'}
     assert program.speed(program.ids("the phone")) > 0
 
 
@@ -133,6 +165,10 @@ def test_a_rounded_weight_has_the_rows_of_the_file_whatever_their_order(tmp_path
     source = written(made, tmp_path / "f16.gguf")
     names = source.parameters(made)
     assert set(names) == set(source.shapes)
+    made.model.layers[0].mlp.up_proj.__class__ = type(
+        "Conv1D", (torch.nn.Module,), {}
+    )  # stored transposed, as in GPT-2
+    assert names.keys() - source.parameters(made).keys() == {"blk.0.ffn_up.weight"}
     types = source.types("q3_k_m")
     importance = {name: np.linspace(0.1, 1, shape[-1]).astype(np.float32) for name, shape in source.shapes.items()}
     source.write(tmp_path / "out.gguf", types, importance, file_type=MIXTURES["q3_k_m"].file_type)
@@ -165,6 +201,11 @@ def test_a_missing_quantizer_is_one_line_with_the_fix(monkeypatch: pytest.Monkey
         patch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
         with pytest.raises(ModelError, match=r"llama.cpp is not installed: pip install .*tunesmith\[llamacpp\]"):
             room.check_quantizer("q4_k_m")
+    with monkeypatch.context() as patch:  # a type has another size in another version
+        patch.setitem(gguf.GGML_QUANT_SIZES, Q.Q4_K, (256, 145))
+        with pytest.raises(ModelError, match="--dtype q4_k_m: .* or another version of it; use --dtype q8_0"):
+            room.check_quantizer("q4_k_m")
+    room._kernels.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", lambda path: object())  # as in a build that exports only what Python needs
     with pytest.raises(ModelError, match="--dtype q4_k_m: this build of xllamacpp .*; use --dtype q8_0"):
         room.check_quantizer("q4_k_m")

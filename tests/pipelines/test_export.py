@@ -19,20 +19,25 @@ from tests.data.test_thinking import FAMILIES, templates
 from tests.pipelines.conftest import answers, recipe, reviews, tune
 from tests.pipelines.tune.test_domain import on_texts
 from tests.tiny_families import FAMILIES as NETWORKS
+from tunesmith.data.examples.types import Chat
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
+from tunesmith.evaluation.predict import answer
 from tunesmith.inference.export import formats as room
-from tunesmith.inference.export.gguf_quantize import _kernels
+from tunesmith.inference.export.formats import merged
+from tunesmith.inference.export.gguf_quantize import GgufWeights, _kernels
 from tunesmith.inference.export.gguf_writer import write_gguf
 from tunesmith.inference.identify import identify, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
+from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
+from tunesmith.metrics.significance import MarginTest
 from tunesmith.models.generation.generate import AnswerIds
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Instruct
 from tunesmith.pipelines.export import ExportRequest, ProgramAgreement, by_answers, export, find_problems
-from tunesmith.pipelines.smallest import TESTED
+from tunesmith.pipelines.smallest import TESTED, HeldOutRows
 from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.predictions import Prediction, read_predictions
 from tunesmith.report.run_data import read_run_data
@@ -342,7 +347,7 @@ def test_a_score_of_a_hundred_may_move_a_hundred_times_as_far():
 def test_a_quantized_file_has_what_training_rows_use_and_answers_in_llama_cpp(
     decoder: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tunesmith.pipelines.export.find_problems", lambda agreements, form: ())  # eight rows
+    monkeypatch.setattr("tunesmith.pipelines.export.find_problems", lambda *given, **named: ())  # eight rows
     measured = []
     measure = room.measure_importance
     monkeypatch.setattr(room, "measure_importance", lambda *given: measured.append(measure(*given)) or measured[0])
@@ -369,9 +374,90 @@ def test_the_smallest_file_is_chosen_by_validation_rows_and_tested_on_test_rows(
     assert tested[0].bytes == pytest.approx((tmp_path / "out/model.gguf").stat().st_size, rel=0.02)
     assert [layer.layer for layer in chosen.layers] == ["token_embd", "0", "1"]
     assert all(layer.divergence >= 0 and 0 < (layer.kept or 0) < 1 for layer in chosen.layers[1:])
+    assert chosen.layers[0].kept is None  # an embedding has no importance
     assert chosen.rows == len(read_predictions(decoder))
     assert read_report(decoder).exports[-1] == found
     assert not [path for path in tmp_path.iterdir() if path.name != "out"]
+
+
+@pytest.mark.parametrize("passing", [3, 2, 1])
+def test_the_first_file_that_fails_ends_the_tests_and_the_last_that_passed_is_written(
+    decoder: Path, tmp_path: Path, passing: int, monkeypatch: pytest.MonkeyPatch
+):
+    tests = []
+
+    def scripted(reference: Any, candidate: Any, **settings: Any) -> MarginTest:
+        p_value = 0.01 if len(tests) < passing else 0.06  # f16 is the first
+        tests.append(MarginTest(0.0, (0.0, 0.0), 0.0, p_value, None if p_value < 0.05 else 400))
+        return tests[-1]
+
+    monkeypatch.setattr("tunesmith.pipelines.smallest.compare_to_margin", scripted)
+    monkeypatch.setattr("tunesmith.pipelines.smallest.HeldOutRows.on_validation", lambda rows, model: 0.5)
+    found = smallest(decoder, tmp_path / "out", margin=1).smallest
+    assert found is not None
+    files = {file.name: file for file in found.files}
+    assert len(tests) == passing + 1 < 1 + TESTED + 1
+    assert len([file for file in found.files if file.test]) == passing + 1  # the others stay untested
+    largest_first = sorted((file for file in found.files if file.test), key=lambda file: -file.bytes)
+    assert [file.not_worse for file in largest_first] == [True] * passing + [False]
+    assert found.chosen == largest_first[passing - 1].name
+    assert found.reason == f"{largest_first[passing].name} is not shown to lose less than the margin"
+    with GgufWeights(tmp_path / "out/model.gguf") as written:
+        assert written.bits({}) == pytest.approx(files[found.chosen].bits)
+
+
+def test_a_file_is_asked_what_the_tuned_model_was_asked_with_its_system_message_turns_and_limit(
+    decoder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = replace(load(decoder / "model", device="cpu", offline=True), wording="be brief")
+    long = " ".join(["phone"] * 12)
+    chats = [
+        Chat("a:1", (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes"), *turn))
+        for turn in [(Message("user", text), Message("assistant", "no")) for text in ("the phone", long)]
+    ]
+    given = []
+    generate = LocalModel._generate
+
+    def spy(self: LocalModel, prompts: Any, sampling: Sampling) -> Any:
+        given.extend((ids, self.longest(ids, sampling)) for ids in prompts)
+        return generate(self, prompts, sampling)
+
+    monkeypatch.setattr(LocalModel, "_generate", spy)
+    answer(model, chats)
+    rows: Any = SimpleNamespace(examples=chats)
+    assert [(row.ids, row.longest) for row in HeldOutRows.asked(rows, model)] == given
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"kind": "adapter", "smallest": True}, "--smallest: writes a gguf file .*; omit --format adapter"),
+        ({"dtype": "q2_k", "smallest": True}, "--smallest: writes a gguf file .*; omit --dtype q2_k"),
+        ({"kind": "gguf", "margin": 2.0}, "--margin: is the loss that --smallest does not accept; add --smallest"),
+    ],
+)
+def test_options_that_smallest_would_ignore_are_refused(options: dict[str, Any], problem: str):
+    with pytest.raises(RecipeError, match=problem):
+        ExportRequest.of(**options)
+    assert ExportRequest.of("gguf", smallest=True, margin=2.0) == ExportRequest.smallest(2.0)
+
+
+def test_weights_that_cannot_be_rounded_in_torch_are_refused_and_noted(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    parameters, experts, notes = GgufWeights.parameters, "blk.1.ffn_up.weight", []
+    monkeypatch.setattr(
+        GgufWeights, "parameters",
+        lambda *given: {key: name for key, name in parameters(*given).items() if key != experts},
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=f"--smallest: {experts} and 0 more of 15 tensors are merged, .*--dtype"):
+        smallest(decoder, tmp_path / "out", margin=1)
+    assert not list(tmp_path.iterdir())
+    room.write_file(
+        merged(decoder / "model", read_manifest(decoder / "model"), offline=True), tmp_path,
+        dtype="q4_k_m", name="x", on_note=notes.append,
+    )  # fmt: skip
+    assert notes == [f"no importance matrix for 1 tensors of 15, such as {experts}"]
 
 
 def test_f16_is_written_with_the_rows_that_would_be_needed_where_nothing_is_shown(decoder: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,10 +107,13 @@ class LlamaCpp:
         body = {"content": text, "add_special": True, "parse_special": True}
         return [int(token) for token in self._post("tokenize", body)["tokens"]]
 
-    def answers(self, prompts: Sequence[list[int]], *, longest: int) -> list[str]:
-        """Generate at most `longest` tokens for each prompt, greedily."""
+    def answers(
+        self, prompts: Sequence[list[int]], *, longest: int | Sequence[int], choices: Sequence[str] = ()
+    ) -> list[str]:
+        """Generate at most `longest` tokens for each prompt, greedily, and only `choices` if there are any."""
+        limits = [longest] * len(prompts) if isinstance(longest, int) else longest
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            answers = pool.map(lambda ids: self._answer(ids, longest), prompts)
+            answers = pool.map(lambda ids, limit: self._answer(ids, limit, choices), prompts, limits)
             return list(track(answers, "generating in llama.cpp", unit="rows", total=len(prompts)))
 
     def speed(self, prompt: list[int]) -> float:
@@ -117,8 +121,10 @@ class LlamaCpp:
         body = {"prompt": prompt, "n_predict": SPEED_TOKENS, "temperature": 0.0, "ignore_eos": True}
         return float(self._server.handle_completions(body)["timings"]["predicted_per_second"])
 
-    def _answer(self, ids: list[int], longest: int) -> str:
-        body = {"prompt": ids, "n_predict": longest, "temperature": 0.0, "cache_prompt": False}
+    def _answer(self, ids: list[int], longest: int, choices: Sequence[str]) -> str:
+        body: dict[str, Any] = {"prompt": ids, "n_predict": longest, "temperature": 0.0, "cache_prompt": False}
+        if choices:
+            body["grammar"] = "root ::= " + " | ".join(json.dumps(one, ensure_ascii=False) for one in choices)
         response = self._server.handle_completions(body)
         if "choices" not in response:
             refusal = response.get("error", response)

@@ -22,9 +22,12 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from tunesmith.config import load_recipe
+from tunesmith.data.examples.types import LabelledText
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.data.tokenization.tokens import Encoded
 from tunesmith.errors import CheckpointError, RecipeError
-from tunesmith.evaluation.predict import accepted_answers, answer, subsample
+from tunesmith.evaluation.predict import accepted_answers, answer, question, subsample
+from tunesmith.inference.defaults import sampling_of
 from tunesmith.inference.export.formats import GGUF
 from tunesmith.inference.export.gguf_quantize import (
     LAYER,
@@ -43,7 +46,9 @@ from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.significance import compare_to_margin, interval
 from tunesmith.metrics.task_scores import PER_ROW, SCALES
 from tunesmith.models.batch import collate
+from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives.instruct import asked
 from tunesmith.progress import track
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import RoundedFile, RoundedLayer, Smallest, read_report
@@ -59,6 +64,15 @@ TESTED = 3
 VALIDATION_ROWS = 512
 # Answer tokens whose distributions are compared for each layer, and tokens of their rows.
 COMPARED_IDS, COMPARED_TOKENS = 256, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A test row as the model reads it."""
+
+    chat: list[Message]
+    ids: list[int]  # of the prompt
+    longest: int  # tokens of the answer
 
 
 class HeldOutRows:
@@ -86,8 +100,13 @@ class HeldOutRows:
             )
         if not loaded.split.validation:
             raise RecipeError("--smallest: the run has no validation rows to choose by; tune with data.validation=0.1")
+        examples = {example.where: example for example in loaded.split.test}
+        self.examples = [examples[row.where] for row in rows if row.where in examples]
+        if [question(example) for example in self.examples] != [row.question for row in rows]:
+            raise CheckpointError(f"{run}: predictions.jsonl has other rows than its test set; tune again")
         metric = recipe.objective.metric
         self.metric = metric if metric in PER_ROW else "accuracy"
+        self.unscored = metric if metric != self.metric else ""  # a metric of the whole set
         self.scale = SCALES.get(self.metric, 1.0)
         self.margin = margin / 100 * self.scale
         self.validation = subsample(loaded.split.validation, VALIDATION_ROWS, 0)
@@ -96,6 +115,22 @@ class HeldOutRows:
 
     def _scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
         return PER_ROW[self.metric]([row.reference for row in self.test], texts)
+
+    def asked(self, model: LocalModel) -> list[Asked]:
+        """Return the test rows as the tuned model has read them."""
+        thinking = None
+        if model.objective.produces == "labels":
+            chats = [model.about(example.text) for example in self.examples if isinstance(example, LabelledText)]
+            reserved = max(map(len, model.label_tokens().values()))
+            # A grammar may lead to other tokens than those of training, at most one per byte, and the end.
+            sampling = Sampling(max_new_tokens=1 + max(len(label.encode()) for label in model.classifier.labels))
+        else:
+            thinking = model.thinking_mode()
+            chats = [asked(example, model.wording) for example in self.examples]
+            sampling = sampling_of(model.objective, thinking=thinking)
+            reserved = sampling.max_new_tokens
+        prompts = [model.prompt(chat, answer=reserved, thinking=thinking) for chat in chats]
+        return [Asked(chat, ids, model.longest(ids, sampling)) for chat, ids in zip(chats, prompts, strict=True)]
 
     def on_validation(self, model: LocalModel) -> float:
         """Return the score of a model on the validation rows."""
@@ -126,12 +161,20 @@ class Search:
         model: the merged model, in float32.
         file: its GGUF file in f16.
         rows: training rows, which measure the importance of columns.
+
+    Raises:
+        RecipeError: the file has weights whose rounding cannot be measured in the network.
     """
 
     def __init__(self, model: LocalModel, file: Path, rows: Sequence[Encoded]) -> None:
         self.model, self.file, self.source = model, file, GgufWeights(file)
         self.network: Any = model.policy.network
         self.shapes, self.parameters = self.source.shapes, self.source.parameters(self.network)
+        if unknown := sorted(self.shapes.keys() - self.parameters.keys()):
+            raise RecipeError(
+                f"--smallest: {unknown[0]} and {len(unknown) - 1} more of {len(self.shapes)} tensors are merged, "
+                "transposed or of experts, so that their rounding cannot be measured; use --dtype"
+            )
         self.importance = measure_importance(model.policy, self.parameters, rows)
         self.layers: dict[str, list[str]] = {}  # layer -> its tensors; embedding and output are layers of their own
         for tensor in self.shapes:
@@ -148,8 +191,7 @@ class Search:
     @contextmanager
     def _rounded(self, types: Types) -> Iterator[None]:
         """Enter a context in which the network has the values of a file with these types."""
-        names = {tensor: self.parameters[tensor] for tensor in types if tensor in self.parameters}
-        weights = {tensor: self.network.get_parameter(name) for tensor, name in names.items()}
+        weights = {tensor: self.network.get_parameter(self.parameters[tensor]) for tensor in types}
         own = {tensor: weight.data for tensor, weight in weights.items()}
         try:
             for tensor, weight in weights.items():
@@ -208,7 +250,7 @@ class Search:
                 _, layer, steps[layer] = min(moves)
             types = {tensor: stored for layer, step in steps.items() for tensor, stored in options[layer][step].items()}
             if self._bytes(types) <= most and all(types != other.types for other in found):
-                found.append(Candidate(f"mixed {self.source.bits(types):.2f}", types, limit.name))
+                found.append(Candidate(f"mixed {limit.name}", types, limit.name))
         return sorted(found, key=lambda candidate: self._bytes(candidate.types))
 
     @torch.no_grad()
@@ -223,10 +265,9 @@ class Search:
         found = []
         for layer, tensors in track(self.layers.items(), "comparing layers", unit="layers", total=len(self.layers)):
             changed = error = 0.0
-            for tensor in set(tensors) & self.parameters.keys():
-                name, used = self.parameters[tensor], self.importance.get(tensor)
-                weight = self.network.get_parameter(name).float()
-                factor = 1.0 if used is None else torch.from_numpy(used)  # of mean squares in the outputs
+            for tensor in set(tensors) & self.importance.keys():  # mean squares of inputs make them those of outputs
+                name, used = self.parameters[tensor], self.importance[tensor]
+                weight, factor = self.network.get_parameter(name).float(), torch.from_numpy(used)
                 changed += float(((weight - base.get_parameter(name).float()).square() * factor).sum())
                 error += float(((rounded(weight, types[tensor], used) - weight).square() * factor).sum())
             own = {tensor: types[tensor] for tensor in tensors}
@@ -250,7 +291,8 @@ class Search:
             base: loads the network before tuning.
         """
         divergences = self.divergences(rows)
-        candidates, original = self.candidates(divergences), rows.on_validation(self.model)
+        candidates = self.candidates(divergences)
+        original = rows.on_validation(self.model)
         size = self.file.stat().st_size
         files = {"f16": RoundedFile(name="f16", bytes=size, bits=self.source.bits({}))}
         size -= self._bytes(dict.fromkeys(self.shapes, Quantization.F16))
@@ -263,20 +305,25 @@ class Search:
                 promising += [one] * (loss >= -rows.margin / 2)
             bits, total = self.source.bits(one.types), size + self._bytes(one.types)
             files[one.name] = RoundedFile(name=one.name, bytes=total, bits=bits, validation_delta=loss)
-        chosen, last = None, rows.tested(files["f16"], *ask(self.file))
-        files["f16"] = last
-        for one in reversed(promising):
-            if not last.not_worse:
-                break
-            chosen_before, file = chosen, self.file.with_name(one.name)
-            file_type = MIXTURES[one.mixture].file_type
-            self.source.write(file, one.types, self.importance, file_type=file_type)
-            last = files[one.name] = rows.tested(files[one.name], *ask(file))
-            chosen = one if last.not_worse else chosen_before
-        self.file.with_name(chosen.name if chosen else self.file.name).replace(self.file.with_name(GGUF))
+        out = self.file.with_name(GGUF)
+        last = files["f16"] = rows.tested(files["f16"], *ask(self.file))
+        chosen = None
+        with self.source:
+            for one in reversed(promising):
+                if not last.not_worse:
+                    break
+                file = self.file.with_name("candidate.gguf")
+                self.source.write(file, one.types, self.importance, file_type=MIXTURES[one.mixture].file_type)
+                last = files[one.name] = rows.tested(files[one.name], *ask(file))
+                if last.not_worse:
+                    chosen = one
+                    file.replace(out)
+        if chosen is None:
+            self.file.replace(out)
         reason = "" if chosen else "every smaller file loses more than half of the margin on the validation rows"
         return Smallest(
             metric=rows.metric,
+            unscored=rows.unscored,
             margin=rows.margin,
             original=float(rows.tuned.mean()),
             rows=len(rows.test),

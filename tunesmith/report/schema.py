@@ -137,7 +137,7 @@ class MultitaskReport(ReportPart):
 class RoundedFile(ReportPart):
     """A GGUF file with types per tensor."""
 
-    name: str  # of llama.cpp's mixture, or `mixed` and the bits per weight of a searched file
+    name: str  # of llama.cpp's mixture, or `mixed` and the mixture whose size limits a searched file
     bytes: int
     bits: float  # per weight
     validation_delta: float | None = None  # score minus that of the tuned model on validation rows, in torch
@@ -159,13 +159,14 @@ class RoundedLayer(ReportPart):
     types: tuple[str, ...]
     bits: float  # per weight
     divergence: float  # KL of the answer tokens, in nats, when only this layer is rounded to 4 bits
-    kept: float | None  # tuning's share of what tuning and rounding change in its outputs; None if it was not tuned
+    kept: float | None  # tuning / (tuning + rounding), mean squares in its outputs; None if it was not tuned
 
 
 class Smallest(Displayed, ReportPart):
     """The smallest file that is shown to be not worse than the tuned model by a margin; f16 if none is."""
 
     metric: str
+    unscored: str = ""  # the run's metric, where it has no value per row and `metric` takes its place
     margin: float  # in the unit of the metric
     original: float  # score of the tuned model on the test rows
     rows: int  # test rows, which chose nothing
@@ -198,8 +199,9 @@ class Smallest(Displayed, ReportPart):
         chosen = next(file for file in self.files if file.name == self.chosen)
         text = f"{self.chosen}: {self.metric} {figure(chosen.score)} on {self.rows} test rows that chose nothing"
         if chosen.test is not None and chosen.not_worse:
-            low = self.original + chosen.test.at_least
-            text += f", tuned model {figure(self.original)}, with 95 % confidence not below {figure(low)}"
+            lost = max(0.0, -chosen.test.at_least)
+            text += f", tuned model {figure(self.original)}; it loses at most {figure(lost)} (95 % confidence)"
+        text += f"; {self.unscored} was not tested, as it has no value per row" if self.unscored else ""
         needed = max((file.test.rows_needed or 0 for file in self.files if file.test), default=0)
         text += f"; {self.reason}" if self.reason else ""
         return f"{text}; to show it for a file that loses nothing, use about {needed:,} test rows" if needed else text

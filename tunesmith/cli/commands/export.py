@@ -35,13 +35,13 @@ def add(commands: Commands) -> None:
         "those of the original. Exits with 1 if they differ too much.",
     )
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
-    parser.add_argument("--format", choices=FORMATS, default="merged", help="export format (default: %(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default="", help="export format (default: merged)")
     text = f"dtype: f32, f16 or bf16 for merged, f16, {', '.join(MIXTURES)} for gguf (default: the first of each)"
     parser.add_argument("--dtype", choices=DTYPES, default="", metavar="DTYPE", help=text)
     text = "write the smallest gguf file that is shown to be not worse than the tuned model on held-out rows"
     parser.add_argument("--smallest", action="store_true", help=text)
-    text = "loss that --smallest does not accept, in points of the metric (default: %(default)g)"
-    parser.add_argument("--margin", type=float, default=1.0, metavar="POINTS", help=text)
+    text = "loss that --smallest does not accept, in points of the metric (default: 1)"
+    parser.add_argument("--margin", type=float, metavar="POINTS", help=text)
     parser.add_argument(
         "--numbers", dest="dtype", choices=DTYPES, action=DeprecatedOption, const="--dtype",
         default=argparse.SUPPRESS, help=argparse.SUPPRESS,
@@ -76,13 +76,12 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.inference.llamacpp import find_converter
 
     read_manifest(find_model(args.folder, offline=args.offline))  # fail before torch is imported
-    if args.format == "gguf":
+    if args.format == "gguf" or args.smallest:
         find_converter()
     from tunesmith.pipelines.export import ExportRequest, export
 
     hush()
-    of = ExportRequest.of
-    request = ExportRequest.smallest(args.margin) if args.smallest else of(args.format, args.dtype)
+    request = ExportRequest.of(args.format, args.dtype, smallest=args.smallest, margin=args.margin)
     with caught() as signals, listening(signals) as on_event:
         done = export(args.folder, request, out=args.out, on_event=on_event, offline=args.offline)
     args.out = None  # --out is the folder of the export, not a file for the JSON document
@@ -101,7 +100,7 @@ def _show(done: Export) -> None:
         layers = [
             (one.layer, ", ".join(one.types), f"{one.divergence:.2g}", share(one.kept)) for one in smallest.layers
         ]
-        show_table(("layer", "types", "KL alone at 4 bits>", "tuning kept>"), layers)
+        show_table(("layer", "types", "KL alone at 4 bits>", "tuning / (tuning + rounding)>"), layers)
         show(smallest.sentence())
     elif done.score_original is not None:
         show(f"{done.metric}: {done.score_original:.3f} original, {done.score_export:.3f} export")

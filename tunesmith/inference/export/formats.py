@@ -158,7 +158,15 @@ def _prepare_tokenizer(model: LocalModel, network: Any) -> None:
         network.config.pad_token_id = tokenizer.pad_token_id
 
 
-def write_file(model: LocalModel, out: Path, *, dtype: str, name: str, rows: Sequence[Encoded] = ()) -> None:
+def write_file(
+    model: LocalModel,
+    out: Path,
+    *,
+    dtype: str,
+    name: str,
+    rows: Sequence[Encoded] = (),
+    on_note: Callable[[str], None] = lambda text: None,
+) -> None:
     """Write a merged model as a GGUF file with a Modelfile for Ollama.
 
     Args:
@@ -167,6 +175,7 @@ def write_file(model: LocalModel, out: Path, *, dtype: str, name: str, rows: Seq
         dtype: f16, or one of MIXTURES.
         name: name of the model in the file.
         rows: training rows that measure which columns matter, for a quantized file.
+        on_note: called if some layers are rounded without that.
     """
     keep_thinking_mode(model, fixed=True)
     texts = isinstance(model.objective, Domain)
@@ -175,9 +184,14 @@ def write_file(model: LocalModel, out: Path, *, dtype: str, name: str, rows: Seq
     policy, whole = model.policy, out / (GGUF if dtype == "f16" else "f16.gguf")
     write_gguf(policy.network, model.template.tokenizer, whole, name=name)
     if dtype != "f16":
-        source = GgufWeights(whole)
-        importance = measure_importance(policy, source.parameters(policy.network), rows)
-        source.write(out / GGUF, source.types(dtype), importance, file_type=MIXTURES[dtype].file_type)
+        with GgufWeights(whole) as source:
+            parameters = source.parameters(policy.network)
+            if unknown := sorted(source.shapes.keys() - parameters.keys()):
+                on_note(
+                    f"no importance matrix for {len(unknown)} tensors of {len(source.shapes)}, such as {unknown[0]}"
+                )
+            importance = measure_importance(policy, parameters, rows)
+            source.write(out / GGUF, source.types(dtype), importance, file_type=MIXTURES[dtype].file_type)
         whole.unlink()
     instruction = "" if isinstance(model.objective, Classify) else model.objective.instruction
     (out / "Modelfile").write_text(

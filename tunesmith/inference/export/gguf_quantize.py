@@ -10,6 +10,7 @@ Letters: R rows and C columns of a weight; a block is the part of a row that sha
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gguf
 import numpy as np
@@ -51,6 +52,8 @@ KEPT = re.compile(
 LAYER = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 CHUNK = 1 << 18  # values that a thread rounds at a time
 MEASURED_TOKENS = 4096  # at a time
+# Added to the importance of each column, relative to the mean: blocks of unused columns would be stored as zeros.
+LEAST_IMPORTANCE = 1e-3
 
 
 def _always(stored: Quantization) -> Rule:
@@ -75,7 +78,8 @@ class Mixture:
 
 _F = gguf.LlamaFileType
 _SHARED = {"attn_v": lambda index, count, shared: Q.Q5_K if shared else None}
-# By llama.cpp's names in lower case, the finest first. The rules are those with an importance matrix.
+# By llama.cpp's names in lower case, the finest first. The rules are those with an importance matrix, except that the
+# first layers of `q4_0` get no Q4_1, which llama.cpp has answered with invalid output (docs/how-to/export.md).
 MIXTURES: dict[str, Mixture] = {
     "q8_0": Mixture(Q.Q8_0, _F.MOSTLY_Q8_0, output=Q.Q8_0),
     "q6_k": Mixture(Q.Q6_K, _F.MOSTLY_Q6_K),
@@ -105,10 +109,13 @@ WITHOUT_KERNELS = ("q8_0", "q4_0")
 
 
 class GgufWeights:
-    """The weights of a GGUF file in f16 or f32, which are quantized tensor by tensor."""
+    """The weights of a GGUF file in f16 or f32, which are quantized tensor by tensor.
+
+    The file stays mapped, which on Windows protects it from removal, until the end of a `with` block.
+    """
 
     def __init__(self, file: Path) -> None:
-        self._reader = gguf.GGUFReader(file)
+        self._reader: Any = gguf.GGUFReader(file)
         self._arch = str(self._value("general.architecture"))
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         # The tensors that may be quantized with their shapes [..., R, C].
@@ -117,6 +124,13 @@ class GgufWeights:
             for name, tensor in self._tensors.items()
             if len(tensor.shape) > 1 and name.endswith("weight") and not KEPT.search(name)
         }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader, self._tensors = None, {}  # numpy unmaps the file with the last array in it
+        gc.collect()
 
     def _value(self, key: str) -> Any:
         found = self._reader.get_field(key.format(arch=getattr(self, "_arch", "")))
@@ -149,13 +163,16 @@ class GgufWeights:
         return types
 
     def parameters(self, network: Any) -> dict[str, str]:
-        """Return the parameter of a transformers network that each tensor was written from, if its name is known.
+        """Return the parameter of a transformers network that each tensor was written from, if that is known.
 
         A parameter has the columns of its tensor, and its rows in any order, so both are rounded to the same values.
+        Weights that are transposed (GPT-2), merged or of experts have no tensor of their own, or another one.
         """
         arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self._arch)
         names = gguf.get_tensor_name_map(arch, int(self._value("{arch}.block_count")))
-        titles = {names.get_name(name, (".weight",)) or "": name for name, _ in network.named_parameters()}
+        plain = (torch.nn.Linear, torch.nn.Embedding)
+        found = [f"{name}.weight" for name, module in network.named_modules() if isinstance(module, plain)]
+        titles = {names.get_name(name, (".weight",)) or "": name for name in found}
         return {
             tensor: titles[tensor]
             for tensor, shape in self.shapes.items()
@@ -214,6 +231,9 @@ def quantize(values: FloatArray, stored: Quantization, importance: FloatArray | 
         values: the weight.
         stored: a type whose blocks divide C.
         importance: weights of the rounding errors of the columns, [C]; None: all the same.
+
+    Raises:
+        ModelError: a value is not finite, or a kernel does not do what it is expected to.
     """
     library = _kernels()
     if library is None or stored in (Q.F32, Q.F16):
@@ -221,18 +241,34 @@ def quantize(values: FloatArray, stored: Quantization, importance: FloatArray | 
         return plain
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, values.shape[-1])
     out = np.empty((len(flat), stored_bytes(flat.shape[1:], stored)), np.uint8)
-    weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    weights = None if importance is None else _column_weights(importance, flat.shape[1])
+    if not np.isfinite(flat).all():
+        raise ModelError("a weight is not finite, or too large for 16 bits; check the run, or export it as merged")
     rows = max(1, CHUNK // flat.shape[1])
     library.ggml_quantize_init(int(stored))  # tables that the threads share
 
-    def chunk(start: int) -> None:
+    def chunk(start: int) -> int:
         part, target = flat[start : start + rows], out[start : start + rows]
         pointer = None if weights is None else weights.ctypes.data
-        library.ggml_quantize_chunk(int(stored), part.ctypes.data, target.ctypes.data, 0, *part.shape, pointer)
+        return int(
+            library.ggml_quantize_chunk(int(stored), part.ctypes.data, target.ctypes.data, 0, *part.shape, pointer)
+        )
 
     with ThreadPoolExecutor(cores()) as pool:  # ctypes releases Python's lock
-        list(pool.map(chunk, range(0, len(flat), rows)))
+        count = sum(pool.map(chunk, range(0, len(flat), rows)))
+    if count != out.nbytes:
+        raise ModelError(f"llama.cpp wrote {count} bytes of {stored.name} for {out.nbytes}; install another xllamacpp")
     return out.reshape(*values.shape[:-1], -1)
+
+
+def _column_weights(importance: FloatArray, columns: int) -> FloatArray | None:
+    """Return the importance [C] relative to its mean, plus LEAST_IMPORTANCE; None if the mean is 0 or not finite."""
+    if importance.shape != (columns,):
+        raise ValueError(f"importance of {importance.shape} columns for {columns}")
+    mean = float(importance.mean(dtype=np.float64))
+    if not 0 < mean < np.inf:
+        return None
+    return np.ascontiguousarray(importance / mean + LEAST_IMPORTANCE, dtype=np.float32)
 
 
 def rounded(weight: torch.Tensor, stored: Quantization, importance: FloatArray | None) -> torch.Tensor:
@@ -253,7 +289,7 @@ def measure_importance(policy: Policy, parameters: Mapping[str, str], rows: Sequ
         rows: what it reads.
 
     Returns:
-        Importance of the columns, [C], by tensor; of the embedding and of layers that no token passes, none.
+        Importance of the columns, [C], by tensor; of embedding and output, and of layers that no token passes, none.
 
     Source: github.com/ggml-org/llama.cpp, tools/imatrix, which measures the same over a text.
     """
@@ -286,21 +322,30 @@ def check_quantizer(name: str) -> None:
     """Raise ModelError if one of MIXTURES cannot be written on this machine."""
     if _kernels() is None and name not in WITHOUT_KERNELS:
         raise ModelError(
-            f"--dtype {name}: this build of xllamacpp does not export llama.cpp's quantizer; use --dtype q8_0"
+            f"--dtype {name}: this build of xllamacpp does not export llama.cpp's quantizer, or another version of it; "
+            "use --dtype q8_0"
         )
 
 
 @cache
 def _kernels() -> Any | None:
-    """Return the library with llama.cpp's kernels, None if it does not export them. Raises ModelError."""
+    """Return the library with llama.cpp's kernels, None if it does not export those known. Raises ModelError."""
     try:
         import xllamacpp.xllamacpp as extension
     except ImportError:
         raise ModelError(EXTRA) from None
     library = ctypes.CDLL(str(extension.__file__))
-    if not hasattr(library, "ggml_quantize_chunk"):
-        return None
     number, pointer = ctypes.c_int64, ctypes.c_void_p
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
-    return library
+    try:
+        library.ggml_type_size.restype, library.ggml_blck_size.restype = ctypes.c_size_t, number
+        library.ggml_quantize_init.argtypes, library.ggml_quantize_init.restype = [ctypes.c_int], None
+        library.ggml_quantize_chunk.restype = ctypes.c_size_t
+        library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
+        # Types are passed by number: those of another version would write beyond the end of a buffer.
+        same = all(
+            (library.ggml_blck_size(int(one)), library.ggml_type_size(int(one))) == gguf.GGML_QUANT_SIZES[one]
+            for one in {*FALLBACKS, *FALLBACKS.values(), *(mixture.matrices for mixture in MIXTURES.values())}
+        )
+    except AttributeError:
+        return None
+    return library if same else None
