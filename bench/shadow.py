@@ -20,7 +20,7 @@ import httpx2
 import numpy as np
 
 from tests.paid_stub import paid_stub
-from tunesmith.inference.serving.shadow.decision import GRID, PATIENCE, Row, State
+from tunesmith.inference.serving.shadow.decision import GRID, PATIENCE, Comparison, State
 from tunesmith.metrics.sequential import BETS, add_to_capital, log_evidence
 
 MARGIN, ROWS, SEEDS, CONTROL = 0.05, 5000, 500, 0.05
@@ -82,7 +82,7 @@ def whole(seed: int) -> bool:
     """Whether a model at 94 % ever gets a share, with the code of the server."""
     rng, state = np.random.default_rng(seed), State(margin=MARGIN)
     for i in range(3000):
-        state.count(Row("paid", 0.1, float(rng.random()), float(rng.random() < 0.94)), at=i)
+        state.compare(Comparison(float(rng.random()), float(rng.random() < 0.94), state.attempt), at=i)
         if event := state.due():
             state.apply(event)
     return bool(state.events)

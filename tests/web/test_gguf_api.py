@@ -240,7 +240,7 @@ def test_a_line_ends_where_it_ends_and_not_within_a_text():
             for part in parts:
                 yield part.encode()
 
-        return [line async for line in lines_of(httpx2.Response(200, content=stream()))]
+        return [line async for line in lines_of(httpx2.Response(200, content=stream()).aiter_text())]
 
     assert await_here(lines()) == ['data: {"content": "a\u2028b\x85c"}', "", "data: [DONE]"]
 

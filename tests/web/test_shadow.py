@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +24,16 @@ from tests.served import HEAD, WRITES, engine_over, listening, save_run
 from tunesmith.cli.commands.serve import add, opened
 from tunesmith.cli.options import UsageError
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, StorageError
 from tunesmith.inference.saved_model import load
-from tunesmith.inference.serving.shadow.ledger import JOURNAL, ROWS, read_state
+from tunesmith.inference.serving.backends.external import lines_of
+from tunesmith.inference.serving.live_answer import CompletionChunk
+from tunesmith.inference.serving.shadow.decision import Comparison
+from tunesmith.inference.serving.shadow.ledger import JOURNAL, ROWS, Ledger, read_state
+from tunesmith.inference.serving.shadow.paid import PaidAnswer, _no_chat
 from tunesmith.techniques import Lora
-from tunesmith.web.openai.shadow import Shadow, ShadowRequest
+from tunesmith.web.openai.requests import ChatCompletionRequest
+from tunesmith.web.openai.shadow import Shadow, ShadowRequest, TunedAnswer, _kept
 
 KEY = "sk-of-the-paid-server-0123456789"
 LABELS = ("negative", "positive")
@@ -73,7 +80,7 @@ class Place:
     def settled(self) -> dict[str, Any]:
         """The state after everything in the background was done."""
         until = time.monotonic() + 60
-        while self.shadow._queue._unfinished_tasks:
+        while self.shadow.background._tasks:
             assert time.monotonic() < until, "the background did not end"
             time.sleep(0.01)
         return self.shadow.summary()
@@ -224,7 +231,8 @@ def test_a_paid_server_that_fails_is_one_line_and_the_tuned_model_answers_only_w
             for stream in (False, True):
                 answer = place.chat("text", stream=stream)
                 said = answer.text
-                assert answer.status_code == status or (stream and '{"error"' in said) or said == "data: [DONE]\n\n"
+                assert answer.status_code == status or (stream and name == "dies" and '{"error"' in said)
+                assert "[DONE]" not in said
                 assert "Traceback" not in said
             setattr(paid, name, before)
         images = [{"type": "image_url", "image_url": {"url": "x"}}]
@@ -238,6 +246,126 @@ def test_a_paid_server_that_fails_is_one_line_and_the_tuned_model_answers_only_w
         answers = [place.chat(f"down {i}") for i in range(20)]
         assert {(answer.status_code, answer.json()["model"]) for answer in answers} == {(200, "mine")}
         assert place.said == []
+
+
+def test_a_stream_without_an_end_or_without_events_is_an_error_and_nothing_of_it_stays_in_memory(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path
+):
+    chunk = 'data: {"choices": [{"delta": {"content": "posi"}, "finish_reason": null}]}\n\n'
+    whole = chunk.replace("null", '"stop"').strip()
+    cases = [
+        ("<html>", 502, "has no end"), ('{"error": 1}', 502, "has no end"), ("data: [DONE]\n\n", 502, "has no end"),
+        (chunk, 200, "has no end"), (f"{chunk}data: [DONE]\n\n", 200, "has no end"),
+        (f"{chunk}data: [1]\n", 200, "not a chat"),
+        (whole, 200, "[DONE]"), (f"{whole}\n\ndata: [DONE]\n\ndata: nonsense\n", 200, "[DONE]"),
+    ]  # fmt: skip
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "shadow") as place:
+        for content, status, end in cases:
+            paid.answer = lambda _, content=content: content.encode()
+            answer = place.chat("text", stream=True)
+            assert (answer.status_code, end in answer.text) == (status, True), content
+            assert ("[DONE]" in answer.text) == (end == "[DONE]")
+        assert place.settled()["requests"] == {"nobody": 6, "paid": 2}
+        paid.answer = lambda _: b'{"choices": []}'
+        assert place.chat("text").status_code == 502
+    first, second = _no_chat(), _no_chat()
+    assert first is not second
+
+
+def test_a_stream_that_the_client_leaves_is_counted_and_the_paid_server_is_left_too(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path
+):
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "shadow", price=(1.0, 10.0)) as place:
+        body = {"model": "gpt", "messages": [{"role": "user", "content": "text"}], "stream": True}
+        for _ in range(5):
+            with httpx2.stream("POST", f"{place.url}/v1/chat/completions", json=body, timeout=30) as response:
+                for line in response.iter_lines():
+                    if "[DONE]" in line:
+                        break
+        found = place.settled()
+        assert (found["requests"], found["priced"], found["tokens"]) == ({"paid": 5}, 5, [500, 50])
+
+
+def test_long_answers_without_a_line_break_are_read_in_linear_time():
+    async def read() -> int:
+        async def parts() -> AsyncIterator[str]:
+            for _ in range(8 * 2**10):
+                yield "x" * 2**10
+
+        return sum([len(line) async for line in lines_of(parts())])
+
+    started = time.perf_counter()
+    assert asyncio.run(read()) == 8 * 2**20
+    assert time.perf_counter() - started < 2
+
+
+def test_a_reload_takes_the_share_away_even_if_the_disk_is_full_and_an_unloaded_model_leaves_the_paid_one(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any) -> None:
+        raise StorageError("shadow: cannot be written (full); free some space")
+
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "shadow") as place:
+        place.until_allowed()
+        registry = place.shadow._engine.registry
+        registry.load("mine")
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "restart", full)
+            assert {place.by(f"reloaded {i}") for i in range(8)} == {"paid-2026"}
+            assert "free some space" in place.said[0]
+        assert place.by("stored") == "paid-2026"
+        found = place.settled()
+        assert (found["attempt"], found["threshold"], found["shadow"][0]["rows"]) == (2, None, 1)
+        registry.unload("mine")
+        assert place.chat("unloaded").json()["model"] == "paid-2026"
+
+
+def test_what_changes_the_answers_of_the_tuned_model_begins_again(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path
+):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "head", run)
+    attempts = []
+    with paid_stub(labels) as paid:
+        for options in ({}, {}, {"engine": "other"}, {"engine": "other", "weights": True}):
+            if options.pop("weights", None):
+                other = save_run(tmp_path / "other", Lora(rank=4), HEAD, kind="bert", seed=2)
+                for file in (other / "model").glob("*.safetensors"):
+                    shutil.copy(file, run / "model" / file.name)
+            request = ShadowRequest("mine", run, f"{paid.url}#gpt", tmp_path / "shadow", **options)
+            engine, _ = engine_over({"mine": [runs / "head"]})
+            with request.over(engine, print) as shadow:
+                attempts.append(shadow.ledger.state.attempt)
+            engine.close(5)
+    assert attempts == [1, 1, 2, 3]
+
+
+def test_what_the_tuned_model_cannot_do_is_left_to_the_paid_one(
+    runs: Path, labels: Callable[[str], str], tmp_path: Path
+):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "shadow") as place:
+        place.until_allowed()
+        for more in ({"logprobs": True}, {"tools": [tool]}, {"response_format": {"type": "json_object"}}):
+            assert {place.chat(f"text {i}", **more).json()["model"] for i in range(6)} == {"paid-2026"}
+
+
+def test_rows_that_are_kept_have_the_tools_and_calls_of_the_chat_masked(tmp_path: Path):
+    body = {
+        "model": "gpt",
+        "tools": [{"type": "function", "function": {"name": "mail", "parameters": {"type": "object"}}}],
+        "messages": [{"role": "user", "content": "mail jane.doe@gmail.com"}],
+    }
+    answer = PaidAnswer(calls={0: {"name": "mail", "arguments": '{"to": "jane.doe@gmail.com"}'}})
+    tuned = TunedAnswer("", 0.5, 0.1, CompletionChunk(end="stop"))
+    asked = ChatCompletionRequest.model_validate(body)
+    ledger = Ledger(tmp_path, "a", 0.2)
+    ledger.keep(_kept(asked, answer, tuned, Comparison(0.5, 1.0, 1)))
+    ledger.close()
+    row = json.loads((tmp_path / ROWS).read_text())
+    assert row["messages"][0]["content"] == "mail <email>"
+    assert row["messages"][1]["tool_calls"] == [{"name": "mail", "arguments": {"to": "<email>"}}]
+    assert row["tools"] == body["tools"]
 
 
 def test_many_threads_and_a_slow_shadow_neither_lose_rows_nor_delay_replies(
@@ -254,7 +382,7 @@ def test_many_threads_and_a_slow_shadow_neither_lose_rows_nor_delay_replies(
             assert place.settled()["requests"] == {"paid": 80}
         assert read_state(tmp_path / "all").sums["reply paid"][0] == 80
         monkeypatch.setattr(Shadow, "_tuned", slow)
-        monkeypatch.setattr("tunesmith.web.openai.shadow.MOST_WAITING", 4)
+        monkeypatch.setattr("tunesmith.inference.serving.shadow.comparisons.MOST_WAITING", 4)
         with shadowed(runs / "head", paid, tmp_path / "slow") as place:
             started = time.perf_counter()
             assert [place.chat(f"text {i}").status_code for i in range(20)] == [200] * 20
@@ -297,7 +425,7 @@ def test_written_answers_are_compared_by_the_metric_of_the_run(runs: Path, tmp_p
     ("address", "options", "problem"),
     [
         ("http://example.com/v1#gpt", {}, "--shadow-http"),
-        ("https://me:pw@example.com/v1#gpt", {}, "password"),
+        ("https://me:pw@example.com/v1#gpt", {}, "password; set the key in TUNESMITH_SHADOW_KEY"),
         ("https://example.com/v1", {}, "no model is named"),
         ("https://example.com/v1#gpt", {"offline": True}, "--offline"),
         ("file:///etc/passwd#gpt", {}, "invalid server address"),
@@ -309,8 +437,15 @@ def test_an_address_that_is_refused(address: str, options: Any, problem: str, tm
 
 
 def test_the_command_serves_a_shadow_and_prints_its_figures_at_the_end(
-    runs: Path, labels: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path,
+    labels: Callable[[str], str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    verified: list[Any] = []  # a challenge that `serve` sends to itself would reach the paid model
+    monkeypatch.setattr("tunesmith.cli.commands.serve._verify_in_background", lambda *args: verified.append(args))
+
     def serve(*options: str) -> Any:
         parser = argparse.ArgumentParser()
         add(parser.add_subparsers())  # type: ignore[arg-type]
@@ -326,9 +461,12 @@ def test_the_command_serves_a_shadow_and_prints_its_figures_at_the_end(
                 for _ in range(3):
                     assert client.post("/v1/chat/completions", json=body).json()["model"] == "paid-2026"
             assert client.get("/admin/shadow").json()["requests"] == {"paid": 3}
+        assert (len(paid.bodies), verified) == (3, [])
         said = capsys.readouterr().out
         assert "chats by who answered: paid 3 (100%" in said
         assert "mine answers where the evidence for 90%" in said
+        with opened(serve(), say=lambda engine, place, token: None):
+            assert len(verified) == 1
         for options, problem in (
             (("--shadow-margin", "0"), "--shadow-margin 0.0"),
             (("--shadow-price", "-1", "2"), "--shadow-price -1.0"),

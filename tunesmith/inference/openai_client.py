@@ -55,12 +55,13 @@ class Endpoint:
     pause: Callable[[float], None] = time.sleep  # seconds
 
 
-def check(endpoint: Endpoint, *, offline: bool) -> None:
+def check(endpoint: Endpoint, *, offline: bool, key_name: str = "TUNESMITH_API_KEY") -> None:
     """Check that requests may be sent to an address.
 
     Args:
         endpoint: the server.
         offline: allow only servers on this machine.
+        key_name: the environment variable of the key, for error messages.
 
     Raises:
         DataError: the URL is invalid, contains a password, is remote while offline, or would send a key over http.
@@ -69,7 +70,7 @@ def check(endpoint: Endpoint, *, offline: bool) -> None:
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise DataError(f"{endpoint.url}: invalid server address; write http://HOST:PORT/v1")
     if parts.username or parts.password:
-        raise DataError(f"{parts.hostname}: the address contains a password; set the key in TUNESMITH_API_KEY")
+        raise DataError(f"{parts.hostname}: the address contains a password; set the key in {key_name}")
     if is_local(endpoint.url):
         return
     if offline:

@@ -23,7 +23,7 @@ FloatArray = NDArray[np.float64]
 # Shares of the greatest bet with which no value can cost the whole capital. Small ones gain on means close to the
 # hypothesis, large ones on distant means.
 BETS = np.array([0.05, 0.1, 0.2, 0.4, 0.7, 0.95])
-MEANS = [*(i / 1000 for i in range(1, 1000)), 0.0]  # that `confidence_sequence` tries; the last one if none is refuted
+STEPS = 1000  # means that `confidence_sequence` distinguishes
 
 
 def log_evidence(counts: ArrayLike, mean: float) -> FloatArray:
@@ -47,14 +47,13 @@ def confidence_sequence(counts: ArrayLike, *, level: float = 0.95) -> tuple[floa
     """
     table = np.asarray(counts, dtype=np.float64)
     needed = math.log(2 / (1 - level))
+    return _refuted(table, needed), round(1 - _refuted(table[::-1], needed), 4)
 
-    def lowest(counts: FloatArray) -> float:
-        """Return the greatest mean that is refuted as too low; the evidence falls with the mean."""
-        return MEANS[
-            bisect_left(MEANS, True, hi=len(MEANS) - 1, key=lambda mean: bool(log_evidence(counts, mean) < needed)) - 1
-        ]
 
-    return lowest(table), round(1 - lowest(table[::-1]), 4)
+def _refuted(counts: FloatArray, needed: float) -> float:
+    """Return the greatest mean that is refuted as too low, 0 if none is; the evidence falls with the mean."""
+    steps = range(1, STEPS)
+    return bisect_left(steps, True, key=lambda step: bool(log_evidence(counts, step / STEPS) < needed)) / STEPS
 
 
 def add_to_capital(capital: ArrayLike, value: float, limit: float) -> FloatArray:

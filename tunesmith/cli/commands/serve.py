@@ -86,9 +86,8 @@ def _add_shadow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shadow-price", type=float, nargs=2, metavar=("IN", "OUT"), help=text)
     text = "folder of figures and decisions (default: shadow in the folder of the run)"
     parser.add_argument("--shadow-folder", type=Path, metavar="FOLDER", help=text)
-    parser.add_argument(
-        "--shadow-http", action="store_true", help="allow a paid model on another machine without https"
-    )
+    text = "allow a paid model on another machine without https, if it needs no key"
+    parser.add_argument("--shadow-http", action="store_true", help=text)
     text = (
         "keep the texts of compared chats, personal data masked: those sent with the header X-Tunesmith-Keep: yes, or "
         "all but those with no (default: none)"
@@ -126,7 +125,7 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
         check_engine(kind, *paths, offline=args.offline)
     hush()
     limits = _limits(args, kind)
-    asked = _shadow_of(args, sources)
+    asked = _shadow_of(args, sources, kind)
     from tunesmith.annotation.thumbs import FILE, Thumbs
     from tunesmith.inference.serving.traffic_split import Splits
     from tunesmith.web.openai.app import POLICY, Api
@@ -195,7 +194,7 @@ def _verify_in_background(sources: Sources, address: str, token: str, *, shadow:
     Thread(target=check, daemon=True).start()
 
 
-def _shadow_of(args: argparse.Namespace, sources: Sources) -> ShadowRequest | None:
+def _shadow_of(args: argparse.Namespace, sources: Sources, kind: str) -> ShadowRequest | None:
     """Return what `--shadow` asks for, checked before models are loaded; None without it."""
     if not args.shadow:
         return None
@@ -221,6 +220,7 @@ def _shadow_of(args: argparse.Namespace, sources: Sources) -> ShadowRequest | No
         keep=args.keep_rows,
         offline=args.offline,
         plain_http=args.shadow_http,
+        engine=f"{kind} {args.thinking} {args.max_tokens}",
     )
 
 

@@ -20,7 +20,7 @@ from tunesmith.annotation.thumbs import Thumbs
 from tunesmith.annotation.vote_store import Unwritten
 from tunesmith.data.files import read_json
 from tunesmith.errors import RecipeError, TunesmithError, briefly, key_of
-from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
+from tunesmith.inference.serving.live_answer import CompletionChunk
 from tunesmith.inference.serving.protocol import AnsweringEngine, Busy, Model
 from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
 from tunesmith.inference.serving.shadow.paid import PaidError
@@ -33,7 +33,7 @@ from tunesmith.web.openai.requests import (
     RatingRequest,
     TextsRequest,
 )
-from tunesmith.web.openai.responses import CallSplitter, ChatCompletionBuilder, split_calls, wrong
+from tunesmith.web.openai.responses import CallSplitter, ChatCompletionBuilder, wrong
 from tunesmith.web.openai.shadow import Shadow
 from tunesmith.web.openai.stream import CompletionStream, InternalError, Late
 from tunesmith.web.security import Refusal, RequestPolicy
@@ -178,16 +178,7 @@ class Api:
             splitter = CallSplitter(ask.messages, run.template)
             chunks = _stream(first, stream, builder, splitter, usage_too=body.stream_options.include_usage)
             return StreamingResponse(chunks, media_type="text/event-stream")
-        text = thoughts = ""
-        scored: list[ScoredToken] = []
-        last = CompletionChunk(end="stop")
-        async for piece in stream:
-            text += piece.text
-            thoughts += piece.thoughts
-            scored += piece.scored
-            last = piece
-        text, calls = split_calls(text, ask.messages, run.template)
-        return _json(builder.whole(text, scored, replace(last, thoughts=thoughts), calls))
+        return _json(builder.answer(await stream.whole(), ask.messages))
 
     def _asked(self, run: Model, body: ChatCompletionRequest | CompletionRequest) -> GenerationRequest:
         """Convert a body to a request to a model, with its defaults."""

@@ -62,6 +62,11 @@ class ChatCompletionBuilder:
         choice["logprobs"] = self._scores(scored)
         return {**self._head("chat.completion"), "choices": [choice], "usage": self._usage(last)}
 
+    def answer(self, last: CompletionChunk, messages: Sequence[Message]) -> dict[str, Any]:
+        """Return the body of an answer in one piece to messages, with its tool calls apart."""
+        text, calls = split_calls(last.text, messages, self._template)
+        return self.whole(text, last.scored, last, calls)
+
     def part(self, piece: CompletionChunk, *, first: bool = False, calls: Sequence[Call] = ()) -> dict[str, Any]:
         """Return the body of one chunk of a stream.
 

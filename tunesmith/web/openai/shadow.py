@@ -7,34 +7,39 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from tunesmith.data.files import read_json, sha256_of_file
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.tool_calls import read_calls
 from tunesmith.errors import DataError, TunesmithError, briefly
 from tunesmith.inference.openai_client import Endpoint
 from tunesmith.inference.serving.live_answer import CompletionChunk
 from tunesmith.inference.serving.protocol import AnsweringEngine, Model
-from tunesmith.inference.serving.request import AskError, GenerationRequest
-from tunesmith.inference.serving.shadow.decision import Row
+from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
+from tunesmith.inference.serving.shadow.comparisons import Background, agreement_of, metric_of
+from tunesmith.inference.serving.shadow.decision import Comparison, Row
 from tunesmith.inference.serving.shadow.ledger import Ledger
 from tunesmith.inference.serving.shadow.paid import KEY, PaidAnswer, PaidError, PaidModel
-from tunesmith.metrics.task_scores import LABEL_BREAK, PER_ROW, SCALES
+from tunesmith.metrics.task_scores import LABEL_BREAK
 from tunesmith.web.openai.requests import ChatCompletionRequest
 from tunesmith.web.openai.responses import ChatCompletionBuilder, split_calls
+from tunesmith.web.openai.stream import CompletionStream
 
-MOST_WAITING = 256  # comparisons; further ones are left out
-WORKERS = 4  # comparisons at once
-MOST_SEEN = 100_000  # digests of texts that were compared
+if TYPE_CHECKING:
+    from fastapi import Response
+
 CONSENT = "x-tunesmith-keep"  # header of a request: yes or no
+# Files of a model; others in its folder, such as ratings, change while it is served.
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model", ".gguf", ".bin")
 MakeRequest = Callable[[Model, ChatCompletionRequest], GenerationRequest]
 
 
@@ -52,6 +57,7 @@ class ShadowRequest:
     keep: Literal["none", "asked", "all"] = "none"  # texts that are kept: none, with the header CONSENT, or all
     offline: bool = False
     plain_http: bool = False
+    engine: str = ""  # the engine and its options that change answers
 
     def __post_init__(self) -> None:
         self.paid(1.0)
@@ -75,9 +81,7 @@ class ShadowRequest:
         run = engine.registry.get(self.name)
         if run.objective.produces not in ("labels", "text"):
             raise DataError(f"{self.source}: cannot answer chats; give a run tuned for labels or text")
-        manifests = (self.source / "model" / "tunesmith.json", self.source / "tunesmith.json", self.source)
-        tuned = next((sha256_of_file(path) for path in manifests if path.is_file()), str(self.source))
-        identity = "|".join((tuned, self.address, metric_of(run), str(self.margin)))
+        identity = "|".join((*_digests(self.source), self.address, metric_of(run), str(self.margin), self.engine))
         ledger = Ledger(self.folder, hashlib.sha256(identity.encode()).hexdigest()[:16], self.margin)
         try:
             yield Shadow(engine, self, ledger, failed)
@@ -100,7 +104,10 @@ class Exchange:
     """A request on its way."""
 
     body: dict[str, Any]
-    parsed: ChatCompletionRequest | None  # None: something that only the paid model can do, such as images
+    run: Model
+    asked: ChatCompletionRequest | None  # None: something that only the paid model can do, such as images
+    request: GenerationRequest | None  # to a tuned model that writes
+    attempt: int  # of the decision
     control: bool
     keep: bool
     started: float = field(default_factory=time.perf_counter)
@@ -122,19 +129,14 @@ class Shadow:
         self, engine: AnsweringEngine, asked: ShadowRequest, ledger: Ledger, failed: Callable[[str], None]
     ) -> None:
         self.ledger, self._asked = ledger, asked
-        self._engine, self._failed = engine, failed
+        self.background = Background(ledger, failed)
+        self._engine = engine
         self._run = engine.registry.get(asked.name)
+        self._reloading = asyncio.Lock()
         self._paid = asked.paid(engine.limits.seconds)
         self._random = Random()
-        self._queue: asyncio.Queue[tuple[Exchange, PaidAnswer, float]] = asyncio.Queue(MOST_WAITING)
-        self._workers: list[asyncio.Task[None]] = []
-        self._counting = set[asyncio.Task[None]]()
-        self._seen: dict[bytes, None] = {}
-        self._key = secrets.token_bytes(16)  # of the digests, which are in memory only
-        self._left_out = self._failures = 0
-        self._make: MakeRequest
 
-    async def chat(self, content: bytes, headers: Mapping[str, str], make: MakeRequest) -> Any:
+    async def chat(self, content: bytes, headers: Mapping[str, str], make: MakeRequest) -> Response | None:
         """Return the response to a chat completion; None if it is for neither the tuned nor the paid model.
 
         Args:
@@ -146,78 +148,112 @@ class Shadow:
             AskError: the body is not JSON.
             PaidError: the paid model failed, and the tuned one may not answer instead.
         """
-        self._make = make
         try:
             body = read_json(content)
         except (ValueError, RecursionError) as error:
             raise AskError(f"body: {briefly(error)}; see docs/reference/http-api.md") from None
         if not isinstance(body, dict) or body.get("model") not in (self._asked.name, self._paid.endpoint.model):
             return None
-        self._notice_reload()
-        exchange = self._exchange(content, body, headers)
+        available = await self._notice_reload()
+        exchange = self._exchange(body, headers, make if available else None)
         if not exchange.control:
             exchange = await self._with_tuned(exchange)
             if self._allowed(exchange.tuned):
-                return await self._tuned_reply(exchange)
+                return self._tuned_reply(exchange)
         try:
             return await self._paid_reply(exchange)
         except PaidError:
             exchange = await self._with_tuned(exchange)
             if self._allowed(exchange.tuned):
-                return await self._tuned_reply(exchange)
-            await self._record(Row("nobody", exchange.seconds))
+                return self._tuned_reply(exchange)
+            self.background.add(Row("nobody", exchange.seconds))
             raise
 
     def summary(self) -> dict[str, Any]:
         """Return the state of the shadow, for `/admin/shadow`."""
-        more = {"waiting": self._queue.qsize(), "left_out": self._left_out, "failures": self._failures}
+        work = self.background
+        more = {"waiting": work.waiting, "left_out": work.left_out, "failures": work.failures}
         asked = {"model": self._asked.name, "paid": self._asked.address, "control_share": self._asked.control}
-        return {**asked, "metric": metric_of(self._run), **more, **self.ledger.state.summary()}
+        return {**asked, "metric": metric_of(self._run), **more, **self.ledger.summary()}
 
     async def close(self) -> None:
         """Finish the comparisons that wait, for some seconds, and stop."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._queue.join(), 5)
-        for worker in self._workers:
-            worker.cancel()
+        await self.background.close()
         await self._paid.close()
 
-    def _exchange(self, content: bytes, body: dict[str, Any], headers: Mapping[str, str]) -> Exchange:
-        parsed = None
-        with suppress(ValidationError):
-            parsed = ChatCompletionRequest.model_validate_json(content)
-            if parsed.messages[-1].role != "user" and self._run.objective.produces == "labels":
-                parsed = None
+    async def _notice_reload(self) -> bool:
+        """Begin again if the tuned model was loaded again; return whether it can be asked."""
+        if not self._is_loaded(self._run):
+            try:
+                run = self._engine.registry.get(self._asked.name)
+            except UnknownModel:  # unloaded
+                return False
+            self.ledger.reloaded()
+            async with self._reloading:
+                if run is not self._run:
+                    if not await self.background.write(self.ledger.restart, "the model was loaded again"):
+                        return False
+                    self._run = run
+        return True
+
+    def _is_loaded(self, run: Model) -> bool:
+        try:
+            return self._engine.registry.get(self._asked.name) is run
+        except UnknownModel:
+            return False
+
+    def _exchange(self, body: dict[str, Any], headers: Mapping[str, str], make: MakeRequest | None) -> Exchange:
+        asked = request = None
+        with suppress(ValidationError, TunesmithError):
+            found = ChatCompletionRequest.model_validate(body)
+            if make is not None and self._can_answer(found):
+                request = make(self._run, found) if self._run.objective.produces == "text" else None
+                asked = found
         consent = headers.get(CONSENT, "").strip().lower()
         keep = consent == "yes" if self._asked.keep == "asked" else self._asked.keep == "all" and consent != "no"
-        return Exchange(body, parsed, self._random.random() < self._asked.control, keep)
+        control = self._random.random() < self._asked.control
+        return Exchange(body, self._run, asked, request, self.ledger.state.attempt, control, keep)
+
+    def _can_answer(self, asked: ChatCompletionRequest) -> bool:
+        """Return whether the tuned model can do what is asked; a classifier only takes texts and gives labels."""
+        if self._run.objective.produces == "text":
+            return not asked.logprobs
+        form = asked.response_format is not None and asked.response_format.type != "text"
+        return asked.messages[-1].role == "user" and not (asked.logprobs or asked.tools or form)
 
     def _allowed(self, tuned: TunedAnswer | None) -> bool:
-        return tuned is not None and self.ledger.state.allows(tuned.confidence)
+        return tuned is not None and self.ledger.allows(tuned.confidence)
 
     async def _with_tuned(self, exchange: Exchange) -> Exchange:
         """Add the answer of the tuned model, if it may answer some requests and can answer this one."""
-        if exchange.tuned is not None or exchange.parsed is None or self.ledger.state.threshold is None:
+        if exchange.tuned is not None or not self.ledger.allows(1.0):
             return exchange
-        return replace(exchange, tuned=await self._tuned(exchange.parsed))
+        return replace(exchange, tuned=await self._tuned(exchange))
 
-    async def _tuned(self, body: ChatCompletionRequest) -> TunedAnswer | None:
+    async def _tuned(self, exchange: Exchange) -> TunedAnswer | None:
         """Return the answer of the tuned model, None if it has none."""
         started = time.perf_counter()
+        if exchange.asked is None:
+            return None
         try:
-            if self._run.objective.produces == "labels":
-                text, confidence, last = await self._label(body.messages[-1].text)
+            if exchange.request is None:
+                text, confidence, last = await self._label(exchange.asked.messages[-1].text)
             else:
-                text, confidence, last = await self._completion(self._make(self._run, body))
+                text, confidence, last = await self._completion(exchange.request)
         except TunesmithError:
             return None
         except Exception as error:  # a bug in the shadow must not fail the reply of the paid model
-            self._fail(f"{type(error).__name__}: {error}")
+            self.background.fail(f"{type(error).__name__}: {error}")
             return None
-        return TunedAnswer(text, confidence, time.perf_counter() - started, last)
+        answer = TunedAnswer(text, confidence, time.perf_counter() - started, last)
+        return answer if self._is_loaded(exchange.run) else None
 
     async def _label(self, text: str) -> tuple[str, float, CompletionChunk]:
-        (result,) = await asyncio.wrap_future(self._engine.whole(self._asked.name, "labels", [text]))
+        future = asyncio.wrap_future(self._engine.whole(self._asked.name, "labels", [text]))
+        await asyncio.wait([future])
+        if future.cancelled():
+            raise AskError("server: time limit exceeded; send the request again")
+        (result,) = future.result()
         several = self._run.objective.label_mode == "multi"
         # Several labels are as sure as the least sure decision about one of them.
         confidence = min(max(p, 1 - p) for p in result.probabilities.values()) if several else result.confidence
@@ -225,46 +261,38 @@ class Shadow:
 
     async def _completion(self, request: GenerationRequest) -> tuple[str, float, CompletionChunk]:
         """Return a completion with its likelihood per token (geometric mean) as confidence."""
-        loop = asyncio.get_running_loop()
-        pieces: list[CompletionChunk] = []
-        ended = asyncio.Event()
-
-        def on_chunk(piece: CompletionChunk) -> None:
-            pieces.append(piece)
-            if piece.end:
-                with suppress(RuntimeError):  # the event loop is closed
-                    loop.call_soon_threadsafe(ended.set)
-
-        ticket = self._engine.ask(replace(request, in_pieces=False, best=0), on_chunk)
+        stream = CompletionStream(None, lambda last: None)
         try:
-            await ended.wait()
+            stream.ticket = self._engine.ask(replace(request, in_pieces=False, best=0), stream.on_chunk)
+            last = await stream.whole()
         finally:
-            ticket.cancel()
-        last = pieces[-1]
-        scored = [token.logprob for piece in pieces for token in piece.scored]
-        if last.end not in ("stop", "length") or not scored:
-            raise AskError(f"messages: no answer ({last.why or last.end}); change the request")
-        return "".join(piece.text for piece in pieces), math.exp(sum(scored) / len(scored)), last
+            stream.release()
+        if not last.scored:
+            raise AskError("messages: no answer; change the request")
+        confidence = math.exp(sum(token.logprob for token in last.scored) / len(last.scored))
+        return last.text, confidence, replace(last, scored=())
 
-    async def _tuned_reply(self, exchange: Exchange) -> Any:
-        tuned, body = exchange.tuned, exchange.parsed
+    def _tuned_reply(self, exchange: Exchange) -> Response:
+        tuned, body = exchange.tuned, exchange.asked
         assert tuned is not None, "only an answer is allowed"
         assert body is not None, "only a request that was read is answered"
-        builder = ChatCompletionBuilder(self._asked.name, self._run.template, chat=True)
-        text, calls = tuned.text, list[Mapping[str, Any]]()
-        if self._run.objective.produces == "text":
-            text, calls = split_calls(tuned.text, self._make(self._run, body).messages, self._run.template)
-        await self._record(Row("tuned", exchange.seconds, tuned.confidence))
-        if not body.stream:
-            return _json(builder.whole(text, (), replace(tuned.last, text=text), calls))
-        chunks = [builder.part(replace(tuned.last, text=text, scored=()), first=True, calls=calls)]
-        chunks += [builder.counted(tuned.last)] if body.stream_options.include_usage else []
-        return _events([f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"])
+        builder = ChatCompletionBuilder(self._asked.name, exchange.run.template, chat=True)
+        messages = exchange.request.messages if exchange.request else ()
+        last = replace(tuned.last, text=tuned.text)
+        if body.stream:
+            text, calls = split_calls(tuned.text, messages, exchange.run.template) if messages else (tuned.text, [])
+            chunks = [builder.part(replace(last, text=text), first=True, calls=calls)]
+            chunks += [builder.counted(last)] if body.stream_options.include_usage else []
+            reply = _events([f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"])
+        else:
+            reply = _json(builder.answer(last, messages) if messages else builder.whole(tuned.text, (), last))
+        self.background.add(Row("tuned", exchange.seconds))
+        return reply
 
-    async def _paid_reply(self, exchange: Exchange) -> Any:
+    async def _paid_reply(self, exchange: Exchange) -> Response:
         if exchange.body.get("stream") is not True:
             answer = await self._paid.answer(exchange.body)
-            self._compare_later(exchange, answer)
+            self._after_reply(exchange, answer)
             return _json(answer.body)
         answer = PaidAnswer()
         options = exchange.body.get("stream_options")
@@ -274,122 +302,78 @@ class Shadow:
 
         async def relay() -> AsyncIterator[str]:
             """Yield the events; the token counts only if the client has asked for them."""
-            chunk = first
+            chunk, end, failed = first, "[DONE]", False
             try:
-                while chunk is not None:
-                    if chunk["choices"] or options.get("include_usage") is True:
-                        yield f"data: {json.dumps(chunk)}\n\n"
-                    chunk = await anext(chunks, None)
+                async with aclosing(chunks):
+                    while chunk is not None:
+                        if chunk["choices"] or options.get("include_usage") is True:
+                            yield f"data: {json.dumps(chunk)}\n\n"
+                        chunk = await anext(chunks, None)
             except PaidError as error:
-                yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error'}})}\n\n"
-                return
-            yield "data: [DONE]\n\n"
-            self._compare_later(exchange, answer)
+                end, failed = json.dumps({"error": {"message": str(error), "type": "server_error"}}), True
+            finally:  # counted even if the client has left
+                self._after_reply(exchange, answer, failed=failed)
+            yield f"data: {end}\n\n"
 
         return _events(relay())
 
-    def _compare_later(self, exchange: Exchange, answer: PaidAnswer) -> None:
-        """Queue a comparison; with a full queue the chat is counted only, so that replies never wait."""
-        if not self._workers:
-            self._workers = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
-        seconds = exchange.seconds
-        try:
-            self._queue.put_nowait((exchange, answer, seconds))
-        except asyncio.QueueFull:
-            self._left_out += 1
-            task = asyncio.create_task(self._record(self._row(exchange, answer, seconds)))
-            self._counting.add(task)
-            task.add_done_callback(self._counting.discard)
+    def _after_reply(self, exchange: Exchange, answer: PaidAnswer, *, failed: bool = False) -> None:
+        """Count a reply of the paid model in the background, and compare it if it is complete."""
+        cost = None
+        if self._asked.price is not None and answer.tokens is not None:
+            cost = sum(price * n for price, n in zip(self._asked.price, answer.tokens, strict=True)) / 1e6
+        row = Row("nobody" if failed else "both" if exchange.tuned else "paid", exchange.seconds, answer.tokens, cost)
+        comparable = answer.finished and not failed and exchange.asked is not None
+        self.background.add(row, (lambda: self._compare(exchange, answer, row)) if comparable else None)
 
-    async def _work(self) -> None:
-        while True:
-            exchange, answer, seconds = await self._queue.get()
-            try:
-                await self._compare(exchange, answer, seconds)
-            except Exception as error:  # logged; the next comparison may succeed
-                self._fail(f"{type(error).__name__}: {error}")
-            finally:
-                self._queue.task_done()
-
-    async def _compare(self, exchange: Exchange, answer: PaidAnswer, seconds: float) -> None:
+    async def _compare(self, exchange: Exchange, answer: PaidAnswer, row: Row) -> None:
         """Compare both answers to a request and write the figures, and the texts with consent."""
-        tuned, parsed = exchange.tuned, exchange.parsed
-        row = self._row(exchange, answer, seconds)
-        if tuned is None and parsed is not None and answer.finished:
-            tuned = await self._tuned(parsed)
-        if tuned is not None and parsed is not None and answer.finished:
-            agreement = agreement_of(self._run, answer.whole, tuned.text)
-            repeated = self._was_seen(parsed)
-            row = replace(row, confidence=tuned.confidence, agreement=agreement, repeated=repeated)
-            if exchange.keep:
-                turns = [{"role": turn.role, "content": turn.text} for turn in parsed.messages]
-                turns.append({"role": "assistant", "content": answer.whole})
-                await asyncio.to_thread(self.ledger.keep, turns, {"tuned": tuned.text, **row.plain()})
-        await self._record(row)
-
-    def _row(self, exchange: Exchange, answer: PaidAnswer, seconds: float) -> Row:
-        """Return the figures of a chat that the paid model answered, before both answers are compared."""
-        by, paid_seconds = ("both", seconds - exchange.tuned.seconds) if exchange.tuned else ("paid", seconds)
-        tokens, cost = (answer.tokens_in, answer.tokens_out), None
-        if self._asked.price is not None:
-            cost = sum(price * n for price, n in zip(self._asked.price, tokens, strict=True)) / 1e6
-        return Row(by, seconds, paid_seconds=paid_seconds, tokens=tokens, cost=cost)
-
-    async def _record(self, row: Row) -> None:
-        try:
-            await asyncio.to_thread(self.ledger.record, row)
-        except TunesmithError as error:  # a full disk: nothing is decided from what is not stored
-            self._fail(str(error))
-
-    def _fail(self, line: str) -> None:
-        self._failures += 1
-        if self._failures & (self._failures - 1) == 0:  # the first, second, fourth, ...: a full disk fails every row
-            self._failed(f"shadow: {line} ({self._failures} failures so far; no reply is affected)")
-
-    def _was_seen(self, body: ChatCompletionRequest) -> bool:
-        """Return whether the same messages were compared since startup."""
-        text = "\0".join(f"{turn.role}\0{turn.text}" for turn in body.messages)
-        digest = hashlib.blake2b(text.encode(errors="replace"), key=self._key, digest_size=12).digest()
-        seen = digest in self._seen
-        self._seen[digest] = None
-        if len(self._seen) > MOST_SEEN:
-            del self._seen[next(iter(self._seen))]
-        return seen
-
-    def _notice_reload(self) -> None:
-        """Begin again if the tuned model was loaded again."""
-        if (run := self._engine.registry.get(self._asked.name)) is not self._run:
-            self._run = run
-            self.ledger.restart("the model was loaded again")
+        tuned, asked = exchange.tuned or await self._tuned(exchange), exchange.asked
+        if tuned is None or asked is None:
+            return
+        figures = Comparison(
+            tuned.confidence,
+            agreement_of(exchange.run, answer.whole, tuned.text),
+            exchange.attempt,
+            self.ledger.digest(asked.model_dump_json(include={"messages", "tools"})),
+            row.seconds - (exchange.tuned.seconds if exchange.tuned else 0.0),
+            row.cost,
+        )
+        await self.background.write(self.ledger.compare, figures)
+        if exchange.keep:
+            await self.background.write(self.ledger.keep, _kept(asked, answer, tuned, figures))
 
 
-def metric_of(run: Model) -> str:
-    """Return the metric of agreement: that of the run if it has a value per row, else that of its kind of answer."""
-    if run.objective.label_mode is not None:
-        return "sample_f1" if run.objective.label_mode == "multi" else "accuracy"
-    metric = str(getattr(run.objective, "metric", ""))
-    return metric if metric in PER_ROW else "rouge_l"
+def _kept(asked: ChatCompletionRequest, answer: PaidAnswer, tuned: TunedAnswer, figures: Comparison) -> dict[str, Any]:
+    """Return a chat and both answers as a row of `tunesmith tune`, not masked; raise DataError for a malformed call."""
+    called = [{**call, "arguments": call["arguments"] or "{}"} for call in answer.calls.values()]
+    calls = read_calls({"tool_calls": called}, "the paid answer")
+    turns = [*(turn.message() for turn in asked.messages), Message("assistant", answer.text, calls)]
+    more = {"tuned": tuned.text, "agreement": figures.agreement, "confidence": figures.confidence}
+    return {"messages": [_turn(turn) for turn in turns], **({"tools": asked.tools} if asked.tools else {}), **more}
 
 
-def agreement_of(run: Model, paid: str, tuned: str) -> float:
-    """Return the agreement of two answers, 0 to 1. Case, quotation marks and full stops of labels do not count."""
-    metric = metric_of(run)
-    if run.objective.label_mode is not None:
-        spelt = {label.casefold(): label for label in run.objective.known_labels}
-        parts = paid.replace(",", "\n").replace(";", "\n").split("\n") if metric == "sample_f1" else [paid]
-        words = [part.strip(" \t\r\n\"'`*.") for part in parts]
-        paid = LABEL_BREAK.join(spelt.get(word.casefold(), word) for word in words if word)
-    value = float(PER_ROW[metric]([paid], [tuned])[0]) / SCALES.get(metric, 1.0)
-    return min(1.0, max(0.0, value)) if math.isfinite(value) else 0.0
+def _turn(message: Message) -> dict[str, Any]:
+    calls = {"tool_calls": [call.plain() for call in message.calls]} if message.calls else {}
+    thoughts = {"reasoning_content": message.thoughts} if message.thoughts else {}
+    return {"role": message.role, "content": message.content, **thoughts, **calls}
 
 
-def _events(events: AsyncIterator[str] | list[str]) -> Any:
+def _digests(source: Path) -> list[str]:
+    """Return the digests of the files of a model; its name if it has no folder here."""
+    folder = source / "model" if (source / "model").is_dir() else source
+    files = [folder] if folder.is_file() else sorted(folder.glob("*"))
+    found = [f"{path.name} {sha256_of_file(path)}" for path in files if path.suffix in MODEL_FILES and path.is_file()]
+    return found or [str(source)]
+
+
+def _events(events: AsyncIterator[str] | list[str]) -> Response:
     from fastapi.responses import StreamingResponse
 
     return StreamingResponse(events, media_type="text/event-stream")
 
 
-def _json(body: Any) -> Any:
+def _json(body: Any) -> Response:
     from fastapi.responses import Response
 
     return Response(json.dumps(body), media_type="application/json")  # ASCII: servers send halves of surrogate pairs

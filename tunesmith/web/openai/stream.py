@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 from tunesmith.errors import TunesmithError
@@ -24,7 +25,9 @@ class InternalError(TunesmithError):
 class CompletionStream:
     """Asynchronous iterator over the pieces of an answer; cancels the request when the client disconnects.
 
-    `done` is called with the last piece.
+    Args:
+        request: of the client; None for an answer that no client waits for.
+        done: called with the last piece.
     """
 
     def __init__(self, request: Any, done: Callable[[CompletionChunk], None]) -> None:
@@ -75,6 +78,16 @@ class CompletionStream:
             raise failures[piece.end](piece.why)
         return piece
 
+    async def whole(self) -> CompletionChunk:
+        """Return all pieces as one. Raises as `__anext__` does."""
+        pieces = [piece async for piece in self]
+        return replace(
+            pieces[-1] if pieces else CompletionChunk(end="stop"),
+            text="".join(piece.text for piece in pieces),
+            thoughts="".join(piece.thoughts for piece in pieces),
+            scored=tuple(token for piece in pieces for token in piece.scored),
+        )
+
     def release(self) -> None:
         """Stop the iteration and cancel the request."""
         self._over = True
@@ -83,5 +96,7 @@ class CompletionStream:
             self.ticket.cancel()
 
     async def _wait_for_disconnect(self) -> None:
+        if self._request is None:
+            await asyncio.Event().wait()
         while (await self._request.receive())["type"] != "http.disconnect":
             pass

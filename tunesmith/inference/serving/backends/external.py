@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import traceback
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol
-
-import httpx2
 
 from tunesmith.config import AnyObjective
 from tunesmith.data.tokenization.chat_template import Template
@@ -232,13 +230,20 @@ def _thought_tokens(text: str, new_tokens: int, splitter: ThoughtSplitter | None
     return min(new_tokens, splitter.thought_tokens(ids))
 
 
-async def lines_of(response: httpx2.Response) -> AsyncGenerator[str, None]:
-    """Yield lines; httpx2 would also split at U+2028 and similar characters, which are valid inside JSON strings."""
-    rest = ""
-    async for part in response.aiter_text():
-        *lines, rest = (rest + part).split("\n")
+async def lines_of(parts: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+    """Yield the lines of a text that comes in parts, in linear time however short the parts are.
+
+    httpx2 would also split at U+2028 and similar characters, which are valid inside JSON strings.
+    """
+    rest: list[str] = []
+    async for part in parts:
+        *lines, last = part.split("\n")
         for line in lines:
-            yield line.rstrip("\r")
+            yield "".join([*rest, line]).rstrip("\r")
+            rest = []
+        rest.append(last)
+    if line := "".join(rest):
+        yield line
 
 
 def refused(title: str, status: int, body: bytes, request: GenerationRequest) -> Exception:

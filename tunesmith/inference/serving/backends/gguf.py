@@ -76,7 +76,7 @@ class GgufBackend:
             if not request.in_pieces:
                 yield _whole(json.loads(await response.aread()), model, request)
                 return
-            async for line in lines_of(response):
+            async for line in lines_of(response.aiter_text()):
                 mark, _, content = line.partition(": ")
                 if mark not in ("data", "error") or content == "[DONE]":
                     continue

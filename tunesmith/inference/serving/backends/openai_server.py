@@ -105,7 +105,7 @@ class EngineBackend:
             if not request.in_pieces:
                 yield json.loads(await response.aread())["choices"][0]
                 return
-            async for line in lines_of(response):
+            async for line in lines_of(response.aiter_text()):
                 mark, _, content = line.partition(": ")
                 if mark != "data" or content == "[DONE]":
                     continue

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,24 +21,30 @@ PATIENCE = 500.0  # control rows until a false alarm, at least, even if agreemen
 MOST_PERIODS = 100  # of the share over time; then two become one
 MOST_EVENTS = 100
 FEWEST = 20  # control rows from which the others are estimated
+MOST_SEEN = 100_000  # texts that are remembered
+AGAIN = 86_400.0  # seconds after which a control row of the same text counts again, so that a fall is noticed
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The figures of one request, without any text."""
+    """The figures of the reply to one chat, without any text."""
 
-    by: str  # who answered; `both` is the paid model after the tuned one
+    by: Literal["paid", "tuned", "both", "nobody"]  # who answered; `both` is the paid model after the tuned one
     seconds: float  # until the reply
-    confidence: float | None = None  # of the tuned model
-    agreement: float | None = None  # 0 to 1, if both models answered
-    repeated: bool = False  # the same text was compared before
-    paid_seconds: float | None = None
-    tokens: tuple[int, int] = (0, 0)  # in and out, as the paid server counts them
+    tokens: tuple[int, int] | None = None  # in and out, as the paid server counts them; None if it does not
     cost: float | None = None  # of the paid answer
 
-    def plain(self) -> dict[str, Any]:
-        """Return the row as JSON values, without empty ones."""
-        return {key: value for key, value in asdict(self).items() if value is not None and value is not False}
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The figures of two answers to one chat, without any text."""
+
+    confidence: float  # of the tuned model
+    agreement: float  # 0 to 1
+    attempt: int  # that was running when the chat arrived
+    text: str = ""  # keyed digest of the chat; empty: unlike all others
+    paid_seconds: float | None = None
+    cost: float | None = None  # of the paid answer
 
 
 class State(BaseModel):
@@ -56,6 +62,7 @@ class State(BaseModel):
     table: list[list[int]] = [[0] * STEPS for _ in GRID]  # [bands, STEPS] rows of this attempt below the floor
     control: list[int] = [0] * STEPS  # [STEPS] rows of this attempt above the floor that both answered
     capital: list[float] = [0.0] * len(BETS)  # of the detector of a fall
+    seen: dict[str, float] = {}  # Unix time at which a text was counted, by its digest; above the floor with a +
     sums: dict[str, list[float]] = {}  # number, sum and sum of squares: seconds by who answered, cost
     tokens: list[int] = [0, 0]  # of the paid server, in and out
     period: int = 20  # requests per period
@@ -68,25 +75,36 @@ class State(BaseModel):
         return GRID[self.floor] if self.floor < len(GRID) else None
 
     def allows(self, confidence: float) -> bool:
-        """Return whether the tuned model may answer alone."""
-        return self.threshold is not None and confidence >= self.threshold
+        """Return whether the tuned model may answer alone. `floor` is read once: another thread may change it."""
+        floor = self.floor
+        return floor < len(GRID) and confidence >= GRID[floor]
 
     def count(self, row: Row, *, at: float) -> None:
-        """Count a row at a Unix time."""
+        """Count a reply at a Unix time."""
         self._add(f"reply {row.by}", row.seconds)
         self._add("cost", row.cost)
-        self.tokens = [kept + new for kept, new in zip(self.tokens, row.tokens, strict=True)]
-        self._count_period(row, at)
-        if row.agreement is None or row.confidence is None:
-            return
-        step = int(row.agreement * (STEPS - 1) + 1e-9)
-        if self.allows(row.confidence):
+        self.tokens = [kept + new for kept, new in zip(self.tokens, row.tokens or (0, 0), strict=True)]
+        if not self.periods or self.periods[-1][1] >= self.period:
+            self._begin_period(at)
+        self.periods[-1][1] += 1
+        self.periods[-1][2] += row.by == "tuned"
+
+    def compare(self, row: Comparison, *, at: float) -> None:
+        """Count a comparison of this attempt at a Unix time. A repeated text shows nothing new."""
+        if self.periods:
+            self.periods[-1][3] += 1
+            self.periods[-1][4] += row.agreement
+        above = self.allows(row.confidence)
+        if above:
             self._add("cost above", row.cost)
             self._add("seconds above", row.paid_seconds)
+        if row.text and self._is_repeated(f"{row.text}{'+' * above}", at, AGAIN if above else math.inf):
+            return
+        step = int(row.agreement * (STEPS - 1) + 1e-9)
+        if above:
             self.control[step] += 1
             self.capital = add_to_capital(self.capital, step / (STEPS - 1), 1 - self.margin).tolist()
-        elif not (row.repeated and step == STEPS - 1):
-            # The same easy text again and again shows nothing new: it counts against the tuned model only.
+        else:
             self.table[int(np.searchsorted(GRID, row.confidence, side="right")) - 1][step] += 1
 
     def due(self) -> dict[str, Any] | None:
@@ -100,12 +118,17 @@ class State(BaseModel):
         return {"kind": "allowed", "floor": floor, "from": GRID[floor], **_agreement(self._below()[floor])}
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Change the share: `allowed` lowers the floor; all others begin a new attempt without a share."""
+        """Change the share: `allowed` lowers the floor; the others begin a new attempt without a share.
+
+        Raises ValueError for an unknown event.
+        """
+        if event["kind"] not in ("allowed", "fell", "start", "restart"):
+            raise ValueError(f"unknown event {event['kind']!r}")
         self.events = [*self.events, dict(event)][-MOST_EVENTS:]
         if event["kind"] == "allowed":
             self.floor = int(event["floor"])
             return
-        fresh = State()
+        self.seen, fresh = {}, State()
         self.attempt, self.floor = self.attempt + 1, fresh.floor
         self.table, self.control, self.capital = fresh.table, fresh.control, fresh.capital
 
@@ -125,10 +148,16 @@ class State(BaseModel):
     def summary(self) -> dict[str, Any]:
         """Return what reports show; money and seconds with 95 % intervals."""
         tuned, like = self._mean("reply tuned"), self._mean("cost above")
-        like = like if like[0] >= FEWEST else self._mean("cost")
         n, mean, error = self._mean("seconds above")
-        saved = [mean - tuned[1], math.hypot(error, tuned[2])] if tuned[0] and n >= FEWEST else None
         replies = {name[6:]: self._mean(name) for name in self.sums if name.startswith("reply ")}
+        priced, spent, _ = self.sums.get("cost", (0, None, 0.0))
+        cost_saved = seconds_saved = None
+        if like[0] >= FEWEST:
+            cost_saved = _interval(like[1] * tuned[0], like[2] * tuned[0], like[0])
+        if tuned[0] and n >= FEWEST:
+            seconds_saved = _interval(mean - tuned[1], math.hypot(error, tuned[2]), min(n, tuned[0]))
+        below = self._below()
+        evidence = log_evidence(below, 1 - self.margin)
         return {
             "margin": self.margin,
             "error": ERROR,
@@ -137,15 +166,16 @@ class State(BaseModel):
             "requests": {by: values[0] for by, values in replies.items()},
             "evidence_needed": round(self.needed(), 2),
             "shadow": [
-                {"from": low, **_agreement(counts), "evidence": round(float(evidence), 2)}
-                for low, counts, evidence in zip(GRID, self._below(), self.evidence(), strict=False)
+                {"from": low, **_agreement(counts), "evidence": round(float(nats), 2)}
+                for low, counts, nats in zip(GRID[: self.floor], below, evidence, strict=True)
             ],
             "control": {**_agreement(self.control), "alarm": round(float(np.mean(self.capital)) / PATIENCE, 4)},
             "tokens": self.tokens,
-            "cost_spent": self.sums["cost"][1] if "cost" in self.sums else None,
-            "cost_saved": _interval(like[1] * tuned[0], like[2] * tuned[0]) if like[0] else None,
-            "seconds": {by: _interval(mean, error) for by, (_, mean, error) in replies.items()},
-            "seconds_saved": _interval(*saved) if saved else None,
+            "priced": int(priced),
+            "cost_spent": spent,
+            "cost_saved": cost_saved,
+            "seconds": {by: _interval(mean, error, n) for by, (n, mean, error) in replies.items()},
+            "seconds_saved": seconds_saved,
             "periods": self.periods,
             "events": self.events,
         }
@@ -155,12 +185,18 @@ class State(BaseModel):
         table = np.array(self.table[: self.floor], dtype=np.int64).reshape(-1, STEPS)
         return np.asarray(table[::-1].cumsum(axis=0)[::-1])
 
-    def _count_period(self, row: Row, at: float) -> None:
-        if not self.periods or self.periods[-1][1] >= self.period:
-            self.periods.append([at, 0, 0, 0, 0])
-        compared = row.agreement is not None
-        new = (0, 1, row.by == "tuned", compared, row.agreement or 0)
-        self.periods[-1] = [kept + value for kept, value in zip(self.periods[-1], new, strict=True)]
+    def _is_repeated(self, text: str, at: float, seconds: float) -> bool:
+        """Return whether a text was counted within some seconds, and remember it if not."""
+        if at - self.seen.get(text, -math.inf) < seconds:
+            return True
+        self.seen.pop(text, None)  # to the end of the order
+        self.seen[text] = at
+        if len(self.seen) > MOST_SEEN:
+            del self.seen[next(iter(self.seen))]
+        return False
+
+    def _begin_period(self, at: float) -> None:
+        self.periods.append([at, 0, 0, 0, 0])
         if len(self.periods) > MOST_PERIODS:
             pairs = zip(self.periods[:-1:2], self.periods[1::2], strict=True)
             joined = [
@@ -189,7 +225,11 @@ def _agreement(counts: Any) -> dict[str, Any]:
     return {"rows": rows, "agreement": round(mean, 4), "interval": list(confidence_sequence(counts))}
 
 
-def _interval(mean: float, error: float) -> list[float | None]:
-    """Return a mean and its 95 % interval, which one row does not have."""
-    bounds = [mean - 1.96 * error, mean + 1.96 * error] if math.isfinite(error) else [None, None]
-    return [mean, *bounds]
+def _interval(mean: float, error: float, rows: int) -> list[float | None]:
+    """Return a mean of rows and its 95 % interval by Student's t, which one row does not have."""
+    if rows < 2:
+        return [mean, None, None]
+    from scipy.stats import t  # reports only: it takes long to import
+
+    width = float(t.ppf(0.975, rows - 1)) * error
+    return [mean, mean - width, mean + width]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from tunesmith.data.tokenization.messages import joined
 from tunesmith.data.tokenization.tool_calls import STRICT_JSON
 from tunesmith.errors import DataError, TunesmithError
 from tunesmith.inference.openai_client import CONNECT, MOST_BYTES, Endpoint, check, is_local
+from tunesmith.inference.serving.backends.external import lines_of
 
 KEY = "TUNESMITH_SHADOW_KEY"  # environment variable
 MOST_TOKENS = 10**8  # that an answer can claim
@@ -30,19 +31,25 @@ class PaidError(TunesmithError):
         self.status, self.retry_after = status, retry_after
 
 
-NO_CHAT = PaidError("the answer is not a chat completion", "check its address")
+def _no_chat() -> PaidError:
+    """Return the error of a malformed answer; a new one, since an exception keeps the frames that it passes."""
+    return PaidError("the answer is not a chat completion", "check its address")
 
 
 @dataclass(slots=True)
 class PaidAnswer:
     """The answer of the paid model, so far."""
 
-    text: str = ""
+    parts: list[str] = field(default_factory=list)  # of the text
     calls: dict[int, dict[str, str]] = field(default_factory=dict)  # name and arguments by index
-    tokens_in: int = 0
-    tokens_out: int = 0
+    tokens: tuple[int, int] | None = None  # in and out, if the server counts them
     finished: bool = False
     body: dict[str, Any] = field(default_factory=dict)  # of an answer that is not streamed
+
+    @property
+    def text(self) -> str:
+        """The text without tool calls."""
+        return "".join(self.parts).strip()
 
     @property
     def whole(self) -> str:
@@ -50,24 +57,25 @@ class PaidAnswer:
         calls = [
             f'{{"name": {json.dumps(call["name"])}, "arguments": {call["arguments"]}}}' for call in self.calls.values()
         ]
-        return "\n".join(filter(None, (self.text.strip(), *calls)))
+        return "\n".join(filter(None, (self.text, *calls)))
 
     def add(self, body: Mapping[str, Any], part: str) -> None:
         """Add a body or a chunk, whose text is in `part`: message or delta. Raises PaidError if it is malformed."""
         try:
             usage = body.get("usage") or {}
-            self.tokens_in = _tokens(usage.get("prompt_tokens"), self.tokens_in)
-            self.tokens_out = _tokens(usage.get("completion_tokens"), self.tokens_out)
+            counts: tuple[Any, Any] = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+            if all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts):
+                self.tokens = counts
             for choice in body["choices"][:1]:
                 message = choice.get(part) or {}
-                self.text += str(joined(message.get("content")) or "")
+                self.parts.append(str(joined(message.get("content")) or ""))
                 self.finished = self.finished or bool(choice.get("finish_reason"))
                 for place, call in enumerate(message.get("tool_calls") or ()):
                     kept = self.calls.setdefault(int(call.get("index", place)), {"name": "", "arguments": ""})
                     for key in kept:
                         kept[key] += call["function"].get(key) or ""
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise NO_CHAT from None
+            raise _no_chat() from None
 
 
 class PaidModel:
@@ -84,7 +92,7 @@ class PaidModel:
     """
 
     def __init__(self, endpoint: Endpoint, *, seconds: float, offline: bool = False, plain_http: bool = False) -> None:
-        check(endpoint, offline=offline)
+        check(endpoint, offline=offline, key_name=KEY)
         local = is_local(endpoint.url)
         if endpoint.url.lower().startswith("http:") and not local and not plain_http:
             fix = "write https, or allow it by --shadow-http"
@@ -97,22 +105,28 @@ class PaidModel:
         """Return the answer to the body of a chat completion; raise PaidError."""
         answer = PaidAnswer()
         async with self._response(body) as response:
-            answer.body = _object(b"".join([part async for part in self._bounded(response)]))
+            answer.body = _object("".join([part async for part in self._bounded(response)]))
         answer.add(answer.body, "message")
+        if not answer.parts:
+            raise _no_chat()
         return answer
 
-    async def stream(self, body: Mapping[str, Any], answer: PaidAnswer) -> AsyncIterator[dict[str, Any]]:
-        """Yield the chunks of a streamed answer and add each to `answer`; raise PaidError."""
-        rest = b""
-        async with self._response(body) as response:
-            async for part in self._bounded(response):
-                *lines, rest = (rest + part).split(b"\n")
-                for line in lines:
-                    data = line.removeprefix(b"data:").strip()
-                    if line.startswith(b"data:") and data != b"[DONE]":
-                        chunk = _object(data)
-                        answer.add(chunk, "delta")
-                        yield chunk
+    async def stream(self, body: Mapping[str, Any], answer: PaidAnswer) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the chunks of a streamed answer and add each to `answer`; raise PaidError, also if its end is missing.
+
+        Close it (`aclosing`) if it is not read to the end, so that the server stops.
+        """
+        async with self._response(body) as response, aclosing(lines_of(self._bounded(response))) as lines:
+            async for line in lines:
+                data = line.removeprefix("data:").strip()
+                if data == "[DONE]":
+                    break
+                if line.startswith("data:"):
+                    chunk = _object(data)
+                    answer.add(chunk, "delta")
+                    yield chunk
+        if not answer.finished:
+            raise PaidError("the answer has no end", "send the request again")
 
     async def close(self) -> None:
         """Close the connections."""
@@ -127,17 +141,17 @@ class PaidModel:
         try:
             async with self._client.stream("POST", url, json=sent, headers=headers) as response:
                 if response.status_code != 200:
-                    raise self._refused(response, b"".join([part async for part in self._bounded(response)]))
+                    raise self._refused(response, "".join([part async for part in self._bounded(response)]))
                 yield response
         except (httpx2.TimeoutException, TimeoutError):
             raise PaidError(f"no answer within {self.seconds:.0f} s", "send the request again", status=504) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise PaidError(f"cannot be reached ({type(error).__name__})", "send the request again later") from None
 
-    async def _bounded(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+    async def _bounded(self, response: httpx2.Response) -> AsyncIterator[str]:
         """Yield the content within the limits of size and time, however slowly it comes."""
         size, until = 0, time.monotonic() + self.seconds
-        async for part in response.aiter_bytes():
+        async for part in response.aiter_text():
             size += len(part)
             if size > MOST_BYTES:
                 raise PaidError(f"answer larger than {MOST_BYTES // 2**20} MiB", "lower max_tokens")
@@ -145,7 +159,7 @@ class PaidModel:
                 raise TimeoutError
             yield part
 
-    def _refused(self, response: httpx2.Response, content: bytes) -> PaidError:
+    def _refused(self, response: httpx2.Response, content: str) -> PaidError:
         status = response.status_code
         if status in OURS or not 400 <= status < 500:
             fix = f"the operator checks {KEY}, address and model" if status in OURS else "send the request again later"
@@ -159,15 +173,11 @@ class PaidModel:
         return PaidError(f"refused with {status} ({reason[:200]})", fix, status=status, retry_after=after)
 
 
-def _object(content: bytes) -> dict[str, Any]:
+def _object(content: str) -> dict[str, Any]:
     try:
-        value = STRICT_JSON.decode(content.decode())
+        value = STRICT_JSON.decode(content)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or not isinstance(value.get("choices"), list):
-        raise NO_CHAT
+        raise _no_chat()
     return value
-
-
-def _tokens(value: Any, default: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else default
