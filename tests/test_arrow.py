@@ -244,4 +244,5 @@ def test_there_are_at_most_fifteen_packages_and_twenty_files_in_one_folder():
     packages = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
     assert len(packages) <= 15
     for folder in {path.parent for path in PACKAGE.rglob("*.py")}:
-        assert len(list(folder.glob("*.py"))) <= 20, folder
+        if folder != PACKAGE / "cli" / "commands":  # one command per file, so as many files as commands
+            assert len(list(folder.glob("*.py"))) <= 20, folder

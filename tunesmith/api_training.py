@@ -297,11 +297,14 @@ def rebase(
     Raises:
         TunesmithError: the run is not finished, its rows have changed, or the new base cannot be tuned with its recipe.
     """
+    from tunesmith.events import Note
     from tunesmith.pipelines.rebase import rebase as rebase_run
     from tunesmith.pipelines.rebase import rebased_recipe
 
-    recipe, _ = rebased_recipe(Path(folder), str(model), changes_of(settings))
+    recipe, notes = rebased_recipe(Path(folder), str(model), changes_of(settings))
     with reporting(progress, callback) as callbacks:
+        for note in notes:
+            callbacks.on_event(Note(note))
         return rebase_run(Path(folder), recipe, out=Path(out) if out else None, callbacks=callbacks, offline=offline)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,21 @@ import pytest
 import tunesmith as ts
 from tests.bases import folder
 from tests.pipelines.conftest import answers, recipe, reviews, tune
-from tunesmith.pipelines.rebase import BASE, NEW, OLD, ModelPair, Rebase, _answer, rebase, rebased_recipe
+from tunesmith.metrics.resampling import at_level
+from tunesmith.pipelines.rebase import (
+    BASE,
+    NEW,
+    OLD,
+    ModelPair,
+    Rebase,
+    _answer,
+    _bits_per_byte,
+    _pair,
+    _scores,
+    rebase,
+    rebased_recipe,
+)
+from tunesmith.report.predictions import Prediction
 from tunesmith.training.callbacks import Callbacks, Interrupted
 
 pytestmark = [
@@ -69,18 +84,21 @@ def test_an_interrupted_rebase_resumes_and_ends_equal(run: Path, tmp_path: Path)
 def pair(verdict: str, name: str = NEW, against: str = OLD, rows: int | None = None) -> ModelPair:
     values: dict[str, Any] = dict.fromkeys(("delta", "p_value", "smallest_detectable", "score", "score_against"), 0.0)
     return ModelPair(ci95=(0, 0), n=40, clusters=40, test="", verdict=verdict, rows_needed=rows, name=name,
-        against=against, **values)  # fmt: skip
+        against=against, margin=0.02, **values)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("tuned", "base", "gain", "answer"),
     [
-        ("no effect", "no effect", "no effect", "base is enough"),
+        ("equivalent", "equivalent", "equivalent", "base is enough"),
         ("better", "better", "inconclusive", "base is enough"),
+        ("inconclusive", "not worse", "worse", "base is enough"),
+        ("inconclusive", "inconclusive", "equivalent", "inconclusive"),
         ("better", "better", "better", "better"),
         ("better", "worse", "better", "better"),
         ("worse", "worse", "better", "worse"),
-        ("no effect", "inconclusive", "better", "no difference"),
+        ("equivalent", "inconclusive", "better", "no difference"),
+        ("not worse", "inconclusive", "better", "not worse"),
         ("inconclusive", "worse", "better", "inconclusive"),
     ],
 )
@@ -88,6 +106,51 @@ def test_the_answer_follows_from_three_pairs(tuned: str, base: str, gain: str, a
     found, sentence = _answer(pair(tuned, rows=900 if tuned == "inconclusive" else None), pair(base), pair(gain))
     assert found == answer
     assert ("900" in sentence) == (answer == "inconclusive")
+    assert ("not decided" in sentence) == (answer == "base is enough" and gain == "inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "rows", "verdict"),
+    [
+        (0, 0, 20, "inconclusive"),  # no row differs, but of 20 a loss of 2 % would not show
+        (3, 0, 20, "inconclusive"),  # no row is lost, neither
+        (0, 0, 400, "equivalent"),
+        (12, 2, 2000, "equivalent"),  # significant, but less than 2 %
+        (30, 4, 400, "better"),
+        (2, 30, 400, "worse"),
+        (20, 15, 500, "inconclusive"),  # a test of difference finds none, which proves nothing
+        (50, 40, 4000, "equivalent"),
+    ],
+)
+def test_a_model_is_not_worse_only_if_the_interval_is_within_the_margin(
+    better: int, worse: int, rows: int, verdict: str, tmp_path: Path
+):
+    def row(number: int) -> Prediction:
+        base, tuned = number >= better, not better <= number < better + worse
+        return Prediction(where=f"a:{number}", question="", gold="yes", base=["no", "yes"][base],
+            tuned=["no", "yes"][tuned])  # fmt: skip
+
+    with at_level(0.05 / 3):
+        found = _pair(NEW, OLD, *_scores([*map(row, range(rows))], metric="accuracy", run=tmp_path), metric="accuracy")
+    assert (found.verdict, found.margin) == (verdict, 0.02)
+    assert (found.rows_needed is not None) == (verdict == "inconclusive")
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [(1.03, "worse"), (0.97, "better"), (1.005, "equivalent")])
+def test_texts_are_compared_in_the_bits_per_byte_of_the_report_where_lower_is_better(loss: float, verdict: str):
+    sizes = [50 + 7 * number for number in range(60)]
+    kept = {"first": 0.0, "terms": 0.0, "found": 0.0, "tokens": 1.0}
+    rows = [
+        Prediction(where=f"a:{size}", question="", gold="", base="", tuned="", counts={
+            "base": {"nats": float(size), "size": size, **kept},
+            "tuned": {"nats": loss * (size - 2), "size": size - 2, **kept},
+        }) for size in sizes
+    ]  # fmt: skip
+    with at_level(0.05 / 3):
+        found = _pair(NEW, OLD, *_bits_per_byte(rows), metric="bits_per_byte")
+    assert found.verdict == verdict
+    assert found.score_against == pytest.approx(1 / math.log(2))
+    assert found.score == pytest.approx(loss / math.log(2))
 
 
 def change_rows(run: Path) -> None:
@@ -103,6 +166,8 @@ def change_rows(run: Path) -> None:
         ("llama", (), change_rows, "rows have changed since it was tuned"),
         ("llama", ("technique.kind=lora", "technique.targets=[query]"), lambda run: None, "technique"),
         ("no-such-model", (), lambda run: None, "no-such-model"),
+        ("llama", ("objective.metric=macro_f1",), lambda run: None, "--set objective.metric: the runs need the same"),
+        ("llama", ("data.test=0.4",), lambda run: None, "--set data.test: the runs need the same"),
     ],
 )
 def test_what_cannot_be_rebased_is_one_line(

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tunesmith.events import ignore
 from tunesmith.models.loading import load
 from tunesmith.pipelines import replay as replay_module
 from tunesmith.pipelines.replay import Replay, replay
+from tunesmith.pipelines.tune.golden import GoldenMinute, GoldenStep
 from tunesmith.training import batches
 
 pytestmark = [
@@ -54,7 +55,7 @@ def test_an_unchanged_environment_is_the_same_and_the_run_is_not_changed(run: Pa
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     found = again(run)
     assert (found.outcome, found.first, found.environment) == ("same", "", {})
-    assert found.sentence == "same: 8 steps and 1 scores are equal to the last bit"
+    assert found.sentence == "same: 8 steps and 1 score are equal to the last bit"
     assert len(found.quantities) == 17
     assert all(one.then == one.now for one in found.quantities)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -183,11 +184,13 @@ def test_what_cannot_be_replayed_is_one_line(edit: Callable[[Path], object], err
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["classify-linear-full-encoder", "rl-grpo-lora-decoder"])
 def test_other_threads_and_instructions_in_a_process_of_their_own_are_within_rounding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    made = tune_golden("classify-linear-full-encoder", tiny_encoder(tmp_path / "model", "bert"), tmp_path)
+    kind = RUNS[name]["model"]
+    made = tune_golden(name, (tiny_decoder if kind in DECODERS else tiny_encoder)(tmp_path / "model", kind), tmp_path)
     words = f"-m tunesmith replay {made} --set machine.threads=2 --json --offline".split()
     # The plainest instructions of every library of matrix products.
     plain = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
@@ -205,10 +208,10 @@ def test_the_command_prints_the_outcome_and_exits_with_1_if_anything_changed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["replay", str(run), "--offline"]) == 0
-    assert capsys.readouterr().out.startswith("same: 8 steps and 1 scores")
+    assert capsys.readouterr().out.startswith("same: 8 steps and 1 score ")
     another_order(monkeypatch)
     assert main(["replay", str(run), "--offline"]) == 1
-    assert capsys.readouterr().out.startswith("changed: the order of the rows in step 1 differs")
+    assert capsys.readouterr().out.startswith("changed: the order of the rows in step 1\n")
 
 
 def test_only_the_machine_can_be_set(run: Path):
@@ -219,6 +222,55 @@ def test_only_the_machine_can_be_set(run: Path):
 def test_a_folder_that_is_missing_is_one_line(tmp_path: Path):
     with pytest.raises(CheckpointError, match="no golden.json|not finished"):
         again(tmp_path / "nothing")
+
+
+ENVIRONMENT = {"dtype": "float32", "repeats": "yes"}
+
+
+def recording(loss: float = 2.0, norm: float = 1.0, scores: Sequence[float] = (2.0,), **changed: str) -> GoldenMinute:
+    step = GoldenStep(rows="", tokens="", loss=loss, grad_norm=norm)
+    return GoldenMinute(environment=ENVIRONMENT | changed, sources=[], rows=[], steps=[step], scores=list(scores))
+
+
+NAN = float("nan")
+OTHER = {"torch": "3"}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "first"),
+    [
+        (recording(), recording(NAN), "loss of step 1"),
+        (recording(NAN), recording(), "loss of step 1"),
+        (recording(), recording(NAN, **OTHER), "loss of step 1"),
+        (recording(), recording(norm=float("inf"), **OTHER), "gradient norm of step 1"),
+        (recording(scores=(2.0, 3.0)), recording(scores=(2.0, NAN), **OTHER), "score 2 of the tuned model"),
+        (recording(scores=(2.0, 3.0)), recording(scores=(2.0,)), "the number of scores"),
+        (recording(), recording(scores=(), **OTHER), "the number of scores"),
+        (recording(NAN), recording(NAN), ""),
+        (recording(2.0), recording(2.0 + 1e-9), "loss of step 1"),
+        # The sum of a policy-gradient loss is near 0, its terms are not.
+        (recording(1e-9), recording(-2e-7, **OTHER), "rounding"),
+        (recording(1e-9), recording(-2e-3, **OTHER), "loss of step 1"),
+        # A GPU repeats itself only if asked to.
+        (recording(repeats="no"), recording(2.0 + 1e-6, repeats="no"), "rounding"),
+        (recording(repeats="no"), recording(2.1, repeats="no"), "loss of step 1"),
+    ],
+)
+def test_what_is_no_number_or_missing_has_changed_and_rounding_needs_a_reason(
+    then: GoldenMinute, now: GoldenMinute, first: str
+):
+    then = GoldenMinute.model_validate_json(then.model_dump_json())  # as it is read
+    found = replay_module._compared(Path("run"), then, now, seconds=0)
+    outcome = {"": "same", "rounding": "rounding"}.get(first, "changed")
+    assert found.outcome == outcome, found.sentence
+    assert outcome == "rounding" or found.first == first
+    assert "inf;" not in found.sentence
+
+
+def test_a_recording_without_steps_is_one_line(tmp_path: Path):
+    (tmp_path / "golden.json").write_text(recording().model_copy(update={"steps": []}).model_dump_json())
+    with pytest.raises(CheckpointError, match="golden.json: has no steps; run `tunesmith tune .*-again`$"):
+        replay_module.read_golden(tmp_path)
 
 
 def test_a_difference_in_another_environment_is_rounding_within_the_bounds(run: Path, monkeypatch: pytest.MonkeyPatch):

@@ -27,6 +27,8 @@ ECHOES = {
     Printed("config/load.py", "--set {}: expected KEY=VALUE"),
     Printed("config/load.py", "--set {}: the value is invalid YAML"),
     Printed("config/commands.py", "--set {}"),
+    Printed("pipelines/replay.py", "--set {}: replay repeats a run as it was"),
+    Printed("pipelines/rebase.py", "--set {}.{}: the runs need the same rows and scores"),
 }
 # Prose on a page, with the command that it names.
 PROSE = {
@@ -285,6 +287,18 @@ def a_decoder(lab: Lab) -> None:
         none = lab.run("verify", out)
         lab.paste(none, "pipelines/verify/challenge.py", "tunesmith verify make {} --out {}")
     _ratings(lab, out)
+
+
+@covers(("pipelines/tune/golden.py", "tunesmith tune {} --out {}"))
+def upgrades(lab: Lab) -> None:
+    """A run without a recording is tuned again and replayed, and a new base is tuned on its rows."""
+    out, _ = tuned(lab, "old run", reviews(), "--model", lab.bert, "--technique", "full")
+    (out / "golden.json").unlink()
+    lab.paste(lab.run("replay", out), "pipelines/tune/golden.py", "tunesmith tune {} --out {}")
+    assert "same: " in lab.run("replay", f"{out}-again")
+    assert "set only machine.device" in lab.run("replay", out, "--set", "seed=1")
+    assert "leave it as it was" in lab.run("rebase", out, "--model", lab.llama, "--set", "objective.metric=macro_f1")
+    assert "rebase.html" in lab.run("rebase", out, "--model", lab.llama, "--out", lab.folder / "rebased")
 
 
 def _ratings(lab: Lab, out: Path) -> None:

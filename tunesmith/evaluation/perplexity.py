@@ -231,6 +231,12 @@ def compare(
     and tuned are exchangeable. The interval is a bootstrap over documents or groups, extended to 0 where the test
     does not reject.
 
+    Args:
+        metric: a key of RATES.
+        base: likelihoods of the base model, D.
+        tuned: likelihoods of the tuned model, D.
+        groups: group of each document, or None.
+
     Returns:
         The comparison in the sign of the metric. Its scale is the base's value where lower is better, else 1. A
         significant difference of less than NEGLIGIBLE_NATS is "no effect".

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +20,16 @@ from tunesmith.display import Display, Displayed
 from tunesmith.errors import CheckpointError, ModelError, RecipeError
 from tunesmith.events import StageStarted
 from tunesmith.inference.identify import find_model, read_manifest
-from tunesmith.metrics.resampling import ALPHA, at_level, groups_of
-from tunesmith.metrics.significance import PairedComparison, compare_paired
-from tunesmith.metrics.task_scores import Difference
+from tunesmith.metrics.resampling import ALPHA, Clusters, at_level, groups_of, level
+from tunesmith.metrics.significance import SMALL_SHARE, PairedComparison, lower_is_better
+from tunesmith.metrics.task_scores import SCALES, Difference
 from tunesmith.models.loading.locate import local_family, locate
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.report.formatting import bounds, figure, p_value, several, signed
 from tunesmith.report.html import environment
 from tunesmith.report.predictions import Prediction
-from tunesmith.report.run_diff import common_rows, crossed, differing_settings, scored
-from tunesmith.report.schema import Report, read_report
+from tunesmith.report.run_diff import comparable_rows, crossed, differing_settings, scored
+from tunesmith.report.schema import read_report
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.read import check_rows, check_settings
 
@@ -36,16 +37,24 @@ PAGE, HTML = "rebase.json", "rebase.html"
 OLD, BASE, NEW = "old tuned", "new base", "new tuned"
 # Compared pairs: the first against the second.
 PAIRS = ((NEW, OLD), (BASE, OLD), (NEW, BASE))
-Answer = Literal["base is enough", "better", "worse", "no difference", "inconclusive"]
+Answer = Literal["base is enough", "better", "worse", "no difference", "not worse", "inconclusive"]
+NOT_WORSE = ("better", "equivalent", "not worse")  # verdicts that exclude a loss of more than the margin
+# Keys of `data` that may differ between the runs: they change no test row.
+FREE = ("max_tokens", "audit")
 
 
 class ModelPair(Difference):
-    """One model against another on the same test rows, at a level for three pairs."""
+    """One model against another on the same test rows, at a level for three pairs.
+
+    The verdict is `equivalent` if the whole interval is within the margin, otherwise `better` or `worse` by the test of
+    a difference, `not worse` if the lower bound is within the margin, or `inconclusive`.
+    """
 
     name: str
     against: str
     score: float
     score_against: float
+    margin: float  # smaller differences do not matter: 2 % of the scale
 
     @property
     def sentence(self) -> str:
@@ -53,7 +62,8 @@ class ModelPair(Difference):
         more = f"; about {self.rows_needed:,} test rows would decide" if self.rows_needed else ""
         return (
             f"{self.name} against {self.against}: {self.verdict}, {figure(self.score_against)} → {figure(self.score)} "
-            f"({signed(self.delta)}, {bounds(self.ci95, sign=True)}, adjusted {p_value(self.p_value)}){more}"
+            f"({signed(self.delta)}, {bounds(self.ci95, sign=True)}, margin {figure(self.margin)}, "
+            f"adjusted {p_value(self.p_value)}){more}"
         )
 
 
@@ -120,12 +130,24 @@ def rebased_recipe(run: Path, model: str, changes: Sequence[str] = ()) -> tuple[
     if objective != recipe.objective:
         notes.append("objective: what was chosen for the old base is chosen again")
     recipe = recipe.model_copy(update={"objective": objective})
+    _check_same_scores(old, recipe)
     families = {manifest.family, local_family(recipe.model) or manifest.family}
     if objective.produces == "likelihood" and "encoder" in families:
         raise RecipeError(
             f"rebase {run}: losses of masked words do not compare between encoders; tune both and read both"
         )
     return recipe, notes
+
+
+def _check_same_scores(old: Recipe, new: Recipe) -> None:
+    """Raise RecipeError if a change would give the new run other rows or another score than the old one."""
+    for name, task in new.tasks.items():
+        former = old.tasks.get(name)
+        keys = [("data", key) for key in type(task.data).model_fields if key not in FREE]
+        for section, key in (*keys, ("objective", "kind"), ("objective", "metric"), ("objective", "reward")):
+            before, after = (getattr(getattr(one, section, None), key, None) for one in (former, task))
+            if before != after:
+                raise RecipeError(f"--set {section}.{key}: the runs need the same rows and scores; leave it as it was")
 
 
 def _unbound(objective: Any, family: str, named: set[str]) -> Any:
@@ -205,7 +227,7 @@ def rebase(
         folder=str(done.folder),
         old_base=old.model,
         new_base=done.report.model,
-        tasks=[_compared(run, done.folder, name, old) for name in names],
+        tasks=[_compared(run, done.folder, name) for name in names],
         settings=[(key, first, second) for key, (first, second) in differing_settings((run, done.folder))],
         broken_gates=done.report.broken_gates,
     )
@@ -214,26 +236,19 @@ def rebase(
     return found
 
 
-def _compared(old: Path, new: Path, task: str, report: Report) -> RebasedTask:
+def _compared(old: Path, new: Path, task: str) -> RebasedTask:
     """Compare the three models on a task, at a level for three pairs (Bonferroni), so that intervals hold together."""
-    first, second = common_rows(old, new, task)
+    first, second, metric = comparable_rows(old, new, task)
     rows = {
         (NEW, OLD): crossed(first, second, "tuned"),
         (BASE, OLD): crossed(first, second, "base"),
         (NEW, BASE): second,
     }
-    metrics = {part.name: part.task.metric for part in report.multitask.tasks} if report.multitask else {}
-    metric = metrics.get(task, report.task.metric)
-    pairs = []
+    texts = metric == "perplexity"
+    compare = _bits_per_byte if texts else partial(_scores, metric=metric, run=new)
+    metric = "bits_per_byte" if texts else metric
     with at_level(ALPHA / len(PAIRS)):
-        for name, against in PAIRS:
-            if first[0].counts:
-                metric, found = "bits_per_byte", _bits_per_byte(rows[name, against])
-            else:
-                paired = scored(rows[name, against], metric, new)
-                metric, found = paired.metric, paired.compare()
-            values = {key: value for key, value in asdict(found).items() if key in ModelPair.model_fields}
-            pairs.append(ModelPair(**values, name=name, against=against, score=found.tuned, score_against=found.base))
+        pairs = [_pair(*names, *compare(rows[names]), metric=metric) for names in PAIRS]
     answer, sentence = _answer(*pairs)
     return RebasedTask(
         name=task,
@@ -241,34 +256,71 @@ def _compared(old: Path, new: Path, task: str, report: Report) -> RebasedTask:
         rows=len(first),
         pairs=pairs,
         answer=answer,
-        sentence=f"{task}: " * bool(task) + sentence,
+        sentence=f"{task}: {sentence}" if task else sentence,
     )
 
 
-def _bits_per_byte(rows: Sequence[Prediction]) -> PairedComparison:
-    """Compare losses per byte of each document, which do not depend on the tokenizer; lower is better."""
+def _scores(rows: list[Prediction], *, metric: str, run: Path) -> tuple[PairedComparison, float]:
+    """Compare scores, higher is better; return the comparison and the margin."""
+    paired = scored(rows, metric, run)
+    found, both = paired.compare(), np.concatenate([paired.base, paired.tuned])
+    share = paired.metric == "thumbs_auc" or (both.min() >= 0 and both.max() <= 1)
+    scale = SCALES.get(paired.metric) or (1.0 if share else float(np.ptp(both)))
+    # Also what the rows do not show may happen: few rows without a loss prove nothing.
+    clusters, rng = Clusters.of(len(rows), groups_of(rows)), np.random.default_rng(0)
+    lower, upper = clusters.bounded_means(paired.tuned - paired.base, scale, rng, 10_000)
+    low, high = float(np.quantile(lower, level() / 2)), float(np.quantile(upper, 1 - level() / 2))
+    found = replace(found, ci95=(min(low, found.ci95[0]), max(high, found.ci95[1])))
+    return found, SMALL_SHARE * scale
 
-    def losses(side: str) -> list[float]:
-        counts = [row.counts[side] for row in rows]
-        return [count["nats"] / math.log(2) / max(1, count["size"]) for count in counts]
 
-    base, tuned = losses("base"), losses("tuned")
-    found = compare_paired(-np.array(base), -np.array(tuned), groups=groups_of(rows))
-    low, high = found.ci95
-    return replace(found, base=-found.base, tuned=-found.tuned, delta=-found.delta, ci95=(-high, -low))
+def _bits_per_byte(rows: Sequence[Prediction]) -> tuple[PairedComparison, float]:
+    """Compare losses of documents per byte, which do not depend on the tokenizer; return the comparison and the margin.
+
+    Not every tokenizer lets the first token be predicted. Bytes of a document are the larger number of the two.
+    """
+    from tunesmith.evaluation.perplexity import TokenLikelihood, compare
+
+    sides: dict[str, list[TokenLikelihood]] = {"base": [], "tuned": []}
+    for row in rows:
+        size = max(int(row.counts[side]["size"]) for side in sides)
+        for side, documents in sides.items():
+            nats = row.counts[side]["nats"] * size / max(1, row.counts[side]["size"])
+            documents.append(TokenLikelihood(nats, tokens=size, first=0, size=size, terms=0, found=0))
+    found = compare("bits_per_byte", sides["base"], sides["tuned"], groups=groups_of(rows))
+    return found, SMALL_SHARE * found.base
+
+
+def _pair(name: str, against: str, found: PairedComparison, margin: float, *, metric: str) -> ModelPair:
+    """Return a pair with its verdict, see `ModelPair`."""
+    low, high = sorted(-bound for bound in found.ci95) if lower_is_better(metric) else found.ci95
+    verdict, rows = found.verdict, None
+    if -margin < low and high < margin:
+        verdict = "equivalent"
+    elif verdict not in ("better", "worse"):
+        verdict = "not worse" if low > -margin else "inconclusive"
+    if verdict == "inconclusive" and margin:  # the width of an interval shrinks with the root of the rows
+        rows = math.ceil(found.n * (max(-low, high) / margin) ** 2)
+    values = asdict(found) | {"verdict": verdict, "rows_needed": rows, "margin": margin}
+    scores = {"score": values.pop("tuned"), "score_against": values.pop("base")}
+    return ModelPair(**values, **scores, name=name, against=against)
 
 
 def _answer(tuned: ModelPair, base: ModelPair, gain: ModelPair) -> tuple[Answer, str]:
     """Return the answer of three pairs: new tuned and new base against old tuned, and new tuned against new base."""
-    if base.verdict in ("better", "no effect") and gain.verdict != "better":
-        return "base is enough", "the new base without tuning is already as good as the old tuned model"
-    sentences: Mapping[str, tuple[Answer, str]] = {
+    if base.verdict in NOT_WORSE and gain.verdict != "better":
+        open_question = "; whether tuning improves it is not decided"
+        return "base is enough", (
+            "the new base without tuning is already as good as the old tuned model, with a margin of "
+            f"{figure(base.margin)}{open_question if gain.verdict in ('not worse', 'inconclusive') else ''}"
+        )
+    margin, rows = figure(tuned.margin), tuned.rows_needed or 0
+    undecided = f"{several(tuned.n, 'test row')} do not distinguish old and new tuned model; about {rows:,} would"
+    answers: dict[str, tuple[Answer, str]] = {
         "better": ("better", "use the new tuned model: it is better than the old one"),
         "worse": ("worse", "keep the old tuned model: the new one is worse"),
-        "no effect": ("no difference", "old and new tuned model do not differ; either can be used"),
+        "equivalent": ("no difference", f"old and new tuned model differ by less than {margin}; either can be used"),
+        "not worse": ("not worse", f"the new tuned model may be better than the old one; a loss is less than {margin}"),
+        "inconclusive": ("inconclusive", f"inconclusive: {undecided}"),
     }
-    rows = tuned.rows_needed or 0
-    undecided = (
-        f"inconclusive: {several(tuned.n, 'test row')} do not distinguish old and new tuned model; about {rows:,} would"
-    )
-    return sentences.get(tuned.verdict, ("inconclusive", undecided))
+    return answers[tuned.verdict]

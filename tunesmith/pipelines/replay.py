@@ -5,6 +5,7 @@ Not to be confused with `replay:` in a recipe, which mixes general rows into tra
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from tunesmith.pipelines.tune.golden import (
     scores_of,
 )
 from tunesmith.pipelines.tune.tune import prepare_texts
+from tunesmith.report.formatting import several
 from tunesmith.report.schema import read_report
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.own_thoughts import with_own_thoughts
@@ -57,8 +59,9 @@ BOUNDS: dict[str, dict[tuple[str, bool], float]] = {
         ("gradient norm", True): 100.0,
     },
 }
-# Smaller values are compared as if they were this large: the rounding of a loss does not shrink with it.
-FLOOR = 0.01
+# Smaller values are compared as if they were this large. A loss is a mean of terms of about 1, whose rounding does not
+# shrink with their sum: the loss of a first policy-gradient step is 0.
+FLOORS = {"loss": 1.0, "gradient norm": 0.01}
 
 
 class Quantity(BaseModel):
@@ -70,11 +73,15 @@ class Quantity(BaseModel):
     then: float
     now: float
     bound: float  # largest relative difference that is rounding
+    floor: float  # smallest value that differences are relative to
 
     @property
     def difference(self) -> float:
-        """Return the difference relative to the recorded value, or to `FLOOR`."""
-        return abs(self.now - self.then) / max(abs(self.then), FLOOR)
+        """Return the difference relative to the recorded value; infinite where only one of the two is a number."""
+        if self.now == self.then or (math.isnan(self.now) and math.isnan(self.then)):
+            return 0.0
+        found = abs(self.now - self.then) / max(abs(self.then), self.floor)
+        return found if math.isfinite(found) else math.inf
 
 
 class Replay(Displayed, BaseModel):
@@ -168,30 +175,13 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _compared(run: Path, then: GoldenMinute, now: GoldenMinute, *, seconds: float) -> Replay:
-    """Return the outcome. Without a difference in the environment, nothing may differ by a single bit."""
-    pairs = {name: (value, now.environment.get(name, "-")) for name, value in then.environment.items()}
+    """Return the outcome. In an environment that is the same and repeats itself, nothing may differ by a single bit."""
+    before, after = then.environment, now.environment
+    pairs = {name: (before.get(name, "-"), after.get(name, "-")) for name in {**before, **after}}
     environment = {name: (one, other) for name, (one, other) in pairs.items() if one != other}
-    quantities = _quantities(then, now, rounds=bool(environment))
-    beyond = next((one for one in quantities if one.difference > one.bound), None)
-    largest = max(quantities, key=lambda one: one.difference)
-    outcome: Outcome = "same"
-    first = _first_of_rows(then, now)
-    sentence = f"same: {len(then.steps)} steps and {len(then.scores)} scores are equal to the last bit"
-    if first:
-        outcome, sentence = "changed", f"changed: {first} differ{'' if first[-1] == 's' else 's'}"
-    elif beyond is not None:
-        outcome, first = "changed", beyond.name
-        limit = f"rounding is at most {beyond.bound:.1g}" if environment else "no environment differs that would round"
-        sentence = (
-            f"changed: {beyond.name} was {beyond.then:.9g} and is {beyond.now:.9g}, a relative difference of "
-            f"{beyond.difference:.2g}; {limit}"
-        )
-    elif largest.difference:
-        outcome, first = "rounding", largest.name
-        sentence = (
-            f"within rounding: the largest relative difference is {largest.difference:.2g}, of the {largest.name}; "
-            f"rounding is at most {largest.bound:.1g} there"
-        )
+    exact = not environment and after["repeats"] == "yes"
+    quantities = _quantities(then, now, exact=exact)
+    outcome, first, sentence = _outcome(then, now, quantities, exact=exact)
     return Replay(
         run=str(run),
         outcome=outcome,
@@ -201,6 +191,33 @@ def _compared(run: Path, then: GoldenMinute, now: GoldenMinute, *, seconds: floa
         quantities=quantities,
         seconds=seconds,
     )
+
+
+def _outcome(
+    then: GoldenMinute, now: GoldenMinute, quantities: Sequence[Quantity], *, exact: bool
+) -> tuple[Outcome, str, str]:
+    """Return the outcome, the first quantity that differs, and both in a sentence."""
+    beyond = next((one for one in quantities if one.difference > one.bound), None)
+    first = _first_of_rows(then, now)
+    if not first and beyond is not None:
+        limit = "no environment differs that would round" if exact else f"rounding is at most {beyond.bound:.1g}"
+        sentence = f"changed: {beyond.name} was {beyond.then:.9g} and is {beyond.now:.9g}"
+        if math.isfinite(beyond.difference):
+            sentence += f", a relative difference of {beyond.difference:.2g}; {limit}"
+        return "changed", beyond.name, sentence
+    if not first and len(then.scores) != len(now.scores):
+        first = "the number of scores"
+    if first:
+        return "changed", first, f"changed: {first}"
+    largest = max(quantities, key=lambda one: one.difference)
+    if not largest.difference:
+        counts = f"{several(len(then.steps), 'step')} and {several(len(then.scores), 'score')}"
+        return "same", "", f"same: {counts} are equal to the last bit"
+    sentence = (
+        f"within rounding: the largest relative difference is {largest.difference:.2g}, of the {largest.name}; "
+        f"rounding is at most {largest.bound:.1g} there"
+    )
+    return "rounding", largest.name, sentence
 
 
 def _first_of_rows(then: GoldenMinute, now: GoldenMinute) -> str:
@@ -220,18 +237,18 @@ def _first_of_rows(then: GoldenMinute, now: GoldenMinute) -> str:
     return "" if len(then.steps) == len(now.steps) else "the number of steps"
 
 
-def _quantities(then: GoldenMinute, now: GoldenMinute, *, rounds: bool) -> list[Quantity]:
-    """Return the quantities in the order in which a run computes them; without `rounds` no difference is rounding."""
+def _quantities(then: GoldenMinute, now: GoldenMinute, *, exact: bool) -> list[Quantity]:
+    """Return the quantities in the order in which a run computes them; if `exact`, no difference is rounding."""
     half = "bfloat16" in (then.environment["dtype"], now.environment["dtype"])
     bounds = BOUNDS["bfloat16" if half else "float32"]
+
     found = []
     for number, (one, other) in enumerate(zip(then.steps, now.steps, strict=False), 1):
-        kinds = (("loss", one.loss, other.loss), ("gradient norm", one.grad_norm, other.grad_norm))
-        found += [
-            Quantity(name=f"{kind} of step {number}", then=a, now=b, bound=rounds * bounds[kind, number > 1])
-            for kind, a, b in kinds
-        ]
-    return found + [
-        Quantity(name=f"score {number} of the tuned model", then=a, now=b, bound=rounds * bounds["loss", False])
-        for number, (a, b) in enumerate(zip(then.scores, now.scores, strict=False), 1)
+        found.append((f"loss of step {number}", "loss", one.loss, other.loss, number > 1))
+        found.append((f"gradient norm of step {number}", "gradient norm", one.grad_norm, other.grad_norm, number > 1))
+    for number, (score, again) in enumerate(zip(then.scores, now.scores, strict=False), 1):
+        found.append((f"score {number} of the tuned model", "loss", score, again, False))
+    return [
+        Quantity(name=name, then=a, now=b, bound=0.0 if exact else bounds[kind, later], floor=FLOORS[kind])
+        for name, kind, a, b, later in found
     ]

@@ -153,11 +153,31 @@ def differing_settings(runs: Sequence[Path]) -> list[tuple[str, tuple[str, ...]]
 
 def pair_runs(a: Path, b: Path, task: str = "") -> PairedRows:
     """Pair the answers of two tuned models, as `base` and `tuned`, to the same test rows; raises as `diff_runs`."""
-    first, second = common_rows(a, b, task)
+    first, second, metric = comparable_rows(a, b, task)
+    # With one model, an encoder's masked tokens differ if virtual tokens shorten the rows; these are comparable.
+    if _recipe(a).get("model") != _recipe(b).get("model") and [r.tokens for r in first] != [r.tokens for r in second]:
+        raise CheckpointError(f"{b}: texts are tokenized differently than in {a}; tune both runs with one base")
+    return scored(crossed(first, second, "tuned"), metric, a)
+
+
+def comparable_rows(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], list[Prediction], str]:
+    """Return the test rows of a task that both runs have scored by one metric, in one order, and the metric.
+
+    Losses of texts are of the tokens of each run.
+
+    Args:
+        a: folder of a finished run.
+        b: folder of another.
+        task: name of a task of a multitask run; empty is its first.
+
+    Raises:
+        CheckpointError: as in `diff_runs`.
+    """
+    first, second = _common_rows(a, b, task)
     metrics = [_metric(read_report(run), task) for run in (a, b)]
     if difference := _score_difference(a, b, (first, second), metrics):
         raise CheckpointError(f"{b}: {difference} than in {a}; tune both runs with one objective")
-    return scored(crossed(first, second, "tuned"), metrics[0], a)
+    return first, second, metrics[0]
 
 
 def crossed(
@@ -178,7 +198,7 @@ def crossed(
     ]
 
 
-def common_rows(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], list[Prediction]]:
+def _common_rows(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], list[Prediction]]:
     """Return the test rows of a `task` that the runs `a` and `b` have scored, in one order; raises as `diff_runs`."""
     reports = read_report(a), read_report(b)
     if task:  # all tasks share one hash, so the rows themselves are compared below
@@ -193,9 +213,7 @@ def common_rows(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], lis
     common = [key for key in keys if key in by_key]
     whole = not any(report.scored_rows for report in reports)  # otherwise each has scored some of the same rows
     if not common or (whole and not len(common) == len(first) == len(second)):
-        raise CheckpointError(
-            f"{b / FILE}: its rows differ from those of {a / FILE}; tune one of the runs again with --force"
-        )
+        raise CheckpointError(f"{b / FILE}: its rows differ from those of {a / FILE}; compare runs of the same rows")
     by_first = dict(zip(keys, first, strict=True))
     return [by_first[key] for key in common], [by_key[key] for key in common]
 
@@ -266,13 +284,7 @@ def _score_difference(a: Path, b: Path, sides: Sequence[Sequence[Prediction]], m
         return ""
     if metrics[0] != metrics[1]:
         return f"the stored row scores are another metric ({metric_name(metrics[1])}, not {metric_name(metrics[0])})"
-    recipe_a = _recipe(a)
-    recipe_b = _recipe(b)
-    # With one model, an encoder's masked tokens differ if virtual tokens shorten the rows; these are comparable.
-    tokens = [[row.tokens for row in side] for side in sides]
-    if recipe_a.get("model") != recipe_b.get("model") and tokens[0] != tokens[1]:
-        return "texts are tokenized differently"
-    if _rewards(recipe_a) != _rewards(recipe_b):
+    if _rewards(_recipe(a)) != _rewards(_recipe(b)):
         return "completions have another reward"
     return ""
 

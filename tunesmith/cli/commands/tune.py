@@ -1,4 +1,4 @@
-"""`tunesmith tune`, `replay` and `rebase`: fine-tune a model, repeat the first steps of a run, and change its base."""
+"""`tunesmith tune`: fine-tune a model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import UsageError, add_common, add_place, add_schema, add_set, add_source, recipe_of
+from tunesmith.cli.options import UsageError, add_common, add_place, add_schema, add_source, recipe_of
 from tunesmith.cli.processes import launch
 from tunesmith.cli.progress import reported, work
-from tunesmith.cli.terminal import console, emit, hush, log, publish, show
+from tunesmith.cli.terminal import console, emit, hush, log, show
 from tunesmith.data.files import quoted
 from tunesmith.data.remote import remote_url
 from tunesmith.models.world import join, started_as
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add `tune`, `replay` and `rebase`."""
+    """Add `tune`."""
     parser = commands.add_parser(
         "tune",
         help="fine-tune a model and score it against its base",
@@ -44,33 +44,6 @@ def add(commands: Commands) -> None:
     add_place(parser, "the control runs")
     add_schema(parser, "tunesmith.report.schema:Report")
     parser.set_defaults(run=run)
-    replaying = commands.add_parser(
-        "replay",
-        help="repeat the first steps of a run here, and report whether anything has changed",
-        description="Repeat the first steps of a finished run and score its model, here and now, and compare both with "
-        "what the run has recorded: same, within rounding, or changed, with the first quantity that differs and what "
-        "differs in the environment. Exits with 1 if anything has changed. `replay:` in a recipe is something else: "
-        "general rows that are mixed into training.",
-    )
-    replaying.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run, which is not changed")
-    add_set(replaying, "set machine.threads, dtype, device or products (default: as in the run)")
-    add_schema(replaying, "tunesmith.pipelines.replay:Replay")
-    add_common(replaying)
-    replaying.set_defaults(run=run_replay)
-    rebasing = commands.add_parser(
-        "rebase",
-        help="tune a new base model on the rows of a run, and test whether it is better",
-        description="Tune a new base model on the same rows, in the same split and with the same recipe as a finished "
-        "run, and compare old tuned model, new base and new tuned model in pairs on the test rows. Resumes an "
-        "unfinished run. The earlier run is not changed. Exits with 1 if a gate of the recipe is violated.",
-    )
-    rebasing.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
-    text = "the new base: alias, Hub id, folder or GGUF file"
-    rebasing.add_argument("--model", metavar="NEW", required=True, help=text)
-    add_set(rebasing, "set a recipe key, for example technique.targets=all-linear")
-    add_schema(rebasing, "tunesmith.pipelines.rebase:Rebase")
-    add_common(rebasing, out="folder of the new run (default: runs/NAME)")
-    rebasing.set_defaults(run=run_rebase)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -165,39 +138,3 @@ def _show(run: Run) -> None:
     for part in render(run.report, run.folder):
         screen.print(part)
     show_next(run)
-
-
-def run_replay(args: argparse.Namespace) -> int:
-    """Repeat the first steps of a run and print the outcome; return 1 if anything has changed."""
-    from tunesmith.pipelines.replay import replay
-
-    hush()
-    with reported() as on_event:
-        found = replay(args.folder, changes=args.changes, on_event=on_event, offline=args.offline)
-    if not publish(found.model_dump(mode="json"), args):
-        show(found.sentence)
-        for line in found.display().lines:
-            show(f"  {line}")
-    return 1 if found.outcome == "changed" else 0
-
-
-def run_rebase(args: argparse.Namespace) -> int:
-    """Tune the new base and print the comparison; return 1 if a gate of the recipe is violated."""
-    from tunesmith.pipelines.rebase import check_rebase, rebase, rebased_recipe
-
-    recipe, notes = rebased_recipe(args.folder, args.model, args.changes)
-    for note in notes:
-        log(note)
-    with work() as callbacks:
-        check_rebase(args.folder, recipe, out=args.out, callbacks=callbacks, offline=args.offline)
-        hush()
-        found = rebase(args.folder, recipe, out=args.out, callbacks=callbacks, offline=args.offline)
-    if args.json:
-        emit(found.model_dump(mode="json"))
-    else:
-        for task in found.tasks:
-            show(task.sentence)
-            for pair in task.pairs:
-                show(f"  {pair.sentence}")
-        show(f"page: {found.folder}/rebase.html; report of the new run: {found.folder}/report.html")
-    return verdict(found.folder, found.broken_gates)

@@ -66,7 +66,7 @@ class RunTimings(_Line):
 def machine_of(*, device: str = "cpu", dtype: str = "", threads: int = 0) -> dict[str, str]:
     """Describe the machine by everything that its speed depends on."""
     used = str(threads or cores())
-    return {"processor": _processor(), "cores": used, "device": device, "dtype": dtype, "torch": version("torch")}
+    return {"processor": processor(), "cores": used, "device": device, "dtype": dtype, "torch": version("torch")}
 
 
 def digest_of(machine: Mapping[str, str]) -> str:
@@ -75,7 +75,7 @@ def digest_of(machine: Mapping[str, str]) -> str:
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
     """Return the model name of the processor: platform.processor() only returns the architecture on Linux."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

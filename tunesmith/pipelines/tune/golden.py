@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.data.files import read_page, write_whole
+from tunesmith.data.files import quoted, read_page, write_whole
 from tunesmith.errors import CheckpointError
 from tunesmith.events import Event, EventHandler, StepFinished
 from tunesmith.inference.engine_server import rollout_sampler
@@ -26,6 +26,7 @@ from tunesmith.models.kernels.float32_products import precision
 from tunesmith.models.loading.device import ChosenMachine
 from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recompute_layers
+from tunesmith.pipelines.plan.history import processor
 from tunesmith.training.batches import batches_of
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.fit import Trainer
@@ -39,7 +40,9 @@ FILE = "golden.json"
 ROWS, STEPS = 16, 8
 # Steps of an objective that samples completions, which takes most of its time.
 SAMPLED_STEPS = 2
-LIBRARIES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "numpy")
+LIBRARIES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+# A diverged model has a score of NaN, which JSON has as a string only.
+VALUES = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
 
 class GoldenRow(BaseModel):
@@ -55,7 +58,7 @@ class GoldenRow(BaseModel):
 class GoldenStep(BaseModel):
     """An optimizer step of the run."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = VALUES
 
     rows: str  # digest of the locations of its rows, in order
     tokens: str  # digest of their token ids and targets
@@ -66,7 +69,7 @@ class GoldenStep(BaseModel):
 class GoldenMinute(BaseModel):
     """The values that are compared with those of a later environment."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = VALUES
 
     environment: dict[str, str]
     sources: list[str]  # digests of the files of rows
@@ -76,27 +79,46 @@ class GoldenMinute(BaseModel):
 
 
 def environment_of(machine: ChosenMachine) -> dict[str, str]:
-    """Return the versions of libraries, and what the last bits of a result depend on."""
+    """Return the versions of libraries, and what the last bits of a result depend on.
+
+    Args:
+        machine: device, dtype and threads in use.
+
+    Returns:
+        Name -> value, both for display. `repeats` is `no` where the same steps may differ in the same environment.
+    """
     gpu = machine.device.startswith("cuda")
-    return {name: version(name) for name in LIBRARIES} | {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(machine.device) if gpu else machine.device,
-        "instructions": f"CUDA {torch.version.cuda}" if gpu else torch.backends.cpu.get_cpu_capability(),
-        "dtype": machine.dtype,
-        "threads": str(machine.threads),
-        "products": precision(),
-    }
+    repeats = machine.device == "cpu" or torch.are_deterministic_algorithms_enabled()
+    libraries = {name: version(name) for name in LIBRARIES}
+    return (
+        libraries
+        | {
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": processor(),  # oneDNN and MKL choose kernels by it
+            "torch build": hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:8],  # MKL, oneDNN, cuDNN
+            "device": torch.cuda.get_device_name(machine.device) if gpu else machine.device,
+            "instructions": f"CUDA {torch.version.cuda}" if gpu else torch.backends.cpu.get_cpu_capability(),
+            "dtype": machine.dtype,
+            "threads": str(machine.threads),
+            "products": precision(),
+            "repeats": "yes" if repeats else "no",
+        }
+    )
 
 
 def read_golden(run: Path) -> GoldenMinute:
     """Return the recording of a finished run. Raises CheckpointError if it has none."""
+    again = f"run `tunesmith tune {quoted(run / 'recipe.yaml')} --out {quoted(f'{run}-again')}`"
     try:
-        return read_page(run / FILE, GoldenMinute)
-    except OSError:
+        found = read_page(run / FILE, GoldenMinute)
+    except FileNotFoundError:
         raise CheckpointError(
-            f"{run}: no {FILE}: a run of an earlier version, or of several processes; tune it again with --force"
+            f"{run}: no {FILE}: a run of an earlier version or of several processes; {again}"
         ) from None
+    if not found.steps:
+        raise CheckpointError(f"{run / FILE}: has no steps; {again}")
+    return found
 
 
 def record(trained: TrainResult, run: Path, environment: dict[str, str]) -> None:
@@ -185,7 +207,15 @@ def _steps(prepared: TrainingContext) -> int:
 
 @torch.no_grad()
 def scores_of(setup: TrainingSetup, policy: Policy) -> list[float]:
-    """Return the summed loss of a tuned model on each micro-batch of the first step."""
+    """Return the summed loss of a tuned model on each micro-batch of the first step.
+
+    Args:
+        setup: the training of the run.
+        policy: the tuned model.
+
+    Returns:
+        One value per micro-batch; none for an objective that scores completions of the model in training.
+    """
     objectives = [task.recipe.objective for task in setup.prepared.tasks.values()]
     if any(objective.samples_completions or objective.reference == "per_step" for objective in objectives):
         return []
