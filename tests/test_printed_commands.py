@@ -68,6 +68,7 @@ OTHER_OPTIONS = {
     "--decrypt",
     "--enable-lora",
     "--logprobs-mode",
+    "--outfile",
 }
 OTHER_FILES = (
     "models/loading/bundled_models.py",

@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.api import Listing, Served, changes_of, python_words, reporting, words
 
@@ -395,6 +395,13 @@ def serve(
     admin_token_file: str | Path | None = None,
     store: str | Path | None = None,
     thinking: bool | None = None,
+    shadow: str = "",
+    shadow_margin: float = 0.05,
+    shadow_control: float = 0.05,
+    shadow_price: tuple[float, float] | None = None,
+    shadow_folder: str | Path | None = None,
+    shadow_http: bool = False,
+    keep_rows: Literal["none", "asked", "all"] = "none",
     host: str = "127.0.0.1",
     port: int = 8378,
     offline: bool = False,
@@ -419,6 +426,13 @@ def serve(
         admin_token_file: file of the token of /admin; default: `admin.token` in the cache folder.
         store: file of ratings; default: `thumbs.db` in the folder of each run.
         thinking: whether models that can think do so unless a request says otherwise; default as in training.
+        shadow: `URL#MODEL` of a paid model that answers until the one run is shown to agree with it.
+        shadow_margin: share of chats in which the run may answer otherwise than the paid model.
+        shadow_control: share of chats that always go to both.
+        shadow_price: price per million tokens that the paid model reads and writes.
+        shadow_folder: folder of figures and decisions; default: `shadow` in the folder of the run.
+        shadow_http: allow an address without encryption on another machine.
+        keep_rows: compared chats whose texts are kept, personal data masked.
         host: bind address, any other than localhost requires a token.
         port: port, 0 picks a free one.
         offline: do not access the network.
@@ -444,7 +458,14 @@ def serve(
         admin_token_file=None if admin_token_file is None else Path(admin_token_file),
         store=None if store is None else Path(store),
         thinking=thinking,
-        shadow="",
+        shadow=shadow,
+        shadow_margin=shadow_margin,
+        shadow_control=shadow_control,
+        shadow_price=shadow_price,
+        shadow_folder=None if shadow_folder is None else Path(shadow_folder),
+        shadow_http=shadow_http,
+        keep_rows=keep_rows,
+        json=True,  # prints nothing
         host=host,
         port=port,
         offline=offline,

@@ -203,10 +203,10 @@ def _shadow_of(args: argparse.Namespace, sources: Sources, kind: str) -> ShadowR
     (name, versions), *others = sources.items()
     if others or len(versions) > 1:
         raise UsageError("--shadow: expected one RUN, which learns to replace the paid model; serve others apart")
-    shares = [("margin", args.shadow_margin, 1), ("control", args.shadow_control, 1)]
-    for option, value, most in [*shares, *(("price", price, 10**6) for price in args.shadow_price or ())]:
-        if not 0 < value < most and (option, value) != ("price", 0):
-            raise UsageError(f"--shadow-{option} {value}: expected a number between 0 and {most}; see `serve --help`")
+    shares = [("--shadow-margin", args.shadow_margin, 1), ("--shadow-control", args.shadow_control, 1)]
+    for option, value, most in [*shares, *(("--shadow-price", price, 10**6) for price in args.shadow_price or ())]:
+        if not 0 < value < most and (option, value) != ("--shadow-price", 0):
+            raise UsageError(f"{option} {value}: expected a number between 0 and {most}; see `tunesmith serve --help`")
     place = versions[0].parent if _is_gguf(versions[0]) else versions[0]
     own = place / "shadow" if _is_run(place) or _is_gguf(versions[0]) else Path(f"{name}-shadow")
     return ShadowRequest(
