@@ -12,7 +12,12 @@ import tunesmith
 
 PACKAGE = Path(tunesmith.__file__).parent
 COMMANDS = sorted(
-    [*(path.stem.replace("_", "-") for path in (PACKAGE / "cli" / "commands").glob("[a-z]*.py")), "ask", "models"]
+    [
+        *(path.stem.replace("_", "-") for path in (PACKAGE / "cli" / "commands").glob("[a-z]*.py")),
+        "ask",
+        "models",
+        "verify",
+    ]
 )
 # A command with its arguments, up to the end of the sentence that contains it; or a setting to append to a command.
 COMMAND = re.compile(rf"tunesmith (?:{'|'.join(COMMANDS)})\b(?![-\w])[^`\n;<]*")
