@@ -166,7 +166,7 @@ def test_the_command_runs_in_two_processes_and_only_the_first_one_prints(
         assert said.count("[1/5]") == 1
         lines = (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()
         assert len([line for line in lines if '"loss"' in line]) == 4
-    assert files[2] == files[1]
+    assert files[2] == files[1] - {"golden.json"}  # steps of several processes are not repeated by `replay`
     assert shown[2].splitlines()[0] == shown[1].splitlines()[0]
 
 

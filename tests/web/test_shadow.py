@@ -444,7 +444,8 @@ def test_the_command_serves_a_shadow_and_prints_its_figures_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ):
     verified: list[Any] = []  # a challenge that `serve` sends to itself would reach the paid model
-    monkeypatch.setattr("tunesmith.cli.commands.serve._verify_in_background", lambda *args: verified.append(args))
+    ask = "tunesmith.cli.commands.serve._verify_in_background"
+    monkeypatch.setattr(ask, lambda *args, shadow: shadow or verified.append(args))
 
     def serve(*options: str) -> Any:
         parser = argparse.ArgumentParser()

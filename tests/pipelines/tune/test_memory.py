@@ -66,7 +66,8 @@ def test_it_computes_activations_again_before_it_halves_a_micro_batch(monkeypatc
     runs, on = {}, list[bool]()
 
     def loss(objective: Classify, batch: Batch, policy: Policy) -> Loss:
-        on.append(recomputes(policy.network))
+        if torch.is_grad_enabled():
+            on.append(recomputes(policy.network))
         if torch.is_grad_enabled() and not on[-1]:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return learned(objective, batch, policy)

@@ -207,21 +207,25 @@ def _steps(prepared: TrainingContext) -> int:
 
 @torch.no_grad()
 def scores_of(setup: TrainingSetup, policy: Policy) -> list[float]:
-    """Return the summed loss of a tuned model on each micro-batch of the first step.
+    """Return the summed loss of a tuned model on each row of the first step.
+
+    Rows are scored alone: memory that held smaller micro-batches in training may not hold those of the first step.
 
     Args:
         setup: the training of the run.
         policy: the tuned model.
 
     Returns:
-        One value per micro-batch; none for an objective that scores completions of the model in training.
+        One value per row; none for an objective that scores completions of the model in training.
     """
     objectives = [task.recipe.objective for task in setup.prepared.tasks.values()]
     if any(objective.samples_completions or objective.reference == "per_step" for objective in objectives):
         return []
     learner = setup.learner
     policy.train(False)
-    window = batches_of(setup.prepared).window(0)
+    rows = batches_of(setup.prepared)
+    rows.at_once(1)
+    window = rows.window(0)
     batches = [learner.prepare(batch.to(policy.device), policy) for batch in window]
     batches = learner.with_sums(batches, learner.step_sums(batches, policy))
     return [float(learner.loss(batch, policy).total) for batch in batches]
