@@ -25,10 +25,11 @@ def main(job: dict[str, Any]) -> None:
             `memory`, the limit in bytes; for a model its `name`, and whether it `slides`: some of its
             layers have a sliding attention window.
     """
-    with suppress(ImportError, ValueError):  # not on Windows; a lower limit may be in force
+    if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (job["memory"], job["memory"]))
+        with suppress(ValueError):  # a lower limit may be in force
+            resource.setrlimit(resource.RLIMIT_DATA, (job["memory"], job["memory"]))
     root = Path(job["converter"])
     sys.path.insert(0, str(root))
     conversion: Any = importlib.import_module("conversion")  # it puts its own gguf first
