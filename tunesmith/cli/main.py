@@ -35,6 +35,7 @@ from tunesmith.cli.commands import (
     serve,
     studio,
     tune,
+    verify,
     votes,
 )
 from tunesmith.cli.completion import SHELLS, PrintCompletion
@@ -63,6 +64,7 @@ MODULES = (
     replay,
     rebase,
     evaluate,
+    verify,
     chat,
     export,
     serve,
