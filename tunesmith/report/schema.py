@@ -304,6 +304,8 @@ def read_report(run: Path) -> Report:
     try:
         return read_page(run / "report.json", Report)
     except OSError:
+        if not run.exists():
+            raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here") from None
         raise CheckpointError(
             f"{run}: no report.json, so the run is not finished; finish it with `tunesmith tune`"
         ) from None
