@@ -68,6 +68,8 @@ def test_a_decoder_is_tuned_on_the_rows_of_an_encoder_and_all_pairs_are_tested(r
     page = (tmp_path / "new" / "rebase.html").read_text("utf-8")
     assert task.sentence[1:] in page
     assert "http" not in page
+    assert str(tmp_path) not in page
+    assert str(run.parent) not in page
 
 
 def test_an_interrupted_rebase_resumes_and_ends_equal(run: Path, tmp_path: Path):
