@@ -65,6 +65,7 @@ DRILLS = {
     "tune multitask": Drill("tune multitask.yaml --out run --offline", kept=CHECKPOINT),
     "rebase": Drill("rebase decoder --model bert --out run --offline", [TUNED], kept=r"\.before\.json"),
     "replay": Drill("replay decoder --out replayed.json --offline", [TUNED]),
+    "verify": Drill("verify challenge.json --at decoder --out verified.json --offline", [TUNED]),
     "learning-curve": Drill(f"learning-curve many.jsonl {FULL} --rows 100 --out curve", kept=r"cells/\.\d+-\d\.json"),
     "compare": Drill(f"compare reviews.jsonl {LORA} {ARMS} --out compared", kept=r"answers/\.[^/]*json"),
     "compare documents": Drill(

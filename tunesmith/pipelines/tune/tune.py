@@ -170,16 +170,15 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
         clock.start(REPORT)
         with phase("saving"):
             _save(results, folder)
+            _save_challenge(results, folder, clock)
 
-        # The run is finished once report.json exists.
+        # The run is finished once report.json exists; what is written later would be missing after a kill.
         level = results.scored_rows.level if results.scored_rows else ALPHA
         with phase("report"), at_level(level):
             report = build_report(results, name=folder.path.name, seconds=time.perf_counter() - started)
             write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
             write_reports(folder.path)
             drop_checkpoints(folder.path)
-        with phase("saving"):
-            _save_challenge(results, folder, clock)
     world.barrier()
     if world.size == 1:  # later forecasts are those of one process
         record(clock, results.prepared, seconds=time.perf_counter() - started, resumed=resumed)
@@ -328,11 +327,13 @@ def _save_challenge(results: RunResults, folder: RunFolder, on_event: EventHandl
     if not prepared.recipe.challenge or prepared.base.family != "decoder":
         return
     try:
-        write_whole(path / CHAT, contract_of(prepared.template).model_dump_json(indent=1))
-        if challenge := challenge_of_run(prepared, results.model, name=path.name):
-            write_whole(path / CHALLENGE, challenge.model_dump_json(indent=1))
-    except Exception as error:  # the run is finished, whatever happens here
+        challenge = challenge_of_run(prepared, results.model, name=path.name)
+    except Exception as error:  # whatever happens here, the model is saved and its report follows
         on_event(Note(f"no challenge for `tunesmith verify`: {briefly(error)}"))
+        challenge = None
+    write_whole(path / CHAT, contract_of(prepared.template).model_dump_json(indent=1))
+    if challenge:
+        write_whole(path / CHALLENGE, challenge.model_dump_json(indent=1))
 
 
 def _reward_digests(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[str, str]:
