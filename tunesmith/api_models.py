@@ -125,7 +125,7 @@ def ask(
     thinking: bool | None = None,
     offline: bool = False,
     progress: bool = False,
-) -> Classified | Reply | list[tuple[str, float]] | float | ArmReply:
+) -> Classified | Reply | list[tuple[str, float]] | float | dict[str, Any] | ArmReply:
     """Answer one text with a tuned model, or with an arm of a comparison; `load` a model for several texts.
 
     >>> import tunesmith

@@ -11,12 +11,6 @@ from tunesmith.objectives import Classify
 from tunesmith.techniques import Lora
 from tunesmith.techniques.peft_base import reaches
 
-# Objectives without labels to shuffle, for which no control can be run.
-WITHOUT_CONTROLS = {
-    "domain": "texts have no labels to shuffle",
-    "rl": "a reward may not depend on the reference answers that would be shuffled",
-}
-
 UNSHARDED = "set machine.shard: none, with which every process has all weights"
 
 
@@ -54,7 +48,7 @@ def check_pair(recipe: Recipe, family: str) -> None:
             f"objective {recipe.objective.kind}: needs a {' or '.join(recipe.objective.families)}, "
             f"{recipe.model} is an {family}; nearest that works: model: smollm2-135m, or objective: classify"
         )
-    if recipe.controls and (why := WITHOUT_CONTROLS.get(recipe.objective.kind)):
+    if recipe.controls and (why := recipe.objective.no_controls):
         raise RecipeError(f"controls: {why}; nearest that works: controls: false")
     if recipe.canaries and (family == "encoder" or recipe.objective.kind not in ("domain", "instruct")):
         raise RecipeError("canaries: only a decoder tuned by instruct or domain writes whole rows; use canaries: 0")

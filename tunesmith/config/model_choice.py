@@ -28,21 +28,8 @@ def pick_by_rule(objective: AnyObjective, named: Set[str]) -> ModelPick:
             return ModelPick(DECODER, "label words and instructions need a decoder")
         why = "for labels the encoder is expected to do as well in a tenth of the time"
         return ModelPick(ENCODER, f"{why}; --model {DECODER} tunes the decoder instead")
-    if objective.produces == "number":
-        return ModelPick(ENCODER, unsuited(objective))
+    if objective.prefers_encoder:
+        return ModelPick(ENCODER, objective.unsuited)
     if "encoder" in objective.families and objective.produces == "likelihood":
         return ModelPick(DECODER, f"generates text; --model {ENCODER} tunes an encoder for embeddings and masked words")
-    return ModelPick(DECODER, unsuited(objective))
-
-
-def unsuited(objective: AnyObjective) -> str:
-    """Return in one line why some candidates cannot learn the objective; empty for labels."""
-    if objective.produces == "labels":
-        return ""
-    if objective.produces == "number":
-        return f"a head predicts the value: the encoder is the cheapest; --model {DECODER} tunes the decoder"
-    if objective.produces == "likelihood":
-        return "TF-IDF and a probe predict labels, not the words of a text; encoder and decoder can both learn a domain"
-    if objective.produces == "score":
-        return "TF-IDF and a probe predict labels, not scores of answers; encoder and decoder can both learn a reward"
-    return "the rows ask for text, which only a decoder generates; TF-IDF, a probe and an encoder predict labels"
+    return ModelPick(DECODER, objective.unsuited)

@@ -22,7 +22,7 @@ from tunesmith.data.readers.row import Row, as_word, keep
 from tunesmith.data.schema.columns import LOOKED_AT
 from tunesmith.data.schema.formats import detect
 from tunesmith.errors import RowError
-from tunesmith.objectives import Domain, Instruct
+from tunesmith.objectives import OBJECTIVES, Domain, Instruct
 from tunesmith.objectives.domain import text_column
 
 # Common names of group columns; the first one present is used.
@@ -42,21 +42,8 @@ ROUND_TO = 64
 LARGEST_LIMIT = 2_048
 # Sections of the small encoder: all parameters are trained, and `compare` prompts the decoder.
 FOR_ENCODER: Mapping[str, Any] = {"technique": {"kind": "full"}, "compare": {"model": DECODER}}
-# Keys of objectives that name columns; if none is set, columns are detected.
-COLUMN_KEYS = {
-    "text",
-    "label",
-    "target",
-    "prompt",
-    "answer",
-    "messages",
-    "chosen",
-    "rejected",
-    "winner",
-    "margin",
-    "context",
-    "choices",
-}
+# Settings of objectives that name columns; if none is set, columns are detected.
+COLUMN_KEYS = {key for each in OBJECTIVES for key in each.column_keys}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +157,7 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Resolved
         raw["data"]["group"] = column
         notes.append(f"rows with the same {column!r} stay in one split (--set data.group= for no groups)")
     recipe, translated = make_recipe(raw, place=source, changes=changes)
-    if recipe.objective.produces in ("labels", "number") and "model" not in named:
+    if recipe.objective.prefers_encoder and "model" not in named:
         pick = pick_by_rule(recipe.objective, named)
         raw |= {"model": pick.model, **(FOR_ENCODER if pick.model == ENCODER else {})}
         if any(name.partition(".")[0] == "technique" for name in named):

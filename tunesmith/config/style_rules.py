@@ -12,24 +12,14 @@ from tunesmith.errors import RecipeError
 from tunesmith.metrics.style import NO_ROW, StyleRule, rules_of
 from tunesmith.objectives import Instruct
 
-# Outputs of objectives without free-text answers.
-NO_STYLE = {
-    "classify": "labels",
-    "regress": "numbers",
-    "domain": "texts without prompts",
-    "preference": "pairs of answers",
-    "reward": "scores",
-    "rl": "answers to a reward",
-    "multitask": "multitask recipes",
-}
-
 
 def read_style_rules(recipe: Recipe, *, offline: bool) -> tuple[StyleRule, ...]:
     """Return the style rules of a recipe. Raises RecipeError for a rule that cannot be checked on its rows."""
     rules = rules_of(recipe.style)
     if rules and not isinstance(recipe.objective, Instruct):
-        what = NO_STYLE[recipe.objective.kind]
-        raise RecipeError(f"style: not supported for {what}; remove `style`, or use objective: instruct")
+        raise RecipeError(
+            f"style: not supported for {recipe.objective.results}; remove `style`, or use objective: instruct"
+        )
     for rule in rules:
         rows = read_rows(_tested(recipe), offline=offline) if rule.column else []
         if rule.column and not any(rule.column in row.fields for row in rows):

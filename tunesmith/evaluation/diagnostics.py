@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config.style_rules import columns
-from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, RatedText, UnpairedPreference
+from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, TextExample, UnpairedPreference
 from tunesmith.data.text.domain_terms import general_text
 from tunesmith.data.tokenization.tokenizer import frame
 from tunesmith.data.tokenization.tool_calls import calls_in
@@ -100,10 +100,8 @@ def _shuffled(examples: Sequence[Example], rng: random.Random) -> list[Example]:
         return _shuffled_turns(chats, order)
     shuffled: list[Example] = []
     for example, other in zip(examples, (examples[i] for i in order), strict=True):
-        if isinstance(example, LabelledText) and isinstance(other, LabelledText):
-            shuffled.append(replace(example, labels=other.labels))
-        elif isinstance(example, RatedText) and isinstance(other, RatedText):
-            shuffled.append(replace(example, number=other.number))
+        if isinstance(example, TextExample) and isinstance(other, TextExample):
+            shuffled.append(example.with_target_of(other))
         elif isinstance(example, UnpairedPreference) and isinstance(other, UnpairedPreference):
             shuffled.append(replace(example, good=other.good))
         elif isinstance(example, Pair):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tunesmith.config import AnyObjective
-from tunesmith.data.examples.types import Chat, Example, LabelledText, RatedText, Reference
+from tunesmith.data.examples.types import Chat, Example, LabelledText, Reference, TextExample
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.baselines import linear_probe
@@ -53,7 +53,7 @@ def accepted_answers(examples: Sequence[Example]) -> list[Reference]:
 
 def question(example: Example) -> str:
     """Return the prompt of a row as text for reports: the text to label or rate, or the last message."""
-    return example.text if isinstance(example, LabelledText | RatedText) else asked(example)[-1].content
+    return example.text if isinstance(example, TextExample) else asked(example)[-1].content
 
 
 def subsample(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, TypeVar, cast, overload
 
@@ -25,6 +25,7 @@ from tunesmith.inference.scoring import (
     settled,
     text_outputs,
 )
+from tunesmith.models.batch import Batch
 from tunesmith.models.families import positions_of, prompt_limit
 from tunesmith.models.generation.generate import (
     AnswerIds,
@@ -210,7 +211,7 @@ class LocalModel:
 
     def answer(
         self, text: str, *, sampling: Sampling | None = None, thinking: bool | None = None
-    ) -> Classified | Reply | list[tuple[str, float]] | float:
+    ) -> Classified | Reply | list[tuple[str, float]] | float | dict[str, Any]:
         """Answer one text as the objective does.
 
         Args:
@@ -219,14 +220,16 @@ class LocalModel:
             thinking: whether the model thinks before a generated answer; by default as it was trained.
 
         Returns:
-            Labels, a number, a reply, or for a masked language model the words at the mask token with their
-            probabilities.
+            Labels, a number, a reply, for a masked language model the words at the mask token with their
+            probabilities, or the JSON object of an objective with `answers` of its own.
 
         Raises:
             RecipeError: the model has no such mode.
         """
-        if self.objective.produces in ("labels", "number", "likelihood"):
+        if self.objective.produces != "text":
             refuse_thinking(self.objective, thinking)
+        if (own := self.objective.answers([text], self)) is not None:
+            return own[0]
         if self.objective.produces == "labels":
             return self.classify(text)
         if self.objective.produces == "number":
@@ -234,6 +237,15 @@ class LocalModel:
         if self.objective.produces == "likelihood":
             return self.fill(text) if self.policy.family == "encoder" else self.complete(text, sampling=sampling)
         return self.reply([self.objective.user_message(text)], sampling=sampling, thinking=thinking)
+
+    def answers(self, texts: Sequence[str], *, task: str = "") -> list[dict[str, Any]] | None:
+        """Answer texts in the form of the objective, one JSON object each; None if it has no form of its own."""
+        model = self.at(task)
+        return model.objective.answers(listed(texts, "answers"), model)
+
+    def outputs(self, rows: Sequence[Tokens], compute: Callable[[Batch], Tensor]) -> Tensor:
+        """Compute an output [N, ...] of each of N sequences; `compute` returns those of a batch, [B, ...]."""
+        return text_outputs(self.policy, rows, compute)
 
     @overload
     def generate(  # type: ignore[overload-overlap]
@@ -531,10 +543,8 @@ class LocalModel:
 
     def tokens(self, text: str) -> Tokens:
         """Encode a text as the objective does, without learned tokens."""
-        if self.objective.produces == "labels":
-            return self.classifier.question(text, self.template, limit=self.limit)[0]
-        if self.objective.produces == "number":
-            return self.regressor.question(text, self.template, limit=self.limit)[0]
+        if self.objective.reads_texts:
+            return self.objective.question(text, self.template, limit=self.limit)[0]
         if self.objective.produces == "likelihood":
             return Tokens.of(self.template.document(self.template.harmless(text), limit=self.limit).ids)
         return Tokens.of(self.prompt([Message("user", text)]))

@@ -127,12 +127,9 @@ def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
     """Return the objective in the form for a model without a head."""
     if objective is None:
         return BASE_CHAT
-    if objective.produces == "score":
-        raise RecipeError(f"{name}: scores need a head, and this model has none; give a run tuned with reward")
-    if objective.produces == "number":
-        raise RecipeError(
-            f"{name}: predicted values need a head, and this model has none; give a run tuned with regress"
-        )
+    if objective.needs_head:
+        what = f"{objective.results} need a head, and this model has none"
+        raise RecipeError(f"{name}: {what}; give a run tuned with {objective.kind}")
     if objective.label_mode == "multi":
         raise RecipeError(
             f"{name}: rows with several labels need a head, and this model has none; "

@@ -1,24 +1,35 @@
-"""Objectives: what is learned. A new one is a file in this package, its import, and its name in `AnyObjective`.
+"""Objectives: what is learned. A new one is a file in this package, its import, and its name in `multitask.AnyPart`.
+
+The file declares everything that other packages ask for (the class variables of `base.Objective`); besides it, an
+objective has an evaluator (`evaluation.evaluators.EVALUATORS`) and, if its rows are new, a format with its parser.
 
 An objective is a section of the recipe (`base.Objective`). The loss is computed by its learner (`base.Learner`), which
 is the objective itself unless it needs more than its settings: `PreferenceLearner`, `MultitaskLearner` and
 `OnlineRLLearner`.
 """
 
+from collections.abc import Sequence
 from typing import get_args
 
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
-from tunesmith.objectives.multitask import Multitask
+from tunesmith.objectives.multitask import AnyPart, Multitask
 from tunesmith.objectives.preference import Preference
 from tunesmith.objectives.regress import Regress
 from tunesmith.objectives.reward_model import Reward
 from tunesmith.objectives.rl import Rl
 
-AnyObjective = Classify | Domain | Instruct | Preference | Regress | Reward | Rl | Multitask
+AnyObjective = AnyPart | Rl | Multitask
 OBJECTIVES: tuple[type[AnyObjective], ...] = get_args(AnyObjective)
+
+
+def objective_class(kind: str) -> type[Objective]:
+    """Return the class of a kind, which may be that of a plugin, without its settings; the base of all if unknown."""
+    known: Sequence[type[Objective]] = OBJECTIVES
+    return next((each for each in known if each.model_fields["kind"].default == kind), Objective)
+
 
 __all__ = [
     "OBJECTIVES",
@@ -32,4 +43,5 @@ __all__ = [
     "Regress",
     "Reward",
     "Rl",
+    "objective_class",
 ]

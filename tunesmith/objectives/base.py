@@ -6,9 +6,9 @@ Letters: B rows of a batch, D size of a hidden state, K labels, N texts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -72,7 +72,21 @@ class Learner(ABC):
         """Compute the summed loss of a prepared batch; deterministic given its tensors."""
 
 
-Produces = Literal["labels", "number", "text", "score", "likelihood"]
+Produces = Literal["labels", "number", "text", "score", "likelihood", "vectors", "spans"]
+
+
+class Reader(Protocol):
+    """A tuned model, as an objective with `answers` of its own asks it."""
+
+    policy: Policy
+    template: Template
+    limit: int
+
+    def outputs(self, rows: Sequence[Tokens], compute: Callable[[Batch], Tensor]) -> Tensor:
+        """Compute an output [N, ...] of each of N sequences; `compute` returns those of a batch, [B, ...]."""
+        ...
+
+
 # The name of the only task of a run that has no others.
 SINGLE_TASK = ""
 
@@ -91,7 +105,7 @@ class Objective(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
     # What the tuned model returns for an input: labels, a number, an answer, a score of an answer, or a likelihood.
-    produces: ClassVar[Produces]
+    produces: ClassVar[Produces] = "text"
     # Whether training samples completions from the policy instead of learning from those of the rows.
     samples_completions: ClassVar[bool] = False
 
@@ -100,6 +114,34 @@ class Objective(BaseModel, ABC):
 
     # Whether the rows of a large file can be kept in files: no code compares all of them in memory.
     reads_large_files: ClassVar[bool] = False
+
+    # The word of messages for what the model returns.
+    results: ClassVar[str] = "answers"
+    # Settings that name columns, those that every row needs first.
+    column_keys: ClassVar[tuple[str, ...]] = ()
+    # Columns that rows without a target, such as new ones, need not have.
+    optional_columns: ClassVar[tuple[str, ...]] = ()
+    # Route of the server that answers for a tuned model; empty if none does.
+    route: ClassVar[str] = "v1/chat/completions"
+    # Pipeline tag of the Hub; empty if it depends on the model family.
+    hub_task: ClassVar[str] = ""
+    # Whether the tuned model reads a text as `question` encodes it, not as a chat.
+    reads_texts: ClassVar[bool] = False
+    # Whether an added output layer makes the results, even in a decoder.
+    needs_head: ClassVar[bool] = False
+    # Whether the base model is scored by a probe of its states that is fitted to the training rows.
+    probes_base: ClassVar[bool] = False
+    # Whether the score of a row is between 0 and 1.
+    scores_are_shares: ClassVar[bool] = True
+    # Why no control with shuffled targets can be run; empty if one can.
+    no_controls: ClassVar[str] = ""
+    # Whether the encoder is chosen if the user names no model, and why some candidates cannot learn the objective.
+    prefers_encoder: ClassVar[bool] = False
+    unsuited: ClassVar[str] = (
+        "the rows ask for text, which only a decoder generates; TF-IDF, a probe and an encoder predict labels"
+    )
+    # The line of Python that uses a tuned `{model}` for a `{text}`.
+    python_use: ClassVar[str] = 'print({model}.generate(["{text}"])[0])'
 
     @property
     def known_labels(self) -> tuple[str, ...]:
@@ -115,6 +157,16 @@ class Objective(BaseModel, ABC):
     def has_label_head(self) -> bool:
         """Return whether labels are produced by a linear head rather than as words."""
         return False
+
+    @property
+    def has_head(self) -> bool:
+        """Return whether an added output layer produces the results."""
+        return self.needs_head or self.has_label_head
+
+    @property
+    def fits_tfidf(self) -> bool:
+        """Return whether TF-IDF with a linear model is a baseline: a row has one label, or a number."""
+        return self.label_mode == "single" or self.produces == "number"
 
     @property
     def probe_metric(self) -> str:
@@ -272,6 +324,10 @@ class Objective(BaseModel, ABC):
             return Tokens.of(template.shortened(ids, limit)), len(ids) > limit
         messages, shortened = template.fit([self.user_message(text)], limit)
         return Tokens.of(template.prompt(messages)), shortened
+
+    def answers(self, texts: Sequence[str], model: Reader) -> list[dict[str, Any]] | None:
+        """Answer texts in a form of this objective, one JSON object each; None if `produces` names a usual form."""
+        return None
 
     def make_learner(self) -> Learner:
         """Return the learner that computes the loss.

@@ -70,6 +70,16 @@ class Classify(Objective, Learner):
     """
 
     produces: ClassVar[Produces] = "labels"
+    results: ClassVar[str] = "labels"
+    column_keys: ClassVar[tuple[str, ...]] = ("text", "label")
+    optional_columns: ClassVar[tuple[str, ...]] = ("label",)
+    route: ClassVar[str] = "classify"
+    hub_task: ClassVar[str] = "text-classification"
+    reads_texts: ClassVar[bool] = True
+    probes_base: ClassVar[bool] = True
+    prefers_encoder: ClassVar[bool] = True
+    unsuited: ClassVar[str] = ""
+    python_use: ClassVar[str] = 'print({model}.classify(["{text}"])[0])'
     has_reference_answers: ClassVar[bool] = True
     reads_large_files: ClassVar[bool] = True
     max_new_tokens: ClassVar[int] = 0

@@ -35,6 +35,14 @@ class Domain(Objective, Learner):
     """
 
     produces: ClassVar[Produces] = "likelihood"
+    results: ClassVar[str] = "texts without prompts"
+    column_keys: ClassVar[tuple[str, ...]] = ("text",)
+    route: ClassVar[str] = "v1/completions"
+    scores_are_shares: ClassVar[bool] = False
+    no_controls: ClassVar[str] = "texts have no labels to shuffle"
+    unsuited: ClassVar[str] = (
+        "TF-IDF and a probe predict labels, not the words of a text; encoder and decoder can both learn a domain"
+    )
     instruction: ClassVar[str] = ""
     max_new_tokens: ClassVar[int] = 0
     reads_large_files: ClassVar[bool] = True

@@ -44,6 +44,10 @@ class Instruct(Objective, Learner):
 
     families: ClassVar[tuple[str, ...]] = ("decoder",)
     produces: ClassVar[Produces] = "text"
+    column_keys: ClassVar[tuple[str, ...]] = ("prompt", "answer", "messages", "context", "choices", "thoughts")
+    optional_columns: ClassVar[tuple[str, ...]] = (
+        "answer", "system", "context", "input", "history", "tools", "thoughts",
+    )  # fmt: skip
     has_reference_answers: ClassVar[bool] = True
     reads_large_files: ClassVar[bool] = True
 

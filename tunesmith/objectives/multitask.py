@@ -78,6 +78,7 @@ def _short_for(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
+# Every objective that can be a task of several.
 AnyPart = Classify | Domain | Instruct | Preference | Regress | Reward
 PartObjective = Annotated[Annotated[AnyPart, Discriminator("kind")], _short_for("kind")]
 
@@ -101,6 +102,8 @@ class Multitask(Objective):
     """
 
     produces: ClassVar[Produces] = "text"
+    results: ClassVar[str] = "multitask recipes"
+    route: ClassVar[str] = ""
     instruction: ClassVar[str] = ""
 
     kind: Literal["multitask"] = "multitask"

@@ -45,6 +45,8 @@ class Preference(Objective):
 
     families: ClassVar[tuple[str, ...]] = ("decoder",)
     produces: ClassVar[Produces] = "text"
+    results: ClassVar[str] = "pairs of answers"
+    column_keys: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "prompt", "answer", "label", "winner")
 
     kind: Literal["preference"] = "preference"
     prompt: str = Field("", description="column with the prompt; empty: detected")

@@ -40,6 +40,20 @@ class Regress(Objective, Learner):
     """
 
     produces: ClassVar[Produces] = "number"
+    results: ClassVar[str] = "numbers"
+    column_keys: ClassVar[tuple[str, ...]] = ("text", "target")
+    optional_columns: ClassVar[tuple[str, ...]] = ("target",)
+    route: ClassVar[str] = "predict"
+    hub_task: ClassVar[str] = "text-classification"
+    needs_head: ClassVar[bool] = True
+    reads_texts: ClassVar[bool] = True
+    probes_base: ClassVar[bool] = True
+    scores_are_shares: ClassVar[bool] = False
+    prefers_encoder: ClassVar[bool] = True
+    unsuited: ClassVar[str] = (
+        "a head predicts the value: the encoder is the cheapest; --model smollm2-135m tunes the decoder"
+    )
+    python_use: ClassVar[str] = 'print({model}.predict("{text}"))'
     max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["regress"] = "regress"

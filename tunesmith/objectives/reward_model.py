@@ -36,6 +36,16 @@ class Reward(Objective, Learner):
     """
 
     produces: ClassVar[Produces] = "score"
+    results: ClassVar[str] = "scores"
+    column_keys: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "prompt", "winner", "margin")
+    route: ClassVar[str] = ""
+    hub_task: ClassVar[str] = "text-classification"
+    needs_head: ClassVar[bool] = True
+    probes_base: ClassVar[bool] = True
+    unsuited: ClassVar[str] = (
+        "TF-IDF and a probe predict labels, not scores of answers; encoder and decoder can both learn a reward"
+    )
+    python_use: ClassVar[str] = 'print({model}.reward("{text}", "an answer to it"))'
     max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["reward"] = "reward"

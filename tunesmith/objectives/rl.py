@@ -39,6 +39,9 @@ class Rl(Objective):
     families: ClassVar[tuple[str, ...]] = ("decoder",)
     produces: ClassVar[Produces] = "text"
     samples_completions: ClassVar[bool] = True
+    results: ClassVar[str] = "answers to a reward"
+    column_keys: ClassVar[tuple[str, ...]] = ("prompt", "answer", "messages")
+    no_controls: ClassVar[str] = "a reward may not depend on the reference answers that would be shuffled"
 
     kind: Literal["rl"] = "rl"
     algorithm: Literal["grpo", "ppo"] = Field("grpo", description="start with grpo, which needs no value head")

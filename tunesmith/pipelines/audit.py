@@ -26,24 +26,15 @@ from tunesmith.data.schema.formats import Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import DataError, UnsettledError
+from tunesmith.objectives import OBJECTIVES
 from tunesmith.pipelines.requests import AuditRequest
 from tunesmith.report.html import environment
 
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
 
-# Settings of an objective that name columns, by objective.
-COLUMN_KEYS = {
-    "classify": ("text", "label"),
-    "regress": ("text", "target"),
-    "instruct": ("prompt", "answer", "messages", "context", "choices", "thoughts"),
-    "domain": ("text",),
-    "preference": ("chosen", "rejected", "prompt", "answer", "label", "winner"),
-    "reward": ("chosen", "rejected", "prompt", "winner"),
-    "rl": ("prompt", "answer", "messages"),
-}
 # Roles whose columns may be missing in test rows.
-OPTIONAL_ROLES = ("label", "target", "answer", "system", "context", "input", "history", "tools", "thoughts")
+OPTIONAL_ROLES = tuple({role for each in OBJECTIVES for role in each.optional_columns})
 GUESSED_FROM = 100_000  # rows, at most, whose values a guess looks at
 EMBEDDED_TOKENS = 256  # of a text, for embeddings
 DEFAULT_MAX_TOKENS = 2048  # of a row, if neither the recipe nor the model has a limit
@@ -118,10 +109,10 @@ def _recipe(request: AuditRequest, *, offline: bool) -> Recipe | None:
     raw: dict[str, Any] = {"data": {"train": request.source}}
     changed = changed_keys(request.changes)
     if not changed & {"objective", "objective.kind"}:  # the named columns determine the objective, or else the rows
-        kinds = [kind for kind, keys in COLUMN_KEYS.items() if any(f"objective.{key}" in changed for key in keys)]
+        named = [each for each in OBJECTIVES if any(f"objective.{key}" in changed for key in each.column_keys)]
         rows = head(request.source, LOOKED_AT, offline=offline)
-        kind = kinds[0] if kinds else _detected(request.source, rows, offline=offline).objective
-        raw["objective"] = {"kind": kind}
+        detected = "" if named else _detected(request.source, rows, offline=offline).objective
+        raw["objective"] = {"kind": named[0]().kind if named else detected}
     return make_recipe(raw, place=request.source, changes=request.changes)[0]
 
 
@@ -163,7 +154,7 @@ def _format(rows: list[Row], recipe: Recipe) -> Format:
     """Return the columns that the recipe names, completed by those detected in the rows."""
     objective = recipe.objective
     settings = objective.model_dump()
-    named = {key: settings[key] for key in COLUMN_KEYS.get(objective.kind, ()) if settings.get(key)}
+    named = {key: settings[key] for key in objective.column_keys if settings.get(key)}
     _check_columns(rows, named, optional=())
     if objective.samples_completions and set(columns := objective.columns(rows)) == {"prompt"}:
         return Format("as named", "", {"text": columns["prompt"]})  # the rows need no answer
@@ -171,7 +162,7 @@ def _format(rows: list[Row], recipe: Recipe) -> Format:
         return detect(rows)
     columns = dict(objective.columns(rows))
     if absent := [role for role, column in columns.items() if not has_cells(rows, column)]:
-        keys = " and ".join(f"objective.{key}" for key in COLUMN_KEYS[objective.kind][:2])
+        keys = " and ".join(f"objective.{key}" for key in objective.column_keys[:2])
         problem = f"no column for {absent[0]} next to objective.{next(iter(named))}; detected {detect(rows).name} rows"
         raise DataError(f"{file_of(rows)}: {problem}; name {keys}, or neither")
     return Format("as named", "", columns)

@@ -26,8 +26,7 @@ from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.contamination import find_seen_rows, recipe_file, recipe_of
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.evaluators.answers import AnswerPredictions
-from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
-from tunesmith.evaluation.evaluators.preferences import PairScores, PreferenceEvaluator
+from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.predict import BaseModelPrompter
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.engine_program import check_engine
@@ -323,19 +322,19 @@ def _base_of_run(evaluator: Evaluator[Any], source: ModelSource, task: ScoringTa
     if objective.produces == "likelihood":
         opened = open_base(source, objective, place=task_dir(source.folder.parent, task.part), offline=offline)
         return None if opened is None else evaluator.predict(opened)
+    if objective.produces not in ("labels", "text") and not objective.probes_base:
+        return None
     if isinstance(evaluator, PreferenceEvaluator) and objective.produces == "text":
         return None
     base = read_base(manifest, offline=offline)
     policy = Policy.over(base.network, family=base.family)
     policy.kept = kept_answers(base.network)
     template = Template(base.tokenizer, chat=base.family == "decoder")
-    if isinstance(evaluator, PreferenceEvaluator | NumberEvaluator):
+    if evaluator.probed:
         policy.train(False)
         train = _training_rows(source, task, offline=offline)
-        scores = evaluator.probe(LocalModel(policy, template, objective, manifest.limit), train)
-        how = scores.how if isinstance(scores, PairScores) else "ridge regression on the frozen model"
-        task.notes.append(f"base: {how}")
-        return scores
+        task.notes.append(f"base: {evaluator.probed}")
+        return evaluator.probe(LocalModel(policy, template, objective, manifest.limit), train)
     prompter = BaseModelPrompter(base, policy, template, objective, manifest.limit)
     if base.family == "encoder" or objective.label_mode == "multi":
         answers = prompter.answer(

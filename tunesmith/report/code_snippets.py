@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tunesmith.models.loading.locate import MULTIMODAL_CLASSES
+from tunesmith.objectives import objective_class
 from tunesmith.report.formatting import clean
 from tunesmith.report.run_data import RunData
 from tunesmith.report.schema import Report
@@ -32,11 +33,13 @@ def ask_line(report: Report, folder: Path, *, place: str = ".", text: str = TEXT
     tasks = [("", report.objective)]
     if report.multitask is not None:
         tasks = [(part.name, part.objective) for part in report.multitask.tasks]
-    name, objective = next((task for task in tasks if task[1] != "reward"), tasks[0])
+    answering = (task for task in tasks if objective_class(task[1]).produces != "score")
+    name, kind = next(answering, tasks[0])
+    produces = objective_class(kind).produces
     option = f" --task {name}" if name else ""
-    if objective == "reward":
+    if produces == "score":
         return f"tunesmith evaluate {place} --data PAIRS{option}"
-    mask = f" {mask_of(folder)}" if objective == "domain" and report.family == "encoder" else ""
+    mask = f" {mask_of(folder)}" if produces == "likelihood" and report.family == "encoder" else ""
     return f'tunesmith ask {place} "{text}{mask}"{option}'
 
 
@@ -48,17 +51,11 @@ def python_lines(run: RunData) -> list[str]:
         model = f'model.at("{name}")' if name else "model"
         if objective.produces == "labels" and not name:
             lines += [f'result = model.classify(["{TEXT}"])[0]', "print(result.label, result.probabilities)"]
-        elif objective.produces == "labels":
-            lines.append(f'print({model}.classify(["{TEXT}"])[0])')
-        elif objective.produces == "number":
-            lines.append(f'print({model}.predict("{TEXT}"))')
         elif objective.produces == "likelihood" and run.report.family == "encoder":
             words = "# the most likely words at the mask token"
             lines.append(f'print({model}.fill(["{TEXT} {mask_of(run.folder)}"])[0])  {words}')
-        elif objective.produces == "score":
-            lines.append(f'print({model}.reward("{TEXT}", "an answer to it"))')
         else:
-            lines.append(f'print({model}.generate(["{TEXT}"])[0])')
+            lines.append(objective.python_use.format(model=model, text=TEXT))
     return lines
 
 
@@ -75,7 +72,7 @@ def transformers_lines(run: RunData, *, base: str) -> list[str]:
     There are none if the answers would differ, or if they need a head of Tunesmith.
     """
     objective = run.recipe.objective
-    headed = run.recipe.parts or objective.produces in ("number", "score") or objective.has_label_head
+    headed = run.recipe.parts or objective.has_head
     # With virtual tokens, `generate` of PEFT 0.21 gives other tokens than PEFT's own forward pass.
     if run.report.family != "decoder" or headed or run.recipe.technique.virtual_tokens():
         return []

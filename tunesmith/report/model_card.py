@@ -39,8 +39,6 @@ HUB_METRICS = {
     "spearman": "spearmanr",
     "r2": "r_squared",
 }
-# Pipeline tags of the Hub by objective; all others depend on the model family.
-PIPELINES = {"classify": "text-classification", "regress": "text-classification", "reward": "text-classification"}
 
 
 def card(run: RunData) -> str:
@@ -74,7 +72,8 @@ def front_matter(run: RunData) -> dict[str, Any]:
         base |= _licence_keys(run.published)
     elif bundled is not None:
         base["license"] = bundled.licence.lower()
-    pipeline = PIPELINES.get(report.objective, "fill-mask" if report.family == "encoder" else "text-generation")
+    by_family = "fill-mask" if report.family == "encoder" else "text-generation"
+    pipeline = run.recipe.objective.hub_task or by_family
     kind = re.sub(r"[^\w.-]+", "-", run.data_name)
     if run.published and run.published.datasets:
         kind = run.published.datasets[0]
@@ -110,7 +109,7 @@ def _licence_keys(published: Published) -> dict[str, Any]:
 def _has_head(run: RunData) -> bool:
     objective = run.recipe.objective
     masked = objective.produces == "likelihood" and run.report.family == "encoder"
-    return bool(run.recipe.parts) or objective.produces in ("number", "score") or objective.has_label_head or masked
+    return bool(run.recipe.parts) or objective.has_head or masked
 
 
 def hub_id(model: str) -> str:
@@ -262,7 +261,7 @@ def _usage(run: RunData) -> str:
     if lines:
         parts += ["Without Tunesmith:", fence("\n".join(lines), "python")]
     objective = run.recipe.objective
-    exports = objective.produces in ("labels", "number", "score") or _has_head(run)
+    exports = objective.produces == "labels" or _has_head(run)
     if exports and not run.recipe.parts and not run.recipe.technique.virtual_tokens():
         stated = {"labels": "labels and probabilities", "number": "numbers", "score": "rewards"}.get(
             objective.produces, "words"
@@ -282,7 +281,7 @@ def _limits(run: RunData) -> str:
         f"- These test rows detect differences of {figure(report.task.smallest_detectable)} or more reliably.",
         f"- Maximum prompt length: {count(run.recipe.data.max_tokens)} tokens. Longer prompts are truncated.",
     ]
-    if report.calibration is None and report.objective == "classify":
+    if report.calibration is None and run.recipe.objective.label_mode:
         lines.append("- Probabilities were not calibrated.")
     if report.technique != "full":
         lines.append("- The adapter works only with the base it was tuned on. Tunesmith rejects any other.")

@@ -110,6 +110,8 @@ def ask(args: argparse.Namespace) -> int:
         show_table(("label", "probability>"), [(label, f"{p:.3f}") for label, p in likely_first])
     elif "number" in answer:
         show(f"{answer['number']:.6g}")
+    elif model.objective.route == "answer":
+        show_answer(answer)
     elif "words" in answer:
         show_table(("word", "probability>"), [(word, f"{p:.3f}") for word, p in answer["words"]])
     else:
@@ -122,9 +124,23 @@ def ask(args: argparse.Namespace) -> int:
     return 0
 
 
+def show_answer(answer: Mapping[str, Any]) -> None:
+    """Print a JSON object whose values are single ones, or lists of objects, which become tables."""
+    for name, value in answer.items():
+        if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+            heads = list(dict.fromkeys(key for item in value for key in item))
+            show_table(heads, [[_cell(item.get(head, "")) for head in heads] for item in value])
+        else:
+            show(f"{name}: {_cell(value)}")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def _warn(model: LocalModel, text: str, answer: Mapping[str, Any], sampling: Sampling) -> None:
     """Log what the answer lacks: a part of the text, or confidence."""
-    generates = model.policy.family == "decoder" and model.objective.produces not in ("labels", "number")
+    generates = model.policy.family == "decoder" and not model.objective.reads_texts
     limit = model.prompt_budget(sampling.max_new_tokens) if generates else model.limit
     if part := _dropped_part(model, text, limit):
         log(f"warning: the {part} of the text was dropped: it exceeds the prompt limit of {limit} tokens")
@@ -181,6 +197,8 @@ def _answer(model: LocalModel, text: str, sampling: Sampling, *, thinking: bool 
     from tunesmith.inference.scoring import Classified
 
     reply = model.answer(text, sampling=sampling, thinking=thinking)
+    if isinstance(reply, dict):
+        return reply
     if isinstance(reply, Classified):
         found = {"label": reply.label, "labels": reply.labels, "probabilities": reply.probabilities}
         return {**found, "reliable": reply.reliable}

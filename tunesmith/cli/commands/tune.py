@@ -120,12 +120,13 @@ def as_document(run: Run) -> dict[str, Any]:
 
 def show_next(run: Run) -> None:
     """Print commands that use the run."""
+    from tunesmith.objectives import objective_class
     from tunesmith.report.code_snippets import ask_line
 
     folder = quoted(run.folder)
     show("next:")
     show(f"  {ask_line(run.report, run.folder, place=folder, text='...')}")
-    if run.report.family == "decoder" and run.report.objective not in ("classify", "regress", "multitask", "reward"):
+    if run.report.family == "decoder" and objective_class(run.report.objective).route.startswith("v1/"):
         show(f"  tunesmith chat {folder}")
 
 

@@ -12,7 +12,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, RatedText, Text, UnpairedPreference
+from tunesmith.data.examples.types import (
+    Chat,
+    Example,
+    LabelledText,
+    Pair,
+    RatedText,
+    Text,
+    TextExample,
+    UnpairedPreference,
+)
 from tunesmith.data.readers.row import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, lists_answers
 from tunesmith.data.schema.cells import PLUS, cell, has_column, label_cell
@@ -181,10 +190,8 @@ def group_of(row: Row, column: str) -> str:
 
 def fingerprint(example: Example) -> str:
     """Return the whole content, normalized for letter case and spacing: equal for exact duplicates."""
-    if isinstance(example, LabelledText):
-        return "\x1e".join([folded(example.text), *sorted(map(folded, example.labels))])
-    if isinstance(example, RatedText):
-        return "\x1e".join([folded(example.text), repr(example.number)])
+    if isinstance(example, TextExample):
+        return "\x1e".join([folded(example.text), *sorted(map(folded, example.target))])
     if isinstance(example, Pair):
         return "\x1e".join([_turns_plain(example.prompt), folded(example.chosen), folded(example.rejected)])
     if isinstance(example, UnpairedPreference):

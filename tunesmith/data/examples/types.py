@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from tunesmith.data.tokenization.messages import Message
 
@@ -20,22 +21,51 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledText:
-    """A text with one label, or with `multi` any number of labels."""
+class TextExample:
+    """A text with something to learn about it, which a subclass adds."""
+
+    TARGET: ClassVar[str] = ""  # name of the field to learn
 
     where: str
     text: str
+
+    @property
+    def group(self) -> str:
+        """Return the source of the row: a field of every subclass, after what is to learn."""
+        raise NotImplementedError
+
+    @property
+    def target(self) -> tuple[str, ...]:
+        """Return what is to learn, as texts: of two rows with the same text, equal for duplicates."""
+        return (repr(getattr(self, self.TARGET)),)
+
+    def with_target_of(self, other: TextExample) -> Self:
+        """Return the text with what is to learn about another one."""
+        return replace(self, **{self.TARGET: getattr(other, self.TARGET)})
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText(TextExample):
+    """A text with one label, or with `multi` any number of labels."""
+
+    TARGET: ClassVar[str] = "labels"
+
     labels: tuple[str, ...]
     group: str = ""
     multi: bool = False
 
+    @property
+    def target(self) -> tuple[str, ...]:
+        """Return the labels."""
+        return self.labels
+
 
 @dataclass(frozen=True, slots=True)
-class RatedText:
+class RatedText(TextExample):
     """A text with a number to predict."""
 
-    where: str
-    text: str
+    TARGET: ClassVar[str] = "number"
+
     number: float
     group: str = ""
 

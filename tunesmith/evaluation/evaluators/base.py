@@ -73,6 +73,7 @@ class Evaluator(ABC, Generic[S]):
     """
 
     shape: ClassVar[type[Any]]  # the class of the predictions
+    probed: ClassVar[str] = ""  # the way of `probe`; empty if there is none
 
     @abstractmethod
     def __init__(self, eval_set: EvalSet[Any]) -> None: ...
@@ -80,6 +81,16 @@ class Evaluator(ABC, Generic[S]):
     @abstractmethod
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> S:
         """Compute the best predictions of the base model without tuning, and those of the baselines."""
+
+    def probe(self, model: LocalModel, train: Sequence[Example], *, seed: int = 0) -> S:
+        """Predict by a probe of a model that is not tuned, if the objective has `probes_base` but no prompts for it.
+
+        Args:
+            model: the base model with the objective.
+            train: the rows that the probe is fitted to.
+            seed: divides them for the choice of its settings.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: the base model is not probed")
 
     @abstractmethod
     def predict(self, model: LocalModel) -> S:

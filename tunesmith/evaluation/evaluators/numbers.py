@@ -26,7 +26,7 @@ from tunesmith.objectives import Regress
 from tunesmith.phases import phase
 from tunesmith.training.prepare import TrainingContext
 
-DETAILS = {BASE: "ridge regression on the frozen model", SHUFFLED: "same recipe, shuffled values"}
+CONTROLS = {SHUFFLED: "same recipe, shuffled values"}
 MEAN, TFIDF = "mean of the training rows", "TF-IDF + ridge regression"
 
 
@@ -43,6 +43,7 @@ class NumberEvaluator(Evaluator[NumberPredictions]):
     """Evaluates `regress` by Spearman's correlation, the mean absolute error and R squared."""
 
     shape: ClassVar[type[Any]] = NumberPredictions
+    probed: ClassVar[str] = "ridge regression on the frozen model"
 
     def __init__(self, eval_set: EvalSet[Regress]) -> None:
         self._objective = eval_set.objective
@@ -100,7 +101,7 @@ class NumberEvaluator(Evaluator[NumberPredictions]):
         """Compare the tuned model with base model, baselines and controls."""
         ways = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
         scores = arms(task.metric, self._gold, ways, tuned.given, groups=groups_of(self._examples))
-        return divided(scores, controls, DETAILS)
+        return divided(scores, controls, {BASE: self.probed, **CONTROLS})
 
     def to_rows(self, predictions: Mapping[str, NumberPredictions]) -> list[dict[str, Any]]:
         """Return each row with its number, and the number and the negative absolute error of each model."""

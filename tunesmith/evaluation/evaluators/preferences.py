@@ -56,6 +56,7 @@ class PreferenceEvaluator(Evaluator[PairScores]):
     """Evaluates `preference` and `reward`: accuracy on pairs, AUC on rated answers."""
 
     shape: ClassVar[type[Any]] = PairScores
+    probed: ClassVar[str] = "linear probe on differences of the frozen states"
 
     def __init__(self, eval_set: EvalSet[Preference | Reward]) -> None:
         self._objective = eval_set.objective
@@ -76,7 +77,7 @@ class PreferenceEvaluator(Evaluator[PairScores]):
             return self.probe(model, prepared.loaded.split.train)
         return replace(self.predict(model), how="unchanged")
 
-    def probe(self, model: LocalModel, train: Sequence[Example]) -> PairScores:
+    def probe(self, model: LocalModel, train: Sequence[Example], *, seed: int = 0) -> PairScores:
         """Score answers by a linear probe that is fitted on the frozen states of the training pairs."""
         train_pairs, test_pairs = ([e for e in part if isinstance(e, Pair)] for part in (train, self._examples))
         direction = difference_probe(
@@ -87,7 +88,7 @@ class PreferenceEvaluator(Evaluator[PairScores]):
         scores: list[tuple[AnswerScore, ...]] = [
             (AnswerScore(float(chosen), 1), AnswerScore(float(rejected), 1)) for chosen, rejected in values
         ]
-        return PairScores(scores, answer_clock() - start, "linear probe on differences of the frozen states")
+        return PairScores(scores, answer_clock() - start, self.probed)
 
     def predict(self, model: LocalModel) -> PairScores:
         """Score the answers of each row with a model."""

@@ -13,7 +13,6 @@ from tunesmith.errors import TunesmithError
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.families import positions_of
 from tunesmith.models.generation.sampling import Sampling
-from tunesmith.objectives import Reward
 
 # Longer prompts are rejected, not shortened: almost nothing of them would remain, and shortening takes time.
 MOST_CHARACTERS = 65_536
@@ -45,8 +44,10 @@ class GenerationRequest:
         """Raise AskError if the model cannot generate text or the request is too large."""
         if model.policy.family != "decoder":
             raise AskError(f"model: {self.model} is an encoder and cannot generate; use /classify or /v1/embeddings")
-        if isinstance(model.objective, Reward):
-            raise AskError(f"model: {self.model} is a reward model and cannot generate; use another model")
+        if model.objective.needs_head:
+            raise AskError(
+                f"model: {self.model} returns {model.objective.results} and cannot generate; use another model"
+            )
         self.check_size(limit=model.limit, most=most)
 
     def check_size(self, *, limit: int, most: int) -> None:

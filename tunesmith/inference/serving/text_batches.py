@@ -12,7 +12,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.serving.registry import ServedModel
 
-Kind = Literal["labels", "values", "states"]
+Kind = Literal["labels", "values", "states", "answers"]
 TEXTS = 64  # texts per slice
 
 
@@ -76,7 +76,9 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
 
 
 def _results(model: LocalModel, kind: Kind, texts: Sequence[str]) -> Sequence[Any]:
-    """Return the labels or the number of each text, or its state and its number of tokens."""
+    """Return the labels, the number or the answer of each text, or its state and its number of tokens."""
+    if kind == "answers":
+        return model.answers(texts) or []
     if kind == "labels":
         return model.classify(texts)
     if kind == "values":

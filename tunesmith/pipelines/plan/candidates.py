@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith.config.model_choice import DECODER, ENCODER, pick_by_rule, unsuited
+from tunesmith.config.model_choice import DECODER, ENCODER, pick_by_rule
 from tunesmith.config.recipe import AnyObjective
 from tunesmith.config.resolve import BYTES_A_TOKEN, default_epochs, size_of
 from tunesmith.data.examples.types import Example, LabelledText
@@ -133,7 +133,7 @@ def _by_objective(job: Job, model: str) -> ModelChoice:
     ]
     chosen = model or pick.model
     return ModelChoice(
-        candidates=candidates, sufficient=chosen, model=chosen, reasons=[unsuited(job.objective) or pick.reason]
+        candidates=candidates, sufficient=chosen, model=chosen, reasons=[job.objective.unsuited or pick.reason]
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from tunesmith.config import SELF, AnyObjective, AnyTechnique, Retention
-from tunesmith.data.examples.types import Example, LabelledText, RatedText, Text
+from tunesmith.data.examples.types import Example, Text, TextExample
 from tunesmith.data.stored import StoredSequence, joined
 from tunesmith.data.tokenization.token_store import sizes_of
 from tunesmith.evaluation.diagnostics import base_general_ability
@@ -243,7 +243,7 @@ def _base_scored(task: TrainingContext, computed: float) -> PhaseWork:
     choice_rows = min(len(split.validation or split.train), choice)
     train, rows = _size(task.baseline_rows), float(len(templates) * choice_rows)
     probed = 0
-    if objective.produces in ("labels", "number", "score") and not templates:
+    if objective.probes_base and not templates:
         probed = train
     elif objective.label_mode and task.recipe.controls:
         probed = train
@@ -306,10 +306,10 @@ def _validation_tokens(task: TrainingContext, profile: RunProfile) -> int:
 def _baseline_seconds(task: TrainingContext) -> float:
     """Return the seconds of TF-IDF, which is fitted if rows have one label or a number."""
     objective = task.recipe.objective
-    if objective.label_mode != "single" and objective.produces != "number":
+    if not objective.fits_tfidf:
         return 0.0
     rows = joined(task.baseline_rows, task.test)
-    characters = sum(len(row.text) for row in rows if isinstance(row, LabelledText | RatedText))
+    characters = sum(len(row.text) for row in rows if isinstance(row, TextExample))
     return 0.3 + TFIDF_SECONDS * characters * max(1.0, len(task.recipe.objective.known_labels) / 4)
 
 

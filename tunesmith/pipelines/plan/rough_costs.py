@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tunesmith.objectives import objective_class
+
 
 @dataclass(frozen=True, slots=True)
 class RoughSize:
@@ -37,10 +39,7 @@ GENERAL_TOKENS = 20_000
 CHECK_STEPS, CHECK_ROWS = 10, 8
 # Validations of a run, prompts that are tried with the base model, and the rows on which they are tried.
 VALIDATIONS, PROMPTS = 6, 3
-PROMPT_ROWS: Mapping[str, int] = {"classify": 100, "instruct": 32}
-# Objectives that compare with a reference model, and those that generate text.
-REFERENCE = ("preference",)
-WRITING = ("instruct",)
+PROMPT_ROWS: Mapping[str, int] = {"labels": 100, "text": 32}
 MOVED_IN_TRAINING, MOVED_IN_READING = 8, 3
 CALLS = 2e-3  # seconds per layer and pass
 
@@ -74,18 +73,24 @@ def rough_seconds(run: RoughRun, pace: Mapping[str, float]) -> dict[str, float]:
     per_row = run.tokens * _pass_seconds(size, pace, technique=run.technique) + CALLS * size.layers / run.batch_rows
     read = run.tokens * _read_seconds(size, pace)
     read32 = run.tokens * _read_seconds(size, pace, "products32")
-    scored = read if run.objective == "classify" else read32  # labels are scored in the dtype of training
+    objective = objective_class(run.objective)
+    labels, writes = objective.produces == "labels", objective.produces == "text" and objective.has_reference_answers
+    scored = read if labels else read32  # labels are scored in the dtype of training
     training = steps * run.batch_rows * per_row
-    prompts = min(run.validation or run.train, PROMPT_ROWS.get(run.objective, 0)) * PROMPTS if decoder else 0
+    prompts = (
+        min(run.validation or run.train, PROMPT_ROWS[objective.produces] if labels or writes else 0) * PROMPTS
+        if decoder
+        else 0
+    )
     probe = 0 if decoder else run.train
-    writing = run.answer_tokens * _step_seconds(size, pace) if run.objective in WRITING else 0.0
+    writing = run.answer_tokens * _step_seconds(size, pace) if writes else 0.0
     scoring = run.test * scored + writing * -(-run.test // 32)
     seconds = {
         "loading": 2.0 + 4 * size.parameters / 500e6,
-        "baselines": 0.3 + 3e-6 * run.train * run.characters if run.objective in ("classify", "regress") else 0.0,
+        "baselines": 0.3 + 3e-6 * run.train * run.characters if labels or objective.produces == "number" else 0.0,
         "base scoring": prompts * scored + probe * read32 + writing * PROMPTS * (prompts > 0) + scoring,
         "general ability before": GENERAL_TOKENS * _read_seconds(size, pace) if decoder else 0.0,
-        "reference log-probabilities": (run.train + run.validation) * read if run.objective in REFERENCE else 0.0,
+        "reference log-probabilities": (run.train + run.validation) * read if run.objective == "preference" else 0.0,
         "overfit check": CHECK_STEPS * CHECK_ROWS * per_row,
         "training": training,
         "validation": VALIDATIONS * run.validation * read,

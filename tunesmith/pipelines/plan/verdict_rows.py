@@ -125,7 +125,7 @@ def _chosen(prepared: TrainingContext, count: int, questions: int, reason: str) 
     headline = next(iter(narrowed.tasks.values()))
     detectable = expected_to_detect(Clusters.of(len(headline.test), groups_of(headline.test)).sizes, ROW_DEVIATION)
     reach = f"{detectable:.2g}"
-    if headline.recipe.objective.produces not in ("labels", "text", "score"):  # a row has no score from 0 to 1
+    if not headline.recipe.objective.scores_are_shares:
         detectable /= ROW_DEVIATION
         reach = f"{detectable:.2g} standard deviations of the change of a row"
     if questions:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from tunesmith.data.examples.types import LabelledText, Pair, RatedText, UnpairedPreference
+from tunesmith.data.examples.types import Pair, TextExample, UnpairedPreference
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.evaluation.evaluators.preferences import WRITTEN
 from tunesmith.inference.defaults import sampling_of
@@ -121,12 +121,10 @@ def planned(prepared: TrainingContext, policy: Policy) -> TrainingPlan:
 def _tfidf_bytes(task: TrainingContext) -> float:
     """Return the bytes of the TF-IDF baseline, which is fitted if rows have one label or a number."""
     objective = task.recipe.objective
-    if objective.label_mode != "single" and objective.produces != "number":
+    if not objective.fits_tfidf:
         return 0.0
     train = task.baseline_rows
-    return TFIDF_BYTES + CHARACTER_BYTES * sum(
-        len(row.text) for row in train if isinstance(row, LabelledText | RatedText)
-    )
+    return TFIDF_BYTES + CHARACTER_BYTES * sum(len(row.text) for row in train if isinstance(row, TextExample))
 
 
 def generation(task: TrainingContext, policy: Policy) -> Iterator[Written]:

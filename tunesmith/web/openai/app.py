@@ -108,6 +108,7 @@ class Api:
             ("POST", "/v1/embeddings", self._embeddings),
             ("POST", "/classify", self._classify),
             ("POST", "/predict", self._predict),
+            ("POST", "/answer", self._answer),
             ("POST", "/feedback", self._thumb),
             ("GET", "/v1/models", self._models),
             ("GET", "/v1/models/{name:path}", self._model),
@@ -222,6 +223,14 @@ class Api:
             raise AskError(f"model: {run.name} predicts no values; use another route, or a run tuned with regress")
         numbers = await self._read(run, "values", body.texts)
         data = [{"index": i, "number": number} for i, number in enumerate(numbers)]
+        return _json({"object": "list", "model": run.name, "data": data})
+
+    async def _answer(self, request: Any) -> Any:
+        body = await _parsed(TextsRequest, request)
+        run = self._run(body.model, body.user)
+        if run.objective.route != "answer":
+            raise AskError(f"model: {run.name} answers at /{run.objective.route or 'none'}; use that route")
+        data = [{"index": i, **found} for i, found in enumerate(await self._read(run, "answers", body.texts))]
         return _json({"object": "list", "model": run.name, "data": data})
 
     async def _read(self, run: Model, kind: Any, texts: Sequence[str]) -> Any:

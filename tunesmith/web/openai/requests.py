@@ -274,7 +274,7 @@ class CompletionRequest(SamplingFields):
 
 
 class TextsRequest(_Sent):
-    """POST /v1/embeddings, /classify and /predict."""
+    """POST /v1/embeddings, /classify, /predict and /answer."""
 
     model: Name
     input: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(max_length=2**20)

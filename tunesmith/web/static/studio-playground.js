@@ -73,8 +73,9 @@ class Column {
 
   // Labels with their probabilities, or a number.
   async read(text, shown) {
-    const { number, probabilities = {} } = (await document_of(this.send(this.kind, { input: text }))).data[0];
+    const { number, probabilities = {}, ...answer } = (await document_of(this.send(this.kind, { input: text }))).data[0];
     shown.textContent = number === undefined ? "" : String(+number.toPrecision(6));
+    if (this.kind === "answer") shown.textContent = JSON.stringify(answer, null, 1);
     const table = put(shown, "table");
     for (const [label, p] of Object.entries(probabilities).sort((a, b) => b[1] - a[1]).slice(0, 10)) {
       const line = put(table, "tr");

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunesmith.data.documents.document import one_line
 from tunesmith.inference.openai_client import Endpoint, check, is_local
+from tunesmith.objectives import OBJECTIVES, objective_class
 from tunesmith.report.predictions import read_predictions
 from tunesmith.web.studio.jobs import STOP, Job
 from tunesmith.web.studio.screen import Route, Screen, Studio, redirect
@@ -22,9 +23,7 @@ EXAMPLES = 40  # test rows that the page offers
 MOST_MODELS = 4  # of a server, side by side
 # Routes of a server that the page may reach.
 CHAT = "v1/chat/completions"
-ROUTES = (CHAT, "v1/completions", "classify", "predict", "feedback")
-# Objective of a served model -> the route that answers; any other is a chat.
-ROUTE_OF = {"classify": "classify", "regress": "predict", "domain": "v1/completions"}
+ROUTES = (*{each.route for each in OBJECTIVES if each.route}, "feedback")
 ARM = "comparison:"  # begins the fields of comparisons
 NOTHING: Mapping[str, Any] = {}
 Column = dict[str, Any]  # what the page has to know of a model
@@ -174,7 +173,7 @@ def _column(model: str, *, at: str, card: Mapping[str, Any] = NOTHING) -> Column
     own = card.get("owned_by") == "tunesmith"
     what = card.get("objective", "")
     column = {"model": str(model), "at": at, "what": what, "instruction": card.get("instruction", "")}
-    kind = "arm" if at == ARM else ROUTE_OF.get(what, CHAT)
+    kind = "arm" if at == ARM else objective_class(what).route or CHAT
     return {**column, "kind": kind, "thinks": not own or "thinking" in card, "rated": own}
 
 

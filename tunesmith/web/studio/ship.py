@@ -125,17 +125,13 @@ def clients_of(run: RunData, url: str) -> dict[str, str]:
     """
     task, objective = next(iter(run.recipe.objective.task_objectives.items()))
     turn = {"role": "user", "content": objective.user_message(TEXT).content}
-    requests: dict[str, tuple[str, dict[str, Any]]] = {
-        "labels": ("classify", {"input": TEXT}),
-        "number": ("predict", {"input": TEXT}),
-        "text": ("v1/chat/completions", {"messages": [turn]}),
-        "likelihood": ("v1/completions" if run.report.family == "decoder" else "", {"prompt": TEXT}),
-    }
-    route, content = requests.get(objective.produces, ("", {}))
-    if not route:
+    bodies: dict[str, Any] = {"v1/chat/completions": {"messages": [turn]}, "v1/completions": {"prompt": TEXT}}
+    route = objective.route
+    if not route or (route in bodies and run.report.family == "encoder"):
         return {}
     model = f"{run.folder.name}/{task}" if task else run.folder.name
-    address, body = url.removesuffix("v1") + route, json.dumps({"model": model, **content}, ensure_ascii=False)
+    content = {"model": model, **bodies.get(route, {"input": TEXT})}
+    address, body = url.removesuffix("v1") + route, json.dumps(content, ensure_ascii=False)
     values = {"url": url, "address": address, "body": body}
     return {
         "curl": f"curl {address} -H 'content-type: application/json' -d {shlex.quote(body)}",
