@@ -3,6 +3,7 @@
     python -m bench.install FOLDER                 # core, every extra, models, demo, removal; the same by uvx
     python -m bench.install FOLDER serve collect   # these extras only
     python -m bench.install FOLDER -               # no extra
+    python -m bench.install FOLDER --extras        # core and every extra, or those named after it; nothing is used
     python -m bench.install                        # only sizes, of what is installed here; nothing is downloaded
 
 The wheel is built from this checkout. What it needs is downloaded once into FOLDER/packages (the only step that uses
@@ -291,6 +292,8 @@ def sizes() -> None:
 
 def main(folder: Path, extras: Sequence[str]) -> None:
     """Measure and print the tables."""
+    only_extras = extras[:1] == ["--extras"]
+    extras = extras[only_extras:]
     if folder.exists() and any(one.name != "packages" for one in folder.iterdir()):
         raise SystemExit(f"{folder}: not empty; name another folder (its packages/ may stay)")
     packages, built = folder / "packages", folder / "built"
@@ -316,6 +319,8 @@ def main(folder: Path, extras: Sequence[str]) -> None:
         for extra in wanted:
             if extra != "-":
                 install.extra(extra)
+        if only_extras:
+            return
         head("use")
         install.first_use()
         install.by_uvx()

@@ -11,6 +11,8 @@ import pytest
 
 # The libraries read this when they are imported, so it stands before any of them.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# One list of fonts for all tests: commands keep it in their cache, and some tests have caches of their own.
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
 # `from tests.tiny import ...` also where pytest is started by its own script.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

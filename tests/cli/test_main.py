@@ -143,6 +143,17 @@ def test_waiting_threads_sleep_unless_the_user_wants_otherwise(command: Command,
         assert given is None or "GOMP_SPINCOUNT" not in os.environ
 
 
+def test_matplotlib_keeps_its_fonts_in_the_cache_unless_the_user_wants_otherwise(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    replace_tune(monkeypatch, lambda args: 0)
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    for given, kept in ((None, str(tmp_path / "matplotlib")), ("/elsewhere", "/elsewhere")):
+        monkeypatch.setenv("MPLCONFIGDIR", given) if given else monkeypatch.delenv("MPLCONFIGDIR", False)
+        command("tune", "x.jsonl")
+        assert os.environ["MPLCONFIGDIR"] == kept
+
+
 @pytest.mark.parametrize(
     ("load", "spins"), [("0.9 1.2 1.3 1/67 4711", "3000"), ("0.1 0.2 0.2 2/67 4711", None), ("", None)]
 )

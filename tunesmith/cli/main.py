@@ -46,6 +46,7 @@ from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import IN_ASCII, emit
 from tunesmith.data.files import check_writable, storage_error
 from tunesmith.data.remote import remote_url, without_network
+from tunesmith.data.user_cache import cache_dir
 from tunesmith.errors import TunesmithError
 from tunesmith.models.world import started_as
 from tunesmith.report.formatting import clean
@@ -186,6 +187,8 @@ def _run(words: Sequence[str]) -> int:
             check_writable(path)  # before the work, not after it
     args.command_line = list(words)
     _set_thread_wait_policy()
+    # Its list of fonts: it would stay in the home when Tunesmith and its cache are removed.
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))
     with without_network(getattr(args, "offline", False)):
         return int(args.run(args))
 
