@@ -22,6 +22,7 @@ from tunesmith.config import (
     Replay,
     Retention,
     Schedule,
+    Teacher,
     Verdict,
 )
 from tunesmith.objectives import OBJECTIVES
@@ -38,6 +39,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`schedule`": Schedule,
     "`machine`": Machine,
     "`replay`": Replay,
+    "`teacher`": Teacher,
     "`gates`": Gates,
     "`retention`": Retention,
     "`ledger`": Ledger,

@@ -28,6 +28,7 @@ from tunesmith.config.recipe import (
     Replay,
     Retention,
     Schedule,
+    Teacher,
     Verdict,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "Replay",
     "Retention",
     "Schedule",
+    "Teacher",
     "Verdict",
     "check_gates",
     "check_pair",

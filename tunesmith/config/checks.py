@@ -54,6 +54,23 @@ def check_pair(recipe: Recipe, family: str) -> None:
         raise RecipeError("canaries: only a decoder tuned by instruct or domain writes whole rows; use canaries: 0")
     if isinstance(recipe.objective, Classify):
         _check_labels(recipe.objective, family)
+    _check_teacher(recipe)
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    """Raise RecipeError for a teacher that is not supported for this recipe."""
+    teacher, objective = recipe.teacher, recipe.objective
+    if not teacher.model:
+        if teacher.rows:
+            raise RecipeError(f"teacher.model is missing: name the model that answers {teacher.rows}")
+        return
+    if recipe.parts or objective.kind not in ("classify", "instruct") or objective.label_mode == "multi":
+        kind = "rows with several labels" if objective.label_mode == "multi" else objective.kind
+        raise RecipeError(
+            f"teacher: not supported for {kind}; nearest that works: objective classify with one label, or instruct"
+        )
+    if not teacher.rows:
+        raise RecipeError("teacher.rows is missing: name a file of rows without answers, which the teacher answers")
 
 
 def _check_labels(objective: Classify, family: str) -> None:

@@ -215,9 +215,11 @@ def with_places(recipe: Recipe, *, rows: Place, code: Place) -> Recipe:
         objective = objective.model_copy(update={"reward": reward})
     replay = recipe.replay.model_copy(update={"source": rows(recipe.replay.source)})
     documents = recipe.documents.model_copy(update={"source": rows(recipe.documents.source)})
+    named = {"model": code(recipe.teacher.model), "rows": rows(recipe.teacher.rows)}
+    teacher = recipe.teacher.model_copy(update=named)
     judges = {"judge": code(recipe.loop.judge), "final_judge": code(recipe.loop.final_judge)}
     changed = {"data": placed(recipe.data), "objective": objective, "loop": recipe.loop.model_copy(update=judges)}
-    return recipe.model_copy(update={**changed, "replay": replay, "documents": documents})
+    return recipe.model_copy(update={**changed, "replay": replay, "documents": documents, "teacher": teacher})
 
 
 def _in_folder(reward: str, folder: Path) -> str:

@@ -183,6 +183,21 @@ class Replay(_Section):
     source: str = Field(SELF, description="self: text sampled from the base model; or a file of texts, or a folder")
 
 
+class Teacher(_Section):
+    """Another model from whose answers a smaller or faster one learns."""
+
+    model: ModelName = Field(
+        "", description="run, base model, file.gguf, or a server as http://HOST/v1#NAME; empty: no teacher"
+    )
+    rows: str = Field("", description="rows without answers, which the teacher answers; they are only trained on")
+    accuracy: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto",
+        description="share of right labels on validation rows, which sets the confidence from which a label is kept; "
+        "auto: halfway from that of all labels to 1",
+    )
+    labels: Literal["soft", "hard"] = Field("soft", description="a linear head learns probabilities, or only labels")
+
+
 class Retention(_Section):
     """General ability before and after tuning, measured on decoders; 0 switches a part off, `false` both."""
 
@@ -307,6 +322,7 @@ class Recipe(_Section):
     schedule: Schedule = Schedule()
     machine: Machine = Machine()
     replay: Replay = Replay()
+    teacher: Annotated[Teacher, _short_for("model")] = Teacher()
     gates: Gates = Gates()
     retention: Annotated[Retention, _switched(questions=0, texts=0)] = Retention()
     ledger: Annotated[Ledger, _switched(rows=0)] = Ledger()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tunesmith.config import AnyObjective
@@ -86,6 +86,25 @@ def answer(model: LocalModel, examples: Sequence[Example]) -> AnswerSet:
     return AnswerSet(answers, "", seconds, finished, thoughts=thoughts if any(thoughts) else [])
 
 
+def best_wording(
+    objective: AnyObjective, wordings: Sequence[str], model: Callable[[str], LocalModel], rows: Sequence[Example]
+) -> str:
+    """Return the prompt template by which a model answers rows best by the metric of an objective.
+
+    Args:
+        objective: of the rows.
+        wordings: the templates; the first of equals is chosen.
+        model: returns the model with a template.
+        rows: the rows.
+    """
+    references = accepted_answers(rows)
+    scores = {
+        wording: value(objective.metric, references, answer(model(wording), rows).given)
+        for wording in track(wordings, "choosing a prompt", unit="prompts")
+    }
+    return max(wordings, key=lambda wording: scores[wording])
+
+
 @dataclass(frozen=True, slots=True)
 class BaseModelPrompter:
     """Answers the rows of a task with the base model, by a prompt or by a linear probe."""
@@ -115,12 +134,7 @@ class BaseModelPrompter:
         candidates = validation or train
         # A random subset, as a file may be sorted by its labels.
         chosen = subsample(candidates, CHOICE_ROWS[self.objective.produces], seed=0)
-        references = accepted_answers(chosen)
-        scores = {
-            wording: value(self.objective.metric, references, answer(self.model(wording), chosen).given)
-            for wording in track(wordings, "choosing a prompt", unit="prompts")
-        }
-        best = max(wordings, key=lambda wording: scores[wording])  # the first of equals
+        best = best_wording(self.objective, wordings, self.model, chosen)
         how = f"plain prompt: {best or 'the instruction as written'}"
         return replace(answer(self.model(best), test), how=how, wording=best)
 

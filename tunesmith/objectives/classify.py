@@ -250,7 +250,10 @@ class Classify(Objective, Learner):
         logits = self.logits(batch, policy)
         if self.multi:
             return Loss(F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum"), len(logits))
-        return Loss(F.cross_entropy(logits, batch.labels.argmax(dim=1), reduction="sum"), len(logits))
+        likeliest, targets = batch.labels.max(dim=1)
+        # Probabilities of a teacher are learned as they are; labels as indices, which rounds as it always has.
+        goal = targets if bool((likeliest == 1).all()) else batch.labels
+        return Loss(F.cross_entropy(logits, goal, reduction="sum"), len(logits))
 
     def logits(self, batch: Batch, policy: Policy) -> Tensor:
         """Compute the logits [B, K] of training: if balanced, with the log of each label's share added."""

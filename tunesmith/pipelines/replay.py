@@ -19,6 +19,7 @@ from tunesmith.config import Recipe, load_recipe
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import CheckpointError, OptionError
 from tunesmith.evaluation.privacy import with_canaries
+from tunesmith.evaluation.teacher import with_teacher
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.identify import find_model, read_manifest
 from tunesmith.inference.saved_model import load_over_base
@@ -39,7 +40,7 @@ from tunesmith.training.prepare import prepare, training_options
 from tunesmith.training.run_folder import RunFolder, source_digests, task_dir
 
 # What a run keeps that its first steps start from, so that it is not computed again.
-KEPT = ("reference", "thoughts.jsonl", "replay.jsonl", "base_head", "base_head.txt")
+KEPT = ("reference", "thoughts.jsonl", "replay.jsonl", "teacher.jsonl", "base_head", "base_head.txt")
 MACHINE_KEYS = ("device", "dtype", "threads", "products")
 Outcome = Literal["same", "rounding", "changed"]
 # Largest relative difference that is rounding, by dtype, quantity, and whether a step was taken before: some 30 times
@@ -136,6 +137,7 @@ def replay(run: Path, *, changes: Sequence[str] = (), on_event: EventHandler, of
         prepared = with_canaries(prepared).map_tasks(
             lambda name, task: with_own_thoughts(task, task_dir(copy, name), on_event=on_event)
         )
+        prepared, _ = with_teacher(prepared, copy, on_event=on_event, offline=offline)
         prepared = prepare_texts(prepared, copy, Callbacks(on_event), offline=offline)
         now, setup = repeat(prepared, copy, journal=run / "journal.jsonl", on_event=on_event)
     if then.scores and not _first_of_rows(then, now):

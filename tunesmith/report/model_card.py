@@ -160,6 +160,9 @@ def _results(run: RunData) -> str:
         parts.append(f"Adjusted: by Holm's method for the {tests} tests of this table.")
     if report.tool_calls is not None:
         parts.append(f"Tool calls of the test rows, base → tuned: {report.tool_calls.sentence(main.n)}.")
+    if (found := report.distillation) is not None:
+        heads = ("model", metric_name(main.metric), "95 % interval", "parameters", "weights", "rows per second")
+        parts += [f"Distillation: {text(found.sentence)}.", table(heads, found.rows())]
     for arm in arms:
         if arm.not_beaten:
             sentence = rivalry(arm, main)

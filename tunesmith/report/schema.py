@@ -24,7 +24,7 @@ from tunesmith.evaluation.results import (
 from tunesmith.metrics.significance import MarginTest
 from tunesmith.metrics.task_scores import ArmScore, TaskScore
 from tunesmith.models.certificate import Certificate
-from tunesmith.report.formatting import bounds, figure, metric_name, p_value, signed, size
+from tunesmith.report.formatting import bounds, count, figure, metric_name, p_value, signed, size
 
 
 class Speed(ReportPart):
@@ -132,6 +132,63 @@ class MultitaskReport(ReportPart):
     sampling: str
     tasks: list[TaskReport] = Field(alias="parts")
     conflicts: list[GradientConflict] = []
+
+
+class DistilledModel(ReportPart):
+    """A model of the comparison of a distillation; a server has no known size."""
+
+    name: str
+    score: float
+    ci95: tuple[float, float] | None
+    parameters: int | None
+    bytes: int | None  # weights in memory
+    rows_per_second: float
+
+
+class Distillation(ReportPart):
+    """Student, teacher, base and the student tuned without the teacher, on the same test rows."""
+
+    teacher: str
+    asked: int  # rows without answers
+    kept: int  # of these, trained on with the teacher's answers
+    threshold: float | None = None  # confidence from which its labels are kept
+    accuracy: float | None = None  # share of its labels of validation rows that are right
+    kept_accuracy: float | None = None  # the same from the threshold on
+    models: list[DistilledModel]
+    gain: TaskScore  # `base` is the student tuned on gold rows alone
+    against_teacher: TaskScore  # `base` is the teacher
+
+    @property
+    def faster(self) -> float:
+        """Return how many times as many rows per second the student answers as the teacher."""
+        speed = {model.name: model.rows_per_second for model in self.models}
+        return speed["student"] / speed["teacher"]
+
+    @property
+    def sentence(self) -> str:
+        """Answer whether the teacher is worth it, without a full stop."""
+        gain, rival = self.gain, self.against_teacher
+        worth = {"better": "is worth it", "worse": "is harmful"}.get(gain.verdict, "is not shown to be worth it")
+        change = f"{signed(gain.delta)} ({bounds(gain.ci95, sign=True)}), {p_value(gain.p_value)}"
+        return (
+            f"the teacher {worth}: {metric_name(gain.metric)} {figure(gain.base)} → {figure(gain.tuned)} over the same "
+            f"student tuned on gold rows alone, {change}; teacher {figure(rival.base)}, student "
+            f"{figure(self.faster)} times as fast"
+        )
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a line of text for each model: name, score, interval, parameters, size and rows per second."""
+        return [
+            (
+                f"{model.name}: {self.teacher}" if model.name == "teacher" else model.name,
+                figure(model.score),
+                bounds(model.ci95),
+                "" if model.parameters is None else count(model.parameters),
+                "" if model.bytes is None else size(model.bytes),
+                figure(model.rows_per_second),
+            )
+            for model in self.models
+        ]
 
 
 class RoundedFile(ReportPart):
@@ -267,6 +324,7 @@ class Report(Displayed, ReportPart):
     canaries: dict[str, tuple[float, float]] = {}  # copies -> mean exposure of base and tuned model, bits
     warnings: tuple[str, ...] = Field((), alias="alarms")
     multitask: MultitaskReport | None = Field(None, alias="together")
+    distillation: Distillation | None = None  # of a recipe with a teacher
     training: Training
     speed: Speed
     memory: Memory

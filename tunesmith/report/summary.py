@@ -33,6 +33,9 @@ def in_short(report: Report) -> list[str]:
     if report.scored_rows is not None:
         significance += f" Rows of the verdict: {report.scored_rows.sentence}."
     lines = [f"{gain}. {significance}", _baselines(report), _general_ability(report)]
+    if report.distillation is not None:
+        sentence = report.distillation.sentence
+        lines.insert(1, f"{sentence[0].upper()}{sentence[1:]}.")
     if report.thinking is not None:
         lines.append(f"Thinking, base to tuned: {ledger_sentence(report.thinking)}.")
     style = report.style

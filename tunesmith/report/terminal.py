@@ -33,6 +33,7 @@ from tunesmith.report.verdicts import arm_label, is_not_beaten, status, trails_s
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
 # Columns that are left out first in a narrow terminal.
 DROPPED = ("kind", "rows", "p-value")
+DISTILLED = ("distillation", "score>", "95 % interval>", "parameters>", "size>", "rows/s>")
 # Listed in this order if they exist.
 FILES = {
     "report.html": "all results, for a browser",
@@ -57,6 +58,10 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
         parts += [_single_tasks(report.multitask), gap]
     if report.baselines or report.controls:
         parts += [_baselines(report), gap]
+    if report.distillation is not None:
+        table = FittedTable(DISTILLED, report.distillation.rows(), drop=("parameters", "95 % interval"))
+        table.caption = report.distillation.sentence
+        parts += [table, gap]
     if report.thinking is not None:
         parts += [_thinking(report.thinking), gap]
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from tunesmith.config import Ledger, Loop, Recipe, Retention, Verdict, with_places
+from tunesmith.config import Ledger, Loop, Recipe, Retention, Teacher, Verdict, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.audit.chunks import head
 from tunesmith.data.files import (
@@ -96,6 +96,7 @@ NEW_KEYS = {
     "router": False,
     "optimizer": "adamw",
     "canaries": 0,
+    "teacher": Teacher().model_dump(),
     "challenge": True,
 }
 
@@ -379,7 +380,7 @@ def source_digests(recipe: Recipe) -> list[str]:
     data = [task.data for task in recipe.tasks.values()]
     sources = [source for rows in data for source in (rows.train, rows.validation, rows.test)]
     digests = []
-    for source in (s for s in (*sources, recipe.replay.source) if isinstance(s, str) and s):
+    for source in (s for s in (*sources, recipe.replay.source, recipe.teacher.rows) if isinstance(s, str) and s):
         file = locate(source)
         path = file.path if file else Path(source)
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

@@ -161,7 +161,9 @@ def _placed(recipe: Recipe, *, rows: Callable[[str], str], model: Callable[[str]
     placed = with_places(recipe, rows=lambda name: name if name in ("", SELF) else rows(name), code=lambda name: name)
     compare = recipe.compare.model_copy(update={"model": model(recipe.compare.model)})
     documents = placed.documents.model_copy(update={"encoder": model(recipe.documents.encoder)})
-    return placed.model_copy(update={"model": model(recipe.model), "compare": compare, "documents": documents})
+    teacher = placed.teacher.model_copy(update={"model": model(recipe.teacher.model)})
+    named = {"model": model(recipe.model), "compare": compare, "documents": documents, "teacher": teacher}
+    return placed.model_copy(update=named)
 
 
 def _outside(name: str) -> McpRefusal:

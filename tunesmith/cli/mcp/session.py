@@ -29,7 +29,7 @@ VALID_SECONDS = 900.0  # of a token
 POLL = 0.2  # seconds between two looks at a process
 # Keys of files and models, which are relative to the folders of the server.
 PLACES = ("model", *(f"data.{key}" for key in ("train", "validation", "test")))
-PLACES += ("replay.source", "documents.source", "documents.encoder")
+PLACES += ("replay.source", "documents.source", "documents.encoder", "teacher.model", "teacher.rows")
 # Shares of a run's budget, unless the recipe sets it: scoring of `tune`, answers and training of `compare`.
 SCORING, COMPARING = 0.25, 0.8
 

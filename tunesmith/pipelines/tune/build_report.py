@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tunesmith.config import Gates
 from tunesmith.evaluation.diagnostics import not_measured
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, Diagnostics, EvalSet, Evaluator, evaluator_for
-from tunesmith.evaluation.results import Retention, ScoredRows, ThinkingLedger
+from tunesmith.evaluation.results import BASE, Retention, ScoredRows, ThinkingLedger
 from tunesmith.evaluation.retention import GeneralAbility
+from tunesmith.evaluation.teacher import Lesson
 from tunesmith.evaluation.thinking import ThinkingAnswers, no_ledger
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
@@ -26,6 +27,7 @@ from tunesmith.models.loading.quantization import count_parameters, resident_byt
 from tunesmith.models.profile import matmul_parameters
 from tunesmith.objectives import Multitask
 from tunesmith.pipelines.plan.report import CostPrediction
+from tunesmith.pipelines.tune.distillation import GOLD, STUDENT, TEACHER, distillation
 from tunesmith.pipelines.tune.run_clock import RunClock, compared
 from tunesmith.report.schema import (
     DataReport,
@@ -79,6 +81,7 @@ class RunResults:
     ledger: ThinkingLedger | None = None
     prediction: CostPrediction | None = None
     certificate: Certificate | None = None  # of the base model
+    lesson: Lesson | None = None  # of a teacher
     scored_rows: ScoredRows | None = None  # where these are not all test rows
     reused: Mapping[str, float] = field(default_factory=dict)
     clock: RunClock | None = None
@@ -97,11 +100,16 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
     """
     prepared, recipe, diagnostics = run.prepared, run.prepared.recipe, run.diagnostics
     tasks = run.evaluator.compare(run.base, run.tuned, name=name)
-    baselines, controls = run.evaluator.compare_arms(tasks[0], base=run.base, tuned=run.tuned, controls=run.controls)
+    controlled = {name: found for name, found in run.controls.items() if name not in (TEACHER, GOLD)}
+    baselines, controls = run.evaluator.compare_arms(tasks[0], base=run.base, tuned=run.tuned, controls=controlled)
     multitask = multitask_report(run, tasks)
     broken = broken_gates(run, [part.task for part in multitask.tasks] if multitask else tasks[:1])
     sentence = verdict(tasks[0], baselines, controls=controls, broken=broken)
-    facts = prepared.facts
+    facts, training, memory = prepared.facts, _training(run.trained), _memory(run)
+    taught = None
+    if run.lesson is not None:
+        predictions = {BASE: run.base, **{name: run.controls[name] for name in (TEACHER, GOLD)}, STUDENT: run.tuned}
+        taught = distillation(run.lesson, run.evaluator, predictions, training=training, model_bytes=memory.model_bytes)
     return Report(
         name=name,
         model=recipe.model,
@@ -130,9 +138,10 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
             *([] if run.ledger is None else thinking_warnings(run.ledger)),
         ),
         multitask=multitask,
-        training=_training(run.trained),
+        distillation=taught,
+        training=training,
         speed=_speed(run, seconds),
-        memory=_memory(run),
+        memory=memory,
         forecast=run.clock and compared(run.clock, seconds=seconds, resumed=run.resumed),
         reused=dict(run.reused),
         data=DataReport(

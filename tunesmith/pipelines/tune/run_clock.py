@@ -17,7 +17,16 @@ from tunesmith.training.prepare import TrainingContext
 
 # Phases that a resumed run does again; it finds the results of the others in its folder.
 REPEATED = frozenset(
-    {"loading", "general ability after", "thinking after", "test scoring", "diagnostics", "saving", "report"}
+    {
+        "loading",
+        "general ability after",
+        "thinking after",
+        "test scoring",
+        "distillation",
+        "diagnostics",
+        "saving",
+        "report",
+    }
 )
 # Phases whose work is proportional to the steps that are taken, so that they end together.
 STEPPED = ("training", "validation", "checkpoints")
@@ -45,7 +54,7 @@ REPORT = "saving the model and the report"
 def numbered_phases(recipe: Recipe) -> list[str]:
     """Return the phases of a run that are announced with a number, in their order."""
     texts = any(task.objective.produces == "likelihood" for task in recipe.tasks.values())
-    optional = {TEXTS: texts, CONTROLS: recipe.controls}
+    optional = {TEXTS: texts, CONTROLS: recipe.controls or bool(recipe.teacher.model)}
     names = (PREPARE, TEXTS, BASE, CONTROLS, TRAINING, TUNED, REPORT)
     return [name for name in names if optional.get(name, True)]
 

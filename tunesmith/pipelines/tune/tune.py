@@ -30,10 +30,12 @@ from tunesmith.evaluation.diagnostics import (
     shuffled_labels,
 )
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, evaluator_for
+from tunesmith.evaluation.evaluators.answers import AnswerPredictions
 from tunesmith.evaluation.evaluators.multitask import PredictionsByTask
 from tunesmith.evaluation.privacy import exposures, secret_scores, with_canaries
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
+from tunesmith.evaluation.teacher import TEST_FILE, Lesson, with_teacher
 from tunesmith.evaluation.thinking import ThinkingAnswers, answer_both_ways, no_ledger, thinking_ledger
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.identify import ModelManifest
@@ -50,6 +52,7 @@ from tunesmith.pipelines.many_runs import LOCAL, check_place, each
 from tunesmith.pipelines.plan.predict_run import predict_run, prediction_line
 from tunesmith.pipelines.plan.report import CostPrediction
 from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report, step_flops
+from tunesmith.pipelines.tune.distillation import GOLD, TEACHER
 from tunesmith.pipelines.tune.golden import environment_of
 from tunesmith.pipelines.tune.golden import record as record_golden
 from tunesmith.pipelines.tune.remote_run import copied
@@ -206,6 +209,7 @@ def _results(
         prepared = prepared.map_tasks(
             lambda name, task: with_own_thoughts(task, task_dir(folder.path, name), on_event=on_event)
         )
+        prepared, lesson = with_teacher(prepared, folder.path, on_event=on_event, offline=offline)
         with phase("model check"):
             certificate = certificate_of(base, on_event=on_event)
         prepared = choose_rows(prepared, folder.path, clock, timed=not world.lockstep)
@@ -217,11 +221,8 @@ def _results(
     # Evaluate the base model before any of its parameters changes.
     evaluator = evaluator_for(EvalSet.of(prepared))
     snapshot = _evaluate_base(prepared, folder, evaluator, clock)
-    controls: dict[str, Any] = {}
-    if recipe.controls:
-        clock.start(CONTROLS)
-        with phase("controls", whole=True):
-            controls = _run_controls(prepared, folder.path, callbacks, offline=offline, on=on)
+    clock.start(CONTROLS)
+    controls = _run_controls(prepared, lesson, folder.path, callbacks, offline=offline, on=on)
 
     # Train.
     clock.start(TRAINING)
@@ -267,6 +268,7 @@ def _results(
         ledger=ledger,
         prediction=prediction,
         certificate=certificate,
+        lesson=lesson,
         scored_rows=scored.extent,
         reused=snapshot.reused,
     )
@@ -338,10 +340,11 @@ def _save_challenge(results: RunResults, folder: RunFolder, on_event: EventHandl
 
 def _reward_digests(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[str, str]:
     """Return the digests of the reward files as the run started with them, and report files that have changed."""
-    recorded, changed = folder.since("rewards", digests(recipe.objective.rewards))
+    recorded, changed = folder.since("rewards", digests([*recipe.objective.rewards, recipe.teacher.model]))
     for name in changed:
         fix = "to train with the new file, give another --out"
-        on_event(Note(f"{name}: the file of the reward has changed since this run started; {fix}"))
+        what = "teacher" if name == recipe.teacher.model else "file of the reward"
+        on_event(Note(f"{name}: the {what} has changed since this run started; {fix}"))
     return recorded
 
 
@@ -424,17 +427,30 @@ def _think(prepared: TrainingContext, model: LocalModel, on_event: EventHandler)
 
 
 def _run_controls(
-    prepared: TrainingContext, out: Path, callbacks: Callbacks, *, offline: bool, on: str
+    prepared: TrainingContext, lesson: Lesson | None, out: Path, callbacks: Callbacks, *, offline: bool, on: str
 ) -> dict[str, Any]:
-    """Return the predictions of the control runs: on shuffled labels, or of several tasks one model for each."""
+    """Return the predictions of the control runs: on shuffled labels, or of several tasks one model for each.
+
+    With a teacher, also those of the teacher and of the model tuned without it.
+    """
+    controls: dict[str, Any] = {}
+    if lesson is not None:
+        with phase("distillation", whole=True):
+            answers = lesson.teacher.answers(prepared.test, out / TEST_FILE)
+            gold = replace(prepared, recipe=lesson.gold.recipe, train=lesson.gold.train, facts=lesson.gold.facts)
+            what = "without the teacher, on gold rows alone"
+            controls = {TEACHER: AnswerPredictions(answers), GOLD: _tuned_beside(gold, out / "gold", callbacks, what)}
+    if not prepared.recipe.controls:
+        return controls
     names = list(prepared.tasks) if prepared.subtasks else [""]
     here = partial(_run_control, prepared, out, callbacks)
     work = here if on == LOCAL else partial(control_in_task, prepared.recipe, out.absolute(), offline)
     threads, stop = prepared.recipe.machine.threads or cores(), callbacks.should_stop
-    parts = dict(each(work, names, on=on, threads=threads, stop=(lambda: False) if on == LOCAL else stop))
+    with phase("controls", whole=True):
+        parts = dict(each(work, names, on=on, threads=threads, stop=(lambda: False) if on == LOCAL else stop))
     if len(parts) < len(names):
         raise Interrupted("stopped; finished runs are kept")
-    return {SINGLE_TASK_MODEL: PredictionsByTask(parts)} if prepared.subtasks else {SHUFFLED: parts[""]}
+    return controls | ({SINGLE_TASK_MODEL: PredictionsByTask(parts)} if prepared.subtasks else {SHUFFLED: parts[""]})
 
 
 def control_in_task(recipe: Recipe, out: Path, offline: bool, name: str) -> Any:
@@ -451,6 +467,7 @@ def control_in_task(recipe: Recipe, out: Path, offline: bool, name: str) -> Any:
     prepared = prepared.map_tasks(
         lambda task, context: with_own_thoughts(context, task_dir(out, task), on_event=callbacks.on_event)
     )
+    prepared, _ = with_teacher(prepared, out, on_event=callbacks.on_event, offline=offline)
     prepared = pinned(out).of(prepared)
     return _run_control(prepare_texts(prepared, out, callbacks, offline=offline), out, callbacks, name)
 
@@ -460,6 +477,11 @@ def _run_control(prepared: TrainingContext, out: Path, callbacks: Callbacks, nam
     control = single_task_contexts(prepared)[name] if name else shuffled_labels(prepared)
     folder = out / "alone" / name if name else out / "control"
     what = f"{name} alone, on as many of its rows" if name else "shuffled labels"
+    return _tuned_beside(control, folder, callbacks, what)
+
+
+def _tuned_beside(control: TrainingContext, folder: Path, callbacks: Callbacks, what: str) -> Any:
+    """Return the predictions of a model that is tuned in a folder for comparison."""
     callbacks.on_event(StageStarted(f"control run: {what}"))
     folder.mkdir(parents=True, exist_ok=True)
     # A second base model: the network of the run itself must stay unchanged.

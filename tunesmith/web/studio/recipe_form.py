@@ -22,6 +22,7 @@ TITLES = {
     "": "Model",
     "more": "More",
     "replay": "Replay of general rows",
+    "teacher": "Teacher (distillation)",
     "loop": "RLHF loop",
     "ledger": "Thinking ledger",
 }

@@ -1,0 +1,326 @@
+"""Answers of a teacher: to rows without answers, which a student then learns from, and to the test rows.
+
+Labels are kept from the calibrated confidence at which the teacher labels enough validation rows right; these rows
+stay as they are, so that no answer of a model is ever in validation or test. Every call is kept in the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from tunesmith.data.examples.parsers import question as prompt_key
+from tunesmith.data.examples.parsers import texts
+from tunesmith.data.examples.prompts import RLPrompt
+from tunesmith.data.examples.types import Chat, Example, LabelledText, Text
+from tunesmith.data.files import write_whole
+from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.row import columns_of
+from tunesmith.data.schema.formats import detect
+from tunesmith.data.splits.near_duplicates import near_copies
+from tunesmith.data.stored import joined
+from tunesmith.data.text.words import folded
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.display import model_label
+from tunesmith.errors import RecipeError, Refused
+from tunesmith.evaluation.contamination import find_seen_rows
+from tunesmith.evaluation.predict import (
+    CHOICE_ROWS,
+    AnswerSet,
+    answer,
+    best_wording,
+    question,
+    reference_answers,
+    subsample,
+)
+from tunesmith.events import EventHandler, Note, StageStarted
+from tunesmith.inference.identify import identify
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.open_model import open_model
+from tunesmith.inference.openai_client import Remote
+from tunesmith.metrics import calibration
+from tunesmith.metrics.style import habits
+from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.kept_answers import answer_clock
+from tunesmith.models.loading.device import configure_device
+from tunesmith.models.loading.quantization import count_parameters, resident_bytes
+from tunesmith.models.world import alone
+from tunesmith.objectives import Classify, Instruct, Rl
+from tunesmith.phases import phase
+from tunesmith.progress import track
+from tunesmith.training.journal import append_call, finished_calls
+from tunesmith.training.prepare import TrainingContext, encode_all
+
+# Answers of all calls, and the rows made of them, in a run folder.
+FILE, ROWS_FILE, TEST_FILE = "teacher.jsonl", "teacher_rows.jsonl", "teacher_test.jsonl"
+# Rows per call. Each call is kept, so that an interrupted run continues behind it.
+LOCAL_ROWS, SERVER_ROWS = 128, 16
+# The mark of rows that a model has written.
+ORIGIN = "teacher"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The answers to some rows, and how long they took; with probabilities [N, K] of the labels, if there are any."""
+
+    given: list[str]
+    finished: list[bool]
+    seconds: float
+    probabilities: list[list[float]] = field(default_factory=list)
+    size: tuple[int, int] | None = None  # parameters and bytes of the teacher; a server says neither
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher of a recipe, opened when it is first asked."""
+
+    prepared: TrainingContext
+    offline: bool
+    _size: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Return its name without a path."""
+        return model_label(self.prepared.recipe.teacher.model)
+
+    def answers(self, examples: Sequence[Example], file: Path) -> AnswerSet:
+        """Return the answer to each row; calls that are in the file are not made again."""
+        rows = SERVER_ROWS if is_server(self.prepared.recipe.teacher.model) else LOCAL_ROWS
+        calls = [examples[start : start + rows] for start in range(0, len(examples), rows)]
+        finished = finished_calls(file, Call)
+        for number, call in enumerate(track(calls, f"{self.label} answers", unit="rows", size=len)):
+            if number >= len(finished):
+                finished.append(self._call(call))
+                append_call(file, asdict(finished[-1]))
+        self._size.extend(call.size for call in finished if call.size)
+        labels = self.prepared.recipe.objective.known_labels
+        return AnswerSet(
+            [text for call in finished for text in call.given],
+            f"teacher {self.label}",
+            sum(call.seconds for call in finished),
+            [ended for call in finished for ended in call.finished],
+            [dict(zip(labels, row, strict=True)) for call in finished for row in call.probabilities],
+        )
+
+    def _call(self, examples: Sequence[Example]) -> Call:
+        labels = self.prepared.recipe.objective.known_labels
+        if isinstance(self.model, Remote):
+            return self._request(self.model, examples)
+        found = answer(self.model, examples)
+        rows = [[row[label] for label in labels] for row in found.probabilities if set(row) == set(labels)]
+        network = self.model.policy.network
+        size = count_parameters(list(network.parameters())), resident_bytes(network)
+        return Call(found.given, found.finished or [True] * len(found.given), found.seconds, rows, size)
+
+    def _request(self, server: Remote, examples: Sequence[Example]) -> Call:
+        """Ask a server, which names a label in words."""
+        objective = self.prepared.recipe.objective
+        known = {folded(label): label for label in objective.known_labels}
+        sampling = Sampling(max_new_tokens=objective.max_new_tokens or max([16, *map(len, known)]))
+        start = answer_clock()
+        replies = server.replies([objective.prompt_messages(example) for example in examples], sampling=sampling)
+        given = [known.get(folded(reply.text).strip(" .:;!\"'`*"), reply.text) for reply in replies]
+        return Call(given, [reply.finished for reply in replies], answer_clock() - start)
+
+    @cached_property
+    def model(self) -> LocalModel | Remote:
+        """The teacher; a base model with the prompt that is best on validation rows."""
+        recipe, prepared = self.prepared.recipe, self.prepared
+        name, objective = recipe.teacher.model, recipe.objective
+        if is_server(name):
+            url, _, served = name.partition("#")
+            return Remote(url, served, os.environ.get("TUNESMITH_API_KEY", ""), self.offline).named()
+        source = identify(name, offline=self.offline)
+        model = open_model(source, objective=objective, offline=self.offline, limit=recipe.data.max_tokens)
+        configure_device(  # as this run has it; opening a model takes all cores
+            prepared.machine.device,
+            threads=prepared.machine.threads,
+            exact=recipe.machine.exact,
+            products=prepared.machine.products,
+        )
+        if (produced := model.objective.produces) != objective.produces:
+            raise RecipeError(
+                f"teacher.model: {name} produces {produced}, not {objective.produces}; name another model"
+            )
+        if theirs := set(model.objective.known_labels) - set(objective.known_labels):
+            raise RecipeError(
+                f"teacher.model: {name} also predicts {', '.join(sorted(theirs))}, which no row has; add them to "
+                "objective.labels, or name another model"
+            )
+        if source.kind == "model":
+            split = prepared.loaded.split
+            rows = subsample(split.validation or split.train, CHOICE_ROWS[objective.produces], seed=0)
+            wordings = objective.prompt_templates("decoder")
+            model.wording = best_wording(objective, wordings, lambda words: replace(model, wording=words), rows)
+        return model
+
+    @property
+    def size(self) -> tuple[int | None, int | None]:
+        """Return parameters and bytes, known once it has answered rows; None for a server, which says neither."""
+        return self._size[0] if self._size else (None, None)
+
+
+def is_server(name: str) -> bool:
+    """Return whether a teacher is a server."""
+    return name.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A run with a teacher: what its answers to rows without answers became, and the run without these rows."""
+
+    teacher: Teacher
+    gold: TrainingContext
+    asked: int = 0  # rows without answers
+    kept: int = 0  # of these, trained on
+    accuracy: float | None = None  # share of right labels on validation rows
+    threshold: float | None = None  # confidence from which labels are kept; None: all valid ones are
+    kept_accuracy: float | None = None  # share of right labels on validation rows from this confidence
+
+    @property
+    def note(self) -> str:
+        """Return what is trained on, for the report."""
+        text = f"{self.kept} of {self.asked} rows without answers are trained on with answers of {self.teacher.label}"
+        if self.accuracy is not None:
+            text += f", which labels {self.accuracy:.1%} of the validation rows right"
+        if self.threshold is not None:
+            text += f", and {self.kept_accuracy:.1%} from a confidence of {self.threshold:.2f} on, as all rows kept"
+        return text
+
+
+def with_teacher(
+    prepared: TrainingContext, out: Path, *, on_event: EventHandler, offline: bool
+) -> tuple[TrainingContext, Lesson | None]:
+    """Add rows that the teacher of a recipe answers to the training rows; validation and test rows stay.
+
+    Args:
+        prepared: the run, of a single task.
+        out: the run folder; keeps the answers.
+        on_event: receives notes and progress.
+        offline: do not access the network.
+
+    Returns:
+        The run with further training rows, and how they were made; None for a recipe without a teacher.
+
+    Raises:
+        DataError: the rows cannot be read, or a server fails; answers so far are kept.
+        Refused: no answer passes the checks.
+    """
+    recipe, split = prepared.recipe, prepared.loaded.split
+    if not recipe.teacher.model:
+        return prepared, None
+    lesson = Lesson(Teacher(prepared, offline), prepared)
+    label, objective = lesson.teacher.label, recipe.objective
+    rows = unanswered(prepared, offline=offline)
+    checked = split.validation if objective.produces == "labels" else []
+    on_event(StageStarted(f"{label} answers {len(rows)} rows without answers"))
+    out.mkdir(parents=True, exist_ok=True)
+    with phase("teacher answers", whole=True), alone():
+        found = lesson.teacher.answers([*checked, *rows], out / FILE)
+    lesson = replace(lesson, asked=len(rows))
+    if objective.produces == "labels":
+        kept, lesson = _kept_labels(found, checked, lesson)
+    else:  # it ended, says something and does not repeat itself
+        ended = zip(found.given, found.finished, strict=True)
+        kept = {i: () for i, (text, end) in enumerate(ended) if end and text and not habits([text]).repeated_share}
+    if not kept:
+        raise Refused(f"teacher: none of its {len(rows)} answers passes the checks; use another teacher, or none")
+    lesson = replace(lesson, kept=len(kept))
+    examples = [_answered(rows[i], found.given[len(checked) + i]) for i in kept]
+    encoded = encode_all(objective, examples, prepared.template, limit=recipe.data.max_tokens)
+    if recipe.teacher.labels == "soft" and objective.has_label_head:
+        encoded = [replace(row, label=own or row.label) for row, own in zip(encoded, kept.values(), strict=True)]
+    records = [
+        {"where": row.where, "prompt": question(row), "answer": reference_answers([row])[0], "origin": ORIGIN}
+        | {"teacher": label, "probabilities": own}
+        for row, own in zip(examples, kept.values(), strict=True)
+    ]
+    write_whole(out / ROWS_FILE, "".join(json.dumps(record) + "\n" for record in records))
+    train = joined(prepared.train, encoded)
+    learned = sum(tokens.learned for row in encoded for tokens in row.sequences)
+    facts = replace(prepared.facts, learned_tokens=prepared.facts.learned_tokens + learned)
+    notes = [lesson.note]
+    if not is_server(recipe.teacher.model):
+        notes += find_seen_rows(identify(recipe.teacher.model, offline=offline), prepared.test, offline=offline)
+    for note in notes:
+        on_event(Note(note))
+    bound = recipe.model_copy(update={"objective": objective.bind_encoded(train)})
+    return replace(prepared, recipe=bound, train=train, facts=facts).noted(*notes), lesson
+
+
+def unanswered(prepared: TrainingContext, *, offline: bool) -> list[Example]:
+    """Read the rows of `teacher.rows`, without copies of each other and of the rows of the run, and of their groups.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    recipe, objective = prepared.recipe, prepared.recipe.objective
+    rows = read_rows(recipe.teacher.rows, offline=offline)
+    columns = columns_of(rows)
+    group = recipe.data.group if recipe.data.group in columns else ""
+    examples: list[Example]
+    if isinstance(objective, Classify):
+        text = objective.text if objective.text in columns else detect(rows).columns.get("text", "text")
+        examples = [LabelledText(e.where, e.text, (), e.group) for e in texts(rows, text=text, group=group)]
+    else:
+        assert isinstance(objective, Instruct)
+        prompts = Rl(prompt=objective.prompt, messages=objective.messages, instruction=objective.instruction)
+        parsed = prompts.examples(rows, group=group)
+        examples = [Chat(e.where, e.prompt, e.group, len(e.prompt)) for e in parsed if isinstance(e, RLPrompt)]
+    split = prepared.loaded.split
+    held_out = [*split.validation, *split.test]
+    groups = {example.group for example in held_out if example.group}
+    known = {prompt_key(example) for example in [*split.train, *held_out]}
+    new: dict[str, Example] = {}
+    for example in examples:
+        if (key := prompt_key(example)) not in known and example.group not in groups:
+            new.setdefault(key, example)
+    copies = set[int]()
+    if objective.produces == "labels":
+        ours, theirs = ([Text(e.where, question(e)) for e in part] for part in (list(new.values()), held_out))
+        copies = near_copies(ours, theirs)
+    return [example for index, example in enumerate(new.values()) if index not in copies]
+
+
+def _kept_labels(
+    found: AnswerSet, checked: Sequence[Example], lesson: Lesson
+) -> tuple[dict[int, tuple[float, ...]], Lesson]:
+    """Return the indices of rows whose labels are kept, with calibrated probabilities if the teacher states any.
+
+    The first answers are those to the validation rows `checked`, the others those to the rows.
+    """
+    recipe, count = lesson.gold.recipe, len(checked)
+    labels, references = recipe.objective.known_labels, reference_answers(checked)
+    right = np.array([a == b for a, b in zip(found.given, references, strict=False)])
+    accuracy = float(right.mean()) if count else None
+    lesson = replace(lesson, accuracy=accuracy)
+    if accuracy is None or len(found.probabilities) < len(found.given):
+        return {i: () for i, label in enumerate(found.given[count:]) if label in labels}, lesson
+    logits = np.log(np.maximum([[row[label] for label in labels] for row in found.probabilities], 1e-300))
+    truth = [labels.index(reference) for reference in references]
+    temperature = calibration.fit_temperature(logits[:count], truth)
+    probabilities = calibration.softmax(logits, temperature=temperature)
+    confidence = probabilities.max(axis=1)
+    target = (1 + accuracy) / 2 if recipe.teacher.accuracy == "auto" else recipe.teacher.accuracy
+    threshold = calibration.threshold_for(confidence[:count], right, target)
+    if threshold is None:
+        raise Refused(
+            f"teacher: at no confidence are {target:.0%} of its labels of {count} validation rows right, "
+            f"{accuracy:.0%} of all are; lower teacher.accuracy, or use another teacher"
+        )
+    above = confidence >= threshold
+    kept = {int(i): tuple(probabilities[count + i].tolist()) for i in np.flatnonzero(above[count:])}
+    return kept, replace(lesson, threshold=threshold, kept_accuracy=float(right[above[:count]].mean()))
+
+
+def _answered(example: Example, given: str) -> Example:
+    if isinstance(example, LabelledText):
+        return replace(example, labels=(given,))
+    assert isinstance(example, Chat)
+    return replace(example, messages=(*example.messages, Message("assistant", given)), reference_index=-1)
