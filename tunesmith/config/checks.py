@@ -64,7 +64,7 @@ def _check_teacher(recipe: Recipe) -> None:
         if teacher.rows:
             raise RecipeError(f"teacher.model is missing: name the model that answers {teacher.rows}")
         return
-    if recipe.parts or objective.kind not in ("classify", "instruct") or objective.label_mode == "multi":
+    if recipe.parts or not objective.has_reference_answers or objective.label_mode == "multi":
         kind = "rows with several labels" if objective.label_mode == "multi" else objective.kind
         raise RecipeError(
             f"teacher: not supported for {kind}; nearest that works: objective classify with one label, or instruct"

@@ -172,7 +172,7 @@ def is_server(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class Teaching:
     """A run with a teacher: what its answers to rows without answers became, and the run without these rows."""
 
     teacher: Teacher
@@ -196,7 +196,7 @@ class Lesson:
 
 def with_teacher(
     prepared: TrainingContext, out: Path, *, on_event: EventHandler, offline: bool
-) -> tuple[TrainingContext, Lesson | None]:
+) -> tuple[TrainingContext, Teaching | None]:
     """Add rows that the teacher of a recipe answers to the training rows; validation and test rows stay.
 
     Args:
@@ -215,23 +215,23 @@ def with_teacher(
     recipe, split = prepared.recipe, prepared.loaded.split
     if not recipe.teacher.model:
         return prepared, None
-    lesson = Lesson(Teacher(prepared, offline), prepared)
-    label, objective = lesson.teacher.label, recipe.objective
+    teaching = Teaching(Teacher(prepared, offline), prepared)
+    label, objective = teaching.teacher.label, recipe.objective
     rows = unanswered(prepared, offline=offline)
     checked = split.validation if objective.produces == "labels" else []
     on_event(StageStarted(f"{label} answers {len(rows)} rows without answers"))
     out.mkdir(parents=True, exist_ok=True)
     with phase("teacher answers", whole=True), alone():
-        found = lesson.teacher.answers([*checked, *rows], out / FILE)
-    lesson = replace(lesson, asked=len(rows))
+        found = teaching.teacher.answers([*checked, *rows], out / FILE)
+    teaching = replace(teaching, asked=len(rows))
     if objective.produces == "labels":
-        kept, lesson = _kept_labels(found, checked, lesson)
+        kept, teaching = _kept_labels(found, checked, teaching)
     else:  # it ended, says something and does not repeat itself
         ended = zip(found.given, found.finished, strict=True)
         kept = {i: () for i, (text, end) in enumerate(ended) if end and text and not habits([text]).repeated_share}
     if not kept:
         raise Refused(f"teacher: none of its {len(rows)} answers passes the checks; use another teacher, or none")
-    lesson = replace(lesson, kept=len(kept))
+    teaching = replace(teaching, kept=len(kept))
     examples = [_answered(rows[i], found.given[len(checked) + i]) for i in kept]
     encoded = encode_all(objective, examples, prepared.template, limit=recipe.data.max_tokens)
     if recipe.teacher.labels == "soft" and objective.has_label_head:
@@ -245,13 +245,13 @@ def with_teacher(
     train = joined(prepared.train, encoded)
     learned = sum(tokens.learned for row in encoded for tokens in row.sequences)
     facts = replace(prepared.facts, learned_tokens=prepared.facts.learned_tokens + learned)
-    notes = [lesson.note]
+    notes = [teaching.note]
     if not is_server(recipe.teacher.model):
         notes += find_seen_rows(identify(recipe.teacher.model, offline=offline), prepared.test, offline=offline)
     for note in notes:
         on_event(Note(note))
     bound = recipe.model_copy(update={"objective": objective.bind_encoded(train)})
-    return replace(prepared, recipe=bound, train=train, facts=facts).noted(*notes), lesson
+    return replace(prepared, recipe=bound, train=train, facts=facts).noted(*notes), teaching
 
 
 def unanswered(prepared: TrainingContext, *, offline: bool) -> list[Example]:
@@ -289,19 +289,19 @@ def unanswered(prepared: TrainingContext, *, offline: bool) -> list[Example]:
 
 
 def _kept_labels(
-    found: AnswerSet, checked: Sequence[Example], lesson: Lesson
-) -> tuple[dict[int, tuple[float, ...]], Lesson]:
+    found: AnswerSet, checked: Sequence[Example], teaching: Teaching
+) -> tuple[dict[int, tuple[float, ...]], Teaching]:
     """Return the indices of rows whose labels are kept, with calibrated probabilities if the teacher states any.
 
     The first answers are those to the validation rows `checked`, the others those to the rows.
     """
-    recipe, count = lesson.gold.recipe, len(checked)
+    recipe, count = teaching.gold.recipe, len(checked)
     labels, references = recipe.objective.known_labels, reference_answers(checked)
     right = np.array([a == b for a, b in zip(found.given, references, strict=False)])
     accuracy = float(right.mean()) if count else None
-    lesson = replace(lesson, accuracy=accuracy)
+    teaching = replace(teaching, accuracy=accuracy)
     if accuracy is None or len(found.probabilities) < len(found.given):
-        return {i: () for i, label in enumerate(found.given[count:]) if label in labels}, lesson
+        return {i: () for i, label in enumerate(found.given[count:]) if label in labels}, teaching
     logits = np.log(np.maximum([[row[label] for label in labels] for row in found.probabilities], 1e-300))
     truth = [labels.index(reference) for reference in references]
     temperature = calibration.fit_temperature(logits[:count], truth)
@@ -316,7 +316,7 @@ def _kept_labels(
         )
     above = confidence >= threshold
     kept = {int(i): tuple(probabilities[count + i].tolist()) for i in np.flatnonzero(above[count:])}
-    return kept, replace(lesson, threshold=threshold, kept_accuracy=float(right[above[:count]].mean()))
+    return kept, replace(teaching, threshold=threshold, kept_accuracy=float(right[above[:count]].mean()))
 
 
 def _answered(example: Example, given: str) -> Example:

@@ -160,13 +160,13 @@ def test_a_teacher_that_cannot_be_asked_is_one_line(files: dict[str, Any], chang
 def test_labels_are_kept_from_the_confidence_at_which_validation_rows_are_right(accuracy: Any, files: dict[str, Any]):
     prepared = prepare(recipe(files, "x", teacher={"model": "", "rows": ""}), on_event=ignore, offline=True)
     section = Teacher(model="x", rows="y", accuracy=accuracy)
-    lesson = teacher.Lesson(None, replace(prepared, recipe=prepared.recipe.model_copy(update={"teacher": section})))  # type: ignore[arg-type]
+    teaching = teacher.Teaching(None, replace(prepared, recipe=prepared.recipe.model_copy(update={"teacher": section})))  # type: ignore[arg-type]
     checked = [LabelledText("v", str(i), ("animal" if i < 5 else "tool",)) for i in range(10)]
     sure = [0.9] * 5 + [0.8, 0.2, 0.2, 0.3, 0.3]  # the sixth is wrong, and more certain than the last
     rows = [0.95, 0.1, 0.75, 0.5]
     table = [{"animal": p, "tool": 1 - p} for p in sure + rows]
     given = ["animal" if row["animal"] >= 0.5 else "tool" for row in table]
-    kept, found = teacher._kept_labels(AnswerSet(given, "", 1.0, [], table), checked, lesson)
+    kept, found = teacher._kept_labels(AnswerSet(given, "", 1.0, [], table), checked, teaching)
     assert found.accuracy == 0.9
     assert set(kept) == ({0, 1} if accuracy == "auto" else {0, 1, 2})
     assert found.kept_accuracy is not None

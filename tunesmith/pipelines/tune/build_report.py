@@ -16,7 +16,7 @@ from tunesmith.evaluation.diagnostics import not_measured
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, Diagnostics, EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.results import BASE, Retention, ScoredRows, ThinkingLedger
 from tunesmith.evaluation.retention import GeneralAbility
-from tunesmith.evaluation.teacher import Lesson
+from tunesmith.evaluation.teacher import Teaching
 from tunesmith.evaluation.thinking import ThinkingAnswers, no_ledger
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
@@ -81,7 +81,7 @@ class RunResults:
     ledger: ThinkingLedger | None = None
     prediction: CostPrediction | None = None
     certificate: Certificate | None = None  # of the base model
-    lesson: Lesson | None = None  # of a teacher
+    teaching: Teaching | None = None  # of a teacher
     scored_rows: ScoredRows | None = None  # where these are not all test rows
     reused: Mapping[str, float] = field(default_factory=dict)
     clock: RunClock | None = None
@@ -107,9 +107,11 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
     sentence = verdict(tasks[0], baselines, controls=controls, broken=broken)
     facts, training, memory = prepared.facts, _training(run.trained), _memory(run)
     taught = None
-    if run.lesson is not None:
+    if run.teaching is not None:
         predictions = {BASE: run.base, **{name: run.controls[name] for name in (TEACHER, GOLD)}, STUDENT: run.tuned}
-        taught = distillation(run.lesson, run.evaluator, predictions, training=training, model_bytes=memory.model_bytes)
+        taught = distillation(
+            run.teaching, run.evaluator, predictions, training=training, model_bytes=memory.model_bytes
+        )
     return Report(
         name=name,
         model=recipe.model,

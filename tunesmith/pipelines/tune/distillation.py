@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.evaluation.evaluators import Evaluator
-from tunesmith.evaluation.teacher import Lesson
+from tunesmith.evaluation.teacher import Teaching
 from tunesmith.report.schema import Distillation, DistilledModel, Training
 
 # Names of models in the report.
@@ -14,7 +14,7 @@ TEACHER, GOLD, STUDENT = "teacher", "gold rows alone", "student"
 
 
 def distillation(
-    lesson: Lesson,
+    teaching: Teaching,
     evaluator: Evaluator[Any],
     predictions: Mapping[str, Any],
     *,
@@ -24,7 +24,7 @@ def distillation(
     """Compare a student with its teacher and with itself tuned on gold rows alone.
 
     Args:
-        lesson: what the teacher has answered.
+        teaching: what the teacher has answered.
         evaluator: of the test rows.
         predictions: of the base, TEACHER, GOLD and STUDENT.
         training: of the student.
@@ -33,14 +33,14 @@ def distillation(
     models = []
     for name, found in predictions.items():
         score = evaluator.score(found, name=name)[0]
-        parameters, size = lesson.teacher.size if name == TEACHER else (training.parameters, model_bytes)
+        parameters, size = teaching.teacher.size if name == TEACHER else (training.parameters, model_bytes)
         speed = score.n / max(found.seconds, 1e-9)
         shown = {"name": name, "parameters": parameters, "bytes": size, "rows_per_second": speed}
         models.append(DistilledModel(**shown, score=score.score, ci95=score.ci95))
     student = predictions[STUDENT]
     return Distillation(
-        teacher=lesson.teacher.label,
-        **{key: getattr(lesson, key) for key in ("asked", "kept", "accuracy", "threshold", "kept_accuracy")},
+        teacher=teaching.teacher.label,
+        **{key: getattr(teaching, key) for key in ("asked", "kept", "accuracy", "threshold", "kept_accuracy")},
         models=models,
         gain=evaluator.compare(predictions[GOLD], student, name=STUDENT)[0],
         against_teacher=evaluator.compare(predictions[TEACHER], student, name=STUDENT)[0],

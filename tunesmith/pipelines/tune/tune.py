@@ -35,7 +35,7 @@ from tunesmith.evaluation.evaluators.multitask import PredictionsByTask
 from tunesmith.evaluation.privacy import exposures, secret_scores, with_canaries
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
-from tunesmith.evaluation.teacher import TEST_FILE, Lesson, with_teacher
+from tunesmith.evaluation.teacher import TEST_FILE, Teaching, with_teacher
 from tunesmith.evaluation.thinking import ThinkingAnswers, answer_both_ways, no_ledger, thinking_ledger
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.identify import ModelManifest
@@ -209,7 +209,7 @@ def _results(
         prepared = prepared.map_tasks(
             lambda name, task: with_own_thoughts(task, task_dir(folder.path, name), on_event=on_event)
         )
-        prepared, lesson = with_teacher(prepared, folder.path, on_event=on_event, offline=offline)
+        prepared, teaching = with_teacher(prepared, folder.path, on_event=on_event, offline=offline)
         with phase("model check"):
             certificate = certificate_of(base, on_event=on_event)
         prepared = choose_rows(prepared, folder.path, clock, timed=not world.lockstep)
@@ -222,7 +222,7 @@ def _results(
     evaluator = evaluator_for(EvalSet.of(prepared))
     snapshot = _evaluate_base(prepared, folder, evaluator, clock)
     clock.start(CONTROLS)
-    controls = _run_controls(prepared, lesson, folder.path, callbacks, offline=offline, on=on)
+    controls = _run_controls(prepared, teaching, folder.path, callbacks, offline=offline, on=on)
 
     # Train.
     clock.start(TRAINING)
@@ -268,7 +268,7 @@ def _results(
         ledger=ledger,
         prediction=prediction,
         certificate=certificate,
-        lesson=lesson,
+        teaching=teaching,
         scored_rows=scored.extent,
         reused=snapshot.reused,
     )
@@ -427,17 +427,17 @@ def _think(prepared: TrainingContext, model: LocalModel, on_event: EventHandler)
 
 
 def _run_controls(
-    prepared: TrainingContext, lesson: Lesson | None, out: Path, callbacks: Callbacks, *, offline: bool, on: str
+    prepared: TrainingContext, teaching: Teaching | None, out: Path, callbacks: Callbacks, *, offline: bool, on: str
 ) -> dict[str, Any]:
     """Return the predictions of the control runs: on shuffled labels, or of several tasks one model for each.
 
     With a teacher, also those of the teacher and of the model tuned without it.
     """
     controls: dict[str, Any] = {}
-    if lesson is not None:
+    if teaching is not None:
         with phase("distillation", whole=True):
-            answers = lesson.teacher.answers(prepared.test, out / TEST_FILE)
-            gold = replace(prepared, recipe=lesson.gold.recipe, train=lesson.gold.train, facts=lesson.gold.facts)
+            answers = teaching.teacher.answers(prepared.test, out / TEST_FILE)
+            gold = replace(prepared, recipe=teaching.gold.recipe, train=teaching.gold.train, facts=teaching.gold.facts)
             what = "without the teacher, on gold rows alone"
             controls = {TEACHER: AnswerPredictions(answers), GOLD: _tuned_beside(gold, out / "gold", callbacks, what)}
     if not prepared.recipe.controls:
