@@ -32,7 +32,6 @@ from tests.tiny_families import FAMILIES
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import briefly
-from tunesmith.inference.export.gguf_driver import REFUSED
 from tunesmith.inference.export.gguf_writer import write_adapter_source, write_source
 from tunesmith.inference.llamacpp import LlamaCpp, find_converter
 from tunesmith.models.families import slides
@@ -193,7 +192,7 @@ def measure(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
         if not file.is_file():
             log = file.with_name(f"{file.name}.log")
             if log.is_file():
-                yield key, briefly(log.read_text().strip().splitlines()[-1]).removeprefix(REFUSED)
+                yield key, briefly(log.read_text().strip().splitlines()[-1])
             break
         program = LlamaCpp(folder / "model.gguf", threads=1, positions=400, slots=1, adapter=adapter)
         if adapter is None:

@@ -54,7 +54,6 @@ PIPELINE_EDGES = {
     ("init", "plan"),
     ("replay", "tune"),
     ("rebase", "tune"),
-    ("export", "smallest"),
 }
 
 

@@ -214,8 +214,8 @@ def export(
     Raises:
         TunesmithError: the run is not finished, the format does not support it, or the answers differ too much.
     """
-    from tunesmith.pipelines.export import ExportRequest
-    from tunesmith.pipelines.export import export as export_run
+    from tunesmith.pipelines.export.export import export as export_run
+    from tunesmith.pipelines.export.request import ExportRequest
 
     request = ExportRequest.of(format, dtype, smallest=smallest, margin=margin)
     place = None if out is None else Path(out)

@@ -29,7 +29,8 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.profile import copy_rate
 from tunesmith.models.recompute import recompute_layers
 from tunesmith.objectives.base import Learner
-from tunesmith.pipelines.export import ExportRequest, export
+from tunesmith.pipelines.export.export import export
+from tunesmith.pipelines.export.request import ExportRequest
 from tunesmith.pipelines.tune.tune import Run, tune_recipe
 from tunesmith.techniques import Full, Lora
 from tunesmith.techniques.base import Technique

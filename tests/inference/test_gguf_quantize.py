@@ -30,7 +30,7 @@ from tunesmith.inference.export.gguf_quantize import (
 )
 from tunesmith.inference.export.gguf_writer import write_gguf
 from tunesmith.inference.llamacpp import LlamaCpp
-from tunesmith.pipelines.export import DTYPES
+from tunesmith.pipelines.export.request import DTYPES
 
 Q = Quantization
 # Bits per weight, and the largest relative error on normally distributed weights.
@@ -127,6 +127,8 @@ def test_mixtures_give_the_types_that_llama_cpp_gives(tmp_path: Path):
     assert (bits("q3_k_m", "attn_output"), bits("q3_k_m", "ffn_up")) == ("4" * 8, "3" * 8)
     assert (bits("iq4_xs", "attn_v"), bits("iq4_xs", "ffn_up")) == ("5" * 8, "4" * 8)  # four heads share a value
     assert (bits("q2_k", "attn_v"), bits("q2_k", "ffn_down")) == ("4" * 8, "3" * 8)
+    types["unmeasured"] = source.types("iq4_xs", importance=False)
+    assert (bits("iq4_xs", "ffn_down"), bits("unmeasured", "ffn_down")) == ("4" * 8, "5" + "4" * 7)
     plain = {"q8_0", "iq4_nl", "q4_0"}
     assert {types[name]["token_embd.weight"] for name in types.keys() - plain} == {Q.Q6_K}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,9 +145,21 @@ def test_code_in_the_folder_of_a_model_is_not_run_whatever_the_converter_asks_fo
     (tmp_path / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}')
     (tmp_path / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Odd: pass\n")
     for auto in (AutoConfig, AutoTokenizer):
-        with pytest.raises(SystemExit, match="^refused: the converter asks for code from the folder of the model$"):
+        with pytest.raises(SystemExit, match="^the converter asks for code from the folder of the model$"):
             auto.from_pretrained(tmp_path, trust_remote_code=True)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script without an ending is no program there")
+def test_of_what_the_converter_says_only_the_end_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nyes noise | head -c 9000000 >&2\necho 'it broke' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    model = base("llama")
+    with pytest.raises(ModelError, match=r"^tiny: llama.cpp's converter failed \(it broke\); nearest that works"):
+        write_gguf(model.network, model.tokenizer, tmp_path / "model.gguf", name="tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["python"]
 
 
 def test_without_the_converter_nothing_is_written_and_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -164,7 +177,7 @@ def test_pieces_of_sentencepiece_have_the_order_of_their_merges_as_scores():
     ))  # fmt: skip
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     cutter = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
-    calls = dict(tokenizer_calls(cutter, 7, words=9, name="tiny"))
+    calls = dict(tokenizer_calls(cutter, 7, size=9, name="tiny"))
     assert (calls["add_tokenizer_model"], calls["add_add_space_prefix"]) == ("llama", True)
     assert calls["add_token_scores"] == [-3.0] * 5 + [0.0, -1.0] + [-3.0] * 2
     assert calls["add_token_types"] == [3, 6, 1, 1, 1, 1, 1, 3, 5]

@@ -27,7 +27,8 @@ from tunesmith.inference.serving.registry import ModelRegistry
 from tunesmith.models.loading.checkpoint import EDITABLE, MANIFEST
 from tunesmith.models.loading.load import load_base
 from tunesmith.pipelines.evaluate import evaluate
-from tunesmith.pipelines.export import ExportRequest, export
+from tunesmith.pipelines.export.export import export
+from tunesmith.pipelines.export.request import ExportRequest
 from tunesmith.pipelines.requests import EvaluateRequest
 from tunesmith.report.predictions import read_predictions
 from tunesmith.report.run_data import read_run_data

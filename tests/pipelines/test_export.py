@@ -36,8 +36,10 @@ from tunesmith.metrics.significance import MarginTest
 from tunesmith.models.generation.generate import AnswerIds
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Instruct
-from tunesmith.pipelines.export import ExportRequest, ProgramAgreement, by_answers, export, find_problems
-from tunesmith.pipelines.smallest import TESTED, HeldOutRows
+from tunesmith.pipelines.export.compare import ProgramAgreement, by_answers, find_problems
+from tunesmith.pipelines.export.export import export
+from tunesmith.pipelines.export.request import ExportRequest
+from tunesmith.pipelines.export.smallest import TESTED, HeldOutRows
 from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.predictions import Prediction, read_predictions
 from tunesmith.report.run_data import read_run_data
@@ -57,7 +59,7 @@ def decoder(small_world: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(autouse=True)
 def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.pipelines.export.write_reports", lambda folder: None)
+    monkeypatch.setattr("tunesmith.pipelines.export.export.write_reports", lambda folder: None)
 
 
 def made(run: Path, kind: str, out: Path, numbers: str = "") -> Export:
@@ -130,7 +132,7 @@ def test_answers_are_scored_only_where_thoughts_can_be_separated_in_plain_text(
 ):
     form = templates(kind)[0]
     ids = form.tokenizer(FAMILIES[kind].thoughts + "Four.", add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr("tunesmith.pipelines.export.generate", lambda *_, **__: [AnswerIds(ids, True)])
+    monkeypatch.setattr("tunesmith.pipelines.export.compare.generate", lambda *_, **__: [AnswerIds(ids, True)])
     model: Any = SimpleNamespace(
         template=form,
         objective=Instruct(metric="exact_match", think_by_default=True),
@@ -200,7 +202,7 @@ def test_an_export_that_answers_otherwise_is_refused_after_it_was_told(
             {name: -value for name, value in weights.items()}, out / "model.safetensors", metadata={"format": "pt"}
         )
 
-    monkeypatch.setattr("tunesmith.pipelines.export.write_merged", spoilt)
+    monkeypatch.setattr("tunesmith.pipelines.export.export.write_merged", spoilt)
     with pytest.raises(Refused, match=r"answers are the same, expected at least 100%;.*do not use it"):
         made(decoder, "merged", tmp_path / "out")
     assert read_report(decoder).exports[-1].faults
@@ -332,13 +334,13 @@ def test_a_folder_of_a_run_is_not_taken_for_an_older_export(decoder: Path, tmp_p
     ],
 )
 def test_a_score_may_move_by_one_row_or_by_the_bound(form: str, score: float, said: tuple[str, ...]):
-    found = ProgramAgreement("accuracy", 100, 1.0, 1.0, score_original=0.90, score_export=score)
+    found = ProgramAgreement("accuracy", 100, 1.0, score_original=0.90, score_export=score)
     assert find_problems({"": found}, form) == said
     assert find_problems({"french": found}, form) == tuple(f"french: {one}" for one in said)
 
 
 def test_a_score_of_a_hundred_may_move_a_hundred_times_as_far():
-    moved = ProgramAgreement("chrf", 64, 1.0, 62 / 64, score_original=49.3, score_export=49.0)
+    moved = ProgramAgreement("chrf", 64, 62 / 64, score_original=49.3, score_export=49.0)
     assert find_problems({"": moved}, "gguf f16") == ()
     assert find_problems({"": replace(moved, score_export=47.0)}, "gguf f16") == ("chrf changes by 2.300",)
 
@@ -347,7 +349,7 @@ def test_a_score_of_a_hundred_may_move_a_hundred_times_as_far():
 def test_a_quantized_file_has_what_training_rows_use_and_answers_in_llama_cpp(
     decoder: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tunesmith.pipelines.export.find_problems", lambda *given, **named: ())  # eight rows
+    monkeypatch.setattr("tunesmith.pipelines.export.export.find_problems", lambda *given, **named: ())  # eight rows
     measured = []
     measure = room.measure_importance
     monkeypatch.setattr(room, "measure_importance", lambda *given: measured.append(measure(*given)) or measured[0])
@@ -391,8 +393,8 @@ def test_the_first_file_that_fails_ends_the_tests_and_the_last_that_passed_is_wr
         tests.append(MarginTest(0.0, (0.0, 0.0), 0.0, p_value, None if p_value < 0.05 else 400))
         return tests[-1]
 
-    monkeypatch.setattr("tunesmith.pipelines.smallest.compare_to_margin", scripted)
-    monkeypatch.setattr("tunesmith.pipelines.smallest.HeldOutRows.on_validation", lambda rows, model: 0.5)
+    monkeypatch.setattr("tunesmith.pipelines.export.smallest.compare_to_margin", scripted)
+    monkeypatch.setattr("tunesmith.pipelines.export.smallest.HeldOutRows.on_validation", lambda rows, model: 0.5)
     found = smallest(decoder, tmp_path / "out", margin=1).smallest
     assert found is not None
     files = {file.name: file for file in found.files}
@@ -487,7 +489,7 @@ def test_what_cannot_be_tested_by_rows_is_refused_before_anything_is_written(
     monkeypatch.undo()
     digests = read_report(decoder).data.sha256 | {"validation": "0"}
     monkeypatch.setattr(
-        "tunesmith.pipelines.smallest.read_data", lambda recipe, offline: SimpleNamespace(sha256=digests)
+        "tunesmith.pipelines.export.smallest.read_data", lambda recipe, offline: SimpleNamespace(sha256=digests)
     )
     with pytest.raises(
         CheckpointError, match=r"its validation rows have changed since; restore their file, or use --dtype"

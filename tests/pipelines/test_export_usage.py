@@ -19,7 +19,8 @@ from tunesmith.inference.export import sequence_classifier
 from tunesmith.inference.export.usage import read_usage
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load
-from tunesmith.pipelines.export import ExportRequest, export
+from tunesmith.pipelines.export.export import export
+from tunesmith.pipelines.export.request import ExportRequest
 from tunesmith.report.schema import Export
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -28,7 +29,7 @@ EXACT = 1e-4
 
 @pytest.fixture(autouse=True)
 def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.pipelines.export.write_reports", lambda folder: None)
+    monkeypatch.setattr("tunesmith.pipelines.export.export.write_reports", lambda folder: None)
 
 
 def made(run: Path, out: Path, dtype: str = "") -> Export:

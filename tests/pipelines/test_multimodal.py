@@ -20,7 +20,8 @@ from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.text_part import generative_class
-from tunesmith.pipelines.export import ExportRequest, export
+from tunesmith.pipelines.export.export import export
+from tunesmith.pipelines.export.request import ExportRequest
 from tunesmith.pipelines.plan.plan import plan_recipe
 from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.run_data import read_run_data
@@ -52,7 +53,7 @@ def lora(gemma: Path, small_world: pytest.MonkeyPatch, tmp_path_factory: pytest.
 
 def exported(run: Path, kind: str, out: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.pipelines.export.write_reports", lambda folder: None)
+        patch.setattr("tunesmith.pipelines.export.export.write_reports", lambda folder: None)
         found = export(run, ExportRequest.of(kind), out=out, on_event=ignore, offline=True)
     assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
 

@@ -26,7 +26,8 @@ from tunesmith.inference.identify import identify, read_manifest
 from tunesmith.inference.saved_model import load
 from tunesmith.metrics import calibration
 from tunesmith.pipelines.evaluate import Compared, evaluate
-from tunesmith.pipelines.export import ExportRequest, export
+from tunesmith.pipelines.export.export import export
+from tunesmith.pipelines.export.request import ExportRequest
 from tunesmith.pipelines.requests import EvaluateRequest
 from tunesmith.pipelines.tune.preview import preview
 from tunesmith.report.html import write_reports

@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     read_manifest(find_model(args.folder, offline=args.offline))  # fail before torch is imported
     if args.format == "gguf" or args.smallest:
         find_converter()
-    from tunesmith.pipelines.export import ExportRequest, export
+    from tunesmith.pipelines.export.export import export
+    from tunesmith.pipelines.export.request import ExportRequest
 
     hush()
     request = ExportRequest.of(args.format, args.dtype, smallest=args.smallest, margin=args.margin)

@@ -191,7 +191,12 @@ def write_file(
                     f"no importance matrix for {len(unknown)} tensors of {len(source.shapes)}, such as {unknown[0]}"
                 )
             importance = measure_importance(policy, parameters, rows)
-            source.write(out / GGUF, source.types(dtype), importance, file_type=MIXTURES[dtype].file_type)
+            source.write(
+                out / GGUF,
+                source.types(dtype, importance=bool(importance)),
+                importance,
+                file_type=MIXTURES[dtype].file_type,
+            )
         whole.unlink()
     instruction = "" if isinstance(model.objective, Classify) else model.objective.instruction
     (out / "Modelfile").write_text(

@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 CALLS = "tokenizer_calls.json"
-REFUSED = "refused: "  # begins the last line of stderr if the model cannot be expressed
+REFUSAL = "refusal.txt"  # in the folder of the model: why it cannot be expressed
+
+
+class Refusal(SystemExit):
+    """The model cannot be expressed; ends the process with the reason on stderr."""
 
 
 def main(job: dict[str, Any]) -> None:
@@ -22,7 +26,7 @@ def main(job: dict[str, Any]) -> None:
 
     Args:
         job: `converter`, folder of llama.cpp's scripts; `folder`, of the model or the adapter; `file` to write;
-            `memory`, the limit in bytes; for a model its `name`, and whether it `slides`: some of its
+            `memory`, the limit in bytes, on Linux; for a model its `name`, and whether it `slides`: some of its
             layers have a sliding attention window.
     """
     if sys.platform != "win32":
@@ -44,7 +48,7 @@ def main(job: dict[str, Any]) -> None:
     try:
         family = conversion.get_model_class(architecture)
     except NotImplementedError:
-        _refuse(f"llama.cpp does not know {architecture}")
+        raise Refusal(f"llama.cpp does not know {architecture}") from None
     f16 = importlib.import_module("gguf").LlamaFileType.MOSTLY_F16
     model = family(Path(job["folder"]), f16, Path(job["file"]), model_name=job["name"], hparams=hparams)
     inner = getattr(model, "impl", model)
@@ -57,13 +61,9 @@ def forbid_code() -> None:
     from transformers import dynamic_module_utils
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        _refuse("the converter asks for code from the folder of the model")
+        raise Refusal("the converter asks for code from the folder of the model")
 
     dynamic_module_utils.get_cached_module_file = refuse
-
-
-def _refuse(problem: str) -> NoReturn:
-    sys.exit(REFUSED + problem)
 
 
 def _with_former_keys(hparams: dict[str, Any]) -> dict[str, Any]:
@@ -79,17 +79,18 @@ def _with_former_keys(hparams: dict[str, Any]) -> dict[str, Any]:
 def _write_tokenizer(model: Any, *, slides: bool) -> None:
     """Write the tokenizer, with llama.cpp's own name of its pre-tokenizer if it is a published one."""
     if slides and not any(key.endswith(".attention.sliding_window") for key in model.gguf_writer.kv_data[0]):
-        _refuse("llama.cpp ignores the sliding attention window of its layers")
-    words = model.gguf_writer.tensors[0]["token_embd.weight"].shape[0]  # of Gemma 3, only those of the tokenizer
+        raise Refusal("llama.cpp ignores the sliding attention window of its layers")
+    size = model.gguf_writer.tensors[0]["token_embd.weight"].shape[0]  # of Gemma 3, only those of the tokenizer
     for call, value in json.loads((model.dir_model / CALLS).read_text(encoding="utf-8")):
         if call in ("add_token_list", "add_token_types", "add_token_scores"):
-            value = value[:words]
+            value = value[:size]
         if call == "add_tokenizer_pre" and value != "default":
             try:
                 value = model.get_vocab_base_pre(_Encoder(model.dir_model / "tokenizer.json"))
             except NotImplementedError:
                 if not value:
-                    _refuse("llama.cpp has no pre-tokenizer that splits text as this tokenizer does")
+                    problem = "llama.cpp has no pre-tokenizer that splits text as this tokenizer does"
+                    raise Refusal(problem) from None
         getattr(model.gguf_writer, call)(value)
 
 
@@ -106,4 +107,9 @@ class _Encoder:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    try:
+        main(given)
+    except Refusal as error:
+        (Path(given["folder"]) / REFUSAL).write_text(str(error), encoding="utf-8")
+        raise

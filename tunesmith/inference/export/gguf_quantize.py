@@ -45,7 +45,7 @@ Rule = Callable[[int, int, bool], Quantization | None]
 # Stored instead where blocks do not divide the columns, as in llama.cpp; then f16.
 FALLBACKS = {Q.Q2_K: Q.Q4_0, Q.Q3_K: Q.Q4_0, Q.Q4_K: Q.Q5_0, Q.Q5_K: Q.Q5_1, Q.Q6_K: Q.Q8_0, Q.IQ4_XS: Q.IQ4_NL}
 # Small, sensitive weights with several dimensions, which llama.cpp does not quantize either.
-KEPT = re.compile(
+UNQUANTIZED = re.compile(
     r"_norm\.weight|ffn_gate_inp|altup|laurel|per_layer_model_proj|ssm_conv1d|shortconv\.conv|time_mix_|attn_rel_b"
     r"|position_embd|token_types|indexer\.[kq]_proj"
 )
@@ -56,11 +56,11 @@ MEASURED_TOKENS = 4096  # at a time
 LEAST_IMPORTANCE = 1e-3
 
 
-def _always(stored: Quantization) -> Rule:
+def _fixed(stored: Quantization) -> Rule:
     return lambda index, count, shared: stored
 
 
-def _more(index: int, count: int, shared: bool) -> Quantization | None:
+def _raised(index: int, count: int, shared: bool) -> Quantization | None:
     """Raise the first and the last eighth of the layers, and every third between them."""
     first = count // 8
     return Q.Q6_K if index < first or index >= 7 * count // 8 or (index - first) % 3 == 2 else None
@@ -74,33 +74,35 @@ class Mixture:
     file_type: gguf.LlamaFileType
     rules: Mapping[str, Rule] = field(default_factory=dict)
     output: Quantization = Q.Q6_K  # of the output layer, which may be the embedding
+    unmeasured: Mapping[str, Rule] = field(default_factory=dict)  # further rules without an importance matrix
 
 
 _F = gguf.LlamaFileType
 _SHARED = {"attn_v": lambda index, count, shared: Q.Q5_K if shared else None}
-# By llama.cpp's names in lower case, the finest first. The rules are those with an importance matrix, except that the
-# first layers of `q4_0` get no Q4_1, which llama.cpp has answered with invalid output (docs/how-to/export.md).
+_FIRST = {"ffn_down": lambda index, count, shared: Q.Q5_K if index < count // 8 else None}
+# By llama.cpp's names in lower case, the finest first. With an importance matrix, llama.cpp stores the first layers of
+# `q4_0` as Q4_1, which it has answered with invalid output (docs/how-to/export.md); here they stay Q4_0.
 MIXTURES: dict[str, Mixture] = {
     "q8_0": Mixture(Q.Q8_0, _F.MOSTLY_Q8_0, output=Q.Q8_0),
     "q6_k": Mixture(Q.Q6_K, _F.MOSTLY_Q6_K),
-    "q5_k_m": Mixture(Q.Q5_K, _F.MOSTLY_Q5_K_M, {"attn_v": _more, "ffn_down": _more, "attn_qkv": _always(Q.Q6_K)}),
-    "q4_k_m": Mixture(Q.Q4_K, _F.MOSTLY_Q4_K_M, {"attn_v": _more, "ffn_down": _more, "attn_qkv": _always(Q.Q5_K)}),
-    "iq4_nl": Mixture(Q.IQ4_NL, _F.MOSTLY_IQ4_NL, _SHARED),
+    "q5_k_m": Mixture(Q.Q5_K, _F.MOSTLY_Q5_K_M, {"attn_v": _raised, "ffn_down": _raised, "attn_qkv": _fixed(Q.Q6_K)}),
+    "q4_k_m": Mixture(Q.Q4_K, _F.MOSTLY_Q4_K_M, {"attn_v": _raised, "ffn_down": _raised, "attn_qkv": _fixed(Q.Q5_K)}),
+    "iq4_nl": Mixture(Q.IQ4_NL, _F.MOSTLY_IQ4_NL, _SHARED, unmeasured=_FIRST),
     "q4_0": Mixture(Q.Q4_0, _F.MOSTLY_Q4_0),
-    "iq4_xs": Mixture(Q.IQ4_XS, _F.MOSTLY_IQ4_XS, _SHARED),
+    "iq4_xs": Mixture(Q.IQ4_XS, _F.MOSTLY_IQ4_XS, _SHARED, unmeasured=_FIRST),
     "q3_k_m": Mixture(
         Q.Q3_K, _F.MOSTLY_Q3_K_M,
         {
             "attn_v": lambda index, count, shared: Q.Q5_K if index < 2 else Q.Q4_K,
             "ffn_down": lambda index, count, shared: Q.Q5_K if index < count // 16 else Q.Q4_K,
-            **dict.fromkeys(("attn_output", "attn_qkv"), _always(Q.Q4_K)),
+            **dict.fromkeys(("attn_output", "attn_qkv"), _fixed(Q.Q4_K)),
         },
     ),
     "q2_k": Mixture(
         Q.Q2_K, _F.MOSTLY_Q2_K,
         {
             "attn_v": lambda index, count, shared: Q.Q4_K if shared else Q.Q3_K,
-            **dict.fromkeys(("ffn_down", "attn_output"), _always(Q.Q3_K)),
+            **dict.fromkeys(("ffn_down", "attn_output"), _fixed(Q.Q3_K)),
         },
     ),
 }  # fmt: skip
@@ -122,7 +124,7 @@ class GgufWeights:
         self.shapes = {
             name: tuple(map(int, tensor.shape[::-1]))
             for name, tensor in self._tensors.items()
-            if len(tensor.shape) > 1 and name.endswith("weight") and not KEPT.search(name)
+            if len(tensor.shape) > 1 and name.endswith("weight") and not UNQUANTIZED.search(name)
         }
 
     def __enter__(self) -> Self:
@@ -138,12 +140,13 @@ class GgufWeights:
 
     def bits(self, types: Types) -> float:
         """Return the bits per weight of a file with these types."""
-        every = [(prod(map(int, t.shape)), types.get(name, t.tensor_type)) for name, t in self._tensors.items()]
-        return 8 * sum(stored_bytes((n,), stored) for n, stored in every) / sum(n for n, _ in every)
+        stored = [(prod(map(int, t.shape)), types.get(name, t.tensor_type)) for name, t in self._tensors.items()]
+        return 8 * sum(stored_bytes((n,), of) for n, of in stored) / sum(n for n, _ in stored)
 
-    def types(self, name: str) -> dict[str, Quantization]:
-        """Return the type of each tensor in one of MIXTURES."""
+    def types(self, name: str, *, importance: bool = True) -> dict[str, Quantization]:
+        """Return the type of each tensor in one of MIXTURES, with or without an importance matrix."""
         mixture = MIXTURES[name]
+        rules = mixture.rules if importance else {**mixture.rules, **mixture.unmeasured}
         heads, values = (self._value(f"{{arch}}.attention.head_count{part}") for part in ("", "_kv"))
         heads, values = (max(one) if isinstance(one, list) else one for one in (heads, values or heads))
         shared = bool(values) and heads // values >= 4
@@ -156,7 +159,7 @@ class GgufWeights:
             stored = mixture.matrices
             if tensor == output:  # 8 bits where blocks of the other matrices do not fit
                 stored = mixture.output if fitting(stored, shape[-1]) == stored else Q.Q8_0
-            elif (found := LAYER.fullmatch(tensor)) and (rule := mixture.rules.get(found[2])):
+            elif (found := LAYER.fullmatch(tensor)) and (rule := rules.get(found[2])):
                 places = sorted(layers[found[2]])
                 stored = rule(places.index(int(found[1])), len(places), shared) or stored
             types[tensor] = fitting(stored, shape[-1])
@@ -214,8 +217,8 @@ class GgufWeights:
 
 def fitting(requested: Quantization, columns: int) -> Quantization:
     """Return the type that is stored where another is requested, because its blocks divide the columns."""
-    every = (requested, FALLBACKS.get(requested, Q.F16))
-    return next((stored for stored in every if columns % gguf.GGML_QUANT_SIZES[stored][0] == 0), Q.F16)
+    choices = (requested, FALLBACKS.get(requested, Q.F16))
+    return next((stored for stored in choices if columns % gguf.GGML_QUANT_SIZES[stored][0] == 0), Q.F16)
 
 
 def stored_bytes(shape: Sequence[int], stored: Quantization) -> int:

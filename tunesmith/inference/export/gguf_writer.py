@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.documents.worker_pool import PACKAGE, PASSED
 from tunesmith.data.tokenization.tokenizer import leading_bos
 from tunesmith.errors import ModelError, briefly
-from tunesmith.inference.export.gguf_driver import CALLS, REFUSED
+from tunesmith.inference.export.gguf_driver import CALLS, REFUSAL
 from tunesmith.inference.llamacpp import find_converter
 from tunesmith.models.families import slides
 from tunesmith.models.loading.suppress_output import quiet
@@ -36,6 +36,7 @@ from tunesmith.models.loading.text_part import adapter_tree, save_network
 START_SECONDS, BYTES_PER_SECOND = 600, 10e6
 # Memory of the process besides twice the weights, in bytes. It reads them one by one.
 MEMORY = 8 * 2**30
+MESSAGE_BYTES = 4096  # that are read of its messages
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -61,8 +62,11 @@ TELLING = "I'll pay 12345 (in 3 DAYS'),  \n\nOK?? \u00e9t\u00e9 Z\u00c4HLT\tx_y 
 SPACE, BYTE = "\u2581", re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def tokenizer_calls(tokenizer: Any, ends: Any, *, words: int, name: str) -> list[tuple[str, Any]]:
-    """Return the calls of gguf's writer for vocabulary, merges, special tokens and chat template, all unchanged."""
+def tokenizer_calls(tokenizer: Any, ends: Any, *, size: int, name: str) -> list[tuple[str, Any]]:
+    """Return the calls of gguf's writer for vocabulary, merges, special tokens and chat template, all unchanged.
+
+    `size` is the number of rows of the embedding.
+    """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "BPE":
         raise ModelError(f"{name}: llama.cpp has no {model['type']} tokenizer; nearest that works: --format merged")
@@ -73,15 +77,15 @@ def tokenizer_calls(tokenizer: Any, ends: Any, *, words: int, name: str) -> list
     calls: list[tuple[str, Any]] = [("add_tokenizer_model", "llama" if pieces else "gpt2")]
     calls += [("add_tokenizer_pre", "default")] if pieces else [("add_tokenizer_pre", _pre_tokenizer(tokenizer))]
     calls += [
-        ("add_token_list", [vocabulary.get(number, f"[PAD{number}]") for number in range(words)]),
-        ("add_token_types", [_token_type(number, vocabulary, added, pieces=pieces) for number in range(words)]),
+        ("add_token_list", [vocabulary.get(number, f"[PAD{number}]") for number in range(size)]),
+        ("add_token_types", [_token_type(number, vocabulary, added, pieces=pieces) for number in range(size)]),
     ]
     if pieces:  # llama.cpp merges the pair that makes the piece of the highest score
         ranks: dict[str, int] = {}
         for rank, merge in enumerate(merges):
             ranks.setdefault(merge.replace(" ", ""), rank)
         lowest = float(-len(ranks) - 1)
-        scores = [float(-ranks[piece]) if (piece := vocabulary.get(n, "")) in ranks else lowest for n in range(words)]
+        scores = [float(-ranks[piece]) if (piece := vocabulary.get(n, "")) in ranks else lowest for n in range(size)]
         # Whether a space is put before a text, in llama.cpp also behind a special token, which is where chats begin.
         opening = tokenizer.eos_token if tokenizer.chat_template and tokenizer.eos_token else ""
         behind = tokenizer.backend_tokenizer.encode(f"{opening}a", add_special_tokens=False).tokens[bool(opening)]
@@ -138,8 +142,8 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
 def write_source(network: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, name: str) -> None:
     """Write what the converter reads of a model into a folder; the arguments are those of `write_gguf`."""
     find_converter()
-    words = network.get_input_embeddings().weight.shape[0]
-    calls = tokenizer_calls(tokenizer, network.generation_config.eos_token_id, words=words, name=name)
+    size = network.get_input_embeddings().weight.shape[0]
+    calls = tokenizer_calls(tokenizer, network.generation_config.eos_token_id, size=size, name=name)
     with quiet():
         save_network(network, folder)
     tokenizer.save_pretrained(folder)
@@ -192,32 +196,37 @@ def _folder_beside(file: Path) -> Iterator[Path]:
 def _convert(options: dict[str, Any], folder: Path, file: Path, *, name: str) -> None:
     """Run the converter on what a folder holds; the file appears only if it succeeds."""
     half = folder / "half.gguf"
+    log = folder.parent / "stderr.txt"
     size = sum(path.stat().st_size for path in folder.iterdir())
     job = {"converter": str(find_converter()), "folder": str(folder), "file": str(half), "memory": MEMORY + 2 * size}
     job |= options
     passed = {key: os.environ[key] for key in PASSED if key in os.environ}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "tunesmith.inference.export.gguf_driver", json.dumps(job)],
-            env=passed | offline | {"PYTHONPATH": str(PACKAGE), "PYTHONUTF8": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=START_SECONDS + size / BYTES_PER_SECOND,
-            check=False,
-        )
+        with log.open("wb") as messages:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "tunesmith.inference.export.gguf_driver", json.dumps(job)],
+                env=passed | offline | {"PYTHONPATH": str(PACKAGE), "PYTHONUTF8": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=messages,
+                timeout=START_SECONDS + size / BYTES_PER_SECOND,
+                check=False,
+            )
     except subprocess.TimeoutExpired as error:
         problem = f"llama.cpp's converter did not finish within {error.timeout:.0f} s"
         raise ModelError(f"{name}: {problem}; nearest that works: --format merged") from None
     if done.returncode == 0 and half.is_file():
         half.replace(file)
         return
-    last = briefly(([line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()] or [""])[-1])
+    with log.open("rb") as messages:
+        messages.seek(-min(MESSAGE_BYTES, log.stat().st_size), os.SEEK_END)
+        lines = messages.read().decode(errors="replace").splitlines()
+    last = briefly(([line for line in lines if line.strip()] or [""])[-1])
     if "[Errno 28]" in last:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
-    _, refused, problem = last.partition(REFUSED)
-    if not refused:
-        reason = f"signal {-done.returncode}" if done.returncode < 0 else last
-        problem = f"llama.cpp's converter failed ({reason})"
+    reason = f"signal {-done.returncode}" if done.returncode < 0 else last
+    problem = f"llama.cpp's converter failed ({reason})"
+    if (folder / REFUSAL).is_file():
+        problem = (folder / REFUSAL).read_text(encoding="utf-8")
     raise ModelError(f"{name}: {problem}; nearest that works: --format merged")

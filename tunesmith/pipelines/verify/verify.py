@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,16 +112,11 @@ def verify(
     return Verified(
         run=challenge.name,
         target=target,
-        verdict=judgement.verdict,
-        error_rate=judgement.error_rate,
         sentence=judgement.sentence() + other,
-        tuned=judgement.tuned,
-        of_tuned=judgement.of_tuned,
-        base=judgement.base,
-        of_base=judgement.of_base,
         same_tokens=same,
         seconds=round(time.perf_counter() - start, 2),
         differences=differences,
+        **asdict(judgement),
     )
 
 
