@@ -185,6 +185,7 @@ def export(
     dtype: str = "",
     smallest: bool = False,
     margin: float | None = None,
+    verify: bool = True,
     out: str | Path | None = None,
     offline: bool = False,
     progress: bool = True,
@@ -203,6 +204,7 @@ def export(
         dtype: f32, f16 or bf16 for merged, f16, q8_0, q4_k_m and others for gguf; default: the first of each.
         smallest: write the smallest gguf file that is shown to be not worse than the tuned model on held-out rows.
         margin: loss that `smallest` does not accept, in points of the metric (default 1).
+        verify: ask the export the challenge of the run, as `verify` does; the result has the verdict.
         out: folder of the export; default `RUN/export/FORMAT`.
         offline: do not access the network.
         progress: show progress.
@@ -217,7 +219,7 @@ def export(
     from tunesmith.pipelines.export.export import export as export_run
     from tunesmith.pipelines.export.request import ExportRequest
 
-    request = ExportRequest.of(format, dtype, smallest=smallest, margin=margin)
+    request = ExportRequest.of(format, dtype, smallest=smallest, margin=margin, verify=verify)
     place = None if out is None else Path(out)
     with reporting(progress, callback) as callbacks:
         return export_run(Path(folder), request, out=place, on_event=callbacks.on_event, offline=offline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -40,6 +41,7 @@ from tunesmith.pipelines.export.compare import ProgramAgreement, by_answers, fin
 from tunesmith.pipelines.export.export import export
 from tunesmith.pipelines.export.request import ExportRequest
 from tunesmith.pipelines.export.smallest import TESTED, HeldOutRows
+from tunesmith.pipelines.verify import make
 from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.predictions import Prediction, read_predictions
 from tunesmith.report.run_data import read_run_data
@@ -357,6 +359,49 @@ def test_a_quantized_file_has_what_training_rows_use_and_answers_in_llama_cpp(
     assert (found.format, found.same_prompts) == (f"gguf {dtype}", 1.0)
     assert {"blk.0.attn_q.weight", "blk.1.ffn_down.weight"} <= measured[0].keys()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["Modelfile", "manifest.json", "model.gguf"]
+
+
+@pytest.fixture(scope="module")
+def challenged(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with a challenge; leads of random models are small."""
+    run = shutil.copytree(decoder, tmp_path_factory.mktemp("challenged") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make, "LEAST_LEAD", 0.03)
+        patch.setattr(make, "GENERAL", 256)
+        (run / "challenge.json").write_text(make.challenge_of(run, offline=True).model_dump_json())
+    return run
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
+def test_an_export_is_asked_the_challenge_of_its_run(challenged: Path, tmp_path: Path, kind: str):
+    found = made(challenged, kind, tmp_path / "out")
+    assert (found.verdict, found.verified[:7]) == ("tuned", "tuned: ")
+    assert read_report(challenged).exports[-1] == found
+    request = ExportRequest.of(kind, verify=False)
+    left_out = export(challenged, request, out=tmp_path / "out", on_event=print, offline=True)
+    assert (left_out.verdict, left_out.verified) == (None, "")
+
+
+def test_another_verdict_is_an_error_where_answers_are_equal_and_stated_where_bits_are_few(
+    challenged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    page = json.loads((challenged / "challenge.json").read_text())
+    for prompt in page["prompts"]:
+        prompt["tuned"] = prompt["tuned"] and {"text": "otherwise", "ends": True}
+    run = shutil.copytree(challenged, tmp_path / "run")
+    (run / "challenge.json").write_text(json.dumps(page))
+    with pytest.raises(Refused, match=r"not the tuned model: something else: 0 of \d+ prompts.*do not use it"):
+        made(run, "merged", tmp_path / "merged")
+    assert read_report(run).exports[-1].verdict == "something else"
+    monkeypatch.setattr("tunesmith.pipelines.export.export.find_problems", lambda *given, **named: ())  # eight rows
+    found = made(run, "gguf", tmp_path / "gguf", "q2_k")
+    assert (found.verdict, found.faults) == ("something else", ())
+    (run / "challenge.json").write_text("{")
+    broken = made(run, "merged", tmp_path / "merged")
+    assert broken.verdict is None
+    assert broken.verified.startswith("not verified (")
+    (run / "challenge.json").unlink()
+    assert made(run, "merged", tmp_path / "merged").verified == "not verified (the run has no challenge.json)"
 
 
 def smallest(run: Path, out: Path, margin: float) -> Export:

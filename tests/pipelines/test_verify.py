@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import random
@@ -13,11 +14,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 
 import tunesmith as ts
 from tests.bases import folder
 from tests.served import export_run, save_run, served
+from tunesmith.cli.commands import serve
 from tunesmith.cli.main import main
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.saved_model import load
@@ -152,10 +155,30 @@ def test_a_server_that_dies_midway_is_one_line(challenge: Challenge, monkeypatch
         verdict(challenge, f"http://127.0.0.1:{server.server_port}/v1#m")
 
 
-def suppressed(serve: Callable[[], None]) -> None:
+@pytest.mark.parametrize("shadow", [False, True])
+def test_serve_asks_its_engine_at_the_start_and_neither_counts_it_nor_asks_a_paid_model(
+    run: Path, tmp_path: Path, shadow: bool, monkeypatch: pytest.MonkeyPatch
+):
+    lines: list[str] = []
+    monkeypatch.setattr(serve, "log", lines.append)
+    parser = argparse.ArgumentParser()
+    serve.add(parser.add_subparsers())  # type: ignore[arg-type]
+    files = ["--admin-token-file", str(tmp_path / "admin"), "--store", str(tmp_path / "store.db")]
+    files += ["--shadow", "http://127.0.0.1:9/v1#paid", "--shadow-folder", str(tmp_path / "shadow")] * shadow
+    args = parser.parse_args(["serve", f"a={run}", "--port", "0", "--offline", *files])
+    with serve.opened(args, say=lambda *_: None) as made, TestClient(made.app) as client:
+        deadline = time.monotonic() + 300
+        while not any("verified" in line or "prompts" in line for line in lines):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert "/v1/chat/completions" not in client.get("/metrics").text
+    assert [line[:10] for line in lines[-1:]] == ["a: tuned: "]
+
+
+def suppressed(listen: Callable[[], None]) -> None:
     """Serve until the socket is closed."""
     with contextlib.suppress(OSError, ValueError):
-        serve()
+        listen()
 
 
 def some_prompts(count: int) -> list[Asked]:

@@ -282,11 +282,14 @@ class Export(Displayed, ReportPart):
     seconds: float
     faults: tuple[str, ...] = ()  # reasons not to use the export
     smallest: Smallest | None = None  # how the types of `--smallest` were chosen
+    verdict: str | None = None  # of `verify` about the export: tuned, base, damaged, something else or undecided
+    verified: str = ""  # the verdict with its evidence, or why there is none
 
     def display(self) -> Display:
         """Show the format, the folder and the agreement with the run."""
         table = Display("") if self.smallest is None else self.smallest.display()
-        lines = (*self.faults, *([self.smallest.sentence()] if self.smallest else []))
+        stated = [self.smallest.sentence() if self.smallest else "", self.verified]
+        lines = (*self.faults, *filter(None, stated))
         return Display(f"Export({self.folder}): {self.format}, {self.agreement()}", lines, table.columns, table.rows)
 
     def agreement(self) -> str:

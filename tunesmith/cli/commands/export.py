@@ -42,6 +42,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--smallest", action="store_true", help=text)
     text = "loss that --smallest does not accept, in points of the metric (default: 1)"
     parser.add_argument("--margin", type=float, metavar="POINTS", help=text)
+    text = "leave out `tunesmith verify` at the end, which asks the export the challenge of the run"
+    parser.add_argument("--no-verify", action="store_true", help=text)
     parser.add_argument(
         "--numbers", dest="dtype", choices=DTYPES, action=DeprecatedOption, const="--dtype",
         default=argparse.SUPPRESS, help=argparse.SUPPRESS,
@@ -82,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.export.request import ExportRequest
 
     hush()
-    request = ExportRequest.of(args.format, args.dtype, smallest=args.smallest, margin=args.margin)
+    request = ExportRequest.of(
+        args.format, args.dtype, smallest=args.smallest, margin=args.margin, verify=not args.no_verify
+    )
     with caught() as signals, listening(signals) as on_event:
         done = export(args.folder, request, out=args.out, on_event=on_event, offline=args.offline)
     args.out = None  # --out is the folder of the export, not a file for the JSON document
@@ -105,6 +109,8 @@ def _show(done: Export) -> None:
         show(smallest.sentence())
     elif done.score_original is not None:
         show(f"{done.metric}: {done.score_original:.3f} original, {done.score_export:.3f} export")
+    if done.verified:
+        show(f"verify: {done.verified}")
     if (Path(done.folder) / "README.md").exists():
         show(f"code that uses it, as it was checked: {folder}/README.md")
     if done.format.startswith("gguf"):

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import DeprecatedOption, UsageError, add_common, add_engine, add_thinking
@@ -19,6 +19,7 @@ from tunesmith.errors import briefly
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.inference.serving.protocol import AnsweringEngine, Limits
+    from tunesmith.pipelines.verify.challenge import Challenge
     from tunesmith.web.openai.shadow import ShadowRequest
     from tunesmith.web.server import OpenServer
 
@@ -151,12 +152,11 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
             with asked.over(engine, log) if asked else nullcontext() as shadow:
                 place = url(sock, address)
                 say(engine, place, token)
-                api = Api(
-                    engine, splits=splits, metrics=Metrics(), thumbs=thumbs, thinking=args.thinking, shadow=shadow
-                )
-                _verify_in_background(sources, f"{place}v1", token, shadow=asked is not None)
+                options = {"thumbs": thumbs, "thinking": args.thinking, "shadow": shadow}
+                check = partial(_verify, engine, sources)
+                app = Api(engine, splits=splits, metrics=Metrics(), **options, at_start=check).app()
                 try:
-                    yield OpenServer(api.app(), sock, place, token, policy, SHUTDOWN_SECONDS)
+                    yield OpenServer(app, sock, place, token, policy, SHUTDOWN_SECONDS)
                 finally:
                     if shadow is not None and not args.json:
                         _show_shadow(shadow.summary())
@@ -165,33 +165,45 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
             thumbs.close()
 
 
-def _verify_in_background(sources: Sources, address: str, token: str, *, shadow: bool) -> None:
-    """Ask the served models the challenges of their runs, and log a line for each.
-
-    With `shadow`, the paid model would receive the prompts, too, so none is asked.
-    """
+async def _verify(engine: AnsweringEngine, sources: Sources) -> None:
+    """Ask the served models the challenges of their runs, and log a line for each."""
     from tunesmith.pipelines.verify.challenge import FILE, read_challenge
-    from tunesmith.pipelines.verify.verify import verify
+    from tunesmith.pipelines.verify.verdict import judge
 
-    def line(run: Path, name: str) -> str:
-        if shadow:
-            return f"{name}: not verified (with --shadow, the paid model would be asked, too)"
+    for name, versions in sources.items():
+        path = versions[-1].resolve()
+        run = path.parents[2] if _is_gguf(path) and path.parts[-3:-2] == ("export",) else path
         try:
-            found = verify(read_challenge(run), f"{address}#{name}", on_event=lambda event: None, key=token)
-        except Exception as error:  # in a thread, whose failure is not shown otherwise
-            return f"{name}: not verified ({briefly(error)})"
-        return f"{'' if found.verdict == 'tuned' else 'warning: '}{name}: {found.sentence}"
-
-    def check() -> None:
-        for name, versions in sources.items():
-            path = versions[-1].resolve()
-            run = path.parents[2] if _is_gguf(path) and path.parts[-3:-2] == ("export",) else path
             if (run / FILE).is_file():
-                log(line(run, name))
+                challenge = read_challenge(run)
+                judgement = judge(challenge.prompts, await _answers(engine, name, challenge))
+                log(f"{'' if judgement.verdict == 'tuned' else 'warning: '}{name}: {judgement.sentence()}")
             elif _is_run(run):
                 log(f"{name}: not verified (its run has no {FILE})")
+        except Exception as error:  # of a task, whose failure is not shown otherwise
+            log(f"{name}: not verified ({briefly(error)})")
 
-    Thread(target=check, daemon=True).start()
+
+async def _answers(engine: AnsweringEngine, name: str, challenge: Challenge) -> list[str]:
+    """Return the answers of a served model: of its engine, so that they are not counted and no paid model is asked."""
+    from tunesmith.inference.serving.request import GenerationRequest
+    from tunesmith.models.generation.sampling import Sampling
+    from tunesmith.pipelines.verify.challenge import compared
+    from tunesmith.web.openai.stream import CompletionStream
+
+    thinking = engine.registry.get(name).thinking_mode(challenge.thinking)
+    sampling = Sampling(max_new_tokens=challenge.tokens)
+    answers = []
+    for prompt in challenge.prompts:
+        stream = CompletionStream(None, lambda last: None)
+        try:
+            request = GenerationRequest(name, tuple(prompt.chat), sampling=sampling, thinking=thinking)
+            stream.ticket = engine.ask(request, stream.on_chunk)
+            last = await stream.whole()
+        finally:
+            stream.release()
+        answers.append(compared(last.thoughts, last.text))
+    return answers
 
 
 def _shadow_of(args: argparse.Namespace, sources: Sources, kind: str) -> ShadowRequest | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tunesmith.config import load_recipe
 from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.tokens import Encoded
-from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
+from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused, TunesmithError, briefly
 from tunesmith.evaluation.predict import subsample
 from tunesmith.evaluation.retention import items, spread
 from tunesmith.events import EventHandler, Note, StageStarted
@@ -30,6 +30,7 @@ from tunesmith.models.loading.checkpoint import MANIFEST, write_folder
 from tunesmith.models.loading.locate import AS_THEY_ARE, locate
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.pipelines.export.compare import (
+    BOUNDS,
     MIN_ANSWER_TOKENS,
     Opener,
     ProgramAgreement,
@@ -43,6 +44,9 @@ from tunesmith.pipelines.export.compare import (
 )
 from tunesmith.pipelines.export.request import PROGRAMS, SMALLEST, ExportRequest
 from tunesmith.pipelines.export.smallest import HeldOutRows, write_smallest
+from tunesmith.pipelines.verify.challenge import FILE as CHALLENGE
+from tunesmith.pipelines.verify.challenge import read_challenge
+from tunesmith.pipelines.verify.verify import verify
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
 from tunesmith.report.schema import Export, Smallest, read_report
@@ -68,8 +72,9 @@ def export(
         offline: do not access the network.
 
     Raises:
-        Refused: the export differs by more than BOUNDS. It is kept, and the report has it, but a GGUF file is removed
-            if its tokens differ or there is no finer format.
+        Refused: the export differs by more than BOUNDS, or claims equal answers and is not verified as the tuned model.
+            It is kept, and the report has it, but a GGUF file is removed if its tokens differ or there is no finer
+            format.
         RecipeError: the model cannot be exported in this format.
         CheckpointError: the run is broken, or `out` contains other files.
     """
@@ -93,16 +98,23 @@ def export(
         if request.kind == "gguf":  # llama.cpp cannot open it
             shutil.rmtree(out)
         raise
+    on_event(StageStarted("asking the export what only the tuned model answers so"))
+    verdict, verified = _verify(folder, manifest, request, out, offline=offline)
     allowed = 0.0  # change of the score, which a test has settled
     if smallest is not None:
         allowed = request.margin / 100 if smallest.unscored else math.inf
+    faults = find_problems(agreements, request.name, allowed_change=allowed)
+    if verdict not in (None, "tuned") and BOUNDS[request.name][0] > 0:  # equal answers are claimed
+        faults += (f"not the tuned model: {verified}",)
     result = Export(
         format=request.name,
         folder=str(out),
         checked=PROGRAMS[request.kind],
         seconds=time.perf_counter() - began,
-        faults=find_problems(agreements, request.name, allowed_change=allowed),
+        faults=faults,
         smallest=smallest,
+        verdict=verdict,
+        verified=verified,
         **asdict(overall(list(agreements.values()))),
     )
     if here:
@@ -155,6 +167,23 @@ def _write(
         ),
     )
     return None
+
+
+def _verify(
+    folder: Path, manifest: ModelManifest, request: ExportRequest, out: Path, *, offline: bool
+) -> tuple[str | None, str]:
+    """Return the verdict of `tunesmith verify` about the export, and its evidence or why there is no verdict."""
+    run = folder.parent
+    if not request.verify or manifest.family != "decoder" or (folder / HEAD).exists():
+        return None, ""
+    if not (run / CHALLENGE).is_file():
+        return None, f"not verified (the run has no {CHALLENGE})"
+    target = out / GGUF if request.kind == "gguf" else out
+    try:
+        found = verify(read_challenge(run), str(target), on_event=lambda event: None, offline=offline)
+    except TunesmithError as error:
+        return None, f"not verified ({briefly(error)})"
+    return found.verdict, found.sentence
 
 
 def _importance_rows(model: LocalModel, run: Path, on_event: EventHandler, *, offline: bool) -> list[Encoded]:

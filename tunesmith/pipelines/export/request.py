@@ -1,4 +1,4 @@
-"""What is exported: the format and the precision of the weights."""
+"""A request for an export: the format and the precision of the weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ class ExportRequest:
     kind: str
     dtype: str  # of the weights, or `smallest`
     margin: float = 1.0  # of `smallest`, in points
+    verify: bool = True  # ask the export the challenge of the run
 
     @classmethod
     def of(
-        cls, kind: str = "", dtype: str = "", *, smallest: bool = False, margin: float | None = None
+        cls,
+        kind: str = "",
+        dtype: str = "",
+        *,
+        smallest: bool = False,
+        margin: float | None = None,
+        verify: bool = True,
     ) -> ExportRequest:
         """Return the request for a format, merged by default, and its dtype, the first by default.
 
@@ -34,21 +41,21 @@ class ExportRequest:
             if dtype or kind not in ("", "gguf"):
                 given = f"--dtype {dtype}" if dtype else f"--format {kind}"
                 raise RecipeError(f"--smallest: writes a gguf file and chooses its types; omit {given}")
-            return cls.smallest(1.0 if margin is None else margin)
+            return cls.smallest(1.0 if margin is None else margin, verify=verify)
         if margin is not None:
             raise RecipeError("--margin: is the loss that --smallest does not accept; add --smallest, or omit it")
         kind = kind or "merged"
         if dtype and dtype not in DTYPES[kind]:
             supported = " or ".join(DTYPES[kind])
             raise RecipeError(f"--dtype {dtype}: not supported by {kind}; use {supported}, or omit it")
-        return cls(kind, dtype or DTYPES[kind][0])
+        return cls(kind, dtype or DTYPES[kind][0], verify=verify)
 
     @classmethod
-    def smallest(cls, margin: float = 1.0) -> ExportRequest:
+    def smallest(cls, margin: float = 1.0, *, verify: bool = True) -> ExportRequest:
         """Return the request for the smallest GGUF file not worse by a margin in points. Raises RecipeError."""
         if not 0 < margin < 100:
             raise RecipeError(f"--margin {margin:g}: expected points of the metric above 0 and below 100; use 1")
-        return cls("gguf", SMALLEST, margin)
+        return cls("gguf", SMALLEST, margin, verify)
 
     @property
     def name(self) -> str:

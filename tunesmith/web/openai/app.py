@@ -8,7 +8,7 @@ import json
 import re
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -78,6 +78,7 @@ class Api:
         thumbs: store of ratings sent to /feedback.
         thinking: whether models that can think do so unless a request says otherwise; None: as each was trained.
         shadow: answers chats by a paid model, and by a tuned one where its agreement has been shown.
+        at_start: runs beside the server from its start, at most until it ends.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class Api:
         thumbs: Thumbs,
         thinking: bool | None = None,
         shadow: Shadow | None = None,
+        at_start: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self._shadow = shadow
+        self._at_start = at_start
         self._engine = engine
         self._splits = splits
         self._metrics = metrics
@@ -127,8 +130,11 @@ class Api:
 
     @asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
-        """Finish comparisons in the background when the server ends."""
+        """Start what runs beside the server, and finish comparisons in the background when it ends."""
+        beside = self._at_start and asyncio.create_task(self._at_start())
         yield
+        if beside is not None:
+            beside.cancel()
         if self._shadow is not None:
             await self._shadow.close()
 
