@@ -78,7 +78,7 @@ class Api:
         thumbs: store of ratings sent to /feedback.
         thinking: whether models that can think do so unless a request says otherwise; None: as each was trained.
         shadow: answers chats by a paid model, and by a tuned one where its agreement has been shown.
-        at_start: runs beside the server from its start, at most until it ends.
+        at_start: work in the background, from when the server accepts requests until it ends.
     """
 
     def __init__(
@@ -130,11 +130,11 @@ class Api:
 
     @asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
-        """Start what runs beside the server, and finish comparisons in the background when it ends."""
-        beside = self._at_start and asyncio.create_task(self._at_start())
+        """Start work in the background, and finish comparisons when the server ends."""
+        task = self._at_start and asyncio.create_task(self._at_start())
         yield
-        if beside is not None:
-            beside.cancel()
+        if task is not None:
+            task.cancel()
         if self._shadow is not None:
             await self._shadow.close()
 
