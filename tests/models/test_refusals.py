@@ -127,6 +127,14 @@ def test_a_weight_file_that_claims_a_giant_header_is_refused(folder: Path) -> No
     assert "cut short or damaged" in refusal(folder)
 
 
+def test_weights_that_may_not_be_read_are_not_called_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_rights(*_: object, **__: object) -> None:
+        raise FileNotFoundError("No such file or directory")  # what safetensors says then, too
+
+    monkeypatch.setattr("safetensors.safe_open", without_rights)
+    assert "model.safetensors may not be read by this user" in refusal(folder)
+
+
 def test_a_git_lfs_pointer_is_called_by_its_name(folder: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "Git LFS pointer" in refusal(folder)

@@ -192,11 +192,14 @@ class _Store:
 
         digests = np.frombuffer(b"".join(cached), dtype=np.uint8).reshape(len(cached), -1)
         partial = self.folder / f".{VECTORS}.half"
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(
             {"digests": np.ascontiguousarray(digests), "vectors": np.stack(list(cached.values()))},
             partial,
             metadata={"encoder": self.fingerprint},
         )
+        partial.chmod(mode)  # safetensors creates files that only their owner may read
         move(partial, self.folder / VECTORS)
 
 

@@ -80,9 +80,10 @@ class Session:
                     await asyncio.sleep(POLL)
             finally:
                 job.stop()
-        if error := job.error():
+        state = job.state().name
+        if state != "stopped" and (error := job.error()):
             raise McpRefusal(error)
-        if job.state().name != "finished" or (document := job.output()) is None:
+        if state != "finished" or (document := job.output()) is None:
             raise McpRefusal(f"{words[0]}: no result within {READ_SECONDS:.0f} s; use fewer rows or a smaller model")
         return document
 

@@ -174,6 +174,8 @@ def _make(model: BundledModel, folder: Path, *, offline: bool) -> None:
             network.save_pretrained(built)
             tokenizer.save_pretrained(built)
         paths = sorted(built.iterdir())
+        for path in paths:  # safetensors creates files that only their owner may read; users share this folder
+            path.chmod((built / "config.json").stat().st_mode)
         manifest = {
             "alias": model.alias,
             "wheel": model.wheel_file,

@@ -152,7 +152,9 @@ def open_safetensors(file: Path, *, where: str) -> AbstractContextManager[Any]:
 
     try:
         opened: AbstractContextManager[Any] = safe_open(file, framework="pt")
-    except FileNotFoundError:
+    except FileNotFoundError:  # safetensors raises it also where the file may not be read
+        if file.exists():
+            raise ModelError(f"{where}: {file.name} may not be read by this user; change its permissions") from None
         raise ModelError(f"{where}: {file.name} is missing, but {INDEX} lists it; download it again") from None
     except (SafetensorError, OSError, ValueError) as error:
         pointer = file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs")
