@@ -601,7 +601,7 @@ def test_a_run_that_overruns_its_budget_is_stopped_and_says_so(
     real = session.jobs.start
 
     def begin(words: list[str], **options: Any) -> Any:
-        return real(["audit", str(places.data / "long.csv"), "--offline"], **options)
+        return real(["audit", str(places.data / "long.csv"), "--json", "--offline"], **options)
 
     monkeypatch.setattr(session.jobs, "start", begin)
     session.start("tune", session.issue(plan(session, "reviews.csv", CLASSIFY, minutes=0.1, run="long")))

@@ -226,7 +226,7 @@ class Tools:
             steps=last.get("steps", 0),
             loss=last.get("loss"),
             eta="{}, {} in 9 of 10 runs".format(*event["whole_left"]) if running and "whole_left" in event else "",
-            error=self.folders.relative(job.error() or _overrun(job) if job else ""),
+            error=self.folders.relative(_overrun(job) or job.error() if job else ""),
             untrusted_log=lines[-LOG_LINES:],
             budget_left_minutes=round(self.session.left, 2),
             next="status" if running else "report" if state and state.name == "finished" else "plan; it resumes a run",
