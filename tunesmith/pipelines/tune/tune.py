@@ -172,8 +172,8 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
         results = replace(results, clock=clock, resumed=resumed)
         clock.start(REPORT)
         with phase("saving"):
-            _save(results, folder)
-            _save_challenge(results, folder, clock)
+            records = _save(results, folder)
+            _save_challenge(results, folder, records, clock)
 
         # The run is finished once report.json exists; what is written later would be missing after a kill.
         level = results.scored_rows.level if results.scored_rows else ALPHA
@@ -299,8 +299,8 @@ def _predict(prepared: TrainingContext, out: Path, clock: RunClock) -> CostPredi
     return prediction
 
 
-def _save(results: RunResults, folder: RunFolder) -> None:
-    """Save the model and the predictions."""
+def _save(results: RunResults, folder: RunFolder) -> list[dict[str, Any]]:
+    """Save the model and the predictions; return the latter by row."""
     prepared, model, evaluator = results.prepared, results.model, results.evaluator
     recipe, base = prepared.recipe, prepared.base
     manifest = ModelManifest(
@@ -321,15 +321,19 @@ def _save(results: RunResults, folder: RunFolder) -> None:
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_whole(folder.path / "predictions.jsonl", lines)
+    return records
 
 
-def _save_challenge(results: RunResults, folder: RunFolder, on_event: EventHandler) -> None:
+def _save_challenge(
+    results: RunResults, folder: RunFolder, records: list[dict[str, Any]], on_event: EventHandler
+) -> None:
     """Write what `tunesmith verify` needs, for a model that answers in words; a failure is a note."""
     prepared, path = results.prepared, folder.path
     if not prepared.recipe.challenge or prepared.base.family != "decoder":
         return
+    unchanged = {row["where"] for row in records if "tuned" in row and row["tuned"] == row["base"]}
     try:
-        challenge = challenge_of_run(prepared, results.model, name=path.name)
+        challenge = challenge_of_run(prepared, results.model, name=path.name, unchanged=unchanged)
     except Exception as error:  # whatever happens here, the model is saved and its report follows
         on_event(Note(f"no challenge for `tunesmith verify`: {briefly(error)}"))
         challenge = None

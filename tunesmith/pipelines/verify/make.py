@@ -6,7 +6,7 @@ Letters: M tokens of answers, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,9 @@ T = TypeVar("T")
 PROMPTS = 32  # of a challenge, of each kind
 ANSWER_TOKENS = 12
 PROMPT_TOKENS = 160  # longer prompts are left out
-# Candidates from the rows of the run and from shipped questions, and how many are tried before counting again.
-ROWS, GENERAL, PORTION = 64, 64, 32
+# Candidates from the rows of the run and from shipped questions, and how many are tried before counting again. With two
+# labels, one row in six has an answer that neither the base nor two damaged copies give (demo of reviews, 135M).
+ROWS, GENERAL, PORTION = 256, 64, 32
 # An answer ends for a challenge where rounding alone could change it, in nats.
 LEAST_LEAD = 0.5
 SCORED_ROWS = 8  # answers whose logits are in memory at once
@@ -101,13 +102,16 @@ def prompts_in(file: str, *, offline: bool = False) -> list[Candidate]:
     return found
 
 
-def challenge_of_run(prepared: TrainingContext, model: LocalModel, *, name: str) -> Challenge | None:
+def challenge_of_run(
+    prepared: TrainingContext, model: LocalModel, *, name: str, unchanged: Collection[str] = ()
+) -> Challenge | None:
     """Make the challenge of a run that ends, from its test rows and general questions.
 
     Args:
         prepared: the run.
         model: the tuned model.
         name: the run.
+        unchanged: places of test rows that the tuned model answers as its base does, which distinguish nothing.
 
     Returns:
         The challenge; None for a model that does not answer in words.
@@ -122,7 +126,7 @@ def challenge_of_run(prepared: TrainingContext, model: LocalModel, *, name: str)
         raise RecipeError("the weights are divided among processes; make one from an export with `tunesmith verify`")
     options = training_options(recipe, prepared.machine)
     reference = _base_of(model.policy, lambda: load_base(recipe.model, options=options, offline=True))
-    rows = [one for context in prepared.tasks.values() for one in _row_candidates(context)]
+    rows = [one for context in prepared.tasks.values() for one in _row_candidates(context, unchanged)]
     return make_challenge(model, reference, rows, name=name, base_name=base.pinned or recipe.model)
 
 
@@ -166,9 +170,9 @@ def _base_of(policy: Policy, load: Callable[[], Base]) -> BasePolicy:
     return lambda: nullcontext(base)
 
 
-def _row_candidates(prepared: TrainingContext) -> Iterator[Candidate]:
+def _row_candidates(prepared: TrainingContext, unchanged: Collection[str]) -> Iterator[Candidate]:
     """Yield the prompts of test rows as the model was tuned on them."""
-    for example in spread_over(prepared.test, ROWS):
+    for example in spread_over([row for row in prepared.test if row.where not in unchanged], ROWS):
         if isinstance(example, LabelledText) and isinstance(prepared.recipe.objective, Classify):
             yield Candidate(example.where, prepared.recipe.objective.messages(example.text))
         elif isinstance(example, Chat) and not any(turn.tools or turn.calls for turn in example.messages):
@@ -227,20 +231,20 @@ def _prompts(
 ) -> Iterator[Prompt]:
     """Yield the candidates that tuned model and base answer differently, as far as each is certain.
 
-    A tuned answer that a damaged copy also gives does not count.
+    A tuned answer that a damaged copy also gives does not count. Each copy is asked only what is still undecided.
     """
     policy, template = model.policy, model.template
     splitter = ThoughtSplitter.of(template, thinking=thinking)
     given = [template.prompt(one.chat, thinking=thinking) for one in candidates]
 
-    def generated(writer: Policy) -> list[AnswerIds]:
-        return generate(writer, given, sampling=Sampling(max_new_tokens=ANSWER_TOKENS), template=template)
+    def generated(writer: Policy, prompts: Sequence[list[int]]) -> list[AnswerIds]:
+        return generate(writer, prompts, sampling=Sampling(max_new_tokens=ANSWER_TOKENS), template=template)
 
     def text(ids: Sequence[int]) -> str:
         return compared(*splitter.split(splitter.decode(ids)))
 
     def answers(writer: Policy) -> tuple[list[str], list[CertainAnswer | None]]:
-        made = generated(writer)
+        made = generated(writer, given)
         certain: list[CertainAnswer | None] = []
         for one, count in zip(made, _certain(writer, given, made), strict=True):
             found, broken, _ = text(one.ids[:count]).partition("\ufffd")  # a token may hold a part of a character
@@ -251,16 +255,18 @@ def _prompts(
     whole, tuned = answers(policy)
     with base() as other, other.full_precision():
         untuned, of_base = answers(other)
-    others = [untuned]
+    sensitive = {i: mine for i, mine in enumerate(tuned) if mine and not mine.given_by(untuned[i])}
     for damage in (_halved, _noisy) if _lora(policy) else (_noisy,):
         with damage(policy):
-            others.append([text(one.ids) for one in generated(policy)])
-    for candidate, answer, mine, theirs, *copies in zip(candidates, whole, tuned, of_base, *others, strict=True):
-        sensitive = mine if mine and not any(mine.given_by(copy) for copy in copies) else None
-        distinct = theirs if theirs and not theirs.given_by(answer) else None
-        if sensitive or distinct:
+            copies = generated(policy, [given[i] for i in sensitive])
+        given_too = [mine.given_by(text(copy.ids)) for mine, copy in zip(sensitive.values(), copies, strict=True)]
+        sensitive = {i: mine for (i, mine), same in zip(sensitive.items(), given_too, strict=True) if not same}
+    for i, candidate in enumerate(candidates):
+        theirs = of_base[i]
+        distinct = theirs if theirs and not theirs.given_by(whole[i]) else None
+        if i in sensitive or distinct:
             turns = tuple(Turn(role=turn.role, content=turn.content) for turn in candidate.chat)
-            yield Prompt(where=candidate.where, messages=turns, tuned=sensitive, base=distinct)
+            yield Prompt(where=candidate.where, messages=turns, tuned=sensitive.get(i), base=distinct)
 
 
 def _lora(policy: Policy) -> list[Tensor]:
