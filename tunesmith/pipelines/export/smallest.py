@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,43 +150,40 @@ def write_smallest(
         RecipeError: the file has weights whose rounding cannot be measured in the network.
     """
     ask = _asker(model, rows)
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-            made = Path(temporary)
-            write_file(model, made, dtype="f16", name=folder.parent.name)
-            exact = (made / GGUF).rename(made / "f16.gguf")
-            search = Search(model, exact, importance_rows)
-            divergences = search.divergences(rows.validation)
-            candidates = search.candidates(divergences)
-            deltas = _validation_deltas(search, candidates, rows)
-            files = {one.name: search.described(one, deltas.get(one.name)) for one in candidates}
-            files["f16"] = RoundedFile(name="f16", bytes=exact.stat().st_size, bits=search.source.bits({}))
-            promising = [one for one in candidates if deltas.get(one.name, -math.inf) >= -rows.margin / 2]
-            chosen = None
-            with search.source:
-                last = files["f16"] = rows.tested(files["f16"], *ask(exact))
-                for candidate in reversed(promising):
-                    if not last.not_worse:
-                        break
-                    file = made / "candidate.gguf"
-                    search.write(candidate, file)
-                    last = files[candidate.name] = rows.tested(files[candidate.name], *ask(file))
-                    if last.not_worse:
-                        chosen = candidate
-                        file.replace(made / GGUF)
-            layers = []
-            if chosen is None:
-                exact.replace(made / GGUF)
-            else:
-                base = read_base(read_manifest(folder), device="cpu", offline=offline).network
-                layers = search.survey(chosen.types, divergences, base)
+    with writing(out), _workplace(out) as made:
+        write_file(model, made, dtype="f16", name=folder.parent.name)
+        exact = (made / GGUF).rename(made / "f16.gguf")
+        search = Search(model, exact, importance_rows)
+        divergences = search.divergences(rows.validation)
+        candidates = search.candidates(divergences)
+        deltas = _validation_deltas(search, candidates, rows)
+        files = {one.name: search.described(one, deltas.get(one.name)) for one in candidates}
+        files["f16"] = RoundedFile(name="f16", bytes=exact.stat().st_size, bits=search.source.bits({}))
+        promising = [one for one in candidates if deltas.get(one.name, -math.inf) >= -rows.margin / 2]
+        chosen = None
+        with search.source:
+            last = files["f16"] = rows.tested(files["f16"], *ask(exact))
+            for candidate in reversed(promising):
+                if not last.not_worse:
+                    break
+                file = made / "candidate.gguf"
+                search.write(candidate, file)
+                last = files[candidate.name] = rows.tested(files[candidate.name], *ask(file))
+                if last.not_worse:
+                    chosen = candidate
+                    file.replace(made / GGUF)
+        layers = []
+        if chosen is None:
+            exact.replace(made / GGUF)
+        else:
+            base = read_base(read_manifest(folder), device="cpu", offline=offline).network
+            layers = search.survey(chosen.types, divergences, base)
 
-            def fill(half: Path) -> None:
-                for name in (GGUF, "Modelfile"):
-                    shutil.move(made / name, half)
+        def fill(half: Path) -> None:
+            for name in (GGUF, "Modelfile"):
+                shutil.move(made / name, half)
 
-            write_folder(out, fill)
+        write_folder(out, fill)
     reason = "" if chosen else "every smaller file loses more than half of the margin on the validation rows"
     if not last.not_worse:
         reason = f"{last.name} is not shown to lose less than the margin"
@@ -202,6 +199,18 @@ def write_smallest(
         files=sorted(files.values(), key=lambda file: file.bytes),
         layers=layers,
     )
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """Enter a context with an empty folder next to `out`, always of the same name: a start deletes what a kill left."""
+    place = out.with_name(f".{out.name}.smallest.half")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _asker(model: LocalModel, rows: HeldOutRows) -> Ask:
