@@ -69,8 +69,13 @@ def _check_teacher(recipe: Recipe) -> None:
         raise RecipeError(
             f"teacher: not supported for {kind}; nearest that works: objective classify with one label, or instruct"
         )
-    if not teacher.rows:
+    if not teacher.rows and teacher.loss == "answers":
         raise RecipeError("teacher.rows is missing: name a file of rows without answers, which the teacher answers")
+    if teacher.loss != "answers" and (objective.produces != "text" or "://" in teacher.model):
+        why = "a server does not state them" if objective.produces == "text" else f"{objective.kind} learns labels"
+        raise RecipeError(f"teacher.loss: {teacher.loss} needs the logits of all tokens, and {why}; use answers")
+    if teacher.on_policy and teacher.loss == "answers":
+        raise RecipeError("teacher.on_policy: answers of the student are scored by a divergence; set teacher.loss: jsd")
 
 
 def _check_labels(objective: Classify, family: str) -> None:
@@ -112,6 +117,8 @@ def check_technique(recipe: Recipe, network: Any, family: str) -> None:
 def sharding_refusal(recipe: Recipe, family: str, *, multimodal: bool = False) -> str:
     """Return why `recipe` is not sharded for a `family` of models or a `multimodal` one, and a fix; empty if it is."""
     technique, objectives = recipe.technique, [task.objective for task in recipe.tasks.values()]
+    if recipe.teacher.loss != "answers":
+        return f"teacher.loss: {recipe.teacher.loss} is not supported over sharded weights; {UNSHARDED}"
     if technique.load_options().quantize:
         return f"4-bit weights are copied to every process, never sharded; {UNSHARDED}"
     # Outside of a pass, when weights are not gathered, soft prompts read word embeddings, and DoRA norms of weights.

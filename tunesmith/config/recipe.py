@@ -196,6 +196,14 @@ class Teacher(_Section):
         "auto: halfway from that of all labels to 1",
     )
     labels: Literal["soft", "hard"] = Field("soft", description="a linear head learns probabilities, or only labels")
+    loss: Literal["answers", "forward_kl", "reverse_kl", "jsd"] = Field(
+        "answers", description="instruct: learn answers, or the teacher's distribution at each of their tokens"
+    )
+    beta: float = Field(0.5, gt=0, lt=1, description="jsd: share of the teacher in the mixture")
+    temperature: float = Field(1.0, gt=0, description="divides the logits of both under a divergence")
+    on_policy: float = Field(
+        0.0, ge=0, le=1, description="share of the batches whose answers the student samples, for the teacher to score"
+    )
 
 
 class Retention(_Section):

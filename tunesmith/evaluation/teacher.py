@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tunesmith.config import Teacher as Section
 from tunesmith.data.examples.parsers import question as prompt_key
 from tunesmith.data.examples.parsers import texts
 from tunesmith.data.examples.prompts import RLPrompt
@@ -42,27 +43,26 @@ from tunesmith.evaluation.predict import (
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.identify import identify
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.open_model import open_model
 from tunesmith.inference.openai_client import Remote
 from tunesmith.metrics import calibration
 from tunesmith.metrics.style import habits
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.kept_answers import answer_clock
-from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.quantization import count_parameters, resident_bytes
 from tunesmith.models.world import alone
 from tunesmith.objectives import Classify, Instruct, Rl
 from tunesmith.phases import phase
 from tunesmith.progress import track
 from tunesmith.training.journal import append_call, finished_calls
-from tunesmith.training.prepare import TrainingContext, encode_all
+from tunesmith.training.prepare import TrainingContext, encode_all, open_teacher
 
 # Answers of all calls, and the rows made of them, in a run folder.
 FILE, ROWS_FILE, TEST_FILE = "teacher.jsonl", "teacher_rows.jsonl", "teacher_test.jsonl"
 # Rows per call. Each call is kept, so that an interrupted run continues behind it.
 LOCAL_ROWS, SERVER_ROWS = 128, 16
-# The mark of rows that a model has written.
-ORIGIN = "teacher"
+# Names in reports: of the teacher, also as the mark of rows that it has written, of the student tuned without it, and
+# of the student.
+TEACHER, GOLD, STUDENT = "teacher", "gold rows alone", "student"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,24 +136,12 @@ class Teacher:
         if is_server(name):
             url, _, served = name.partition("#")
             return Remote(url, served, os.environ.get("TUNESMITH_API_KEY", ""), self.offline).named()
-        source = identify(name, offline=self.offline)
-        model = open_model(source, objective=objective, offline=self.offline, limit=recipe.data.max_tokens)
-        configure_device(  # as this run has it; opening a model takes all cores
-            prepared.machine.device,
-            threads=prepared.machine.threads,
-            exact=recipe.machine.exact,
-            products=prepared.machine.products,
-        )
+        model = open_teacher(recipe, prepared.machine, offline=self.offline)
         if (produced := model.objective.produces) != objective.produces:
             raise RecipeError(
                 f"teacher.model: {name} produces {produced}, not {objective.produces}; name another model"
             )
-        if theirs := set(model.objective.known_labels) - set(objective.known_labels):
-            raise RecipeError(
-                f"teacher.model: {name} also predicts {', '.join(sorted(theirs))}, which no row has; add them to "
-                "objective.labels, or name another model"
-            )
-        if source.kind == "model":
+        if identify(name, offline=self.offline).kind == "model":
             split = prepared.loaded.split
             rows = subsample(split.validation or split.train, CHOICE_ROWS[objective.produces], seed=0)
             wordings = objective.prompt_templates("decoder")
@@ -215,7 +203,14 @@ def with_teacher(
     recipe, split = prepared.recipe, prepared.loaded.split
     if not recipe.teacher.model:
         return prepared, None
-    teaching = Teaching(Teacher(prepared, offline), prepared)
+    if not is_server(recipe.teacher.model):
+        held_out = [*split.validation, *prepared.test]
+        seen = find_seen_rows(identify(recipe.teacher.model, offline=offline), held_out, offline=offline)
+        prepared = _noted(prepared, seen, on_event)
+    gold = replace(prepared, recipe=recipe.model_copy(update={"teacher": Section()}), teacher=None)
+    teaching = Teaching(Teacher(prepared, offline), gold)
+    if not recipe.teacher.rows:
+        return prepared, teaching
     label, objective = teaching.teacher.label, recipe.objective
     rows = unanswered(prepared, offline=offline)
     checked = split.validation if objective.produces == "labels" else []
@@ -237,7 +232,7 @@ def with_teacher(
     if recipe.teacher.labels == "soft" and objective.has_label_head:
         encoded = [replace(row, label=own or row.label) for row, own in zip(encoded, kept.values(), strict=True)]
     records = [
-        {"where": row.where, "prompt": question(row), "answer": reference_answers([row])[0], "origin": ORIGIN}
+        {"where": row.where, "prompt": question(row), "answer": reference_answers([row])[0], "origin": TEACHER}
         | {"teacher": label, "probabilities": own}
         for row, own in zip(examples, kept.values(), strict=True)
     ]
@@ -245,13 +240,15 @@ def with_teacher(
     train = joined(prepared.train, encoded)
     learned = sum(tokens.learned for row in encoded for tokens in row.sequences)
     facts = replace(prepared.facts, learned_tokens=prepared.facts.learned_tokens + learned)
-    notes = [teaching.note]
-    if not is_server(recipe.teacher.model):
-        notes += find_seen_rows(identify(recipe.teacher.model, offline=offline), prepared.test, offline=offline)
+    bound = recipe.model_copy(update={"objective": objective.bind_encoded(train)})
+    prepared = replace(prepared, recipe=bound, train=train, facts=facts)
+    return _noted(prepared, [teaching.note], on_event), teaching
+
+
+def _noted(prepared: TrainingContext, notes: Sequence[str], on_event: EventHandler) -> TrainingContext:
     for note in notes:
         on_event(Note(note))
-    bound = recipe.model_copy(update={"objective": objective.bind_encoded(train)})
-    return replace(prepared, recipe=bound, train=train, facts=facts).noted(*notes), teaching
+    return prepared.noted(*notes)
 
 
 def unanswered(prepared: TrainingContext, *, offline: bool) -> list[Example]:
@@ -295,7 +292,7 @@ def _kept_labels(
 
     The first answers are those to the validation rows `checked`, the others those to the rows.
     """
-    recipe, count = teaching.gold.recipe, len(checked)
+    recipe, count = teaching.teacher.prepared.recipe, len(checked)
     labels, references = recipe.objective.known_labels, reference_answers(checked)
     right = np.array([a == b for a, b in zip(found.given, references, strict=False)])
     accuracy = float(right.mean()) if count else None

@@ -226,18 +226,32 @@ class LanguageHead:
             logprobs[inside] = logits.log_softmax(dim=1)[index[inside] - rows.start, targets[inside]]
         return logprobs
 
-    def _nll(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        """Compute -log p of each target, [M]; a chunk's logits are recomputed for the gradient."""
+    def at_each(self, compute: Callable[[Tensor, Tensor], Tensor], states: Tensor, others: Tensor) -> Tensor:
+        """Compute a value at each position, [M]; a chunk's logits are recomputed for the gradient.
 
-        def chunk_nll(states: Tensor, targets: Tensor) -> Tensor:
-            return F.cross_entropy(self.logits(states).float() / temperature, targets, reduction="none")
+        Args:
+            compute: returns the values of a chunk from its logits and its part of `others`.
+            states: states of the positions, [M, D].
+            others: anything else, [M, ...].
+        """
+
+        def of_chunk(states: Tensor, others: Tensor) -> Tensor:
+            return compute(self.logits(states).float(), others)
 
         # A head has no dropout, so checkpointing need not restore the state of the random generators.
         parts = [
-            checkpoint(chunk_nll, part, target, use_reentrant=False, preserve_rng_state=False)
-            for _, part, target in _chunks(states, targets)
+            checkpoint(of_chunk, part, other, use_reentrant=False, preserve_rng_state=False)
+            for _, part, other in _chunks(states, others)
         ]
         return torch.cat(parts)
+
+    def _nll(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Compute -log p of each target, [M]."""
+
+        def nll(logits: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(logits / temperature, targets, reduction="none")
+
+        return self.at_each(nll, states, targets)
 
     def _plain_weight(self) -> Tensor | None:
         """Return the weight W, in the dtype of the products, if the logits are exactly states W^T."""

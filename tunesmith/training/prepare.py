@@ -36,9 +36,12 @@ from tunesmith.data.stored import array_of, build_once, cached_folder, joined, t
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.masking import Masking
 from tunesmith.data.tokenization.token_store import EncodedStore, encoded_pieces
+from tunesmith.data.tokenization.tokenizer import frame
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.inference.engine_program import check_rollouts
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.open_model import open_model
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.base_from_run import begins_from
 from tunesmith.models.loading.device import DTYPES, ChosenMachine, choose_machine, configure_device
@@ -46,6 +49,7 @@ from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions, local_family, locate
 from tunesmith.models.loading.text_part import text_config
 from tunesmith.models.loading.weight_files import glimpses_of_files, read_json, weight_files
+from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recompute_layers
 from tunesmith.models.sharded import Sharding
 from tunesmith.models.world import current_world, keep_in_step
@@ -87,6 +91,7 @@ class TrainingContext:
     head: dict[str, Tensor] | None = None  # initial weights of a head that the base does not have
     # General rows of each epoch, for replay; those of the first epoch are the last rows of `train`.
     general: tuple[tuple[Encoded, ...], ...] = ()
+    teacher: Policy | None = None  # whose distribution over each token is learned
     subtasks: dict[str, TrainingContext] = field(default_factory=dict)  # multitask: each task as a separate context
 
     @property
@@ -181,9 +186,31 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False, pi
     recipe = fit_max_length(recipe, base, on_event)
     tasks = {name: _encode_task(task, loaded[name], base, machine) for name, task in recipe.tasks.items()}
     prepared = tasks[SINGLE_TASK] if SINGLE_TASK in tasks else _join_tasks(recipe, tasks)
+    if recipe.teacher.loss != "answers":
+        prepared.teacher = _distribution_of(open_teacher(recipe, machine, offline=offline), recipe, base)
     check_thinking_gates(recipe, thinks=prepared.template.thinks)
     on_event(DataLoaded(prepared.facts))
     return prepared
+
+
+def open_teacher(recipe: Recipe, machine: ChosenMachine, *, offline: bool) -> LocalModel:
+    """Open the teacher of a recipe, with the threads of the run: to open a model takes all cores by itself."""
+    model = open_model(recipe.teacher.model, objective=recipe.objective, offline=offline, limit=recipe.data.max_tokens)
+    settings: dict[str, Any] = {"threads": machine.threads, "exact": recipe.machine.exact, "products": machine.products}
+    configure_device(machine.device, **settings)
+    return model
+
+
+def _distribution_of(teacher: LocalModel, recipe: Recipe, base: Base) -> Policy:
+    """Return the network of a teacher; raise RecipeError if its tokens are not those of the student."""
+    theirs = teacher.template.tokenizer
+    if theirs.get_vocab() != base.tokenizer.get_vocab() or frame(theirs) != frame(base.tokenizer):
+        raise RecipeError(
+            f"teacher.loss: {recipe.teacher.model} has other tokens than {recipe.model}, so distributions over them do "
+            "not compare; use answers, with teacher.rows"
+        )
+    teacher.policy.train(False)
+    return teacher.policy
 
 
 def training_options(recipe: Recipe, machine: ChosenMachine) -> LoadOptions:

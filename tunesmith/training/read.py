@@ -114,10 +114,10 @@ def read_tasks(recipe: Recipe, *, on_event: EventHandler, offline: bool) -> Mapp
         loaded[name] = audited(task, read_data(task, offline=offline))
     if recipe.replay.share and recipe.replay.source != SELF:
         general_texts(recipe, offline=offline)  # only to report unreadable rows
-    if recipe.teacher.model:  # only to report unreadable rows and a missing teacher
+    if recipe.teacher.rows:  # only to report unreadable rows, and a missing teacher
         read_rows(recipe.teacher.rows, offline=offline)
-        if "://" not in recipe.teacher.model:
-            identify(recipe.teacher.model, offline=offline)
+    if recipe.teacher.model and "://" not in recipe.teacher.model:
+        identify(recipe.teacher.model, offline=offline)
     asking = {name: Asking(task.objective.instruction, task.data.group) for name, task in recipe.tasks.items()}
     return remove_cross_task_leaks(loaded, asking)
 

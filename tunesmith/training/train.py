@@ -46,6 +46,7 @@ from tunesmith.models.sharded import reshard
 from tunesmith.models.world import added, alone, current_world, passes
 from tunesmith.objectives import Classify, Rl
 from tunesmith.objectives.base import Learner
+from tunesmith.objectives.distillation import DistillationLearner
 from tunesmith.objectives.online_rl import OnlineRLLearner, Sampler
 from tunesmith.phases import phase
 from tunesmith.progress import track
@@ -133,6 +134,8 @@ def _train(prepared: TrainingContext, out: Path, sampler: Sampler, *, callbacks:
     prepared, policy, learner = setup.prepared, setup.policy, setup.learner
     plan, batches = setup.plan, setup.batches
     learners = {name: learner_of(task, sampler) for name, task in prepared.tasks.items()}
+    if isinstance(learner, DistillationLearner):  # validation and the overfit check repeat the answers of the rows
+        learners = {name: replace(learner, on_policy=0.0) for name in learners}
     journal = Journal(out / "journal.jsonl")
     recompute_layers(policy.network, on=recipe.schedule.recompute is True)
     recompute = Recompute(policy, journal, callbacks.on_event, auto=recipe.schedule.recompute == "auto")
@@ -308,12 +311,29 @@ def _set_dtypes(policy: Policy, prepared: TrainingContext) -> None:
 def learner_of(prepared: TrainingContext, sampler: Sampler = sample) -> Learner:
     """Return the learner that the training loop calls: the objective, or for `rl` one that samples completions."""
     objective = prepared.recipe.objective
+    if prepared.teacher is not None:
+        return distillation_of(prepared)
     if not isinstance(objective, Rl):
         return objective.make_learner()
     split = prepared.loaded.split
     prompts = {e.where: e for part in (split.train, split.validation) for e in part if isinstance(e, RLPrompt)}
     return OnlineRLLearner(
         objective, prepared.template, prompts, scorer_of(objective), prepared.recipe.seed, completion_metrics, sampler
+    )
+
+
+def distillation_of(prepared: TrainingContext) -> DistillationLearner:
+    """Return the learner of a run with the distribution of a teacher."""
+    section, objective = prepared.recipe.teacher, prepared.recipe.objective
+    assert prepared.teacher is not None
+    return DistillationLearner(
+        prepared.teacher,
+        prepared.template,
+        {"forward_kl": 0.0, "reverse_kl": 1.0}.get(section.loss, section.beta),
+        section.temperature,
+        section.on_policy,
+        objective.max_new_tokens,
+        prepared.recipe.seed,
     )
 
 

@@ -93,7 +93,7 @@ def test_an_encoder_learns_from_the_labels_of_a_decoder(
         assert "gold rows alone" in (run.folder / page).read_text()
 
     # A second start asks nobody, and finds the same.
-    monkeypatch.setattr(teacher, "open_model", None)
+    monkeypatch.setattr(teacher, "open_teacher", None)
     (run.folder / "report.json").unlink()
     again = tune_recipe(recipe(files, str(taught_by)), out=tmp_path / "student", callbacks=Callbacks(), offline=True)
     assert again.report.distillation is not None
@@ -160,7 +160,8 @@ def test_a_teacher_that_cannot_be_asked_is_one_line(files: dict[str, Any], chang
 def test_labels_are_kept_from_the_confidence_at_which_validation_rows_are_right(accuracy: Any, files: dict[str, Any]):
     prepared = prepare(recipe(files, "x", teacher={"model": "", "rows": ""}), on_event=ignore, offline=True)
     section = Teacher(model="x", rows="y", accuracy=accuracy)
-    teaching = teacher.Teaching(None, replace(prepared, recipe=prepared.recipe.model_copy(update={"teacher": section})))  # type: ignore[arg-type]
+    asked = replace(prepared, recipe=prepared.recipe.model_copy(update={"teacher": section}))
+    teaching = teacher.Teaching(teacher.Teacher(asked, offline=True), prepared)
     checked = [LabelledText("v", str(i), ("animal" if i < 5 else "tool",)) for i in range(10)]
     sure = [0.9] * 5 + [0.8, 0.2, 0.2, 0.3, 0.3]  # the sixth is wrong, and more certain than the last
     rows = [0.95, 0.1, 0.75, 0.5]

@@ -16,7 +16,7 @@ from tunesmith.evaluation.diagnostics import not_measured
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, Diagnostics, EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.results import BASE, Retention, ScoredRows, ThinkingLedger
 from tunesmith.evaluation.retention import GeneralAbility
-from tunesmith.evaluation.teacher import Teaching
+from tunesmith.evaluation.teacher import GOLD, STUDENT, TEACHER, Teaching
 from tunesmith.evaluation.thinking import ThinkingAnswers, no_ledger
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
@@ -27,10 +27,11 @@ from tunesmith.models.loading.quantization import count_parameters, resident_byt
 from tunesmith.models.profile import matmul_parameters
 from tunesmith.objectives import Multitask
 from tunesmith.pipelines.plan.report import CostPrediction
-from tunesmith.pipelines.tune.distillation import GOLD, STUDENT, TEACHER, distillation
 from tunesmith.pipelines.tune.run_clock import RunClock, compared
 from tunesmith.report.schema import (
     DataReport,
+    Distillation,
+    DistilledModel,
     GradientConflict,
     Memory,
     MultitaskReport,
@@ -106,12 +107,6 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
     broken = broken_gates(run, [part.task for part in multitask.tasks] if multitask else tasks[:1])
     sentence = verdict(tasks[0], baselines, controls=controls, broken=broken)
     facts, training, memory = prepared.facts, _training(run.trained), _memory(run)
-    taught = None
-    if run.teaching is not None:
-        predictions = {BASE: run.base, **{name: run.controls[name] for name in (TEACHER, GOLD)}, STUDENT: run.tuned}
-        taught = distillation(
-            run.teaching, run.evaluator, predictions, training=training, model_bytes=memory.model_bytes
-        )
     return Report(
         name=name,
         model=recipe.model,
@@ -140,7 +135,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
             *([] if run.ledger is None else thinking_warnings(run.ledger)),
         ),
         multitask=multitask,
-        distillation=taught,
+        distillation=None if run.teaching is None else distillation(run, run.teaching, training, memory),
         training=training,
         speed=_speed(run, seconds),
         memory=memory,
@@ -163,6 +158,26 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         environment=environment(prepared.machine),
         broken_gates=broken,
         verdict=multitask_verdict(multitask, sentence) if multitask else sentence,
+    )
+
+
+def distillation(run: RunResults, teaching: Teaching, training: Training, memory: Memory) -> Distillation:
+    """Compare the student with its teacher and with itself tuned without: is the teacher worth it?"""
+    predictions = {BASE: run.base, **{name: run.controls[name] for name in (TEACHER, GOLD)}, STUDENT: run.tuned}
+    models = []
+    for name, found in predictions.items():
+        score = run.evaluator.score(found, name=name)[0]
+        own = (training.parameters, memory.model_bytes)
+        parameters, size = teaching.teacher.size if name == TEACHER else own
+        speed = score.n / max(found.seconds, 1e-9)
+        shown = {"name": name, "parameters": parameters, "bytes": size, "rows_per_second": speed}
+        models.append(DistilledModel(**shown, score=score.score, ci95=score.ci95))
+    return Distillation(
+        teacher=teaching.teacher.label,
+        **{key: getattr(teaching, key) for key in ("asked", "kept", "accuracy", "threshold", "kept_accuracy")},
+        models=models,
+        gain=run.evaluator.compare(predictions[GOLD], run.tuned, name=STUDENT)[0],
+        against_teacher=run.evaluator.compare(predictions[TEACHER], run.tuned, name=STUDENT)[0],
     )
 
 

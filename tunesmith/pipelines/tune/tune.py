@@ -35,7 +35,7 @@ from tunesmith.evaluation.evaluators.multitask import PredictionsByTask
 from tunesmith.evaluation.privacy import exposures, secret_scores, with_canaries
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
-from tunesmith.evaluation.teacher import TEST_FILE, Teaching, with_teacher
+from tunesmith.evaluation.teacher import GOLD, TEACHER, TEST_FILE, Teaching, with_teacher
 from tunesmith.evaluation.thinking import ThinkingAnswers, answer_both_ways, no_ledger, thinking_ledger
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.identify import ModelManifest
@@ -52,7 +52,6 @@ from tunesmith.pipelines.many_runs import LOCAL, check_place, each
 from tunesmith.pipelines.plan.predict_run import predict_run, prediction_line
 from tunesmith.pipelines.plan.report import CostPrediction
 from tunesmith.pipelines.tune.build_report import BaselineSnapshot, RunResults, build_report, step_flops
-from tunesmith.pipelines.tune.distillation import GOLD, TEACHER
 from tunesmith.pipelines.tune.golden import environment_of
 from tunesmith.pipelines.tune.golden import record as record_golden
 from tunesmith.pipelines.tune.remote_run import copied
@@ -441,9 +440,12 @@ def _run_controls(
     if teaching is not None:
         with phase("distillation", whole=True):
             answers = teaching.teacher.answers(prepared.test, out / TEST_FILE)
-            gold = replace(prepared, recipe=teaching.gold.recipe, train=teaching.gold.train, facts=teaching.gold.facts)
+            gold = {name: getattr(teaching.gold, name) for name in ("recipe", "train", "facts", "teacher")}
             what = "without the teacher, on gold rows alone"
-            controls = {TEACHER: AnswerPredictions(answers), GOLD: _tuned_beside(gold, out / "gold", callbacks, what)}
+            controls = {
+                TEACHER: AnswerPredictions(answers),
+                GOLD: _tuned_beside(replace(prepared, **gold), out / "gold", callbacks, what),
+            }
     if not prepared.recipe.controls:
         return controls
     names = list(prepared.tasks) if prepared.subtasks else [""]
