@@ -237,11 +237,10 @@ def with_teacher(
         for row, own in zip(examples, kept.values(), strict=True)
     ]
     write_whole(out / ROWS_FILE, "".join(json.dumps(record) + "\n" for record in records))
-    train = joined(prepared.train, encoded)
-    learned = sum(tokens.learned for row in encoded for tokens in row.sequences)
-    facts = replace(prepared.facts, learned_tokens=prepared.facts.learned_tokens + learned)
+    train, facts = joined(prepared.train, encoded), prepared.facts
+    learned = facts.learned_tokens + sum(tokens.learned for row in encoded for tokens in row.sequences)
     bound = recipe.model_copy(update={"objective": objective.bind_encoded(train)})
-    prepared = replace(prepared, recipe=bound, train=train, facts=facts)
+    prepared = replace(prepared, recipe=bound, train=train, facts=replace(facts, learned_tokens=learned))
     return _noted(prepared, [teaching.note], on_event), teaching
 
 
@@ -270,10 +269,9 @@ def unanswered(prepared: TrainingContext, *, offline: bool) -> list[Example]:
         prompts = Rl(prompt=objective.prompt, messages=objective.messages, instruction=objective.instruction)
         parsed = prompts.examples(rows, group=group)
         examples = [Chat(e.where, e.prompt, e.group, len(e.prompt)) for e in parsed if isinstance(e, RLPrompt)]
-    split = prepared.loaded.split
-    held_out = [*split.validation, *split.test]
+    held_out = [*prepared.loaded.split.validation, *prepared.loaded.split.test]
     groups = {example.group for example in held_out if example.group}
-    known = {prompt_key(example) for example in [*split.train, *held_out]}
+    known = {prompt_key(example) for example in [*prepared.loaded.split.train, *held_out]}
     new: dict[str, Example] = {}
     for example in examples:
         if (key := prompt_key(example)) not in known and example.group not in groups:

@@ -27,8 +27,8 @@ def divergence(student: Tensor, teacher: Tensor, *, beta: float, temperature: fl
     Args:
         student: logits, [M, V].
         teacher: logits, [M, V].
-        beta: 0 for the forward divergence KL(teacher, student), 1 for the reverse one; between them the mean of the
-            divergences of teacher and student from their mixture, of which `beta` is the share of the teacher.
+        beta: share of the teacher in the mixture from which the divergences of both are averaged; 0 for the forward
+            divergence KL(teacher, student), 1 for the reverse one.
         temperature: divides all logits.
 
     Returns:

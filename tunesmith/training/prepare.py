@@ -188,13 +188,16 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False, pi
     prepared = tasks[SINGLE_TASK] if SINGLE_TASK in tasks else _join_tasks(recipe, tasks)
     if recipe.teacher.loss != "answers":
         prepared.teacher = _distribution_of(open_teacher(recipe, machine, offline=offline), recipe, base)
+    if rows := recipe.teacher.rows:
+        unasked = f"{Path(rows).name}: answered once `tune` starts; plans, learning curves and compare leave it out"
+        prepared = prepared.noted(unasked)
     check_thinking_gates(recipe, thinks=prepared.template.thinks)
     on_event(DataLoaded(prepared.facts))
     return prepared
 
 
 def open_teacher(recipe: Recipe, machine: ChosenMachine, *, offline: bool) -> LocalModel:
-    """Open the teacher of a recipe, with the threads of the run: to open a model takes all cores by itself."""
+    """Open the teacher of a `recipe` as `offline` says, with the threads of a `machine`: by itself it takes all."""
     model = open_model(recipe.teacher.model, objective=recipe.objective, offline=offline, limit=recipe.data.max_tokens)
     settings: dict[str, Any] = {"threads": machine.threads, "exact": recipe.machine.exact, "products": machine.products}
     configure_device(machine.device, **settings)

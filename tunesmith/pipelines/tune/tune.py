@@ -439,7 +439,8 @@ def _run_controls(
     controls: dict[str, Any] = {}
     if teaching is not None:
         with phase("distillation", whole=True):
-            answers = teaching.teacher.answers(prepared.test, out / TEST_FILE)
+            with current_world().first(), alone():  # one process asks, the others read what it has kept
+                answers = teaching.teacher.answers(prepared.test, out / TEST_FILE)
             gold = {name: getattr(teaching.gold, name) for name in ("recipe", "train", "facts", "teacher")}
             what = "without the teacher, on gold rows alone"
             controls = {
