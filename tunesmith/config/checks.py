@@ -44,9 +44,11 @@ def check_pair(recipe: Recipe, family: str) -> None:
             f"use {len(recipe.parts)} or more"
         )
     if family not in recipe.objective.families:
+        needed = " or ".join(recipe.objective.families)
+        nearest = "model: smollm2-135m, or objective: classify" if family == "encoder" else "model: minilm-l6"
         raise RecipeError(
-            f"objective {recipe.objective.kind}: needs a {' or '.join(recipe.objective.families)}, "
-            f"{recipe.model} is an {family}; nearest that works: model: smollm2-135m, or objective: classify"
+            f"objective {recipe.objective.kind}: needs a{'n' * (needed[0] == 'e')} {needed}, "
+            f"{recipe.model} is a{'n' * (family[0] == 'e')} {family}; nearest that works: {nearest}"
         )
     if recipe.controls and (why := recipe.objective.no_controls):
         raise RecipeError(f"controls: {why}; nearest that works: controls: false")

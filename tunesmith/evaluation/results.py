@@ -125,6 +125,16 @@ class RewardDiagnostics(ReportPart):
     cut_off_share: tuple[float, float]  # share of answers cut off by the token limit
 
 
+class SpanCounts(ReportPart):
+    """What became of the spans of the test rows, (base, tuned)."""
+
+    exact: tuple[int, int]
+    other_bounds: tuple[int, int]  # the right label, at other characters that overlap
+    other_label: tuple[int, int]
+    missed: tuple[int, int]
+    spurious: tuple[int, int]  # marked where no span is
+
+
 class ThinkingLedger(ReportPart):
     """Base and tuned model on the same rows, with and without thoughts before the answer."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.display import model_label
 from tunesmith.errors import CheckpointError, ModelError, TemplateError
+from tunesmith.inference.export.sequence_classifier import token_classifier
 from tunesmith.inference.identify import HEAD, MANIFEST_FILE, ModelManifest, find_model, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
@@ -14,6 +15,7 @@ from tunesmith.models.loading.checkpoint import load_tensors, save_tensors, veri
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base, read_tokenizer
 from tunesmith.models.loading.locate import LoadOptions
+from tunesmith.models.loading.suppress_output import quiet
 
 
 def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None:
@@ -36,7 +38,15 @@ def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None
         for name, value in vars(config).items():
             if isinstance(value, set):  # written in an order that is another one in each process
                 setattr(config, name, sorted(value))
-    manifest.technique.save(model.policy, folder)
+    whole = None
+    if manifest.objective.produces == "spans" and manifest.technique.kind == "full":
+        whole = token_classifier(model)  # transformers' pipeline opens the folder itself
+        model.template.tokenizer.model_max_length = model.limit
+    if whole is None:
+        manifest.technique.save(model.policy, folder)
+    else:
+        with quiet():
+            whole.save_pretrained(folder)
     if model.policy.head is not None:
         save_tensors(model.policy.head.state_dict(), folder / HEAD)
     if model.template.chats:  # the default template too, so that every program uses the format of training

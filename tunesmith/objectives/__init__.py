@@ -20,6 +20,7 @@ from tunesmith.objectives.preference import Preference
 from tunesmith.objectives.regress import Regress
 from tunesmith.objectives.reward_model import Reward
 from tunesmith.objectives.rl import Rl
+from tunesmith.objectives.tag import Tag
 
 AnyObjective = AnyPart | Rl | Multitask
 OBJECTIVES: tuple[type[AnyObjective], ...] = get_args(AnyObjective)
@@ -43,5 +44,6 @@ __all__ = [
     "Regress",
     "Reward",
     "Rl",
+    "Tag",
     "objective_class",
 ]

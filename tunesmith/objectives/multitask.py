@@ -22,6 +22,7 @@ from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.preference import Preference
 from tunesmith.objectives.regress import Regress
 from tunesmith.objectives.reward_model import Reward
+from tunesmith.objectives.tag import Tag
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +80,7 @@ def _short_for(key: str) -> BeforeValidator:
 
 
 # Every objective that can be a task of several.
-AnyPart = Classify | Domain | Instruct | Preference | Regress | Reward
+AnyPart = Classify | Domain | Instruct | Preference | Regress | Reward | Tag
 PartObjective = Annotated[Annotated[AnyPart, Discriminator("kind")], _short_for("kind")]
 
 

@@ -16,6 +16,8 @@ METRICS = {
     "spearman": "Spearman correlation",
     "mae": "mean absolute error",
     "r2": "R squared",
+    "entity_f1": "entity F1",
+    "overlap_f1": "F1 of overlapping spans",
     "preference_accuracy_summed": "preference accuracy by summed log-probability",
     "thumbs_auc": "AUC of ratings",
     "thumbs_auc_summed": "AUC of ratings by summed log-probability",
@@ -37,6 +39,8 @@ def row_score_name(metric: str) -> str:
         return "log-probability per token (negated for answers rated bad)"
     if metric in ("spearman", "mae", "r2"):
         return "absolute error"  # stored negated, as higher is better
+    if metric == "entity_f1":
+        return "entity F1 of the row"
     return "log-probability per token" if metric in ("perplexity", "masked_loss") else metric_name(metric)
 
 

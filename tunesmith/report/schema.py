@@ -17,6 +17,7 @@ from tunesmith.evaluation.results import (
     Retention,
     RewardDiagnostics,
     ScoredRows,
+    SpanCounts,
     Style,
     ThinkingLedger,
     ToolCallCounts,
@@ -324,6 +325,7 @@ class Report(Displayed, ReportPart):
     preference_diagnostics: PreferenceDiagnostics | None = Field(None, alias="judgement")
     reward_diagnostics: RewardDiagnostics | None = Field(None, alias="pursuit")
     tool_calls: ToolCallCounts | None = None
+    span_counts: dict[str, SpanCounts] = {}  # by label; of all labels with an empty one
     canaries: dict[str, tuple[float, float]] = {}  # copies -> mean exposure of base and tuned model, bits
     warnings: tuple[str, ...] = Field((), alias="alarms")
     multitask: MultitaskReport | None = Field(None, alias="together")

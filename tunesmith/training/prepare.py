@@ -406,7 +406,7 @@ def _encode(task: TrainingContext, *, folder: Path | None = None) -> TrainingCon
     def learned() -> Iterator[bool]:
         nonlocal tokens, longest
         for row in train:
-            tokens += sum(sequence.learned for sequence in row.sequences)
+            tokens += row.learned
             longest = max(longest, row.length)
             if row.shortened:
                 truncated.append(row.where)
@@ -446,7 +446,7 @@ def _is_learned(row: Encoded) -> bool:
     # Two answers that were cut to the same tokens express no preference.
     if len(row.sequences) == 2 and row.sequences[0].ids == row.sequences[1].ids:
         return False
-    return bool(row.label) or row.asks or any(tokens.learned for tokens in row.sequences)
+    return bool(row.label) or row.asks or row.learned > 0
 
 
 def _join_tasks(recipe: Recipe, tasks: Mapping[str, TrainingContext]) -> TrainingContext:

@@ -10,6 +10,8 @@ from typing import Any
 from tunesmith.data.audit.checks.tool_checks import tool_findings
 from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, rated, text_of
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
+from tunesmith.data.examples.spans import readable, tagged
+from tunesmith.data.examples.types import TaggedText
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
 from tunesmith.data.schema.cells import cell, has_column, label_cell
@@ -47,6 +49,8 @@ def view(row: Row, columns: Mapping[str, str]) -> View:
         return _labelled(row, columns)
     if "target" in columns and "text" in columns:
         return _rated(row, columns)
+    if "spans" in columns or "words" in columns:
+        return _spanned(row, columns)
     if "chosen" in columns:
         return _preferred(row, columns)
     if "label" in columns:
@@ -74,6 +78,15 @@ def _rated(row: Row, columns: Mapping[str, str]) -> View:
         return View(seen.question, "", (), "nothing_to_learn", "no number")
     why = _parse_error(row, lambda: rated([row], text=columns["text"], target=columns["target"]))
     return View(seen.question, "", (), "unreadable", why) if why else seen
+
+
+def _spanned(row: Row, columns: Mapping[str, str]) -> View:
+    if "text" in columns and (seen := _plain(row, columns["text"])).problem:
+        return seen
+    found: list[TaggedText] = []
+    if why := _parse_error(row, lambda: found.extend(tagged([row], columns=columns))):
+        return View(_text(cell(row, columns.get("text", ""))), "", (), "unreadable", why)
+    return View(found[0].text, readable(found[0].spans, found[0].text))
 
 
 def _labelled(row: Row, columns: Mapping[str, str]) -> View:

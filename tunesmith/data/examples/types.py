@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from tunesmith.data.tokenization.messages import Message
 
@@ -70,6 +70,29 @@ class RatedText(TextExample):
     group: str = ""
 
 
+class Span(NamedTuple):
+    """A labelled part of a text: first character and the one after the last, in code points, and the label."""
+
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedText(TextExample):
+    """A text with labelled spans, in order and without overlaps."""
+
+    TARGET: ClassVar[str] = "spans"
+
+    spans: tuple[Span, ...]
+    group: str = ""
+
+    def with_target_of(self, other: TextExample) -> Self:
+        """Return the text with the spans of another one, as far as it is long enough."""
+        spans = getattr(other, self.TARGET)
+        return replace(self, spans=tuple(span for span in spans if span.end <= len(self.text)))
+
+
 @dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation."""
@@ -109,4 +132,4 @@ class UnpairedPreference:
     cut: bool = False  # whether the completion was truncated
 
 
-Example = Text | LabelledText | RatedText | Chat | Pair | UnpairedPreference
+Example = Text | LabelledText | RatedText | TaggedText | Chat | Pair | UnpairedPreference

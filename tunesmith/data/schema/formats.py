@@ -24,6 +24,8 @@ from tunesmith.data.schema.values import (
     is_number,
     is_open,
     is_scale,
+    is_spans,
+    is_tag,
     is_text,
     is_thumb,
     label_items,
@@ -82,12 +84,18 @@ TEXTS = ("text", "sentence", "review", "content", "body", "comment", "message", 
 TWIN_ENDS = ("_text", "_name", "_str", "_names")
 LABELS = ("label", "labels", "category", "class", "sentiment", "stance", "target", "intent", "topic", "tags")
 
+# Columns of spans, of words, and of the tags of words.
+SPANS = ("spans", "ents", "entities", "annotations", "label", "labels")
+WORDS = ("tokens", "words")
+TAGS = ("ner_tags", "tags", "bio_tags", "bio", "ner", "labels")
+
 # Names of quantities. A column with such a name may be a scale of integers, one named like a label may not.
 QUANTITIES = ("score", "rating", "target", "value", "grade", "points", "price", "mean", "amount")
 
 EXPLICIT = (
     "{kind: classify, text: COLUMN, label: COLUMN}",
     "{kind: regress, text: COLUMN, target: COLUMN}",
+    "{kind: tag, text: COLUMN, spans: COLUMN}",
     "{kind: instruct, prompt: COLUMN, answer: COLUMN}",
     "{kind: preference, prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}",
     "{kind: domain, text: COLUMN}",
@@ -111,6 +119,9 @@ PARTS = {
     "text": "input text",
     "label": "target",
     "target": "number to predict",
+    "spans": "labelled spans",
+    "words": "words of the text",
+    "tags": "tag of each word",
 }
 
 
@@ -436,6 +447,17 @@ def _compared(sample: _Sample) -> Format | None:
     return Format("compared", "preference", {**asked, "chosen": first, "rejected": second, "winner": winner})
 
 
+def _spans(sample: _Sample) -> Format | None:
+    """Detect a text with labelled spans, or words with BIO tags."""
+    text = sample.column((*TEXTS, "data.text"), is_text)
+    spans = sample.column(SPANS, is_spans)
+    if text and spans and any(map(listed, sample.values(spans))):
+        return Format("spans", "tag", {"text": text, "spans": spans})
+    words = sample.column(WORDS, lambda value: any(map(is_text, listed(value))))
+    tags = sample.column(TAGS, lambda value: bool(listed(value)) and all(map(is_tag, listed(value))))
+    return Format("word_tags", "tag", {"words": words, "tags": tags}) if words and tags else None
+
+
 def _text_number(sample: _Sample) -> Format | None:
     """Detect a text, or two that are read together, with a number on a scale."""
     numbers = ((name, sample.column([name], is_number)) for name in (*QUANTITIES, *LABELS))
@@ -488,6 +510,7 @@ DETECTORS: tuple[Callable[[_Sample], Format | None], ...] = (
     _compared,
     _thumbs,
     _chats,
+    _spans,
     _choices,
     _alpaca,
     _prompt_completion,

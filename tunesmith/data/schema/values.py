@@ -17,6 +17,8 @@ from tunesmith.errors import DataError
 
 _ITEM = r"""(?:'[^',]*'|"[^",]*"|[-\d.]+)"""
 ARRAY = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]")
+# Of a word in BIO, BIOES or BILOU.
+TAG = re.compile(r"([BSU])-(.+)|([IELM])-(.+)")
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 # Share of the values of a scale that are numeric, and the distinct ones up to which they may be codes of labels.
 MOST_NUMBERS = 0.9
@@ -95,6 +97,33 @@ def listed(value: object) -> list[Any]:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return listed(read(value))
     return []
+
+
+def span_items(value: object) -> list[Any]:
+    """Return the spans of a cell; of Label Studio's annotations the results of the first that was not cancelled."""
+    items = listed(value)
+    annotations = [item for item in items if isinstance(item, Mapping) and isinstance(item.get("result"), list)]
+    if annotations:
+        kept = [item["result"] for item in annotations if not item.get("was_cancelled")]
+        items = [item for item in (kept or [[]])[0] if isinstance(item, Mapping) and item.get("type") == "labels"]
+    return [item["value"] if isinstance(item, Mapping) and "value" in item else item for item in items]
+
+
+def is_spans(value: object) -> bool:
+    """Return whether the value is a list of objects with start and end, or of [start, end, label], or empty."""
+    if not isinstance(value, list) and not (isinstance(value, str) and value.lstrip().startswith("[")):
+        return False
+    return all(
+        {"start", "end"} <= item.keys()
+        if isinstance(item, Mapping)
+        else isinstance(item, list | tuple) and [*map(type, item)] == [int, int, str]
+        for item in span_items(value)
+    )
+
+
+def is_tag(value: object) -> bool:
+    """Return whether the value is the tag of a word: O, or a prefix such as B or I and a label."""
+    return isinstance(value, str) and (value == "O" or TAG.fullmatch(value) is not None)
 
 
 def is_array(value: object) -> bool:

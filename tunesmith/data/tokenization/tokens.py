@@ -37,11 +37,18 @@ class Encoded:
     where: str  # location of the row
     label: tuple[float, ...] = ()  # targets of a classification head, one per class, or the score of a reward model
     shortened: bool = False  # whether text was cut to fit the token limit
-    words: tuple[int, ...] = ()  # for masked language models, the word index of each id, [T]; -1: no word
-    hidden: tuple[tuple[int, int], ...] = ()  # for masked language models, (index, original id) of each masked token
+    # for masked language models, the word index of each id, [T], -1 for no word; for spans, of each of `hidden`
+    words: tuple[int, ...] = ()
+    # for masked language models, (index, original id) of each masked token; for spans, (index, tag) of each token
+    hidden: tuple[tuple[int, int], ...] = ()
     # summed log-probability of the learned tokens of each sequence under the reference model, nats
     reference: tuple[float, ...] = ()
     asks: bool = False  # completions are sampled from this prompt; it is used although it has no learned tokens
+
+    @property
+    def learned(self) -> int:
+        """Number of tokens that the loss is computed of."""
+        return len(self.hidden) or sum(tokens.learned for tokens in self.sequences)
 
     @property
     def length(self) -> int:

@@ -9,11 +9,13 @@ from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
 from tunesmith.evaluation.evaluators.perplexity import PerplexityEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
 from tunesmith.evaluation.evaluators.rewards import RewardEvaluator
+from tunesmith.evaluation.evaluators.spans import SpanEvaluator
 
 # By what the objective's models produce, except for objectives that have another evaluator.
 EVALUATORS: dict[str, type[Evaluator[Any]]] = {
     "labels": AnswerEvaluator,
     "number": NumberEvaluator,
+    "spans": SpanEvaluator,
     "text": AnswerEvaluator,
     "likelihood": PerplexityEvaluator,
     "score": PreferenceEvaluator,

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from tunesmith.data.examples.types import Example
-from tunesmith.evaluation.results import Calibration, PreferenceDiagnostics, RewardDiagnostics, Style, ToolCallCounts
+from tunesmith.evaluation.results import (
+    Calibration,
+    PreferenceDiagnostics,
+    RewardDiagnostics,
+    SpanCounts,
+    Style,
+    ToolCallCounts,
+)
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore
 from tunesmith.models.policy import Policy
@@ -62,6 +69,7 @@ class Diagnostics:
     preference_diagnostics: PreferenceDiagnostics | None = None
     reward_diagnostics: RewardDiagnostics | None = None
     tool_calls: ToolCallCounts | None = None
+    span_counts: Mapping[str, SpanCounts] = field(default_factory=dict)  # by label; of all labels with an empty one
     warnings: tuple[str, ...] = ()
 
 

@@ -16,7 +16,7 @@ from tunesmith.inference.export.gguf_quantize import MIXTURES, GgufWeights, meas
 from tunesmith.inference.export.gguf_writer import write_adapter_gguf, write_gguf
 from tunesmith.inference.export.masked_lm import masked_language_model
 from tunesmith.inference.export.ollama_modelfile import modelfile
-from tunesmith.inference.export.sequence_classifier import sequence_classifier
+from tunesmith.inference.export.sequence_classifier import sequence_classifier, token_classifier
 from tunesmith.inference.export.usage import README, SETTINGS, readme, usage_of, with_own_head
 from tunesmith.inference.identify import HEAD, MANIFEST_FILE, PACKED, ModelManifest, read_manifest
 from tunesmith.inference.llamacpp import find_converter
@@ -142,6 +142,8 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, dtype: str = "f3
 
 def _with_head(model: LocalModel, dtype: str) -> Any | None:
     """Return the network of transformers that includes the head; None if its family has no such class."""
+    if model.objective.produces == "spans":
+        return token_classifier(model, dtype)
     whole = masked_language_model(model)
     return sequence_classifier(model, dtype) if whole is None else whole
 

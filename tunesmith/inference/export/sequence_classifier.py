@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.objectives import Classify, Regress
+from tunesmith.models.sharded import run_body
+from tunesmith.objectives import Classify, Regress, Tag
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -115,6 +116,37 @@ def linear_head(model: LocalModel) -> LinearHead | None:
 
 
 @torch.no_grad()
+def token_classifier(model: LocalModel, dtype: str = "f32") -> Any | None:
+    """Build transformers' own token classifier, in float32, that computes the logits of a merged model that tags.
+
+    The weights will be stored as `dtype`. Returns None if the class of the family computes something else.
+    """
+    from transformers import AutoModelForTokenClassification
+
+    layer = model.policy.head
+    assert isinstance(layer, nn.Linear)
+    assert isinstance(model.objective, Tag)
+    head = LinearHead(
+        layer.weight.detach().float(), layer.bias.detach().float(), model.objective.all_tags, "regression"
+    )
+    options: dict[str, Any] = {}
+    if model.policy.network.config.model_type == "modernbert":
+        if 2 * len(head.labels) >= head.weight.shape[1]:
+            return None
+        options = {"classifier_bias": True, "classifier_activation": "gelu"}
+    whole = _classifier(model, head, {}, auto=AutoModelForTokenClassification, **options)
+    whole.config.problem_type = None
+    if options:
+        _pass_through(whole, head, SCALES[dtype])
+    elif isinstance(last := getattr(whole, "classifier", None), nn.Linear):
+        last.load_state_dict(layer.state_dict())
+    probe = torch.arange(1, 9)[None]
+    states = run_body(model.policy.network.base_model, input_ids=probe).last_hidden_state.float()
+    same = torch.allclose(whole(input_ids=probe).logits, layer(states), rtol=1e-3, atol=1e-3)
+    return whole if same else None
+
+
+@torch.no_grad()
 def sequence_classifier(model: LocalModel, dtype: str) -> Any | None:
     """Build transformers' own classifier, in float32, that computes the logits of a merged model.
 
@@ -152,7 +184,9 @@ def _layer_count(config: Any) -> str:
     return "n_layers" if config.model_type == "distilbert" else "num_hidden_layers"
 
 
-def _classifier(model: LocalModel, head: LinearHead, added: Mapping[str, int], **options: Any) -> Any:
+def _classifier(
+    model: LocalModel, head: LinearHead, added: Mapping[str, int], *, auto: Any = None, **options: Any
+) -> Any:
     """Build the classifier with the weights of the tuned network; added layers and the head are random."""
     from transformers import AutoModelForSequenceClassification
 
@@ -168,7 +202,7 @@ def _classifier(model: LocalModel, head: LinearHead, added: Mapping[str, int], *
     config.problem_type = head.problem
     config.dtype = torch.float32
     with quiet():
-        whole: Any = AutoModelForSequenceClassification.from_config(config)
+        whole: Any = (auto or AutoModelForSequenceClassification).from_config(config)
     own = getattr(whole, whole.base_model_prefix)
     shared = own.state_dict()
     shared.update({name: value for name, value in inner.state_dict().items() if name in shared})

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.text_part import part_of
-from tunesmith.objectives import Regress
+from tunesmith.objectives import Regress, Tag
 
 README = "README.md"
 SETTINGS = "tunesmith"  # key of config.json
@@ -108,6 +108,17 @@ from transformers import pipeline
 
 fill = pipeline("fill-mask", model="{folder}", tokenizer_kwargs={{"truncation": True}})"""
 
+# The strategy is `aggregation` of the recipe.
+TAG_TEXT = """\
+from transformers import pipeline
+
+tagger = pipeline("token-classification", model="{folder}")
+strategy = tagger.model.config.tunesmith["aggregation"]
+
+
+def tag(texts):
+    return tagger(texts, aggregation_strategy=strategy)"""
+
 # For a family whose class cannot express the head. The parts in angle brackets depend on the model.
 OWN_HEAD = """\
 import torch
@@ -199,9 +210,10 @@ CODE = {
         )
         for read in ("text", "chat")
     },
+    "tag text": (TAG_TEXT, 'print(tag(["your text"]))'),
     "fill": (FILL, 'print(fill(f"your {fill.tokenizer.mask_token} text"))'),
 }
-PIPELINE_TAGS = {"classify words": "text-generation", "fill": "fill-mask"}
+PIPELINE_TAGS = {"classify words": "text-generation", "fill": "fill-mask", "tag text": "token-classification"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +240,7 @@ class Usage:
         return f"{self.code(folder)}\n\n{CODE[self.form][1]}"
 
     def function(self, folder: Path) -> Callable[[Any], Any]:
-        """Execute the code and return the function that it defines: classify, predict, reward or fill."""
+        """Execute the code and return the function that it defines: classify, predict, tag, reward or fill."""
         namespace: dict[str, Any] = {}
         exec(compile(self.code(folder.as_posix()), README, "exec"), namespace)
         function: Callable[[Any], Any] = namespace[self.form.split()[0]]
@@ -251,8 +263,9 @@ def usage_of(model: LocalModel) -> Usage | None:
         if not chats:
             return Usage("predict text", settings)
         return Usage("predict chat", {**settings, "before_text": objective.user_message("").content})
-    if objective.produces == "likelihood" and not chats:
-        return Usage("fill", settings)
+    settings |= {"aggregation": objective.aggregation} if isinstance(objective, Tag) else {}
+    if objective.produces in ("likelihood", "spans") and not chats:
+        return Usage("fill" if objective.produces == "likelihood" else "tag text", settings)
     if objective.produces != "labels" or len(objective.task_objectives) > 1:
         return None
     if not chats:
@@ -266,7 +279,7 @@ def usage_of(model: LocalModel) -> Usage | None:
 
 def with_own_head(usage: Usage, model: LocalModel) -> Usage | None:
     """Return how an export is used whose head is next to the weights; None if it is not a linear layer."""
-    if usage.form == "fill":
+    if usage.form in ("fill", "tag text"):
         return None
     several = " several" if model.objective.label_mode == "multi" else ""
     labels = list(model.objective.known_labels)
@@ -289,6 +302,8 @@ def readme(usage: Usage, *, name: str, class_name: str, multi: bool) -> str:
             "transformers has no class for this family that can express the head, so the head is stored in "
             "`head.safetensors` and applied by the code. A pipeline for text classification gives wrong answers."
         )
+    if usage.form == "tag text":
+        notes.append(f'Spans are those of `aggregation_strategy="{usage.settings["aggregation"]}"`.')
     if usage.form.startswith("classify") and not multi:
         in_code = usage.form == "classify words" or "own head" in usage.form
         where = "applied in the code" if in_code else "folded into the last layer"
@@ -308,7 +323,7 @@ def readme(usage: Usage, *, name: str, class_name: str, multi: bool) -> str:
         )
     cut = (
         "Longer texts are truncated there, as in Tunesmith."
-        if usage.form.startswith(("classify text", "predict text", "fill"))
+        if usage.form.startswith(("classify text", "predict text", "tag", "fill"))
         else "Tunesmith shortens longer prompts; this code does not, so shorten them first."
     )
     notes.append(f"The model was tuned with at most {limit} tokens. {cut}")

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tunesmith.data.examples.spans import trim
+from tunesmith.data.examples.types import Span
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError
 from tunesmith.inference.export.gguf_quantize import MIXTURES
@@ -169,6 +171,8 @@ def by_usage(model: LocalModel, rows: Sequence[Prediction], function: Callable[[
         return _by_rewards(model, rows, function)
     if model.objective.produces == "number":
         return _by_numbers(model, rows, function)
+    if model.objective.produces == "spans":
+        return _by_spans(model, rows, function)
     if model.objective.produces == "likelihood":
         return _by_words(model, rows, function)
     objective = model.classifier
@@ -254,6 +258,34 @@ def _by_numbers(model: LocalModel, rows: Sequence[Prediction], function: Callabl
         score_export=spearman(gold, exported) if gold else None,
         compared="values",
         max_difference=max(differences),
+    )
+
+
+def _by_spans(model: LocalModel, rows: Sequence[Prediction], function: Callable[[Any], Any]) -> ProgramAgreement:
+    """Compare the spans of texts that are not longer than one window; pipelines do not divide texts as Tunesmith does.
+
+    Some tokenizers count the space before a word to it, so that spaces at the ends of a span are not compared.
+    """
+    texts = [model.template.harmless(row.question) for row in rows]
+    texts = [text for text in texts if len(model.template.document(text).ids) <= model.limit][:STATED_ROWS]
+    answers = model.answers(texts)
+    if not answers:
+        raise CheckpointError(f"every test row exceeds {model.limit} tokens, so none can be compared; tune with more")
+    original = [{Span(one["start"], one["end"], one["label"]): one["score"] for one in row["spans"]} for row in answers]
+    exported: list[dict[Span | None, float]] = [
+        {trim(Span(one["start"], one["end"], one["entity_group"]), text): float(one["score"]) for one in found}
+        for text, found in zip(texts, function(texts), strict=True)
+    ]
+    pairs = list(zip(original, exported, strict=True))
+    return ProgramAgreement(
+        metric=model.objective.metric,
+        rows=len(texts),
+        same_prompts=1.0,
+        same_answers=sum(ours.keys() == theirs.keys() for ours, theirs in pairs) / len(texts),
+        compared="spans",
+        max_difference=max(
+            (abs(p - theirs.get(span, p)) for ours, theirs in pairs for span, p in ours.items()), default=0.0
+        ),
     )
 
 

@@ -127,6 +127,7 @@ def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
         preference_diagnostics=diagnostics.preference_diagnostics,
         reward_diagnostics=diagnostics.reward_diagnostics,
         tool_calls=diagnostics.tool_calls,
+        span_counts=dict(diagnostics.span_counts),
         canaries=dict(run.canaries),
         warnings=(
             *(run.certificate.warnings if run.certificate else ()),

@@ -1,0 +1,172 @@
+"""Texts with labelled spans: parsing of the formats of span annotation, and BIO tags of pieces of a text.
+
+Rows have spans by character (`spans`, spaCy's `ents` and `entities`, Label Studio's exports), or words with BIO tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tunesmith.data.examples.parsers import group_of, need, parsed, row_error, text_of
+from tunesmith.data.examples.types import Span, TaggedText
+from tunesmith.data.readers.row import Row, as_word
+from tunesmith.data.schema.cells import cell
+from tunesmith.data.schema.values import TAG, is_spans, is_tag, listed, span_items
+from tunesmith.errors import DataError
+
+OUTSIDE = "O"
+SHOWN = 30  # characters of a span in messages
+
+
+def tagged(rows: Sequence[Row], *, columns: Mapping[str, str], group: str = "") -> list[TaggedText]:
+    """Parse one TaggedText per row.
+
+    Args:
+        rows: rows of one file.
+        columns: `text` and `spans`, or `words` and `tags`.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
+    """
+    need(rows, *columns.values(), group)
+
+    def parse(row: Row) -> TaggedText:
+        if "words" in columns:
+            text, spans = _from_words(row, columns["words"], columns["tags"])
+        else:
+            text = text_of(row, columns["text"])
+            spans = spans_in(row, columns["spans"], text)
+        return TaggedText(row.where, text, checked(spans, text, row.where), group_of(row, group))
+
+    return parsed(rows, parse)
+
+
+def spans_in(row: Row, column: str, text: str) -> list[Span]:
+    """Return the spans of a row as they are written. Raises DataError for what is not a span of the text."""
+    value = cell(row, column)
+    if value not in (None, "") and not is_spans(value):
+        raise row_error(row, column, "must be a list of {start, end, label}")
+    return [_span(item, text, row, column) for item in span_items(value)]
+
+
+def checked(spans: Iterable[Span], text: str, where: str) -> tuple[Span, ...]:
+    """Return spans in order, each once and without spaces at its ends.
+
+    Raises:
+        DataError: a span is outside the text or blank, or two of them share a character.
+    """
+    trimmed = []
+    for span in spans:
+        if not 0 <= span.start < span.end <= len(text):
+            at = f"{span.start} to {span.end} of {len(text)} characters"
+            raise DataError(f"{where}: span {span.label} is at {at}; count code points from 0, the end is exclusive")
+        if (one := trim(span, text)) is None:
+            raise DataError(f"{where}: span {span.label} at {span.start} is blank; remove it")
+        trimmed.append(one)
+    ordered = sorted(set(trimmed))
+    for first, second in zip(ordered, ordered[1:], strict=False):
+        if second.start < first.end:
+            inside = second.end <= first.end
+            raise DataError(
+                f"{where}: {shown(second, text)} {'is inside' if inside else 'overlaps'} {shown(first, text)}, and a "
+                "character can have one label only; keep one of them, or make a run for each kind of label"
+            )
+    return tuple(ordered)
+
+
+def trim(span: Span, text: str) -> Span | None:
+    """Return a span without the spaces at its ends; None if nothing is left."""
+    part = text[span.start : span.end]
+    start = span.start + len(part) - len(part.lstrip())
+    return Span(start, start + len(part.strip()), span.label) if part.strip() else None
+
+
+def shown(span: Span, text: str) -> str:
+    """Return a span for messages: its label and its text."""
+    return f"{span.label} {text[span.start : span.end][:SHOWN]!r}"
+
+
+def readable(spans: Iterable[Span], text: str) -> str:
+    """Return spans in one line: label, range and text of each."""
+    return "; ".join(f"{span.label}[{span.start}:{span.end}] {text[span.start : span.end]}" for span in spans)
+
+
+def tags_of(spans: Sequence[Span], pieces: Sequence[tuple[int, int]], text: str) -> list[str]:
+    """Return the BIO tag of each piece of a text, [T].
+
+    A piece that only partly belongs to a span belongs to it as a whole; one that touches two, to the first.
+
+    Args:
+        spans: in order, without overlaps.
+        pieces: first and last character of each piece, exclusive; in order. A piece may begin with spaces.
+        text: the text.
+    """
+    tags: list[str] = []
+    index, begun = 0, -1
+    for start, end in pieces:
+        blank = not text[start:end].strip()  # such a piece begins no span, but may be inside one
+        start += 0 if blank else end - start - len(text[start:end].lstrip())
+        while index < len(spans) and spans[index].end <= start:
+            index += 1
+        if index == len(spans) or end <= spans[index].start or (blank and begun != index):
+            tags.append(OUTSIDE)
+            continue
+        tags.append(f"{'I' if begun == index else 'B'}-{spans[index].label}")
+        begun = index
+    return tags
+
+
+def spans_of(tags: Sequence[str], pieces: Sequence[tuple[int, int]], text: str) -> list[tuple[Span, slice]]:
+    """Return the spans that BIO tags mark, each with the indices of its pieces; an I after another label begins one.
+
+    These are the rules of transformers' token-classification pipeline.
+    """
+    spans: list[tuple[Span, slice]] = []
+    start = 0
+    for index in range(1, len(tags) + 1):
+        label = tags[start].partition("-")[2]
+        if index < len(tags) and tags[index] == (f"I-{label}" if label else OUTSIDE):
+            continue
+        span = trim(Span(pieces[start][0], pieces[index - 1][1], label), text) if label else None
+        if span is not None:
+            spans.append((span, slice(start, index)))
+        start = index
+    return spans
+
+
+def _from_words(row: Row, words_column: str, tags_column: str) -> tuple[str, list[Span]]:
+    """Return the words joined by spaces, and the spans of their tags."""
+    words, tags = (listed(cell(row, column)) for column in (words_column, tags_column))
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+        raise row_error(row, words_column, "must be a list of words")
+    if len(words) != len(tags) or not all(map(is_tag, tags)):
+        raise row_error(row, tags_column, f"must be a list of {len(words)} tags such as B-NAME, I-NAME and O")
+    pieces, at = [], 0
+    for word in words:
+        pieces.append((at, at + len(word)))
+        at += len(word) + 1
+    text = " ".join(words)
+    bio = [tag if tag == OUTSIDE else TAG.sub(lambda m: f"B-{m[2]}" if m[1] else f"I-{m[4]}", tag) for tag in tags]
+    return text, [span for span, _ in spans_of(bio, pieces, text)]
+
+
+def _span(item: object, text: str, row: Row, column: str) -> Span:
+    if isinstance(item, list | tuple) and len(item) == 3:
+        item = dict(zip(("start", "end", "label"), item, strict=True))
+    assert isinstance(item, Mapping)
+    start, end = item.get("start"), item.get("end")
+    label = item.get("label", item.get("labels"))
+    if isinstance(label, list) and len(label) == 1:
+        label = label[0]
+    word = (as_word(label) or "").strip()
+    if type(start) is not int or type(end) is not int or not word:
+        raise row_error(row, column, f"has a span without start, end or one label: {str(dict(item))[:80]}")
+    if word == OUTSIDE:
+        raise row_error(row, column, f"has the label {OUTSIDE!r}, which means no span; rename it")
+    copied = item.get("text")
+    if isinstance(copied, str) and text[start:end].strip() != copied.strip():
+        problem = f"the span {copied[:SHOWN]!r} at {start} to {end} is {text[start:end][:SHOWN]!r} in the text"
+        raise DataError(f"{row.where}: {problem}; count code points, not bytes or UTF-16 units")
+    return Span(start, end, word)

@@ -1,0 +1,126 @@
+"""Metrics of labelled spans over all rows: F1, precision and recall of exact spans, and F1 of overlapping ones.
+
+N rows. A span is exact if its first and last character and its label are those of a reference span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.examples.types import Span
+from tunesmith.metrics.resampling import Clusters
+from tunesmith.metrics.significance import PairedComparison, corpus_compare, corpus_interval
+from tunesmith.metrics.task_scores import ArmScore, Score, arm_scores
+
+FloatArray = NDArray[np.float64]
+Spans = Sequence[Sequence[Span]]  # of each row
+# The headline metric, and those reported with it.
+METRICS = ("entity_f1", "entity_precision", "entity_recall", "overlap_f1")
+# What became of a reference span, and predicted spans where there is none.
+SpanOutcome = Literal["exact", "other_bounds", "other_label", "missed", "spurious"]
+SPAN_OUTCOMES: tuple[SpanOutcome, ...] = get_args(SpanOutcome)
+
+
+def counts(gold: Spans, given: Spans) -> FloatArray:
+    """Count for each row, [N, 5]: exact spans, predicted and reference spans, and those of each that overlap.
+
+    Only spans of one label overlap.
+    """
+    table = np.zeros((len(gold), 5))
+    for i, (right, found) in enumerate(zip(gold, given, strict=True)):
+        overlaps = [sum(any(_meet(a, b) and a.label == b.label for b in other) for a in one) for one, other in (
+            (found, right), (right, found)
+        )]  # fmt: skip
+        table[i] = len(set(right) & set(found)), len(found), len(right), *overlaps
+    return table
+
+
+def value(metric: str, table: FloatArray) -> float:
+    """Return one of METRICS from the counts of rows, [N, 5]; without any span, 1."""
+    exact, given, gold, *overlaps = table.sum(axis=0)
+    if not given + gold:
+        return 1.0
+    if metric == "overlap_f1":
+        precision, recall = overlaps[0] / max(given, 1), overlaps[1] / max(gold, 1)
+        return float(2 * precision * recall / max(precision + recall, 1e-12))
+    below = {"entity_f1": (given + gold) / 2, "entity_precision": given, "entity_recall": gold}[metric]
+    return float(exact / max(below, 0.5))
+
+
+def row_f1(gold: Spans, given: Spans) -> list[float]:
+    """Return the F1 of the exact spans of each row, 1 for a row without any, [N]."""
+    return [value("entity_f1", row[None]) for row in counts(gold, given)]
+
+
+def outcomes(gold: Spans, given: Spans, label: str = "") -> dict[SpanOutcome, int]:
+    """Count what became of the reference spans, all or those of a label, and predicted spans that touch none."""
+    found: dict[SpanOutcome, int] = dict.fromkeys(SPAN_OUTCOMES, 0)
+    for right, spans in zip(gold, given, strict=True):
+        for span in (one for one in right if label in ("", one.label)):
+            touching = [other for other in spans if _meet(span, other)]
+            same = any(other.label == span.label for other in touching)
+            name: SpanOutcome = "other_bounds" if same else "other_label" if touching else "missed"
+            found["exact" if span in spans else name] += 1
+        found["spurious"] += sum(
+            not any(_meet(span, other) for other in right) for span in spans if label in ("", span.label)
+        )
+    return found
+
+
+def compare(metric: str, gold: Spans, base: Spans, tuned: Spans, *, groups: Sequence[str] | None) -> PairedComparison:
+    """Compare the spans of base and tuned model by a paired bootstrap over rows, or over groups of rows.
+
+    Args:
+        metric: one of METRICS.
+        gold: reference spans of each row, [N].
+        base: predicted by the base model, [N].
+        tuned: predicted by the tuned model, [N].
+        groups: group of each row, or None.
+    """
+    before, after = counts(gold, base), counts(gold, tuned)
+    moved = [set(a) != set(b) for a, b in zip(base, tuned, strict=True)]
+    return corpus_compare(
+        lambda rows: (value(metric, before[rows]), value(metric, after[rows])), moved, groups=groups, scale=1.0
+    )
+
+
+def score(metric: str, gold: Spans, given: Spans, *, name: str, groups: Sequence[str] | None) -> Score:
+    """Score predicted spans, with a 95 % interval by document.
+
+    Args:
+        metric: one of METRICS.
+        gold: reference spans of each row, [N].
+        given: predicted spans, [N].
+        name: of the arm.
+        groups: group of each row, or None.
+    """
+    table = counts(gold, given)
+    bounds = None
+    if Clusters.of(len(gold), groups).count > 1:
+        bounds = corpus_interval(lambda rows: (value(metric, table[rows]), 0.0), len(gold), groups=groups)
+    return Score(name=name, metric=metric, score=value(metric, table), ci95=bounds, n=len(gold))
+
+
+def arms(
+    metric: str, gold: Spans, ways: Mapping[str, Spans], tuned: Spans, *, groups: Sequence[str] | None
+) -> list[ArmScore]:
+    """Score each arm and compare it with the tuned model; p-values are adjusted for the whole family.
+
+    Args:
+        metric: one of METRICS.
+        gold: reference spans of each row, [N].
+        ways: spans of each arm by name, [N] each.
+        tuned: spans of the tuned model, [N].
+        groups: group of each row, or None.
+    """
+    comparisons = {name: compare(metric, gold, given, tuned, groups=groups) for name, given in ways.items()}
+    scores = {name: score(metric, gold, given, name=name, groups=groups) for name, given in ways.items()}
+    return arm_scores(scores, comparisons)
+
+
+def _meet(one: Span, other: Span) -> bool:
+    return one.start < other.end and other.start < one.end

@@ -1,0 +1,229 @@
+"""Token classification: a linear head marks labelled spans of a text.
+
+Letters: M tokens that are answered, D size of a hidden state, K tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean as mean
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from tunesmith.data.examples.spans import OUTSIDE, spans_of, tags_of
+from tunesmith.data.examples.spans import tagged as parse
+from tunesmith.data.examples.types import Example, Span, TaggedText
+from tunesmith.data.readers.row import Row, file_of
+from tunesmith.data.schema.formats import detect
+from tunesmith.data.tokenization.chat_template import Encoded, Template
+from tunesmith.data.tokenization.span_tokens import TextTokens
+from tunesmith.errors import DataError
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces, Reader, zero_head
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tunesmith.models.batch import Batch
+    from tunesmith.models.policy import Policy
+
+# Share of the words with a span in which a span may begin or end, and spans are still of whole words.
+MOST_CUT = 0.01
+
+
+class Tag(Objective, Learner):
+    """Mark the spans of a text, each with a label.
+
+    Reads rows with a text and spans by character, or words with BIO tags. Every token gets one of the tags O, B-LABEL
+    and I-LABEL by a linear layer over its state; the loss is the cross-entropy, summed over tokens. A text that is
+    longer than `data.max_tokens` is read in overlapping windows, and each token is answered in the one where it has the
+    most context. Spans cannot overlap.
+
+    Source: Ramshaw and Marcus 1995, "Text Chunking using Transformation-Based Learning", for the tags.
+    """
+
+    produces: ClassVar[Produces] = "spans"
+    families: ClassVar[tuple[str, ...]] = ("encoder",)  # a decoder knows nothing of the words after a token
+    results: ClassVar[str] = "spans"
+    column_keys: ClassVar[tuple[str, ...]] = ("text", "spans", "words", "tags")
+    optional_columns: ClassVar[tuple[str, ...]] = ("spans", "tags")
+    route: ClassVar[str] = "answer"
+    hub_task: ClassVar[str] = "token-classification"
+    reads_texts: ClassVar[bool] = True
+    needs_head: ClassVar[bool] = True
+    probes_base: ClassVar[bool] = True
+    prefers_encoder: ClassVar[bool] = True
+    unsuited: ClassVar[str] = "each token needs the words after it, which only an encoder reads"
+    python_use: ClassVar[str] = 'print({model}.answers(["{text}"])[0]["spans"])'
+    instruction: ClassVar[str] = ""
+    max_new_tokens: ClassVar[int] = 0
+
+    kind: Literal["tag"] = "tag"
+    text: str = Field("", description="column with the text; empty: detected")
+    spans: str = Field("", description="column with the spans; empty: detected")
+    words: str = Field("", description="column with a list of words, instead of a text; empty: detected")
+    tags: str = Field("", description="column with the BIO tags of the words; empty: detected")
+    metric: Literal["entity_f1"] = Field("entity_f1", description="headline score")
+    labels: tuple[str, ...] = Field((), description="all labels, in order; empty: from the rows")
+    aggregation: Literal["auto", "first", "simple"] = Field(
+        "auto", description="a word has the tag of its first token, or each token its own; auto: by the rows"
+    )
+
+    @property
+    def all_tags(self) -> tuple[str, ...]:
+        """Return the tags in the order of the head's outputs, [K]."""
+        return (OUTSIDE, *(f"{begin}-{label}" for label in self.labels for begin in "BI"))
+
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Return the columns of text and spans, or of words and tags. Raises DataError if they cannot be detected."""
+        if self.words or self.tags:
+            return {"words": self.words or "words", "tags": self.tags or "tags"}
+        if self.text and self.spans:
+            return {"text": self.text, "spans": self.spans}
+        detected = detect(rows)
+        if detected.objective != self.kind:
+            fix = "name the columns: objective: {kind: tag, text: COLUMN, spans: COLUMN}, or words and tags"
+            raise DataError(f"{file_of(rows)}: no spans were detected next to a text; {fix}")
+        named = {"text": self.text, "spans": self.spans}
+        return {role: named.get(role) or column for role, column in detected.columns.items()}
+
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
+        """Parse rows into texts with spans."""
+        return list(parse(rows, columns=columns or self.columns(rows), group=group))
+
+    def bind(self, examples: Sequence[Example], family: str) -> Tag:
+        """Return the objective with the labels of the rows.
+
+        Raises:
+            DataError: no row has a span, or one has a label that the recipe does not list.
+        """
+        rows = [example for example in examples if isinstance(example, TaggedText)]
+        found = sorted({span.label for row in rows for span in row.spans})
+        if not found:
+            raise DataError(f"{file_of(rows)}: no span in {len(rows)} rows; tag needs rows with spans")
+        labels = self.labels or tuple(found)
+        for row in rows if set(found) - set(labels) else ():
+            if unknown := {span.label for span in row.spans} - set(labels):
+                raise DataError(f"{row.where}: label {min(unknown)!r} is not among {list(labels)}; add it to `labels`")
+        return self.model_copy(update={"labels": labels})
+
+    def bind_encoded(self, train: Sequence[Encoded]) -> Tag:
+        """Return the objective with the aggregation that the training rows allow: by words if spans cut none."""
+        if self.aggregation != "auto":
+            return self
+        words: dict[tuple[str, int], list[int]] = {}
+        for row in train:
+            for word, (_, tag) in zip(row.words, row.hidden, strict=True):
+                words.setdefault((row.where, word), []).append(tag)
+        spans = [tags for tags in words.values() if any(tags)]
+        # The tags of B and I alternate after that of O, so that a word in a span is B I I ... or I I I ...
+        cut = sum(any(b != a + a % 2 for a, b in pairwise(tags)) or not tags[0] for tags in spans)
+        return self.model_copy(update={"aggregation": "simple" if cut > MOST_CUT * len(spans) else "first"})
+
+    def encoded_notes(
+        self, examples: Sequence[Example], rows: Sequence[Encoded], template: Template, *, limit: int
+    ) -> list[str]:
+        """Return a note on spans that begin or end inside a token: the model can only mark whole tokens."""
+        cut, total = [], 0
+        for example in examples:
+            assert isinstance(example, TaggedText)
+            pieces = TextTokens.of(example.text, template).pieces
+            inside = {place for start, end in pieces for place in range(start + 1, end) if end - start > 1}
+            inside -= {place for place in inside if example.text[place - 1].isspace()}
+            total += len(example.spans)
+            cut += [example.where for span in example.spans if {span.start, span.end} & inside]
+        if not cut:
+            return []
+        return [f"{len(cut)} of {total} spans begin or end inside a token, first in {cut[0]}; whole tokens are marked"]
+
+    def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
+        """Encode a text as one row that holds all of its windows."""
+        rows = self.encode_all(example, template, limit=limit)
+        return Encoded(tuple(row.sequences[0] for row in rows), example.where)
+
+    def encode_all(self, example: Example, template: Template, *, limit: int) -> list[Encoded]:
+        """Encode a text as a row for each window, with the tag of each token."""
+        assert isinstance(example, TaggedText)
+        tokens = TextTokens.of(example.text, template)
+        number = {tag: index for index, tag in enumerate(self.all_tags)}
+        tags = [number[tag] for tag in tags_of(example.spans, tokens.pieces, example.text)]
+        return tokens.rows(template, example.where, limit=limit, targets=tags)
+
+    def marked(self, tokens: TextTokens, tags: Sequence[str]) -> list[tuple[Span, list[int]]]:
+        """Return the spans that the tags of the tokens mark, each with the tokens that decide it.
+
+        These are the spans of transformers' pipeline with the same `aggregation_strategy`.
+
+        Args:
+            tokens: a text.
+            tags: tag of each token, [T].
+        """
+        firsts = list(range(len(tags)))
+        pieces = tokens.pieces
+        if self.aggregation == "first":
+            firsts = [i for i in firsts if not i or tokens.words[i] != tokens.words[i - 1]]
+            lasts = [*(i - 1 for i in firsts[1:]), len(tags) - 1]
+            pieces = [(tokens.pieces[i][0], tokens.pieces[j][1]) for i, j in zip(firsts, lasts, strict=False)]
+        found = spans_of([tags[i] for i in firsts], pieces, tokens.text)
+        return [(span, firsts[part]) for span, part in found]
+
+    def answers(self, texts: Sequence[str], model: Reader) -> list[dict[str, Any]]:
+        """Return the `spans` of each text, in order, each with its text and the mean probability of its tags."""
+        read = [TextTokens.of(text, model.template) for text in texts]
+        head = model.policy.head
+        assert head is not None
+        answers = []
+        for tokens, (tags, scores) in zip(read, self.tagged(read, model, head), strict=True):
+            spans = [
+                {**span._asdict(), "text": tokens.text[span.start : span.end], "score": mean(scores[i] for i in chosen)}
+                for span, chosen in self.marked(tokens, tags)
+            ]
+            answers.append({"spans": spans})
+        return answers
+
+    def tagged(
+        self, read: Sequence[TextTokens], model: Reader, layer: Callable[[Tensor], Tensor]
+    ) -> list[tuple[list[str], list[float]]]:
+        """Return the likeliest tag of each token of each text, and its probability.
+
+        Args:
+            read: the texts. Long ones are read in windows.
+            model: computes the states.
+            layer: maps states [N, D] to logits [N, K].
+        """
+
+        def best(batch: Batch) -> Tensor:
+            found = layer(model.policy.states(batch)).float().softmax(dim=1).max(dim=1)
+            pairs = torch.stack((found.indices.float(), found.values), dim=1)[batch.row_index.clamp(min=0)]
+            return F.pad(pairs, (0, 0, 0, model.limit - pairs.shape[1]))  # [B, L, 2] -> [B, limit, 2]
+
+        import torch
+        import torch.nn.functional as F
+
+        rows = [tokens.rows(model.template, "", limit=model.limit) if tokens.ids else [] for tokens in read]
+        windows = [window for text in rows for window in text]
+        outputs = iter(model.outputs([window.sequences[0] for window in windows], best).tolist() if windows else [])
+        names = self.all_tags
+        results = []
+        for text in rows:
+            found = [(window, next(outputs)) for window in text]
+            pairs = [pairs[position] for window, pairs in found for position, _ in window.hidden]
+            results.append(([names[int(index)] for index, _ in pairs], [score for _, score in pairs]))
+        return results
+
+    def head(self, policy: Policy) -> nn.Module | None:
+        """Return a zero-initialized layer [M, D] -> [M, K]."""
+        return zero_head(policy, outputs=len(self.all_tags))
+
+    def logits(self, batch: Batch, policy: Policy) -> Tensor:
+        """Compute the logits of the tags, [M, K]."""
+        assert policy.head is not None
+        logits: Tensor = policy.head(policy.learned(batch)).float()
+        return logits
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        """Compute the negative log-likelihood of the tags, summed over tokens in nats."""
+        import torch.nn.functional as F
+
+        return Loss(F.cross_entropy(self.logits(batch, policy), batch.targets, reduction="sum"), self.units(batch))
