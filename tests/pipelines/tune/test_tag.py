@@ -14,7 +14,8 @@ from tunesmith.events import ignore
 from tunesmith.inference.saved_model import load
 from tunesmith.metrics.spans import row_f1
 from tunesmith.pipelines.evaluate import EvaluateRequest, evaluate
-from tunesmith.pipelines.export import ExportRequest, export
+from tunesmith.pipelines.export.export import export
+from tunesmith.pipelines.export.request import ExportRequest
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
 
