@@ -126,7 +126,7 @@ class RewardDiagnostics(ReportPart):
 
 
 class SpanCounts(ReportPart):
-    """What became of the spans of the test rows, (base, tuned)."""
+    """The spans of the test rows by their outcome, (base, tuned)."""
 
     exact: tuple[int, int]
     other_bounds: tuple[int, int]  # the right label, at other characters that overlap

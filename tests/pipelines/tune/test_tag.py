@@ -30,10 +30,13 @@ def orders(count: int = 48) -> list[dict[str, Any]]:
     """Rows in which the word after `to` is a place, and the digits are an amount."""
     rows = []
     for i in range(count):
-        text = f"send {i % 7 + 2} boxes to {('bonn', 'ulm', 'jena')[i % 3]} {'now' * (i % 2)} {i}"
+        text = (
+            f"{'please ' * (i * 5 % 6)}send {i % 7 + 2} boxes to {('bonn', 'ulm', 'jena')[i % 3]} {'now' * (i % 2)} {i}"
+        )
         at = text.index("to ") + 3
         place = {"start": at, "end": text.index(" ", at), "label": "PLACE"}
-        rows.append({"text": text, "spans": [{"start": 5, "end": 6, "label": "AMOUNT"}, place]})
+        amount = text.index("send ") + 5
+        rows.append({"text": text, "spans": [{"start": amount, "end": amount + 1, "label": "AMOUNT"}, place]})
     return rows
 
 
@@ -44,7 +47,7 @@ def test_spans_are_learned_measured_and_exported(tmp_path: Path):
         "bert",
         objective="tag",
         technique="full",
-        schedule={"epochs": 25, "learning_rate": 0.01, "patience": 99},
+        schedule={"epochs": 40, "learning_rate": 0.003, "patience": 99},
         controls=True,
     )
     run = tune(made, tmp_path / "run")

@@ -121,7 +121,8 @@ def tags_of(spans: Sequence[Span], pieces: Sequence[tuple[int, int]], text: str)
 def spans_of(tags: Sequence[str], pieces: Sequence[tuple[int, int]], text: str) -> list[tuple[Span, slice]]:
     """Return the spans that BIO tags mark, each with the indices of its pieces; an I after another label begins one.
 
-    These are the rules of transformers' token-classification pipeline.
+    These are the rules of transformers' token-classification pipeline, except that a character of several pieces has
+    one answer, that of the first piece.
     """
     spans: list[tuple[Span, slice]] = []
     start = 0
@@ -129,7 +130,8 @@ def spans_of(tags: Sequence[str], pieces: Sequence[tuple[int, int]], text: str) 
         label = tags[start].partition("-")[2]
         if index < len(tags) and tags[index] == (f"I-{label}" if label else OUTSIDE):
             continue
-        span = trim(Span(pieces[start][0], pieces[index - 1][1], label), text) if label else None
+        after = spans[-1][0].end if spans else 0
+        span = trim(Span(max(after, pieces[start][0]), pieces[index - 1][1], label), text) if label else None
         if span is not None:
             spans.append((span, slice(start, index)))
         start = index

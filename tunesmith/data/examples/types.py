@@ -88,7 +88,7 @@ class TaggedText(TextExample):
     group: str = ""
 
     def with_target_of(self, other: TextExample) -> Self:
-        """Return the text with the spans of another one, as far as it is long enough."""
+        """Return the text with the spans of another one that do not end after it."""
         spans = getattr(other, self.TARGET)
         return replace(self, spans=tuple(span for span in spans if span.end <= len(self.text)))
 

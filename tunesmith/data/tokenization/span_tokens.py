@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
 
-# Share of a window that is only read, on each side, where the text goes on there.
+# Share of a window that is only read as context, on each side where there is more text.
 CONTEXT = 0.25
 
 
