@@ -57,7 +57,13 @@ def row_f1(gold: Spans, given: Spans) -> list[float]:
 
 
 def outcomes(gold: Spans, given: Spans, label: str = "") -> dict[SpanOutcome, int]:
-    """Count what became of the reference spans, all or those of a label, and predicted spans that touch none."""
+    """Count what became of the reference spans, and predicted spans that touch none.
+
+    Args:
+        gold: reference spans of each row, [N].
+        given: predicted spans, [N].
+        label: only spans of this label are counted; empty: all.
+    """
     found: dict[SpanOutcome, int] = dict.fromkeys(SPAN_OUTCOMES, 0)
     for right, spans in zip(gold, given, strict=True):
         for span in (one for one in right if label in ("", one.label)):

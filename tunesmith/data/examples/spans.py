@@ -123,6 +123,11 @@ def spans_of(tags: Sequence[str], pieces: Sequence[tuple[int, int]], text: str) 
 
     These are the rules of transformers' token-classification pipeline, except that a character of several pieces has
     one answer, that of the first piece.
+
+    Args:
+        tags: of each piece, [T].
+        pieces: first and last character of each piece, exclusive; in order.
+        text: the text.
     """
     spans: list[tuple[Span, slice]] = []
     start = 0
