@@ -22,6 +22,7 @@ SETTINGS = {
     "retention": False,
     "verdict": "all",
     "challenge": False,
+    "schedule.probe": False,
 }
 
 

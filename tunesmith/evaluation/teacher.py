@@ -87,7 +87,8 @@ class Teacher:
     @property
     def label(self) -> str:
         """Return its name without a path."""
-        return model_label(self.prepared.recipe.teacher.model)
+        name = self.prepared.recipe.teacher.model
+        return name if is_server(name) else model_label(name)
 
     def answers(self, examples: Sequence[Example], file: Path) -> AnswerSet:
         """Return the answer to each row; calls that are in the file are not made again."""
@@ -241,7 +242,11 @@ def with_teacher(
     learned = facts.learned_tokens + sum(tokens.learned for row in encoded for tokens in row.sequences)
     bound = recipe.model_copy(update={"objective": objective.bind_encoded(train)})
     prepared = replace(prepared, recipe=bound, train=train, facts=replace(facts, learned_tokens=learned))
-    return _noted(prepared, [teaching.note], on_event), teaching
+    # As many steps on gold rows alone; both stop early by the same validation rows.
+    steps, few = (-(-len(rows) // recipe.schedule.batch_rows) for rows in (train, gold.train))
+    schedule = recipe.schedule.model_copy(update={"epochs": recipe.schedule.epochs * steps / few})
+    gold = replace(gold, recipe=gold.recipe.model_copy(update={"schedule": schedule}))
+    return _noted(prepared, [teaching.note], on_event), replace(teaching, gold=gold)
 
 
 def _noted(prepared: TrainingContext, notes: Sequence[str], on_event: EventHandler) -> TrainingContext:

@@ -160,21 +160,16 @@ class Distillation(ReportPart):
     against_teacher: TaskScore  # `base` is the teacher
 
     @property
-    def faster(self) -> float:
-        """Return how many times as many rows per second the student answers as the teacher."""
-        speed = {model.name: model.rows_per_second for model in self.models}
-        return speed["student"] / speed["teacher"]
-
-    @property
     def sentence(self) -> str:
         """Answer whether the teacher is worth it, without a full stop."""
         gain, rival = self.gain, self.against_teacher
+        speed = {model.name: model.rows_per_second for model in self.models}
         worth = {"better": "is worth it", "worse": "is harmful"}.get(gain.verdict, "is not shown to be worth it")
         change = f"{signed(gain.delta)} ({bounds(gain.ci95, sign=True)}), {p_value(gain.p_value)}"
         return (
             f"the teacher {worth}: {metric_name(gain.metric)} {figure(gain.base)} → {figure(gain.tuned)} over the same "
             f"student tuned on gold rows alone, {change}; teacher {figure(rival.base)}, student "
-            f"{figure(self.faster)} times as fast"
+            f"{figure(speed['student'] / speed['teacher'])} times as fast"
         )
 
     def rows(self) -> list[tuple[str, ...]]:

@@ -197,7 +197,7 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False, pi
 
 
 def open_teacher(recipe: Recipe, machine: ChosenMachine, *, offline: bool) -> LocalModel:
-    """Open the teacher of a `recipe` as `offline` says, with the threads of a `machine`: by itself it takes all."""
+    """Open the teacher of a `recipe` as `offline` says, with the threads of a `machine`: by itself it uses all."""
     model = open_model(recipe.teacher.model, objective=recipe.objective, offline=offline, limit=recipe.data.max_tokens)
     settings: dict[str, Any] = {"threads": machine.threads, "exact": recipe.machine.exact, "products": machine.products}
     configure_device(machine.device, **settings)

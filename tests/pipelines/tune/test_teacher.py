@@ -60,7 +60,7 @@ def recipe(files: dict[str, Any], taught_by: str, **more: Any) -> Recipe:
             "objective": {"kind": "classify"},
             "technique": "full",
             "teacher": taught,
-            "schedule": {"epochs": 2, "learning_rate": 3e-3, "probe": False},
+            "schedule": {"epochs": 2, "learning_rate": 3e-3, "probe": False, "patience": 1000},
             "retention": {"questions": 0, "texts": 0},
             **more,
         }
@@ -89,6 +89,8 @@ def test_an_encoder_learns_from_the_labels_of_a_decoder(
     assert [model.name for model in found.models] == ["base", "teacher", "gold rows alone", "student"]
     assert found.gain.tuned == run.report.task.tuned == found.models[3].score
     assert found.against_teacher.base == found.models[1].score
+    lines = (run.folder / "gold" / "journal.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in lines) == run.report.training.planned_steps
     for page in ("report.html", "README.md"):
         assert "gold rows alone" in (run.folder / page).read_text()
 

@@ -442,7 +442,7 @@ def _run_controls(
             with current_world().first(), alone():  # one process asks, the others read what it has kept
                 answers = teaching.teacher.answers(prepared.test, out / TEST_FILE)
             gold = {name: getattr(teaching.gold, name) for name in ("recipe", "train", "facts", "teacher")}
-            what = "without the teacher, on gold rows alone"
+            what = "without the teacher, on gold rows alone, for as many steps"
             controls = {
                 TEACHER: AnswerPredictions(answers),
                 GOLD: _tuned_beside(replace(prepared, **gold), out / "gold", callbacks, what),
