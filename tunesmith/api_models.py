@@ -154,7 +154,9 @@ def ask(
     from tunesmith.cli.commands.chat import check_arm_options, check_run_options
     from tunesmith.cli.commands.compare import KEY
     from tunesmith.cli.options import sampling_of
+    from tunesmith.inference.identify import find_model, read_manifest
     from tunesmith.pipelines.compare.ask import ArmQuestion, ask_arm, compared
+    from tunesmith.pipelines.search import nearest
 
     args = Namespace(
         folder=Path(folder),
@@ -172,6 +174,10 @@ def ask(
             question = ArmQuestion(text, arm, os.environ.get(KEY, ""))
             return ask_arm(args.folder, question, callbacks=callbacks, offline=offline)
     check_run_options(args)
+    found = find_model(folder, offline=offline)
+    if read_manifest(found).objective.produces == "vectors":
+        with reporting(progress) as callbacks:
+            return nearest(found.parent, text, on_event=callbacks.on_event, offline=offline)
     model = load(folder, offline=offline).at(task)
     sampling = sampling_of(args, model.sampling_for(thinking))
     return model.answer(text, sampling=sampling, thinking=thinking)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar, cast, overload
 
 import torch
@@ -230,6 +231,8 @@ class LocalModel:
             refuse_thinking(self.objective, thinking)
         if (own := self.objective.answers([text], self)) is not None:
             return own[0]
+        if self.objective.produces == "vectors":
+            raise RecipeError("answer: this model returns vectors; use model.embed, or `tunesmith ask` with its run")
         if self.objective.produces == "labels":
             return self.classify(text)
         if self.objective.produces == "number":
@@ -430,23 +433,26 @@ class LocalModel:
         return text_outputs(self.policy, rows, lambda batch: head(self.policy.pooled(batch)))
 
     @torch.no_grad()
-    def embed(self, texts: str | Sequence[str], *, task: str = "") -> Tensor:
-        """Return the pooled states [B, D] of texts, or [D] of a single text.
+    def embed(self, texts: str | Sequence[str], *, task: str = "", passage: bool = False) -> Tensor:
+        """Return the pooled states [B, D] of texts, or [D] of a single text; of a model for search its vectors.
 
         Args:
             texts: a text or a list of texts, encoded as the objective does.
             task: task of a multitask model; required for an encoder.
+            passage: of a model for search, the texts are passages, not queries.
         """
         if (task or self.policy.family == "encoder") and (model := self.at(task)) is not self:
-            return model.embed(texts)
-        rows = [self.tokens(text) for text in listed(texts, "embed")]
+            return model.embed(texts, passage=passage)
+        rows = [self.tokens(text, passage=passage) for text in listed(texts, "embed")]
         if not rows:
             return torch.empty(0, self.policy.hidden)
         refuse_empty([row.ids for row in rows], "embed")
         states = self.policy.recall_tensor(
-            ["states"],
+            self.objective.states_key,
             [row.ids for row in rows],
-            lambda chosen: text_outputs(self.policy, [rows[i] for i in chosen], self.policy.pooled),
+            lambda chosen: text_outputs(
+                self.policy, [rows[i] for i in chosen], partial(self.objective.states, policy=self.policy)
+            ),
         )
         return states[0] if isinstance(texts, str) else states
 
@@ -541,10 +547,10 @@ class LocalModel:
         """Encode examples as the objective does."""
         return [self.objective.encode(example, self.template, limit=self.limit) for example in examples]
 
-    def tokens(self, text: str) -> Tokens:
+    def tokens(self, text: str, *, passage: bool = False) -> Tokens:
         """Encode a text as the objective does, without learned tokens."""
         if self.objective.reads_texts:
-            return self.objective.question(text, self.template, limit=self.limit)[0]
+            return self.objective.question(text, self.template, limit=self.limit, passage=passage)[0]
         if self.objective.produces == "likelihood":
             return Tokens.of(self.template.document(self.template.harmless(text), limit=self.limit).ids)
         return Tokens.of(self.prompt([Message("user", text)]))

@@ -75,7 +75,8 @@ def open_model(
     options = LoadOptions("auto", configure_device(), found.quantize)
     if found.kind == "model":
         loaded = load_base(found.name, options=options, offline=offline)
-        _refuse_encoder(loaded, found.name)
+        if chosen.produces != "vectors":
+            _refuse_encoder(loaded, found.name)
         policy = Policy.over(loaded.network, family=loaded.family)
     else:
         loaded = _base_of(found, base, options, offline=offline)
@@ -84,7 +85,7 @@ def open_model(
     policy.train(False)
     for value in policy.network.parameters():
         value.requires_grad_(False)
-    template = Template(loaded.tokenizer)
+    template = Template(loaded.tokenizer, chat=loaded.family == "decoder")
     # As a part of an evaluation it thinks as its objective says, by itself as it would without tuning.
     thinks = always_thinks(template) if objective is None else None
     return LocalModel(policy, template, chosen, limit, thinks=thinks)

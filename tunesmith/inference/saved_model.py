@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.display import model_label
@@ -29,15 +30,8 @@ def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None
     folder.mkdir(parents=True, exist_ok=True)
     if manifest.family == "decoder":
         _end_turns(model, folder, whole=manifest.technique.kind == "full")
-    config = model.policy.adapter.peft_config["default"] if model.policy.adapter is not None else None
-    if config is not None:
-        if config.base_model_name_or_path:
-            # PEFT would write the place on this machine.
-            config.base_model_name_or_path, _, revision = manifest.base.partition("@")
-            config.revision = revision or None
-        for name, value in vars(config).items():
-            if isinstance(value, set):  # written in an order that is another one in each process
-                setattr(config, name, sorted(value))
+    if model.policy.adapter is not None:
+        _make_portable(model.policy.adapter.peft_config["default"], manifest.base)
     whole = None
     if manifest.objective.produces == "spans" and manifest.technique.kind == "full":
         whole = token_classifier(model)  # transformers' pipeline opens the folder itself
@@ -52,7 +46,20 @@ def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None
     if model.template.chats:  # the default template too, so that every program uses the format of training
         model.template.tokenizer.chat_template = model.template.source
     model.template.tokenizer.save_pretrained(folder)
+    # Other programs name the weights of a decoder's body, and with them its adapter, otherwise than its language model.
+    if manifest.technique.kind == "full" or (manifest.family == "encoder" and not manifest.technique.virtual_tokens()):
+        manifest.objective.save_files(folder, limit=manifest.limit, hidden=model.policy.hidden)
     (folder / MANIFEST_FILE).write_text(manifest.text(), encoding="utf-8", newline="\n")
+
+
+def _make_portable(config: Any, base: str) -> None:
+    """Let the configuration of an adapter name its base as the recipe does, and be the same in each process."""
+    if config.base_model_name_or_path:  # PEFT would write the place on this machine
+        config.base_model_name_or_path, _, revision = base.partition("@")
+        config.revision = revision or None
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # written in an order that is another one in each process
+            setattr(config, name, sorted(value))
 
 
 def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,33 @@ def mean_metrics(metrics: Sequence[StepMetrics]) -> dict[str, float]:
     return {name: total / max(count, 1e-9) for name, (total, count) in sum_metrics(metrics).items()}
 
 
+class StepVectors:
+    """The vectors of the B texts of a micro-batch, for a loss that compares all texts of a step.
+
+    Args:
+        compute: returns them, [B, D].
+        gradient: of the loss of the step by them, [B, D]; None without one.
+        total: loss of the examples of the micro-batch; None if it is the whole step.
+    """
+
+    def __init__(
+        self, compute: Callable[[], Tensor], *, gradient: Tensor | None = None, total: Tensor | None = None
+    ) -> None:
+        self._compute = compute
+        self.gradient = gradient
+        self.total = total
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The vectors, computed once and without gradient."""
+        with torch.no_grad():
+            return self._compute()
+
+    def compared(self, gradient: Tensor | None, total: Tensor) -> StepVectors:
+        """Return the same vectors after the comparison with those of the step."""
+        return StepVectors(self._compute, gradient=gradient, total=total)
+
+
 # Shortest prefix that is shared, in tokens. Every further segment costs each layer another attention call; measured,
 # sharing saves time from about this length on (bench/NOTES.md).
 MIN_SHARED_TOKENS = 8
@@ -108,6 +136,7 @@ class Batch:
     locations: tuple[str, ...] = ()  # [E] location of each example, `file:line`
     step: int = 0  # the optimizer step that the rows belong to
     rollout: Rollout | None = None  # records of sampled completions
+    step_vectors: StepVectors | None = None  # for a loss that compares all texts of a step
     mismatched: tuple[Tokens, ...] = ()  # [B] each row's prompt with the completion of another example, for KTO
     task: str = ""  # name of the task, in multitask runs
     loss_weight: float = 1.0  # factor of the loss: the weight of the task within a step

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tunesmith.data.tokenization.chat_template import Template, Tokens
 from tunesmith.errors import ModelError
 from tunesmith.models.batch import pack, scored_tokens, split_by_tokens
+from tunesmith.models.loading.checkpoint import MODEL_FILE
 from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, fingerprint_of, load_base, refuse_foreign_code
 from tunesmith.models.loading.locate import AS_THEY_ARE, locate
@@ -89,7 +90,8 @@ def open_encoder(name: str, *, offline: bool = False) -> Encoder:
     configure_device(AS_THEY_ARE.device, threads=None)
     folder = None if name.lower().endswith(".gguf") else locate(name, offline=offline)
     stated = {} if folder is None else _stated(folder, where=name)
-    if folder is None or not stated or _averages(stated):
+    own = folder is not None and (folder / MODEL_FILE).is_file()
+    if folder is None or not stated or _averages(stated, own=own):
         base = load_base(name, offline=offline)
         return Encoder(base, None, base.fingerprint)
     fingerprint = fingerprint_of(folder, where=name)
@@ -139,15 +141,16 @@ def _stated(folder: Path, *, where: str) -> dict[str, Any]:
     return found
 
 
-def _averages(stated: Mapping[str, Any]) -> bool:
-    """Return whether a model has no prompts and averages the states of all tokens."""
+def _averages(stated: Mapping[str, Any], *, own: bool) -> bool:
+    """Return whether a model has no prompts and averages the states of all tokens, or is a run's decoder."""
     if any((stated["prompts"].get("prompts") or {}).values()):
         return False
     plain = []
+    usual = [{"pooling_mode_mean_tokens"}, *([{"pooling_mode_lasttoken"}] if own else [])]
     for kind, path in stated["modules"]:
         if kind.endswith("Pooling"):
             modes = {key for key, value in stated[path].items() if key.startswith("pooling_mode") and value}
-            plain.append(modes == {"pooling_mode_mean_tokens"} or stated[path].get("pooling_mode") == "mean")
+            plain.append(stated[path].get("pooling_mode") == "mean" or modes in usual)
         elif not kind.endswith((".Transformer", ".Normalize")):
             return False
     return plain == [True]

@@ -14,6 +14,7 @@ from typing import get_args
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
+from tunesmith.objectives.embed import Embed
 from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.multitask import AnyPart, Multitask
 from tunesmith.objectives.preference import Preference
@@ -37,6 +38,7 @@ __all__ = [
     "AnyObjective",
     "Classify",
     "Domain",
+    "Embed",
     "Instruct",
     "Multitask",
     "Objective",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -103,6 +104,7 @@ class Objective(BaseModel, ABC):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    kind: str
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
     # What the tuned model returns for an input: labels, a number, an answer, a score of an answer, or a likelihood.
     produces: ClassVar[Produces] = "text"
@@ -131,6 +133,8 @@ class Objective(BaseModel, ABC):
     needs_head: ClassVar[bool] = False
     # Whether the base model is scored by a probe of its states that is fitted to the training rows.
     probes_base: ClassVar[bool] = False
+    # Whether the loss compares the rows of a step with each other, so that one process has to compute them all.
+    compares_rows: ClassVar[bool] = False
     # Whether the score of a row is between 0 and 1.
     scores_are_shares: ClassVar[bool] = True
     # Why no control with shuffled targets can be run; empty if one can.
@@ -313,8 +317,14 @@ class Objective(BaseModel, ABC):
         """Return the objective without the paths of its rows, for a model that is given to others."""
         return self
 
-    def question(self, text: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:
+    def question(self, text: str, template: Template, *, limit: int, passage: bool = False) -> tuple[Tokens, bool]:
         """Encode what a model with a head reads before it answers about a text.
+
+        Args:
+            text: the text.
+            template: encodes it.
+            limit: greatest number of tokens.
+            passage: it is searched, not searched for; only models for search distinguish both.
 
         Returns:
             The tokens, and whether the text was shortened.
@@ -339,6 +349,27 @@ class Objective(BaseModel, ABC):
         if isinstance(self, Learner):
             return self
         raise NotImplementedError(f"{type(self).__name__}: the learner needs prompts and a reward")
+
+    @property
+    def evaluated_as(self) -> str:
+        """Return the key of the evaluator; without one of this name, `produces` selects it."""
+        return self.kind
+
+    def for_base(self, folder: Path | None, family: str) -> Self:
+        """Return the objective with what the `folder` of a base model states about its use."""
+        return self
+
+    @property
+    def states_key(self) -> tuple[str, ...]:
+        """Return the name under which `states` of a base model are kept."""
+        return ("states",)
+
+    def states(self, batch: Batch, policy: Policy) -> Tensor:
+        """Compute the vector of every row, [B, D]: by default the pooled state."""
+        return policy.pooled(batch)
+
+    def save_files(self, folder: Path, *, limit: int, hidden: int) -> None:
+        """Write files into a model `folder` by which other programs open it; `hidden` is the width of its states."""
 
     @abstractmethod
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:

@@ -18,6 +18,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
+from tunesmith.objectives.embed import Embed
 from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.preference import Preference
 from tunesmith.objectives.regress import Regress
@@ -80,7 +81,7 @@ def _short_for(key: str) -> BeforeValidator:
 
 
 # Every objective that can be a task of several.
-AnyPart = Classify | Domain | Instruct | Preference | Regress | Reward | Tag
+AnyPart = Classify | Domain | Embed | Instruct | Preference | Regress | Reward | Tag
 PartObjective = Annotated[Annotated[AnyPart, Discriminator("kind")], _short_for("kind")]
 
 
@@ -254,13 +255,15 @@ class MultitaskLearner(Learner):
         weights = self.objective.task_weights
         units = {name: sums[f"{name} units"] for name in weights if f"{name} units" in sums}
         total = sum(weights[name] for name in units)
+        ready = {}
+        for name in dict.fromkeys(batch.task for batch in batches):
+            own = {key.removeprefix(f"{name} "): value for key, value in sums.items() if key.startswith(f"{name} ")}
+            ready[name] = iter(self.learners[name].with_sums([b for b in batches if b.task == name], own))
         prepared = []
         for batch in batches:
             name = batch.task
-            own = {key.removeprefix(f"{name} "): value for key, value in sums.items() if key.startswith(f"{name} ")}
-            (ready,) = self.learners[name].with_sums([batch], own)
             factor = sums["units"] * weights[name] / (total * units[name]) if units[name] else 0.0
-            prepared.append(replace(ready, loss_weight=factor))
+            prepared.append(replace(next(ready[name]), loss_weight=factor))
         return prepared
 
     def units(self, batch: Batch) -> float:

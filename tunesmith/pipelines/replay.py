@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.config import Recipe, load_recipe
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import CheckpointError, OptionError
+from tunesmith.evaluation.hard_negatives import with_rows_of_base
 from tunesmith.evaluation.privacy import with_canaries
 from tunesmith.evaluation.teacher import with_teacher
 from tunesmith.events import EventHandler, StageStarted
@@ -35,7 +36,6 @@ from tunesmith.pipelines.tune.tune import prepare_texts
 from tunesmith.report.formatting import several
 from tunesmith.report.schema import read_report
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.training.own_thoughts import with_own_thoughts
 from tunesmith.training.prepare import prepare, training_options
 from tunesmith.training.run_folder import RunFolder, source_digests, task_dir
 
@@ -135,7 +135,7 @@ def replay(run: Path, *, changes: Sequence[str] = (), on_event: EventHandler, of
         for task in ("", *prepared.subtasks):
             _copy(task_dir(run, task), task_dir(copy, task))
         prepared = with_canaries(prepared).map_tasks(
-            lambda name, task: with_own_thoughts(task, task_dir(copy, name), on_event=on_event)
+            lambda name, task: with_rows_of_base(task, task_dir(copy, name), on_event=on_event)
         )
         prepared, _ = with_teacher(prepared, copy, on_event=on_event, offline=offline)
         prepared = prepare_texts(prepared, copy, Callbacks(on_event), offline=offline)

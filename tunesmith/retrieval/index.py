@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,26 +76,59 @@ class Index:
 
     def _by_words(self, questions: Sequence[str]) -> list[list[int]]:
         """Rank chunk indices by BM25, [Q] lists; chunks without any word of the question are dropped."""
-        queries = [_content_words(question) for question in questions]
-        indices, scores = self.words.retrieve(queries, k=min(DEEP, len(self.chunks)), show_progress=False)
-        return [
-            [int(index) for index, score in zip(row, row_scores, strict=True) if score > 0]
-            for row, row_scores in zip(indices, scores, strict=True)
-        ]
+        return _retrieved(self.words, questions, len(self.chunks))
 
     def _by_vectors(self, questions: Sequence[str]) -> list[list[int]]:
         """Rank chunk indices by cosine, [Q] lists."""
         assert self.encoder is not None
         assert self.vectors is not None
-        queries = self.encoder.vectors(questions, LIMIT, questions=True)
-        ranked = list[list[int]]()
-        deep = min(DEEP, len(self.chunks))
-        for start in range(0, len(questions), SEARCHED):
-            cosines = queries[start : start + SEARCHED] @ self.vectors.T
-            best = np.argpartition(-cosines, deep - 1, axis=1)[:, :deep]
-            order = np.take_along_axis(cosines, best, axis=1).argsort(axis=1)[:, ::-1]
-            ranked += [[int(index) for index in row] for row in np.take_along_axis(best, order, axis=1)]
-        return ranked
+        return rank_by_vectors(self.encoder.vectors(questions, LIMIT, questions=True), self.vectors)
+
+
+def rank_by_vectors(queries: FloatArray, vectors: FloatArray) -> list[list[int]]:
+    """Rank the first `DEEP` of C vectors [C, D] for each query [Q, D] by the cosine, [Q] lists of indices."""
+    ranked = list[list[int]]()
+    deep = min(DEEP, len(vectors))
+    for start in range(0, len(queries), SEARCHED):
+        cosines = queries[start : start + SEARCHED] @ vectors.T
+        best = np.argpartition(-cosines, deep - 1, axis=1)[:, :deep]
+        order = np.take_along_axis(cosines, best, axis=1).argsort(axis=1)[:, ::-1]
+        ranked += [[int(index) for index in row] for row in np.take_along_axis(best, order, axis=1)]
+    return ranked
+
+
+def rank_by_words(texts: Sequence[str], questions: Sequence[str]) -> list[list[int]]:
+    """Rank texts by BM25 for each question, [Q] lists of indices; texts without any of its words are dropped."""
+    words = [_content_words(text) for text in texts]
+    return _retrieved(_word_index(words), questions, len(texts)) if any(words) else [[] for _ in questions]
+
+
+def reciprocal_ranks(words: Sequence[Sequence[int]], vectors: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Fuse the rankings of each question by words and by vectors, as an index does."""
+    return [
+        [index for index, _ in fused([(WEIGHTS["words"], by_word), (WEIGHTS["vectors"], by_vector)])][:DEEP]
+        for by_word, by_vector in zip(words, vectors, strict=True)
+    ]
+
+
+def has_words() -> bool:
+    """Return whether the library of BM25 is installed."""
+    return find_spec("bm25s") is not None
+
+
+def _word_index(words: Sequence[Sequence[str]]) -> Any:
+    index = _bm25s().BM25(k1=K1, b=B)
+    index.index(words, show_progress=False)
+    return index
+
+
+def _retrieved(index: Any, questions: Sequence[str], count: int) -> list[list[int]]:
+    queries = [_content_words(question) for question in questions]
+    indices, scores = index.retrieve(queries, k=min(DEEP, count), show_progress=False)
+    return [
+        [int(index) for index, score in zip(row, row_scores, strict=True) if score > 0]
+        for row, row_scores in zip(indices, scores, strict=True)
+    ]
 
 
 def fused(lists: Sequence[tuple[float, Sequence[int]]]) -> list[tuple[int, float]]:
@@ -137,8 +171,7 @@ def open_index(
         words = [_content_words(chunk.text) for chunk in chunks]
         if not any(words):
             raise DataError("documents: no words to search by; use documents.search: vectors")
-        index.words = _bm25s().BM25(k1=K1, b=B)
-        index.words.index(words, show_progress=False)
+        index.words = _word_index(words)
     if settings.search != "words":
         index.encoder = open_encoder(settings.encoder, offline=offline)
         store = _Store(folder, index.encoder.fingerprint)

@@ -454,8 +454,8 @@ def _backward(
     totals = list[Tensor]()
     metrics = list[StepMetrics]()
     for batch in prepared:
-        # A loss that compares with log-probabilities taken without dropout must be computed without it, too.
-        dropout = batch.reference is None and batch.rollout is None
+        # A loss that compares with log-probabilities or vectors taken without dropout must be computed without it, too.
+        dropout = batch.reference is None and batch.rollout is None and batch.step_vectors is None
         if policy.network.training is not dropout:
             policy.train(dropout)
         loss = _loss(learner, batch, policy)

@@ -382,7 +382,7 @@ def _encode(task: TrainingContext, *, folder: Path | None = None) -> TrainingCon
     """Bind the objective of a task to its rows and encode them, into a folder if one is given."""
     recipe, template, family = task.recipe, task.template, task.base.family
     split, limit = task.loaded.split, recipe.data.max_tokens
-    objective = recipe.objective.bind(split.examples(), family)
+    objective = recipe.objective.for_base(task.base.folder, family).bind(split.examples(), family)
     recipe = recipe.model_copy(update={"objective": objective})
     check_pair(recipe, family)
     check_max_length(recipe, template)

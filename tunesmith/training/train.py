@@ -19,7 +19,7 @@ from tunesmith.data.examples.prompts import RLPrompt
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.stored import build_once, cached_folder
 from tunesmith.data.tokenization.token_store import sizes_of
-from tunesmith.errors import Refused
+from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import (
     Event,
     EventHandler,
@@ -194,6 +194,9 @@ def set_up(prepared: TrainingContext, out: Path, sampler: Sampler, *, on_event: 
         sampler: samples the completions of `rl`.
         on_event: receives the stages.
     """
+    compared = [each.kind for each in prepared.recipe.objective.task_objectives.values() if each.compares_rows]
+    if compared and current_world().size > 1:
+        raise RecipeError(f"objective {compared[0]}: one process compares all rows of a step; leave --processes out")
     with phase("reference log-probabilities"):
         prepared = prepared.map_tasks(
             lambda name, task: precompute_reference_logprobs(

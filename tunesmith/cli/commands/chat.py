@@ -84,16 +84,18 @@ def add(commands: Commands) -> None:
 
 def ask(args: argparse.Namespace) -> int:
     """Answer one text with a run or a comparison."""
-    from tunesmith.inference.identify import find_model
+    from tunesmith.inference.identify import find_model, read_manifest
 
     comparison = (args.folder / COMPARISON).is_file()
     if not comparison:
-        find_model(args.folder, offline=args.offline)
+        folder = find_model(args.folder, offline=args.offline)
     text = _text(args)
     if comparison:
         hush()
         return _ask_comparison(args, text)
     check_run_options(args)
+    if read_manifest(folder).objective.produces == "vectors":
+        return _ask_search(args, folder, text)
     from tunesmith.inference.saved_model import load  # after the checks, because it imports torch
 
     hush()
@@ -102,8 +104,13 @@ def ask(args: argparse.Namespace) -> int:
         sampling = sampling_of(args, model.sampling_for(args.thinking))
         answer = _answer(model, text, sampling, thinking=args.thinking)
     _warn(model, text, answer, sampling)
-    if publish({"run": args.folder, "text": text, **answer}, args):
-        return 0
+    if not publish({"run": args.folder, "text": text, **answer}, args):
+        _show_reply(model, answer)
+    return 0
+
+
+def _show_reply(model: LocalModel, answer: Mapping[str, Any]) -> None:
+    """Print an answer of `_answer`."""
     if "probabilities" in answer:
         show(answer["label"])
         likely_first = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
@@ -121,7 +128,6 @@ def ask(args: argparse.Namespace) -> int:
         if not answer["finished"] and model.objective.produces != "likelihood":
             part = "thoughts were" if answer.get("thoughts") and not answer["answer"] else "answer was"
             log(f"warning: the {part} cut off after {answer['new_tokens']} tokens; raise --max-new-tokens")
-    return 0
 
 
 def show_answer(answer: Mapping[str, Any]) -> None:
@@ -189,6 +195,19 @@ def _ask_comparison(args: argparse.Namespace, text: str) -> int:
     show(reply.answer)
     retrieved = f"; retrieved {', '.join(reply.shown)}" if reply.shown else ""
     log(f"arm: {reply.arm}{retrieved}{f'; {reply.cites} contains the answer' if reply.cites else ''}")
+    return 0
+
+
+def _ask_search(args: argparse.Namespace, folder: Path, text: str) -> int:
+    """Show the passages nearest to a query."""
+    from tunesmith.cli.progress import reported
+    from tunesmith.pipelines.search import nearest
+
+    hush()
+    with reported() as on_event:
+        answer = nearest(folder.parent, text, on_event=on_event, offline=args.offline)
+    if not publish({"run": args.folder, "text": text, **answer}, args):
+        show_answer(answer)
     return 0
 
 

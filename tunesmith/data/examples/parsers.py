@@ -17,6 +17,7 @@ from tunesmith.data.examples.types import (
     Example,
     LabelledText,
     Pair,
+    Query,
     RatedText,
     Text,
     TextExample,
@@ -94,6 +95,38 @@ def rated(rows: Sequence[Row], *, text: str, target: str, group: str = "") -> li
         if number is None:
             raise row_error(row, target, "must be a finite number, with a point before decimals")
         return RatedText(row.where, text_of(row, text), number, group_of(row, group))
+
+    return parsed(rows, parse)
+
+
+def queries(rows: Sequence[Row], *, columns: Mapping[str, str], group: str = "") -> list[Query]:
+    """Parse one Query per row.
+
+    Args:
+        rows: rows of one file.
+        columns: {"query": ..., "passage": ...}, optionally `negative` (a text, a list, or columns joined by ` + `),
+            `evidence` and `score`.
+        group: column with the source of a row; may be empty.
+    """
+    negative, score = columns.get("negative", ""), columns.get("score", "")
+    negatives = [negative] if any(negative in row.fields for row in rows) else [n.strip() for n in negative.split(PLUS)]
+    need(rows, columns["query"], columns["passage"], score, group)
+
+    def parse(row: Row) -> Query:
+        number = number_of(cell(row, score)) if score else None
+        if score and number is None:
+            raise row_error(row, score, "must be a finite number, with a point before decimals")
+        cells = [listed(cell(row, name)) or [cell(row, name)] for name in negatives if name]
+        texts = [item.strip() for items in cells for item in items if isinstance(item, str) and item.strip()]
+        return Query(
+            row.where,
+            text_of(row, columns["query"]),
+            text_of(row, columns["passage"]),
+            group_of(row, group),
+            negatives=tuple(dict.fromkeys(texts)),
+            evidence=_optional(row, columns.get("evidence", "")),
+            score=number,
+        )
 
     return parsed(rows, parse)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tunesmith.data.examples.parsers import DIALOGUES, asked, group_of, need, parsed, row_error, turns_of, with_system
-from tunesmith.data.examples.types import Chat, Example, Pair, UnpairedPreference
+from tunesmith.data.examples.types import Chat, Example, Pair, Query, UnpairedPreference
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.cells import cell
 from tunesmith.data.schema.values import thumb_of
@@ -87,7 +87,7 @@ def written(example: Example) -> str:
         return "\n".join([*(message.content for message in example.prompt), *answers])
     if isinstance(example, Chat):
         return "\n".join(message.said for message in example.messages)
-    return example.text
+    return f"{example.text}\n{example.passage}" if isinstance(example, Query) else example.text
 
 
 def holds_turns(text: str) -> bool:

@@ -94,6 +94,28 @@ class TaggedText(TextExample):
 
 
 @dataclass(frozen=True, slots=True)
+class Query(TextExample):
+    """A query with a passage that answers it, or a text with another one and how similar both are."""
+
+    passage: str
+    group: str = ""
+    negatives: tuple[str, ...] = ()  # passages that do not answer it
+    evidence: str = ""  # words that every passage which answers it contains; empty if unknown
+    score: float | None = None  # similarity of both texts; None for a query
+    label: int = -1  # texts of one label are alike; -1 without labels
+
+    @property
+    def target(self) -> tuple[str, ...]:
+        """Return the passage."""
+        return (self.passage,)
+
+    def with_target_of(self, other: TextExample) -> Self:
+        """Return the query with the passage of another one."""
+        assert isinstance(other, Query)
+        return replace(self, passage=other.passage, negatives=(), score=other.score)
+
+
+@dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation."""
 
@@ -132,4 +154,4 @@ class UnpairedPreference:
     cut: bool = False  # whether the completion was truncated
 
 
-Example = Text | LabelledText | RatedText | TaggedText | Chat | Pair | UnpairedPreference
+Example = Text | LabelledText | RatedText | TaggedText | Query | Chat | Pair | UnpairedPreference

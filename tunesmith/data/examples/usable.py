@@ -13,7 +13,19 @@ from tunesmith.data.schema.winner import side
 from tunesmith.errors import first_names
 
 # Roles without which a row cannot be used; the others, such as `system` and `input`, may be blank in any row.
-NEEDED = ("text", "label", "target", "prompt", "answer", "messages", "conversations", "chosen", "rejected")
+NEEDED = (
+    "query",
+    "passage",
+    "text",
+    "label",
+    "target",
+    "prompt",
+    "answer",
+    "messages",
+    "conversations",
+    "chosen",
+    "rejected",
+)
 LISTED = 3  # locations in a note
 
 

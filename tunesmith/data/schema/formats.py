@@ -68,6 +68,10 @@ PAIRS = (
     ("problem", "solution"),
     ("src", "tgt"),
 )
+# Columns of a query, of a passage that answers it, and of passages that do not.
+QUERIES = ("query", "anchor", "question")
+POSITIVES = ("positive", "positive_passage", "pos", "passage")
+NEGATIVES = ("negative", "negative_passage", "neg", "negatives", "hard_negatives", "negative_passages")
 # Columns of answers whose passage is put before the question, as in SQuAD.
 PASSAGES = ("context", "passage")
 CHOICES = ("choices", "options", "endings")
@@ -99,6 +103,7 @@ EXPLICIT = (
     "{kind: instruct, prompt: COLUMN, answer: COLUMN}",
     "{kind: preference, prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}",
     "{kind: domain, text: COLUMN}",
+    "{kind: embed, query: COLUMN, passage: COLUMN}",
 )
 PARTS = {
     "system": "system turn",
@@ -122,6 +127,11 @@ PARTS = {
     "spans": "labelled spans",
     "words": "words of the text",
     "tags": "tag of each word",
+    "query": "query",
+    "passage": "passage that answers it",
+    "negative": "passage that does not",
+    "score": "similarity",
+    "evidence": "words of the answer",
 }
 
 
@@ -458,6 +468,14 @@ def _spans(sample: _Sample) -> Format | None:
     return Format("word_tags", "tag", {"words": words, "tags": tags}) if words and tags else None
 
 
+def _query_passage(sample: _Sample) -> Format | None:
+    """Detect a query and a passage that answers it, without a written answer to learn."""
+    query, passage = sample.column(QUERIES, is_text), sample.column(POSITIVES, is_text)
+    if query is None or passage is None or sample.first((*ANSWERS, "answers", *LABELS)):
+        return None
+    return Format("query_passage", "embed", {"query": query, "passage": passage, **sample.optional(negative=NEGATIVES)})
+
+
 def _text_number(sample: _Sample) -> Format | None:
     """Detect a text, or two that are read together, with a number on a scale."""
     numbers = ((name, sample.column([name], is_number)) for name in (*QUANTITIES, *LABELS))
@@ -509,6 +527,7 @@ DETECTORS: tuple[Callable[[_Sample], Format | None], ...] = (
     _preference,
     _compared,
     _thumbs,
+    _query_passage,
     _chats,
     _spans,
     _choices,

@@ -8,6 +8,7 @@ from tunesmith.evaluation.evaluators.multitask import SINGLE_TASK_MODEL, Multita
 from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
 from tunesmith.evaluation.evaluators.perplexity import PerplexityEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
+from tunesmith.evaluation.evaluators.retrieval import RetrievalEvaluator, SimilarityEvaluator
 from tunesmith.evaluation.evaluators.rewards import RewardEvaluator
 from tunesmith.evaluation.evaluators.spans import SpanEvaluator
 
@@ -19,6 +20,8 @@ EVALUATORS: dict[str, type[Evaluator[Any]]] = {
     "text": AnswerEvaluator,
     "likelihood": PerplexityEvaluator,
     "score": PreferenceEvaluator,
+    "embed": RetrievalEvaluator,
+    "similarity": SimilarityEvaluator,
     "preference": PreferenceEvaluator,
     "rl": RewardEvaluator,
 }
@@ -29,7 +32,7 @@ def evaluator_for(eval_set: EvalSet[Any]) -> Evaluator[Any]:
     if eval_set.subtasks:
         return MultitaskEvaluator({name: evaluator_for(task) for name, task in eval_set.subtasks.items()})
     objective = eval_set.objective
-    return EVALUATORS.get(objective.kind, EVALUATORS[objective.produces])(eval_set)
+    return EVALUATORS[key if (key := objective.evaluated_as) in EVALUATORS else objective.produces](eval_set)
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tunesmith.data.examples.types import Example, RatedText
+from tunesmith.data.examples.types import Example, RatedText, TextExample
 from tunesmith.evaluation.diagnostics import SHUFFLED
 from tunesmith.evaluation.evaluators.base import EvalSet, Evaluator, divided
 from tunesmith.evaluation.predict import BASELINES
@@ -22,7 +22,7 @@ from tunesmith.metrics.ridge import fit_ridge, tfidf_ridge
 from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, as_task
 from tunesmith.models.kept_answers import answer_clock, once
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Regress
+from tunesmith.objectives import AnyObjective, Regress
 from tunesmith.phases import phase
 from tunesmith.training.prepare import TrainingContext
 
@@ -46,10 +46,12 @@ class NumberEvaluator(Evaluator[NumberPredictions]):
     probed: ClassVar[str] = "ridge regression on the frozen model"
 
     def __init__(self, eval_set: EvalSet[Regress]) -> None:
-        self._objective = eval_set.objective
-        self._examples = [example for example in eval_set.examples if isinstance(example, RatedText)]
-        self._gold = np.array([example.number for example in self._examples])
+        self._objective: AnyObjective = eval_set.objective
+        rows = [example for example in eval_set.examples if isinstance(example, RatedText)]
+        self._examples: Sequence[TextExample] = rows
+        self._gold = np.array([example.number for example in rows])
         self._limit = eval_set.limit
+        self._metrics: tuple[str, ...] = METRICS
 
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> NumberPredictions:
         """Predict by ridge regression on the states of the base model, and by the baselines."""
@@ -82,13 +84,13 @@ class NumberEvaluator(Evaluator[NumberPredictions]):
         clusters = groups_of(self._examples)
         return [
             as_task(compare(metric, self._gold, base.given, tuned.given, groups=clusters), name=name, metric=metric)
-            for metric in METRICS
+            for metric in self._metrics
         ]
 
     def score(self, predictions: NumberPredictions, *, name: str) -> list[Score]:
         """Score one model by all metrics."""
         clusters = groups_of(self._examples)
-        return [score(metric, self._gold, predictions.given, name=name, groups=clusters) for metric in METRICS]
+        return [score(metric, self._gold, predictions.given, name=name, groups=clusters) for metric in self._metrics]
 
     def compare_arms(
         self,
@@ -108,9 +110,9 @@ class NumberEvaluator(Evaluator[NumberPredictions]):
         records = []
         for i, example in enumerate(self._examples):
             record: dict[str, Any] = {"where": example.where, "group": example.group}
-            record |= {"question": example.text, "gold": as_text(example.number)}
+            record |= {"question": example.text, "gold": as_text(float(self._gold[i]))}
             record |= {name: as_text(one.given[i]) for name, one in predictions.items()}
-            errors = {f"score_{name}": -abs(one.given[i] - example.number) for name, one in predictions.items()}
+            errors = {f"score_{name}": -abs(one.given[i] - self._gold[i]) for name, one in predictions.items()}
             records.append(record | errors)
         return records
 

@@ -44,6 +44,11 @@ def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
         kind: adapter, merged or gguf.
     """
     technique = manifest.technique
+    if manifest.objective.produces == "vectors":
+        raise RecipeError(
+            "export: not for vectors; sentence-transformers opens the folder `model` of a run, of a decoder "
+            "after technique: full"
+        )
     if kind == "adapter" and technique.kind == "full":
         raise RecipeError("export: full tuning leaves no adapter; nearest that works: --format merged")
     if kind != "adapter" and technique.virtual_tokens():

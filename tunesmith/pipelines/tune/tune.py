@@ -32,6 +32,7 @@ from tunesmith.evaluation.diagnostics import (
 from tunesmith.evaluation.evaluators import SINGLE_TASK_MODEL, EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.evaluators.answers import AnswerPredictions
 from tunesmith.evaluation.evaluators.multitask import PredictionsByTask
+from tunesmith.evaluation.hard_negatives import with_rows_of_base
 from tunesmith.evaluation.privacy import exposures, secret_scores, with_canaries
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility, general_nll, measure
@@ -46,6 +47,8 @@ from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
 from tunesmith.models.world import alone, among, current_world, join, passes
+from tunesmith.objectives import Embed
+from tunesmith.objectives.embed import PASSAGES
 from tunesmith.phases import phase, timing
 from tunesmith.pipelines.certify.certify import certificate_of
 from tunesmith.pipelines.many_runs import LOCAL, check_place, each
@@ -79,7 +82,6 @@ from tunesmith.report.schema import Report, read_report
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.mlm_head import train_mlm_head
 from tunesmith.training.multitask import single_task_contexts
-from tunesmith.training.own_thoughts import with_own_thoughts
 from tunesmith.training.prepare import TrainingContext, prepare, training_options
 from tunesmith.training.replay import with_replay
 from tunesmith.training.rewards import digests
@@ -206,7 +208,7 @@ def _results(
     # What is kept in files is computed by the first process and read by the others.
     with world.first():
         prepared = prepared.map_tasks(
-            lambda name, task: with_own_thoughts(task, task_dir(folder.path, name), on_event=on_event)
+            lambda name, task: with_rows_of_base(task, task_dir(folder.path, name), on_event=on_event)
         )
         prepared, teaching = with_teacher(prepared, folder.path, on_event=on_event, offline=offline)
         with phase("model check"):
@@ -317,6 +319,9 @@ def _save(results: RunResults, folder: RunFolder) -> list[dict[str, Any]]:
         plugins=used(recipe),
     )
     write_folder(folder.path / "model", lambda path: save_model(path, model, manifest))
+    if isinstance(objective := recipe.objective, Embed) and objective.passages:
+        rows = objective.without_rows().for_rows(prepared.loaded.split.examples())
+        write_whole(folder.path / PASSAGES, rows.passages_file())
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_whole(folder.path / "predictions.jsonl", lines)
@@ -472,7 +477,7 @@ def control_in_task(recipe: Recipe, out: Path, offline: bool, name: str) -> Any:
     callbacks = Callbacks(lambda event: None)
     prepared = prepare(recipe, on_event=callbacks.on_event, offline=offline)
     prepared = prepared.map_tasks(
-        lambda task, context: with_own_thoughts(context, task_dir(out, task), on_event=callbacks.on_event)
+        lambda task, context: with_rows_of_base(context, task_dir(out, task), on_event=callbacks.on_event)
     )
     prepared, _ = with_teacher(prepared, out, on_event=callbacks.on_event, offline=offline)
     prepared = pinned(out).of(prepared)

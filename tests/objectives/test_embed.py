@@ -1,0 +1,140 @@
+"""Losses and gradients of `embed` against sentence-transformers, and the rows that it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.bases import policy, template
+from tunesmith.data.examples.types import Query
+from tunesmith.data.readers.row import Row
+from tunesmith.data.schema.formats import detect
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.metrics.ranking import METRICS
+from tunesmith.models.batch import Batch, collate
+from tunesmith.models.policy import Policy
+from tunesmith.objectives import Embed
+from tunesmith.techniques import Full
+from tunesmith.training.fit import accumulate_gradients, prepare_batches
+
+FAMILIES = (("bert", "encoder"), ("llama", "decoder"))
+
+
+def pairs(count: int = 6, *, scored: bool = False) -> list[Query]:
+    return [
+        Query(
+            f"rows:{i}",
+            f"what about number {i}",
+            f"the passage {'very ' * i}{i} is here",
+            negatives=() if scored else (f"no {i} good", f"bad {i * 7}"),
+            score=(i * 5) % 4 / 4 if scored else None,
+        )
+        for i in range(count)
+    ]
+
+
+def prepared(kind: str, family: str, rows: list[Query], **settings: Any) -> tuple[Embed, Policy, list[Any]]:
+    objective = Embed(**settings).for_base(None, family).bind(rows, family)
+    form = template(kind)
+    return objective, policy(kind, Full()), [objective.encode(row, form, limit=64) for row in rows]
+
+
+def gradients(made: Policy, objective: Embed, batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
+    for _, value in made.trainable():
+        value.grad = None
+    loss, _ = accumulate_gradients(made, objective, prepare_batches(made, objective, batches))
+    return loss, [value.grad for _, value in made.trainable() if value.grad is not None]
+
+
+@pytest.mark.parametrize(("kind", "family"), FAMILIES)
+@pytest.mark.parametrize("scored", [False, True], ids=["ranking", "scored"])
+def test_losses_and_cached_gradients_are_those_of_sentence_transformers(kind: str, family: str, scored: bool):
+    from sentence_transformers.sentence_transformer import losses
+
+    objective, made, encoded = prepared(kind, family, pairs(scored=scored), sizes=(16,))
+    share = family == "decoder"
+    whole = collate(encoded, share=share)
+    vectors = objective.states(whole, made).detach()
+    parts = list(vectors.view(6, whole.group_size, -1).unbind(dim=1))
+    kinds = losses.CoSENTLoss if scored else losses.MultipleNegativesRankingLoss
+    theirs = torch.tensor(0.0)
+    for size in (vectors.shape[-1], 16):  # as MatryoshkaLoss adds them up
+        cut = [losses.matryoshka.shrink(part, size) for part in parts]
+        theirs = theirs + kinds(None).compute_loss_from_embeddings(cut, whole.labels[:, 0])
+    assert objective.losses(vectors, [whole]).mean().item() == pytest.approx(theirs.item(), abs=1e-5)
+
+    loss, wanted = gradients(made, objective, [whole])
+    assert loss == pytest.approx(theirs.item(), abs=1e-5)
+    cut_up = [collate(encoded[start:end], share=share) for start, end in ((0, 2), (2, 5), (5, 6))]
+    cached, found = gradients(made, objective, cut_up)
+    assert cached == pytest.approx(loss, abs=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+
+
+def test_what_answers_a_query_too_is_no_negative():
+    rows = [Query("a", "one", "red"), Query("b", "two", "red"), Query("c", "one", "blue"), Query("d", "six", "green")]
+    objective, made, encoded = prepared("bert", "encoder", rows)
+    batch = collate(encoded, share=False)
+    full = objective.states(batch, made).detach().view(4, 2, -1)
+    scores = full[:, 0] @ full[:, 1].T * 20
+    # `red` occurs twice and counts once; `blue` answers the query `one`, too.
+    counted = [[0, 3], [1, 2, 3], [2, 3], [0, 2, 3]]
+    for row, (loss, columns) in enumerate(zip(objective.losses(full.flatten(0, 1), [batch]), counted, strict=True)):
+        wanted = scores[row, columns].logsumexp(dim=0) - scores[row, row]
+        assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        ({"query": "a b", "passage": "c d"}, {"query": "query", "passage": "passage"}),
+        ({"anchor": "a", "positive": "c", "negative": "e"},
+         {"query": "anchor", "passage": "positive", "negative": "negative"}),
+    ],
+)  # fmt: skip
+def test_rows_of_queries_and_passages_are_detected(fields: dict[str, str], columns: dict[str, str]):
+    rows = [Row(f"r:{i}", {name: f"{text} word{i}" for name, text in fields.items()}) for i in range(30)]
+    found = detect(rows)
+    assert (found.objective, dict(found.columns)) == ("embed", columns)
+    examples = Embed().examples(rows, group="")
+    assert isinstance(examples[3], Query)
+    assert len(examples[3].negatives) == len(fields) - 2
+
+
+def test_texts_of_a_label_are_alike_and_impossible_settings_are_refused():
+    rows = [Row(f"r:{i}", {"text": f"t{i}", "label": "ab"[i % 2] if i < 6 else "only"}) for i in range(7)]
+    found = Embed(query="text", label="label").examples(rows, group="")
+    assert [(each.text, each.passage) for each in found if isinstance(each, Query)][:3] == [
+        ("t0", "t2"), ("t1", "t3"), ("t2", "t4"),
+    ]  # fmt: skip
+    assert len(found) == 6
+    with pytest.raises(DataError, match="no query was detected"):
+        Embed().columns([Row("r:1", {"x": "1"})])
+    with pytest.raises(RecipeError, match=r"objective.sizes: 999 exceeds"):
+        Embed(sizes=(999,)).head(policy("bert", Full()))
+    with pytest.raises(DataError, match="all 2 rows have the score"):
+        Embed().bind([Query("r:1", "a", "b", score=1.0)] * 2, "encoder")
+
+
+def test_pooling_and_prompts_are_those_of_the_base(tmp_path: Path):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (tmp_path / "config_sentence_transformers.json").write_text('{"prompts": {"query": "q: ", "document": "d: "}}')
+    found = Embed(passage_prompt="").for_base(tmp_path, "encoder")
+    assert (found.pooling, found.query_prompt, found.passage_prompt) == ("cls", "q: ", "")
+    assert Embed().for_base(None, "decoder").pooling == "last"
+
+
+def test_rankings_are_scored_by_rank():
+    gold, rankings = [{0}, {1, 2}, {5}], [[0, 3], [2, 4, 1], [3, 4]]
+    values = {name: metric(gold, rankings).round(4).tolist() for name, metric in METRICS.items()}
+    assert values == {
+        "ndcg": [1.0, 0.9197, 0.0],
+        "recall_1": [1.0, 1.0, 0.0],
+        "recall_5": [1.0, 1.0, 0.0],
+        "recall_10": [1.0, 1.0, 0.0],
+        "mrr": [1.0, 1.0, 0.0],
+    }

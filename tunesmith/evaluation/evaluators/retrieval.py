@@ -1,0 +1,142 @@
+"""Evaluation of searches: the passages that a model ranks first for a query; and of similarities of two texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tunesmith.data.examples.types import Query
+from tunesmith.evaluation.diagnostics import SHUFFLED
+from tunesmith.evaluation.evaluators.base import EvalSet, Evaluator, divided
+from tunesmith.evaluation.evaluators.numbers import NumberEvaluator, NumberPredictions
+from tunesmith.evaluation.hard_negatives import search
+from tunesmith.evaluation.predict import BASELINES
+from tunesmith.evaluation.results import BASE
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.metrics.ranking import METRICS, arms, compare, score
+from tunesmith.metrics.resampling import groups_of
+from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, as_task
+from tunesmith.models.kept_answers import answer_clock, once
+from tunesmith.models.policy import Policy
+from tunesmith.objectives import Embed
+from tunesmith.phases import phase
+from tunesmith.retrieval.index import has_words, rank_by_words, reciprocal_ranks
+from tunesmith.training.prepare import TrainingContext
+
+WORDS, FUSED = "BM25", "BM25 + base"
+DETAILS = {
+    BASE: "the base model's own vectors",
+    WORDS: "words that query and passage share",
+    FUSED: "reciprocal rank fusion",
+    SHUFFLED: "same recipe, shuffled passages",
+}
+SHOWN = 3  # passages of each ranking in predictions.jsonl
+
+
+@dataclass(frozen=True, slots=True)
+class RankedPassages:
+    """The passages that a model ranks first for each query, by index; the base has also those of the baselines."""
+
+    given: list[list[int]]
+    seconds: float
+    ways: dict[str, list[list[int]]] = field(default_factory=dict)
+
+
+class RetrievalEvaluator(Evaluator[RankedPassages]):
+    """Evaluates `embed` by nDCG@10, recall and the reciprocal rank, over the passages of all rows and documents."""
+
+    shape: ClassVar[type[Any]] = RankedPassages
+
+    def __init__(self, eval_set: EvalSet[Embed]) -> None:
+        self._objective = eval_set.objective
+        self._examples = [example for example in eval_set.examples if isinstance(example, Query)]
+        self._queries = [example.text for example in self._examples]
+        self._limit = eval_set.limit
+        self._passages = self._objective.passages or self._objective.for_rows(self._examples).passages
+        index = {text: i for i, text in enumerate(self._passages)}
+        answering: dict[str, set[int]] = {}
+        for example in self._examples:
+            key = str(example.label) if example.label >= 0 else example.text
+            answering.setdefault(key, set()).add(index[example.passage.strip()])
+        own = [index.get(example.text.strip()) for example in self._examples]
+        self._gold = [
+            answering[str(example.label) if example.label >= 0 else example.text] - {itself}
+            for example, itself in zip(self._examples, own, strict=True)
+        ]
+
+    def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> RankedPassages:
+        """Rank by the untouched base model, by BM25 if it is installed, and by both."""
+        policy.train(False)
+        found = self.predict(LocalModel(policy, prepared.template, self._objective, self._limit))
+        if not has_words():
+            return found
+        with phase("baselines"):
+            words = once(BASELINES, rank_by_words, list(self._passages), self._queries)
+        return replace(found, ways={WORDS: words, FUSED: reciprocal_ranks(words, found.given)})
+
+    def predict(self, model: LocalModel) -> RankedPassages:
+        """Rank the passages by the vectors of a model."""
+        start = answer_clock()
+        return RankedPassages(search(model, self._queries, self._passages), answer_clock() - start)
+
+    def compare(self, base: RankedPassages, tuned: RankedPassages, *, name: str) -> list[TaskScore]:
+        """Compare base and tuned model by all metrics, nDCG@10 first."""
+        clusters = groups_of(self._examples)
+        return [
+            as_task(compare(metric, self._gold, base.given, tuned.given, groups=clusters), name=name, metric=metric)
+            for metric in METRICS
+        ]
+
+    def score(self, predictions: RankedPassages, *, name: str) -> list[Score]:
+        """Score one model by all metrics."""
+        clusters = groups_of(self._examples)
+        return [score(metric, self._gold, predictions.given, name=name, groups=clusters) for metric in METRICS]
+
+    def compare_arms(
+        self, task: TaskScore, *, base: RankedPassages, tuned: RankedPassages, controls: Mapping[str, RankedPassages]
+    ) -> tuple[list[ArmScore], list[ArmScore]]:
+        """Compare the tuned model with base model, baselines and controls."""
+        ways = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
+        scores = arms(task.metric, self._gold, ways, tuned.given, groups=groups_of(self._examples))
+        return divided(scores, controls, DETAILS)
+
+    def to_rows(self, predictions: Mapping[str, RankedPassages]) -> list[dict[str, Any]]:
+        """Return each query with its passage, and the first passages and nDCG@10 of each model."""
+        values = {name: METRICS["ndcg"](self._gold, one.given) for name, one in predictions.items()}
+        records = []
+        for i, example in enumerate(self._examples):
+            record: dict[str, Any] = {"where": example.where, "group": example.group}
+            record |= {"question": example.text, "gold": example.passage}
+            for name, one in predictions.items():
+                record[name] = "\n\n".join(self._passages[j] for j in one.given[i][:SHOWN])
+            records.append(record | {f"score_{name}": float(each[i]) for name, each in values.items()})
+        return records
+
+
+class SimilarityEvaluator(NumberEvaluator):
+    """Evaluates scored pairs by the rank correlation of their cosine with the score."""
+
+    probed: ClassVar[str] = ""
+
+    def __init__(self, eval_set: EvalSet[Embed]) -> None:
+        self._objective = eval_set.objective
+        self._examples = self._pairs = [each for each in eval_set.examples if isinstance(each, Query)]
+        self._gold = np.array([pair.score for pair in self._pairs], dtype=np.float64)
+        self._limit = eval_set.limit
+        self._metrics = ("spearman",)
+
+    def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> NumberPredictions:
+        """Return the cosines of the untouched base model."""
+        policy.train(False)
+        return self.predict(LocalModel(policy, prepared.template, self._objective, self._limit))
+
+    def predict(self, model: LocalModel) -> NumberPredictions:
+        """Return the cosine of each pair."""
+        start = answer_clock()
+        first = model.embed([pair.text for pair in self._pairs])
+        second = model.embed([pair.passage for pair in self._pairs])
+        return NumberPredictions((first * second).sum(dim=1).tolist(), answer_clock() - start)

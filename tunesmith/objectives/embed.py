@@ -1,0 +1,376 @@
+"""Embeddings: queries are near the passages that answer them, and far from all others.
+
+Letters: E examples of a step, S texts of an example (query, passage, negatives), B texts of a micro-batch, D size of a
+vector.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, PrivateAttr
+
+from tunesmith.data.examples.parsers import labelled, queries
+from tunesmith.data.examples.types import Example, Query
+from tunesmith.data.files import write_whole
+from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.row import Row, file_of
+from tunesmith.data.schema.formats import detect
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tunesmith.models.batch import Batch
+    from tunesmith.models.policy import Policy
+
+ROLES = ("query", "passage", "negative", "score", "label", "evidence")
+MOST_NEGATIVES = 15
+PASSAGES = "passages.jsonl"  # of a run folder: the passages of its rows
+PROMPTS, POOLING = "config_sentence_transformers.json", "1_Pooling"
+MODES = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
+
+
+class Embed(Objective, Learner):
+    """Bring the vector of a query near that of its passage, and away from the other passages of the step.
+
+    Reads rows with a query and a passage that answers it, with hard negatives if there are any; texts with a label,
+    where texts of one label are alike; or two texts with a score of their similarity. The loss of a query is the
+    cross-entropy of its passage among all passages of the step, by `scale` times the cosine (multiple negatives
+    ranking, Henderson et al. 2017, arXiv 1705.00652); equal passages, and those of equal queries or of the same label,
+    are not negatives. The loss of scored pairs is CoSENT: pairs with a higher score have a higher cosine. With `sizes`
+    it is summed over the first entries of each vector (Kusupati et al. 2022, arXiv 2205.13147).
+
+    All rows of a step are compared with each other, however little memory there is: the gradient by the vectors is
+    computed from vectors without gradient, and passed through one micro-batch after the other (Gao et al. 2021, arXiv
+    2101.06983). The network runs without dropout, so that both passes have the same vectors.
+    """
+
+    produces: ClassVar[Produces] = "vectors"
+    results: ClassVar[str] = "vectors"
+    column_keys: ClassVar[tuple[str, ...]] = ("query", "passage", "negative", "score", "label", "evidence")
+    route: ClassVar[str] = "v1/embeddings"
+    hub_task: ClassVar[str] = "sentence-similarity"
+    reads_texts: ClassVar[bool] = True
+    compares_rows: ClassVar[bool] = True
+    prefers_encoder: ClassVar[bool] = True
+    unsuited: ClassVar[str] = (
+        "the encoder was made for vectors and is the cheapest; --model smollm2-135m tunes the decoder"
+    )
+    python_use: ClassVar[str] = 'print({model}.embed("{text}"))'
+    max_new_tokens: ClassVar[int] = 0
+    instruction: ClassVar[str] = ""
+
+    kind: Literal["embed"] = "embed"
+    query: str = Field("", description="column with the query, or with a text to compare; empty: detected")
+    passage: str = Field("", description="column with the passage that answers it, or with the other text")
+    negative: str = Field("", description="column with a passage that does not answer it, a list, or several by ` + `")
+    score: str = Field("", description="column with the similarity of both texts, for rows without answers")
+    label: str = Field("", description="column with a label, instead of a passage: texts of one label are alike")
+    evidence: str = Field("", description="column with the answer: no passage with these words is mined as a negative")
+    documents: str = Field("", description="file of passages that are searched too, rows with a text")
+    hard_negatives: int = Field(
+        0, ge=0, le=MOST_NEGATIVES, description="passages per query, mined by the base model and BM25, as negatives"
+    )
+    scale: float = Field(20.0, gt=0, description="factor of the cosine in the loss")
+    sizes: tuple[int, ...] = Field((), description="numbers of first entries of a vector that are trained too")
+    pooling: Literal["auto", "mean", "cls", "last"] = Field("auto", description="auto: as the base model states it")
+    query_prompt: str | None = Field(None, description="text before every query; empty: as the base model states it")
+    passage_prompt: str | None = Field(None, description="text before every passage; as the query's")
+    metric: Literal["auto", "ndcg", "spearman"] = Field("auto", description="headline score; from the rows")
+    negatives: int = Field(0, ge=0, description="negatives of a row; set from the rows")
+    _passages: tuple[str, ...] = PrivateAttr(())
+
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Return the columns of query and passage, or of text and label. Raises DataError if there are none."""
+        named = {role: getattr(self, role) for role in ROLES if getattr(self, role)}
+        if "query" in named and ("passage" in named or "label" in named):
+            return named
+        try:
+            detected = detect(rows)
+        except DataError:
+            detected = None
+        if detected is not None and detected.objective == self.kind:
+            return {**detected.columns, **named}
+        fix = "name the columns: objective: {kind: embed, query: COLUMN, passage: COLUMN}"
+        raise DataError(f"{file_of(rows)}: no query was detected next to a passage that answers it; {fix}")
+
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
+        """Parse rows into queries; a text with a label gets the next text of that label as its passage."""
+        columns = columns or self.columns(rows)
+        if "label" not in columns:
+            return list(queries(rows, columns=columns, group=group))
+        texts = labelled(rows, text=columns["query"], label=columns["label"], group=group)
+        number = {label: i for i, label in enumerate(sorted({"\x1f".join(sorted(text.labels)) for text in texts}))}
+        labels = [number["\x1f".join(sorted(text.labels))] for text in texts]
+        following = dict(reversed(list(zip(labels, texts, strict=True))))  # the first text follows the last
+        found: list[Example] = []
+        for text, label in reversed(list(zip(texts, labels, strict=True))):
+            found.append(Query(text.where, text.text, following[label].text, text.group, label=label))
+            following[label] = text
+        # A label with a single text teaches nothing about it.
+        return [each for each in reversed(found) if isinstance(each, Query) and each.passage != each.text]
+
+    def bind(self, examples: Sequence[Example], family: str) -> Embed:
+        """Return the objective with the negatives of a row, the metric and the passages to search.
+
+        Raises:
+            DataError: all scores are equal.
+        """
+        rows = [example for example in examples if isinstance(example, Query)]
+        scored = rows[0].score is not None
+        if scored and len({row.score for row in rows}) < 2:
+            file = rows[0].where.rpartition(":")[0]
+            raise DataError(f"{file}: all {len(rows)} rows have the score {rows[0].score}; embed needs two or more")
+        most = min(MOST_NEGATIVES, max(len(row.negatives) for row in rows))
+        bound = self.model_copy(update={"metric": "spearman" if scored else "ndcg", "negatives": 0 if scored else most})
+        return bound if scored else bound.for_rows(rows)
+
+    def for_rows(self, examples: Sequence[Example]) -> Embed:
+        """Return the objective with the passages of these rows and of `documents` to search, each once."""
+        texts = [text for row in examples if isinstance(row, Query) for text in (row.passage, *row.negatives)]
+        if self.documents:
+            texts += [text for row in read_rows(self.documents) if isinstance(text := row.fields.get("text"), str)]
+        found = self.model_copy()
+        found._passages = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+        return found
+
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """Return the distinct passages that are searched; empty for scored pairs."""
+        return self._passages
+
+    def passages_file(self) -> str:
+        """Return the content of `passages.jsonl`."""
+        return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in self._passages)
+
+    @property
+    def evaluated_as(self) -> str:
+        """Return the key of the evaluator: scored pairs are compared by their cosine."""
+        return "similarity" if self.metric == "spearman" else self.kind
+
+    def for_base(self, folder: Path | None, family: str) -> Embed:
+        """Return the objective with the pooling and the prompts that the folder of a base model states."""
+        prompts = _json(folder, PROMPTS).get("prompts") or {}
+        stated = _json(folder, f"{POOLING}/config.json")
+        modes = {"cls": "cls", "lasttoken": "last", "cls_token": "cls"}
+        named = next((key[13:] for key, on in stated.items() if key.startswith("pooling_mode_") and on), "")
+        usual = modes.get(str(stated.get("pooling_mode", named)), "last" if family == "decoder" else "mean")
+        query, passage = (next((prompts[k] for k in names if prompts.get(k)), "") for names in PROMPT_NAMES)
+        found = self.model_copy(
+            update={
+                "pooling": usual if self.pooling == "auto" else self.pooling,
+                "query_prompt": query if self.query_prompt is None else self.query_prompt,
+                "passage_prompt": passage if self.passage_prompt is None else self.passage_prompt,
+            }
+        )
+        if found.pooling == "mean" and family == "decoder":
+            raise RecipeError("objective.pooling: the last token of a decoder has read all others; use last")
+        return found
+
+    def without_rows(self) -> Embed:
+        """Return the objective without the path of its documents."""
+        return self.model_copy(update={"documents": ""})
+
+    def user_message(self, text: str) -> Message:
+        """Return the query."""
+        return Message("user", text)
+
+    def question(self, text: str, template: Template, *, limit: int, passage: bool = False) -> tuple[Tokens, bool]:
+        """Encode a query, or a passage, after its prompt, as sentence-transformers does."""
+        prompt = (self.passage_prompt if passage else self.query_prompt) or ""
+        ids = template.document(f"{prompt}{text.strip()}").ids
+        return Tokens.of(template.shortened(ids, limit)), len(ids) > limit
+
+    def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
+        """Encode query, passage and negatives; missing negatives repeat the passage, which does not count as one."""
+        assert isinstance(example, Query)
+        texts = [example.passage, *example.negatives[: self.negatives]]
+        texts += [example.passage] * (1 + self.negatives - len(texts))
+        rows = [self.question(example.text, template, limit=limit)]
+        # The other text of a scored pair is of the same kind.
+        rows += [self.question(text, template, limit=limit, passage=example.score is None) for text in texts]
+        label = float(example.label) if example.score is None else example.score
+        tokens, shortened = zip(*rows, strict=True)
+        return Encoded(tuple(tokens), example.where, label=(label,), shortened=any(shortened))
+
+    def head(self, policy: Policy) -> nn.Module | None:
+        """Return None. Raises RecipeError for a size that the vectors do not have."""
+        if (most := max(self.sizes, default=0)) > policy.hidden:
+            raise RecipeError(f"objective.sizes: {most} exceeds the {policy.hidden} entries of a vector; lower it")
+        return None
+
+    def units(self, batch: Batch) -> int:
+        """Return the number of examples."""
+        return batch.examples
+
+    @property
+    def states_key(self) -> tuple[str, ...]:
+        """Return the name under which vectors of a base model are kept."""
+        return ("vectors", self.pooling)
+
+    def states(self, batch: Batch, policy: Policy) -> Tensor:
+        """Compute the vector of every text, [B, D], of length 1."""
+        from torch.nn.functional import normalize
+
+        if self.pooling == "cls":
+            found = policy.states(batch).index_select(0, batch.row_index[:, 0])
+        elif self.pooling == "last":
+            found = policy.states(batch).index_select(0, batch.last_index)
+        else:
+            found = policy.pooled(batch)
+        return normalize(found, dim=1)
+
+    def scores(self, batch: Batch, policy: Policy) -> Tensor:
+        """Compute the cosine of the first two texts of each example, for every text, [B]."""
+        vectors = self.states(batch, policy).view(batch.examples, batch.group_size, -1)
+        return (vectors[:, 0] * vectors[:, 1]).sum(dim=1).repeat_interleave(batch.group_size)
+
+    def prepare(self, batch: Batch, policy: Policy) -> Batch:
+        """Return the batch with the vectors of its texts, which are computed once they are needed."""
+        from tunesmith.models.batch import StepVectors
+
+        return replace(batch, step_vectors=StepVectors(lambda: self.states(batch, policy)))
+
+    def with_sums(self, batches: Sequence[Batch], sums: Mapping[str, float]) -> list[Batch]:
+        """Return micro-batches with the gradient of the loss of the whole step by their vectors."""
+        import torch
+
+        if len(batches) < 2 or any(batch.step_vectors is None for batch in batches):
+            return list(batches)
+        wanted = torch.is_grad_enabled()
+        parts = [batch.step_vectors.values.detach().requires_grad_(wanted) for batch in batches if batch.step_vectors]
+        losses = self.losses(torch.cat(parts), batches)
+        gradients = torch.autograd.grad(losses.sum(), parts) if wanted else [None] * len(parts)
+        totals = losses.detach().split([batch.examples for batch in batches])
+        return [
+            replace(batch, step_vectors=batch.step_vectors and batch.step_vectors.compared(gradient, total.sum()))
+            for batch, gradient, total in zip(batches, gradients, totals, strict=True)
+        ]
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        """Compute the loss of the batch within its step; alone, it is the whole step.
+
+        With a cached gradient G of the loss by the vectors V, the gradient of sum(V * G) is that of the loss.
+        """
+        given = batch.step_vectors
+        if given is None or given.total is None:
+            return Loss(self.losses(self.states(batch, policy), [batch]).sum(), batch.examples)
+        if given.gradient is None:
+            return Loss(given.total, batch.examples)
+        carrier = (self.states(batch, policy) * given.gradient).sum()
+        return Loss(carrier - carrier.detach() + given.total, batch.examples)
+
+    def losses(self, vectors: Tensor, batches: Sequence[Batch]) -> Tensor:
+        """Compute the loss of each example of a step, [E], from the vectors of its texts, [E * S, D].
+
+        CoSENT has one value for the whole step, which every example gets.
+        """
+        import torch
+
+        labels = torch.cat([batch.labels[:, 0] for batch in batches if batch.labels is not None])
+        texts = vectors.view(len(labels), batches[0].group_size, -1)
+        sizes = dict.fromkeys((texts.shape[-1], *self.sizes))
+        if self.metric == "spearman":
+            each = sum(_cosent(_first(texts, size), labels, self.scale) for size in sizes)
+            return torch.as_tensor(each).expand(len(labels))
+        hidden = _no_negatives(batches, labels)
+        return torch.stack([_ranking(_first(texts, size), hidden, self.scale) for size in sizes]).sum(dim=0)
+
+    def save_files(self, folder: Path, *, limit: int, hidden: int) -> None:
+        """Write what sentence-transformers needs to open a model folder: its modules, pooling and prompts."""
+        kind = "sentence_transformers."
+        modules = [
+            {"idx": 0, "name": "0", "path": "", "type": f"{kind}models.Transformer"},
+            {"idx": 1, "name": "1", "path": POOLING, "type": f"{kind}models.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{kind}models.Normalize"},
+        ]
+        pooling = {"word_embedding_dimension": hidden, "include_prompt": True}
+        pooling |= {f"pooling_mode_{name}": name == MODES[self.pooling] for name in POOLINGS}
+        prompts = {"query": self.query_prompt, "document": self.passage_prompt}
+        try:
+            made = {"sentence_transformers": version("sentence-transformers")}
+        except PackageNotFoundError:
+            made = {}
+        pages: dict[str, Any] = {
+            "modules.json": modules,
+            f"{POOLING}/config.json": pooling,
+            "sentence_bert_config.json": {"max_seq_length": limit, "do_lower_case": False},
+            PROMPTS: {"__version__": made, "prompts": prompts, "similarity_fn_name": "cosine"},
+        }
+        (folder / POOLING).mkdir()
+        for name, page in pages.items():
+            write_whole(folder / name, json.dumps(page, indent=2, ensure_ascii=False) + "\n")
+
+
+POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+PROMPT_NAMES = (("query", "Query"), ("document", "passage", "corpus", "Document"))
+
+
+def _json(folder: Path | None, name: str) -> dict[str, Any]:
+    """Return the object in a file; empty if there is no such file, or it contains something else."""
+    try:
+        page = json.loads((folder / name).read_bytes()) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    return page if isinstance(page, dict) else {}
+
+
+def _first(texts: Tensor, size: int) -> Tensor:
+    """Return the first entries of vectors [E, S, D], of length 1."""
+    from torch.nn.functional import normalize
+
+    return texts if size == texts.shape[-1] else normalize(texts[..., :size], dim=-1)
+
+
+def _ranking(texts: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """Compute the cross-entropy [E] of the passage of each query among all passages and negatives of [E, S, D]."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    passages = texts[:, 1:].transpose(0, 1).flatten(0, 1)  # the passages first, then the first negatives, and so on
+    scores = (texts[:, 0] @ passages.T * scale).masked_fill(hidden, -torch.inf)
+    return cross_entropy(scores, torch.arange(len(texts), device=texts.device), reduction="none")
+
+
+def _cosent(texts: Tensor, scores: Tensor, scale: float) -> Tensor:
+    """Compute log(1 + sum of exp(scale * (cosine i - cosine j))) over the pairs i, j where j has the higher score."""
+    import torch
+
+    cosines = (texts[:, 0] * texts[:, 1]).sum(dim=1) * scale
+    differences = (cosines[:, None] - cosines[None, :])[scores[:, None] < scores[None, :]]
+    return torch.cat([differences.new_zeros(1), differences]).logsumexp(dim=0)
+
+
+def _no_negatives(batches: Sequence[Batch], labels: Tensor) -> Tensor:
+    """Return which candidates of a query are not its negatives, [E, E * (S - 1)].
+
+    They are its own passage wherever it occurs again, candidates that occurred before, and passages of a query with
+    the same words or label.
+    """
+    import torch
+
+    codes: dict[tuple[int, ...], int] = {}
+    rows = [
+        codes.setdefault(tuple(batch.ids[path[path >= 0]].tolist()), len(codes))
+        for batch in batches
+        for path in batch.row_index
+    ]
+    texts = torch.tensor(rows, device=labels.device).view(len(labels), -1)
+    candidates = texts[:, 1:].T.flatten()
+    order = torch.arange(len(candidates), device=labels.device)
+    first = torch.full((len(codes),), len(candidates), device=labels.device).scatter_reduce(
+        0, candidates, order, "amin"
+    )
+    hidden = (candidates[None, :] == texts[:, 1:2]) | (first[candidates] < order)[None, :]
+    alike = (texts[:, :1] == texts[:, 0][None, :]) | ((labels[:, None] == labels[None, :]) & (labels >= 0)[:, None])
+    hidden[:, : len(labels)] |= alike
+    return hidden & ~torch.eye(len(labels), len(candidates), dtype=torch.bool, device=labels.device)
