@@ -36,14 +36,14 @@ def main(data: str, out: str, rows: str = "3000") -> None:
     marked = plain = 0
     with Path(out).open("w", encoding="utf-8") as file:
         for row in records(Path(data) / "d1_debian_synopsis" / "d1_debian_synopsis.jsonl"):
-            for text in row["document"].split("\n\n"):
+            for number, text in enumerate(row["document"].split("\n\n"), 1):
                 if not FEWEST_CHARACTERS <= len(text) <= MOST_CHARACTERS or marked >= int(rows):
                     continue
                 spans = spans_in(text, names)
                 if not spans and plain * PLAIN_SHARE >= marked:
                     continue
                 marked, plain = marked + bool(spans), plain + (not spans)
-                line = {"text": text, "spans": spans, "package": row["id"]}
+                line = {"id": f"{row['id']}/{number}", "text": text, "spans": spans, "package": row["id"]}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

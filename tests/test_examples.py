@@ -40,6 +40,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
         (SHIPPED / "reviews.jsonl", ["id", "text", "label", "group"], 2679),
         (SHIPPED / "general.jsonl", ["id", "text"], 21),
         (EXAMPLES / "synopsis.jsonl", ["id", "document", "summary", "source", "split"], 2600),
+        (EXAMPLES / "spans.jsonl", ["id", "text", "spans", "package"], 500),
         (EXAMPLES / "en-fr.jsonl", ["id", "en", "fr", "package", "split"], 600),
         (EXAMPLES / "postgresql.jsonl", ["id", "chapter", "text"], 132),
         (EXAMPLES / "factbook.jsonl", FACTS, 264),

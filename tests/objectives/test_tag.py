@@ -30,6 +30,8 @@ from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.saved_model import load
 from tunesmith.models.batch import collate
 from tunesmith.objectives import Classify, Tag
+from tunesmith.pipelines.audit import audit_rows
+from tunesmith.pipelines.requests import AuditRequest
 from tunesmith.techniques import Full, Lora
 
 TEXT = "Ask Anna Berg  in Zürich 😀 about it."
@@ -110,6 +112,16 @@ def test_what_is_no_span_of_the_text_is_refused_with_the_reason_and_the_row(span
     rows = [Row("rows.jsonl:1", {"text": TEXT, "spans": []}), Row("rows.jsonl:2", {"text": TEXT, "spans": spans})]
     with pytest.raises(RowError, match=f"^rows.jsonl:2: .*{problem}"):
         tagged(rows, columns={"text": "text", "spans": "spans"})
+
+
+def test_an_audit_names_overlaps_disagreements_and_spans_that_cut_words(tmp_path: Path):
+    spans = [[written()], [written(end=8)], [written(), written(start=9)], [written(start=5)]]
+    texts = [TEXT, TEXT, f"{TEXT} Then", f"{TEXT} Now"]
+    lines = [json.dumps({"text": text, "spans": each}) + "\n" for text, each in zip(texts, spans, strict=True)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    found = audit_rows(AuditRequest(str(tmp_path / "rows.jsonl")), log=lambda line: None).audit
+    at = {finding.kind: [int(row.rpartition(":")[2]) for row in finding.rows] for finding in found.findings}
+    assert (at["unreadable"], at["contradiction"], at["cut_word"]) == ([3], [1, 2], [4])
 
 
 def cutter(kind: str) -> Template:

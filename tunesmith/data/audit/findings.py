@@ -46,6 +46,12 @@ CHECKS: Mapping[str, Check] = {
         "the same input with different answers",
         "--fix OUT keeps the majority; without one it drops all",
     ),
+    "cut_word": Check(
+        "note",
+        None,
+        "a span begins or ends inside a word",
+        "check its first and last character; keep it if it is right",
+    ),
     "personal_data": Check(
         "warning",
         None,

@@ -28,6 +28,7 @@ NO_ANSWER = frozenset([
 ])  # fmt: skip
 ASKED = ("history", "context", "prompt", "input")
 LETTERS = re.compile(r"\w")
+CUT_WORD = re.compile(r"[^\W\d_][^\W\d_]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,9 @@ def _spanned(row: Row, columns: Mapping[str, str]) -> View:
     found: list[TaggedText] = []
     if why := _parse_error(row, lambda: found.extend(tagged([row], columns=columns))):
         return View(_text(cell(row, columns.get("text", ""))), "", (), "unreadable", why)
-    return View(found[0].text, readable(found[0].spans, found[0].text))
+    text, spans = found[0].text, found[0].spans
+    cut = [span for span in spans if any(CUT_WORD.match(text, place - 1) for place in span[:2] if place)]
+    return View(text, readable(spans, text), calls={"cut_word": readable(cut, text)} if cut else {})
 
 
 def _labelled(row: Row, columns: Mapping[str, str]) -> View:
