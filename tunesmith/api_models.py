@@ -206,8 +206,9 @@ def export(
 
     Args:
         folder: folder of a finished run.
-        format: merged (default), gguf or adapter.
-        dtype: f32, f16 or bf16 for merged, f16, q8_0, q4_k_m and others for gguf; default: the first of each.
+        format: merged (default), gguf, adapter or compressed-tensors.
+        dtype: f32, f16 or bf16 for merged, f16, q8_0, q4_k_m and others for gguf, int8 or fp8 for compressed-tensors;
+            default: the first of each.
         smallest: write the smallest gguf file that is shown to be not worse than the tuned model on held-out rows.
         margin: loss that `smallest` does not accept, in points of the metric (default 1).
         verify: ask the export the challenge of the run, as `verify` does; the result has the verdict.

@@ -12,6 +12,7 @@ from tunesmith.cli.progress import listening
 from tunesmith.cli.signals import caught
 from tunesmith.cli.terminal import hush, publish, show, show_table
 from tunesmith.data.files import quoted
+from tunesmith.inference.export.dtypes import DTYPES, MIXTURE_NAMES
 from tunesmith.report.formatting import share, size
 
 if TYPE_CHECKING:
@@ -19,25 +20,25 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.push import Push
     from tunesmith.report.schema import Export
 
-FORMATS = ("merged", "gguf", "adapter")
-# As in gguf_quantize, which imports torch.
-MIXTURES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_nl", "q4_0", "iq4_xs", "q3_k_m", "q2_k")
-DTYPES = ("f32", "f16", "bf16", *MIXTURES)
+# Every precision of some format.
+PRECISIONS = tuple(dict.fromkeys(dtype for dtypes in DTYPES.values() for dtype in dtypes))
 
 
 def add(commands: Commands) -> None:
     """Add `export` and `push`."""
     parser = commands.add_parser(
         "export",
-        help="export a run for transformers, llama.cpp, Ollama or PEFT, and verify it",
-        description="Export the tuned model for transformers (merged), llama.cpp and Ollama (gguf) or PEFT (adapter). "
+        help="export a run for transformers, llama.cpp, Ollama, vLLM or PEFT, and verify it",
+        description="Export the tuned model for transformers (merged), llama.cpp and Ollama (gguf), PEFT (adapter), or "
+        "in 8 bits for vLLM (compressed-tensors). "
         "The exported model then answers test rows of the run in that program, and its answers are compared with "
         "those of the original. Exits with 1 if they differ too much.",
     )
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
-    parser.add_argument("--format", choices=FORMATS, default="", help="export format (default: merged)")
-    text = f"dtype: f32, f16 or bf16 for merged, f16, {', '.join(MIXTURES)} for gguf (default: the first of each)"
-    parser.add_argument("--dtype", choices=DTYPES, default="", metavar="DTYPE", help=text)
+    parser.add_argument("--format", choices=tuple(DTYPES), default="", help="export format (default: merged)")
+    text = f"dtype: f32, f16 or bf16 for merged, f16, {', '.join(MIXTURE_NAMES)} for gguf, int8 or fp8 for "
+    text += "compressed-tensors (default: the first of each)"
+    parser.add_argument("--dtype", choices=PRECISIONS, default="", metavar="DTYPE", help=text)
     text = "write the smallest gguf file that is shown to be not worse than the tuned model on held-out rows"
     parser.add_argument("--smallest", action="store_true", help=text)
     text = "loss that --smallest does not accept, in points of the metric (default: 1)"
@@ -45,7 +46,7 @@ def add(commands: Commands) -> None:
     text = "leave out `tunesmith verify` at the end, which asks the export the challenge of the run"
     parser.add_argument("--no-verify", action="store_true", help=text)
     parser.add_argument(
-        "--numbers", dest="dtype", choices=DTYPES, action=DeprecatedOption, const="--dtype",
+        "--numbers", dest="dtype", choices=PRECISIONS, action=DeprecatedOption, const="--dtype",
         default=argparse.SUPPRESS, help=argparse.SUPPRESS,
     )  # fmt: skip
     add_schema(parser, "tunesmith.report.schema:Export")

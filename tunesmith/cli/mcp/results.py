@@ -97,3 +97,10 @@ class AskResult(Result):
     """Answer of a tuned model, or of an arm of a comparison."""
 
     untrusted_answer: dict[str, Any] = Field(description="answer, or label with probabilities, and what belongs to it")
+
+
+class VerifyResult(Result):
+    """Which model answers."""
+
+    verdict: str = Field(description="tuned, base, damaged, something else or undecided")
+    untrusted_evidence: str = Field(description="the verdict with its counts")

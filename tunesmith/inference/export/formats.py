@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunesmith.data.files import quoted
 from tunesmith.data.tokenization.tokens import Encoded
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.inference.export.gguf_quantize import MIXTURES, GgufWeights, measure_importance
@@ -30,6 +32,7 @@ from tunesmith.objectives import Classify, Domain
 
 ROUNDED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
+COMPRESSED = f"compressed-tensors is not installed: pip install {quoted('tunesmith[compressed]')}"
 # Other programs think unless the template says otherwise. The first line fixes the switch, the second sets its default.
 FIXED_SWITCH = "{%- set SWITCH = VALUE %}"
 SWITCH_DEFAULT = "{%- if SWITCH is not defined %}{%- set SWITCH = VALUE %}{%- endif %}"
@@ -41,7 +44,7 @@ def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
     Args:
         folder: the model folder.
         manifest: its manifest.
-        kind: adapter, merged or gguf.
+        kind: adapter, merged, gguf or compressed-tensors.
     """
     technique = manifest.technique
     if manifest.objective.produces == "vectors":
@@ -56,15 +59,20 @@ def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
             f"export: {technique.kind} learns a soft prompt, which cannot be merged into weights; "
             "nearest that works: --format adapter"
         )
-    if kind == "gguf" and manifest.family == "encoder":
-        raise RecipeError("export: llama.cpp generates text, which an encoder cannot; nearest: --format merged")
-    if kind == "gguf" and (folder / HEAD).exists():
+    if kind in ("merged", "adapter"):
+        return
+    program, stored = ("llama.cpp", "GGUF") if kind == "gguf" else ("vLLM", kind)
+    if manifest.family == "encoder":
+        raise RecipeError(f"export: {program} generates text, which an encoder cannot; nearest: --format merged")
+    if (folder / HEAD).exists():
         raise RecipeError(
-            f"export: {manifest.objective.kind} uses a head, which GGUF cannot store; "
+            f"export: {manifest.objective.kind} uses a head, which {stored} cannot store; "
             "nearest that works: --format merged"
         )
     if kind == "gguf":
         find_converter()
+    elif find_spec("compressed_tensors") is None:
+        raise ModelError(COMPRESSED)
 
 
 def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalModel:

@@ -14,6 +14,7 @@ from tunesmith.data.examples.spans import trim
 from tunesmith.data.examples.types import Span
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError
+from tunesmith.inference.export.compressed import SCHEMES
 from tunesmith.inference.export.gguf_quantize import MIXTURES
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.local_model import LocalModel
@@ -35,6 +36,7 @@ BOUNDS = {
     "gguf f16": (0.95, 0.005),
     **{f"gguf {name}": (0.0, 0.05) for name in MIXTURES},
     "gguf q8_0": (0.90, 0.01),
+    **{f"compressed-tensors {name}": (0.0, 0.05) for name in SCHEMES},
     f"gguf {SMALLEST}": (0.0, 0.05),  # of a metric that was not tested against the margin
 }
 # Maximum difference of two pooled states, relative to their norm; larger where the weights are rounded to 16 bits.

@@ -18,6 +18,7 @@ from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError
 from tunesmith.evaluation.predict import subsample
 from tunesmith.evaluation.retention import items, spread
 from tunesmith.events import EventHandler, Note, StageStarted
+from tunesmith.inference.export.compressed import write_compressed
 from tunesmith.inference.export.formats import GGUF, merged, refuse, write_adapter, write_file, write_merged
 from tunesmith.inference.export.gguf_quantize import MIXTURES, check_quantizer
 from tunesmith.inference.export.transformers_runner import Plain, pooled_states
@@ -156,6 +157,9 @@ def _write(
     if request.kind == "merged":
         write_folder(out, lambda half: write_merged(model, folder, half, dtype=request.dtype))
         return None
+    if request.kind == "compressed-tensors":
+        write_folder(out, lambda half: write_compressed(model, half, dtype=request.dtype))
+        return None
     ids = _importance_rows(model, run, on_event, offline=offline) if quantized else []
     if chooser is not None:
         return write_smallest(model, folder, out, chooser, importance_rows=ids, offline=offline)
@@ -258,7 +262,7 @@ def _opener(
     """Return a function that loads the export in the program it is written for."""
     if request.kind == "gguf":
         return lambda: llama_cpp(out / GGUF, positions=positions, thinks=thinks)
-    if request.kind == "merged":
+    if request.kind != "adapter":
         return lambda: Plain(out)
     options = manifest.technique.load_options()  # an adapter trained over a 4-bit base is compared over one
     return lambda: Plain(locate(manifest.base, offline=offline), adapter=out, options=options)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunesmith.errors import RecipeError
-from tunesmith.inference.export.gguf_quantize import MIXTURES
+from tunesmith.inference.export.dtypes import DTYPES
 
 SMALLEST = "smallest"
-# Precision of the weights in each format, the default first. An adapter keeps the precision of training.
-DTYPES = {"merged": ("f32", "f16", "bf16"), "gguf": ("f16", *MIXTURES), "adapter": ("f32",)}
-PROGRAMS = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
+PROGRAMS = {
+    "merged": "transformers",
+    "adapter": "transformers and PEFT",
+    "gguf": "llama.cpp",
+    "compressed-tensors": "transformers and compressed-tensors",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """The format of an export: merged, gguf or adapter, and the precision of the weights."""
+    """The format of an export, one of DTYPES, and the precision of the weights."""
 
     kind: str
     dtype: str  # of the weights, or `smallest`

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.files import command_line
+from tunesmith.inference.export.dtypes import DTYPES
 from tunesmith.inference.identify import read_manifest
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.hub import is_hub_id
@@ -19,7 +20,7 @@ from tunesmith.web.studio.screen import Route, Screen
 from tunesmith.web.studio.workspace import WorkspaceError
 
 # Format and precision of exports, as `tunesmith export` takes them.
-FORMATS = ("merged f32", "merged f16", "merged bf16", "gguf f16", "gguf q8_0", "gguf q4_0", "adapter f32")
+FORMATS = tuple(f"{kind} {dtype}" for kind, dtypes in DTYPES.items() for dtype in dtypes)
 USUAL = "http://127.0.0.1:8378/v1"  # of `tunesmith serve`
 OPENAI = """\
 import openai
@@ -50,6 +51,7 @@ class Ship(Screen):
             ("GET", "/ship/upload", self._upload),
             ("POST", "/ship/export", self._export),
             ("POST", "/ship/serve", self._serve),
+            ("POST", "/ship/verify", self._verify),
         )
 
     def _screen(self, run: str = "") -> Any:
@@ -57,8 +59,9 @@ class Ship(Screen):
         if run:
             folder, place = self.workspace.run(run), f"runs/{run}"
             data = read_run_data(folder)
-            if data.report.family == "encoder":  # llama.cpp generates text
-                values["formats"] = [name for name in FORMATS if not name.startswith("gguf")]
+            if data.report.family == "encoder":  # llama.cpp and vLLM generate text
+                values["formats"] = [name for name in FORMATS if name.startswith(("merged", "adapter"))]
+            values["verifiable"] = (folder / "challenge.json").is_file()
             values["code"] = {
                 "On the command line": ask_line(data.report, folder, place=place),
                 "In Python": "\n".join(python_lines(data)).replace('load(".")', f'load("{place}")'),
@@ -66,7 +69,8 @@ class Ship(Screen):
             }
             exports = [(export, files_of(self.workspace.folder / export.folder)) for export in data.report.exports]
             values["exports"] = [(export, sum(files.values())) for export, files in exports]
-            values |= {"exported": self.jobs.about(place, "export"), "server": self.jobs.about(place, "serve")}
+            commands = {"exported": "export", "server": "serve", "verified": "verify"}
+            values |= {name: self.jobs.about(place, command) for name, command in commands.items()}
             values["folders"] = [place, *(f"{place}/export/{path.name}" for path in sorted(folder.glob("export/*")))]
         return self.studio.render("ship", here="ship", **values)
 
@@ -76,6 +80,14 @@ class Ship(Screen):
             raise WorkspaceError(f"format {fields['format'][:40]!r}: unknown; use the list of the page")
         kind, dtype = fields["format"].split()
         words = ["export", f"runs/{run.name}", "--format", kind, "--dtype", dtype]
+        return self.follow(self.studio.start(*words, subject=f"runs/{run.name}"))
+
+    def _verify(self, fields: dict[str, str]) -> Any:
+        """Ask the run itself, a file or folder of the workspace, or a server the challenge of the run."""
+        run, target = self.workspace.run(fields["run"]), fields.get("target", "").strip()
+        if target and not target.startswith(("http://", "https://")):
+            self.workspace.path(target)
+        words = ["verify", f"runs/{run.name}", *(["--at", target] if target else [])]
         return self.follow(self.studio.start(*words, subject=f"runs/{run.name}"))
 
     def _serve(self, fields: dict[str, str]) -> Any:
