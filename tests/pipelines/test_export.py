@@ -404,6 +404,50 @@ def test_another_verdict_is_an_error_where_answers_are_equal_and_stated_where_bi
     assert made(run, "merged", tmp_path / "merged").verified == "not verified (the run has no challenge.json)"
 
 
+@pytest.mark.parametrize(("dtype", "stored"), [("int8", torch.int8), ("fp8", torch.float8_e4m3fn)])
+def test_weights_of_eight_bits_open_in_transformers_and_in_open_model(
+    decoder: Path, tmp_path: Path, dtype: str, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("compressed_tensors")
+    monkeypatch.setattr("tunesmith.pipelines.export.export.find_problems", lambda *given, **named: ())  # eight rows
+    found = made(decoder, "compressed-tensors", tmp_path / "out", dtype)
+    assert (found.format, found.same_prompts) == (f"compressed-tensors {dtype}", 1.0)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    rounded = {name for name, value in weights.items() if value.dtype == stored}
+    assert len(rounded) == 14  # seven layers of each of two blocks
+    others = {name for name in weights.keys() - rounded if not name.endswith("_scale")}
+    assert {weights[name].dtype for name in others} == {torch.bfloat16}
+    model = merged(decoder / "model", read_manifest(decoder / "model"), offline=True)
+    step = {"int8": 1 / 254, "fp8": 1 / 16}[dtype]  # of rounding, relative to the largest or to the value itself
+    for name in rounded:
+        exact = model.policy.network.get_parameter(name)
+        error = weights[name].float() * weights[f"{name}_scale"].float() - exact
+        limit = exact.abs().amax(dim=1, keepdim=True) if dtype == "int8" else exact.abs() + 1e-3
+        assert (error.abs() <= 1.05 * step * limit).all()
+    asked = [Message("user", "the phone")]
+    assert open_model(tmp_path / "out").replies([asked], sampling=Sampling(max_new_tokens=4))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_layers_that_compressed_tensors_would_leave_whole_are_refused(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    rows, objective = (reviews(), "classify") if kind == "bert" else (answers(), "instruct")
+    run = tune(recipe(tmp_path, rows, kind, objective=objective, schedule={"probe": False}), tmp_path / "run").folder
+    reason = {"gpt2": "its layers are experts, transposed", "bert": "vLLM generates text, which an encoder cannot"}[
+        kind
+    ]
+    with pytest.raises(RecipeError, match=reason):
+        made(run, "compressed-tensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(room, "find_spec", lambda name: None)
+    if kind == "gpt2":
+        with pytest.raises(
+            ModelError, match=r"^compressed-tensors is not installed: pip install '?tunesmith\[compressed"
+        ):
+            made(run, "compressed-tensors", tmp_path / "out")
+
+
 def smallest(run: Path, out: Path, margin: float) -> Export:
     return export(run, ExportRequest.smallest(margin), out=out, on_event=lambda event: None, offline=True)
 

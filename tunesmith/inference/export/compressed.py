@@ -5,6 +5,8 @@ Activations are rounded to 8 bits as well, by the program that runs the model, t
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ SCHEMES = {"int8": "W8A8", "fp8": "FP8_DYNAMIC"}
 
 @torch.no_grad()
 def write_compressed(model: LocalModel, out: Path, *, dtype: str) -> None:
-    """Write a merged decoder with rounded linear layers; embedding and output layer are stored in bfloat16.
+    """Write a merged decoder with rounded linear layers; what is not rounded is stored in bfloat16.
 
     Args:
         model: the merged model; its weights are rounded in place.
@@ -46,16 +48,16 @@ def write_compressed(model: LocalModel, out: Path, *, dtype: str) -> None:
         raise RecipeError(f"export: {problem}, which this format is not written for; nearest: --format merged")
     keep_thinking_mode(model)
     scheme = preset_name_to_scheme(SCHEMES[dtype], ["Linear"])
-    with quiet():
+    with quiet(), redirect_stderr(StringIO()):  # the library's progress bars
         apply_quantization_config(network, QuantizationConfig(config_groups={"group_0": scheme}, ignore=ignored))
         for module in filter(is_module_quantized, network.modules()):
             low, high = module.weight.aminmax(dim=1, keepdim=True)
             scale, _ = calculate_qparams(low, high, module.quantization_scheme.weights)
-            module.weight_scale.copy_(scale.bfloat16())  # as it is stored, so that weights are rounded to it
+            module.weight_scale.copy_(scale)
         compressor = ModelCompressor.from_pretrained_model(network)
         compressor.compress_model(network)
-        for value in network.parameters():
-            if value.dtype == torch.float32:
+        for name, value in network.named_parameters():
+            if value.dtype == torch.float32 and not name.endswith("_scale"):
                 value.data = value.data.bfloat16()
         save_network(network, out)
         compressor.update_config(str(out))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,11 @@ def _from_multimodal(name: str, folder: Path, options: LoadOptions) -> Base:
 
 def _place(network: Any, options: LoadOptions, *, where: str) -> None:
     """Move a network to its device; a 4-bit one is there already, and is prepared for training."""
+    if hasattr(network, "ct_decompress_hook"):  # of compressed-tensors: decompressed now, not in the first forward pass
+        from compressed_tensors.compressors import ModelCompressor
+
+        with redirect_stderr(StringIO()):  # its progress bars
+            ModelCompressor.from_pretrained_model(network).decompress_model(network)
     if not options.quantize:
         network.to(options.device)
         return
