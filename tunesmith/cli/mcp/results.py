@@ -100,7 +100,7 @@ class AskResult(Result):
 
 
 class VerifyResult(Result):
-    """Which model answers."""
+    """Verdict of the challenge of a run."""
 
     verdict: str = Field(description="tuned, base, damaged, something else or undecided")
     untrusted_evidence: str = Field(description="the verdict with its counts")

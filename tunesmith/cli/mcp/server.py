@@ -200,7 +200,7 @@ class Tools:
             if (target / "model.gguf").is_file():
                 target = without_links(target / "model.gguf")
         found = await self.session.read("verify", "--json", "--offline", "--at", str(target), "--", str(folder))
-        fix = "give the user the verdict" if found["verdict"] == "tuned" else "tell the user not to use it"
+        fix = "give the user the verdict" if found["verdict"] == "tuned" else "warn the user against it"
         return VerifyResult(verdict=found["verdict"], untrusted_evidence=found["sentence"], next=fix)
 
     @staticmethod
