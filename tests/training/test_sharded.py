@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 
 from tests.golden.runs import TASKS
@@ -20,9 +21,13 @@ from tests.training import processes, sharded
 from tests.training.sharded import CASES, LARGE, SMALL, TIED
 from tests.training.test_processes import TIMEOUT, Both, check_steps
 from tunesmith.config import make_recipe, sharding_refusal
+from tunesmith.config.checks import SHARDING_TORCH
 
 MODULE = "tests.training.sharded"
-pytestmark = pytest.mark.timeout(2 * TIMEOUT)  # other tests may keep both cores busy
+pytestmark = [
+    pytest.mark.timeout(2 * TIMEOUT),  # other tests may keep both cores busy
+    pytest.mark.skipif(Version(torch.__version__) < Version(SHARDING_TORCH), reason="refused with this torch"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +171,9 @@ def test_what_cannot_be_sharded_is_refused_with_what_to_do(name: str):
     assert refusal.startswith(reason)
     assert bool(refusal) is bool(reason)
     assert sharding_refusal(recipe, "decoder") == ("" if name == "masked words" else refusal)
+
+
+def test_an_older_torch_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, _ = make_recipe({"data": {"train": "rows.jsonl"}, "objective": "classify"}, place="recipe.yaml")
+    monkeypatch.setattr("tunesmith.config.checks.version", lambda name: "2.10.0")
+    assert sharding_refusal(recipe, "encoder").startswith("dividing weights needs torch 2.13, here is 2.10.0; upgrade")

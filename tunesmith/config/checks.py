@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
+
+from packaging.version import Version
 
 from tunesmith.config.recipe import SELF, Recipe
 from tunesmith.errors import RecipeError
@@ -11,6 +14,8 @@ from tunesmith.objectives import Classify
 from tunesmith.techniques import Lora
 from tunesmith.techniques.peft_base import reaches
 
+# With 2.10, FSDP ends in an error after the first steps; versions between were not tried.
+SHARDING_TORCH = "2.13"
 UNSHARDED = "set machine.shard: none, with which every process has all weights"
 
 
@@ -121,6 +126,8 @@ def sharding_refusal(recipe: Recipe, family: str, *, multimodal: bool = False) -
     technique, objectives = recipe.technique, [task.objective for task in recipe.tasks.values()]
     if recipe.teacher.loss != "answers":
         return f"teacher.loss: {recipe.teacher.loss} is not supported over sharded weights; {UNSHARDED}"
+    if Version(version("torch")) < Version(SHARDING_TORCH):
+        return f"dividing weights needs torch {SHARDING_TORCH}, here is {version('torch')}; upgrade, or {UNSHARDED}"
     if technique.load_options().quantize:
         return f"4-bit weights are copied to every process, never sharded; {UNSHARDED}"
     # Outside of a pass, when weights are not gathered, soft prompts read word embeddings, and DoRA norms of weights.

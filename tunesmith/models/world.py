@@ -16,6 +16,7 @@ from __future__ import annotations
 import heapq
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
@@ -256,13 +257,26 @@ def join() -> World:
             raise ProcessError(f"{local_size} processes on a machine with {gpus} GPUs; start {gpus}")
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _peers("cannot reach the other processes of this run; check MASTER_ADDR and MASTER_PORT"):
+    with _peers("cannot reach the other processes of this run; check MASTER_ADDR and MASTER_PORT"), _no_output():
         store, rank, size = next(rendezvous(os.environ.get(RENDEZVOUS, "env://"), rank, size))
         store = _of_this_start(store, rank, size)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     world = World(rank, size, local_rank, local_size, store)
     _WORLD.set(world)
     return world
+
+
+@contextmanager
+def _no_output() -> Iterator[None]:
+    """Send what libraries print on stdout to stderr: there Gloo of torch 2.10 reports each connection."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _of_this_start(store: Any, rank: int, size: int) -> Any:
