@@ -235,6 +235,20 @@ def test_objectives_and_techniques_of_extensions_are_refused(places: Folders) ->
         places.recipe(recipe.model_copy(update={"objective": Other()}))
 
 
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"model": "http://127.0.0.1:9/v1", "rows": "reviews.csv"},
+        {"model": "/etc", "rows": "reviews.csv"},
+        {"model": "smollm2-135m", "rows": "/etc/passwd"},
+    ],
+)
+def test_a_teacher_and_its_rows_are_in_the_folders(places: Folders, teacher: dict[str, str]) -> None:
+    recipe, _ = make_recipe({"data": {"train": "reviews.csv"}, **CLASSIFY, "teacher": teacher}, place="x")
+    with pytest.raises(McpRefusal):
+        places.recipe(recipe)
+
+
 def test_a_data_folder_whose_runs_are_a_link_is_not_served(places: Folders, capsys: pytest.CaptureFixture[str]) -> None:
     link(places.data / "runs", places.runs)
     assert main(["mcp", "--data", str(places.data)]) == 2
@@ -253,6 +267,7 @@ def test_every_recipe_key_that_takes_text_is_known_here() -> None:
     checked = {"Data.train", "Data.validation", "Data.test", "TaskRows.train", "TaskRows.validation", "TaskRows.test"}
     checked |= {"Compare.model", "Documents.source", "Documents.encoder", "Replay.source", "Recipe.model"}
     checked |= {"Loop.judge", "Loop.final_judge", "Recipe.arms", "Recipe.track", "Rl.reward", "Rl.engine"}
+    checked |= {"Teacher.model", "Teacher.rows"}
     assert checked <= found
     objectives = ("Classify", "Domain", "Instruct", "Preference", "Regress", "Reward", "Rl")
     columns = {name for name in found if name.partition(".")[0] in objectives}  # names of columns, instructions, labels
