@@ -43,8 +43,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--smallest", action="store_true", help=text)
     text = "loss that --smallest does not accept, in points of the metric (default: 1)"
     parser.add_argument("--margin", type=float, metavar="POINTS", help=text)
-    text = "leave out `tunesmith verify` at the end, which asks the export the challenge of the run"
-    parser.add_argument("--no-verify", action="store_true", help=text)
+    text = "ask the export the challenge of the run at the end, as `tunesmith verify` does (default: yes)"
+    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help=text)
     parser.add_argument(
         "--numbers", dest="dtype", choices=PRECISIONS, action=DeprecatedOption, const="--dtype",
         default=argparse.SUPPRESS, help=argparse.SUPPRESS,
@@ -85,9 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.export.request import ExportRequest
 
     hush()
-    request = ExportRequest.of(
-        args.format, args.dtype, smallest=args.smallest, margin=args.margin, verify=not args.no_verify
-    )
+    request = ExportRequest.of(args.format, args.dtype, smallest=args.smallest, margin=args.margin, verify=args.verify)
     with caught() as signals, listening(signals) as on_event:
         done = export(args.folder, request, out=args.out, on_event=on_event, offline=args.offline)
     args.out = None  # --out is the folder of the export, not a file for the JSON document
