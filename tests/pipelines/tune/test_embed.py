@@ -15,6 +15,7 @@ from tunesmith.events import ignore
 from tunesmith.inference.saved_model import load
 from tunesmith.pipelines.evaluate import EvaluateRequest, evaluate
 from tunesmith.pipelines.search import nearest
+from tunesmith.pipelines.tune.preview import preview
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
 
@@ -87,3 +88,14 @@ def test_a_search_is_learned_measured_asked_and_opened_by_sentence_transformers(
     compared = evaluate(EvaluateRequest(str(run.folder), str(fresh), against="base"), on_event=ignore).page
     assert compared.metric == "ndcg"
     assert compared.n == 20
+
+
+def test_queries_are_audited_and_previewed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "rows.jsonl"
+    rows = [*questions(), {"query": "which", "passage": " "}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["audit", str(file), "--json"]) in (0, 1)
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert "unreadable" in {finding["kind"] for finding in findings}
+    shown = preview(made(tmp_path, "bert", "full"), offline=True)
+    assert [piece.side for piece in shown.rows[0].pieces] == ["query", "passage"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunesmith.data.audit.checks.tool_checks import tool_findings
-from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, rated, text_of
+from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, queries, rated, text_of
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
 from tunesmith.data.examples.spans import readable, tagged
-from tunesmith.data.examples.types import TaggedText
+from tunesmith.data.examples.types import Query, TaggedText
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
 from tunesmith.data.schema.cells import cell, has_column, label_cell
@@ -52,6 +52,8 @@ def view(row: Row, columns: Mapping[str, str]) -> View:
         return _rated(row, columns)
     if "spans" in columns or "words" in columns:
         return _spanned(row, columns)
+    if "query" in columns:
+        return _searched(row, columns)
     if "chosen" in columns:
         return _preferred(row, columns)
     if "label" in columns:
@@ -90,6 +92,17 @@ def _spanned(row: Row, columns: Mapping[str, str]) -> View:
     text, spans = found[0].text, found[0].spans
     cut = [span for span in spans if any(CUT_WORD.match(text, place - 1) for place in span[:2] if place)]
     return View(text, readable(spans, text), calls={"cut_word": readable(cut, text)} if cut else {})
+
+
+def _searched(row: Row, columns: Mapping[str, str]) -> View:
+    if "label" in columns:
+        return _labelled(row, {"text": columns["query"], "label": columns["label"]})
+    if (seen := _plain(row, columns["query"])).problem:
+        return seen
+    found: list[Query] = []
+    if why := _parse_error(row, lambda: found.extend(queries([row], columns=columns))):
+        return View(seen.question, "", (), "unreadable", why)
+    return View(seen.question, found[0].passage)
 
 
 def _labelled(row: Row, columns: Mapping[str, str]) -> View:

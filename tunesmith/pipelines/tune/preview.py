@@ -156,7 +156,9 @@ def _part(tasks: Sequence[Sequence[Example]]) -> Mapping[str, int]:
 def _row_preview(row: Encoded, task: TrainingContext, masking: Masking | None) -> RowPreview:
     """Return a row in stretches; of a pair, one sequence after the other."""
     objective, sequences = task.recipe.objective, _first_epoch(row, masking)
-    sides = SIDES if len(sequences) == 2 and masking is None else [""] * len(sequences)
+    sides = list(SIDES) if len(sequences) == 2 and masking is None else [""] * len(sequences)
+    if objective.produces == "vectors":
+        sides = ["query", "passage", *["negative"] * (len(sequences) - 2)]
     pieces = tuple(
         replace(piece, side=side)
         for tokens, side in zip(sequences, sides, strict=True)
