@@ -267,9 +267,9 @@ def test_every_recipe_key_that_takes_text_is_known_here() -> None:
     checked = {"Data.train", "Data.validation", "Data.test", "TaskRows.train", "TaskRows.validation", "TaskRows.test"}
     checked |= {"Compare.model", "Documents.source", "Documents.encoder", "Replay.source", "Recipe.model"}
     checked |= {"Loop.judge", "Loop.final_judge", "Recipe.arms", "Recipe.track", "Rl.reward", "Rl.engine"}
-    checked |= {"Teacher.model", "Teacher.rows"}
+    checked |= {"Teacher.model", "Teacher.rows", "Embed.documents"}
     assert checked <= found
-    objectives = ("Classify", "Domain", "Instruct", "Preference", "Regress", "Reward", "Rl")
+    objectives = ("Classify", "Domain", "Embed", "Instruct", "Preference", "Regress", "Reward", "Rl", "Tag")
     columns = {name for name in found if name.partition(".")[0] in objectives}  # names of columns, instructions, labels
     columns |= {f"{part}.{key}" for part in ("Data", "TaskRows") for key in ("split", "group")}
     modules = {"Ia3.targets", "Ia3.feedforward", "Lora.targets", "Machine.device"}
@@ -398,7 +398,9 @@ def test_a_recipe_without_objective_or_model_is_proposed_by_init_from_vetted_set
     assert json.loads(sets["model"]) == str(places.runs / "first")
     assert json.loads(sets["objective.text"]) == "text"
     asked.clear()
-    for refused in ({"data.test": "../secret.csv"}, {"objective.kind": "rl", "objective.reward": "os:system"}):
+    embed = {"objective.kind": "embed", "objective.documents": "../secret.csv"}
+    reward = {"objective.kind": "rl", "objective.reward": "os:system"}
+    for refused in ({"data.test": "../secret.csv"}, reward, embed, {"objective.documents": "hostile.jsonl"}):
         with pytest.raises(McpRefusal):
             plan(session, "reviews.csv", refused)
     assert not asked

@@ -206,6 +206,8 @@ def with_places(recipe: Recipe, *, rows: Place, code: Place) -> Recipe:
         return data.model_copy(update=named)
 
     objective = recipe.objective
+    if objective.file_keys:
+        objective = objective.model_copy(update={key: rows(getattr(objective, key)) for key in objective.file_keys})
     if isinstance(objective, Multitask):
         tasks = {n: part.model_copy(update={"data": placed(part.data)}) for n, part in objective.tasks.items()}
         objective = objective.model_copy(update={"tasks": tasks})

@@ -121,6 +121,8 @@ class Objective(BaseModel, ABC):
     results: ClassVar[str] = "answers"
     # Settings that name columns, those that every row needs first.
     column_keys: ClassVar[tuple[str, ...]] = ()
+    # Settings that name a file of rows or documents, relative to the recipe.
+    file_keys: ClassVar[tuple[str, ...]] = ()
     # Columns that rows without a target, such as new ones, need not have.
     optional_columns: ClassVar[tuple[str, ...]] = ()
     # Route of the server that answers for a tuned model; empty if none does.

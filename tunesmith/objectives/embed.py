@@ -57,6 +57,7 @@ class Embed(Objective, Learner):
     produces: ClassVar[Produces] = "vectors"
     results: ClassVar[str] = "vectors"
     column_keys: ClassVar[tuple[str, ...]] = ("query", "passage", "negative", "score", "label", "evidence")
+    file_keys: ClassVar[tuple[str, ...]] = ("documents",)
     route: ClassVar[str] = "v1/embeddings"
     hub_task: ClassVar[str] = "sentence-similarity"
     reads_texts: ClassVar[bool] = True

@@ -20,6 +20,7 @@ from tunesmith.config.aliases import changed_keys
 from tunesmith.config.load import save_recipe
 from tunesmith.config.resolve import as_changes
 from tunesmith.data.files import is_recipe
+from tunesmith.objectives import OBJECTIVES
 from tunesmith.web.studio.jobs import Job, Jobs
 
 Work = Literal["tune", "compare"]
@@ -30,6 +31,8 @@ POLL = 0.2  # seconds between two looks at a process
 # Keys of files and models, which are relative to the folders of the server.
 PLACES = ("model", *(f"data.{key}" for key in ("train", "validation", "test")))
 PLACES += ("replay.source", "documents.source", "documents.encoder", "teacher.model", "teacher.rows")
+# Those of objectives, which are vetted with the objective that they belong to.
+OBJECTIVE_PLACES = {f"objective.{key}" for one in OBJECTIVES for key in one.file_keys}
 # Shares of a run's budget, unless the recipe sets it: scoring of `tune`, answers and training of `compare`.
 SCORING, COMPARING = 0.25, 0.8
 
@@ -128,6 +131,8 @@ class Session:
         named = changed_keys(changes)
         if is_named := bool({"objective", "objective.kind"} & named):
             vetted = changes
+        elif OBJECTIVE_PLACES & named:
+            raise McpRefusal(f"{', '.join(sorted(OBJECTIVE_PLACES & named))}: set objective.kind as well")
         else:  # `init` finds it, and the places that the other settings name are vetted with any objective
             vetted = ["objective=classify", *(c for c in changes if not c.startswith("objective."))]
         raw = {"data": {"train": str(path)}, "technique": {"kind": "lora"}}
