@@ -9,16 +9,22 @@ import pytest
 import torch
 
 from tests.bases import policy, template
+from tunesmith.config.load import make_recipe
 from tunesmith.data.examples.types import Query
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.formats import detect
+from tunesmith.data.splits.split import Split
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.evaluators.base import EvalSet
+from tunesmith.evaluation.evaluators.retrieval import RetrievalEvaluator
+from tunesmith.evaluation.hard_negatives import mined_negatives
 from tunesmith.metrics.ranking import METRICS
 from tunesmith.models.batch import Batch, collate
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Embed
 from tunesmith.techniques import Full
 from tunesmith.training.fit import accumulate_gradients, prepare_batches
+from tunesmith.training.read import read_data
 
 FAMILIES = (("bert", "encoder"), ("llama", "decoder"))
 
@@ -133,8 +139,82 @@ def test_rankings_are_scored_by_rank():
     values = {name: metric(gold, rankings).round(4).tolist() for name, metric in METRICS.items()}
     assert values == {
         "ndcg": [1.0, 0.9197, 0.0],
-        "recall_1": [1.0, 1.0, 0.0],
+        "recall_1": [1.0, 0.5, 0.0],
         "recall_5": [1.0, 1.0, 0.0],
         "recall_10": [1.0, 1.0, 0.0],
         "mrr": [1.0, 1.0, 0.0],
     }
+
+
+LABELS = "".join(f'{{"text": "{name} {i}", "label": "{name}"}}\n' for i in range(20) for name in ("cat", "dog"))
+STS = "".join(
+    f'{{"a": "{a} {i}", "b": "{b} {i}", "s": {i / 4}}}\n' for i in range(30) for a, b in (("x", "y"), ("y", "x"))
+)
+
+
+def split_of(tmp_path: Path, rows: str, **objective: Any) -> Split:
+    (tmp_path / "rows.jsonl").write_text(rows)
+    raw = {"model": "x", "data": {"train": str(tmp_path / "rows.jsonl")}, "objective": {"kind": "embed", **objective}}
+    return read_data(make_recipe(raw, place="test", changes=[])[0], offline=True).split
+
+
+def test_no_text_of_another_part_is_a_passage_and_swapped_pairs_are_in_one_part(tmp_path: Path):
+    split = split_of(tmp_path, LABELS, query="text", label="label")
+    for part in (split.train, split.validation, split.test):
+        rows = [row for row in part if isinstance(row, Query)]
+        texts = {row.text for row in rows}
+        assert {row.passage for row in rows} <= texts
+        assert all(row.passage.split()[0] == row.label for row in rows)
+    split = split_of(tmp_path, STS, query="a", passage="b", score="s")
+    sides = [{frozenset((row.text, row.passage)) for row in part} for part in (split.train, split.test)]  # type: ignore[union-attr]
+    assert not sides[0] & sides[1]
+
+
+def test_a_model_that_knows_the_labels_is_right_and_the_query_is_no_answer_to_itself(tmp_path: Path):
+    split = split_of(tmp_path, LABELS, query="text", label="label")
+    objective = Embed(query="text", label="label").bind(split.examples(), "encoder")
+    evaluator = RetrievalEvaluator(EvalSet(objective, split.test[:2], 64))  # a part of the test rows
+
+    class Oracle:
+        def embed(self, texts: list[str], *, passage: bool = False) -> torch.Tensor:
+            return torch.tensor([[float(text[:3] == "cat"), float(text[:3] == "dog")] for text in texts])
+
+    found = evaluator.predict(Oracle())  # type: ignore[arg-type]
+    scores = {score.metric: score.score for score in evaluator.score(found, name="embed")}
+    assert scores["ndcg"] == pytest.approx(1.0)
+    assert scores["mrr"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "problem"),
+    [
+        ([Query("r:1", "a", "", label="x")], {}, "none of 1 texts has another one of its label"),
+        ([Query("r:1", "a", "", label="x"), Query("r:2", "b", "", label="x")], {"hard_negatives": 1}, "not labels"),
+        ([Query("r:1", "a", "b", score=1.0), Query("r:2", "b", "c", score=2.0)], {"hard_negatives": 1}, "not scores"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_learned_are_refused(rows: list[Query], settings: dict[str, Any], problem: str):
+    objective = Embed(**settings)
+    with pytest.raises((DataError, RecipeError), match=problem):
+        objective.bind(objective.within(rows), "encoder")
+
+
+def test_mined_negatives_are_of_training_rows_and_documents_and_answer_no_such_query(tmp_path: Path):
+    train = [Query("a", "One", "red 1", evidence="red"), Query("b", "two", "blue"), Query("c", "three", "big sea")]
+    test = [Query("d", "one", "Blue", evidence="sea"), Query("e", "four", "secret")]
+    objective = Embed(hard_negatives=3).bind([*train, *test], "encoder")
+    assert "secret" in objective.passages
+    passages = [*objective.for_rows(train).passages, "a red boat", "tree"]
+
+    class Flat:
+        def embed(self, texts: list[str], *, passage: bool = False) -> torch.Tensor:
+            return torch.ones(len(texts), 1)
+
+    mined = mined_negatives(Flat(), train, passages, objective)  # type: ignore[arg-type]
+    assert {passages[i] for i in mined[0]} == {"tree"}
+    assert not {"secret"} & {passages[i] for row in mined for i in row}
+
+
+def test_the_shuffled_control_has_as_many_negatives_and_the_label_of_its_passage():
+    one, other = Query("a", "t", "p", negatives=("n",), label="x"), Query("b", "u", "q", negatives=("m",), label="y")
+    assert one.with_target_of(other) == Query("a", "t", "q", negatives=("m",), label="y")

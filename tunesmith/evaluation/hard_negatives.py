@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.types import Example, Query
 from tunesmith.data.files import read_page, write_whole
+from tunesmith.data.text.words import folded
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.world import current_world
@@ -24,6 +25,14 @@ from tunesmith.training.train import untouched_policy
 FILE = "negatives.json"
 
 
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """Content of `negatives.json`: the passages that were mined, and their indices for the rows of both parts."""
+
+    passages: list[str]
+    rows: list[list[int]]
+
+
 def search(model: LocalModel, queries: Sequence[str], passages: Sequence[str]) -> list[list[int]]:
     """Rank `passages` for each of `queries` by the vectors of `model`, lists of indices, best first."""
     found = model.embed(list(passages), passage=True).numpy()
@@ -33,8 +42,9 @@ def search(model: LocalModel, queries: Sequence[str], passages: Sequence[str]) -
 def with_hard_negatives(prepared: TrainingContext, out: Path, *, on_event: EventHandler) -> TrainingContext:
     """Add mined negatives to the training and validation rows of a task of `embed` with `hard_negatives`.
 
-    A passage is none if it is the right one of any row with the same query, or contains the evidence of the row. The
-    negatives are kept in `out/negatives.json`, so that a resumed run uses the same.
+    They are passages of training rows and documents, so that nothing of a held-out row is learned. A passage is none
+    if it is the right one of any row with the same query, in whatever part, or contains the evidence of such a row.
+    The negatives are kept in `out/negatives.json`, so that a resumed run uses the same.
 
     Args:
         prepared: the context of one task.
@@ -47,22 +57,23 @@ def with_hard_negatives(prepared: TrainingContext, out: Path, *, on_event: Event
     parts = [[row for row in part if isinstance(row, Query)] for part in (split.train, split.validation)]
     path = out / FILE
     if not current_world().broadcast(path.exists()):
-        on_event(StageStarted(f"searching {len(objective.passages)} passages for hard negatives"))
+        passages = objective.for_rows(split.train).passages
+        on_event(StageStarted(f"searching {len(passages)} passages for hard negatives"))
         with phase("hard negatives"):
             model = LocalModel(
                 untouched_policy(prepared), prepared.template, objective, prepared.recipe.data.max_tokens
             )
             model.policy.train(False)
-            mined = [_mined(model, rows, objective) for rows in parts]
+            mined = mined_negatives(model, [row for part in parts for row in part], passages, objective)
+        used = {index: number for number, index in enumerate(dict.fromkeys(i for row in mined for i in row))}
+        page = Mined([passages[i] for i in used], [[used[i] for i in row] for row in mined])
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(mined))
-    found = read_page(path, list[list[list[int]]])
+        write_whole(path, json.dumps(asdict(page), ensure_ascii=False))
+    kept = read_page(path, Mined)
+    added_to = iter(kept.rows)
     added: list[list[Example]] = [
-        [
-            replace(row, negatives=(*row.negatives, *(objective.passages[i] for i in indices)))
-            for row, indices in zip(rows, kept, strict=True)
-        ]
-        for rows, kept in zip(parts, found, strict=True)
+        [replace(row, negatives=(*row.negatives, *(kept.passages[i] for i in next(added_to)))) for row in rows]
+        for rows in parts
     ]
     most = min(MOST_NEGATIVES, objective.negatives + objective.hard_negatives)
     own = objective.model_copy(update={"negatives": most})
@@ -78,21 +89,19 @@ def with_rows_of_base(prepared: TrainingContext, out: Path, *, on_event: EventHa
     return with_hard_negatives(with_own_thoughts(prepared, out, on_event=on_event), out, on_event=on_event)
 
 
-def _mined(model: LocalModel, rows: Sequence[Query], objective: Embed) -> list[list[int]]:
-    """Return the negatives of each row, as indices of passages."""
-    queries, passages = [row.text for row in rows], objective.passages
-    if not rows:
-        return []
+def mined_negatives(
+    model: LocalModel, rows: Sequence[Query], passages: Sequence[str], objective: Embed
+) -> list[list[int]]:
+    """Return the negatives of each row, as indices of `passages`."""
+    queries = [row.text for row in rows]
     ranked = search(model, queries, passages)
     if has_words():
         ranked = reciprocal_ranks(rank_by_words(passages, queries), ranked)
     words = [f" {plain(passage)} " for passage in passages]
-    right: dict[str, set[str]] = {}
-    for row in rows:
-        right.setdefault(row.text, set()).add(row.passage.strip())
+    texts = [folded(passage) for passage in passages]
     found = []
     for row, ranking in zip(rows, ranked, strict=True):
-        evidence = f" {plain(row.evidence)} " if row.evidence else ""
-        wrong = (i for i in ranking if passages[i] not in right[row.text] and not (evidence and evidence in words[i]))
+        right, said = objective.right(row), objective.evidence_of(row)
+        wrong = (i for i in ranking if texts[i] not in right and not any(f" {answer} " in words[i] for answer in said))
         found.append([index for index, _ in zip(wrong, range(objective.hard_negatives), strict=False)])
     return found

@@ -38,7 +38,7 @@ def recall_at(cut: int) -> Callable[[Gold, Rankings], FloatArray]:
 
     def recall(gold: Gold, rankings: Rankings) -> FloatArray:
         shares = (
-            sum(passage in right for passage in ranking[:cut]) / max(1, min(cut, len(right)))
+            sum(passage in right for passage in ranking[:cut]) / max(1, len(right))
             for right, ranking in zip(gold, rankings, strict=True)
         )
         return np.array(list(shares), dtype=np.float64)

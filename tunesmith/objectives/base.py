@@ -311,6 +311,10 @@ class Objective(BaseModel, ABC):
         """Return the objective of a tuned model with the metric for other rows; most have one metric for all rows."""
         return self
 
+    def within(self, part: Sequence[Example]) -> Sequence[Example]:
+        """Return the rows of one part of a split; rows that are completed by others get them from the same part."""
+        return part
+
     def inference_objective(self) -> Objective:
         """Return the objective that the tuned model is saved and used with."""
         return self

@@ -7,7 +7,8 @@ vector.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
+from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.parsers import labelled, queries
 from tunesmith.data.examples.types import Example, Query
 from tunesmith.data.files import write_whole
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.schema.formats import detect
+from tunesmith.data.text.words import folded
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError, RecipeError
@@ -89,6 +92,8 @@ class Embed(Objective, Learner):
     metric: Literal["auto", "ndcg", "spearman"] = Field("auto", description="headline score; from the rows")
     negatives: int = Field(0, ge=0, description="negatives of a row; set from the rows")
     _passages: tuple[str, ...] = PrivateAttr(())
+    _right: dict[str, set[str]] = PrivateAttr(default_factory=dict)
+    _evidence: dict[str, set[str]] = PrivateAttr(default_factory=dict)
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of query and passage, or of text and label. Raises DataError if there are none."""
@@ -105,42 +110,73 @@ class Embed(Objective, Learner):
         raise DataError(f"{file_of(rows)}: no query was detected next to a passage that answers it; {fix}")
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
-        """Parse rows into queries; a text with a label gets the next text of that label as its passage."""
+        """Parse rows into queries; texts with a label as in `within`."""
         columns = columns or self.columns(rows)
         if "label" not in columns:
             return list(queries(rows, columns=columns, group=group))
         texts = labelled(rows, text=columns["query"], label=columns["label"], group=group)
-        number = {label: i for i, label in enumerate(sorted({"\x1f".join(sorted(text.labels)) for text in texts}))}
-        labels = [number["\x1f".join(sorted(text.labels))] for text in texts]
-        following = dict(reversed(list(zip(labels, texts, strict=True))))  # the first text follows the last
-        found: list[Example] = []
-        for text, label in reversed(list(zip(texts, labels, strict=True))):
-            found.append(Query(text.where, text.text, following[label].text, text.group, label=label))
-            following[label] = text
-        # A label with a single text teaches nothing about it.
-        return [each for each in reversed(found) if isinstance(each, Query) and each.passage != each.text]
+        return list(
+            self.within([Query(t.where, t.text, "", t.group, label=" | ".join(sorted(t.labels))) for t in texts])
+        )
+
+    def within(self, part: Sequence[Example]) -> Sequence[Example]:
+        """Return the rows; a text with a label gets the next text of that label as its passage.
+
+        A text without another one of its label is left out: it teaches nothing, and nothing answers it.
+
+        Raises:
+            DataError: no label has two texts.
+        """
+        rows = [row for row in part if isinstance(row, Query)]
+        if not any(row.label for row in rows):
+            return part
+        following = {row.label: row.text for row in reversed(rows)}  # the first text follows the last
+        found: list[Query] = []
+        for row in reversed(rows):
+            if folded(row.text) != folded(following[row.label]):
+                found.append(replace(row, passage=following[row.label]))
+            following[row.label] = row.text
+        if not found:
+            what = f"none of {len(rows)} texts has another one of its label in the same part"
+            raise DataError(f"{rows[0].where.rpartition(':')[0]}: {what}; embed needs two or more texts of a label")
+        return found[::-1]
 
     def bind(self, examples: Sequence[Example], family: str) -> Embed:
         """Return the objective with the negatives of a row, the metric and the passages to search.
 
         Raises:
             DataError: all scores are equal.
+            RecipeError: a setting is for queries with passages, and the rows have labels or scores.
         """
         rows = [example for example in examples if isinstance(example, Query)]
         scored = rows[0].score is not None
         if scored and len({row.score for row in rows}) < 2:
             file = rows[0].where.rpartition(":")[0]
             raise DataError(f"{file}: all {len(rows)} rows have the score {rows[0].score}; embed needs two or more")
+        for key in ("hard_negatives", "documents"):
+            if getattr(self, key) and (scored or rows[0].label):
+                kind = "scores" if scored else "labels"
+                raise RecipeError(f"objective.{key}: needs rows with a query and its passage, not {kind}; leave it out")
         most = min(MOST_NEGATIVES, max(len(row.negatives) for row in rows))
         bound = self.model_copy(update={"metric": "spearman" if scored else "ndcg", "negatives": 0 if scored else most})
         return bound if scored else bound.for_rows(rows)
 
     def for_rows(self, examples: Sequence[Example]) -> Embed:
         """Return the objective with the passages of these rows and of `documents` to search, each once."""
-        texts = [text for row in examples if isinstance(row, Query) for text in (row.passage, *row.negatives)]
+        rows = [row for row in examples if isinstance(row, Query)]
+        texts = [text for row in rows for text in (row.passage, *row.negatives)]
         if self.documents:
-            texts += [text for row in read_rows(self.documents) if isinstance(text := row.fields.get("text"), str)]
+            found_texts = [row.fields.get("text") for row in read_rows(self.documents)]
+            if not any(isinstance(text, str) and text.strip() for text in found_texts):
+                raise DataError(f"{self.documents}: no row has a text; name the column of the passages `text`")
+            texts += [text for text in found_texts if isinstance(text, str)]
         found = self.model_copy()
+        found._right, found._evidence = {}, {}
+        for row in rows:
+            key = row.label or folded(row.text)
+            found._right.setdefault(key, set()).add(folded(row.passage))
+            if words := plain(row.evidence):
+                found._evidence.setdefault(key, set()).add(words)
         found._passages = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
         return found
 
@@ -148,6 +184,14 @@ class Embed(Objective, Learner):
     def passages(self) -> tuple[str, ...]:
         """Return the distinct passages that are searched; empty for scored pairs."""
         return self._passages
+
+    def right(self, row: Query) -> Collection[str]:
+        """Return the passages that any row has for the same query or label, without case and spaces."""
+        return self._right.get(row.label or folded(row.text), {folded(row.passage)})
+
+    def evidence_of(self, row: Query) -> Collection[str]:
+        """Return the plain evidence of all rows with the same query."""
+        return self._evidence.get(folded(row.text), ())
 
     def passages_file(self) -> str:
         """Return the content of `passages.jsonl`."""
@@ -199,7 +243,9 @@ class Embed(Objective, Learner):
         rows = [self.question(example.text, template, limit=limit)]
         # The other text of a scored pair is of the same kind.
         rows += [self.question(text, template, limit=limit, passage=example.score is None) for text in texts]
-        label = float(example.label) if example.score is None else example.score
+        # A number for each label that float32 represents; two of the same number are not compared.
+        number = zlib.crc32(example.label.encode(errors="replace")) >> 8 if example.label else -1
+        label = float(number) if example.score is None else example.score
         tokens, shortened = zip(*rows, strict=True)
         return Encoded(tuple(tokens), example.where, label=(label,), shortened=any(shortened))
 

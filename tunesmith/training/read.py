@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from tunesmith.data.readers.text_file import locate
 from tunesmith.data.schema.cells import cell
 from tunesmith.data.splits.load import DatasetSplits, Sources, check_names, load
 from tunesmith.data.splits.multitask import Asking, remove_cross_task_leaks
-from tunesmith.data.splits.split import unlearned_labels
+from tunesmith.data.splits.split import PARTS, unlearned_labels
 from tunesmith.data.stored import build_once, cached_folder, take
 from tunesmith.errors import DataError, RecipeError, Refused, RowError
 from tunesmith.events import EventHandler, StageStarted
@@ -265,6 +266,13 @@ def _read(recipe: Recipe, *, offline: bool, folder: Path | None) -> DatasetSplit
         if len(split.train) < whole:
             notes.append(f"data.rows: {data.rows} of {whole} training rows are used, the others are dropped")
         loaded = replace(loaded, split=replace(split, notes=(*split.notes, *notes)))
+    parts: dict[str, Any] = {name: recipe.objective.within(getattr(loaded.split, name)) for name in PARTS}
+    notes = [
+        f"{name}: {left} of {len(part) + left} rows left out, because no other row of the part answers them"
+        for name, part in parts.items()
+        if (left := len(getattr(loaded.split, name)) - len(part))
+    ]
+    loaded = replace(loaded, split=replace(loaded.split, **parts, notes=(*loaded.split.notes, *notes)))
     recipe.objective.bind(loaded.split.examples(), "decoder")  # reports a single or unknown label now
     return loaded
 

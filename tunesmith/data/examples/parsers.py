@@ -235,13 +235,15 @@ def fingerprint(example: Example) -> str:
 def question(example: Example) -> str:
     """Return the prompt, normalized for letter case and spacing: equal for rows that must not be in two splits.
 
-    It is the text; for chats the turns before the last answer; for preferences the prompt and the sorted completions,
-    because the answer to learn is the judgement.
+    It is the text; for scored pairs both texts, sorted; for chats the turns before the last answer; for preferences
+    the prompt and the sorted completions, because the answer to learn is the judgement.
     """
     if isinstance(example, Pair):
         return "\x1e".join([prompt_of(example), *sorted(map(folded, (example.chosen, example.rejected)))])
     if isinstance(example, UnpairedPreference):
         return "\x1e".join([prompt_of(example), folded(example.answer)])
+    if isinstance(example, Query) and example.score is not None:  # (A, B) is (B, A)
+        return "\x1e".join(sorted(map(folded, (example.text, example.passage))))
     if not isinstance(example, Chat):
         return folded(example.text)
     if example.reference_index == len(example.messages):  # the chat ends with the prompt

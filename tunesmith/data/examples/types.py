@@ -102,17 +102,18 @@ class Query(TextExample):
     negatives: tuple[str, ...] = ()  # passages that do not answer it
     evidence: str = ""  # words that every passage which answers it contains; empty if unknown
     score: float | None = None  # similarity of both texts; None for a query
-    label: int = -1  # texts of one label are alike; -1 without labels
+    label: str = ""  # texts of one label are alike; empty without labels
 
     @property
     def target(self) -> tuple[str, ...]:
-        """Return the passage."""
-        return (self.passage,)
+        """Return the label, or the passage."""
+        return (self.label or self.passage,)
 
     def with_target_of(self, other: TextExample) -> Self:
-        """Return the query with the passage of another one."""
+        """Return the query with the passage, the negatives and the label of another one."""
         assert isinstance(other, Query)
-        return replace(self, passage=other.passage, negatives=(), score=other.score)
+        kept = {name: getattr(other, name) for name in ("passage", "negatives", "evidence", "score", "label")}
+        return replace(self, **kept)
 
 
 @dataclass(frozen=True, slots=True)

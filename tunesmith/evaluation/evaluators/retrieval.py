@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tunesmith.data.examples.types import Query
+from tunesmith.data.text.words import folded
 from tunesmith.evaluation.diagnostics import SHUFFLED
 from tunesmith.evaluation.evaluators.base import EvalSet, Evaluator, divided
 from tunesmith.evaluation.evaluators.numbers import NumberEvaluator, NumberPredictions
@@ -52,21 +53,22 @@ class RetrievalEvaluator(Evaluator[RankedPassages]):
     shape: ClassVar[type[Any]] = RankedPassages
 
     def __init__(self, eval_set: EvalSet[Embed]) -> None:
-        self._objective = eval_set.objective
         self._examples = [example for example in eval_set.examples if isinstance(example, Query)]
         self._queries = [example.text for example in self._examples]
         self._limit = eval_set.limit
-        self._passages = self._objective.passages or self._objective.for_rows(self._examples).passages
-        index = {text: i for i, text in enumerate(self._passages)}
-        answering: dict[str, set[int]] = {}
+        given = eval_set.objective
+        self._objective = given if given.passages else given.for_rows(self._examples)
+        self._passages = self._objective.passages
+        places: dict[str, set[int]] = {}
+        for i, text in enumerate(self._passages):
+            places.setdefault(folded(text), set()).add(i)
+        # The right passages of each query, of whatever part of the split; and itself, which is not searched.
+        self._gold, self._own = list[set[int]](), list[set[int]]()
         for example in self._examples:
-            key = str(example.label) if example.label >= 0 else example.text
-            answering.setdefault(key, set()).add(index[example.passage.strip()])
-        own = [index.get(example.text.strip()) for example in self._examples]
-        self._gold = [
-            answering[str(example.label) if example.label >= 0 else example.text] - {itself}
-            for example, itself in zip(self._examples, own, strict=True)
-        ]
+            right = set[int]().union(*(places.get(text, ()) for text in self._objective.right(example)))
+            own = places.get(folded(example.text), set())
+            self._own.append(own if example.label else own - right)
+            self._gold.append(right - self._own[-1])
 
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> RankedPassages:
         """Rank by the untouched base model, by BM25 if it is installed, and by both."""
@@ -75,13 +77,18 @@ class RetrievalEvaluator(Evaluator[RankedPassages]):
         if not has_words():
             return found
         with phase("baselines"):
-            words = once(BASELINES, rank_by_words, list(self._passages), self._queries)
+            words = self._others(once(BASELINES, rank_by_words, list(self._passages), self._queries))
         return replace(found, ways={WORDS: words, FUSED: reciprocal_ranks(words, found.given)})
 
     def predict(self, model: LocalModel) -> RankedPassages:
         """Rank the passages by the vectors of a model."""
         start = answer_clock()
-        return RankedPassages(search(model, self._queries, self._passages), answer_clock() - start)
+        found = search(model, self._queries, self._passages)
+        return RankedPassages(self._others(found), answer_clock() - start)
+
+    def _others(self, rankings: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return rankings without the query itself, which is nearest to itself."""
+        return [[i for i in ranking if i not in own] for ranking, own in zip(rankings, self._own, strict=True)]
 
     def compare(self, base: RankedPassages, tuned: RankedPassages, *, name: str) -> list[TaskScore]:
         """Compare base and tuned model by all metrics, nDCG@10 first."""
