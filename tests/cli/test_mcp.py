@@ -400,7 +400,9 @@ def test_a_recipe_without_objective_or_model_is_proposed_by_init_from_vetted_set
     asked.clear()
     embed = {"objective.kind": "embed", "objective.documents": "../secret.csv"}
     reward = {"objective.kind": "rl", "objective.reward": "os:system"}
-    for refused in ({"data.test": "../secret.csv"}, reward, embed, {"objective.documents": "hostile.jsonl"}):
+    tasks = {"a": {"data": {"train": "reviews.csv"}, "objective": {"kind": "embed", "documents": "../secret.csv"}}}
+    several = {"objective": json.dumps({"kind": "multitask", "tasks": tasks})}
+    for refused in ({"data.test": "../secret.csv"}, reward, embed, several, {"objective.documents": "hostile.jsonl"}):
         with pytest.raises(McpRefusal):
             plan(session, "reviews.csv", refused)
     assert not asked

@@ -21,7 +21,7 @@ from tunesmith.data.readers.text_file import locate
 from tunesmith.data.remote import remote_url
 from tunesmith.display import under_home
 from tunesmith.errors import RecipeError, suggestion
-from tunesmith.objectives import Multitask, Rl
+from tunesmith.objectives import Multitask, Objective, Rl
 from tunesmith.objectives.multitask import TaskRows
 from tunesmith.plugins import missing
 from tunesmith.techniques import Lora
@@ -32,6 +32,7 @@ TAG = "tag:yaml.org,2002:"
 # Sections that may be given as one value, and the key of that value.
 SHORT = {"objective": "kind", "technique": "kind", "documents": "source", "data": "train"}
 R = TypeVar("R", bound=TaskRows)
+S = TypeVar("S", bound=Objective)
 
 
 class _Once(BoundedLoader):
@@ -205,11 +206,15 @@ def with_places(recipe: Recipe, *, rows: Place, code: Place) -> Recipe:
         named = {name: rows(value) for name, value in files.items() if isinstance(value, str)}
         return data.model_copy(update=named)
 
-    objective = recipe.objective
-    if objective.file_keys:
-        objective = objective.model_copy(update={key: rows(getattr(objective, key)) for key in objective.file_keys})
+    def with_files(one: S) -> S:
+        return one.model_copy(update={key: rows(getattr(one, key)) for key in one.file_keys}) if one.file_keys else one
+
+    objective = with_files(recipe.objective)
     if isinstance(objective, Multitask):
-        tasks = {n: part.model_copy(update={"data": placed(part.data)}) for n, part in objective.tasks.items()}
+        tasks = {
+            name: part.model_copy(update={"data": placed(part.data), "objective": with_files(part.objective)})
+            for name, part in objective.tasks.items()
+        }
         objective = objective.model_copy(update={"tasks": tasks})
     if isinstance(objective, Rl):
         rewards = objective.reward

@@ -379,7 +379,7 @@ def source_digests(recipe: Recipe) -> list[str]:
     """Return the digests of the local files of rows that a recipe names."""
     data = [task.data for task in recipe.tasks.values()]
     sources = [source for rows in data for source in (rows.train, rows.validation, rows.test)]
-    sources += [getattr(recipe.objective, key) for key in recipe.objective.file_keys]
+    sources += [getattr(task.objective, key) for task in recipe.tasks.values() for key in task.objective.file_keys]
     digests = []
     for source in (s for s in (*sources, recipe.replay.source, recipe.teacher.rows) if isinstance(s, str) and s):
         file = locate(source)
