@@ -24,6 +24,7 @@ pytest.importorskip("mcp")
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp.types import CallToolResult
 
+from tests.served import export_run, save_run
 from tunesmith.cli import main
 from tunesmith.cli.mcp import session as session_module
 from tunesmith.cli.mcp.folders import KEPT, MAX_ITEMS, Folders, McpRefusal, bounded, shown
@@ -32,6 +33,8 @@ from tunesmith.cli.mcp.session import Plan, Session
 from tunesmith.config import Recipe, make_recipe
 from tunesmith.data.user_cache import cache_dir
 from tunesmith.objectives import Classify
+from tunesmith.pipelines.verify import make
+from tunesmith.techniques import Lora
 from tunesmith.web.studio import job_runner
 from tunesmith.web.studio.jobs import Jobs
 
@@ -692,6 +695,38 @@ def test_a_comparison_runs_to_its_end(places: Folders, tiny_bert: Path, tmp_path
             reply = await answer(connected, "ask", run=planned["run"], text="a great phone")
             assert reply["untrusted_answer"]["answer"] in ("positive", "negative")
         assert str(places.data) not in json.dumps([planned, report, reply])
+
+    asyncio.run(story())
+
+
+def test_a_run_and_its_exports_are_verified_and_nothing_outside_is(
+    places: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "LEAST_LEAD", 0.03)  # of a random model
+    monkeypatch.setattr(make, "GENERAL", 256)
+    run = save_run(places.runs / "first", Lora(), lively=0.5)
+    page = make.challenge_of(run, offline=True).model_dump()
+    (run / "challenge.json").write_text(json.dumps(page))
+    export_run(run)
+    link(run / "export" / "linked", save_run(tmp_path / "elsewhere", Lora()))
+    other = save_run(places.runs / "other", Lora(), lively=0.5, seed=2)
+    (other / "challenge.json").write_text(json.dumps(page))
+
+    async def story() -> None:
+        async with client(places) as connected:
+            for export in ("", "gguf-f16"):
+                found = await answer(connected, "verify", run="first", export=export)
+                assert (found["verdict"], found["next"]) == ("tuned", "give the user the verdict"), found
+            found = await answer(connected, "verify", run="other")
+            assert found["verdict"] != "tuned"
+            assert found["next"] == "warn the user against it"
+            for name in ("../elsewhere", str(tmp_path / "elsewhere"), "http://127.0.0.1:9/v1", "none", ""):
+                await refusal(connected, "verify", run=name)
+            for name in ("../../other", str(other), "none", "http://127.0.0.1:9/v1"):
+                assert "not an export of this run" in await refusal(connected, "verify", run="first", export=name)
+            assert "is a link" in await refusal(connected, "verify", run="first", export="linked")
+            (other / "challenge.json").unlink()
+            assert "no challenge.json" in await refusal(connected, "verify", run="other")
 
     asyncio.run(story())
 

@@ -86,6 +86,7 @@ DRILLS = {
     "export q4_k_m": Drill("export decoder --format gguf --dtype q4_k_m --offline", [TUNED]),
     "export smallest": Drill("export decoder --smallest --margin 90 --offline", [TUNED]),
     "export adapter": Drill("export decoder --format adapter --offline", [TUNED]),
+    "export compressed": Drill("export decoder --format compressed-tensors --offline", [TUNED]),
     "evaluate": Drill(
         "evaluate decoder --data reviews-test.jsonl --answers said.jsonl --out result.json --offline", [TUNED]
     ),

@@ -404,6 +404,30 @@ def test_another_verdict_is_an_error_where_answers_are_equal_and_stated_where_bi
     assert made(run, "merged", tmp_path / "merged").verified == "not verified (the run has no challenge.json)"
 
 
+def test_an_undecided_verdict_is_stated_and_removes_nothing(
+    challenged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    judged = SimpleNamespace(verdict="undecided", sentence="undecided: 20 of 21 prompts")
+    monkeypatch.setattr("tunesmith.pipelines.export.export.verify", lambda *given, **named: judged)
+    found = made(challenged, "gguf", tmp_path / "out")
+    assert (found.verdict, found.verified, found.faults) == ("undecided", judged.sentence, ())
+    assert (tmp_path / "out" / "model.gguf").is_file()
+
+
+@pytest.mark.parametrize("error", [OSError("no port"), RuntimeError("engine died"), KeyError("choices")])
+def test_an_engine_that_fails_at_the_end_loses_neither_the_export_nor_its_report(
+    challenged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def failing(*given: Any, **named: Any) -> None:
+        assert read_report(challenged).exports[-1].folder == str(tmp_path / "out")  # also if the process ends here
+        raise error
+
+    monkeypatch.setattr("tunesmith.pipelines.export.export.verify", failing)
+    found = made(challenged, "adapter", tmp_path / "out")
+    assert (found.verdict, found.verified) == (None, f"not verified ({error})")
+    assert read_report(challenged).exports[-1] == found
+
+
 @pytest.mark.parametrize(("dtype", "stored"), [("int8", torch.int8), ("fp8", torch.float8_e4m3fn)])
 def test_weights_of_eight_bits_open_in_transformers_and_in_open_model(
     decoder: Path, tmp_path: Path, dtype: str, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -141,3 +141,17 @@ def test_the_code_of_clients_is_made_again_only_for_another_address(tmp_path: Pa
     assert ship._clients("talk", shown=USUAL).status_code == 204
     with pytest.raises(TunesmithError, match="no such run"):
         ship._clients("talk")
+
+
+@pytest.mark.parametrize("verdict", ["tuned", "base"])
+def test_the_verdict_of_verify_is_shown_with_the_answers_that_differ(tmp_path: Path, verdict: str):
+    other = {"where": "a:1", "prompt": "<b>hi</b>", "expected": "yes", "base": "no", "found": "no"}
+    result = {"target": "runs/a", "verdict": verdict, "sentence": f"{verdict}: 3 of 4", "differences": [other]}
+    job = running_job(tmp_path / "1", ["verify", "runs/a"], "runs/a", result)
+    (tmp_path / "1" / STATE).write_text(
+        json.dumps({"name": "finished", "runner": 0, "started": 1, "ended": 2, "code": 1})
+    )
+    page = Ship(Studio(tmp_path)).follow(job).body.decode()
+    assert f"<b>runs/a</b>: {verdict}: 3 of 4" in page
+    assert ('class="problem"' in page) is (verdict != "tuned")
+    assert "&lt;b&gt;hi&lt;/b&gt;" in page

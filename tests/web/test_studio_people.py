@@ -20,7 +20,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.tiny import tiny_decoder, tiny_encoder
-from tests.web.conftest import Serve
+from tests.web.conftest import Serve, asking
 from tunesmith import tune
 from tunesmith.annotation.labelling import WHAT
 from tunesmith.annotation.vote_state import VOTE
@@ -28,6 +28,7 @@ from tunesmith.annotation.vote_store import Entry, VoteStore
 from tunesmith.cli.main import main
 from tunesmith.errors import TunesmithError
 from tunesmith.report.run_data import read_run_data
+from tunesmith.web.studio.app import make_studio
 from tunesmith.web.studio.jobs import Jobs
 from tunesmith.web.studio.people import votes_of
 from tunesmith.web.studio.playground import Playground
@@ -221,6 +222,37 @@ def test_an_upload_of_a_run_lists_the_files_of_push_and_that_of_an_export_its_ow
     exported = ship._upload("runs/talk/export/adapter", "me/talk")
     assert exported["line"].startswith("hf upload me/talk runs/talk/export/")
     assert exported["push"] == "tunesmith push runs/talk me/talk"
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("", ""), ("runs/talk/export/adapter", ""), ("http://127.0.0.1:9/v1#a", ""), ("../x", "not in"),
+        ("/etc", "not in"), ("owner/model", "no such file"), ("file:///etc", "no such file"),
+    ],
+)  # fmt: skip
+def test_the_form_verifies_the_run_what_is_in_the_folder_and_servers(folder: Path, target: str, problem: str):
+    studio = Studio(folder)
+    ship, started = Ship(studio), []
+    studio.start = lambda *words, subject: started.append((words, subject))  # type: ignore[assignment, func-returns-value]
+    ship.follow = lambda job: job  # type: ignore[method-assign]
+    if problem:
+        with pytest.raises(TunesmithError, match=problem):
+            ship._verify({"run": "talk", "target": target})
+        assert not started
+        return
+    ship._verify({"run": "talk", "target": target})
+    assert started == [(("verify", "runs/talk", *(["--at", target] if target else [])), "runs/talk")]
+
+
+def test_the_form_is_there_for_runs_with_a_challenge(folder: Path):
+    ask, challenge = asking(make_studio(folder)), folder / "runs" / "talk" / "challenge.json"
+    assert not challenge.exists()  # the tiny model is certain of nothing
+    form = 'hx-post="/ship/verify"'
+    assert form not in ask("/ship?run=talk")[1]
+    challenge.write_text("{}")
+    assert form in ask("/ship?run=talk")[1]
+    challenge.unlink()
 
 
 def test_labels_of_several_people_are_counted_with_their_agreement(tmp_path: Path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from tunesmith.config import load_recipe
 from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.tokens import Encoded
-from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused, TunesmithError, briefly
+from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused, briefly
 from tunesmith.evaluation.predict import subsample
 from tunesmith.evaluation.retention import items, spread
 from tunesmith.events import EventHandler, Note, StageStarted
@@ -58,6 +58,7 @@ FINER = {f"gguf {name}": finer for finer, name in pairwise(("f16", *MIXTURES))}
 FINER |= {"merged bf16": "f16", "merged f16": "f32"}
 IMPORTANCE_ROWS = 128  # training rows that measure which columns matter
 COMPARED_ROWS = 64
+ANOTHER = ("base", "damaged", "something else")  # verdicts that say so; `undecided` says that nothing is shown
 
 
 def export(
@@ -73,9 +74,9 @@ def export(
         offline: do not access the network.
 
     Raises:
-        Refused: the export differs by more than BOUNDS, or claims equal answers and is not verified as the tuned model.
-            It is kept, and the report has it, but a GGUF file is removed if its tokens differ or there is no finer
-            format.
+        Refused: the export differs by more than BOUNDS, or claims equal answers and answers the challenge as another
+            model. It is kept, and the report has it, but a GGUF file is removed if its tokens differ or there is no
+            finer format.
         RecipeError: the model cannot be exported in this format.
         CheckpointError: the run is broken, or `out` contains other files.
     """
@@ -99,14 +100,10 @@ def export(
         if request.kind == "gguf":  # llama.cpp cannot open it
             shutil.rmtree(out)
         raise
-    on_event(StageStarted("asking the export what only the tuned model answers so"))
-    verdict, verified = _verify(folder, manifest, request, out, offline=offline)
     allowed = 0.0  # change of the score, which a test has settled
     if smallest is not None:
         allowed = request.margin / 100 if smallest.unscored else math.inf
     faults = find_problems(agreements, request.name, allowed_change=allowed)
-    if verdict not in (None, "tuned") and BOUNDS[request.name][0] > 0:  # equal answers are claimed
-        faults += (f"not the tuned model: {verified}",)
     result = Export(
         format=request.name,
         folder=str(out),
@@ -114,15 +111,18 @@ def export(
         seconds=time.perf_counter() - began,
         faults=faults,
         smallest=smallest,
-        verdict=verdict,
-        verified=verified,
         **asdict(overall(list(agreements.values()))),
     )
+    _record(folder.parent, result)  # asking may end the process
+    on_event(StageStarted("asking the export what only the tuned model answers so"))
+    verdict, verified = _verify(folder, manifest, request, out, offline=offline)
+    if verdict in ANOTHER and BOUNDS[request.name][0] > 0:  # equal answers are claimed
+        faults += (f"not the tuned model: {verified}",)
+    seconds = time.perf_counter() - began
+    update = {"seconds": seconds, "faults": faults, "verdict": verdict, "verified": verified}
+    result = result.model_copy(update=update)
+    _record(folder.parent, result)
     if here:
-        report = read_report(folder.parent)
-        exports = [*(earlier for earlier in report.exports if earlier.format != result.format), result]
-        updated = report.model_copy(update={"exports": exports})
-        write_whole(folder.parent / "report.json", updated.model_dump_json(indent=1))
         write_reports(folder.parent)
     if result.faults:
         raise _refusal(result, request, out)
@@ -185,9 +185,19 @@ def _verify(
     target = out / GGUF if request.kind == "gguf" else out
     try:
         found = verify(read_challenge(run), str(target), on_event=lambda event: None, offline=offline)
-    except TunesmithError as error:
+    except Exception as error:  # of any engine: the export is written and compared
         return None, f"not verified ({briefly(error)})"
     return found.verdict, found.sentence
+
+
+def _record(run: Path, result: Export) -> None:
+    """Add an export to the report of its run, if there is one, in place of an earlier one in the same format."""
+    if not (run / "report.json").exists():
+        return
+    report = read_report(run)
+    exports = [*(earlier for earlier in report.exports if earlier.format != result.format), result]
+    updated = report.model_copy(update={"exports": exports})
+    write_whole(run / "report.json", updated.model_dump_json(indent=1))
 
 
 def _importance_rows(model: LocalModel, run: Path, on_event: EventHandler, *, offline: bool) -> list[Encoded]:

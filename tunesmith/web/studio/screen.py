@@ -29,7 +29,7 @@ SCREENS = (
     ("ship", "Ship", "How do I use it?"),
 )
 # Commands whose JSON document has a separate template.
-RESULTS = ("audit", "init", "collect", "plan", "learning-curve", "compare", "export", "preview", "votes")
+RESULTS = ("audit", "init", "collect", "plan", "learning-curve", "compare", "export", "verify", "preview", "votes")
 # As of the other pages, with reports in a frame, and forms that open another page of this server.
 POLICY = dict(ANSWER_HEADERS)[CSP].decode().replace("form-action 'none'", "form-action 'self'") + "; frame-src 'self'"
 Route = tuple[str, str, Callable[..., Any]]  # method, path, handler
