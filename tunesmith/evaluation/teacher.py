@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from tunesmith.config import AnyObjective
 from tunesmith.config import Teacher as Section
+from tunesmith.data.examples.parsers import DIALOGUES, text_key
 from tunesmith.data.examples.parsers import question as prompt_key
-from tunesmith.data.examples.parsers import texts
-from tunesmith.data.examples.prompts import RLPrompt
-from tunesmith.data.examples.types import Chat, Example, LabelledText, Text
+from tunesmith.data.examples.prompts import prompt_column
+from tunesmith.data.examples.types import Chat, Example, Text
 from tunesmith.data.files import write_whole
-from tunesmith.data.readers.read import read_rows
-from tunesmith.data.readers.row import columns_of
-from tunesmith.data.schema.formats import detect
-from tunesmith.data.splits.near_duplicates import near_copies
+from tunesmith.data.readers.read import RowStream, large_file, read_rows
+from tunesmith.data.readers.row import Row, columns_of, keep
+from tunesmith.data.schema.cells import cell, has_column
+from tunesmith.data.schema.choices import choices_of
+from tunesmith.data.schema.values import is_nothing
+from tunesmith.data.splits.load import FIRST_ROWS
+from tunesmith.data.splits.near_duplicates import PROMPT_RULE, RULE, near_copies
 from tunesmith.data.stored import joined
 from tunesmith.data.text.words import folded
-from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.messages import turn_of, turns_in
 from tunesmith.display import model_label
-from tunesmith.errors import RecipeError, Refused
+from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.evaluation.contamination import find_seen_rows
 from tunesmith.evaluation.predict import (
     CHOICE_ROWS,
@@ -50,11 +55,11 @@ from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.kept_answers import answer_clock
 from tunesmith.models.loading.quantization import count_parameters, resident_bytes
 from tunesmith.models.world import alone
-from tunesmith.objectives import Classify, Instruct, Rl
 from tunesmith.phases import phase
 from tunesmith.progress import track
 from tunesmith.training.journal import append_call, finished_calls
 from tunesmith.training.prepare import TrainingContext, encode_all, open_teacher
+from tunesmith.training.read import Reader
 
 # Answers of all calls, and the rows made of them, in a run folder.
 FILE, ROWS_FILE, TEST_FILE = "teacher.jsonl", "teacher_rows.jsonl", "teacher_test.jsonl"
@@ -228,7 +233,7 @@ def with_teacher(
     if not kept:
         raise Refused(f"teacher: none of its {len(rows)} answers passes the checks; use another teacher, or none")
     teaching = replace(teaching, kept=len(kept))
-    examples = [_answered(rows[i], found.given[len(checked) + i]) for i in kept]
+    examples = [objective.with_answer(rows[i], found.given[len(checked) + i]) for i in kept]
     encoded = encode_all(objective, examples, prepared.template, limit=recipe.data.max_tokens)
     if recipe.teacher.labels == "soft" and objective.has_label_head:
         encoded = [replace(row, label=own or row.label) for row, own in zip(encoded, kept.values(), strict=True)]
@@ -261,31 +266,64 @@ def unanswered(prepared: TrainingContext, *, offline: bool) -> list[Example]:
     Raises:
         DataError: they cannot be read.
     """
-    recipe, objective = prepared.recipe, prepared.recipe.objective
+    recipe, objective, split = prepared.recipe, prepared.recipe.objective, prepared.loaded.split
     rows = read_rows(recipe.teacher.rows, offline=offline)
-    columns = columns_of(rows)
-    group = recipe.data.group if recipe.data.group in columns else ""
-    examples: list[Example]
-    if isinstance(objective, Classify):
-        text = objective.text if objective.text in columns else detect(rows).columns.get("text", "text")
-        examples = [LabelledText(e.where, e.text, (), e.group) for e in texts(rows, text=text, group=group)]
-    else:
-        assert isinstance(objective, Instruct)
-        prompts = Rl(prompt=objective.prompt, messages=objective.messages, instruction=objective.instruction)
-        parsed = prompts.examples(rows, group=group)
-        examples = [Chat(e.where, e.prompt, e.group, len(e.prompt)) for e in parsed if isinstance(e, RLPrompt)]
-    held_out = [*prepared.loaded.split.validation, *prepared.loaded.split.test]
+    group = recipe.data.group if recipe.data.group in columns_of(rows) else ""
+    reader = Reader(objective, group)
+    train, where = recipe.data.train, recipe.data.where
+    large = large_file(train)
+    gold = islice(RowStream(train, where), FIRST_ROWS) if large else keep(read_rows(train, offline=offline), where)
+    reader.start(list(gold))
+    rows = _answerable(rows, reader.columns, next(iter(objective.known_labels), "answer"))
+    parse = reader.start(rows, whole=False)
+    examples = [objective.without_answer(example) for example in parse(rows)]
+    held_out = [*split.validation, *split.test]
     groups = {example.group for example in held_out if example.group}
-    known = {prompt_key(example) for example in [*prepared.loaded.split.train, *held_out]}
+    known = {prompt_key(example) for example in [*split.train, *held_out]}
     new: dict[str, Example] = {}
     for example in examples:
-        if (key := prompt_key(example)) not in known and example.group not in groups:
+        # In a small file, the key of its context is the group of a row.
+        own = {example.group, text_key(example.group)}
+        if (key := prompt_key(example)) not in known and not own & groups:
             new.setdefault(key, example)
-    copies = set[int]()
-    if objective.produces == "labels":
-        ours, theirs = ([Text(e.where, question(e)) for e in part] for part in (list(new.values()), held_out))
-        copies = near_copies(ours, theirs)
+    ours, theirs = ([Text(e.where, _whole_prompt(e, objective)) for e in part] for part in (new.values(), held_out))
+    copies = near_copies(ours, theirs, RULE if objective.produces == "labels" else PROMPT_RULE)
+    if len(copies) == len(new):
+        raise DataError(f"{recipe.teacher.rows}: every row is a copy of a row of the run; give a file with other rows")
     return [example for index, example in enumerate(new.values()) if index not in copies]
+
+
+def _whole_prompt(example: Example, objective: AnyObjective) -> str:
+    """Return what a row asks, without what all rows have in common."""
+    if not isinstance(example, Chat):
+        return question(example)
+    turns = [message.said for message in objective.prompt_messages(example) if message.role != "system"]
+    return "\n".join(turns).removeprefix(objective.instruction)
+
+
+def _answerable(rows: Sequence[Row], columns: Mapping[str, str], answer: str) -> list[Row]:
+    """Return rows with an `answer` in the `columns` of the rows of the run, whose parser then reads them alike."""
+    dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
+    prompt = columns.get("prompt", dialogue)
+    source = prompt if has_column(rows, prompt) else prompt and prompt_column(rows)
+    choices = columns.get("choices", "")
+    made = []
+    for row in rows:
+        fields = dict(row.fields)
+        if source and not is_nothing(value := cell(row, source)):
+            turns = list(turns_in(value, row.where))
+            while turns and turn_of(turns[-1], row.where).role == "assistant":
+                turns.pop()
+            if dialogue:
+                turns = turns or [{"role": "user", "content": value}]
+                fields[dialogue] = [*turns, {"role": "assistant", "content": answer}]
+            else:
+                fields[prompt] = turns or value
+        for role in {"answer", "label"} & set(columns):
+            given = next(iter(choices_of(row, choices)), answer) if choices and has_column([row], choices) else answer
+            fields[columns[role]] = given
+        made.append(Row(row.where, fields))
+    return made
 
 
 def _kept_labels(
@@ -317,10 +355,3 @@ def _kept_labels(
     above = confidence >= threshold
     kept = {int(i): tuple(probabilities[count + i].tolist()) for i in np.flatnonzero(above[count:])}
     return kept, replace(teaching, threshold=threshold, kept_accuracy=float(right[above[:count]].mean()))
-
-
-def _answered(example: Example, given: str) -> Example:
-    if isinstance(example, LabelledText):
-        return replace(example, labels=(given,))
-    assert isinstance(example, Chat)
-    return replace(example, messages=(*example.messages, Message("assistant", given)), reference_index=-1)

@@ -299,6 +299,19 @@ class Objective(BaseModel, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__}: rows have no prompt with a reference answer")
 
+    def without_answer(self, example: Example) -> Example:
+        """Return a row with its prompt alone, for a teacher to answer; arguments as in `with_answer`."""
+        raise NotImplementedError(f"{type(self).__name__}: rows have no prompt with a reference answer")
+
+    def with_answer(self, example: Example, answer: str) -> Example:
+        """Return a row that learns an answer.
+
+        Args:
+            example: a row without one, of an objective with `has_reference_answers`.
+            answer: of a teacher.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: rows have no prompt with a reference answer")
+
     def in_words(self) -> Self:
         """Return the objective for a model without an added head: labels are produced as words."""
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from operator import add
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -201,6 +202,16 @@ class Classify(Objective, Learner):
         """Return the question about the text of a row."""
         assert isinstance(example, LabelledText)
         return self.messages(example.text, wording)
+
+    def without_answer(self, example: Example) -> Example:
+        """Return a text without its label."""
+        assert isinstance(example, LabelledText)
+        return replace(example, labels=())
+
+    def with_answer(self, example: Example, answer: str) -> Example:
+        """Return a text with one label."""
+        assert isinstance(example, LabelledText)
+        return replace(example, labels=(answer,))
 
     def prompt_templates(self, family: str) -> tuple[str, ...]:
         """Return the prompts of a decoder that gives one label; other base models are evaluated by a linear probe."""

@@ -182,6 +182,17 @@ class Instruct(Objective, Learner):
         """Return the messages before the reference answer."""
         return asked(example, wording)
 
+    def without_answer(self, example: Example) -> Example:
+        """Return a chat without its last answer."""
+        assert isinstance(example, Chat)
+        prompt = example.messages[:-1]
+        return replace(example, messages=prompt, reference_index=len(prompt), accepted=None)
+
+    def with_answer(self, example: Example, answer: str) -> Example:
+        """Return a chat that ends with an answer."""
+        assert isinstance(example, Chat)
+        return replace(example, messages=(*example.messages, Message("assistant", answer)), reference_index=-1)
+
     def template_notes(self, examples: Sequence[Example], template: Template) -> list[str]:
         """Return how the thoughts of the rows are treated; raise DataError if the template cannot write them."""
         asking: Chat | None = None

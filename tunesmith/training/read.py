@@ -151,7 +151,7 @@ class Reader:
     def __init__(self, objective: AnyObjective, group: str) -> None:
         self._objective = objective
         self._group = group
-        self._columns: Mapping[str, str] = {}
+        self.columns: Mapping[str, str] = {}  # role -> column of the first file
         self._skippers: list[Skipper] = []
 
     @property
@@ -173,8 +173,8 @@ class Reader:
         Raises:
             DataError: the columns are missing or ambiguous.
         """
-        columns = self._columns_of_later_file(rows) if self._columns else self._objective.columns(rows)
-        self._columns = self._columns or columns
+        columns = self._columns_of_later_file(rows) if self.columns else self._objective.columns(rows)
+        self.columns = self.columns or columns
         skipper = Skipper(rows, columns)
         self._skippers.append(skipper)
         group = self._group or ("" if whole else columns.get("context", ""))
@@ -189,7 +189,7 @@ class Reader:
         return examples
 
     def _columns_of_later_file(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        first = self._columns
+        first = self.columns
         if not all(any(cell(row, column) not in (None, "") for row in rows) for column in first.values()):
             return self._objective.columns(rows)
         try:

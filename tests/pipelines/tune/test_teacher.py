@@ -12,6 +12,7 @@ import pytest
 from tests.bases import folder
 from tunesmith.config import Recipe, Teacher
 from tunesmith.data.examples.types import LabelledText
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError
 from tunesmith.evaluation import teacher
 from tunesmith.evaluation.predict import AnswerSet
@@ -156,6 +157,65 @@ def test_a_teacher_that_cannot_be_asked_is_one_line(files: dict[str, Any], chang
     with pytest.raises((RecipeError, DataError, ModelError, CheckpointError), match=error) as raised:
         prepare(recipe(files, str(folder("llama")), **changes), on_event=ignore, offline=True)
     assert "\n" not in str(raised.value)
+
+
+NUMBERS, NEW = [f"{number:03d}" for number in range(20)], ["new1", "new2"]
+
+
+def unanswered(tmp_path: Path, gold: list[Any], rows: list[Any], **objective: str) -> tuple[Any, list[list[Message]]]:
+    files = {"train": str(write(tmp_path / "gold.jsonl", gold)), "rows": str(write(tmp_path / "more.jsonl", rows))}
+    data = {"train": files["train"], "validation": 2, "test": 2}
+    wanted = recipe(files, "", model=str(folder("llama")), objective={"kind": "instruct", **objective}, data=data)
+    prepared = prepare(wanted, on_event=ignore, offline=True)
+    section = Teacher(model="x", rows=files["rows"])
+    asked = replace(prepared, recipe=prepared.recipe.model_copy(update={"teacher": section}))
+    return prepared, [asked.recipe.objective.prompt_messages(row) for row in teacher.unanswered(asked, offline=True)]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "objective"),
+    [
+        ({"instruction": "Translate {}", "input": "house"}, {"output": "Haus"}, {}),
+        ({"system": "You are a pirate.", "prompt": "What is {}?"}, {"completion": "Y"}, {"instruction": "Be brief."}),
+        ({"context": "{} is a boat.", "question": "What is it?"}, {"answer": "boat"}, {}),
+        ({"question": "Which one is {}?", "choices": ["red", "blue"]}, {"answer": "A"}, {"choices": "choices"}),
+        ({"q": "What is {}?", "c": "{} is a boat."}, {"a": "Y"}, {"prompt": "q", "answer": "a", "context": "c"}),
+        (
+            {
+                "messages": [
+                    {"role": role, "content": f"{role} {{}}"} for role in ("system", "user", "assistant", "user")
+                ]
+            },
+            {},
+            {},
+        ),
+    ],
+    ids=["input", "system", "context", "choices", "named", "chat"],
+)
+def test_rows_for_a_teacher_have_the_prompts_of_gold_rows_and_no_copies(
+    row: dict[str, Any], answer: dict[str, str], objective: dict[str, str], tmp_path: Path
+):
+    def made(word: str) -> dict[str, Any]:
+        return json.loads(json.dumps(row).replace("{}", word))
+
+    last = [{"role": "assistant", "content": "b"}]
+    gold = [made(n) | answer for n in NUMBERS]
+    gold = [one | ({"messages": one["messages"] + last} if "messages" in one else {}) for one in gold]
+    prepared, found = unanswered(tmp_path, gold, [made(word) for word in [*NUMBERS, *NEW]], **objective)
+    first = prepared.loaded.split.train[0]
+    number = NUMBERS[int(first.where.rpartition(":")[2]) - 1]
+    prompt = prepared.recipe.objective.prompt_messages(first)
+    assert found == [[replace(m, content=m.content.replace(number, word)) for m in prompt] for word in NEW]
+
+
+def test_prompts_that_differ_from_held_out_ones_in_a_word_are_not_asked(tmp_path: Path):
+    common = "Answer in one word, and think of who has written this letter before you say what it is about: "
+    texts = [common + " ".join(f"w{n}{place}" for place in range(24)) for n in range(30)]
+    changed = [text.replace(" w", " no w", 1) for text in texts]
+    gold = [{"prompt": text, "completion": "Y"} for text in texts[:20]]
+    prepared, found = unanswered(tmp_path, gold, [{"prompt": text} for text in changed])
+    held = [int(row.where.rpartition(":")[2]) - 1 for row in (*prepared.loaded.split.validation, *prepared.test)]
+    assert [prompt[0].content for prompt in found] == [text for n, text in enumerate(changed) if n not in held]
 
 
 @pytest.mark.parametrize("accuracy", ["auto", 0.8])

@@ -186,7 +186,7 @@ def chats(
         turns = [unworded(turn, bare=bool(tools)) for turn in turns]
         if tools:
             turns = [replace(turns[0], tools=tools), *turns[1:]]
-        source = _digest(_optional(row, by_context)) if by_context else group_of(row, group)
+        source = text_key(_optional(row, by_context)) if by_context else group_of(row, group)
         mode = row.fields.get("thinking")
         thinking = mode if isinstance(mode, str) and mode in MODES else ""
         return Chat(row.where, tuple(instructed(turns, instruction)), source, accepted=accepted, thinking=thinking)
@@ -355,7 +355,8 @@ def _context_group(rows: Sequence[Row], column: str) -> str:
     return column if FEWEST_CONTEXTS <= len(contexts) < len(rows) else ""
 
 
-def _digest(text: str) -> str:
+def text_key(text: str) -> str:
+    """Return a digest of a text, normalized for letter case and spacing; empty for an empty text."""
     return hashlib.blake2b(folded(text).encode(errors="surrogatepass"), digest_size=8).hexdigest() if text else ""
 
 

@@ -20,6 +20,8 @@ from tunesmith.progress import track
 # Runs of eight words rarely occur twice by chance; half of a document's runs in another document is a copy. Fewer than
 # eight common runs are a heading or a notice. Chosen, not measured.
 RULE = QuotationRule(run=8, fewest=8, most_owners=0)
+# Prompts share instructions: runs of more than two held-out ones are common phrases.
+PROMPT_RULE = replace(RULE, most_owners=2)
 # Texts with fewer words do not contain eight runs.
 SHORT = RULE.run + RULE.fewest - 1
 AT_ONCE = 1000  # documents compared in one array operation
@@ -53,7 +55,7 @@ def without_near_copies(split: Split) -> Split:
     return replace(split, **parts, removed=split.removed + removed, notes=tuple(notes))
 
 
-def near_copies(documents: Sequence[Example], others: Sequence[Example]) -> set[int]:
+def near_copies(documents: Sequence[Example], others: Sequence[Example], rule: QuotationRule = RULE) -> set[int]:
     """Find documents that share half of their runs of eight words, or of its runs, with a held-out document.
 
     Documents too short for that match only if all words are equal.
@@ -61,12 +63,13 @@ def near_copies(documents: Sequence[Example], others: Sequence[Example]) -> set[
     Args:
         documents: candidates.
         others: held-out documents.
+        rule: how long the runs are, and which of them count.
 
     Returns:
         Indices into `documents`.
     """
     text = "looking for near-duplicates"
-    index = held([slots(_words(example)) for example in track(others, text, unit="documents", total=len(others))], RULE)
+    index = held([slots(_words(example)) for example in track(others, text, unit="documents", total=len(others))], rule)
     short = {tuple(words) for example in others if 0 < len(words := _words(example)) < SHORT}
     near: set[int] = set()
     rest = iter(track(documents, text, unit="documents", total=len(documents)))
