@@ -403,12 +403,17 @@ def test_a_recipe_without_objective_or_model_is_proposed_by_init_from_vetted_set
     asked.clear()
     embed = {"objective.kind": "embed", "objective.documents": "../secret.csv"}
     reward = {"objective.kind": "rl", "objective.reward": "os:system"}
-    tasks = {"a": {"data": {"train": "reviews.csv"}, "objective": {"kind": "embed", "documents": "../secret.csv"}}}
-    several = {"objective": json.dumps({"kind": "multitask", "tasks": tasks})}
-    for refused in ({"data.test": "../secret.csv"}, reward, embed, several, {"objective.documents": "hostile.jsonl"}):
+    for refused in ({"data.test": "../secret.csv"}, reward, embed, {"objective.documents": "hostile.jsonl"}):
         with pytest.raises(McpRefusal):
             plan(session, "reviews.csv", refused)
     assert not asked
+
+
+def test_documents_of_a_task_are_read_inside_the_folder_only(places: Folders) -> None:
+    task = {"data": {"train": "reviews.csv"}, "objective": {"kind": "embed", "documents": "../secret.csv"}}
+    recipe = make_recipe({"objective": {"kind": "multitask", "tasks": {"search": task, "again": task}}}, place="x")[0]
+    with pytest.raises(McpRefusal, match="outside"):
+        places.recipe(recipe)
 
 
 def test_a_recipe_is_returned_whole_or_not_at_all(places: Folders) -> None:
