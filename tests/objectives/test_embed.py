@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.bases import policy, template
 from tunesmith.config.load import make_recipe
@@ -14,7 +16,7 @@ from tunesmith.data.examples.types import Query
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.formats import detect
 from tunesmith.data.splits.split import Split
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.evaluation.evaluators.base import EvalSet
 from tunesmith.evaluation.evaluators.retrieval import RetrievalEvaluator
 from tunesmith.evaluation.hard_negatives import mined_negatives
@@ -181,8 +183,7 @@ def test_a_model_that_knows_the_labels_is_right_and_the_query_is_no_answer_to_it
 
     found = evaluator.predict(Oracle())  # type: ignore[arg-type]
     scores = {score.metric: score.score for score in evaluator.score(found, name="embed")}
-    assert scores["ndcg"] == pytest.approx(1.0)
-    assert scores["mrr"] == 1.0
+    assert scores["ndcg"] == scores["mrr"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -218,3 +219,30 @@ def test_mined_negatives_are_of_training_rows_and_documents_and_answer_no_such_q
 def test_the_shuffled_control_has_as_many_negatives_and_the_label_of_its_passage():
     one, other = Query("a", "t", "p", negatives=("n",), label="x"), Query("b", "u", "q", negatives=("m",), label="y")
     assert one.with_target_of(other) == Query("a", "t", "q", negatives=("m",), label="y")
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "problem"),
+    [
+        ("config_sentence_transformers.json", {"prompts": ["q: "]}, "must be texts by name"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 5}}, "must be texts by name"),
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "does not pool by max_tokens"),
+        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "does not pool by weightedmean"),
+        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "the layer Dense is not trained"),
+    ],
+)  # fmt: skip
+def test_a_base_that_embeds_otherwise_is_refused(tmp_path: Path, name: str, page: Any, problem: str):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / name).write_text(json.dumps(page))
+    with pytest.raises(ModelError, match=problem):
+        Embed().for_base(tmp_path, "encoder")
+    if "prompts" not in page:
+        assert Embed(pooling="cls").for_base(tmp_path, "encoder").pooling == "cls"
+
+
+def test_sizes_are_positive_and_documents_have_a_text(tmp_path: Path):
+    with pytest.raises(ValidationError, match="greater than 0"):
+        Embed(sizes=(0,))
+    (tmp_path / "docs.jsonl").write_text('{"body": "a"}\n')
+    with pytest.raises(DataError, match="no row has a text"):
+        Embed(documents=str(tmp_path / "docs.jsonl")).bind([Query("r:1", "a", "b")], "encoder")

@@ -29,7 +29,8 @@ def ndcg(gold: Gold, rankings: Rankings) -> FloatArray:
         sum(discounts[rank] for rank, passage in enumerate(ranking[:DEPTH]) if passage in right)
         for right, ranking in zip(gold, rankings, strict=True)
     ]
-    best = np.array([discounts[: max(1, len(right))].sum() for right in gold], dtype=np.float64)
+    # Summed one by one as above, so that a perfect ranking has exactly 1.
+    best = np.array([sum(discounts[: max(1, len(right))]) for right in gold], dtype=np.float64)
     return np.asarray(np.array(found) / best, dtype=np.float64)
 
 

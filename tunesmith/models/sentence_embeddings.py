@@ -63,9 +63,14 @@ class Encoder:
     base: Base | None
     library: Any  # the SentenceTransformer; None for a base whose states are averaged without a prompt
     fingerprint: str  # equal for equal weights, pooling and prompts
+    limit: int = 0  # tokens of a text, for which a run was tuned; 0: any
 
     def vectors(self, texts: Sequence[str], limit: int, *, questions: bool = False) -> NDArray[np.float32]:
-        """Return vectors of length 1, [N, D]; `limit` is the tokens of each text that are read, with its prompt."""
+        """Return vectors of length 1, [N, D]; `limit` is the tokens of each text that are read, with its prompt.
+
+        A run of `embed` reads as many as it was tuned and measured with.
+        """
+        limit = self.limit or limit
         if self.base is not None:
             return sentence_vectors(self.base, texts, limit)
         self.library.max_seq_length = limit
@@ -91,9 +96,11 @@ def open_encoder(name: str, *, offline: bool = False) -> Encoder:
     folder = None if name.lower().endswith(".gguf") else locate(name, offline=offline)
     stated = {} if folder is None else _stated(folder, where=name)
     own = folder is not None and (folder / MODEL_FILE).is_file()
+    run = read_json(folder / MODEL_FILE, where=name) if folder and own else {}
+    limit = int(run["limit"]) if run.get("objective", {}).get("kind") == "embed" else 0
     if folder is None or not stated or _averages(stated, own=own):
         base = load_base(name, offline=offline)
-        return Encoder(base, None, base.fingerprint)
+        return Encoder(base, None, base.fingerprint, limit)
     fingerprint = fingerprint_of(folder, where=name)
     refuse_foreign_code(read_json(folder / "config.json", where=name), where=name)
     try:
@@ -112,7 +119,7 @@ def open_encoder(name: str, *, offline: bool = False) -> Encoder:
             model_kwargs=options,
         )
     digest = hashlib.sha256(json.dumps([fingerprint, stated], sort_keys=True).encode())
-    return Encoder(None, library, digest.hexdigest()[:16])
+    return Encoder(None, library, digest.hexdigest()[:16], limit)
 
 
 def _stated(folder: Path, *, where: str) -> dict[str, Any]:

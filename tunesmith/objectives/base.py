@@ -276,7 +276,12 @@ class Objective(BaseModel, ABC):
         Raises:
             DataError: the template cannot write what the objective or a row asks for.
         """
-        return []
+        return [f"{len(self.passages)} passages are searched"] if self.passages else []
+
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """Return the distinct passages that are searched; most objectives search none."""
+        return ()
 
     def prompt_templates(self, family: str) -> tuple[str, ...]:
         """Return the prompt templates tried on the base model; the best one on validation is the base's score.
@@ -320,8 +325,13 @@ class Objective(BaseModel, ABC):
         """Score every row of a batch, [B]: its summed log-probability in nats, or the reward of a reward model."""
         return policy.logprobs(batch)
 
-    def for_rows(self, examples: Sequence[Example]) -> Self:
-        """Return the objective of a tuned model with the metric for other rows; most have one metric for all rows."""
+    def for_rows(self, examples: Sequence[Example], *, run: Path | None = None) -> Self:
+        """Return the objective of a tuned model with the metric for other rows; most have one metric for all rows.
+
+        Args:
+            examples: the other rows.
+            run: folder of the run; what it was tuned to search is searched besides them.
+        """
         return self
 
     def within(self, part: Sequence[Example]) -> Sequence[Example]:

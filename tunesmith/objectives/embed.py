@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PositiveInt, PrivateAttr
 
 from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.parsers import labelled, queries
@@ -26,8 +26,10 @@ from tunesmith.data.schema.formats import detect
 from tunesmith.data.text.words import folded
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces
+
+T = TypeVar("T", dict[str, Any], list[Any])
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,7 +87,7 @@ class Embed(Objective, Learner):
         0, ge=0, le=MOST_NEGATIVES, description="passages per query, mined by the base model and BM25, as negatives"
     )
     scale: float = Field(20.0, gt=0, description="factor of the cosine in the loss")
-    sizes: tuple[int, ...] = Field((), description="numbers of first entries of a vector that are trained too")
+    sizes: tuple[PositiveInt, ...] = Field((), description="numbers of first entries of a vector that are trained too")
     pooling: Literal["auto", "mean", "cls", "last"] = Field("auto", description="auto: as the base model states it")
     query_prompt: str | None = Field(None, description="text before every query; empty: as the base model states it")
     passage_prompt: str | None = Field(None, description="text before every passage; as the query's")
@@ -161,10 +163,15 @@ class Embed(Objective, Learner):
         bound = self.model_copy(update={"metric": "spearman" if scored else "ndcg", "negatives": 0 if scored else most})
         return bound if scored else bound.for_rows(rows)
 
-    def for_rows(self, examples: Sequence[Example]) -> Embed:
-        """Return the objective with the passages of these rows and of `documents` to search, each once."""
+    def for_rows(self, examples: Sequence[Example], *, run: Path | None = None) -> Embed:
+        """Return the objective with the passages of these rows, of `documents` and of a run to search, each once.
+
+        Of texts with a label those of a run are not searched, as their labels are not kept.
+        """
         rows = [row for row in examples if isinstance(row, Query)]
         texts = [text for row in rows for text in (row.passage, *row.negatives)]
+        if run and (run / PASSAGES).is_file() and not any(row.label for row in rows):
+            texts += [str(row.fields.get("text")) for row in read_rows(str(run / PASSAGES))]
         if self.documents:
             found_texts = [row.fields.get("text") for row in read_rows(self.documents)]
             if not any(isinstance(text, str) and text.strip() for text in found_texts):
@@ -203,16 +210,20 @@ class Embed(Objective, Learner):
         return "similarity" if self.metric == "spearman" else self.kind
 
     def for_base(self, folder: Path | None, family: str) -> Embed:
-        """Return the objective with the pooling and the prompts that the folder of a base model states."""
-        prompts = _json(folder, PROMPTS).get("prompts") or {}
-        stated = _json(folder, f"{POOLING}/config.json")
-        modes = {"cls": "cls", "lasttoken": "last", "cls_token": "cls"}
-        named = next((key[13:] for key, on in stated.items() if key.startswith("pooling_mode_") and on), "")
-        usual = modes.get(str(stated.get("pooling_mode", named)), "last" if family == "decoder" else "mean")
+        """Return the objective with the pooling and the prompts that the folder of a base model states.
+
+        Raises:
+            ModelError: it states another pooling, further layers or damaged prompts, and `pooling` is `auto`.
+            RecipeError: the pooling is not for a decoder.
+        """
+        prompts = _json(folder, PROMPTS, dict).get("prompts") or {}
+        if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+            raise ModelError(f"{folder}/{PROMPTS}: prompts must be texts by name; download the model again")
+        usual = self.pooling if self.pooling != "auto" else _stated_pooling(folder) or POOLED[family]
         query, passage = (next((prompts[k] for k in names if prompts.get(k)), "") for names in PROMPT_NAMES)
         found = self.model_copy(
             update={
-                "pooling": usual if self.pooling == "auto" else self.pooling,
+                "pooling": usual,
                 "query_prompt": query if self.query_prompt is None else self.query_prompt,
                 "passage_prompt": passage if self.passage_prompt is None else self.passage_prompt,
             }
@@ -359,16 +370,33 @@ class Embed(Objective, Learner):
 
 
 POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+POOLED = {"encoder": "mean", "decoder": "last"}  # by bases that state nothing
+STATED = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls", "lasttoken": "last"}
 PROMPT_NAMES = (("query", "Query"), ("document", "passage", "corpus", "Document"))
 
 
-def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    """Return the object in a file; empty if there is no such file, or it contains something else."""
+def _json(folder: Path | None, name: str, shape: type[T]) -> T:
+    """Return the object or list in a file; empty if there is no such file, or it contains something else."""
     try:
-        page = json.loads((folder / name).read_bytes()) if folder else {}
+        page = json.loads((folder / name).read_bytes()) if folder else None
     except (OSError, ValueError):
-        return {}
-    return page if isinstance(page, dict) else {}
+        page = None
+    return page if isinstance(page, shape) else shape()
+
+
+def _stated_pooling(folder: Path | None) -> str:
+    """Return the pooling that a folder states; empty if none. Raises ModelError if it is not one of ours."""
+    fix = "set objective.pooling to train without it, or use another model"
+    for module in _json(folder, "modules.json", list):
+        kind = str(module.get("type")).rpartition(".")[2] if isinstance(module, dict) else "damaged"
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            raise ModelError(f"{folder}/modules.json: the layer {kind} is not trained by embed; {fix}")
+    page = _json(folder, f"{POOLING}/config.json", dict)
+    modes = [key[13:] for key, on in page.items() if key.startswith("pooling_mode_") and on]
+    named = "+".join(modes) or str(page.get("pooling_mode") or "")
+    if named and named not in STATED:
+        raise ModelError(f"{folder}/{POOLING}: embed does not pool by {named}; {fix}")
+    return STATED.get(named, "")
 
 
 def _first(texts: Tensor, size: int) -> Tensor:

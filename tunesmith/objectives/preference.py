@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -109,7 +110,7 @@ class Preference(Objective):
         """Return the instruction, if any, with the text."""
         return instructed([Message("user", text)], self.instruction)[0]
 
-    def for_rows(self, examples: Sequence[Example]) -> Preference:
+    def for_rows(self, examples: Sequence[Example], *, run: Path | None = None) -> Preference:
         """Return the objective with the metric for pairs or for unpaired preferences."""
         return self.bind(examples, "decoder")
 

@@ -223,14 +223,18 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
     rows = keep(rows, recipe.data.where)
     rows, skipped = usable(rows, roles := objective.columns(rows))
     notes = [*file.notes, *notes, *skipped]
-    examples = [*by_prompt(objective.examples(rows, group=recipe.data.group, columns=roles))]
+    examples = parsed = [*by_prompt(objective.examples(rows, group=recipe.data.group, columns=roles))]
     notes += answer_notes(examples)
     if request.rows and request.rows < len(examples):
         indices = sorted(random.Random(recipe.seed).sample(range(len(examples)), request.rows))
         notes.append(f"{request.rows} of {len(examples)} rows, sampled with seed {recipe.seed}")
         examples = [examples[i] for i in indices]
     if own:
-        objective = objective.for_rows(examples)
+        objective = objective.for_rows(parsed, run=source.folder.parent if source.folder else None)
+        if objective.passages:
+            notes.append(
+                f"{len(objective.passages)} passages are searched: those of these rows, the run and its documents"
+            )
         notes += _unknown_labels(objective, examples, request)
     else:
         objective = objective.bind(examples, "decoder")

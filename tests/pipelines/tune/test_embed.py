@@ -13,6 +13,7 @@ from tests.pipelines.conftest import recipe, tune
 from tunesmith.cli import main
 from tunesmith.events import ignore
 from tunesmith.inference.saved_model import load
+from tunesmith.models.sentence_embeddings import open_encoder
 from tunesmith.pipelines.evaluate import EvaluateRequest, evaluate
 from tunesmith.pipelines.search import nearest
 from tunesmith.pipelines.tune.preview import preview
@@ -88,6 +89,8 @@ def test_a_search_is_learned_measured_asked_and_opened_by_sentence_transformers(
     compared = evaluate(EvaluateRequest(str(run.folder), str(fresh), against="base"), on_event=ignore).page
     assert compared.metric == "ndcg"
     assert compared.n == 20
+    count = len({*((run.folder / "passages.jsonl").read_text().splitlines())})
+    assert f"{count} passages are searched" in " ".join(compared.notes)  # not only those of the 20 rows
 
 
 def test_queries_are_audited_and_previewed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -99,3 +102,15 @@ def test_queries_are_audited_and_previewed(tmp_path: Path, capsys: pytest.Captur
     assert "unreadable" in {finding["kind"] for finding in findings}
     shown = preview(made(tmp_path, "bert", "full"), offline=True)
     assert [piece.side for piece in shown.rows[0].pieces] == ["query", "passage"]
+
+
+def test_a_run_over_labels_reads_a_text_as_far_as_in_training(tmp_path: Path):
+    rows = [{"words": f"{kind} {i} " + "very " * 9, "kind": kind} for i in range(24) for kind in ("cat", "dog")]
+    objective = {"kind": "embed", "query": "words", "label": "kind"}
+    made = recipe(tmp_path, rows, "bert", objective=objective, technique="full", data={"max_tokens": 16})
+    run = tune(made, tmp_path / "run")
+    assert 0.5 < run.report.task.tuned <= 1
+    encoder = open_encoder(str(run.folder), offline=True)
+    assert encoder.limit == 16
+    texts = [row["words"] for row in rows[:3]]
+    assert np.abs(encoder.vectors(texts, 256) - load(run.folder).embed(texts).numpy()).max() < 1e-5
