@@ -106,12 +106,52 @@ def test_words_with_tags_are_joined_by_spaces(tags: list[str]):
         ([written(start=4.5)], "has a span without start, end or one label"),
         (["Anna"], r"column 'spans' must be a list of \{start, end, label\}"),
         ("Anna", r"column 'spans' must be a list of \{start, end, label\}"),
+        ("[{'start': 4, 'end': 13, 'label': 'PERSON'", r"column 'spans' must be a list of \{start, end, label\}"),
+        ("[4-13:PERSON]", r"column 'spans' must be a list of \{start, end, label\}"),
+        (None, r"column 'spans' has no annotation of this text; drop the row, or write \[\] if nothing"),
+        ("", "column 'spans' has no annotation of this text"),
+        ([{"id": 3, "was_cancelled": True, "result": []}], "column 'spans' has no annotation of this text"),
     ],
 )
 def test_what_is_no_span_of_the_text_is_refused_with_the_reason_and_the_row(spans: Any, problem: str):
     rows = [Row("rows.jsonl:1", {"text": TEXT, "spans": []}), Row("rows.jsonl:2", {"text": TEXT, "spans": spans})]
     with pytest.raises(RowError, match=f"^rows.jsonl:2: .*{problem}"):
         tagged(rows, columns={"text": "text", "spans": "spans"})
+
+
+def test_a_task_of_label_studio_without_annotation_is_refused_and_one_without_spans_is_not():
+    columns = {"text": "data.text", "spans": "annotations"}
+    cells: list[Any] = [[{"result": STUDIO}], [{"result": []}], "[]", []]
+    rows = [Row(f"rows:{i}", {"data.text": TEXT, "annotations": cell}) for i, cell in enumerate(cells)]
+    assert [row.spans for row in tagged(rows[:2], columns=columns)] == [SPANS, ()]
+    for row in rows[2:]:
+        with pytest.raises(RowError, match=f"^{row.where}: column 'annotations' has no annotation of this text"):
+            tagged([rows[0], row], columns=columns)
+    plain = [Row("rows:1", {"text": TEXT, "spans": none}) for none in ([], "[]", " [ ] ")]
+    assert [row.spans for row in tagged(plain, columns={"text": "text", "spans": "spans"})] == [(), (), ()]
+
+
+@pytest.mark.parametrize(
+    ("named", "columns"),
+    [
+        ({"spans": "mine"}, {"text": "text", "spans": "mine"}),
+        ({"text": "title"}, {"text": "title", "spans": "spans"}),
+        ({"words": "tokens"}, {"words": "tokens", "tags": "ner_tags"}),
+        ({"tags": "bio"}, {"words": "tokens", "tags": "bio"}),
+        ({"words": "w", "tags": "t"}, {"words": "w", "tags": "t"}),
+        ({}, {"text": "text", "spans": "spans"}),
+    ],
+)
+def test_a_column_that_the_recipe_names_is_read_and_the_other_one_is_detected(
+    named: dict[str, str], columns: dict[str, str]
+):
+    fields = {"text": TEXT, "title": TEXT, "spans": [written()], "mine": [], "tokens": ["Bo"], "ner_tags": ["B-P"]}
+    assert Tag(**named).columns([Row("rows:1", fields | {"bio": ["O"]})]) == columns
+
+
+def test_columns_of_texts_and_of_words_are_not_named_together():
+    with pytest.raises(ValueError, match="name columns of a text and its spans, or of words and their tags, not both"):
+        Tag(spans="spans", tags="tags")
 
 
 def test_an_audit_names_overlaps_disagreements_and_spans_that_cut_words(tmp_path: Path):

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.data.examples.spans import OUTSIDE, spans_of, tags_of
 from tunesmith.data.examples.spans import tagged as parse
 from tunesmith.data.examples.types import Example, Span, TaggedText
 from tunesmith.data.readers.row import Row, file_of
-from tunesmith.data.schema.formats import detect
+from tunesmith.data.schema.formats import span_columns
 from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.span_tokens import TextTokens
 from tunesmith.errors import DataError
@@ -70,6 +70,12 @@ class Tag(Objective, Learner):
         "auto", description="a word has the tag of its first token, or each token its own; auto: by the rows"
     )
 
+    @model_validator(mode="after")
+    def _one_kind_of_columns(self) -> Self:
+        if (self.text or self.spans) and (self.words or self.tags):
+            raise ValueError("name columns of a text and its spans, or of words and their tags, not both")
+        return self
+
     @property
     def all_tags(self) -> tuple[str, ...]:
         """Return the tags in the order of the head's outputs, [K]."""
@@ -77,16 +83,11 @@ class Tag(Objective, Learner):
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of text and spans, or of words and tags. Raises DataError if they cannot be detected."""
-        if self.words or self.tags:
-            return {"words": self.words or "words", "tags": self.tags or "tags"}
-        if self.text and self.spans:
-            return {"text": self.text, "spans": self.spans}
-        detected = detect(rows)
-        if detected.objective != self.kind:
-            fix = "name the columns: objective: {kind: tag, text: COLUMN, spans: COLUMN}, or words and tags"
-            raise DataError(f"{file_of(rows)}: no spans were detected next to a text; {fix}")
-        named = {"text": self.text, "spans": self.spans}
-        return {role: named.get(role) or column for role, column in detected.columns.items()}
+        named = {role: getattr(self, role) for role in self.column_keys}
+        if columns := span_columns(rows, **named):
+            return columns
+        fix = "name the columns: objective: {kind: tag, text: COLUMN, spans: COLUMN}, or words and tags"
+        raise DataError(f"{file_of(rows)}: no spans were detected next to a text; {fix}")
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Parse rows into texts with spans."""

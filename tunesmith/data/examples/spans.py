@@ -37,18 +37,32 @@ def tagged(rows: Sequence[Row], *, columns: Mapping[str, str], group: str = "") 
             text, spans = _from_words(row, columns["words"], columns["tags"])
         else:
             text = text_of(row, columns["text"])
-            spans = spans_in(row, columns["spans"], text)
+            spans = spans_in(row, columns["spans"], text, task=columns["text"].startswith("data."))
         return TaggedText(row.where, text, checked(spans, text, row.where), group_of(row, group))
 
     return parsed(rows, parse)
 
 
-def spans_in(row: Row, column: str, text: str) -> list[Span]:
-    """Return the spans of a row as they are written. Raises DataError for what is not a span of the text."""
+def spans_in(row: Row, column: str, text: str, *, task: bool = False) -> list[Span]:
+    """Return the spans of a row as they are written.
+
+    Args:
+        row: the row.
+        column: holds the spans. Only a list says that there are none: a text that nobody annotated is no example of it.
+        text: the text of the row.
+        task: the row is a task of Label Studio, whose list is of annotations. Without one, nobody has annotated it.
+
+    Raises:
+        DataError: the row is not annotated, or has what is not a span of the text.
+    """
     value = cell(row, column)
-    if value not in (None, "") and not is_spans(value):
+    items = span_items(value)
+    if value in (None, "") or (is_spans(value) and items is None) or (task and listed(value) == []):
+        problem = f"{row.where}: column {column!r} has no annotation of this text"
+        raise DataError(f"{problem}; drop the row, or write [] if nothing in it is a span")
+    if items is None or not is_spans(value):
         raise row_error(row, column, "must be a list of {start, end, label}")
-    return [_span(item, text, row, column) for item in span_items(value)]
+    return [_span(item, text, row, column) for item in items]
 
 
 def checked(spans: Iterable[Span], text: str, where: str) -> tuple[Span, ...]:

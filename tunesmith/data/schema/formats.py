@@ -459,13 +459,28 @@ def _compared(sample: _Sample) -> Format | None:
 
 def _spans(sample: _Sample) -> Format | None:
     """Detect a text with labelled spans, or words with BIO tags."""
-    text = sample.column((*TEXTS, "data.text"), is_text)
-    spans = sample.column(SPANS, is_spans)
-    if text and spans and any(map(listed, sample.values(spans))):
-        return Format("spans", "tag", {"text": text, "spans": spans})
-    words = sample.column(WORDS, lambda value: any(map(is_text, listed(value))))
-    tags = sample.column(TAGS, lambda value: bool(listed(value)) and all(map(is_tag, listed(value))))
-    return Format("word_tags", "tag", {"words": words, "tags": tags}) if words and tags else None
+    columns = span_columns(sample.rows)
+    return Format("word_tags" if "words" in columns else "spans", "tag", columns) if columns else None
+
+
+def span_columns(
+    rows: Sequence[Row], *, text: str = "", spans: str = "", words: str = "", tags: str = ""
+) -> dict[str, str]:
+    """Return the columns of a text and its spans, or of words and their tags; empty if they cannot be detected.
+
+    Named columns are taken as they are, and only the other one of the pair is looked for.
+    """
+    sample = _Sample(rows[:LOOKED_AT])
+    if not (words or tags):
+        found = spans or sample.column(SPANS, is_spans)
+        told = text or sample.column((*TEXTS, "data.text"), is_text)
+        if told and found and (spans or any(map(listed, sample.values(found)))):
+            return {"text": told, "spans": found}
+    if text or spans:
+        return {}
+    cut = words or sample.column(WORDS, lambda value: any(map(is_text, listed(value))))
+    bio = tags or sample.column(TAGS, lambda value: bool(listed(value)) and all(map(is_tag, listed(value))))
+    return {"words": cut, "tags": bio} if cut and bio else {}
 
 
 def _query_passage(sample: _Sample) -> Format | None:

@@ -91,33 +91,39 @@ def is_open(value: object) -> bool:
 
 def listed(value: object) -> list[Any]:
     """Return the items of a list, also of one written as JSON or Python text; empty for any other value."""
+    return _read_list(value) or []
+
+
+def _read_list(value: object) -> list[Any] | None:
+    """Return a list, also one written as JSON or Python text; None for any other value."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value if isinstance(value, list) else []
+        return value if isinstance(value, list) else None
     for read in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            return listed(read(value))
-    return []
+            return _read_list(read(value))
+    return None
 
 
-def span_items(value: object) -> list[Any]:
-    """Return the spans of a cell; of Label Studio's annotations the results of the first that was not cancelled."""
-    items = listed(value)
-    annotations = [item for item in items if isinstance(item, Mapping) and isinstance(item.get("result"), list)]
+def span_items(value: object) -> list[Any] | None:
+    """Return the spans of a cell; None if it holds no list, or only annotations of Label Studio that were cancelled.
+
+    Of several annotations, the results of the first that was not cancelled are returned.
+    """
+    items = _read_list(value)
+    annotations = [item for item in items or () if isinstance(item, Mapping) and isinstance(item.get("result"), list)]
     if annotations:
-        kept = [item["result"] for item in annotations if not item.get("was_cancelled")]
-        items = [item for item in (kept or [[]])[0] if isinstance(item, Mapping) and item.get("type") == "labels"]
-    return [item["value"] if isinstance(item, Mapping) and "value" in item else item for item in items]
+        kept = next((item["result"] for item in annotations if not item.get("was_cancelled")), None)
+        items = kept and [item for item in kept if isinstance(item, Mapping) and item.get("type") == "labels"]
+    return items and [item["value"] if isinstance(item, Mapping) and "value" in item else item for item in items]
 
 
 def is_spans(value: object) -> bool:
     """Return whether the value is a list of objects with start and end, or of [start, end, label], or empty."""
-    if not isinstance(value, list) and not (isinstance(value, str) and value.lstrip().startswith("[")):
-        return False
-    return all(
+    return _read_list(value) is not None and all(
         {"start", "end"} <= item.keys()
         if isinstance(item, Mapping)
         else isinstance(item, list | tuple) and [*map(type, item)] == [int, int, str]
-        for item in span_items(value)
+        for item in span_items(value) or ()
     )
 
 
