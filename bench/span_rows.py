@@ -6,7 +6,8 @@ descriptions are the texts. The spans come from facts outside of a text, and fro
 - PACKAGE: a word that is the name of a package in the index and has a digit, a hyphen or a plus sign, so that it is no
   word of the language. The index at hand is a part of Debian's, so that some names are not marked;
 - VERSION: numbers with dots, and what follows them without a space;
-- LICENCE: names of free licences with their version.
+- LICENCE: names of free licences with their version. BSD, MIT, Apache, Artistic and Mozilla are also names of programs
+  and projects, so that they count only with "license", "licensed" or "terms" behind them.
 
 Where two of them overlap, the longer one is kept. The column `package` groups the paragraphs of a description.
 """
@@ -21,9 +22,11 @@ from pathlib import Path
 
 NAME = re.compile(r"(?<![\w/.@:+-])[a-z0-9][a-z0-9+.-]*[a-z0-9+](?![\w/@+-])")
 VERSION = re.compile(r"(?<![\w./-])v?\d+(?:\.\d+)+(?:[-+~]?[a-z0-9]+)*(?![\w/])", re.IGNORECASE)
+NUMBERED = r"(?:[- ]?(?:v(?:ersion )?)?\d(?:\.\d)?\+?)?(?: or later)?"
 LICENCE = re.compile(
-    r"\b(?:GNU )?(?:(?:Lesser |Affero )?General Public Licen[cs]e|[AL]?GPL|BSD|MIT|Apache|Artistic|Mozilla Public|MPL)"
-    r"(?:[- ]?(?:v(?:ersion )?)?\d(?:\.\d)?\+?)?(?: or later)?(?: Licen[cs]e)?"
+    rf"\b(?:(?:GNU )?(?:(?:Lesser |Affero )?General Public Licen[cs]e|[AL]?GPL){NUMBERED}(?: [Ll]icen[cs]e)?"
+    rf"|(?:BSD|MIT|Apache|Artistic|Mozilla Public|MPL){NUMBERED}(?:[- ](?:like|style))?"
+    r"(?: [Ll]icen[cs]e|(?=[ -]licen[cs]ed| terms)))(?!\w)"
 )
 FEWEST_CHARACTERS, MOST_CHARACTERS = 40, 400
 PLAIN_SHARE = 4  # one paragraph without a span for this many with one

@@ -43,3 +43,14 @@ def test_a_dictionary_marks_what_it_has_seen_and_a_random_field_what_stands_in_t
     assert crf_tagger(MARKED, texts)[:2] == [[Span(4, 6, "NAME")], [Span(4, 8, "NAME")]]
     rare = [*MARKED, *[(f"Bo {i}", list[Span]()) for i in range(6)]]  # mostly no span
     assert dictionary_tagger(rare, texts)[0] == []
+
+
+def test_a_dictionary_counts_an_entry_where_it_is_looked_up_and_knows_whole_words_only():
+    def all_in(text: str, *parts: str) -> tuple[str, list[Span]]:
+        return text, [Span(text.index(part), text.index(part) + len(part), "A") for part in parts]
+
+    inside = [all_in("the GNU GPL", "GNU GPL")] * 5 + [all_in("a GPL", "GPL")] * 3
+    assert dictionary_tagger(inside, ["the GPL is"]) == [[Span(4, 7, "A")]]
+    freed = [all_in("GNU GPL", "GPL")] * 5 + [all_in("GNU GPL", "GNU GPL")] * 2  # the longer one is mostly none
+    assert dictionary_tagger(freed, ["GNU GPL"]) == [[Span(4, 7, "A")]]
+    assert dictionary_tagger([all_in("on v2 now", "2")], ["2 dogs, 2 cats, v2"]) == [[Span(16, 18, "A")]]

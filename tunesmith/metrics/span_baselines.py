@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tunesmith.data.examples.spans import spans_of, tags_of
@@ -16,8 +16,9 @@ from tunesmith.data.examples.types import Span
 
 # A text with its spans, in order.
 Marked = tuple[str, Sequence[Span]]
+Words = tuple[str, ...]
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
-# Of the occurrences of a text in the training rows, the share that must be a span for an entry in the dictionary.
+# Of the places where an entry of the dictionary is looked up in the training rows, the share that must be spans.
 LEAST_SHARE = 0.5
 # Regularization and steps of CRFsuite's own example of named entities (L1 and L2 of its tutorial).
 CRF_OPTIONS = {"c1": 0.1, "c2": 0.01, "max_iterations": 100, "feature.possible_transitions": True}
@@ -35,25 +36,29 @@ def dictionary_tagger(train: Sequence[Marked], texts: Sequence[str]) -> list[lis
         train: texts with their spans.
         texts: to mark.
     """
-    labels: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    labels: dict[Words, Counter[str]] = defaultdict(Counter)
+    cut, marked = [], []
     for text, spans in train:
-        for span in spans:
-            labels[_words(text[span.start : span.end])][span.label] += 1
-    labels.pop((), None)
-    longest = max(map(len, labels), default=0)
-    seen = Counter[tuple[str, ...]]()
-    for text, _ in train:
-        words = _words(text)
-        seen.update(
-            words[at : at + size] for size in range(1, longest + 1) for at in range(len(words) - size + 1)
-            if words[at : at + size] in labels
-        )  # fmt: skip
-    entries = {
-        words: max(sorted(found), key=found.__getitem__)
-        for words, found in labels.items()
-        if found.total() >= LEAST_SHARE * seen[words]
-    }
-    return [_looked_up(text, entries, longest) for text in texts]
+        pieces = pieces_of(text)
+        found = spans_of(tags_of(spans, pieces, text), pieces, text)  # whole words, also where a span cuts one
+        cut.append(words := _words(text))
+        marked.append({(part.start, part.stop) for _, part in found})
+        for span, part in found:
+            labels[words[part]][span.label] += 1
+    entries = {words: max(sorted(counts), key=counts.__getitem__) for words, counts in labels.items()}
+    for size in sorted({*map(len, entries)}, reverse=True):  # without a longer entry, its words are free for others
+        seen, right = Counter[Words](), Counter[Words]()
+        for words, spans_here, places in zip(cut, marked, _looked_up(cut, entries), strict=True):
+            for start, stop in places:
+                seen[words[start:stop]] += 1
+                right[words[start:stop]] += (start, stop) in spans_here
+        rare = {entry for entry in seen if len(entry) == size and right[entry] < LEAST_SHARE * seen[entry]}
+        entries = {entry: label for entry, label in entries.items() if entry not in rare}
+    asked, results = [_words(text) for text in texts], []
+    for text, words, places in zip(texts, asked, _looked_up(asked, entries), strict=True):
+        pieces = pieces_of(text)
+        results.append([Span(pieces[a][0], pieces[b - 1][1], entries[words[a:b]]) for a, b in places])
+    return results
 
 
 def crf_tagger(train: Sequence[Marked], texts: Sequence[str]) -> list[list[Span]]:
@@ -84,20 +89,22 @@ def crf_tagger(train: Sequence[Marked], texts: Sequence[str]) -> list[list[Span]
     return found
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _words(text: str) -> Words:
     return tuple(match.group() for match in WORD.finditer(text))
 
 
-def _looked_up(text: str, entries: dict[tuple[str, ...], str], longest: int) -> list[Span]:
-    words, pieces = _words(text), pieces_of(text)
-    spans, at = [], 0
-    while at < len(words):
-        sizes = range(min(longest, len(words) - at), 0, -1)
-        size = next((size for size in sizes if words[at : at + size] in entries), 0)
-        if size:
-            spans.append(Span(pieces[at][0], pieces[at + size - 1][1], entries[words[at : at + size]]))
-        at += size or 1
-    return spans
+def _looked_up(texts: Iterable[Words], entries: Collection[Words]) -> Iterator[list[tuple[int, int]]]:
+    """Yield the places of entries in each text, from left to right, the longest first; their end is exclusive."""
+    sizes: dict[str, list[int]] = defaultdict(list)
+    for entry in sorted(entries, key=len, reverse=True):
+        sizes[entry[0]].append(len(entry))
+    for words in texts:
+        places, at = [], 0
+        while at < len(words):
+            size = next((size for size in sizes.get(words[at], ()) if words[at : at + size] in entries), 0)
+            places += [(at, at + size)] if size else []
+            at += size or 1
+        yield places
 
 
 def _features(text: str, pieces: Sequence[tuple[int, int]]) -> list[list[str]]:

@@ -48,9 +48,9 @@ def spans_in(row: Row, column: str, text: str, *, task: bool = False) -> list[Sp
 
     Args:
         row: the row.
-        column: holds the spans. Only a list says that there are none: a text that nobody annotated is no example of it.
+        column: holds the spans. Only an empty list says that there are none, as a text may not be annotated at all.
         text: the text of the row.
-        task: the row is a task of Label Studio, whose list is of annotations. Without one, nobody has annotated it.
+        task: the row is a task of Label Studio, whose list has annotations; an empty one is of a text without any.
 
     Raises:
         DataError: the row is not annotated, or has what is not a span of the text.

@@ -105,7 +105,7 @@ def _read_list(value: object) -> list[Any] | None:
 
 
 def span_items(value: object) -> list[Any] | None:
-    """Return the spans of a cell; None if it holds no list, or only annotations of Label Studio that were cancelled.
+    """Return the spans of a cell; None for anything but a list, or if Label Studio's annotations were all cancelled.
 
     Of several annotations, the results of the first that was not cancelled are returned.
     """
