@@ -51,6 +51,8 @@ def test_a_dictionary_counts_an_entry_where_it_is_looked_up_and_knows_whole_word
 
     inside = [all_in("the GNU GPL", "GNU GPL")] * 5 + [all_in("a GPL", "GPL")] * 3
     assert dictionary_tagger(inside, ["the GPL is"]) == [[Span(4, 7, "A")]]
+    ends = [*inside, all_in("a GNU", "GNU")]
+    assert dictionary_tagger(ends, ["a GNU", "GNU GPL"]) == [[Span(2, 5, "A")], [Span(0, 7, "A")]]
     freed = [all_in("GNU GPL", "GPL")] * 5 + [all_in("GNU GPL", "GNU GPL")] * 2  # the longer one is mostly none
     assert dictionary_tagger(freed, ["GNU GPL"]) == [[Span(4, 7, "A")]]
     assert dictionary_tagger([all_in("on v2 now", "2")], ["2 dogs, 2 cats, v2"]) == [[Span(16, 18, "A")]]

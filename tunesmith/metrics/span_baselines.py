@@ -101,7 +101,8 @@ def _looked_up(texts: Iterable[Words], entries: Collection[Words]) -> Iterator[l
     for words in texts:
         places, at = [], 0
         while at < len(words):
-            size = next((size for size in sizes.get(words[at], ()) if words[at : at + size] in entries), 0)
+            found = (words[at : at + size] for size in sizes.get(words[at], ()))
+            size = next((len(entry) for entry in found if entry in entries), 0)
             places += [(at, at + size)] if size else []
             at += size or 1
         yield places
