@@ -17,7 +17,7 @@ from tests.bases import policy, template
 from tests.served import engine_over, save_run
 from tests.tiny import SENTENCES
 from tunesmith.cli import main
-from tunesmith.data.examples.spans import spans_of, tagged, tags_of, trim
+from tunesmith.data.examples.spans import spans_of, tagged, tags_of
 from tunesmith.data.examples.types import Span, TaggedText
 from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.formats import detect
@@ -25,12 +25,13 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.span_tokens import TextTokens
 from tunesmith.errors import DataError, RecipeError, RowError
 from tunesmith.inference.export.formats import merged, write_merged
-from tunesmith.inference.export.usage import read_usage
+from tunesmith.inference.export.usage import Usage, read_usage, readme
 from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.saved_model import load
 from tunesmith.models.batch import collate
 from tunesmith.objectives import Classify, Tag
 from tunesmith.pipelines.audit import audit_rows
+from tunesmith.pipelines.export.compare import as_marked
 from tunesmith.pipelines.requests import AuditRequest
 from tunesmith.techniques import Full, Lora
 
@@ -117,6 +118,16 @@ def test_what_is_no_span_of_the_text_is_refused_with_the_reason_and_the_row(span
     rows = [Row("rows.jsonl:1", {"text": TEXT, "spans": []}), Row("rows.jsonl:2", {"text": TEXT, "spans": spans})]
     with pytest.raises(RowError, match=f"^rows.jsonl:2: .*{problem}"):
         tagged(rows, columns={"text": "text", "spans": "spans"})
+
+
+def test_a_key_value_beside_a_span_is_ignored_and_the_label_of_no_span_is_refused_in_every_format():
+    rows = [Row("rows:1", {"text": TEXT, "spans": [written(value="Anna Berg")]})]
+    assert tagged(rows, columns={"text": "text", "spans": "spans"})[0].spans == SPANS[:1]
+    with pytest.raises(DataError, match="span at 0 has the label 'O', which means no span"):
+        tagged([Row("rows:1", {"w": ["Anna"], "t": ["B-O"]})], columns={"words": "w", "tags": "t"})
+    for labels in (("A", "A"), ("",), ("O",), (" A",)):
+        with pytest.raises(ValueError, match="list each label once, without spaces around it; not 'O'"):
+            Tag(labels=labels)
 
 
 def test_a_task_of_label_studio_without_annotation_is_refused_and_one_without_spans_is_not():
@@ -296,6 +307,20 @@ def test_a_saved_model_marks_the_same_spans_everywhere(
     assert bugs == []
 
 
+def test_a_character_of_several_tokens_has_the_answer_of_the_first_in_the_pipeline_too():
+    text, places = "😀 b", [(0, 1), (0, 1), (0, 1), (0, 1), (2, 3)]
+    ours = [span for span, _ in spans_of(["B-E", "I-P", "I-P", "O", "B-P"], places, text)]
+    theirs = [("E", 0, 1), ("P", 0, 1), ("P", 1, 3)]  # the last one with the space before its word
+    found = [{"entity_group": label, "start": a, "end": b, "score": 0.5} for label, a, b in theirs]
+    assert as_marked(found, text) == dict.fromkeys(ours, 0.5)
+
+
+def test_the_readme_of_an_export_says_that_long_texts_are_cut_there_only():
+    text = readme(Usage("tag text", {"max_tokens": 64, "aggregation": "first"}), name="a", class_name="B", multi=False)
+    assert "at most 64 tokens. This code truncates longer texts there, and marks nothing after that" in text
+    assert "as in Tunesmith" not in text
+
+
 @pytest.mark.parametrize("aggregation", ["first", "simple"])
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
 @pytest.mark.parametrize("technique", [Full(), Lora(rank=4)], ids=["full", "lora"])
@@ -322,13 +347,8 @@ def test_transformers_pipeline_marks_the_same_spans_in_200_rows(
     found = 0
     for text, answer, theirs in zip(texts, answers, tagger(texts), strict=True):
         ours = {Span(one["start"], one["end"], one["label"]): one["score"] for one in answer["spans"]}
-        # Here a space may be a token; spaces are no part of our spans. A letter of several tokens has one answer.
-        named: list[Span] = []
-        for one in theirs:
-            start = max([one["start"], *(span.end for span in named)])
-            named += filter(None, [trim(Span(start, one["end"], one["entity_group"]), text)])
-        assert list(ours) == named
-        if len(named) == len(theirs):
-            assert list(ours.values()) == pytest.approx([float(one["score"]) for one in theirs], abs=1e-4)
+        named = as_marked(theirs, text)
+        assert list(ours) == list(named)
+        assert ours == pytest.approx(named, abs=1e-4)
         found += len(ours)
     assert found > 200

@@ -10,7 +10,7 @@ from itertools import pairwise
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunesmith.data.examples.spans import OUTSIDE, spans_of, tags_of
 from tunesmith.data.examples.spans import tagged as parse
@@ -69,6 +69,14 @@ class Tag(Objective, Learner):
     aggregation: Literal["auto", "first", "simple"] = Field(
         "auto", description="a word has the tag of its first token, or each token its own; auto: by the rows"
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for number, label in enumerate(labels):
+            if label in labels[:number] or label != label.strip() or label in ("", OUTSIDE):
+                raise ValueError(f"label {label!r}: list each label once, without spaces around it; not {OUTSIDE!r}")
+        return labels
 
     @model_validator(mode="after")
     def _one_kind_of_columns(self) -> Self:
@@ -154,7 +162,7 @@ class Tag(Objective, Learner):
     def marked(self, tokens: TextTokens, tags: Sequence[str]) -> list[tuple[Span, list[int]]]:
         """Return the spans that the tags of the tokens mark, each with the tokens that decide it.
 
-        These are the spans of transformers' pipeline with the same `aggregation_strategy`.
+        These are the spans of transformers' pipeline with the same `aggregation_strategy`, except as in `spans_of`.
 
         Args:
             tokens: a text.
@@ -197,19 +205,20 @@ class Tag(Objective, Learner):
         def best(batch: Batch) -> Tensor:
             found = layer(model.policy.states(batch)).float().softmax(dim=1).max(dim=1)
             pairs = torch.stack((found.indices.float(), found.values), dim=1)[batch.row_index.clamp(min=0)]
-            return F.pad(pairs, (0, 0, 0, model.limit - pairs.shape[1]))  # [B, L, 2] -> [B, limit, 2]
+            return F.pad(pairs, (0, 0, 0, width - pairs.shape[1]))  # [B, L, 2] -> [B, width, 2]
 
         import torch
         import torch.nn.functional as F
 
         rows = [tokens.rows(model.template, "", limit=model.limit) if tokens.ids else [] for tokens in read]
         windows = [window for text in rows for window in text]
-        outputs = iter(model.outputs([window.sequences[0] for window in windows], best).tolist() if windows else [])
+        width = max((len(window.sequences[0].ids) for window in windows), default=0)  # of the longest one
+        outputs = iter(model.outputs([window.sequences[0] for window in windows], best) if windows else ())
         names = self.all_tags
         results = []
         for text in rows:
-            found = [(window, next(outputs)) for window in text]
-            pairs = [pairs[position] for window, pairs in found for position, _ in window.hidden]
+            found = [(next(outputs), [position for position, _ in window.hidden]) for window in text]
+            pairs = [pair for output, positions in found for pair in output[positions].tolist()]
             results.append(([names[int(index)] for index, _ in pairs], [score for _, score in pairs]))
         return results
 

@@ -69,13 +69,15 @@ def checked(spans: Iterable[Span], text: str, where: str) -> tuple[Span, ...]:
     """Return spans in order, each once and without spaces at its ends.
 
     Raises:
-        DataError: a span is outside the text or blank, or two of them share a character.
+        DataError: a span is outside the text or blank, has the label O, or shares a character with another.
     """
     trimmed = []
     for span in spans:
         if not 0 <= span.start < span.end <= len(text):
             at = f"{span.start} to {span.end} of {len(text)} characters"
             raise DataError(f"{where}: span {span.label} is at {at}; count code points from 0, the end is exclusive")
+        if span.label == OUTSIDE:
+            raise DataError(f"{where}: span at {span.start} has the label {OUTSIDE!r}, which means no span; rename it")
         if (one := trim(span, text)) is None:
             raise DataError(f"{where}: span {span.label} at {span.start} is blank; remove it")
         trimmed.append(one)
@@ -184,8 +186,6 @@ def _span(item: object, text: str, row: Row, column: str) -> Span:
     word = (as_word(label) or "").strip()
     if type(start) is not int or type(end) is not int or not word:
         raise row_error(row, column, f"has a span without start, end or one label: {str(dict(item))[:80]}")
-    if word == OUTSIDE:
-        raise row_error(row, column, f"has the label {OUTSIDE!r}, which means no span; rename it")
     copied = item.get("text")
     if isinstance(copied, str) and text[start:end].strip() != copied.strip():
         problem = f"the span {copied[:SHOWN]!r} at {start} to {end} is {text[start:end][:SHOWN]!r} in the text"

@@ -114,7 +114,10 @@ def span_items(value: object) -> list[Any] | None:
     if annotations:
         kept = next((item["result"] for item in annotations if not item.get("was_cancelled")), None)
         items = kept and [item for item in kept if isinstance(item, Mapping) and item.get("type") == "labels"]
-    return items and [item["value"] if isinstance(item, Mapping) and "value" in item else item for item in items]
+    return items and [
+        item["value"] if isinstance(item, Mapping) and isinstance(item.get("value"), Mapping) else item
+        for item in items
+    ]
 
 
 def is_spans(value: object) -> bool:

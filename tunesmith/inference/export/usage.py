@@ -321,13 +321,20 @@ def readme(usage: Usage, *, name: str, class_name: str, multi: bool) -> str:
             "The classifier includes layers that pool the states and compute the logits. "
             "To train further, start from the base model, not from this folder."
         )
-    cut = (
-        "Longer texts are truncated there, as in Tunesmith."
-        if usage.form.startswith(("classify text", "predict text", "tag", "fill"))
-        else "Tunesmith shortens longer prompts; this code does not, so shorten them first."
-    )
-    notes.append(f"The model was tuned with at most {limit} tokens. {cut}")
+    notes.append(f"The model was tuned with at most {limit} tokens. {_longer_texts(usage.form)}")
     lines = "\n".join(f"- {note}" for note in notes)
     front = f"---\nlibrary_name: transformers\npipeline_tag: {usage.pipeline_tag}\ntags: [tunesmith]\n---\n"
     code = f"```python\n{usage.example('.')}\n```"
     return f"{front}\n# {name}\n\nRun this in the folder of this file:\n\n{code}\n\n{lines}\n"
+
+
+def _longer_texts(form: str) -> str:
+    """Return what the code of a form does with texts that are longer than those in training."""
+    if form == "tag text":
+        return (
+            "This code truncates longer texts there, and marks nothing after that. Tunesmith reads them whole, in "
+            "overlapping windows; divide them before you use this code."
+        )
+    if form.startswith(("classify text", "predict text", "fill")):
+        return "Longer texts are truncated there, as in Tunesmith."
+    return "Tunesmith shortens longer prompts; this code does not, so shorten them first."

@@ -266,7 +266,7 @@ def _by_numbers(model: LocalModel, rows: Sequence[Prediction], function: Callabl
 def _by_spans(model: LocalModel, rows: Sequence[Prediction], function: Callable[[Any], Any]) -> ProgramAgreement:
     """Compare the spans of texts that are not longer than one window; pipelines do not divide texts as Tunesmith does.
 
-    Some tokenizers count the space before a word to it, so that spaces at the ends of a span are not compared.
+    The spans of the pipeline are compared as `as_marked` returns them.
     """
     texts = [model.template.harmless(row.question) for row in rows]
     texts = [text for text in texts if len(model.template.document(text).ids) <= model.limit][:STATED_ROWS]
@@ -274,10 +274,7 @@ def _by_spans(model: LocalModel, rows: Sequence[Prediction], function: Callable[
     if not answers:
         raise CheckpointError(f"every test row exceeds {model.limit} tokens, so none can be compared; tune with more")
     original = [{Span(one["start"], one["end"], one["label"]): one["score"] for one in row["spans"]} for row in answers]
-    exported: list[dict[Span | None, float]] = [
-        {trim(Span(one["start"], one["end"], one["entity_group"]), text): float(one["score"]) for one in found}
-        for text, found in zip(texts, function(texts), strict=True)
-    ]
+    exported = [as_marked(found, text) for text, found in zip(texts, function(texts), strict=True)]
     pairs = list(zip(original, exported, strict=True))
     return ProgramAgreement(
         metric=model.objective.metric,
@@ -289,6 +286,20 @@ def _by_spans(model: LocalModel, rows: Sequence[Prediction], function: Callable[
             (abs(p - theirs.get(span, p)) for ours, theirs in pairs for span, p in ours.items()), default=0.0
         ),
     )
+
+
+def as_marked(found: Sequence[Mapping[str, Any]], text: str) -> dict[Span, float]:
+    """Return the spans of transformers' pipeline as Tunesmith marks them, each with its score.
+
+    Some tokenizers count the space before a word to it, so that a span may begin with one. A character of several
+    tokens may be in several spans there; here it belongs to the first one.
+    """
+    spans: dict[Span, float] = {}
+    for one in found:
+        start = max([one["start"], *(span.end for span in spans)])
+        if (span := trim(Span(start, one["end"], one["entity_group"]), text)) is not None:
+            spans[span] = float(one["score"])
+    return spans
 
 
 def _is_shortened(model: LocalModel, prompt: str, answer: str) -> bool:
