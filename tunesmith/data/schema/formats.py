@@ -469,6 +469,13 @@ def span_columns(
     """Return the columns of a text and its spans, or of words and their tags; empty if they cannot be detected.
 
     Named columns are taken as they are, and only the other one of the pair is looked for.
+
+    Args:
+        rows: rows of one file.
+        text: column of the text, if it is named.
+        spans: of its spans.
+        words: of the words.
+        tags: of their tags.
     """
     sample = _Sample(rows[:LOOKED_AT])
     if not (words or tags):
