@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tunesmith.errors import DataError
-from tunesmith.metrics.baselines import best_label_set, linear_probe, majority, tfidf_classifier
+from tunesmith.metrics.baselines import _trials, best_label_set, linear_probe, majority, tfidf_classifier
 from tunesmith.metrics.scores import multilabel_f1
 
 GOOD = ["great", "lovely", "works", "excellent", "bright", "sturdy"]
@@ -89,6 +89,15 @@ def test_class_weights_are_taken_where_macro_f1_gains_by_them():
         for metric in ("macro_f1", "accuracy")
     )
     assert by_f1 > by_accuracy > 0
+
+
+def test_vectors_of_a_group_are_in_one_fold():
+    labels, groups = ["a", "b"] * 30, [number // 10 for number in range(60)]
+    trials = _trials(labels, "accuracy", 0, groups)
+    assert trials is not None
+    assert len(set(zip(groups, trials.folds.tolist(), strict=True))) == 6
+    assert set(trials.folds.tolist()) == {0, 1, 2}
+    assert _trials(labels, "accuracy", 0, [0] * 60) is None  # no fold without it has a label
 
 
 def test_the_probe_answers_the_only_label_and_nothing_for_nothing():

@@ -264,6 +264,14 @@ def test_spans_of_whole_words_are_marked_by_word_and_others_by_token():
         assert objective.bind_encoded(encoded).aggregation == aggregation
 
 
+def test_spans_that_no_tokens_mark_are_counted():
+    form = cutter("wordpiece")  # without accents
+    rows = [*rows_of(2), TaggedText("rows:9", "Cafe\u0301 bar", (Span(0, 5, "PLACE"),))]
+    (note,) = Tag().encoded_notes(rows, [], form, limit=64)
+    assert note == "1 of 5 spans do not begin and end with tokens, first in rows:9; whole tokens are marked"
+    assert Tag().encoded_notes(rows[:2], [], form, limit=64) == []
+
+
 def test_labels_are_those_of_the_rows_or_of_the_recipe():
     with pytest.raises(DataError, match="rows: no span in 1 rows; tag needs rows with spans"):
         Tag().bind([TaggedText("rows:1", "a", ())], "encoder")

@@ -190,7 +190,14 @@ class LinearFit:
         return [self.labels[index] for index in logits.argmax(axis=1)]
 
 
-def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accuracy", tries: bool = True) -> LinearFit:
+def fit_linear(
+    vectors: ArrayLike,
+    labels: Sequence[str],
+    *,
+    metric: str = "accuracy",
+    tries: bool = True,
+    groups: Sequence[int] = (),
+) -> LinearFit:
     """Fit logistic regression on standardised vectors.
 
     Args:
@@ -198,6 +205,7 @@ def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accu
         labels: N labels.
         metric: what cross-validation maximizes, "accuracy" or "macro_f1".
         tries: choose C and class weights by cross-validation as in `tfidf_labeller`; otherwise C is 0.01.
+        groups: of the N vectors, counted from 0; a group is in one fold. Empty: each vector by itself.
 
     Returns:
         A classifier of unstandardised vectors; with fewer than two labels one that always returns that label.
@@ -207,7 +215,7 @@ def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accu
     features, mean, deviation = standardised(vectors)
     setting = _Setting(0.01)
     with measuring("fitting a linear probe", FITS, unit="fits") as meter:
-        if tries and (trials := _trials(labels, metric, seed=0)):
+        if tries and (trials := _trials(labels, metric, seed=0, groups=groups)):
             meter.weight = 1
             first = (setting, trials.score(features, setting))
             meter.add()
@@ -256,8 +264,15 @@ def tfidf_vectorizer(*, characters: bool) -> FeatureUnion:
     return FeatureUnion(parts)
 
 
-def _trials(labels: Sequence[str], metric: str, seed: int) -> _Trials | None:
-    """Assign folds; None unless two labels have a row for every fold."""
+def _trials(labels: Sequence[str], metric: str, seed: int, groups: Sequence[int] = ()) -> _Trials | None:
+    """Assign folds; None unless two labels have a row for every fold, or if `groups`, for two of them."""
+    if groups:
+        of_groups = np.random.default_rng(seed).permutation(max(groups) + 1) % FOLDS
+        grouped = of_groups[np.asarray(groups)]
+        grouped[MOST_ROWS:] = -1
+        pairs = set(zip(labels[:MOST_ROWS], grouped.tolist(), strict=False))
+        spread = sum(count > 1 for count in Counter(label for label, _ in pairs).values()) > 1
+        return _Trials(np.array(labels), grouped, metric) if spread else None
     order = np.random.default_rng(seed).permutation(len(labels))[:MOST_ROWS].tolist()
     if sum(count >= FOLDS for count in Counter(labels[row] for row in order).values()) < 2:
         return None

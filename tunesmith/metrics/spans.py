@@ -26,29 +26,20 @@ SPAN_OUTCOMES: tuple[SpanOutcome, ...] = get_args(SpanOutcome)
 
 
 def counts(gold: Spans, given: Spans) -> FloatArray:
-    """Count for each row, [N, 5]: exact spans, predicted and reference spans, and those of each that overlap.
-
-    Only spans of one label overlap.
-    """
-    table = np.zeros((len(gold), 5))
+    """Count for each row, [N, 4]: exact spans, predicted and reference spans, and pairs of both that overlap."""
+    table = np.zeros((len(gold), 4))
     for i, (right, found) in enumerate(zip(gold, given, strict=True)):
-        overlaps = [sum(any(_meet(a, b) and a.label == b.label for b in other) for a in one) for one, other in (
-            (found, right), (right, found)
-        )]  # fmt: skip
-        table[i] = len(set(right) & set(found)), len(found), len(right), *overlaps
+        table[i] = len(set(right) & set(found)), len(found), len(right), _pairs(right, found)
     return table
 
 
 def value(metric: str, table: FloatArray) -> float:
-    """Return one of METRICS from the counts of rows, [N, 5]; without any span, 1."""
-    exact, given, gold, *overlaps = table.sum(axis=0)
+    """Return one of METRICS from the counts of rows, [N, 4]; without any span, 1."""
+    exact, given, gold, pairs = table.sum(axis=0)
     if not given + gold:
         return 1.0
-    if metric == "overlap_f1":
-        precision, recall = overlaps[0] / max(given, 1), overlaps[1] / max(gold, 1)
-        return float(2 * precision * recall / max(precision + recall, 1e-12))
-    below = {"entity_f1": (given + gold) / 2, "entity_precision": given, "entity_recall": gold}[metric]
-    return float(exact / max(below, 0.5))
+    below = {"entity_precision": given, "entity_recall": gold}.get(metric, (given + gold) / 2)
+    return float((pairs if metric == "overlap_f1" else exact) / max(below, 0.5))
 
 
 def row_f1(gold: Spans, given: Spans) -> list[float]:
@@ -126,6 +117,19 @@ def arms(
     comparisons = {name: compare(metric, gold, given, tuned, groups=groups) for name, given in ways.items()}
     scores = {name: score(metric, gold, given, name=name, groups=groups) for name, given in ways.items()}
     return arm_scores(scores, comparisons)
+
+
+def _pairs(one: Sequence[Span], other: Sequence[Span]) -> int:
+    """Return the most pairs of overlapping spans of one label in which each span is at most once."""
+    count = 0
+    for label in {span.label for span in one}:
+        left, right = ([span for span in sorted(spans) if span.label == label] for spans in (one, other))
+        i = j = 0
+        while i < len(left) and j < len(right):
+            met = _meet(left[i], right[j])
+            before = left[i].end <= right[j].start
+            count, i, j = count + met, i + (met or before), j + (met or not before)
+    return count
 
 
 def _meet(one: Span, other: Span) -> bool:

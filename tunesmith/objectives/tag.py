@@ -133,18 +133,19 @@ class Tag(Objective, Learner):
     def encoded_notes(
         self, examples: Sequence[Example], rows: Sequence[Encoded], template: Template, *, limit: int
     ) -> list[str]:
-        """Return a note on spans that begin or end inside a token: the model can only mark whole tokens."""
+        """Return a note on spans that no tags of tokens mark: they end inside one, or with a lone accent."""
         cut, total = [], 0
         for example in examples:
             assert isinstance(example, TaggedText)
-            pieces = TextTokens.of(example.text, template).pieces
-            inside = {place for start, end in pieces for place in range(start + 1, end) if end - start > 1}
-            inside -= {place for place in inside if example.text[place - 1].isspace()}
+            tokens = TextTokens.of(example.text, template)
+            marked = {span for span, _ in self.marked(tokens, tags_of(example.spans, tokens.pieces, example.text))}
             total += len(example.spans)
-            cut += [example.where for span in example.spans if {span.start, span.end} & inside]
+            cut += [example.where for span in example.spans if span not in marked]
         if not cut:
             return []
-        return [f"{len(cut)} of {total} spans begin or end inside a token, first in {cut[0]}; whole tokens are marked"]
+        return [
+            f"{len(cut)} of {total} spans do not begin and end with tokens, first in {cut[0]}; whole tokens are marked"
+        ]
 
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """Encode a text as one row that holds all of its windows."""

@@ -57,12 +57,18 @@ def test_spans_are_learned_measured_and_exported(tmp_path: Path):
     assert [arm.name for arm in report.baselines] == names
     assert [arm.name for arm in report.controls] == ["shuffled labels"]
     assert report.task.tuned > 0.8
+    assert min(arm.score for arm in report.baselines[1:]) > 0.5
     assert report.baselines[2].score > 0.9
     assert report.controls[0].score < 0.5
     counts = report.span_counts
     assert list(counts) == ["", "AMOUNT", "PLACE"]
     rows = read_predictions(run.folder)
-    assert sum(counts[""].exact[1:] + counts[""].other_bounds[1:]) + counts[""].missed[1] <= 2 * len(rows)
+    assert sum(row.gold.count("[") for row in rows) == 2 * len(rows)
+    for label, spans in {"": 2, "AMOUNT": 1, "PLACE": 1}.items():
+        one = counts[label]
+        for side in (0, 1):  # base and tuned
+            found = (one.exact, one.other_bounds, one.other_label, one.missed)
+            assert sum(each[side] for each in found) == spans * len(rows)
     answers = load(run.folder).answers([row.question for row in rows])
     assert answers is not None
     for row, answer in zip(rows, answers, strict=True):

@@ -33,7 +33,7 @@ from tunesmith.training.prepare import TrainingContext
 
 DICTIONARY, CRF = "dictionary of the training spans", "conditional random field"
 CONTROLS = {SHUFFLED: "same recipe, spans of other rows"}
-# Training tokens that the probe of the base model is fitted on.
+# Training tokens that the probe of the base model is fitted on; rows with a label that none of them has are added.
 PROBE_TOKENS = 10_000
 UNSEEN = -1e4  # logit of a tag that none of them has
 
@@ -76,14 +76,18 @@ class SpanEvaluator(Evaluator[SpanPredictions]):
     def probe(self, model: LocalModel, train: Sequence[Example], *, seed: int = 0) -> SpanPredictions:
         """Mark by logistic regression on the token states of a model that is not tuned, fitted to training tokens."""
         objective, template = self._objective, model.template
-        rows, states, tags = _tagged(train), list[torch.Tensor](), list[str]()
+        rows, states, tags, row_of = _tagged(train), list[torch.Tensor](), list[str](), list[int]()
         random.Random(seed).shuffle(rows)
-        for row in rows:
-            if len(tags) < PROBE_TOKENS:
+        seen = set[str]()
+        for number, row in enumerate(rows):
+            labels = {span.label for span in row.spans}
+            if len(tags) < PROBE_TOKENS or labels - seen:
                 encoded = objective.encode_all(row, template, limit=model.limit)
                 states += [_states(model.policy, window) for window in encoded if window.hidden]
                 tags += [objective.all_tags[tag] for window in encoded for _, tag in window.hidden]
-        fitted = fit_linear(torch.cat(states).numpy(), tags)
+                row_of += [number] * (len(tags) - len(row_of))
+                seen |= labels
+        fitted = fit_linear(torch.cat(states).numpy(), tags, metric="macro_f1", groups=row_of)
         index = [objective.all_tags.index(tag) for tag in fitted.labels]
         layer = torch.nn.Linear(model.policy.hidden, len(objective.all_tags))
         with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from tunesmith.config import SELF, AnyObjective, AnyTechnique, Retention
-from tunesmith.data.examples.types import Example, Text, TextExample
+from tunesmith.data.examples.types import Example, TaggedText, Text, TextExample
 from tunesmith.data.stored import StoredSequence, joined
 from tunesmith.data.tokenization.token_store import sizes_of
 from tunesmith.evaluation.diagnostics import base_general_ability
@@ -43,6 +43,7 @@ GENERAL_TOKENS = 20_000
 # Starting values, corrected by the first run: seconds of TF-IDF by character and label and of a linear probe by row,
 # bytes per second of files.
 TFIDF_SECONDS = 3e-6
+CRF_SECONDS = 1e-5  # by character and tag, of all fits that choose its setting
 PROBE_SECONDS = 1e-3
 FILE_BYTES = 300e6
 # Tokens per second of reading and encoding rows.
@@ -304,8 +305,12 @@ def _validation_tokens(task: TrainingContext, profile: RunProfile) -> int:
 
 
 def _baseline_seconds(task: TrainingContext) -> float:
-    """Return the seconds of TF-IDF, which is fitted if rows have one label or a number."""
+    """Return the seconds of TF-IDF, which is fitted if rows have one label or a number, or of a random field."""
     objective = task.recipe.objective
+    if objective.produces == "spans":
+        marked = [row for row in task.baseline_rows if isinstance(row, TaggedText)]
+        tags = 1 + 2 * len({span.label for row in marked for span in row.spans})
+        return CRF_SECONDS * tags * sum(len(row.text) for row in marked)
     if not objective.fits_tfidf:
         return 0.0
     rows = joined(task.baseline_rows, task.test)
