@@ -111,5 +111,6 @@ def test_every_recipe_key_that_a_message_names_exists() -> None:
     key = re.compile(rf"(?<![\w./*-])({'|'.join(known)})\.([a-z_]+)\b(?!\()")
     found = {(file, *match) for file, text in texts() if file != "config/aliases.py" for match in key.findall(text)}
     assert len(found) > 50
+    found -= {("data/schema/formats.py", "data", "text")}  # a column of Label Studio
     unknown = [one for one in sorted(found) if one[2] not in {*known[one[1]], *FILE_SUFFIXES}]
     assert unknown == []

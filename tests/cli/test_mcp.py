@@ -713,22 +713,22 @@ def test_a_run_and_its_exports_are_verified_and_nothing_outside_is(
     page = make.challenge_of(run, offline=True).model_dump()
     (run / "challenge.json").write_text(json.dumps(page))
     export_run(run)
-    link(run / "export" / "linked", save_run(tmp_path / "elsewhere", Lora()))
+    elsewhere = save_run(tmp_path / "elsewhere", Lora())
     other = save_run(places.runs / "other", Lora(), lively=0.5, seed=2)
     (other / "challenge.json").write_text(json.dumps(page))
 
     async def story() -> None:
         async with client(places) as connected:
-            for export in ("", "gguf-f16"):
-                found = await answer(connected, "verify", run="first", export=export)
-                assert (found["verdict"], found["next"]) == ("tuned", "give the user the verdict"), found
+            found = await answer(connected, "verify", run="first", export="gguf-f16")
+            assert (found["verdict"], found["next"]) == ("tuned", "give the user the verdict"), found
             found = await answer(connected, "verify", run="other")
             assert found["verdict"] != "tuned"
             assert found["next"] == "warn the user against it"
-            for name in ("../elsewhere", str(tmp_path / "elsewhere"), "http://127.0.0.1:9/v1", "none", ""):
+            for name in ("../elsewhere", str(elsewhere), "http://127.0.0.1:9/v1", "none", ""):
                 await refusal(connected, "verify", run=name)
             for name in ("../../other", str(other), "none", "http://127.0.0.1:9/v1"):
                 assert "not an export of this run" in await refusal(connected, "verify", run="first", export=name)
+            link(run / "export" / "linked", elsewhere)
             assert "is a link" in await refusal(connected, "verify", run="first", export="linked")
             (other / "challenge.json").unlink()
             assert "no challenge.json" in await refusal(connected, "verify", run="other")

@@ -452,6 +452,17 @@ def test_weights_of_eight_bits_open_in_transformers_and_in_open_model(
     assert open_model(tmp_path / "out").replies([asked], sampling=Sampling(max_new_tokens=4))
 
 
+def test_eight_bits_that_lose_too_much_are_refused_with_the_format_that_loses_less(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("compressed_tensors")
+    lost = ("exact_match changes by 0.100",)
+    monkeypatch.setattr("tunesmith.pipelines.export.export.find_problems", lambda *given, **named: lost)
+    with pytest.raises(Refused, match=r"changes by 0\.100; use --format merged --dtype bf16$"):
+        made(decoder, "compressed-tensors", tmp_path / "out")
+    assert (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
 def test_layers_that_compressed_tensors_would_leave_whole_are_refused(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

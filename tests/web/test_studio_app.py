@@ -14,7 +14,7 @@ import pytest
 from tests.web.conftest import asking, await_here
 from tunesmith.errors import TunesmithError
 from tunesmith.web.studio.app import make_studio
-from tunesmith.web.studio.jobs import COMMAND, OUTPUT, STATE, Job, process_mark
+from tunesmith.web.studio.jobs import COMMAND, OUTPUT, STATE, Job, State, process_mark
 from tunesmith.web.studio.playground import Playground, _refusal
 from tunesmith.web.studio.screen import Studio
 from tunesmith.web.studio.ship import USUAL, Ship
@@ -148,9 +148,7 @@ def test_the_verdict_of_verify_is_shown_with_the_answers_that_differ(tmp_path: P
     other = {"where": "a:1", "prompt": "<b>hi</b>", "expected": "yes", "base": "no", "found": "no"}
     result = {"target": "runs/a", "verdict": verdict, "sentence": f"{verdict}: 3 of 4", "differences": [other]}
     job = running_job(tmp_path / "1", ["verify", "runs/a"], "runs/a", result)
-    (tmp_path / "1" / STATE).write_text(
-        json.dumps({"name": "finished", "runner": 0, "started": 1, "ended": 2, "code": 1})
-    )
+    State("finished", runner=process_mark(), started=1.0, ended=2.0, code=1).write(tmp_path / "1")
     page = Ship(Studio(tmp_path)).follow(job).body.decode()
     assert f"<b>runs/a</b>: {verdict}: 3 of 4" in page
     assert ('class="problem"' in page) is (verdict != "tuned")

@@ -219,6 +219,8 @@ def _refusal(result: Export, request: ExportRequest, out: Path) -> Refused:
     """Return the error of an export that differs; a GGUF file that could be used unnoticed is removed."""
     finer = FINER.get(request.name)
     fix = f"use --dtype {finer}" if finer else "do not use it, and please report this"
+    if request.kind == "compressed-tensors" and result.same_prompts == 1:
+        fix = "use --format merged --dtype bf16"
     if request.kind == "gguf" and (not finer or result.same_prompts < 1):  # fewer bits are not the reason
         shutil.rmtree(out)
         fix = "it was removed; nearest that works: --format merged"
