@@ -20,7 +20,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.tiny import tiny_decoder, tiny_encoder
-from tests.web.conftest import Serve, asking
+from tests.web.conftest import Serve
 from tunesmith import tune
 from tunesmith.annotation.labelling import WHAT
 from tunesmith.annotation.vote_state import VOTE
@@ -28,7 +28,6 @@ from tunesmith.annotation.vote_store import Entry, VoteStore
 from tunesmith.cli.main import main
 from tunesmith.errors import TunesmithError
 from tunesmith.report.run_data import read_run_data
-from tunesmith.web.studio.app import make_studio
 from tunesmith.web.studio.jobs import Jobs
 from tunesmith.web.studio.people import votes_of
 from tunesmith.web.studio.playground import Playground
@@ -246,12 +245,12 @@ def test_the_form_verifies_the_run_what_is_in_the_folder_and_servers(folder: Pat
 
 
 def test_the_form_is_there_for_runs_with_a_challenge(folder: Path):
-    ask, challenge = asking(make_studio(folder)), folder / "runs" / "talk" / "challenge.json"
+    ship, challenge = Ship(Studio(folder)), folder / "runs" / "talk" / "challenge.json"
     assert not challenge.exists()  # the tiny model is certain of nothing
     form = 'hx-post="/ship/verify"'
-    assert form not in ask("/ship?run=talk")[1]
+    assert form not in ship._screen("talk").body.decode()
     challenge.write_text("{}")
-    assert form in ask("/ship?run=talk")[1]
+    assert form in ship._screen("talk").body.decode()
     challenge.unlink()
 
 
