@@ -81,6 +81,9 @@ def _check_teacher(recipe: Recipe) -> None:
     if teacher.loss != "answers" and (objective.produces != "text" or "://" in teacher.model):
         why = "a server does not state them" if objective.produces == "text" else f"{objective.kind} learns labels"
         raise RecipeError(f"teacher.loss: {teacher.loss} needs the logits of all tokens, and {why}; use answers")
+    if teacher.accuracy != "auto" and (objective.produces != "labels" or "://" in teacher.model):
+        why = "a server states no confidence" if objective.produces == "labels" else "texts are not right or wrong"
+        raise RecipeError(f"teacher.accuracy: {teacher.accuracy} chooses no answers, {why}; leave it out")
     if teacher.on_policy and teacher.loss == "answers":
         raise RecipeError("teacher.on_policy: answers of the student are scored by a divergence; set teacher.loss: jsd")
 

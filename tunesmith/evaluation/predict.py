@@ -38,6 +38,7 @@ class AnswerSet:
     probabilities: list[dict[str, float]] = field(default_factory=list)
     wording: str | None = None  # prompt template that was chosen for a base model; empty: the instruction
     thoughts: list[str] = field(default_factory=list)  # before each answer; empty if no answer has any
+    size: tuple[int | None, int | None] = (None, None)  # parameters and bytes of a teacher; None if unknown
 
 
 def reference_answers(examples: Sequence[Example]) -> list[str]:

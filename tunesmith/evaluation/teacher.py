@@ -6,6 +6,7 @@ stay as they are, so that no answer of a model is ever in validation or test. Ev
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.config import AnyObjective
 from tunesmith.config import Teacher as Section
@@ -50,6 +52,7 @@ from tunesmith.inference.identify import identify
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.openai_client import Remote
 from tunesmith.metrics import calibration
+from tunesmith.metrics.resampling import wilson
 from tunesmith.metrics.style import habits
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.kept_answers import answer_clock
@@ -63,6 +66,8 @@ from tunesmith.training.read import Reader
 
 # Answers of all calls, and the rows made of them, in a run folder.
 FILE, ROWS_FILE, TEST_FILE = "teacher.jsonl", "teacher_rows.jsonl", "teacher_test.jsonl"
+# Fewest validation rows that choose a threshold, and of these fewest above it. Chosen, not measured.
+FEWEST_CHECKED, FEWEST_ABOVE = 20, 5
 # Rows per call. Each call is kept, so that an interrupted run continues behind it.
 LOCAL_ROWS, SERVER_ROWS = 128, 16
 # Names in reports: of the teacher, also as the mark of rows that it has written, of the student tuned without it, and
@@ -77,6 +82,7 @@ class Call:
     given: list[str]
     finished: list[bool]
     seconds: float
+    keys: list[str] = field(default_factory=list)  # of the rows, see `Teacher.key`; without them it is not used again
     probabilities: list[list[float]] = field(default_factory=list)
     size: tuple[int, int] | None = None  # parameters and bytes of the teacher; a server says neither
 
@@ -87,7 +93,6 @@ class Teacher:
 
     prepared: TrainingContext
     offline: bool
-    _size: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -96,23 +101,41 @@ class Teacher:
         return name if is_server(name) else model_label(name)
 
     def answers(self, examples: Sequence[Example], file: Path) -> AnswerSet:
-        """Return the answer to each row; calls that are in the file are not made again."""
+        """Return the answer to each row; those that are in the file are not asked for again."""
         rows = SERVER_ROWS if is_server(self.prepared.recipe.teacher.model) else LOCAL_ROWS
-        calls = [examples[start : start + rows] for start in range(0, len(examples), rows)]
+        keys = [self.key(example) for example in examples]
         finished = finished_calls(file, Call)
-        for number, call in enumerate(track(calls, f"{self.label} answers", unit="rows", size=len)):
-            if number >= len(finished):
-                finished.append(self._call(call))
-                append_call(file, asdict(finished[-1]))
-        self._size.extend(call.size for call in finished if call.size)
+        known = {key for call in finished for key in call.keys}
+        left = list({key: row for key, row in zip(keys, examples, strict=True) if key not in known}.items())
+        calls = [left[start : start + rows] for start in range(0, len(left), rows)]
+        for call in track(calls, f"{self.label} answers", unit="rows", size=len):
+            finished.append(replace(self._call([row for _, row in call]), keys=[key for key, _ in call]))
+            append_call(file, asdict(finished[-1]))
+        places = {key: (call, i) for call in finished for i, key in enumerate(call.keys)}
+        found = [places[key] for key in keys]
         labels = self.prepared.recipe.objective.known_labels
         return AnswerSet(
-            [text for call in finished for text in call.given],
+            [call.given[i] for call, i in found],
             f"teacher {self.label}",
-            sum(call.seconds for call in finished),
-            [ended for call in finished for ended in call.finished],
-            [dict(zip(labels, row, strict=True)) for call in finished for row in call.probabilities],
+            sum(call.seconds / len(call.given) for call, _ in found),
+            [call.finished[i] for call, i in found],
+            [
+                dict(zip(labels, call.probabilities[i], strict=True))
+                for call, i in found
+                if len(call.probabilities) == len(call.given)
+            ],
+            size=next((call.size for call in finished if call.size), (None, None)),
         )
+
+    def key(self, example: Example) -> str:
+        """Return a digest of a row, of the teacher and of everything else that its answer depends on."""
+        recipe = self.prepared.recipe
+        objective, name = recipe.objective, self.label
+        # The prompt of a base model depends on the validation rows.
+        chosen_by = "" if is_server(name) else self.prepared.loaded.sha256.get("validation", "")
+        said = objective.prompt_messages(example)
+        parts = (name, chosen_by, objective.known_labels, objective.max_new_tokens, recipe.data.max_tokens, said)
+        return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=12).hexdigest()
 
     def _call(self, examples: Sequence[Example]) -> Call:
         labels = self.prepared.recipe.objective.known_labels
@@ -122,16 +145,17 @@ class Teacher:
         rows = [[row[label] for label in labels] for row in found.probabilities if set(row) == set(labels)]
         network = self.model.policy.network
         size = count_parameters(list(network.parameters())), resident_bytes(network)
-        return Call(found.given, found.finished or [True] * len(found.given), found.seconds, rows, size)
+        ended = found.finished or [True] * len(found.given)
+        return Call(found.given, ended, found.seconds, probabilities=rows, size=size)
 
     def _request(self, server: Remote, examples: Sequence[Example]) -> Call:
         """Ask a server, which names a label in words."""
         objective = self.prepared.recipe.objective
-        known = {folded(label): label for label in objective.known_labels}
+        known = {_plain(label): label for label in objective.known_labels}
         sampling = Sampling(max_new_tokens=objective.max_new_tokens or max([16, *map(len, known)]))
         start = answer_clock()
         replies = server.replies([objective.prompt_messages(example) for example in examples], sampling=sampling)
-        given = [known.get(folded(reply.text).strip(" .:;!\"'`*"), reply.text) for reply in replies]
+        given = [known.get(_plain(reply.text), reply.text) for reply in replies]
         return Call(given, [reply.finished for reply in replies], answer_clock() - start)
 
     @cached_property
@@ -154,10 +178,10 @@ class Teacher:
             model.wording = best_wording(objective, wordings, lambda words: replace(model, wording=words), rows)
         return model
 
-    @property
-    def size(self) -> tuple[int | None, int | None]:
-        """Return parameters and bytes, known once it has answered rows; None for a server, which says neither."""
-        return self._size[0] if self._size else (None, None)
+
+def _plain(text: str) -> str:
+    """Return a label as a server may write it, without what it may put around it."""
+    return folded(text).strip(" .:;!\"'`*") or folded(text)
 
 
 def is_server(name: str) -> bool:
@@ -175,7 +199,9 @@ class Teaching:
     kept: int = 0  # of these, trained on
     accuracy: float | None = None  # share of right labels on validation rows
     threshold: float | None = None  # confidence from which labels are kept; None: all valid ones are
-    kept_accuracy: float | None = None  # share of right labels on validation rows from this confidence
+    kept_accuracy: float | None = None  # share of right labels from thresholds on that other validation rows set
+    checked: int = 0  # rows of this share
+    unchecked: str = ""  # why there is no threshold
 
     @property
     def note(self) -> str:
@@ -183,8 +209,14 @@ class Teaching:
         text = f"{self.kept} of {self.asked} rows without answers are trained on with answers of {self.teacher.label}"
         if self.accuracy is not None:
             text += f", which labels {self.accuracy:.1%} of the validation rows right"
-        if self.threshold is not None:
-            text += f", and {self.kept_accuracy:.1%} from a confidence of {self.threshold:.2f} on, as all rows kept"
+        if self.threshold is not None and self.kept_accuracy is not None:
+            low, high = wilson(self.kept_accuracy, self.checked)
+            text += (
+                f". Labels are kept from a confidence of {self.threshold:.2f} on; of {self.checked} validation rows "
+                f"above a threshold that others set, {self.kept_accuracy:.1%} ({low:.1%} to {high:.1%}) are right"
+            )
+        if self.unchecked:
+            text += f". All valid labels are kept: {self.unchecked}"
         return text
 
 
@@ -218,6 +250,9 @@ def with_teacher(
     if not recipe.teacher.rows:
         return prepared, teaching
     label, objective = teaching.teacher.label, recipe.objective
+    wanted, count = recipe.teacher.accuracy, len(split.validation)
+    if objective.produces == "labels" and wanted != "auto" and count < FEWEST_CHECKED:
+        raise RecipeError(f"teacher.accuracy: {wanted} cannot be kept, {few_rows(count)}; leave it out")
     rows = unanswered(prepared, offline=offline)
     checked = split.validation if objective.produces == "labels" else []
     on_event(StageStarted(f"{label} answers {len(rows)} rows without answers"))
@@ -338,20 +373,42 @@ def _kept_labels(
     right = np.array([a == b for a, b in zip(found.given, references, strict=False)])
     accuracy = float(right.mean()) if count else None
     teaching = replace(teaching, accuracy=accuracy)
-    if accuracy is None or len(found.probabilities) < len(found.given):
-        return {i: () for i, label in enumerate(found.given[count:]) if label in labels}, teaching
+    stated = len(found.probabilities) == len(found.given)
+    if not stated or count < FEWEST_CHECKED:
+        why = few_rows(count) if stated else "it does not state the probabilities of all labels"
+        if recipe.teacher.accuracy != "auto":
+            raise RecipeError(f"teacher.accuracy: {recipe.teacher.accuracy} cannot be kept, {why}; leave it out")
+        valid = [count + i for i, label in enumerate(found.given[count:]) if label in labels]
+        own = {i - count: tuple(found.probabilities[i][label] for label in labels) if stated else () for i in valid}
+        return own, replace(teaching, unchecked=why)
     logits = np.log(np.maximum([[row[label] for label in labels] for row in found.probabilities], 1e-300))
-    truth = [labels.index(reference) for reference in references]
-    temperature = calibration.fit_temperature(logits[:count], truth)
-    probabilities = calibration.softmax(logits, temperature=temperature)
-    confidence = probabilities.max(axis=1)
-    target = (1 + accuracy) / 2 if recipe.teacher.accuracy == "auto" else recipe.teacher.accuracy
-    threshold = calibration.threshold_for(confidence[:count], right, target)
-    if threshold is None:
+    truth = np.array([labels.index(reference) for reference in references])
+    target = (1 + float(right.mean())) / 2 if recipe.teacher.accuracy == "auto" else recipe.teacher.accuracy
+
+    def confident(by: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
+        """Return probabilities [N, K] and the threshold that some validation rows choose; above 1 if none does."""
+        temperature = calibration.fit_temperature(logits[by], truth[by])
+        table = calibration.softmax(logits, temperature=temperature)
+        sure = table[by].max(axis=1)
+        return table, calibration.threshold_for(sure, right[by], target, fewest=FEWEST_ABOVE) or 2.0
+
+    # The accuracy is that of rows which did not choose the threshold: each half is checked by that of the other.
+    order = np.random.default_rng(0).permutation(count)
+    above = list[np.bool_]()
+    for checked_by, half in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        table, threshold = confident(checked_by)
+        above += right[half][table[half].max(axis=1) >= threshold].tolist()
+    table, threshold = confident(order)
+    reached = float(np.mean(above)) if above else 0.0
+    if threshold > 1 or not above or wilson(reached, len(above))[1] < target:
         raise Refused(
             f"teacher: at no confidence are {target:.0%} of its labels of {count} validation rows right, "
             f"{accuracy:.0%} of all are; lower teacher.accuracy, or use another teacher"
         )
-    above = confidence >= threshold
-    kept = {int(i): tuple(probabilities[count + i].tolist()) for i in np.flatnonzero(above[count:])}
-    return kept, replace(teaching, threshold=threshold, kept_accuracy=float(right[above[:count]].mean()))
+    kept = {int(i): tuple(table[count + i].tolist()) for i in np.flatnonzero(table[count:].max(axis=1) >= threshold)}
+    return kept, replace(teaching, threshold=threshold, kept_accuracy=reached, checked=len(above))
+
+
+def few_rows(count: int) -> str:
+    """Return why `count` validation rows choose no threshold."""
+    return f"{count} validation rows are too few to choose a confidence by, which takes {FEWEST_CHECKED}"

@@ -112,13 +112,16 @@ def coverage_curve(confidence: ArrayLike, correct: ArrayLike, *, points: int = 0
     return [curve[i] for i in chosen]
 
 
-def threshold_for(confidence: ArrayLike, correct: ArrayLike, target_accuracy: float) -> float | None:
-    """Return the lowest confidence threshold at which accepted answers reach the target accuracy, or None.
+def threshold_for(
+    confidence: ArrayLike, correct: ArrayLike, target_accuracy: float, *, fewest: int = 1
+) -> float | None:
+    """Return the lowest confidence threshold at which `fewest` or more answers reach the target accuracy, or None.
 
     Choose it on validation rows and report it on test rows: the best of many thresholds is biased upwards.
     """
-    _, accuracy, thresholds = _selective(confidence, correct)
-    reached = np.flatnonzero(accuracy >= target_accuracy - 1e-12)
+    coverage, accuracy, thresholds = _selective(confidence, correct)
+    enough = coverage * len(_pairs(confidence, correct)[0]) >= fewest - 0.5
+    reached = np.flatnonzero(enough & (accuracy >= target_accuracy - 1e-12))
     return float(thresholds[reached[-1]]) if len(reached) else None
 
 

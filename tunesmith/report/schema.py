@@ -154,7 +154,7 @@ class Distillation(ReportPart):
     kept: int  # of these, trained on with the teacher's answers
     threshold: float | None = None  # confidence from which its labels are kept
     accuracy: float | None = None  # share of its labels of validation rows that are right
-    kept_accuracy: float | None = None  # the same from the threshold on
+    kept_accuracy: float | None = None  # the same from thresholds on that other validation rows set
     models: list[DistilledModel]
     gain: TaskScore  # `base` is the student tuned on gold rows alone
     against_teacher: TaskScore  # `base` is the teacher

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.bases import folder
 from tunesmith.config import Recipe, Teacher
 from tunesmith.data.examples.types import LabelledText
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError
+from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.evaluation import teacher
 from tunesmith.evaluation.predict import AnswerSet
 from tunesmith.events import ignore
@@ -21,7 +22,7 @@ from tunesmith.inference.openai_client import Remote
 from tunesmith.models.generation.sampling import Reply
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.training.prepare import prepare
+from tunesmith.training.prepare import TrainingContext, prepare
 
 ANIMALS, TOOLS = ("fox", "dog", "cat", "cow", "hen", "pig"), ("saw", "axe", "pen", "nail", "file", "rope")
 TEXTS = {
@@ -150,6 +151,7 @@ def test_answers_of_a_server_that_fails_midway_are_kept(
         ({"teacher": {"model": ""}}, "teacher.model is missing"),
         ({"teacher": {"model": "runs/nowhere"}}, "runs/nowhere"),
         ({"teacher": {"rows": "nowhere.jsonl"}}, "nowhere.jsonl"),
+        ({"teacher": {"model": "http://h/v1", "accuracy": 0.9}}, "a server states no confidence"),
         ({"objective": "domain"}, "teacher: not supported for domain"),
     ],
 )
@@ -218,20 +220,85 @@ def test_prompts_that_differ_from_held_out_ones_in_a_word_are_not_asked(tmp_path
     assert [prompt[0].content for prompt in found] == [text for n, text in enumerate(changed) if n not in held]
 
 
-@pytest.mark.parametrize("accuracy", ["auto", 0.8])
-def test_labels_are_kept_from_the_confidence_at_which_validation_rows_are_right(accuracy: Any, files: dict[str, Any]):
-    prepared = prepare(recipe(files, "x", teacher={"model": "", "rows": ""}), on_event=ignore, offline=True)
+@pytest.fixture
+def prepared(files: dict[str, Any]) -> TrainingContext:
+    return prepare(recipe(files, ""), on_event=ignore, offline=True)
+
+
+def kept(prepared: TrainingContext, rows: list[tuple[float, str]], sure: list[float], accuracy: Any) -> tuple[Any, Any]:
+    """Keep labels of rows with the probabilities `sure` of an animal; validation `rows` are (probability, label)."""
     section = Teacher(model="x", rows="y", accuracy=accuracy)
     asked = replace(prepared, recipe=prepared.recipe.model_copy(update={"teacher": section}))
     teaching = teacher.Teaching(teacher.Teacher(asked, offline=True), prepared)
-    checked = [LabelledText("v", str(i), ("animal" if i < 5 else "tool",)) for i in range(10)]
-    sure = [0.9] * 5 + [0.8, 0.2, 0.2, 0.3, 0.3]  # the sixth is wrong, and more certain than the last
-    rows = [0.95, 0.1, 0.75, 0.5]
-    table = [{"animal": p, "tool": 1 - p} for p in sure + rows]
+    table = [{"animal": p, "tool": 1 - p} for p in [*(p for p, _ in rows), *sure]]
     given = ["animal" if row["animal"] >= 0.5 else "tool" for row in table]
-    kept, found = teacher._kept_labels(AnswerSet(given, "", 1.0, [], table), checked, teaching)
-    assert found.accuracy == 0.9
-    assert set(kept) == ({0, 1} if accuracy == "auto" else {0, 1, 2})
-    assert found.kept_accuracy is not None
-    assert found.kept_accuracy >= (0.95 if accuracy == "auto" else 0.8)
-    assert all(sum(probabilities) == pytest.approx(1) for probabilities in kept.values())
+    checked = [LabelledText("v", str(i), (label,)) for i, (_, label) in enumerate(rows)]
+    return teacher._kept_labels(AnswerSet(given, "", 1.0, [], table), checked, teaching)
+
+
+@pytest.mark.parametrize("accuracy", ["auto", 0.8])
+def test_labels_are_kept_from_the_confidence_at_which_validation_rows_are_right(
+    accuracy: Any, prepared: TrainingContext
+):
+    # Below a confidence of 0.7, half of the labels are wrong.
+    rows = [(0.9, "animal"), (0.1, "tool"), (0.85, "animal"), (0.2, "tool"), (0.6, "animal"), (0.6, "tool")] * 10
+    found, teaching = kept(prepared, rows, [0.95, 0.1, 0.6, 0.5], accuracy)
+    assert teaching.accuracy == pytest.approx(5 / 6)
+    assert set(found) == ({0, 1} if accuracy == "auto" else {0, 1, 2})
+    assert (teaching.kept_accuracy, teaching.checked) == (
+        (1.0, 40) if accuracy == "auto" else (pytest.approx(5 / 6), 60)
+    )
+    assert all(sum(probabilities) == pytest.approx(1) for probabilities in found.values())
+
+
+def test_the_accuracy_of_kept_labels_is_that_of_rows_which_did_not_choose_the_threshold(prepared: TrainingContext):
+    rng = np.random.default_rng(0)
+    stated = []
+    for _ in range(60):  # confidence says nothing, 70% are right
+        rows = [
+            (p, "animal" if right else "tool")
+            for p, right in zip(rng.uniform(0.5, 1, 40), rng.random(40) < 0.7, strict=True)
+        ]
+        try:
+            _, teaching = kept(prepared, rows, [0.9], "auto")
+        except Refused:
+            continue
+        assert teaching.checked
+        stated.append((teaching.kept_accuracy * teaching.checked, teaching.checked))
+    right, of = map(sum, zip(*stated, strict=True))
+    assert len(stated) < 50
+    assert right / of < 0.8
+
+
+def test_without_enough_validation_rows_all_valid_labels_are_kept_and_the_report_says_so(prepared: TrainingContext):
+    found, teaching = kept(prepared, [(0.9, "animal")] * 19, [0.51, 0.3], "auto")
+    assert found == {0: (0.51, 0.49), 1: (0.3, 0.7)}
+    assert "19 validation rows are too few" in teaching.note
+    with pytest.raises(RecipeError, match="cannot be kept, 0 validation rows are too few"):
+        kept(prepared, [], [0.51], 0.99)
+
+
+def test_answers_are_those_to_the_same_rows_whatever_their_order(
+    prepared: TrainingContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
+    def call(self: teacher.Teacher, rows: list[LabelledText]) -> teacher.Call:
+        asked.extend(row.text for row in rows)
+        return teacher.Call([row.text.upper() for row in rows], [True] * len(rows), 1.0, size=(7, 8))
+
+    monkeypatch.setattr(teacher.Teacher, "_call", call)
+    rows = [LabelledText("r", f"text {i}", ()) for i in range(40)]
+    model = "http://127.0.0.1:9/v1#a"
+    for order, name, new in ((rows[:35], model, 35), (rows[::-1], model, 5), (rows, model + "b", 40)):
+        settings = prepared.recipe.model_copy(update={"teacher": Teacher(model=name, rows="y")})
+        asked.clear()
+        made = teacher.Teacher(replace(prepared, recipe=settings), offline=True)
+        found = made.answers(order, tmp_path / "calls.jsonl")
+        assert (found.given, found.size) == ([row.text.upper() for row in order], (7, 8))
+        assert len(asked) == new
+
+
+@pytest.mark.parametrize("label", ["N.A.", "Animal"])
+def test_labels_that_a_server_writes_in_its_own_way_are_recognized(label: str):
+    assert teacher._plain(label) == teacher._plain(f' "{label}".')

@@ -169,7 +169,7 @@ def distillation(run: RunResults, teaching: Teaching, training: Training, memory
     for name, found in predictions.items():
         score = run.evaluator.score(found, name=name)[0]
         own = (training.parameters, memory.model_bytes)
-        parameters, size = teaching.teacher.size if name == TEACHER else own
+        parameters, size = run.controls[TEACHER].answers.size if name == TEACHER else own
         speed = score.n / max(found.seconds, 1e-9)
         shown = {"name": name, "parameters": parameters, "bytes": size, "rows_per_second": speed}
         models.append(DistilledModel(**shown, score=score.score, ci95=score.ci95))
