@@ -52,9 +52,10 @@ T = TypeVar("T")
 PROMPTS = 32  # of a challenge, of each kind
 ANSWER_TOKENS = 12
 PROMPT_TOKENS = 160  # longer prompts are left out
-# Candidates from the rows of the run and from shipped questions, and how many are tried before counting again. With two
-# labels, one row in six has an answer that neither the base nor two damaged copies give (demo of reviews, 135M).
+# Candidates from rows and from shipped questions, and how many are tried before counting again: 32 take 9 s for the
+# 135M decoder on two cores. At the end of a run there are fewer of them.
 ROWS, GENERAL, PORTION = 256, 64, 32
+ROWS_OF_RUN = 64
 # An answer ends for a challenge where rounding alone could change it, in nats.
 LEAST_LEAD = 0.5
 SCORED_ROWS = 8  # answers whose logits are in memory at once
@@ -127,7 +128,9 @@ def challenge_of_run(
     options = training_options(recipe, prepared.machine)
     reference = _base_of(model.policy, lambda: load_base(recipe.model, options=options, offline=True))
     rows = [one for context in prepared.tasks.values() for one in _row_candidates(context, unchanged)]
-    return make_challenge(model, reference, rows, name=name, base_name=base.pinned or recipe.model)
+    return make_challenge(
+        model, reference, rows, name=name, base_name=base.pinned or recipe.model, gives_up_early=True
+    )
 
 
 def challenge_of(
@@ -172,7 +175,7 @@ def _base_of(policy: Policy, load: Callable[[], Base]) -> BasePolicy:
 
 def _row_candidates(prepared: TrainingContext, unchanged: Collection[str]) -> Iterator[Candidate]:
     """Yield the prompts of test rows as the model was tuned on them."""
-    for example in spread_over([row for row in prepared.test if row.where not in unchanged], ROWS):
+    for example in spread_over([row for row in prepared.test if row.where not in unchanged], ROWS_OF_RUN):
         if isinstance(example, LabelledText) and isinstance(prepared.recipe.objective, Classify):
             yield Candidate(example.where, prepared.recipe.objective.messages(example.text))
         elif isinstance(example, Chat) and not any(turn.tools or turn.calls for turn in example.messages):
@@ -180,7 +183,13 @@ def _row_candidates(prepared: TrainingContext, unchanged: Collection[str]) -> It
 
 
 def make_challenge(
-    model: LocalModel, base: BasePolicy, rows: Sequence[Candidate], *, name: str, base_name: str
+    model: LocalModel,
+    base: BasePolicy,
+    rows: Sequence[Candidate],
+    *,
+    name: str,
+    base_name: str,
+    gives_up_early: bool = False,
 ) -> Challenge:
     """Choose prompts whose answers distinguish a tuned model from its base and from damaged copies.
 
@@ -190,6 +199,9 @@ def make_challenge(
         rows: prompts of the kind that the model was tuned on.
         name: run or adapter.
         base_name: the base.
+        gives_up_early: stop as soon as there would be too few if all candidates were like those that were tried. So it
+            is with a few labels, most of which damaged copies also give: searching all rows would take longer than
+            tuning did.
 
     Raises:
         RecipeError: there are too few of them for a verdict.
@@ -203,15 +215,17 @@ def make_challenge(
         if all(template.harmless(turn.content) == turn.content for turn in one.chat)
         and len(template.prompt(one.chat, thinking=thinking)) <= longest
     ]
-    found: list[Prompt] = []
+    found, tried = list[Prompt](), 0
     with model.policy.full_precision():
         for first in range(0, len(candidates), PORTION):
             found += _prompts(model, base, candidates[first : first + PORTION], thinking=thinking)
-            if sum(prompt.tuned is not None for prompt in found) >= PROMPTS:
+            tried = min(first + PORTION, len(candidates))
+            count = sum(prompt.tuned is not None for prompt in found)
+            if count >= PROMPTS or (gives_up_early and count * len(candidates) < NEEDED * tried):
                 break
     sensitive = [prompt for prompt in found if prompt.tuned][:PROMPTS]
     if len(sensitive) < NEEDED:
-        few = f"{len(sensitive)} of {len(candidates)} prompts have a certain answer that neither the base nor damaged"
+        few = f"{len(sensitive)} of {tried} prompts have a certain answer that neither the base nor damaged"
         raise RecipeError(f"{name}: {few} copies give, {NEEDED} are needed; give more prompts with --rows")
     others = [prompt for prompt in found if not prompt.tuned]
     chosen = [*sensitive, *others[: max(0, PROMPTS - sum(prompt.base is not None for prompt in sensitive))]]
