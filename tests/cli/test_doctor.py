@@ -21,6 +21,12 @@ def test_the_machine_that_runs_the_tests_is_well(command: Command, monkeypatch: 
     assert {"extra hub", "extra parquet"} <= set(states)
 
 
+@pytest.fixture(autouse=True)
+def environment_with_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that uv has made has none."""
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name)
+
+
 def test_a_library_out_of_its_range_or_missing_fails_with_its_cure(monkeypatch: pytest.MonkeyPatch):
     have = {"torch": "2.9.1+cpu", "transformers": "6.0.0", "peft": "0.18", "rich": "13.9.0"}
     monkeypatch.setattr(doctor, "_version", have.get)

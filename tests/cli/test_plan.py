@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from tests.cli.conftest import PLAIN, Command
+from tunesmith.config.checks import SHARDING_TORCH
 
 
 def test_the_table_ends_with_the_technique_to_take(command: Command, review_file: Path, tiny_bert: Path):
@@ -52,6 +55,7 @@ def test_where_nothing_fits_the_code_says_so(
     assert "no technique fits into memory; use a smaller model" in done.out
 
 
+@pytest.mark.skipif(Version(version("torch")) < Version(SHARDING_TORCH), reason="plans no divided weights")
 def test_gpus_that_are_not_here_are_planned_on_paper(
     command: Command, review_file: Path, tiny_llama: Path, tmp_path: Path
 ):

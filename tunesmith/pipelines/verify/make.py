@@ -128,9 +128,7 @@ def challenge_of_run(
     options = training_options(recipe, prepared.machine)
     reference = _base_of(model.policy, lambda: load_base(recipe.model, options=options, offline=True))
     rows = [one for context in prepared.tasks.values() for one in _row_candidates(context, unchanged)]
-    return make_challenge(
-        model, reference, rows, name=name, base_name=base.pinned or recipe.model, gives_up_early=True
-    )
+    return make_challenge(model, reference, rows, name=name, base_name=base.pinned or recipe.model, gives_up_early=True)
 
 
 def challenge_of(
@@ -199,9 +197,8 @@ def make_challenge(
         rows: prompts of the kind that the model was tuned on.
         name: run or adapter.
         base_name: the base.
-        gives_up_early: stop as soon as there would be too few if all candidates were like those that were tried. So it
-            is with a few labels, most of which damaged copies also give: searching all rows would take longer than
-            tuning did.
+        gives_up_early: stop as soon as there would be too few if all candidates were like those that were tried. With
+            two labels, damaged copies give most answers too, and a search through all rows takes as long as tuning.
 
     Raises:
         RecipeError: there are too few of them for a verdict.
