@@ -387,7 +387,7 @@ def test_labels_and_states_of_several_askers_are_those_of_each_alone(tmp_path: P
 def test_a_reward_model_is_asked_for_no_answer(tmp_path: Path, over):
     save_run(tmp_path / "judge", Lora(rank=4), Reward())
     engine = over({"judge": [tmp_path / "judge"]})
-    with pytest.raises(AskError, match="judge is a reward model"):
+    with pytest.raises(AskError, match="judge returns scores and cannot generate"):
         engine.ask(asked("judge", "hi"), lambda piece: None)
 
 

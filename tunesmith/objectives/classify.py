@@ -12,7 +12,7 @@ from dataclasses import replace
 from operator import add
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from tunesmith.data.examples.parsers import labelled
 from tunesmith.data.examples.types import Example, LabelledText
@@ -95,6 +95,8 @@ class Classify(Objective, Learner):
     multi: bool = Field(False, description="several labels per row; set from the data")
     balance: Literal["auto", True, False] = Field("auto", description="weigh rare labels as much as common ones")
     shares: tuple[float, ...] = Field((), description="share of each label in the training rows, if balanced")
+    # Decided once for all rows: on a GPU, a step must not wait for values.
+    _soft: bool = PrivateAttr(False)
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -153,14 +155,20 @@ class Classify(Objective, Learner):
         return self.model_copy(update={"labels": labels, "multi": multi, "output": output, "metric": metric})
 
     def bind_encoded(self, train: Sequence[Encoded]) -> Classify:
-        """Return the objective with the share of each label in the training rows, if the loss is to be balanced."""
+        """Return the objective with what the training rows say of their labels.
+
+        That is the share of each label, if the loss is to be balanced, and whether a teacher gave any probabilities.
+        """
         balanced = self.metric == "macro_f1" if self.balance == "auto" else self.balance
-        if not balanced or self.multi or self.output == "words":
-            return self.model_copy(update={"shares": ()})
-        counts = [1.0] * len(self.labels)
-        for row in train:
-            counts = list(map(add, counts, row.label))
-        return self.model_copy(update={"shares": tuple(count / sum(counts) for count in counts)})
+        shares: tuple[float, ...] = ()
+        if balanced and not self.multi and self.output != "words":
+            counts = [1.0] * len(self.labels)
+            for row in train:
+                counts = list(map(add, counts, row.label))
+            shares = tuple(count / sum(counts) for count in counts)
+        bound = self.model_copy(update={"shares": shares})
+        bound._soft = self.output != "words" and any(0 < value < 1 for row in train for value in row.label)
+        return bound
 
     @property
     def known_labels(self) -> tuple[str, ...]:
@@ -261,9 +269,8 @@ class Classify(Objective, Learner):
         logits = self.logits(batch, policy)
         if self.multi:
             return Loss(F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum"), len(logits))
-        likeliest, targets = batch.labels.max(dim=1)
         # Probabilities of a teacher are learned as they are; labels as indices, which rounds as it always has.
-        goal = targets if bool((likeliest == 1).all()) else batch.labels
+        goal = batch.labels if self._soft else batch.labels.argmax(dim=1)
         return Loss(F.cross_entropy(logits, goal, reduction="sum"), len(logits))
 
     def logits(self, batch: Batch, policy: Policy) -> Tensor:
