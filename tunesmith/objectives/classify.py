@@ -155,9 +155,9 @@ class Classify(Objective, Learner):
         return self.model_copy(update={"labels": labels, "multi": multi, "output": output, "metric": metric})
 
     def bind_encoded(self, train: Sequence[Encoded]) -> Classify:
-        """Return the objective with what the training rows say of their labels.
+        """Return the objective with the share of each label in the training rows, if the loss is to be balanced.
 
-        That is the share of each label, if the loss is to be balanced, and whether a teacher gave any probabilities.
+        It also knows then whether any of their labels are probabilities of a teacher.
         """
         balanced = self.metric == "macro_f1" if self.balance == "auto" else self.balance
         shares: tuple[float, ...] = ()
