@@ -222,7 +222,7 @@ class LocalModel:
 
         Returns:
             Labels, a number, a reply, for a masked language model the words at the mask token with their
-            probabilities, or the JSON object of an objective with `answers` of its own.
+            probabilities, or the JSON object of an objective that defines `answers`.
 
         Raises:
             RecipeError: the model has no such mode.
@@ -242,7 +242,7 @@ class LocalModel:
         return self.reply([self.objective.user_message(text)], sampling=sampling, thinking=thinking)
 
     def answers(self, texts: Sequence[str], *, task: str = "") -> list[dict[str, Any]] | None:
-        """Answer texts in the form of the objective, one JSON object each; None if it has no form of its own."""
+        """Answer texts in the form of the objective, one JSON object each; None if it has no such form."""
         model = self.at(task)
         return model.objective.answers(listed(texts, "answers"), model)
 

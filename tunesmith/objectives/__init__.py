@@ -1,6 +1,6 @@
 """Objectives: what is learned. A new one is a file in this package, its import, and its name in `multitask.AnyPart`.
 
-The file declares everything that other packages ask for (the class variables of `base.Objective`); besides it, an
+The file declares everything that other packages ask for (the class variables of `base.Objective`); apart from it, an
 objective has an evaluator (`evaluation.evaluators.EVALUATORS`) and, if its rows are new, a format with its parser.
 
 An objective is a section of the recipe (`base.Objective`). The loss is computed by its learner (`base.Learner`), which

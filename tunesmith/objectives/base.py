@@ -77,7 +77,7 @@ Produces = Literal["labels", "number", "text", "score", "likelihood", "vectors",
 
 
 class Reader(Protocol):
-    """A tuned model, as an objective with `answers` of its own asks it."""
+    """A tuned model, as an objective that defines `answers` asks it."""
 
     policy: Policy
     template: Template
@@ -330,7 +330,7 @@ class Objective(BaseModel, ABC):
 
         Args:
             examples: the other rows.
-            run: folder of the run; what it was tuned to search is searched besides them.
+            run: folder of the run; the passages it was tuned to search are searched as well.
         """
         return self
 

@@ -480,9 +480,9 @@ def span_columns(
     sample = _Sample(rows[:LOOKED_AT])
     if not (words or tags):
         found = spans or sample.column(SPANS, is_spans)
-        told = text or sample.column((*TEXTS, "data.text"), is_text)
-        if told and found and (spans or any(map(listed, sample.values(found)))):
-            return {"text": told, "spans": found}
+        text_column = text or sample.column((*TEXTS, "data.text"), is_text)
+        if text_column and found and (spans or any(map(listed, sample.values(found)))):
+            return {"text": text_column, "spans": found}
     if text or spans:
         return {}
     cut = words or sample.column(WORDS, lambda value: any(map(is_text, listed(value))))
