@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from tunesmith.data.examples.types import Example
 from tunesmith.evaluation.results import (
+    BASE,
     Calibration,
     PreferenceDiagnostics,
     RewardDiagnostics,
@@ -18,7 +19,8 @@ from tunesmith.evaluation.results import (
     ToolCallCounts,
 )
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore
+from tunesmith.metrics.significance import PairedComparison
+from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, as_task
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import SINGLE_TASK, Objective
 from tunesmith.training.prepare import TrainingContext
@@ -129,6 +131,63 @@ class Evaluator(ABC, Generic[S]):
     def diagnose(self, prepared: TrainingContext, model: LocalModel, *, base: S, tuned: S) -> Diagnostics:
         """Measure what the scores do not show, for base and tuned model; nothing by default."""
         return Diagnostics()
+
+
+class RowPredictions(Predictions, Protocol):
+    """The values that a model gives for the rows, [N], and for the base model also those of the baselines."""
+
+    @property
+    def given(self) -> Sequence[Any]:
+        """Return the values of the model."""
+        ...
+
+    @property
+    def ways(self) -> Mapping[str, Sequence[Any]]:
+        """Return the values of each baseline by its name."""
+        ...
+
+
+class RowMetrics(Protocol):
+    """A module of `metrics` that scores by several metrics: see its functions."""
+
+    compare: Callable[..., PairedComparison]
+    score: Callable[..., Score]
+    arms: Callable[..., list[ArmScore]]
+
+
+W = TypeVar("W", bound=RowPredictions)
+
+
+class RowEvaluator(Evaluator[W]):
+    """Compares models by several metrics of what they give for each row."""
+
+    row_metrics: ClassVar[RowMetrics]
+    details: ClassVar[Mapping[str, str]]  # of baselines and controls by name; that of the base is `probed`
+
+    _gold: Any  # references, [N]
+    _groups: Sequence[str] | None  # of the rows, [N]
+    _metrics: Sequence[str]  # names, the headline first
+
+    def compare(self, base: W, tuned: W, *, name: str) -> list[TaskScore]:
+        """Compare base and tuned model by all metrics."""
+        compare, groups = self.row_metrics.compare, self._groups
+        return [
+            as_task(compare(metric, self._gold, base.given, tuned.given, groups=groups), name=name, metric=metric)
+            for metric in self._metrics
+        ]
+
+    def score(self, predictions: W, *, name: str) -> list[Score]:
+        """Score one model by all metrics."""
+        score, groups = self.row_metrics.score, self._groups
+        return [score(metric, self._gold, predictions.given, name=name, groups=groups) for metric in self._metrics]
+
+    def compare_arms(
+        self, task: TaskScore, *, base: W, tuned: W, controls: Mapping[str, W]
+    ) -> tuple[list[ArmScore], list[ArmScore]]:
+        """Compare the tuned model with base model, baselines and controls."""
+        ways = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
+        scores = self.row_metrics.arms(task.metric, self._gold, ways, tuned.given, groups=self._groups)
+        return divided(scores, controls, {BASE: self.probed, **self.details})
 
 
 def rowwise(change: Callable[[Sequence[list[Any]]], list[Any]], *parts: Any, share: float = 1.0) -> Any:

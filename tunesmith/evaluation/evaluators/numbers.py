@@ -12,14 +12,12 @@ import numpy as np
 
 from tunesmith.data.examples.types import Example, RatedText, TextExample
 from tunesmith.evaluation.diagnostics import SHUFFLED
-from tunesmith.evaluation.evaluators.base import EvalSet, Evaluator, divided
+from tunesmith.evaluation.evaluators.base import EvalSet, RowEvaluator, RowMetrics
 from tunesmith.evaluation.predict import BASELINES
-from tunesmith.evaluation.results import BASE
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.metrics.numbers import METRICS, arms, compare, score
+from tunesmith.metrics import numbers
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.ridge import fit_ridge, tfidf_ridge
-from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, as_task
 from tunesmith.models.kept_answers import answer_clock, once
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import AnyObjective, Regress
@@ -39,10 +37,12 @@ class NumberPredictions:
     ways: dict[str, list[float]] = field(default_factory=dict)
 
 
-class NumberEvaluator(Evaluator[NumberPredictions]):
+class NumberEvaluator(RowEvaluator[NumberPredictions]):
     """Evaluates `regress` by Spearman's correlation, the mean absolute error and R squared."""
 
     shape: ClassVar[type[Any]] = NumberPredictions
+    row_metrics: ClassVar[RowMetrics] = numbers
+    details: ClassVar[Mapping[str, str]] = CONTROLS
     probed: ClassVar[str] = "ridge regression on the frozen model"
 
     def __init__(self, eval_set: EvalSet[Regress]) -> None:
@@ -50,8 +50,9 @@ class NumberEvaluator(Evaluator[NumberPredictions]):
         rows = [example for example in eval_set.examples if isinstance(example, RatedText)]
         self._examples: Sequence[TextExample] = rows
         self._gold = np.array([example.number for example in rows])
+        self._groups = groups_of(rows)
         self._limit = eval_set.limit
-        self._metrics: tuple[str, ...] = METRICS
+        self._metrics: tuple[str, ...] = numbers.METRICS
 
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> NumberPredictions:
         """Predict by ridge regression on the states of the base model, and by the baselines."""
@@ -78,32 +79,6 @@ class NumberEvaluator(Evaluator[NumberPredictions]):
         start = answer_clock()
         given = model.predict([example.text for example in self._examples])
         return NumberPredictions(given, answer_clock() - start)
-
-    def compare(self, base: NumberPredictions, tuned: NumberPredictions, *, name: str) -> list[TaskScore]:
-        """Compare base and tuned model by all metrics, Spearman's correlation first."""
-        clusters = groups_of(self._examples)
-        return [
-            as_task(compare(metric, self._gold, base.given, tuned.given, groups=clusters), name=name, metric=metric)
-            for metric in self._metrics
-        ]
-
-    def score(self, predictions: NumberPredictions, *, name: str) -> list[Score]:
-        """Score one model by all metrics."""
-        clusters = groups_of(self._examples)
-        return [score(metric, self._gold, predictions.given, name=name, groups=clusters) for metric in self._metrics]
-
-    def compare_arms(
-        self,
-        task: TaskScore,
-        *,
-        base: NumberPredictions,
-        tuned: NumberPredictions,
-        controls: Mapping[str, NumberPredictions],
-    ) -> tuple[list[ArmScore], list[ArmScore]]:
-        """Compare the tuned model with base model, baselines and controls."""
-        ways = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
-        scores = arms(task.metric, self._gold, ways, tuned.given, groups=groups_of(self._examples))
-        return divided(scores, controls, {BASE: self.probed, **CONTROLS})
 
     def to_rows(self, predictions: Mapping[str, NumberPredictions]) -> list[dict[str, Any]]:
         """Return each row with its number, and the number and the negative absolute error of each model."""

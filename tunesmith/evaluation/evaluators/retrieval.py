@@ -12,15 +12,14 @@ import numpy as np
 from tunesmith.data.examples.types import Query
 from tunesmith.data.text.words import folded
 from tunesmith.evaluation.diagnostics import SHUFFLED
-from tunesmith.evaluation.evaluators.base import EvalSet, Evaluator, divided
+from tunesmith.evaluation.evaluators.base import EvalSet, RowEvaluator, RowMetrics
 from tunesmith.evaluation.evaluators.numbers import NumberEvaluator, NumberPredictions
 from tunesmith.evaluation.hard_negatives import search
 from tunesmith.evaluation.predict import BASELINES
 from tunesmith.evaluation.results import BASE
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.metrics.ranking import METRICS, arms, compare, score
+from tunesmith.metrics import ranking
 from tunesmith.metrics.resampling import groups_of
-from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, as_task
 from tunesmith.models.kept_answers import answer_clock, once
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Embed
@@ -47,15 +46,19 @@ class RankedPassages:
     ways: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
-class RetrievalEvaluator(Evaluator[RankedPassages]):
+class RetrievalEvaluator(RowEvaluator[RankedPassages]):
     """Evaluates `embed` by nDCG@10, recall and the reciprocal rank, over the passages of all rows and documents."""
 
     shape: ClassVar[type[Any]] = RankedPassages
+    row_metrics: ClassVar[RowMetrics] = ranking
+    details: ClassVar[Mapping[str, str]] = DETAILS
 
     def __init__(self, eval_set: EvalSet[Embed]) -> None:
         self._examples = [example for example in eval_set.examples if isinstance(example, Query)]
         self._queries = [example.text for example in self._examples]
         self._limit = eval_set.limit
+        self._groups = groups_of(self._examples)
+        self._metrics = tuple(ranking.METRICS)
         given = eval_set.objective
         self._objective = given if given.passages else given.for_rows(self._examples)
         self._passages = self._objective.passages
@@ -90,30 +93,9 @@ class RetrievalEvaluator(Evaluator[RankedPassages]):
         """Return rankings without the query itself, which is nearest to itself."""
         return [[i for i in ranking if i not in own] for ranking, own in zip(rankings, self._own, strict=True)]
 
-    def compare(self, base: RankedPassages, tuned: RankedPassages, *, name: str) -> list[TaskScore]:
-        """Compare base and tuned model by all metrics, nDCG@10 first."""
-        clusters = groups_of(self._examples)
-        return [
-            as_task(compare(metric, self._gold, base.given, tuned.given, groups=clusters), name=name, metric=metric)
-            for metric in METRICS
-        ]
-
-    def score(self, predictions: RankedPassages, *, name: str) -> list[Score]:
-        """Score one model by all metrics."""
-        clusters = groups_of(self._examples)
-        return [score(metric, self._gold, predictions.given, name=name, groups=clusters) for metric in METRICS]
-
-    def compare_arms(
-        self, task: TaskScore, *, base: RankedPassages, tuned: RankedPassages, controls: Mapping[str, RankedPassages]
-    ) -> tuple[list[ArmScore], list[ArmScore]]:
-        """Compare the tuned model with base model, baselines and controls."""
-        ways = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
-        scores = arms(task.metric, self._gold, ways, tuned.given, groups=groups_of(self._examples))
-        return divided(scores, controls, DETAILS)
-
     def to_rows(self, predictions: Mapping[str, RankedPassages]) -> list[dict[str, Any]]:
         """Return each query with its passage, and the first passages and nDCG@10 of each model."""
-        values = {name: METRICS["ndcg"](self._gold, one.given) for name, one in predictions.items()}
+        values = {name: ranking.METRICS["ndcg"](self._gold, one.given) for name, one in predictions.items()}
         records = []
         for i, example in enumerate(self._examples):
             record: dict[str, Any] = {"where": example.where, "group": example.group}
@@ -133,6 +115,7 @@ class SimilarityEvaluator(NumberEvaluator):
         self._objective = eval_set.objective
         self._examples = self._pairs = [each for each in eval_set.examples if isinstance(each, Query)]
         self._gold = np.array([pair.score for pair in self._pairs], dtype=np.float64)
+        self._groups = groups_of(self._pairs)
         self._limit = eval_set.limit
         self._metrics = ("spearman",)
 

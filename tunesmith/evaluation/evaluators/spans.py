@@ -15,15 +15,15 @@ from tunesmith.data.examples.types import Example, Span, TaggedText
 from tunesmith.data.tokenization.span_tokens import TextTokens
 from tunesmith.data.tokenization.tokens import Encoded
 from tunesmith.evaluation.diagnostics import SHUFFLED
-from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, Evaluator, divided
+from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, RowEvaluator, RowMetrics
 from tunesmith.evaluation.predict import BASELINES
-from tunesmith.evaluation.results import BASE, SpanCounts
+from tunesmith.evaluation.results import SpanCounts
 from tunesmith.inference.local_model import LocalModel
+from tunesmith.metrics import spans
 from tunesmith.metrics.baselines import fit_linear
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.span_baselines import Marked, crf_tagger, dictionary_tagger
-from tunesmith.metrics.spans import METRICS, SPAN_OUTCOMES, arms, compare, outcomes, row_f1, score
-from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore, as_task
+from tunesmith.metrics.spans import SPAN_OUTCOMES, outcomes, row_f1
 from tunesmith.models.batch import collate
 from tunesmith.models.kept_answers import answer_clock, once
 from tunesmith.models.policy import Policy
@@ -47,10 +47,12 @@ class SpanPredictions:
     ways: dict[str, list[list[Span]]] = field(default_factory=dict)
 
 
-class SpanEvaluator(Evaluator[SpanPredictions]):
+class SpanEvaluator(RowEvaluator[SpanPredictions]):
     """Evaluates `tag` by F1, precision and recall of exact spans, and by F1 of overlapping ones."""
 
     shape: ClassVar[type[Any]] = SpanPredictions
+    row_metrics: ClassVar[RowMetrics] = spans
+    details: ClassVar[Mapping[str, str]] = CONTROLS
     probed: ClassVar[str] = "logistic regression on the tokens of the frozen model"
 
     def __init__(self, eval_set: EvalSet[Tag]) -> None:
@@ -58,6 +60,8 @@ class SpanEvaluator(Evaluator[SpanPredictions]):
         self._examples = _tagged(eval_set.examples)
         self._texts = [example.text for example in self._examples]
         self._gold = [list(example.spans) for example in self._examples]
+        self._groups = groups_of(self._examples)
+        self._metrics = tuple(spans.METRICS)
         self._limit = eval_set.limit
 
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> SpanPredictions:
@@ -107,32 +111,6 @@ class SpanEvaluator(Evaluator[SpanPredictions]):
         found = self._objective.answers(self._texts, model)
         given = [[Span(span["start"], span["end"], span["label"]) for span in row["spans"]] for row in found]
         return SpanPredictions(given, answer_clock() - start)
-
-    def compare(self, base: SpanPredictions, tuned: SpanPredictions, *, name: str) -> list[TaskScore]:
-        """Compare base and tuned model by all metrics, F1 of exact spans first."""
-        clusters = groups_of(self._examples)
-        return [
-            as_task(compare(metric, self._gold, base.given, tuned.given, groups=clusters), name=name, metric=metric)
-            for metric in METRICS
-        ]
-
-    def score(self, predictions: SpanPredictions, *, name: str) -> list[Score]:
-        """Score one model by all metrics."""
-        clusters = groups_of(self._examples)
-        return [score(metric, self._gold, predictions.given, name=name, groups=clusters) for metric in METRICS]
-
-    def compare_arms(
-        self,
-        task: TaskScore,
-        *,
-        base: SpanPredictions,
-        tuned: SpanPredictions,
-        controls: Mapping[str, SpanPredictions],
-    ) -> tuple[list[ArmScore], list[ArmScore]]:
-        """Compare the tuned model with base model, baselines and controls."""
-        ways = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
-        scores = arms(task.metric, self._gold, ways, tuned.given, groups=groups_of(self._examples))
-        return divided(scores, controls, {BASE: self.probed, **CONTROLS})
 
     def to_rows(self, predictions: Mapping[str, SpanPredictions]) -> list[dict[str, Any]]:
         """Return each row with its spans, those that each model marked, and the F1 of the row."""
