@@ -178,6 +178,10 @@ class Teacher:
             model.wording = best_wording(objective, wordings, lambda words: replace(model, wording=words), rows)
         return model
 
+    def unload(self) -> None:
+        """Free the memory of the model, which has answered everything before the student is trained."""
+        self.__dict__.pop("model", None)
+
 
 def _plain(text: str) -> str:
     """Return a label as a server may write it, without what it may put around it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tunesmith.evaluation.predict import AnswerSet
 from tunesmith.events import ignore
 from tunesmith.inference.openai_client import Remote
 from tunesmith.models.generation.sampling import Reply
+from tunesmith.pipelines.tune import tune
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.prepare import TrainingContext, prepare
@@ -76,6 +79,20 @@ def test_an_encoder_learns_from_the_labels_of_a_decoder(
         files, "", model=str(folder("llama")), schedule={"epochs": 8, "learning_rate": 3e-3, "probe": False}
     )
     taught_by = tune_recipe(decoder, out=tmp_path / "decoder", callbacks=Callbacks(), offline=True).folder
+    networks, open_teacher, tuned_beside = [], teacher.open_teacher, tune._tuned_beside
+
+    def opened(*args: Any, **options: Any) -> Any:
+        model = open_teacher(*args, **options)
+        networks.append(weakref.ref(model.policy.network))
+        return model
+
+    def without_teacher(*args: Any, **options: Any) -> Any:
+        gc.collect()
+        assert [network() for network in networks] == [None]  # no model takes memory beside those that are trained
+        return tuned_beside(*args, **options)
+
+    monkeypatch.setattr(teacher, "open_teacher", opened)
+    monkeypatch.setattr(tune, "_tuned_beside", without_teacher)
     run = tune_recipe(recipe(files, str(taught_by)), out=tmp_path / "student", callbacks=Callbacks(), offline=True)
 
     found = run.report.distillation

@@ -446,6 +446,7 @@ def _run_controls(
         with phase("distillation", whole=True):
             with current_world().first(), alone():  # one process asks, the others read what it has kept
                 answers = teaching.teacher.answers(prepared.test, out / TEST_FILE)
+            teaching.teacher.unload()
             gold = {name: getattr(teaching.gold, name) for name in ("recipe", "train", "facts", "teacher")}
             what = "without the teacher, on gold rows alone, for as many steps"
             controls = {
