@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import re
 import string
 import tempfile
 import time
@@ -77,6 +78,16 @@ def rated(chance: random.Random) -> Row:
     return {"text": words(chance), "score": round(chance.gauss(0, 1), 3)}
 
 
+def searched(chance: random.Random) -> Row:
+    return {"query": words(chance), "passage": words(chance)}
+
+
+def marked(chance: random.Random) -> Row:
+    text = words(chance)
+    spans = [(word.start(), word.end()) for word in re.finditer(r"\w+", text) if chance.random() < 0.3]
+    return {"text": text, "spans": [{"start": a, "end": b, "label": chance.choice(ANSWERS)} for a, b in spans]}
+
+
 EXACT = {"kind": "instruct", "metric": "exact_match", "max_new_tokens": 6}
 MULTI = {"kind": "classify", "multi": True}
 NOISE: Mapping[str, Noise] = {
@@ -88,6 +99,8 @@ NOISE: Mapping[str, Noise] = {
     "preference, DPO": Noise("llama", "preference", preferred, LORA),
     "reward, decoder": Noise("llama", "reward", preferred, LORA),
     "regress, encoder": Noise("bert", {"kind": "regress", "target": "score"}, rated, "full"),
+    "embed, encoder": Noise("bert", "embed", searched, "full"),
+    "tag, encoder": Noise("bert", "tag", marked, "full"),
 }
 FORM_ROWS = 3000
 RESAMPLES = 500

@@ -20,7 +20,18 @@ from scipy.special import ndtr
 from scipy.stats import beta
 
 from tunesmith.data.examples.prompts import RLPrompt
-from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, RatedText, Text, UnpairedPreference
+from tunesmith.data.examples.types import (
+    Chat,
+    Example,
+    LabelledText,
+    Pair,
+    Query,
+    RatedText,
+    Span,
+    TaggedText,
+    Text,
+    UnpairedPreference,
+)
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.evaluation import perplexity
 from tunesmith.evaluation.evaluators import EvalSet, evaluator_for
@@ -28,13 +39,15 @@ from tunesmith.evaluation.evaluators.answers import AnswerPredictions
 from tunesmith.evaluation.evaluators.numbers import NumberPredictions
 from tunesmith.evaluation.evaluators.perplexity import PerplexityPredictions
 from tunesmith.evaluation.evaluators.preferences import PairScores
+from tunesmith.evaluation.evaluators.retrieval import RankedPassages
 from tunesmith.evaluation.evaluators.rewards import RewardedCompletions
+from tunesmith.evaluation.evaluators.spans import SpanPredictions
 from tunesmith.evaluation.perplexity import TokenLikelihood
 from tunesmith.evaluation.predict import AnswerSet
 from tunesmith.inference.scoring import AnswerScore
 from tunesmith.metrics import significance
 from tunesmith.metrics.task_scores import LABEL_BREAK, TaskScore
-from tunesmith.objectives import Classify, Domain, Instruct, Preference, Regress, Reward, Rl
+from tunesmith.objectives import Classify, Domain, Embed, Instruct, Preference, Regress, Reward, Rl, Tag
 
 FloatArray = NDArray[np.float64]
 Drawn = tuple[Any, list[Example], list[Any]]  # objective, held-out rows, predictions of base and tuned model
@@ -218,6 +231,34 @@ def rewarded(latent: Latent) -> Drawn:
     return Rl(reward="bench.noise.paired:zero"), list(found), sides
 
 
+def ranked(latent: Latent) -> Drawn:
+    """Searches; the better the model, the nearer to the top is the right one of as many passages as there are rows."""
+    count = len(latent.groups)
+    found = [Query(where, f"query {i}", f"passage {i}", group) for i, (where, group) in enumerate(latent.places())]
+    sides = []
+    for side in latent.sides:
+        above = np.minimum(latent.rng.geometric(0.05 + 0.9 * ndtr(side)) - 1, count - 1)
+        given = [[(i + 1 + j) % count for j in range(n)] + [i] for i, n in enumerate(above.tolist())]
+        sides.append(RankedPassages(given, 1.0))
+    return Embed(), list(found), sides
+
+
+def marked(latent: Latent) -> Drawn:
+    """Up to three words to mark in each text and one to leave alone; a model errs in each by itself."""
+    text, words = "word " * 4, [(5 * i, 5 * i + 4) for i in range(4)]
+    gold = latent.rng.random((len(latent.groups), 4)) < (0.6, 0.6, 0.6, 0.0)
+    given = [gold ^ (latent.rng.random(gold.shape) < ndtr(-side)[:, None]) for side in latent.sides]
+    spans = [
+        [[Span(*word, "thing") for word, has in zip(words, row, strict=True) if has] for row in side]
+        for side in (gold, *given)
+    ]
+    found = [
+        TaggedText(where, text, tuple(own), group)
+        for (where, group), own in zip(latent.places(), spans[0], strict=True)
+    ]
+    return Tag(labels=("thing",)), list(found), [SpanPredictions(side, 1.0) for side in spans[1:]]
+
+
 KINDS: Mapping[str, Callable[[Latent], Drawn]] = {
     "classify, accuracy": lambda latent: labels(latent, "accuracy"),
     "classify, macro-F1": lambda latent: labels(latent, "macro_f1"),
@@ -232,6 +273,8 @@ KINDS: Mapping[str, Callable[[Latent], Drawn]] = {
     "reward, pairs": lambda latent: pairs(latent, Reward()),
     "rl, reward": rewarded,
     "regress, Spearman": numbers,
+    "embed, nDCG@10": ranked,
+    "tag, entity F1": marked,
 }
 
 

@@ -21,7 +21,9 @@ from typing import Any
 
 from tests.drills.forks import Ended, Forks
 from tests.golden.commands import FULL, LORA, furnish
-from tests.golden.runs import pages, write_jsonl
+from tests.golden.runs import pages, reviews, write_jsonl
+from tests.pipelines.tune.test_embed import questions
+from tests.pipelines.tune.test_tag import orders
 
 SHORT = "--set objective.max_new_tokens=5"
 LORA = f"{LORA} --set retention=false"
@@ -63,6 +65,19 @@ DRILLS = {
     ),
     "tune preference": Drill(f"tune judged.jsonl {LORA} --set objective.max_new_tokens=5 --out run", kept=CHECKPOINT),
     "tune multitask": Drill("tune multitask.yaml --out run --offline", kept=CHECKPOINT),
+    "tune embed": Drill(
+        f"tune questions.jsonl {FULL} --objective embed --set objective.hard_negatives=2 --set schedule.save_steps=1 "
+        "--out run",
+        kept=r"\.before\.json",
+    ),
+    "tune tag": Drill(
+        f"tune orders.jsonl {FULL} --objective tag --set schedule.save_steps=2 --out run", kept=r"\.before\.json"
+    ),
+    "tune teacher": Drill(
+        f"tune reviews.jsonl {FULL} --set teacher.model=decoder --set teacher.rows=unlabelled.jsonl --out run",
+        [f"tune reviews.jsonl {LORA} --out decoder"],
+        kept=r"\.before\.json|teacher",
+    ),
     "rebase": Drill("rebase decoder --model bert --out run --offline", [TUNED], kept=r"\.before\.json"),
     "replay": Drill("replay decoder --out replayed.json --offline", [TUNED]),
     "verify": Drill("verify challenge.json --at decoder --out verified.json --offline", [TUNED]),
@@ -118,6 +133,9 @@ class Lab:
         self.box = self.forks.box
         furnish(self.box)
         write_jsonl(self.box / "pages.jsonl", pages(24))
+        write_jsonl(self.box / "questions.jsonl", questions())
+        write_jsonl(self.box / "orders.jsonl", orders())
+        write_jsonl(self.box / "unlabelled.jsonl", [{"text": row["text"]} for row in reviews(80)[40:]])
         self._starts: dict[tuple[str, ...], Path] = {}
         self._keep(())
 

@@ -14,7 +14,14 @@ from bench.noise.paired import DESIGNS, KINDS, clopper_pearson, judged, resampli
 RESAMPLES, EACH = 200, 400
 SMALL, MANY, GROUPED = "12 rows", "40 rows", "15 groups of 8"
 # A value of the whole set is computed again in every resample.
-SLOW = {"classify, accuracy", "preference, thumbs AUC", "regress, Spearman", "instruct, chrF", "instruct, ROUGE-L"}
+SLOW = {
+    "classify, accuracy",
+    "preference, thumbs AUC",
+    "regress, Spearman",
+    "instruct, chrF",
+    "instruct, ROUGE-L",
+    "tag, entity F1",
+}
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in KINDS])

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from tests.pipelines.conftest import answers, recipe, reviews, tune
+from tests.pipelines.tune.test_embed import questions
 from tests.pipelines.tune.test_multitask import mixed
+from tests.pipelines.tune.test_tag import orders
 from tunesmith.config import Recipe
 from tunesmith.data.files import report_once
 from tunesmith.errors import TunesmithError
@@ -47,6 +49,8 @@ RECIPES: dict[str, Callable[[Path], Recipe]] = {
     "qlora": lambda at: recipe(at, reviews(), "llama", technique=NF4, **QUICK),
     "prefix": lambda at: recipe(at, answers(), "llama", objective=WORDS, technique={"kind": "prefix"}, **QUICK),
     "multitask": lambda at: mixed(at, tasks=("mood", "count")),
+    "embed": lambda at: recipe(at, questions(), "bert", objective="embed", **QUICK),
+    "tag": lambda at: recipe(at, orders(), "bert", objective="tag", **QUICK),
 }
 PLACES, ALL_PLACES = 40, 2000
 
@@ -91,9 +95,12 @@ def answered(run: Path) -> str:
 def said(model: LocalModel) -> str:
     """All that a model says about a few texts."""
     parts = [model.at(task) for task in model.objective.tasks] if model.objective.kind == "multitask" else [model]
-    return repr(
-        [part.classify(TEXTS) if part.objective.produces == "labels" else part.generate(TEXTS) for part in parts]
-    )
+    ways: dict[str, Callable[[LocalModel], object]] = {
+        "labels": lambda part: part.classify(TEXTS),
+        "vectors": lambda part: part.embed(TEXTS).tolist(),
+        "spans": lambda part: part.answers(TEXTS),
+    }
+    return repr([ways.get(part.objective.produces, lambda part: part.generate(TEXTS))(part) for part in parts])
 
 
 def outcome(way: Callable[[], object], reported: Callable[[], int], expected: object = None) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.printed_commands.collect import Printed
 from tests.printed_commands.lab import EAGER, Lab, Result, Scenario
+from tunesmith.pipelines.verify.make import challenge_of_run
 
 SCENARIOS: dict[str, Scenario] = {}
 COVERED: dict[Printed, str] = {}
@@ -250,6 +251,7 @@ def recipes(lab: Lab) -> None:
     ("cli/commands/evaluate.py", "tunesmith evaluate {} {}"),
     ("cli/commands/runs.py", "tunesmith runs diff A B"),
     ("pipelines/verify/challenge.py", "tunesmith verify make {} --out {}"),
+    ("pipelines/verify/make.py", "tunesmith verify make RUN --rows FILE"),
     (CHAT, "tunesmith tune {}"),
     (CHAT, "tunesmith votes export {} rows.jsonl"),
     (VOTES, "tunesmith tune {} --objective preference{}"),
@@ -259,7 +261,10 @@ def recipes(lab: Lab) -> None:
 )
 def a_decoder(lab: Lab) -> None:
     """A run of a decoder: asked, chatted with, exported, served, evaluated, and its ratings exported."""
-    out, said = tuned(lab, "decoder", answers(), "--model", lab.llama, "--set", "objective.max_new_tokens=6")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.pipelines.tune.tune.challenge_of_run", challenge_of_run)
+        out, said = tuned(lab, "decoder", answers(), "--model", lab.llama, "--set", "objective.max_new_tokens=6")
+    few = said  # prompts for a challenge: a tiny random model is certain of nothing
     lab.paste(said, "cli/commands/tune.py", "tunesmith chat {}")
     lab.paste(said, "report/code_snippets.py", 'tunesmith ask {} "{}"')
     lab.results[-1] = lab.results[-1]._replace(
@@ -281,11 +286,13 @@ def a_decoder(lab: Lab) -> None:
     lab.paste(base, "inference/identify.py", "tunesmith serve {}")
     diff = lab.run("runs", "diff", out)
     lab.paste(diff, "cli/commands/runs.py", "tunesmith runs diff A B", A=out, B=lab.folder / "again")
-    with pytest.MonkeyPatch.context() as patch:  # a tiny random model is certain of nothing
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in (("LEAST_LEAD", 0.0), ("NEEDED", 0)):
             patch.setattr(f"tunesmith.pipelines.verify.make.{name}", value)
         none = lab.run("verify", out)
         lab.paste(none, "pipelines/verify/challenge.py", "tunesmith verify make {} --out {}")
+        command = "tunesmith verify make RUN --rows FILE"
+        lab.paste(few, "pipelines/verify/make.py", command, RUN=out, FILE=f"{rows} --out longer.json")
     _ratings(lab, out)
 
 
