@@ -203,6 +203,7 @@ VARIES = re.compile(
     r"seconds|per_second|reused|peak|latenc|notes|timings|forecast|journal|before\.json|cost|converted|unchanged|replaces"
     r"|comparison\.json\.verdict"
     r"|prediction\.json|plan\.json|environment|mfu|predicted|reasons|\.table\.|digests\.txt|url\.json|machine"
+    r"|teacher\w*\.jsonl\.\d+\.crc32"  # of the line with its seconds
 )
 
 

@@ -64,7 +64,7 @@ def drop_checkpoints(run: Path) -> None:
 
     A run that was finished by an earlier version may still have them.
     """
-    parts = [run, run / "control", *run.glob("alone/*"), *run.glob("tasks/*")]
+    parts = [run, run / "control", run / "gold", *run.glob("alone/*"), *run.glob("tasks/*")]
     for folder in (part / name for part in parts for name in ("checkpoints", "base_head_checkpoints")):
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)

@@ -108,6 +108,7 @@ def test_an_encoder_learns_from_the_labels_of_a_decoder(
     assert [model.name for model in found.models] == ["base", "teacher", "gold rows alone", "student"]
     assert found.gain.tuned == run.report.task.tuned == found.models[3].score
     assert found.against_teacher.base == found.models[1].score
+    assert not [*run.folder.rglob("checkpoints")]
     lines = (run.folder / "gold" / "journal.jsonl").read_text().splitlines()
     assert max(json.loads(line)["step"] for line in lines) == run.report.training.planned_steps
     for page in ("report.html", "README.md"):
