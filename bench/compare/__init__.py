@@ -1,1 +1,1 @@
-"""Four real cases for `tunesmith compare`, retrieval apart, and the store that was chosen."""
+"""Five real cases for `tunesmith compare`, retrieval apart, and the store that was chosen."""

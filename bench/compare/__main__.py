@@ -1,7 +1,7 @@
 """`python -m bench.compare rows | retrieval [all | factbook] | store`: the rows, recall among documents, two stores.
 
 The rows come from ../shared/data and go to bench/.compare, where the recipes of this folder are copied to as well. Then
-`tunesmith compare bench/.compare/CASE.yaml` runs a case: factbook, mail, synopsis or enough.
+`tunesmith compare bench/.compare/CASE.yaml` runs a case: factbook, mail, synopsis, enough or search.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ DATA = ROOT.parent / "shared" / "data" / "f2_factbook_qa"
 PLACE = ROOT / "bench" / ".compare"
 # Countries to learn from, beside all that the test asks about: their documents fit into a quarter of an hour.
 COUNTRIES = 48
+FEW = 12  # countries to learn from, and as many to be asked about, of the case search
 # Characters of a mail: whole ones with examples above them take a decoder on this machine an hour and a half.
 MAIL = 600
 WORDINGS = ("question", "question_alt")
@@ -55,7 +56,7 @@ def with_field(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rows() -> None:
-    """The rows of factbook and enough; mail and synopsis have theirs in examples/."""
+    """The rows of factbook, search and enough; mail and synopsis have theirs in examples/."""
     facts = read("f2_factbook_qa.jsonl")
     learn = sorted({row["country"] for row in facts if row["split"] == "train"})
     chosen = set(random.Random(0).sample(learn, COUNTRIES))
@@ -63,10 +64,15 @@ def rows() -> None:
     test = [row for row in facts if row["split"] == "valid"]
     write("factbook.jsonl", (asked(row, "question") for row in train))
     write("factbook.test.jsonl", (asked(row, "question_alt") for row in test))
+    few = {name for part in (train, test) for name in sorted({row["country"] for row in part})[:FEW]}
+    write("search.jsonl", (asked(row, "question") for row in train if row["country"] in few))
+    write("search.test.jsonl", (asked(row, "question_alt") for row in test if row["country"] in few))
+    about = {row["doc_id"] for row in (*train, *test) if row["country"] in few}
     named = {row["doc_id"] for row in (*train, *test)}
     pages = [{"doc_id": page["doc_id"], "text": page["text"]} for page in read("docs.jsonl")]
     write("factbook.documents.jsonl", (page for page in pages if page["doc_id"] in named))
     write("all.documents.jsonl", pages)
+    write("search.documents.jsonl", (page for page in pages if page["doc_id"] in about))
     write("enough.jsonl", (with_field(row) for row in train))
     write("enough.test.jsonl", (with_field(row) for row in test))
     for recipe in Path(__file__).parent.glob("*.yaml"):

@@ -169,11 +169,11 @@ def test_arms_that_have_answered_are_shown_and_those_that_were_left_out(tmp_path
 @pytest.mark.parametrize(
     ("model", "objective", "changes", "without"),
     [
-        ("decoder", "classify", [], {"raft"}),
-        ("decoder", "{kind: classify, output: linear}", [], {"raft", "tuned+rag"}),
+        ("decoder", "classify", [], {"raft", "tuned-retriever"}),
+        ("decoder", "{kind: classify, output: linear}", [], {"raft", "tuned+rag", "tuned-retriever"}),
         ("decoder", "instruct", [], {"tf-idf"}),
-        ("encoder", "classify", [], {"prompt", "few-shot", "rag", "tuned+rag", "raft"}),
-        ("encoder", "classify", ["compare.model=smollm2-135m"], {"tuned+rag", "raft"}),
+        ("encoder", "classify", [], {"prompt", "few-shot", "rag", "tuned+rag", "raft", "tuned-retriever"}),
+        ("encoder", "classify", ["compare.model=smollm2-135m"], {"tuned+rag", "raft", "tuned-retriever"}),
         ("decoder", "domain", [], set(ABOUT)),
     ],
 )

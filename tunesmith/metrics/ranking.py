@@ -1,6 +1,6 @@
 """Metrics of rankings: nDCG@10, recall@k and the mean reciprocal rank, one value per query.
 
-N queries. A ranking lists passages by index, best first; a passage that it does not list is not found.
+N queries. A ranking lists passages by index or name, best first; a passage that it does not list is not found.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tunesmith.metrics.significance import PairedComparison, compare_paired, int
 from tunesmith.metrics.task_scores import ArmScore, Score, arm_scores
 
 FloatArray = NDArray[np.float64]
-Rankings = Sequence[Sequence[int]]
-Gold = Sequence[Collection[int]]  # the passages that answer each query
+Rankings = Sequence[Sequence[object]]
+Gold = Sequence[Collection[object]]  # the passages that answer each query
 DEPTH = 10  # ranks that nDCG looks at
 
 

@@ -1,4 +1,4 @@
-"""Retrieval metrics (recall at k and MRR), independent of the model that reads the chunks."""
+"""Retrieval metrics (recall at k, MRR and nDCG@10), independent of the model that reads the chunks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.documents.document import plain
+from tunesmith.metrics.ranking import ndcg
 from tunesmith.retrieval.chunks import Chunk
 from tunesmith.retrieval.index import Hit
 
@@ -23,14 +24,15 @@ class Origin:
 
 
 class Recall(BaseModel):
-    """Recall at k and mean reciprocal rank of one search method."""
+    """Recall at k, mean reciprocal rank and nDCG@10 of one search method."""
 
     model_config = ConfigDict(frozen=True)
 
-    search: str  # fused, words or vectors
+    search: str  # fused, words or vectors, or the arm of a tuned retriever
     n: int  # rows
     recall: dict[int, float]  # k -> share of rows with a correct chunk among the first k
     mrr: float  # mean of 1 / rank of the first correct chunk, 0 if it is not found
+    ndcg: float | None = None  # nDCG@10; None in comparisons of earlier versions
 
 
 def right_chunks(chunks: Sequence[Chunk], origins: Sequence[Origin]) -> list[set[str]]:
@@ -54,7 +56,7 @@ def right_chunks(chunks: Sequence[Chunk], origins: Sequence[Origin]) -> list[set
 
 
 def recall(search: str, hits: Sequence[Sequence[Hit]], right: Sequence[set[str]]) -> Recall:
-    """Compute recall and MRR over the rows whose evidence is in a chunk.
+    """Compute recall, MRR and nDCG@10 over the rows whose evidence is in a chunk.
 
     Args:
         search: name of the search method.
@@ -64,15 +66,23 @@ def recall(search: str, hits: Sequence[Sequence[Hit]], right: Sequence[set[str]]
     Raises:
         ValueError: no row has a correct chunk.
     """
-    ranks = [
-        next((rank for rank, hit in enumerate(row_hits, 1) if hit.chunk.id in correct), 0)
-        for row_hits, correct in zip(hits, right, strict=True)
-        if correct
-    ]
+    known = [(ids, correct) for ids, correct in zip(ids_of(hits), right, strict=True) if correct]
+    ranks = [next((rank for rank, name in enumerate(ids, 1) if name in correct), 0) for ids, correct in known]
     if not ranks:
         raise ValueError("no row has a known correct chunk")
     shares = {cut: sum(0 < rank <= cut for rank in ranks) / len(ranks) for cut in CUTS}
-    return Recall(search=search, n=len(ranks), recall=shares, mrr=sum(1 / rank for rank in ranks if rank) / len(ranks))
+    return Recall(
+        search=search,
+        n=len(ranks),
+        recall=shares,
+        mrr=sum(1 / rank for rank in ranks if rank) / len(ranks),
+        ndcg=float(ndcg([correct for _, correct in known], [ids for ids, _ in known]).mean()),
+    )
+
+
+def ids_of(hits: Sequence[Sequence[Hit]]) -> list[list[str]]:
+    """Return the ids of the retrieved chunks of each row, best first."""
+    return [[hit.chunk.id for hit in row_hits] for row_hits in hits]
 
 
 def origins_of(

@@ -117,3 +117,32 @@ def test_confidence_is_the_share_of_redraws_with_the_same_choice():
     # At equal cost tuned has to gain 0.1: it does in the first, third and fourth redraw, not in the second.
     arms = [arm("prompt", 0.5, 10, [0.5, 0.5, 0.5, 0.5]), arm("tuned", 0.7, 10, [0.7, 0.55, 0.65, 0.9])]
     assert shares(arms, margin=0.1) == pytest.approx({arms[1].name: 3 / 4, arms[0].name: 1 / 4})
+
+
+SEARCH_PAIRS = [("rag", "tuned-retriever"), ("rag", "tuned+rag"), ("tuned-retriever", "tuned+rag")]
+
+
+@pytest.mark.parametrize(
+    ("p_values", "scores", "expected"),
+    [
+        ((SURE, SURE, UNSURE), (0.4, 0.6, 0.62), ("tuned-retriever", "tune the search, not the answers")),
+        ((UNSURE, SURE, UNSURE), (0.4, 0.6, 0.62), ("tuned-retriever", "tune the search")),
+        ((UNSURE, UNSURE, UNSURE), (0.4, 0.43, 0.42), ("rag", "retrieve, do not fine-tune")),
+        ((SURE, SURE, SURE), (0.4, 0.6, 0.8), ("tuned+rag", "fine-tune, and retrieve")),
+    ],
+)
+def test_the_search_alone_is_tuned_where_tuned_answers_add_nothing_to_it(
+    p_values: tuple[float, ...], scores: tuple[float, ...], expected: tuple[str, str]
+):
+    rag, retriever, tuned = (
+        arm(*figures) for figures in zip(("rag", *SEARCH_PAIRS[2]), scores, (10, 40, 300), strict=True)
+    )
+    found = verdict(
+        [rag, retriever, replace(tuned, tuned=True)], dict(zip(SEARCH_PAIRS, p_values, strict=True)), margin=0.02
+    )
+    assert (found.arm, found.text) == expected
+
+
+def test_without_tuned_answers_the_verdict_says_nothing_of_them():
+    arms = [arm("rag", 0.4, 10), arm("tuned-retriever", 0.6, 40)]
+    assert verdict(arms, {("rag", "tuned-retriever"): SURE}, margin=0.02).text == "tune the search"

@@ -39,6 +39,8 @@ class ArmAnswers(BatchAnswers):
     build_seconds: float = 0.0
     labelled_rows: int = 0
     run: str = ""  # folder of the run that answered
+    retriever: str = ""  # folder of the run whose vectors found the chunks
+    written: int = 0  # questions that a model wrote, among those that tuned the retriever
     shown: int = 0  # greatest number of passages in a prompt
     form: str = ""  # template that joins passages and question
     task: Task | None = None  # their score; None in comparisons of earlier versions
@@ -53,6 +55,7 @@ class ArmSetting(BaseModel):
     shots: int = 0  # examples in the prompt
     shown: int = 0  # passages in the prompt
     form: str = ""  # template that joins passages and question
+    search: str = ""  # fused or vectors, of a tuned retriever
 
     @model_validator(mode="before")
     @classmethod
@@ -76,6 +79,7 @@ class Choices(BaseModel):
     settings: dict[str, ArmSetting] = {}  # by arm
     budget: BudgetedRows | None = None
     index_seconds: float | None = None  # to read, split and index the documents
+    question_seconds: float | None = None  # to write the questions of a tuned retriever
     paraphrase_seconds: float | None = None  # to write the paraphrases of the arm `closed-book`
 
     @model_validator(mode="before")

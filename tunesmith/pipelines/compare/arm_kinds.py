@@ -16,6 +16,7 @@ class ArmKind:
     # Training time of one row of its run, relative to `tuned`: row length times the share of rows used.
     train_time: float = 0.0
     run: str = ""  # name of the run that answers; arms may share one
+    retriever: str = ""  # name of the run whose vectors find the chunks; empty: those of an untouched encoder
     trains_on: Literal["", "rows", "documents"] = ""
     prompts_base: bool = False  # prompts the base model, or a run of it, in words; an encoder cannot answer
     needs_documents: bool = False
@@ -32,6 +33,15 @@ ARM_KINDS = {
     "prompt": ArmKind(row_time=1.5, prompts_base=True, recommendation="prompt"),
     "few-shot": ArmKind(row_time=4.0, prompts_base=True, recommendation="show examples in the prompt"),
     "rag": ArmKind(row_time=3.0, prompts_base=True, needs_documents=True, recommendation="retrieve"),
+    "tuned-retriever": ArmKind(
+        row_time=3.0,
+        train_time=0.3,
+        retriever="tuned-retriever",
+        trains_on="rows",
+        prompts_base=True,
+        needs_documents=True,
+        recommendation="tune the search",
+    ),
     "tf-idf": ArmKind(
         row_time=0.1,
         language_model=False,
@@ -50,6 +60,22 @@ ARM_KINDS = {
         trains_on="rows",
         needs_documents=True,
         recommendation="fine-tune with retrieved text in the rows, and retrieve",
+    ),
+    "tuned+tuned-retriever": ArmKind(
+        row_time=2.0,
+        run="tuned",
+        retriever="tuned-retriever",
+        trains_on="rows",
+        needs_documents=True,
+        recommendation="tune the search and the answers",
+    ),
+    "raft+tuned-retriever": ArmKind(
+        row_time=4.0,
+        run="raft",
+        retriever="tuned-retriever",
+        trains_on="rows",
+        needs_documents=True,
+        recommendation="tune the search, and the answers with retrieved text in the rows",
     ),
     "closed-book": ArmKind(
         row_time=2.0,

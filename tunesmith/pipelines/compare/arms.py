@@ -15,7 +15,13 @@ from tunesmith.inference.openai_client import Remote
 from tunesmith.metrics.baselines import tfidf_labeller
 from tunesmith.metrics.task_scores import value
 from tunesmith.pipelines.compare.answers import ArmSetting
-from tunesmith.pipelines.compare.context import ComparisonContext, allow_long_prompts, max_prompt_tokens
+from tunesmith.pipelines.compare.arm_kinds import kind_of
+from tunesmith.pipelines.compare.context import (
+    ComparisonContext,
+    Retrieval,
+    allow_long_prompts,
+    max_prompt_tokens,
+)
 from tunesmith.pipelines.compare.prompting import (
     Prompt,
     PromptBuilder,
@@ -61,10 +67,17 @@ class ClassifierArm(Arm):
     label: Callable[[Sequence[Example]], list[str]]
 
 
-def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = None) -> Arm:
-    """Build the arm of this name, or of the address of a server; `tuned` is the model of its run, if it has one."""
+def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = None, *, retriever: str = "") -> Arm:
+    """Build the arm of this name, or of the address of a server.
+
+    Args:
+        context: the comparison.
+        name: name or address of the arm.
+        tuned: the model of the run that answers, if it has one.
+        retriever: folder of the run whose vectors find the chunks, if it has one.
+    """
     if tuned is not None:
-        return _tuned(context, name, tuned)
+        return _tuned(context, name, tuned, retriever)
     if name == "few-shot":
         return _few_shot(context)
     if name == "oracle-context":
@@ -74,8 +87,10 @@ def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = No
     if name == "no-context":
         return _plain_arm(context, context.base(), detail="the question of the row, without passages")
     rows = len(_choice_rows(context))
-    if name == "rag":
-        return _with_retrieval(context, context.base(), _choose_passages(context), labelled_rows=rows)
+    if name == "rag" or kind_of(name).retriever:
+        retrieval = context.tuned_retrieval(retriever)
+        setting = _choose_passages(context, name, retrieval=retrieval)
+        return _with_retrieval(context, context.base(), setting, retrieval=retrieval, labelled_rows=rows)
     if name == "prompt":
         wording = _wording(context)
         prompts = partial(_base_prompts, context, wording)
@@ -88,13 +103,16 @@ def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = No
     return _plain_arm(context, server, wording=wording, detail=_wording_text(wording), labelled_rows=rows)
 
 
-def _tuned(context: ComparisonContext, name: str, model: LocalModel) -> Arm:
+def _tuned(context: ComparisonContext, name: str, model: LocalModel, retriever: str) -> Arm:
     """Build the arm of a run."""
-    if name == "tuned+rag":  # passages, which its training rows did not have
-        model = allow_long_prompts(model)
-        return _with_retrieval(context, model, _choose_passages(context, name, model))
-    if name == "raft":  # passages, as in its training rows
-        return _with_retrieval(context, allow_long_prompts(model), ArmSetting(shown=PASSAGES, form=FORMS[0]))
+    kind = kind_of(name)
+    if kind.needs_documents and kind.trains_on == "rows":  # passages
+        model, retrieval = allow_long_prompts(model), context.tuned_retrieval(retriever)
+        if kind.run == "raft":  # as in its training rows
+            setting = ArmSetting(shown=PASSAGES, form=FORMS[0])
+        else:
+            setting = _choose_passages(context, name, model, retrieval=retrieval)
+        return _with_retrieval(context, model, setting, retrieval=retrieval)
     if name == "closed-book":  # trained on texts, so it answers by the objective of the comparison
         closed_book = replace(model, objective=context.objective, limit=max_prompt_tokens(model.policy))
         return _plain_arm(context, closed_book, wording=_wording(context))
@@ -131,7 +149,7 @@ def _few_shot(context: ComparisonContext) -> Arm:
 
 def _oracle(context: ComparisonContext) -> Arm:
     """Build an arm: the base model with a chunk that contains the answer, as if retrieval never failed."""
-    form = _choose_passages(context).form
+    form = _choose_passages(context, "rag", retrieval=context.retrieval()).form
     chunks = context.retrieval().index.chunks
     # The first correct chunk by document and position.
     order = {chunk.id: (chunk.doc_id, position) for position, chunk in enumerate(chunks)}
@@ -201,10 +219,14 @@ def _base_prompts(context: ComparisonContext, wording: str, rows: Sequence[Examp
 
 
 def _with_retrieval(
-    context: ComparisonContext, model: LocalModel, setting: ArmSetting, *, labelled_rows: int = 0
+    context: ComparisonContext,
+    model: LocalModel,
+    setting: ArmSetting,
+    *,
+    retrieval: Retrieval,
+    labelled_rows: int = 0,
 ) -> Arm:
     """Build an arm: a model with the best chunks before the question; searching is part of its time."""
-    retrieval = context.retrieval()
 
     def prompts(rows: Sequence[Example]) -> list[Prompt]:
         hits = retrieval.index.find([retrieval.query(row) for row in rows], shown=setting.shown)
@@ -231,9 +253,10 @@ def _wording_text(wording: str) -> str:
     return f"prompt: {wording or 'the instruction of the recipe'}"
 
 
-def _choose_passages(context: ComparisonContext, name: str = "rag", tuned: LocalModel | None = None) -> ArmSetting:
+def _choose_passages(
+    context: ComparisonContext, name: str, tuned: LocalModel | None = None, *, retrieval: Retrieval
+) -> ArmSetting:
     """Return the number of chunks and their template with the best score on validation rows."""
-    retrieval = context.retrieval()
 
     def prompts(setting: ArmSetting, rows: Sequence[Example]) -> list[Prompt]:
         hits = [row_hits[: setting.shown] for row_hits in retrieval.hits(rows)]

@@ -68,7 +68,8 @@ def ask_arm(folder: Path, question: ArmQuestion, *, callbacks: Callbacks, offlin
         raise RecipeError(f"--arm {name}: not in {folder}; name one of {', '.join(known)}")
     context = reopened(folder, callbacks=callbacks, key=question.key, offline=offline)
     stored = context.stored(name)
-    arm = arm_for(context, OLD_ARMS.get(name, name), context.tuned(stored.run) if stored and stored.run else None)
+    tuned = context.tuned(stored.run) if stored and stored.run else None
+    arm = arm_for(context, OLD_ARMS.get(name, name), tuned, retriever=stored.retriever if stored else "")
     if context.objective.produces == "labels":
         row: Example = LabelledText("question", question.text, ("",))
     else:

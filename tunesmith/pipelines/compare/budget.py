@@ -34,7 +34,8 @@ def sizes(
     The estimate uses fixed ratios to the seconds of one row by the plain prompt; a run may take 50 % longer. The
     numbers of rows have a minimum, so the estimated time may exceed the budget.
     """
-    runs = {kind_of(arm).run for arm in arms}
+    kinds = [kind_of(arm) for arm in arms]
+    runs = {kind.run for kind in kinds} | {kind.retriever for kind in kinds}
     answer_seconds = row * sum(kind_of(arm).row_time for arm in arms)
     train_time = sum(kind.train_time for name, kind in ARM_KINDS.items() if name in runs)
     train_seconds = row * LEARN * epochs * train_time

@@ -12,7 +12,7 @@ from tunesmith.config.style_rules import columns
 from tunesmith.evaluation.predict import accepted_answers, reference_answers
 from tunesmith.evaluation.results import Retention
 from tunesmith.metrics import style
-from tunesmith.metrics.resampling import MIN_GROUPS, Clusters, groups_of
+from tunesmith.metrics.resampling import ALPHA, MIN_GROUPS, Clusters, groups_of
 from tunesmith.metrics.significance import holm
 from tunesmith.metrics.task_scores import BESIDE, SCALES, TaskScore, redrawn, task_score, value
 from tunesmith.pipelines.compare.answers import ArmAnswers
@@ -28,15 +28,17 @@ from tunesmith.pipelines.compare.report import (
     Gain,
     GeneralAbilityChange,
     Latency,
+    SearchGain,
     StyleScore,
     Update,
 )
+from tunesmith.pipelines.compare.searches import TUNED, measure_searches
 from tunesmith.pipelines.compare.selection import has_origins
-from tunesmith.pipelines.compare.verdict import ANSWERS, Candidate, Verdict, verdict
+from tunesmith.pipelines.compare.verdict import ANSWERS, Candidate, Verdict, p_text, verdict
 from tunesmith.pipelines.tune.build_report import environment
-from tunesmith.report.formatting import several, signed
+from tunesmith.report.formatting import bounds, several, signed
 from tunesmith.report.schema import read_report
-from tunesmith.retrieval.recall import Recall, recall
+from tunesmith.retrieval.recall import Recall
 
 SECONDS_AN_HOUR = 3600.0
 
@@ -60,13 +62,8 @@ def build_comparison(context: ComparisonContext, answers: Sequence[ArmAnswers], 
     base = next((retention for retention in retentions if retention), None)
     arms = [_arm_page(context, arm, base, updates.get(arm.name), price_per_hour=price_per_hour) for arm in answers]
     arms = [arm.model_copy(update={"against": _against(arm, arms, pairs, p_values)}) for arm in arms]
-    recalls: list[Recall] = []
-    if has_origins(context.recipe) and any(correct := context.retrieval().correct(context.test)):
-        index = context.retrieval().index
-        queries = [context.retrieval().query(row) for row in context.test]
-        methods = ("fused", "words", "vectors") if index.search == "fused" else (index.search,)
-        recalls = [recall(method, index.find(queries, shown=10, search=method), correct) for method in methods]
-    choice = _verdict(context, answers, p_values, extra=_findings(arms, recalls))
+    recalls, search_gains = measure_searches(context, answers)
+    choice = _verdict(context, answers, p_values, extra=_findings(arms, recalls, search_gains))
     return Comparison(
         folder=str(context.folder),
         model=context.recipe.model,
@@ -76,6 +73,7 @@ def build_comparison(context: ComparisonContext, answers: Sequence[ArmAnswers], 
         arms=arms,
         gains=_gains(pairs, p_values),
         retrieval=recalls,
+        search_gains=search_gains,
         chunks=len(context.retrieval().index.chunks) if recalls else 0,
         table=table(arms, choice),
         verdict=choice,
@@ -163,6 +161,8 @@ def _arm_page(
             price_per_1000=seconds * rate if rate else None,
         ),
         run=arm.run,
+        retriever=arm.retriever,
+        written=arm.written,
     )
 
 
@@ -206,7 +206,7 @@ def _general(context: ComparisonContext, arm: ArmAnswers, base: Retention | None
     return GeneralAbilityChange(nats_rise=retention.rise, probe=retention.probe_tuned, probe_base=retention.probe_base)
 
 
-def _findings(arms: Sequence[ArmPage], recalls: Sequence[Recall]) -> list[str]:
+def _findings(arms: Sequence[ArmPage], recalls: Sequence[Recall], search_gains: Sequence[SearchGain]) -> list[str]:
     """Return further findings: where retrieval or reading fails, and what tuning costs."""
     by_name = {arm.name: arm for arm in arms}
     findings = [
@@ -214,6 +214,14 @@ def _findings(arms: Sequence[ArmPage], recalls: Sequence[Recall]) -> list[str]:
         f"{several(row.n, 'row')} whose chunk is known"
         for row in recalls
     ]
+    findings += [
+        f"{TUNED} finds chunks better than the search by {gain.over}: nDCG@10 {signed(gain.delta)} "
+        f"({bounds(gain.ci95)}, adjusted {p_text(gain.p_adjusted)})"
+        for gain in search_gains
+        if gain.metric == "ndcg" and gain.delta > 0 and gain.p_adjusted < ALPHA
+    ]
+    if written := max((arm.written for arm in arms), default=0):
+        findings.append(f"the retriever was tuned on {several(written, 'question')} that a model wrote, too")
     rag, oracle = by_name.get("rag"), by_name.get("oracle-context")
     if rag and oracle and rag.domain is not None and oracle.domain is not None:
         findings.append(

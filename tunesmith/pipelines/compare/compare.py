@@ -135,8 +135,8 @@ def reopened(folder: Path, *, callbacks: Callbacks, key: str = "", offline: bool
 
 def _tune_arms(context: ComparisonContext, arms: Sequence[str], *, on: str) -> None:
     """Tune what the arms need as tasks of a Ray cluster; answers and their times are measured here, as always."""
-    names = [name for name in arms if name in TUNED_ARMS and context.stored(name) is None]
-    names = [name for name in names if name != "tuned+rag" or "tuned" not in names]  # the same run
+    kinds = [kind_of(name) for name in arms if context.stored(name) is None]
+    names = list(dict.fromkeys(run for kind in kinds for run in (kind.retriever, kind.run) if run))
     context.on_event(StageStarted(f"{len(names)} runs on {on}"))
     work = partial(tune_arm, context.folder.absolute(), context.offline)
     threads, stop = context.recipe.machine.threads or cores(), context.callbacks.should_stop
@@ -147,9 +147,9 @@ def _tune_arms(context: ComparisonContext, arms: Sequence[str], *, on: str) -> N
 
 
 def tune_arm(folder: Path, offline: bool, name: str) -> str:
-    """Tune the run of an arm in a separate process, into the folder of the comparison.
+    """Tune a run that arms need in a separate process, into the folder of the comparison.
 
-    Returns the reason why the run failed, empty if it has finished; it is tried again with its arm.
+    Returns the reason why the run failed, empty if it has finished; it is tried again with its arms.
     """
     context = reopened(folder, callbacks=Callbacks(lambda event: None), offline=offline)
     context.test = subsample(context.split.test, context.recipe.compare.rows, context.recipe.seed)

@@ -7,10 +7,10 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tunesmith.config import Recipe
+from tunesmith.config import Documents, Recipe
 from tunesmith.data.documents.cache import CollectStore
 from tunesmith.data.examples.types import Example
 from tunesmith.data.files import read_page, write_whole
@@ -26,6 +26,7 @@ from tunesmith.inference.identify import identify
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
+from tunesmith.metrics.ranking import ndcg
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.task_scores import score
 from tunesmith.models.families import positions_of
@@ -39,7 +40,7 @@ from tunesmith.pipelines.compare.answers import ArmAnswers, ArmSetting, Choices
 from tunesmith.pipelines.compare.report import Task
 from tunesmith.retrieval.chunks import SourceDocument, cut, read_pages
 from tunesmith.retrieval.index import CHUNKS, Hit, Index, open_index
-from tunesmith.retrieval.recall import Origin, cell, origins_of, right_chunks
+from tunesmith.retrieval.recall import Origin, cell, ids_of, origins_of, right_chunks
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.read import read_data
 
@@ -108,6 +109,7 @@ class ComparisonContext:
     _machine: ChosenMachine | None = None
     _base: LocalModel | None = None
     _retrieval: Retrieval | None = None
+    _tuned_retrieval: dict[str, Retrieval] = field(default_factory=dict)
 
     @property
     def on_event(self) -> EventHandler:
@@ -218,6 +220,46 @@ class ComparisonContext:
         if unknown:
             self.notes.append(f"{len(unknown)} test rows name an unknown document, such as {unknown[0]!r}")
         return self._retrieval
+
+    def tuned_retrieval(self, run: str | Path) -> Retrieval:
+        """Return the same chunks, searched by the vectors of a run of `embed`; without a run, `retrieval`.
+
+        The search, by vectors alone or fused with BM25, is the one with the higher nDCG@10 on validation rows whose
+        chunk is known. The vectors are stored in a folder of their own, so that only new chunks are embedded.
+        """
+        if not run:
+            return self.retrieval()
+        if (known := self._tuned_retrieval.get(str(run))) is not None:
+            return known
+        base, settings, folder = self.retrieval(), self.documents_of(run), self.index_folder(run)
+        index = open_index(folder, base.index.chunks, settings=settings, on_event=self.on_event, offline=self.offline)
+
+        def choose() -> ArmSetting:
+            held_out = self.split.validation
+            rows = [row for row, ids in zip(held_out, base.correct(held_out), strict=True) if ids]
+            queries, correct = [base.query(row) for row in rows], base.correct(rows)
+            scores = {
+                search: float(ndcg(correct, ids_of(index.find(queries, shown=DEEP, search=search))).sum())
+                for search in dict.fromkeys(("vectors", index.search))
+            }
+            return ArmSetting(search=max(scores, key=lambda search: scores[search]))
+
+        index.search = self.setting("search of the tuned retriever", choose).search
+        # Reading and splitting, and embedding by a network of the same shape, take the time of the untouched encoder.
+        self._tuned_retrieval[str(run)] = replace(base, index=index, _hits={})
+        return self._tuned_retrieval[str(run)]
+
+    def index_folder(self, run: str | Path) -> Path:
+        """Return the folder of the index of a tuned retriever; without a run, of the untouched one."""
+        return self.folder / ("index-tuned" if run else "index")
+
+    def documents_of(self, run: str | Path) -> Documents:
+        """Return the documents as a tuned retriever searches them; without a run, as the recipe does."""
+        settings = self.recipe.documents
+        if not run:
+            return settings
+        search = "vectors" if settings.search == "vectors" else "fused"
+        return settings.model_copy(update={"encoder": str(run), "search": search})
 
     def columns(self) -> dict[str, dict[str, object]]:
         """Read the fields of every row again, by its location: examples do not keep them."""

@@ -17,8 +17,11 @@ from tunesmith.pipelines.compare.changed_facts import Fact, change
 from tunesmith.pipelines.compare.context import ComparisonContext, allow_long_prompts
 from tunesmith.pipelines.compare.prompting import ask_model, passage_prompts
 from tunesmith.pipelines.compare.report import Update
-from tunesmith.retrieval.chunks import cut
+from tunesmith.retrieval.chunks import Chunk, cut
 from tunesmith.retrieval.index import Index, open_index
+from tunesmith.retrieval.recall import Origin, ids_of, right_chunks
+
+FIRST = 5  # ranks in which a changed chunk counts as found
 
 
 def measure_knowledge_update(context: ComparisonContext, arms: Sequence[ArmAnswers]) -> dict[str, Update]:
@@ -40,37 +43,58 @@ def measure_knowledge_update(context: ComparisonContext, arms: Sequence[ArmAnswe
     if not facts:
         return {}
     context.on_event(StageStarted(f"{len(facts)} facts changed in the documents"))
-    changed = context.folder / "changed"
-    shutil.rmtree(changed, ignore_errors=True)
-    shutil.copytree(context.folder / "index", changed)
-    began = time.perf_counter()
-    settings = context.recipe.documents
-    index = open_index(changed, cut(pages, settings.size), settings=settings, on_event=ignore, offline=context.offline)
-    index_seconds = time.perf_counter() - began
-    updates = {arm.name: _update(context, arm, facts, index, index_seconds=index_seconds) for arm in arms}
-    shutil.rmtree(changed, ignore_errors=True)
+    chunks = cut(pages, context.recipe.documents.size)
+    origins = retrieval.origins(test)
+    right = right_chunks(chunks, [Origin(fact.new, origins[fact.row].doc_id) for fact in facts])
+    indexes = {name: _changed_index(context, name, chunks) for name in dict.fromkeys(arm.retriever for arm in arms)}
+    updates = {arm.name: _update(context, arm, facts, right, changed=indexes[arm.retriever]) for arm in arms}
     write_whole(file, TypeAdapter(dict[str, Update]).dump_json(updates, indent=1).decode())
     return updates
 
 
+def _changed_index(context: ComparisonContext, run: str, chunks: Sequence[Chunk]) -> tuple[Index, float]:
+    """Return the index of a retriever, updated to the changed chunks, and the seconds of the update."""
+    changed = context.folder / "changed"
+    shutil.rmtree(changed, ignore_errors=True)
+    shutil.copytree(context.index_folder(run), changed)
+    own = context.tuned_retrieval(run).index
+    began = time.perf_counter()
+    settings = context.documents_of(run)
+    index = open_index(changed, chunks, settings=settings, on_event=ignore, offline=context.offline)
+    seconds = time.perf_counter() - began
+    shutil.rmtree(changed, ignore_errors=True)
+    index.search = own.search
+    return index, seconds
+
+
 def _update(
-    context: ComparisonContext, arm: ArmAnswers, facts: Sequence[Fact], index: Index, *, index_seconds: float
+    context: ComparisonContext,
+    arm: ArmAnswers,
+    facts: Sequence[Fact],
+    right: Sequence[set[str]],
+    *,
+    changed: tuple[Index, float],
 ) -> Update:
-    """Answer the questions about changed facts by one arm."""
+    """Answer the questions about changed facts by one arm; `right` has the ids of the chunks with each new fact."""
+    index, index_seconds = changed
     seconds: float | None
+    found: float | None = None
     if arm.shown:
         rows = [context.test[fact.row] for fact in facts]
         began = time.perf_counter()
-        hits = index.find([context.retrieval().query(row) for row in rows], shown=arm.shown)
+        queries = [context.retrieval().query(row) for row in rows]
+        hits = index.find(queries, shown=arm.shown)
         model = allow_long_prompts(context.tuned(arm.run)) if arm.run else context.base()
         batch = [prompt.messages for prompt in passage_prompts(context, model, rows, hits, form=arm.form)]
         given = ask_model(model, batch, context.objective).given
         seconds = index_seconds + (time.perf_counter() - began) / len(rows)
         how = "the index follows the documents"
+        ranked = ids_of(index.find(queries, shown=FIRST))
+        found = sum(bool(ids & {*names}) for ids, names in zip(right, ranked, strict=True)) / len(rows)
     else:
         given = [arm.given[fact.row] for fact in facts]
         seconds = arm.build_seconds if arm.run else None
         how = "tune again" if arm.run else "change the prompt: the arm does not read the documents"
     new = contains([fact.new for fact in facts], given)
     old = contains([fact.old for fact in facts], given)
-    return Update(facts=len(facts), new=float(new.mean()), old=float(old.mean()), seconds=seconds, how=how)
+    return Update(facts=len(facts), new=float(new.mean()), old=float(old.mean()), seconds=seconds, how=how, found=found)

@@ -39,12 +39,14 @@ class Update(_Part):
     old: float  # share of answers with the old fact
     seconds: float | None  # until the arm gives the new fact; None if it does not use the documents
     how: str  # how the arm is updated
+    found: float | None = None  # share of changed chunks among the first 5 that were found; None without retrieval
     price: float | None = None  # None without a price of the machine
 
     def __str__(self) -> str:
         cost = "" if self.price is None else f", price {price(self.price)}"
         seconds = "" if self.seconds is None else f"{self.seconds:.1f} s{cost}: "
-        return f"new {100 * self.new:.0f} %, old {100 * self.old:.0f} %; {seconds}{self.how}"
+        found = "" if self.found is None else f"; {100 * self.found:.0f} % of changed chunks among the first 5"
+        return f"new {100 * self.new:.0f} %, old {100 * self.old:.0f} %; {seconds}{self.how}{found}"
 
 
 class Latency(_Part):
@@ -83,6 +85,16 @@ class Gain(Against):
     """Gain of an arm over an arm with an equal or lower score."""
 
     over: str
+
+
+class SearchGain(_Part):
+    """Gain of the tuned retriever over another search, on the test rows whose chunk is known."""
+
+    metric: str  # recall_5 or ndcg
+    over: str  # words, vectors or fused
+    delta: float
+    ci95: tuple[float, float]
+    p_adjusted: float  # for all searches and both metrics (Holm)
 
 
 class GeneralAbilityChange(_Part):
@@ -132,6 +144,8 @@ class ArmPage(_Part):
     labels: int  # labelled rows used
     cost: Cost
     run: str = ""  # run folder of a tuned arm
+    retriever: str = ""  # run folder of the tuned retriever
+    written: int = 0  # questions that a model wrote from the documents, among those that tuned the retriever
 
 
 class TableRow(_Part):
@@ -164,6 +178,7 @@ class Comparison(Displayed, _Part):
     arms: list[ArmPage]
     gains: list[Gain] = []
     retrieval: list[Recall]
+    search_gains: list[SearchGain] = []  # of the tuned retriever
     chunks: int  # in the index
     table: list[TableRow]
     verdict: Verdict

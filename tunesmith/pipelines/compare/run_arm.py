@@ -16,10 +16,12 @@ from tunesmith.events import Note, StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.phases import Phases, phase, timing
 from tunesmith.pipelines.compare.answers import ArmAnswers, BatchAnswers
+from tunesmith.pipelines.compare.arm_kinds import kind_of
 from tunesmith.pipelines.compare.arms import ClassifierArm, PromptArm, arm_for
 from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.pipelines.compare.prompting import ask_model
 from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_closed_book, run_raft, run_tuned
+from tunesmith.pipelines.compare.tuned_retriever import run_retriever
 from tunesmith.progress import track
 from tunesmith.report.formatting import metric_name, reused_line
 from tunesmith.retrieval.prompts import cited
@@ -31,12 +33,12 @@ MIN_LATENCY_ROWS = 5
 LATENCY_SECONDS = 15.0
 PORTION = 64  # answers between two writes to disk
 
-# The run that an arm needs.
+# The runs that arms need, by `ArmKind.run` and `ArmKind.retriever`.
 TUNED_ARMS: dict[str, Callable[[ComparisonContext], TunedArm]] = {
     "tuned": run_tuned,
     "tuned-30%": partial(run_tuned, percent=30),
     "tuned-10%": partial(run_tuned, percent=10),
-    "tuned+rag": run_tuned,
+    "tuned-retriever": run_retriever,
     "raft": run_raft,
     "closed-book": run_closed_book,
 }
@@ -46,8 +48,11 @@ def run_arm(context: ComparisonContext, name: str) -> ArmAnswers:
     """Return the answers of an arm to all test rows, from disk if they are stored; new ones are stored."""
     if (stored := context.stored(name)) is not None:
         return stored
-    run = TUNED_ARMS[name](context) if name in TUNED_ARMS else None
-    arm = arm_for(context, name, context.tuned(run.folder) if run else None)
+    kind = kind_of(name)
+    retriever = TUNED_ARMS[kind.retriever](context) if kind.retriever else None
+    run = TUNED_ARMS[kind.run](context) if kind.run else None
+    tuned = context.tuned(run.folder) if run else None
+    arm = arm_for(context, name, tuned, retriever=str(retriever.folder) if retriever else "")
     context.on_event(StageStarted(f"{name}: {len(context.test)} questions"))
     if isinstance(arm, PromptArm):
         with timing(Phases()) as phases, phase(name):
@@ -66,7 +71,8 @@ def run_arm(context: ComparisonContext, name: str) -> ArmAnswers:
     context.on_event(Note(f"{name}: {metric_name(task.metric)} {task}"))
     costs = {"labelled_rows": arm.labelled_rows, "build_seconds": arm.build_seconds}
     answers = answers.model_copy(update={**costs, "task": task})
-    return context.store(run.add_cost(answers) if run else answers)
+    answers = run.add_cost(answers) if run else answers
+    return context.store(retriever.add_search(answers) if retriever else answers)
 
 
 def _prompt_rows(context: ComparisonContext, name: str, arm: PromptArm) -> ArmAnswers:

@@ -36,13 +36,14 @@ def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
         fix = "add compare: {model: smollm2-135m}, or remove the arms that prompt"
         name = recipe.compare.model or recipe.model
         raise RecipeError(f"arms: {name} is an encoder, which answers no prompt; {fix} ({', '.join(prompting)})")
+    shown = [arm for arm in arms if arm in ("tuned+rag", "tuned+tuned-retriever")]
     if (
-        "tuned+rag" in arms
+        shown
         and objective.kind == "classify"
-        and (objective.output == "linear" or not _is_decoder(recipe.model, offline=offline))
+        and (objective.output == "linear" or not is_decoder(recipe.model, offline=offline))
     ):
         fix = "nearest that works: tuned"
-        raise RecipeError(f"arms: tuned+rag needs a model that answers in words, and this run has a head; {fix}")
+        raise RecipeError(f"arms: {shown[0]} needs a model that answers in words, and this run has a head; {fix}")
     return arms
 
 
@@ -69,10 +70,10 @@ def _default_arms(recipe: Recipe, *, offline: bool) -> list[str]:
 
 def answers_prompts(recipe: Recipe, *, offline: bool) -> bool:
     """Return whether the model of the arms without tuning, `compare.model` or else that of the recipe, is a decoder."""
-    return _is_decoder(recipe.compare.model or recipe.model, offline=offline)
+    return is_decoder(recipe.compare.model or recipe.model, offline=offline)
 
 
-def _is_decoder(name: str, *, offline: bool) -> bool:
+def is_decoder(name: str, *, offline: bool) -> bool:
     """Return whether a model is a decoder, by its configuration alone."""
     if name.lower().endswith(".gguf"):
         return True
@@ -93,8 +94,13 @@ def _check_arm(arm: str, recipe: Recipe) -> None:
         raise RecipeError(f"arms: {arm} needs rows that name the source of their answer; {fix}")
     if arm == "tf-idf" and not labels:
         raise RecipeError("arms: tf-idf answers with labels only; remove it, or use objective: classify")
-    if arm == "raft" and labels:
-        raise RecipeError("arms: raft learns answers from passages; nearest that works: objective: instruct, or tuned")
+    if kind_of(arm).retriever and labels and not recipe.documents.evidence:
+        fix = "set documents.evidence, or remove the arm"
+        raise RecipeError(f"arms: {arm} learns which chunk contains the answer, and a label is in none; {fix}")
+    if kind_of(arm).run == "raft" and labels:
+        raise RecipeError(
+            f"arms: {arm} learns answers from passages; nearest that works: objective: instruct, or tuned"
+        )
 
 
 def has_origins(recipe: Recipe) -> bool:

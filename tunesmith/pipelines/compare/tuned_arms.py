@@ -52,6 +52,7 @@ class TunedArm:
     seconds: float  # of training
     labelled_rows: int
     detail: str
+    written: int = 0  # questions that a model wrote, among those that tuned a retriever
 
     def add_cost(self, answers: ArmAnswers) -> ArmAnswers:
         """Return the answers of its model with the cost of the run."""
@@ -64,6 +65,18 @@ class TunedArm:
             }
         )
 
+    def add_search(self, answers: ArmAnswers) -> ArmAnswers:
+        """Return the answers to chunks that its vectors found, with the cost of the run."""
+        return answers.model_copy(
+            update={
+                "build_seconds": answers.build_seconds + self.seconds,
+                "labelled_rows": max(self.labelled_rows, answers.labelled_rows),
+                "retriever": str(self.folder),
+                "written": self.written,
+                "detail": "; ".join(filter(None, (answers.detail, self.detail))),
+            }
+        )
+
 
 def run_tuned(context: ComparisonContext, percent: int = 100) -> TunedArm:
     """Run the recipe on a share of its rows in the folder of the comparison; a finished run elsewhere is reused."""
@@ -71,18 +84,18 @@ def run_tuned(context: ComparisonContext, percent: int = 100) -> TunedArm:
     if percent < 100:
         rows = max(MIN_ROWS, len(split.train) * percent // 100)
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"rows": rows}), "controls": False})
-        return _run(context, recipe, context.folder / f"tuned-{percent}")
+        return run_recipe(context, recipe, context.folder / f"tuned-{percent}")
     own = open_run(recipe, None)
     if own.finished:
-        return _run(context, recipe, own.path)
+        return run_recipe(context, recipe, own.path)
     if len(context.test) < len(split.test):  # the run need not be evaluated on rows that no arm answers
         columns = context.columns()
         data: dict[str, Any] = {"validation": 0.0, "where": {}, "rows": 0}
         for part, examples in {"train": split.train, "validation": split.validation, "test": context.test}.items():
             if examples:
-                data[part] = _write_rows(context, f"tuned.{part}", [columns[example.where] for example in examples])
+                data[part] = write_rows(context, f"tuned.{part}", [columns[example.where] for example in examples])
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
-    return _run(context, recipe, context.folder / "tuned")
+    return run_recipe(context, recipe, context.folder / "tuned")
 
 
 def run_raft(context: ComparisonContext) -> TunedArm:
@@ -111,12 +124,12 @@ def run_raft(context: ComparisonContext) -> TunedArm:
     ]
     columns = {"prompt": "", "answer": "", "messages": "messages", "instruction": "", "thoughts": ""}
     data = {
-        "train": _write_rows(context, "raft.train", rows),
-        "validation": _write_rows(context, "raft.validation", validation),
+        "train": write_rows(context, "raft.train", rows),
+        "validation": write_rows(context, "raft.validation", validation),
         "max_tokens": limit,
     }
     recipe = _with_rows(context.source, context.objective.model_copy(update=columns), data)
-    return _run(context, recipe, context.folder / "raft")
+    return run_recipe(context, recipe, context.folder / "raft")
 
 
 def as_row(chat: Chat) -> dict[str, Any]:
@@ -176,12 +189,12 @@ def run_closed_book(context: ComparisonContext) -> TunedArm:
         context.save_choices(paraphrase_seconds=seconds)
     texts = [*(chunk.text for chunk in train), *paraphrases]
     data = {
-        "train": _write_rows(context, "taught.train", [{"text": text} for text in texts]),
-        "validation": _write_rows(context, "taught.validation", [{"text": chunk.text} for chunk in held_out]),
+        "train": write_rows(context, "taught.train", [{"text": text} for text in texts]),
+        "validation": write_rows(context, "taught.validation", [{"text": chunk.text} for chunk in held_out]),
     }
     recipe = _with_rows(context.source, Domain(text="text"), data)
     recipe = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"epochs": EPOCHS})})
-    run = _run(context, recipe, context.folder / "taught")
+    run = run_recipe(context, recipe, context.folder / "taught")
     detail = f"{len(train)} of {len(chunks)} chunks, those with answers first, and {len(paraphrases)} paraphrases"
     return TunedArm(run.folder, seconds + run.seconds, 0, detail)
 
@@ -214,7 +227,7 @@ def _with_rows(recipe: Recipe, objective: AnyObjective, data: Mapping[str, Any])
     return recipe.model_copy(update={"objective": objective, "data": rows, "controls": False, "style": {}})
 
 
-def _run(context: ComparisonContext, recipe: Recipe, folder: Path) -> TunedArm:
+def run_recipe(context: ComparisonContext, recipe: Recipe, folder: Path) -> TunedArm:
     """Run a recipe in a folder, or reuse its finished run."""
     context.release_base()
     run = tune_recipe(recipe, out=folder, callbacks=context.callbacks, offline=context.offline)
@@ -222,7 +235,7 @@ def _run(context: ComparisonContext, recipe: Recipe, folder: Path) -> TunedArm:
     return TunedArm(run.folder, run.report.speed.seconds, data.train + data.validation, f"run {run.folder.name}")
 
 
-def _write_rows(context: ComparisonContext, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def write_rows(context: ComparisonContext, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write rows to a file in the folder of the comparison and return its path."""
     file = context.folder / f"{name}.jsonl"
     write_whole(file, "".join(json.dumps(row, default=str) + "\n" for row in rows))

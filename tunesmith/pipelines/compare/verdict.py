@@ -127,7 +127,7 @@ def verdict(
     chosen, rejected = choose(candidates, p_values, margin=margin)
     reasons = [
         f"{arm.name} ({arm.score:.3f}) is cheaper, but {other.name} ({other.score:.3f}) scores significantly higher by "
-        f"{other.score - arm.score:.3f} (adjusted {_p_text(_p(p_values, arm, other))}) {_cost_text(arm, other)}"
+        f"{other.score - arm.score:.3f} (adjusted {p_text(_p(p_values, arm, other))}) {_cost_text(arm, other)}"
         for arm, other in rejected
     ]
     share = shares(candidates, margin=margin)
@@ -148,13 +148,20 @@ def verdict(
     confidence = share.get(chosen.name)
     return Verdict(
         arm=chosen.name,
-        text=_text(chosen, candidates, confidence, learned),
+        text=_text(chosen, candidates, p_values, confidence=confidence, learned=learned),
         reasons=[*(reasons or [f"{chosen.name} is the only candidate"]), *extra],
         confidence=confidence,
     )
 
 
-def _text(chosen: Candidate, candidates: Sequence[Candidate], confidence: float | None, learned: str) -> str:
+def _text(
+    chosen: Candidate,
+    candidates: Sequence[Candidate],
+    p_values: Mapping[tuple[str, str], float],
+    *,
+    confidence: float | None,
+    learned: str,
+) -> str:
     """Return the recommendation in words."""
     if all(arm.score == 0 for arm in candidates):
         return "every arm scores 0: check the rows, the metric and the answers first"
@@ -163,6 +170,9 @@ def _text(chosen: Candidate, candidates: Sequence[Candidate], confidence: float 
     if not chosen.tuned and any(arm.tuned for arm in candidates):
         if learned:  # tuning with all rows was not measured
             text += f", compared with tuning on {learned}"
+        elif kind.retriever:
+            rag = next((arm for arm in candidates if arm.name == "rag" and arm.score < chosen.score), None)
+            text += ", not the answers" if rag and _p(p_values, chosen, rag) < ALPHA else ""
         elif kind.language_model:
             text += ", do not fine-tune"
     if confidence is None:
@@ -179,7 +189,7 @@ def _against_dearer(chosen: Candidate, other: Candidate, p: float, margin: float
     significant = "significantly" if p < ALPHA else "not significantly"
     required = needed(margin, chosen.cost, other.cost)
     return (
-        f"{other.name} gains {gain:.3f} over {chosen.name}, {significant} (adjusted {_p_text(p)}); {cost} the required "
+        f"{other.name} gains {gain:.3f} over {chosen.name}, {significant} (adjusted {p_text(p)}); {cost} the required "
         f"gain is {required:.3f}"
     )
 
@@ -189,5 +199,6 @@ def _cost_text(arm: Candidate, other: Candidate) -> str:
     return f"at {ratio:.1f} times the cost" if ratio >= 1 else f"at {ratio:.2f} of the cost"
 
 
-def _p_text(p: float) -> str:
+def p_text(p: float) -> str:
+    """Return a p-value in words."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -144,9 +144,9 @@ class Decide(Screen):
 
 def arms_for(recipe: Recipe) -> list[str]:
     """Return the arms that can be chosen; none if the rows have no answer that every arm can give."""
-    wrong = {"classify": ["raft"], "instruct": ["tf-idf"]}.get(recipe.objective.kind, list(ABOUT))
+    wrong = {"classify": ["raft", "tuned-retriever"], "instruct": ["tf-idf"]}.get(recipe.objective.kind, list(ABOUT))
     if _is_encoder(recipe.compare.model or recipe.model):
-        wrong += ["prompt", "few-shot", "rag"]
+        wrong += ["prompt", "few-shot", "rag", "tuned-retriever"]
     if getattr(recipe.objective, "output", "") == "linear" or _is_encoder(recipe.model):
         wrong += ["tuned+rag"]
     return list(dict.fromkeys([*(arm for arm in ABOUT if arm not in wrong), *recipe.arms]))

@@ -17,6 +17,7 @@ ABOUT = {
     "prompt": "the model with your instruction",
     "few-shot": "the model with examples in its prompt",
     "rag": "retrieval: the model with passages of your documents",
+    "tuned-retriever": "retrieval whose search is tuned on your rows",
     "tf-idf": "word counts and logistic regression, no language model",
     "tuned": "the model tuned on your rows",
     "tuned+rag": "the tuned model with passages of your documents",

@@ -1,0 +1,168 @@
+"""The arms of `compare` whose retriever is tuned, with tiny random models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipelines.compare.test_compare import facts, labels, recipe, run, small
+from tunesmith.data.documents.synthetic_rows import Answer
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.errors import RecipeError
+from tunesmith.pipelines.compare import tuned_retriever
+from tunesmith.pipelines.compare.ask import ArmQuestion, ask_arm
+from tunesmith.pipelines.compare.compare import reopened
+from tunesmith.pipelines.compare.report import Comparison
+from tunesmith.pipelines.compare.report import page as html
+from tunesmith.pipelines.compare.selection import chosen_arms
+from tunesmith.training.callbacks import Callbacks
+
+__all__ = ["small"]  # the fixture of the module, used automatically
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+WITH_PASSAGES = ["rag", "tuned-retriever", "tuned+tuned-retriever", "raft+tuned-retriever"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+    place = tmp_path_factory.mktemp("retriever")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuned_retriever, "FEWEST_PAIRS", 8)
+        return run(recipe(place, arms=[*WITH_PASSAGES, "tuned"]), place / "out"), place / "out"
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_retriever_is_tuned_on_training_rows_alone(done: tuple[Comparison, Path]) -> None:
+    _, out = done
+    split = reopened(out, callbacks=Callbacks(lambda event: None), offline=True).split
+    questions = {part: {row.messages[0].content for row in getattr(split, part)} for part in ("train", "test")}
+    pairs = rows_of(out / "retriever.train.jsonl")
+    assert {pair["query"] for pair in pairs} == questions["train"]
+    assert not {pair["query"] for pair in pairs} & questions["test"]
+    said = {row["q"]: row["said"] for row in facts()}
+    assert all(said[pair["query"]] in pair["passage"] for pair in pairs)
+
+
+def test_one_retriever_serves_all_its_arms_and_their_answers_are_of_the_models_that_they_name(
+    done: tuple[Comparison, Path],
+) -> None:
+    page, out = done
+    arms = {arm.name: arm for arm in page.arms}
+    assert list(arms) == [*WITH_PASSAGES, "tuned"]
+    retriever = str(out / "retriever")
+    assert [arms[name].retriever for name in WITH_PASSAGES] == ["", retriever, retriever, retriever]
+    assert arms["tuned-retriever"].run == ""
+    assert arms["tuned-retriever"].labels >= 10
+    assert "10 pairs of question and chunk" in arms["tuned-retriever"].detail
+    assert arms["tuned+tuned-retriever"].run == str(out / "tuned")
+    assert arms["raft+tuned-retriever"].run == str(out / "raft")
+    assert arms["tuned-retriever"].cost.build_seconds > arms["rag"].cost.build_seconds
+    assert (out / "index-tuned" / "vectors.safetensors").exists()
+
+
+def test_the_searches_stand_beside_each_other_with_p_values(done: tuple[Comparison, Path]) -> None:
+    page, _ = done
+    assert [row.search for row in page.retrieval] == ["fused", "words", "vectors", "tuned-retriever"]
+    assert all(row.ndcg is not None and 0 <= row.ndcg <= 1 for row in page.retrieval)
+    assert {(gain.metric, gain.over) for gain in page.search_gains} == {
+        (metric, over) for metric in ("recall_5", "ndcg") for over in ("fused", "words", "vectors")
+    }
+    ndcg = {row.search: row.ndcg or 0.0 for row in page.retrieval}
+    for gain in page.search_gains:
+        if gain.metric == "ndcg":
+            assert gain.delta == pytest.approx(ndcg["tuned-retriever"] - ndcg[gain.over])
+        assert 0 <= gain.p_adjusted <= 1
+    shown = html(page)
+    assert "nDCG@10" in shown
+    assert "Gain of the tuned retriever" in shown
+
+
+def test_changed_documents_are_found_by_the_tuned_retriever_too(done: tuple[Comparison, Path]) -> None:
+    page, out = done
+    updates = {arm.name: arm.update for arm in page.arms}
+    for name in WITH_PASSAGES:
+        update = updates[name]
+        assert update is not None
+        assert update.how == "the index follows the documents"
+        assert update.found is not None
+        assert 0 <= update.found <= 1
+        assert "of changed chunks among the first 5" in str(update)
+    assert updates["tuned"] is not None
+    assert updates["tuned"].found is None
+    assert not (out / "changed").exists()
+
+
+@pytest.mark.parametrize("arm", WITH_PASSAGES[1:])
+def test_an_arm_with_a_tuned_retriever_is_asked_about_documents_as_they_are_now(
+    done: tuple[Comparison, Path], arm: str
+) -> None:
+    _, out = done
+    pages = out.parent / "pages.jsonl"
+    before = pages.read_text(encoding="utf-8")
+    try:
+        with pages.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"doc_id": "kark", "text": "Kark\n\nHeight:\n999 m"}) + "\n")
+        reply = ask_arm(out, ArmQuestion("How high is Kark?", arm), callbacks=Callbacks(lambda event: None))
+        assert reply.arm == arm
+        assert reply.shown
+    finally:
+        pages.write_text(before, encoding="utf-8")
+
+
+def test_a_finished_retriever_is_not_tuned_again(
+    done: tuple[Comparison, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = done
+    monkeypatch.setattr(tuned_retriever, "FEWEST_PAIRS", 8)
+    weights = out / "retriever" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    (out / "answers" / "tuned-retriever.json").unlink()
+    again = run(recipe(out.parent, arms=[*WITH_PASSAGES, "tuned"]), out)
+    assert [arm.name for arm in again.arms] == [*WITH_PASSAGES, "tuned"]
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_questions_are_written_where_rows_give_too_few_and_are_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuned_retriever, "FEWEST_PAIRS", 14)
+
+    def write(writer: Any, *, offline: bool) -> Any:
+        def ask(prompts: list[list[Message]]) -> Iterator[tuple[int, Answer]]:
+            for number, prompt in enumerate(prompts):
+                land = prompt[-1].content.rpartition("mostly ")[2].split("wort")[0]
+                yield number, Answer(f"Q: Which plant is common in {land}?\nA: {land}wort")
+
+        return ask
+
+    monkeypatch.setattr(tuned_retriever, "ask_writer", write)
+    page = run(recipe(tmp_path, arms=["rag", "tuned-retriever"]), tmp_path / "out")
+    pairs = rows_of(tmp_path / "out" / "retriever.train.jsonl")
+    written = [pair for pair in pairs if pair.get("written")]
+    assert len(pairs) - len(written) == 10
+    assert len(written) >= 4
+    assert all(pair["evidence"] in pair["passage"] for pair in written)
+    arm = next(arm for arm in page.arms if arm.name == "tuned-retriever")
+    assert f"10 pairs of question and chunk from rows, {len(written)} more written by" in arm.detail
+    assert arm.written == len(written)
+    assert any(f"tuned on {len(written)} questions that a model wrote" in reason for reason in page.verdict.reasons)
+
+
+def test_too_few_questions_are_refused_with_their_number(tmp_path: Path) -> None:
+    page = run(recipe(tmp_path, arms=["prompt", "rag", "tuned-retriever"]), tmp_path / "out")
+    assert [arm.name for arm in page.arms] == ["prompt", "rag"]
+    refused = next(note for note in page.notes if note.startswith("tuned-retriever failed"))
+    assert "needs 32 questions with a chunk that contains the answer; the rows give 10, and" in refused
+
+
+def test_labels_without_evidence_have_no_chunk(tmp_path: Path) -> None:
+    documents = {"source": str(tmp_path)}
+    parts = {**labels(tmp_path), "documents": documents, "arms": ["prompt", "tuned-retriever"]}
+    with pytest.raises(RecipeError, match="a label is in none; set documents.evidence, or remove the arm"):
+        chosen_arms(recipe(tmp_path, **parts))

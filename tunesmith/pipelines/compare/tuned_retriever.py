@@ -1,0 +1,142 @@
+"""The tuned retriever: the encoder of the documents, tuned on questions and the chunks that answer them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tunesmith.config import make_recipe
+from tunesmith.data.documents.synthetic_prompts import QUESTIONS
+from tunesmith.data.documents.synthetic_rows import WritingOptions, answered, requests, written_rows
+from tunesmith.data.documents.to_rows import DocumentPart
+from tunesmith.data.examples.types import Example
+from tunesmith.errors import RecipeError
+from tunesmith.events import StageStarted
+from tunesmith.pipelines.collect import ask_writer, counted
+from tunesmith.pipelines.compare.context import DEEP, ComparisonContext
+from tunesmith.pipelines.compare.selection import answers_prompts, is_decoder
+from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_recipe, write_rows
+from tunesmith.pipelines.requests import Writer
+from tunesmith.retrieval.index import LIMIT
+from tunesmith.retrieval.recall import Origin, right_chunks
+
+FEWEST_PAIRS = 32  # of question and chunk to tune on; questions are written if the rows give fewer
+FEWEST_VALIDATION = 4  # pairs of validation rows; below, a tenth of the training pairs is used
+# Without the name of its document or the words around it, an answer in more chunks than this names none of them.
+MOST_CHUNKS = 5
+WRITTEN_PASSAGES = 160  # passages that questions are written about
+QUESTIONS_PER_PASSAGE = 2
+WRITER_TOKENS = 160  # of a reply with the questions about one passage
+# Chosen on bench/embed.py, see bench/NOTES.md.
+SCHEDULE = {"epochs": 2, "batch_rows": 32}
+HARD_NEGATIVES = 1
+
+
+def run_retriever(context: ComparisonContext) -> TunedArm:
+    """Tune the encoder of the documents with the objective `embed` on pairs of the training rows.
+
+    A pair is a question and the chunk that contains its answer. If too few rows have such a chunk, the model writes
+    questions about the documents, which are marked `written` in `retriever.train.jsonl`. Held-out rows are not read,
+    except that the loss on pairs of validation rows chooses the best step.
+
+    Raises RecipeError for too few pairs.
+    """
+    train, validation = (pairs_of_rows(context, part) for part in (context.split.train, context.split.validation))
+    rows, seconds = len(train), 0.0
+    detail = f"{rows} pairs of question and chunk"
+    if rows < FEWEST_PAIRS:
+        written, seconds, writer = _written_pairs(context)
+        train += written
+        if written:
+            detail += f" from rows, {len(written)} more written by {writer} from the documents"
+        if len(train) < FEWEST_PAIRS:
+            more = f", and {writer} wrote {len(written)} more" if writer else ""
+            raise RecipeError(
+                f"arms: tuned-retriever needs {FEWEST_PAIRS} questions with a chunk that contains the answer; the rows "
+                f"give {rows}{more}; set documents.evidence or documents.origin, add rows, or remove the arm"
+            )
+    chunks = [{"text": chunk.text} for chunk in context.retrieval().index.chunks]
+    enough = len(validation) >= FEWEST_VALIDATION
+    encoder = context.recipe.documents.encoder
+    made, _ = make_recipe(
+        {
+            "model": encoder,
+            "data": {
+                "train": write_rows(context, "retriever.train", train),
+                "validation": write_rows(context, "retriever.validation", validation) if enough else 0.1,
+                "test": 0.0,
+                "max_tokens": LIMIT,
+                "audit": "note",
+            },
+            "objective": {
+                "kind": "embed",
+                "query": "query",
+                "passage": "passage",
+                "evidence": "evidence",
+                "documents": write_rows(context, "retriever.documents", chunks),
+                "hard_negatives": HARD_NEGATIVES,
+            },
+            "technique": {"kind": "lora" if is_decoder(encoder, offline=context.offline) else "full"},
+            "schedule": SCHEDULE | {"probe": context.source.schedule.probe},
+            "retention": False,
+            "seed": context.recipe.seed,
+        },
+        place="arms: tuned-retriever",
+    )
+    run = run_recipe(context, made.model_copy(update={"machine": context.source.machine}), context.folder / "retriever")
+    labelled = rows + len(validation) * enough
+    return TunedArm(run.folder, seconds + run.seconds, labelled, detail, written=len(train) - rows)
+
+
+def pairs_of_rows(context: ComparisonContext, rows: Sequence[Example]) -> list[dict[str, Any]]:
+    """Return question, chunk and evidence of each row whose answer is in a chunk."""
+    retrieval = context.retrieval()
+    return _pairs(context, [retrieval.query(row) for row in rows], retrieval.origins(rows), retrieval.correct(rows))
+
+
+def _pairs(
+    context: ComparisonContext, queries: Sequence[str], origins: Sequence[Origin], correct: Sequence[set[str]]
+) -> list[dict[str, Any]]:
+    """Return the pairs; of several correct chunks, the one that the untouched search ranks first."""
+    index = context.retrieval().index
+    order = {chunk.id: DEEP + position for position, chunk in enumerate(index.chunks)}
+    text = {chunk.id: chunk.text for chunk in index.chunks}
+    pairs = []
+    found = index.find(queries, shown=DEEP) if queries else []
+    for query, origin, ids, hits in zip(queries, origins, correct, found, strict=True):
+        ambiguous = not origin.doc_id and not context.recipe.documents.evidence and len(ids) > MOST_CHUNKS
+        if ids and query and not ambiguous:
+            ranks = order | {hit.chunk.id: rank for rank, hit in enumerate(hits)}
+            best = min(ids, key=lambda name: ranks[name])
+            pairs.append({"query": query, "passage": text[best], "evidence": origin.evidence})
+    return pairs
+
+
+def _written_pairs(context: ComparisonContext) -> tuple[list[dict[str, Any]], float, str]:
+    """Return pairs whose questions the base model wrote from the documents, the seconds, and the name of the model.
+
+    The name is empty if the base model is an encoder, which writes nothing.
+    """
+    if not answers_prompts(context.recipe, offline=context.offline):
+        return [], 0.0, ""
+    retrieval, recipe = context.retrieval(), context.recipe
+    parts = [DocumentPart(page.doc_id, page.digest, page.document, page.document.blocks) for page in retrieval.pages]
+    options = WritingOptions(
+        (QUESTIONS,), QUESTIONS_PER_PASSAGE, (), recipe.documents.size, WRITTEN_PASSAGES, recipe.seed
+    )
+    writer = Writer(recipe.compare.model or recipe.model, max_tokens=WRITER_TOKENS, seed=recipe.seed)
+    began = time.perf_counter()
+    prompts = requests(parts, options)
+    context.on_event(StageStarted(f"tuned-retriever: questions about {len(prompts)} passages"))
+    ask = counted(ask_writer(writer, offline=context.offline), context.on_event)
+    replies = answered(prompts, ask, context.folder / "retriever.replies.jsonl", writer.identity)
+    rows, _ = written_rows(prompts, replies)
+    seconds = context.choices().question_seconds
+    if seconds is None:
+        seconds = time.perf_counter() - began
+        context.save_choices(question_seconds=seconds)
+    origins = [Origin(str(row["answer"]), str(row["doc_id"])) for row in rows]
+    correct = right_chunks(retrieval.index.chunks, origins)
+    pairs = _pairs(context, [str(row["question"]) for row in rows], origins, correct)
+    return [pair | {"written": True} for pair in pairs], seconds, writer.name
