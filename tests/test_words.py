@@ -68,7 +68,7 @@ ALLOWED = {
     ("docs/tutorial.md", "nobody answers my mails"): "a review that a model labels",
     ("cli/commands/doctor.py", "called `cure`"): "key of `doctor --json`",
     ("data/audit/findings.py", "in JSON is `cure`"): "key of `audit --json`",
-    ("web/static/label.js", "item.beside"): "key of the label page's API",
+    ("web/static/desk.js", "item.beside"): "key of the label page's API",
 }
 Line = tuple[str, int, str]
 

@@ -207,6 +207,7 @@ def label(
     data: str | Path,
     *,
     labels: str | Sequence[str] = (),
+    spans: str | Sequence[str] = (),
     text: str = "",
     label: str = "",
     show: str | Sequence[str] = (),
@@ -232,6 +233,7 @@ def label(
     Args:
         data: file of rows.
         labels: initial labels; raters can add more.
+        spans: mark spans of the texts, with these labels initially.
         text: column of the text to label; by default detected.
         label: column of the label, existing or new.
         show: columns to show above the text.
@@ -263,6 +265,7 @@ def label(
         source=str(data),
         columns=Columns(text, label, listed(show)),
         labels=listed(labels),
+        spans=listed(spans),
         brought=str(import_),
         store=_path(store),
         overlap=Overlap(overlap, raters),

@@ -36,6 +36,7 @@ PROSE = {
     Printed("config/unsupported.py", "tunesmith tune --processes N"): "tune --help",
     Printed("web/static/feedback.js", "tunesmith votes summary for the results"): "votes --help",
     Printed("web/static/label.js", "tunesmith label with --raters increased by one, or change a label"): "label --help",
+    Printed("web/static/spans.js", "tunesmith label with --raters increased by one, or change a mark"): "label --help",
 }
 
 

@@ -52,9 +52,9 @@ class AssignmentRules:
 class Assignment:
     """Assigns the items of one store to raters and tabs by the rules, and records their votes."""
 
-    def __init__(self, store: VoteStore, rules: AssignmentRules) -> None:
+    def __init__(self, store: VoteStore, rules: AssignmentRules, votes: VoteState | None = None) -> None:
         self.store = store
-        self.votes = VoteState()
+        self.votes = VoteState() if votes is None else votes  # without events
         self.lock = RLock()  # guards `votes` and whatever callers derive from it
         self._rules = rules
 

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.annotation.span_votes import written
 from tunesmith.annotation.vote_state import VOTE, WORD, VoteState, can_be_read
 from tunesmith.annotation.vote_store import Entry, Event
-from tunesmith.data.examples.parsers import question, texts
+from tunesmith.data.examples.parsers import question, text_of, texts
+from tunesmith.data.examples.spans import checked, spans_in
 from tunesmith.data.files import quoted, write_whole
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, as_word, columns_of, file_of, missing_column, refuse
-from tunesmith.data.schema.formats import LABELS, TEXTS, by_word
-from tunesmith.data.schema.values import LONGEST_LABEL, label_items
+from tunesmith.data.schema.cells import cell
+from tunesmith.data.schema.formats import LABELS, SPANS, TEXTS, by_word, span_columns
+from tunesmith.data.schema.values import LONGEST_LABEL, is_spans, label_items, listed, span_items
 from tunesmith.errors import DataError
 
 # Column with the name of the rater who gave a label.
@@ -24,7 +27,10 @@ RATER = "rater"
 
 @dataclass(frozen=True, slots=True)
 class LabelItem:
-    """One text to label. Texts that differ only in letter case and spacing are one item and are labelled once."""
+    """One text to label. Texts that differ only in letter case and spacing are one item and are labelled once.
+
+    For spans, only equal texts are one item, as positions are those of characters.
+    """
 
     key: str
     text: str
@@ -38,10 +44,11 @@ class RowsFile:
 
     rows: list[Row]
     text: str  # name of the column with the text
-    label: str  # name of the column with the label
+    label: str  # name of the column with the label or the spans
     items: list[LabelItem]
     keys: list[str]  # key of the item of each row
     blank: int = 0  # rows without a text, which are left out
+    spans: bool = False  # spans of the texts are labelled
 
     @property
     def copies(self) -> int:
@@ -80,12 +87,13 @@ class LabelExport:
     tied: int  # rows left out because two labels have equally many votes
 
 
-def read_items(source: str, columns: Columns, *, offline: bool = False) -> RowsFile:
+def read_items(source: str, columns: Columns, *, spans: bool = False, offline: bool = False) -> RowsFile:
     """Read the items of a file.
 
     Args:
         source: file or Hub data set.
         columns: the columns to read; empty ones are detected.
+        spans: spans of the texts are labelled.
         offline: do not access the network.
 
     Raises:
@@ -95,22 +103,26 @@ def read_items(source: str, columns: Columns, *, offline: bool = False) -> RowsF
     if absent := [name for name in (columns.text, *columns.beside) if name and name not in columns_of(rows)]:
         refuse([missing_column(rows, name) for name in absent])
     by_name = by_word(rows)
-    text = columns.text or next((by_name[name] for name in TEXTS if name in by_name), None)
+    found = span_columns(rows, text=columns.text, spans=columns.label) if spans else {}
+    text = columns.text or found.get("text") or next((by_name[name] for name in TEXTS if name in by_name), None)
     if text is None:
         fix = "name the column that raters read with --text COLUMN"
         raise DataError(f"{file_of(rows)}: expected a column named {', '.join(TEXTS[:4])} or similar; {fix}")
     label = columns.label or next((by_name[name] for name in LABELS if name in by_name), LABELS[0])
+    if spans:
+        label = columns.label or found.get("spans", SPANS[0])
     with_text = [row for row in rows if (value := row.fields.get(text)) is not None and str(value).strip()]
     if not with_text:
         raise DataError(f"{file_of(rows)}: column {text!r} is blank in every row; name another with --text COLUMN")
     keys: list[str] = []
     items: dict[str, LabelItem] = {}
     for row, example in zip(with_text, texts(with_text, text=text), strict=True):
-        key = hashlib.blake2b(question(example).encode(), digest_size=12).hexdigest()
+        same = example.text if spans else question(example)
+        key = hashlib.blake2b(same.encode(), digest_size=12).hexdigest()
         keys.append(key)
         beside = tuple((name, _shown(row.fields.get(name))) for name in columns.beside)
         items.setdefault(key, LabelItem(key, example.text, row.where, beside))
-    return RowsFile(with_text, text, label, list(items.values()), keys, len(rows) - len(with_text))
+    return RowsFile(with_text, text, label, list(items.values()), keys, len(rows) - len(with_text), spans)
 
 
 def given_labels(rows: RowsFile, *, rater: str) -> Given:
@@ -129,7 +141,7 @@ def given_labels(rows: RowsFile, *, rater: str) -> Given:
     contradictions = 0
     for row, key in zip(rows.rows, rows.keys, strict=True):
         try:
-            label = _label_of(row, rows.label)
+            label = _spans_of(row, rows) if rows.spans else _label_of(row, rows.label)
         except DataError as error:
             errors.append(str(error))
             continue
@@ -155,7 +167,7 @@ def brought_labels(source: str, rows: RowsFile, *, offline: bool = False) -> Giv
     Raises:
         DataError: a column is missing, or a value of the label column is not a label.
     """
-    labelled = read_items(source, Columns(text=rows.text, label=rows.label), offline=offline)
+    labelled = read_items(source, Columns(text=rows.text, label=rows.label), spans=rows.spans, offline=offline)
     if rows.label not in columns_of(labelled.rows):
         refuse([missing_column(labelled.rows, rows.label)])
     known = {item.key for item in rows.items}
@@ -219,11 +231,11 @@ def labelled_lines(rows: RowsFile, votes: VoteState) -> tuple[list[str], LabelEx
     lines: list[str] = []
     tied = 0
     for row, key in zip(rows.rows, rows.keys, strict=True):
-        label = votes.label(key)
-        if label is None:
+        target = votes.target(key)
+        if target is None:
             tied += bool(votes.on(key))
             continue
-        line = json.dumps({**row.fields, rows.label: label}, ensure_ascii=False, default=str)
+        line = json.dumps({**row.fields, rows.label: target}, ensure_ascii=False, default=str)
         # Another column may contain half of a surrogate pair, which UTF-8 cannot encode.
         lines.append(line.encode(errors="backslashreplace").decode() + "\n")
     return lines, LabelExport(len(lines), tied)
@@ -250,6 +262,17 @@ def _label_of(row: Row, column: str) -> str:
         return check_label(word) if word.strip() else ""
     except DataError as error:
         raise DataError(f"{row.where}: column {column!r}, {error}, or use --label COLUMN") from error
+
+
+def _spans_of(row: Row, rows: RowsFile) -> str:
+    """Return the spans of a row as a vote, empty if it is not annotated; raise DataError for invalid ones."""
+    value = cell(row, rows.label)
+    is_task = rows.text.startswith("data.")  # of Label Studio, whose list has annotations
+    if value in (None, "") or (is_spans(value) and span_items(value) is None) or (is_task and listed(value) == []):
+        return ""
+    text = text_of(row, rows.text)
+    spans = checked(spans_in(row, rows.label, text), text, row.where)
+    return written([span._replace(label=check_label(span.label)) for span in spans])
 
 
 def _shown(value: object) -> str:

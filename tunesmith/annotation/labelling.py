@@ -6,7 +6,7 @@ A rater first gets shared rows that another rater has labelled, then the row tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
@@ -14,8 +14,11 @@ from tunesmith.annotation.active_learning import LabelQueue
 from tunesmith.annotation.agreement import Agreement, agreement
 from tunesmith.annotation.assignment import NO_OVERLAP, Assignment, AssignmentRules, Overlap
 from tunesmith.annotation.label_rows import LabelItem, RowsFile, check_label, labelled_lines
+from tunesmith.annotation.span_votes import SpanAgreement, SpanVotes, read, span_agreement, written
 from tunesmith.annotation.vote_state import WORD, VoteState
 from tunesmith.annotation.vote_store import Entry, VoteStore, Who
+from tunesmith.data.examples.spans import checked
+from tunesmith.data.examples.types import Span
 from tunesmith.errors import DataError
 
 WHAT = "labels"  # the kind of the store
@@ -32,7 +35,7 @@ class LabelProgress(BaseModel):
     people: dict[str, int]  # votes by rater
     mine: int  # votes of the rater who asks
     skipped: int  # items that this rater skipped
-    agreement: Agreement
+    agreement: Agreement | SpanAgreement
 
 
 class LabelSession:
@@ -45,8 +48,14 @@ class LabelSession:
         self._order = order
         self._items = {item.key: item for item in rows.items}
         self._index = {item.key: index for index, item in enumerate(rows.items)}
-        self.assignment = Assignment(store, AssignmentRules(self._items, self._candidates, overlap.wanted, self._learn))
+        rules = AssignmentRules(self._items, self._candidates, overlap.wanted, self._learn)
+        self.assignment = Assignment(store, rules, self.empty())
         self.assignment.catch_up()
+
+    @classmethod
+    def empty(cls) -> VoteState:
+        """Return the state without votes."""
+        return VoteState()
 
     @property
     def votes(self) -> VoteState:
@@ -88,19 +97,27 @@ class LabelSession:
             self.assignment.catch_up()
             voted = [key for key in self.votes.items() if key in self._items]
             majority = {key: self.votes.label(key) for key in voted}
-            counts = Counter(label for label in majority.values() if label is not None)
+            counts = self.counted([label for label in majority.values() if label is not None])
             undecided = [key for key, label in majority.items() if label is None]
             people = self.votes.counts()
             return LabelProgress(
                 items=len(self._items),
-                labelled=counts.total(),
+                labelled=len(majority) - len(undecided),
                 tied=sum(len(self.votes.on(key)) >= self.overlap.wanted(key) for key in undecided),
                 labels={label: counts[label] for label in self.votes.words},
                 people=dict(people.most_common()),
                 mine=people[rater],
                 skipped=len(self.votes.skipped(rater)),
-                agreement=agreement(self.votes.units()),
+                agreement=self.agreement(self.votes.units()),
             )
+
+    def counted(self, labels: Sequence[str]) -> Counter[str]:
+        """Count the labels of the labelled rows."""
+        return Counter(labels)
+
+    def agreement(self, units: Sequence[Mapping[str, str]]) -> Agreement | SpanAgreement:
+        """Measure the agreement on maps of rater to label."""
+        return agreement(units)
 
     def lines(self) -> list[str]:
         """Return the labelled rows as JSON lines."""
@@ -119,4 +136,49 @@ class LabelSession:
     def _learn(self) -> None:
         """Rank the rows again with the current labels."""
         labels = ((self._index[key], self.votes.label(key)) for key in self.votes.items() if key in self._index)
-        self._order.learn({index: label for index, label in labels if label is not None})
+        self._order.learn({index: self.learned(label) for index, label in labels if label is not None})
+
+    def learned(self, label: str) -> str:
+        """Return the class of a label for active learning."""
+        return label
+
+
+class SpanSession(LabelSession):
+    """A file of texts whose spans any number of raters mark.
+
+    Active learning takes the labels that occur in a text as its class.
+    """
+
+    @classmethod
+    def empty(cls) -> VoteState:
+        """Return the state without votes."""
+        return SpanVotes()
+
+    def mark(self, who: Who, key: str, spans: Sequence[Span], *, took: Mapping[str, object] = NO_FACTS) -> None:
+        """Record all spans that a rater marked in a text; they are on disk when this returns.
+
+        Args:
+            who: rater and browser tab.
+            key: key of the row.
+            spans: in any order; none is a vote, too.
+            took: how the vote was made, such as the time in seconds; stored with the vote.
+
+        Raises:
+            DataError: the row is unknown, or a span is outside the text, blank, or overlaps another.
+        """
+        item = self.item(key)
+        named = [span._replace(label=check_label(span.label)) for span in spans]
+        vote = written(checked(named, item.text, item.where))
+        self.assignment.vote(who, item.key, {"label": vote, **took})
+
+    def counted(self, labels: Sequence[str]) -> Counter[str]:
+        """Count the spans of the labelled rows by label."""
+        return Counter(span.label for label in labels for span in read(label))
+
+    def agreement(self, units: Sequence[Mapping[str, str]]) -> Agreement | SpanAgreement:
+        """Measure the agreement by span."""
+        return span_agreement(units)
+
+    def learned(self, label: str) -> str:
+        """Return the labels that occur in a text."""
+        return " ".join(sorted({span.label for span in read(label)}))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from tunesmith.annotation.vote_store import Event
 
@@ -46,13 +45,14 @@ class VoteState:
             self._labels.pop(event.item, None)
             self._cast.setdefault(event.item, {}).setdefault(event.rater, []).append(event)
             self._skipped[event.rater].discard(event.item)
-            self._add_label(event.body["label"])
+            for label in self.labels_in(event):
+                self._add_label(label)
             self._done[event.rater].append(event)
         elif event.kind == SKIP:
             self._skipped[event.rater].add(event.item)
             self._done[event.rater].append(event)
         elif event.kind == WORD:
-            self._add_label(event.body["label"])
+            self._add_label(str(event.body["label"]))
         elif event.kind == UNDO:
             self._undo(event)
 
@@ -72,10 +72,24 @@ class VoteState:
     def label(self, item: str) -> str | None:
         """Return the majority label of an item; None for a tie or no vote."""
         if item not in self._labels:
-            ranked = Counter(self.on(item).values()).most_common(2)
-            tied = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
-            self._labels[item] = ranked[0][0] if ranked and not tied else None
+            self._labels[item] = self.majority(list(self.on(item).values()))
         return self._labels[item]
+
+    def target(self, item: str) -> object:
+        """Return what an export writes for an item; None for a tie or no vote."""
+        return self.label(item)
+
+    @staticmethod
+    def majority(labels: Sequence[str]) -> str | None:
+        """Return the label of most raters; None for a tie or no label."""
+        ranked = Counter(labels).most_common(2)
+        tied = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
+        return ranked[0][0] if ranked and not tied else None
+
+    @staticmethod
+    def labels_in(vote: Event) -> Sequence[str]:
+        """Return the labels that a vote uses."""
+        return [str(vote.body["label"])]
 
     def skipped(self, rater: str) -> set[str]:
         """Return the items that a rater has skipped and not voted on since."""
@@ -93,9 +107,9 @@ class VoteState:
         """Return rater -> label for each item with several votes."""
         return [self.on(item) for item, raters in self._cast.items() if len(raters) > 1]
 
-    def _add_label(self, label: Any) -> None:
-        if str(label) not in self.words:
-            self.words.append(str(label))
+    def _add_label(self, label: str) -> None:
+        if label not in self.words:
+            self.words.append(label)
 
     def _undo(self, event: Event) -> None:
         number = event.body["of"]

@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -129,6 +129,15 @@ class VoteStore:
         (stored,) = self._db.execute("select value from about where key = 'what'").fetchone()
         if stored != what:
             raise DataError(f"{self.path}: expected votes on {what}, got votes on {stored}; give another vote store")
+
+    @staticmethod
+    def kind(path: Path) -> str:
+        """Return the kind of the items of a store; empty if the file is none or cannot be read."""
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+                return str(db.execute("select value from about where key = 'what'").fetchone()[0])
+        except (sqlite3.Error, TypeError):
+            return ""
 
     def append(self, *entries: Entry) -> list[Event]:
         """Write the entries in one transaction and return them as events; raise Unwritten if that fails now."""

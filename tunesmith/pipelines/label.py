@@ -18,11 +18,13 @@ from tunesmith.annotation.label_rows import (
     read_items,
     words,
 )
-from tunesmith.annotation.labelling import WHAT, LabelSession
+from tunesmith.annotation.labelling import WHAT, LabelSession, SpanSession
+from tunesmith.annotation.span_votes import WHAT as SPANS
+from tunesmith.annotation.span_votes import SpanVotes
 from tunesmith.annotation.vote_state import VoteState
 from tunesmith.annotation.vote_store import VoteStore
 from tunesmith.data.files import quoted
-from tunesmith.errors import Refused
+from tunesmith.errors import OptionError, Refused
 from tunesmith.pipelines.requests import LabelRequest
 
 
@@ -40,7 +42,8 @@ def open_labelling(request: LabelRequest, *, log: Callable[[str], None]) -> Labe
     texts = [item.text for item in rows.items]
     keep = request.kept_in.with_suffix(".vectors.safetensors")
     vectors = make_vectors(texts, features=request.features, keep=keep, offline=request.offline, log=log)
-    return LabelSession(rows, store, LabelQueue(vectors, seed=request.seed), overlap=request.overlap)
+    session = SpanSession if rows.spans else LabelSession
+    return session(rows, store, LabelQueue(vectors, seed=request.seed), overlap=request.overlap)
 
 
 def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], None]) -> LabelExport:
@@ -57,26 +60,35 @@ def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], Non
     """
     request.check_export(path)
     rows, store = _open_store(request, log)
-    votes = VoteState(store.since())
+    votes = (SpanVotes if rows.spans else VoteState)(store.since())
     store.close()
     if not any(votes.label(key) for key in rows.keys):
         if any(votes.on(key) for key in rows.keys):
             fix = "let one more rater label them by raising --raters"
-            raise Refused(f"{request.kept_in}: every labelled row has a tie between two labels; {fix}")
-        columns = f"{quoted(request.source)}{request.columns.options()}"
+            tie = (
+                "raters disagree on every labelled row"
+                if rows.spans
+                else "every labelled row has a tie between two labels"
+            )
+            raise Refused(f"{request.kept_in}: {tie}; {fix}")
+        columns = f"{quoted(request.source)}{request.options()}"
         raise Refused(f"{request.kept_in}: no row has a label yet; label some with `tunesmith label {columns}`")
     result = export(rows, votes, path)
     if result.tied:
-        log(f"{result.tied} rows left out because two labels have equally many votes")
+        why = "raters disagree on their spans" if rows.spans else "two labels have equally many votes"
+        log(f"{result.tied} rows left out because {why}")
     return result
 
 
 def _open_store(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFile, VoteStore]:
     """Read the rows, open the store, and add the labels of the command line and of the files to it."""
     request.overlap.check()
-    for label in request.labels:
+    for label in (*request.labels, *request.spans):
         check_label(label)
-    rows = read_items(request.source, request.columns, offline=request.offline)
+    spans = bool(request.spans) or VoteStore.kind(request.kept_in) == SPANS
+    if spans and request.labels:
+        raise OptionError("--labels: spans are marked; name their labels with --spans")
+    rows = read_items(request.source, request.columns, spans=spans, offline=request.offline)
     if rows.copies:
         log(f"{rows.copies} rows repeat the text of another row; each text is labelled once")
     if rows.blank:
@@ -84,10 +96,10 @@ def _open_store(request: LabelRequest, log: Callable[[str], None]) -> tuple[Rows
     given = {request.source: given_labels(rows, rater=Path(request.source).name)}
     if request.brought:
         given[request.brought] = brought_labels(request.brought, rows, offline=request.offline)
-    store = VoteStore(request.kept_in, what=WHAT)  # opened last, so that invalid rows leave no file
+    store = VoteStore(request.kept_in, what=SPANS if spans else WHAT)  # opened last, so that invalid rows leave no file
     events = store.since()
-    votes = VoteState(events)
-    entries = words(request.labels, votes)
+    votes = (SpanVotes if spans else VoteState)(events)
+    entries = words(request.labels or request.spans, votes)
     for source, labels in given.items():
         name = Path(source).name
         if labels.contradictions:

@@ -16,6 +16,7 @@ from tunesmith.annotation.assignment import NO_OVERLAP, Overlap
 from tunesmith.annotation.label_features import TFIDF
 from tunesmith.annotation.label_rows import Columns
 from tunesmith.data.documents.to_rows import SIZE
+from tunesmith.data.files import quoted
 from tunesmith.errors import OptionError, RecipeError
 from tunesmith.inference.openai_client import Endpoint
 from tunesmith.models.generation.sampling import Sampling
@@ -116,6 +117,7 @@ class LabelRequest:
     source: str  # file or Hub data set
     columns: Columns = Columns()
     labels: tuple[str, ...] = ()  # labels offered initially
+    spans: tuple[str, ...] = ()  # spans of the texts are marked, with these labels initially
     brought: str = ""  # file with labels of the same texts
     store: Path | None = None  # None: next to the data
     overlap: Overlap = NO_OVERLAP
@@ -130,6 +132,11 @@ class LabelRequest:
             return self.store
         path = Path(self.source)
         return path.with_suffix(".labels.db") if path.exists() else Path(f"{path.name.partition(':')[0]}.labels.db")
+
+    def options(self) -> str:
+        """Return the options of `label` that name columns and spans, for commands in messages."""
+        spans = f" --spans {quoted(','.join(self.spans))}" if self.spans else ""
+        return f"{self.columns.options()}{spans}"
 
     def check_export(self, path: Path) -> None:
         """Raise OptionError if labelled rows cannot be written to a file."""

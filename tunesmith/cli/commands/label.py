@@ -29,9 +29,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("data", metavar="DATA", help=ROW_FILES)
     text = "initial labels; raters can add more"
     parser.add_argument("--labels", default="", metavar="A,B,...", help=text)
+    text = "mark spans of the texts, with these labels initially; raters can add more"
+    parser.add_argument("--spans", default="", metavar="A,B,...", help=text)
     text = "column of the text to label (default: detected, such as `text`)"
     parser.add_argument("--text", default="", metavar="COLUMN", help=text)
-    text = "column of the label, existing or new (default: label)"
+    text = "column of the label, existing or new (default: label; of spans: spans)"
     parser.add_argument("--label", default="", metavar="COLUMN", help=text)
     parser.add_argument("--show", default="", metavar="COLUMN,...", help="columns to show above the text")
     parser.add_argument("--import", dest="brought", default="", metavar="FILE", help="labelled rows to start with")
@@ -73,7 +75,7 @@ def page_of(
     from tunesmith.pipelines.label import open_labelling
     from tunesmith.web.pages.label import label_app
 
-    data = f"{quoted(request.source)}{request.columns.options()}"
+    data = f"{quoted(request.source)}{request.options()}"
     export = quoted(_export_name(request.source))
     return Page(
         make=lambda: open_labelling(request, log=log),
@@ -92,6 +94,7 @@ def _request(args: argparse.Namespace) -> LabelRequest:
         source=args.data,
         columns=Columns(args.text, args.label, listed(args.show)),
         labels=listed(args.labels),
+        spans=listed(args.spans),
         brought=args.brought,
         store=args.store,
         overlap=Overlap(args.overlap, args.raters),

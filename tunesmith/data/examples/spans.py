@@ -68,6 +68,11 @@ def spans_in(row: Row, column: str, text: str, *, task: bool = False) -> list[Sp
 def checked(spans: Iterable[Span], text: str, where: str) -> tuple[Span, ...]:
     """Return spans in order, each once and without spaces at its ends.
 
+    Args:
+        spans: in any order.
+        text: the text.
+        where: its place, for messages.
+
     Raises:
         DataError: a span is outside the text or blank, has the label O, or shares a character with another.
     """

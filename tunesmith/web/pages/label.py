@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
-from tunesmith.annotation.labelling import LabelProgress, LabelSession
+from tunesmith.annotation.labelling import LabelProgress, LabelSession, SpanSession
+from tunesmith.data.examples.types import Span
 from tunesmith.errors import DataError
 from tunesmith.web.pages.app import make_app
 from tunesmith.web.pages.routes import AskVote, RaterSession, Routes
+
+MOST_SPANS = 10_000  # of one row
 
 
 class AskLabel(AskVote):
     """A label for one row."""
 
     label: str
+
+
+class MarkedSpan(BaseModel):
+    """A span as the page sends it, in code points."""
+
+    model_config = ConfigDict(strict=True)
+
+    start: int
+    end: int
+    label: str
+
+
+class AskSpans(AskVote):
+    """All spans of one row."""
+
+    spans: list[MarkedSpan] = Field(max_length=MOST_SPANS)
 
 
 class ShownRow(BaseModel):
@@ -37,10 +56,10 @@ class LabelState(BaseModel):
 
 
 def label_app(work: LabelSession) -> Any:
-    """Create the app: page, static files and API."""
+    """Create the app: page, static files and API; for a session of spans, the page on which they are marked."""
     from fastapi.responses import Response
 
-    app = make_app("label", refuses=DataError)
+    app = make_app("spans" if isinstance(work, SpanSession) else "label", refuses=DataError)
 
     def state(ask: RaterSession, key: str | None) -> LabelState:
         shown = None
@@ -57,7 +76,13 @@ def label_app(work: LabelSession) -> Any:
         work.vote(ask.who, ask.item, ask.label, took=ask.took)
         return routes.next(ask)
 
-    app.post("/api/vote", response_model=None)(vote)
+    def mark(ask: AskSpans) -> BaseModel:
+        assert isinstance(work, SpanSession)
+        spans = [Span(span.start, span.end, span.label) for span in ask.spans]
+        work.mark(ask.who, ask.item, spans, took=ask.took)
+        return routes.next(ask)
+
+    app.post("/api/vote", response_model=None)(mark if isinstance(work, SpanSession) else vote)
 
     def export() -> Any:
         headers = {"content-disposition": 'attachment; filename="labelled.jsonl"'}

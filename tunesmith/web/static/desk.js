@@ -54,7 +54,13 @@ function showProblem(text) {
 
 const next = () => act("next", {}, "");
 const skipped = () => act("next", { skipped: true }, "");
-const undo = () => state?.undo && act("undo", {}, "Undone.");
+const undo = () => page.undo?.() || (state?.undo && act("undo", {}, "Undone."));
+
+// Enable the undo of a change that is not saved yet, which `page.undo()` takes back.
+export const canUndo = (own) => { find("undo").disabled = !(own || state?.undo); };
+
+// Write one line under the buttons, which screen readers announce.
+export const announce = (text) => { find("status").textContent = text; };
 
 // Send a vote on the current item; `word` is its label on the page.
 export function vote(body, word) {
@@ -130,9 +136,22 @@ export function line([name, number], most = 0) {
 }
 
 function agreed(agreement) {
+  if (page.agreed && agreement.items) return page.agreed(agreement);
   if (!agreement.items) return `No ${page.noun} has votes of two raters yet, so agreement is unknown.`;
   const alpha = agreement.alpha === null ? "undefined, only one label was given" : agreement.alpha.toFixed(2);
   return `Agreement of raters on ${rows(agreement.items, page.noun)}: ${Math.round(100 * agreement.same)} % of the votes; Krippendorff's alpha: ${alpha} (0 is chance, 0.80 or more is reliable).`;
+}
+
+// Show the place of a row in its file, and its further columns.
+export function showRow(item) {
+  find("where").textContent = item.where;
+  const context = item.beside.filter(([, value]) => value);
+  find("context").hidden = !context.length;
+  find("context").replaceChildren(...context.map(([name, value]) => {
+    const part = make("div");
+    part.append(make("dt", name), make("dd", value, { dir: "auto" }));
+    return part;
+  }));
 }
 
 // A button with its key; highlighted if the undone vote was `word`.
@@ -174,6 +193,7 @@ function named(event) {
     send("release", who());
     given.clear();
     drafts.clear();
+    page.forget?.();
     state = pending = null; // the item on the page belongs to the previous rater
   }
   rater = name;
@@ -192,7 +212,7 @@ function openAsk() {
 function closedAsk() {
   const word = find("word").value.trim();
   if (state?.item) drafts.set(state.item.key, word); // restored if the server rejects the vote or the request fails
-  if (find("ask").returnValue === "give" && word) page.written(word);
+  if (find("ask").returnValue === "give" && word && page.written(word)) drafts.delete(state.item.key);
   find("ask").returnValue = "";
 }
 
@@ -212,7 +232,9 @@ function showKeys() {
 }
 
 // Start a page. Options: noun and verb of an item, done(progress), finished [title, text], show(item, state), key(key),
-// written(text); optional: facts(progress) and undecided(progress, left), the final [title, text] if raters disagree.
+// written(text), true if the text is used up; optional: facts(progress), undecided(progress, left), the final
+// [title, text] if raters disagree, undo(), true if the page had something unsaved to undo, forget(), called before
+// another rater starts, and agreed(agreement).
 export function open(made) {
   page = made;
   const clicks = { other: openAsk, cancel: () => find("ask").close(), skip, undo, "end-undo": undo, skipped, check: next, again: () => pending?.(), rename: askName };

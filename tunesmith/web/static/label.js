@@ -1,4 +1,4 @@
-import { choice, line, open, shown, vote } from "/static/desk.js";
+import { choice, line, open, showRow, shown, vote } from "/static/desk.js";
 import { find, make, rows } from "/static/parts.js";
 
 const DIGITS = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "0"];
@@ -11,14 +11,7 @@ const give = (label) => vote({ label }, label);
 function show(item, state) {
   find("text").textContent = item.text;
   find("row").classList.toggle("long", item.text.length > LONG);
-  find("where").textContent = item.where;
-  const context = item.beside.filter(([, value]) => value);
-  find("context").hidden = !context.length;
-  find("context").replaceChildren(...context.map(([name, value]) => {
-    const part = make("div");
-    part.append(make("dt", name), make("dd", value, { dir: "auto" }));
-    return part;
-  }));
+  showRow(item);
   labels = state.labels;
   find("no-labels").hidden = labels.length > 0;
   find("labels").replaceChildren(...labels.map((label, index) => choice(DIGITS[index], label, () => give(label))));
