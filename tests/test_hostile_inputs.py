@@ -22,12 +22,14 @@ from tests.tiny import CHATML
 from tunesmith.config import load_recipe
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.row import Row
 from tunesmith.data.schema.guess import guess
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import TunesmithError
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.adapter_files import vet_adapter
+from tunesmith.objectives import OBJECTIVES
 from tunesmith.web.openai.app import _parsed
 from tunesmith.web.openai.requests import ChatCompletionRequest, CompletionRequest, TextsRequest
 
@@ -52,9 +54,17 @@ def objects(keys: list[str], **some: Any) -> st.SearchStrategy[dict[str, Any]]:
 SECTIONS = [
     *Recipe.model_fields,
     *("kind", "train", "rank", "text", "label", "loss", "algorithm", "tasks", "epochs", "learning_rate", "quantize"),
+    *("model", "rows", "divergence", "sizes", "documents", "labels", "spans"),
 ]
 RECIPES = objects(SECTIONS, model="smollm2-135m", data="rows.jsonl", objective="classify").map(json.dumps)
-ROW = objects(["text", "label", "prompt", "chosen", "rejected", "messages", "role", "content", "rating", "answer"])
+COLUMNS = ["text", "label", "prompt", "chosen", "rejected", "messages", "role", "content", "rating", "answer"]
+COLUMNS += ["spans", "start", "end", "words", "tags", "query", "passage", "negative", "score"]
+ROW = st.one_of(
+    objects(COLUMNS),
+    objects(COLUMNS, text="a b", spans=[{"start": 0, "end": 1, "label": "x"}]),
+    objects(COLUMNS, words=["a", "b"], tags=["B-x", "I-x"]),
+    objects(COLUMNS, query="a", passage="b", negative=["c"]),
+)
 ROWS = st.one_of(
     st.binary(max_size=200), st.lists(ROW, max_size=5).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
 )
@@ -77,6 +87,8 @@ FRAGMENT = st.one_of(
     st.text(alphabet="{}%-# ab'\"|", max_size=8),
 )
 TEMPLATES = st.lists(FRAGMENT, max_size=4).map(lambda parts: "{% set ns = namespace(s='a') %}" + "".join(parts))
+# The objectives that read rows by themselves, and need no reward.
+READING = [kind() for kind in OBJECTIVES if kind.model_fields["kind"].default not in ("multitask", "rl")]
 PEFT = ["r", "lora_alpha", "peft_type", "target_modules", "init_lora_weights", "rank_pattern", "alpha_pattern"]
 ADAPTERS = st.tuples(objects([*PEFT, "megatron_config"], peft_type="LORA", r=4), st.binary(max_size=60))
 BODY = ["model", "messages", "role", "content", "temperature", "max_tokens", "stop", "n", "tools", "response_format"]
@@ -97,8 +109,14 @@ def rows(content: bytes, at: Path) -> None:
     for kind in ("jsonl", "json", "csv", "tsv", "txt"):
         path = at / f"rows.{kind}"
         path.write_bytes(content)
+        found_rows: list[Row] = []
         with suppress(TunesmithError):
-            guess(read_rows(path))
+            found_rows = read_rows(path)
+            guess(found_rows)
+        for objective in READING if found_rows else ():
+            with suppress(TunesmithError):
+                found = objective.examples(found_rows, group="")
+                objective.bind(objective.within(found), "encoder")
 
 
 def template(source: str, at: Path) -> None:

@@ -79,7 +79,8 @@ def shuffled_labels(prepared: TrainingContext) -> TrainingContext:
     """
     rng = random.Random(f"{prepared.recipe.seed}/control")
     split = prepared.loaded.split
-    split = replace(split, train=_shuffled(split.train, rng), validation=_shuffled(split.validation, rng))
+    rows = [*split.train, *prepared.answered] if prepared.answered else split.train
+    split = replace(split, train=_shuffled(rows, rng), validation=_shuffled(split.validation, rng))
     # A control may fail to learn, so it has no overfit check.
     recipe = prepared.recipe
     recipe = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"probe": False})})

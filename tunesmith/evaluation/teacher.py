@@ -253,13 +253,12 @@ def with_teacher(
     teaching = Teaching(Teacher(prepared, offline), gold)
     if not recipe.teacher.rows:
         return prepared, teaching
-    label, objective = teaching.teacher.label, recipe.objective
-    wanted, count = recipe.teacher.accuracy, len(split.validation)
+    objective, wanted, count = recipe.objective, recipe.teacher.accuracy, len(split.validation)
     if objective.produces == "labels" and wanted != "auto" and count < FEWEST_CHECKED:
         raise RecipeError(f"teacher.accuracy: {wanted} cannot be kept, {few_rows(count)}; leave it out")
     rows = unanswered(prepared, offline=offline)
     checked = split.validation if objective.produces == "labels" else []
-    on_event(StageStarted(f"{label} answers {len(rows)} rows without answers"))
+    on_event(StageStarted(f"{teaching.teacher.label} answers {len(rows)} rows without answers"))
     out.mkdir(parents=True, exist_ok=True)
     with phase("teacher answers", whole=True), alone():
         found = teaching.teacher.answers([*checked, *rows], out / FILE)
@@ -272,25 +271,45 @@ def with_teacher(
     if not kept:
         raise Refused(f"teacher: none of its {len(rows)} answers passes the checks; use another teacher, or none")
     teaching = replace(teaching, kept=len(kept))
-    examples = [objective.with_answer(rows[i], found.given[len(checked) + i]) for i in kept]
-    encoded = encode_all(objective, examples, prepared.template, limit=recipe.data.max_tokens)
-    if recipe.teacher.labels == "soft" and objective.has_label_head:
-        encoded = [replace(row, label=own or row.label) for row, own in zip(encoded, kept.values(), strict=True)]
-    records = [
-        {"where": row.where, "prompt": question(row), "answer": reference_answers([row])[0], "origin": TEACHER}
-        | {"teacher": label, "probabilities": own}
-        for row, own in zip(examples, kept.values(), strict=True)
-    ]
-    write_whole(out / ROWS_FILE, "".join(json.dumps(record) + "\n" for record in records))
-    train, facts = joined(prepared.train, encoded), prepared.facts
-    learned = facts.learned_tokens + sum(tokens.learned for row in encoded for tokens in row.sequences)
-    bound = recipe.model_copy(update={"objective": objective.bind_encoded(train)})
-    prepared = replace(prepared, recipe=bound, train=train, facts=replace(facts, learned_tokens=learned))
+    answered = [objective.with_answer(rows[i], found.given[len(checked) + i]) for i in kept]
+    _write_rows(out / ROWS_FILE, answered, [*kept.values()], teaching.teacher.label)
+    prepared = _with_answers(prepared, answered, [*kept.values()])
     # As many steps on gold rows alone; both stop early by the same validation rows.
-    steps, few = (-(-len(rows) // recipe.schedule.batch_rows) for rows in (train, gold.train))
+    steps, few = (-(-len(part) // recipe.schedule.batch_rows) for part in (prepared.train, gold.train))
     schedule = recipe.schedule.model_copy(update={"epochs": recipe.schedule.epochs * steps / few})
     gold = replace(gold, recipe=gold.recipe.model_copy(update={"schedule": schedule}))
     return _noted(prepared, [teaching.note], on_event), replace(teaching, gold=gold)
+
+
+def _write_rows(path: Path, answered: Sequence[Example], probabilities: Sequence[Sequence[float]], label: str) -> None:
+    """Write the rows that are trained on with answers of a teacher."""
+    records = [
+        {"where": row.where, "prompt": question(row), "answer": reference_answers([row])[0], "origin": TEACHER}
+        | {"teacher": label, "probabilities": own}
+        for row, own in zip(answered, probabilities, strict=True)
+    ]
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _with_answers(
+    prepared: TrainingContext, answered: Sequence[Example], probabilities: Sequence[Sequence[float]]
+) -> TrainingContext:
+    """Add answered rows to the training rows, with the probabilities of their labels as targets if these are soft."""
+    recipe, objective, facts = prepared.recipe, prepared.recipe.objective, prepared.facts
+    encoded = encode_all(objective, answered, prepared.template, limit=recipe.data.max_tokens)
+    if recipe.teacher.labels == "soft" and objective.has_label_head:
+        encoded = [
+            replace(row, label=tuple(own) or row.label) for row, own in zip(encoded, probabilities, strict=True)
+        ]
+    train = joined(prepared.train, encoded)
+    learned = facts.learned_tokens + sum(tokens.learned for row in encoded for tokens in row.sequences)
+    return replace(
+        prepared,
+        recipe=recipe.model_copy(update={"objective": objective.bind_encoded(train)}),
+        train=train,
+        answered=answered,
+        facts=replace(facts, learned_tokens=learned),
+    )
 
 
 def _noted(prepared: TrainingContext, notes: Sequence[str], on_event: EventHandler) -> TrainingContext:

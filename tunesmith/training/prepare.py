@@ -92,6 +92,7 @@ class TrainingContext:
     # General rows of each epoch, for replay; those of the first epoch are the last rows of `train`.
     general: tuple[tuple[Encoded, ...], ...] = ()
     teacher: Policy | None = None  # whose distribution over each token is learned
+    answered: Sequence[Example] = ()  # rows with answers of a teacher: encoded in `train`, not in `loaded`
     subtasks: dict[str, TrainingContext] = field(default_factory=dict)  # multitask: each task as a separate context
 
     @property

@@ -18,6 +18,7 @@ from tunesmith.data.examples.types import LabelledText
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.evaluation import teacher
+from tunesmith.evaluation.diagnostics import shuffled_labels
 from tunesmith.evaluation.predict import AnswerSet
 from tunesmith.events import ignore
 from tunesmith.inference.openai_client import Remote
@@ -286,6 +287,15 @@ def test_the_accuracy_of_kept_labels_is_that_of_rows_which_did_not_choose_the_th
     right, of = map(sum, zip(*stated, strict=True))
     assert len(stated) < 50
     assert right / of < 0.8
+
+
+def test_the_control_on_shuffled_labels_has_the_rows_of_the_teacher(prepared: TrainingContext):
+    rows = [LabelledText(f"more:{i}", f"a text {i}", (("animal", "tool")[i % 2],)) for i in range(30)]
+    control = shuffled_labels(replace(prepared, answered=rows))
+    assert len(control.train) == len(prepared.train) + 30
+    gold = [label for row in [*prepared.loaded.split.train, *rows] for label in row.target]
+    given = [label for row in control.loaded.split.train for label in row.target]
+    assert given != gold and sorted(given) == sorted(gold)
 
 
 def test_without_enough_validation_rows_all_valid_labels_are_kept_and_the_report_says_so(prepared: TrainingContext):
