@@ -1,7 +1,8 @@
-"""`python -m bench.distil FOLDER [base | tuned]`: the 135M decoder teaches the 22M encoder to label reviews.
+"""`python -m bench.distil FOLDER [base | tuned [ROWS]]`: the 135M decoder teaches the 22M encoder to label reviews.
 
 200 rows have gold labels, 2,000 have none, the others are test rows; all of a product are in one part. The teacher is
-the decoder as it is (`base`), or tuned on the same gold rows (`tuned`).
+the decoder as it is (`base`), or tuned on the same gold rows (`tuned`). It is asked the first ROWS of the rows without
+labels, by default all of them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ SETTINGS = {
 }
 
 
-def parts(folder: Path) -> dict[str, str]:
-    """Write the three files, and return their paths."""
+def parts(folder: Path, asked: int) -> dict[str, str]:
+    """Write the files of the parts, and return their paths."""
     groups: dict[str, list[dict[str, str]]] = {}
     for line in REVIEWS.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -40,6 +41,7 @@ def parts(folder: Path) -> dict[str, str]:
         part = "gold" if few else "unlabelled" if len(found["unlabelled"]) < UNLABELLED else "test"
         found[part] += groups[name]
     found["few"] = found["test"][:30]  # of the teacher's own report
+    del found["unlabelled"][asked:]
     for row in found["unlabelled"]:
         del row["label"]
     paths = {}
@@ -51,10 +53,10 @@ def parts(folder: Path) -> dict[str, str]:
     return paths
 
 
-def main(folder: Path, teacher: str) -> None:
+def main(folder: Path, teacher: str = "tuned", asked: str = "9999") -> None:
     """Tune the teacher if it is to be, and the student; print the comparison."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = parts(folder)
+    files = parts(folder, int(asked))
     name = "smollm2-135m"
     settings = {**SETTINGS, "data.test": files["test"]}
     if teacher == "tuned":
@@ -74,4 +76,4 @@ def main(folder: Path, teacher: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "tuned")
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -23,16 +23,14 @@ from tunesmith.data.schema.columns import LOOKED_AT
 from tunesmith.data.schema.formats import detect
 from tunesmith.errors import RowError
 from tunesmith.objectives import OBJECTIVES, Domain, Instruct
+from tunesmith.objectives.base import Objective
 from tunesmith.objectives.domain import text_column
 
 # Common names of group columns; the first one present is used.
 GROUP_COLUMNS = ("group", "thread", "doc_id", "source_id")
 # With fewer groups, a split by group could leave a split empty.
 ENOUGH_GROUPS = 10
-# Small data sets get several epochs to reach MIN_STEPS optimizer steps; more than MAX_EPOCHS only repeat.
-MIN_STEPS = 200
 BATCH_ROWS = 16
-MAX_EPOCHS = 5
 # About one token of European text, and one letter of Chinese.
 BYTES_A_TOKEN = 3
 BYTES_PER_LISTED_TOKEN = 2  # of label lists, which take more tokens than running text
@@ -110,10 +108,10 @@ def _is_section(key: str, value: Mapping[str, Any]) -> bool:
     return "kind" not in value and key not in ALIASES and not any({".", "="} & set(str(inner)) for inner in value)
 
 
-def default_epochs(rows: int) -> tuple[int, int]:
+def default_epochs(objective: Objective, rows: int) -> tuple[int, int]:
     """Return the default number of epochs for a data set, held-out rows included, and the approximate steps."""
     trained = max(1, round(0.7 * rows))
-    epochs = min(MAX_EPOCHS, max(1, math.ceil(MIN_STEPS * BATCH_ROWS / trained)))
+    epochs = min(objective.most_epochs, max(1, math.ceil(objective.least_steps * BATCH_ROWS / trained)))
     return epochs, math.ceil(epochs * trained / BATCH_ROWS)
 
 
@@ -165,7 +163,7 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Resolved
         recipe, translated = make_recipe(raw, place=source, changes=changes)
         notes.append(f"model: {pick.model}: {pick.reason}")
     if not any(name.partition(".")[0] == "schedule" for name in named):
-        epochs, steps = default_epochs(_learned(recipe, rows))
+        epochs, steps = default_epochs(recipe.objective, _learned(recipe, rows))
         recipe, _ = make_recipe(raw | {"schedule": {"epochs": epochs}}, place=source, changes=changes)
         notes.append(f"epochs: {epochs}, about {steps} steps (change with --set schedule.epochs=N)")
     mapping = [] if _names_columns(recipe) else [_explained(recipe, rows)]

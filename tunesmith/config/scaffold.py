@@ -167,7 +167,7 @@ def draft_recipe(seen: Inspection, pick: ModelPick) -> AnnotatedRecipe:
             f"{count} of {len(examples)} rows have thoughts; auto: learned if the chat template of the model has "
             "thoughts, else dropped; mask: only the answers behind them are learned"
         )
-    raw |= _training(pick.model, learned_rows(examples, raw["data"]["max_tokens"]), reasons)
+    raw |= _training(pick.model, bound, learned_rows(examples, raw["data"]["max_tokens"]), reasons)
     raw |= _general_rows(seen.recipe, family, reasons)
     if pick.model == ENCODER and isinstance(bound, Classify):
         raw["compare"] = {"model": DECODER}
@@ -341,9 +341,9 @@ def _instruction(objective: AnyObjective, reasons: dict[str, str]) -> dict[str, 
     return {"instruction": objective.messages("")[0].content.strip()}
 
 
-def _training(model: str, rows: int, reasons: dict[str, str]) -> dict[str, Any]:
+def _training(model: str, objective: AnyObjective, rows: int, reasons: dict[str, str]) -> dict[str, Any]:
     """Choose the technique and the number of epochs."""
-    epochs, steps = default_epochs(rows)
+    epochs, steps = default_epochs(objective, rows)
     reasons["schedule.epochs"] = (
         f"about {steps} steps of {BATCH_ROWS} rows; "
         "the best checkpoint on validation is kept, so an extra epoch only costs time"

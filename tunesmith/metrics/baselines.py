@@ -196,6 +196,7 @@ def fit_linear(
     *,
     metric: str = "accuracy",
     tries: bool = True,
+    strength: float = 0.01,
     groups: Sequence[int] = (),
 ) -> LinearFit:
     """Fit logistic regression on standardised vectors.
@@ -204,7 +205,8 @@ def fit_linear(
         vectors: [N, D].
         labels: N labels.
         metric: what cross-validation maximizes, "accuracy" or "macro_f1".
-        tries: choose C and class weights by cross-validation as in `tfidf_labeller`; otherwise C is 0.01.
+        tries: choose C and class weights by cross-validation as in `tfidf_labeller`.
+        strength: C where no others are tried.
         groups: of the N vectors, counted from 0; a group is in one fold. Empty: each vector by itself.
 
     Returns:
@@ -213,7 +215,7 @@ def fit_linear(
     if len(set(labels)) < 2:
         return LinearFit((majority(labels),), np.zeros((1, np.asarray(vectors).shape[1])), np.zeros(1))
     features, mean, deviation = standardised(vectors)
-    setting = _Setting(0.01)
+    setting = _Setting(strength)
     with measuring("fitting a linear probe", FITS, unit="fits") as meter:
         if tries and (trials := _trials(labels, metric, seed=0, groups=groups)):
             meter.weight = 1

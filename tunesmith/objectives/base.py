@@ -141,6 +141,9 @@ class Objective(BaseModel, ABC):
     scores_are_shares: ClassVar[bool] = True
     # Why no control with shuffled targets can be run; empty if one can.
     no_controls: ClassVar[str] = ""
+    # Optimizer steps that a small data set gets by default, and the most epochs that they may take.
+    least_steps: ClassVar[int] = 200
+    most_epochs: ClassVar[int] = 5
     # Whether the encoder is chosen if the user names no model, and why some candidates cannot learn the objective.
     prefers_encoder: ClassVar[bool] = False
     unsuited: ClassVar[str] = (
@@ -163,6 +166,11 @@ class Objective(BaseModel, ABC):
     def has_label_head(self) -> bool:
         """Return whether labels are produced by a linear head rather than as words."""
         return False
+
+    @property
+    def starts_from_probe(self) -> bool:
+        """Return whether the output layer starts as a linear probe of the base model, not as zeros."""
+        return self.has_label_head
 
     @property
     def has_head(self) -> bool:

@@ -64,6 +64,11 @@ class Regress(Objective, Learner):
     mean: float = Field(0.0, description="mean of the targets; set from the training rows")
     scale: float = Field(0.0, ge=0, description="standard deviation of the targets; set from the training rows")
 
+    @property
+    def starts_from_probe(self) -> bool:
+        """Return that the layer starts as a linear probe."""
+        return True
+
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of text and number. Raises DataError if they cannot be detected."""
         if self.text and self.target:

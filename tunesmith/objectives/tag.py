@@ -53,6 +53,9 @@ class Tag(Objective, Learner):
     reads_texts: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True
     probes_base: ClassVar[bool] = True
+    # A span is a few tokens of a row, and a rare label is in few rows: twice the steps of other objectives.
+    least_steps: ClassVar[int] = 400
+    most_epochs: ClassVar[int] = 10
     prefers_encoder: ClassVar[bool] = True
     unsuited: ClassVar[str] = "each token needs the words after it, which only an encoder reads"
     python_use: ClassVar[str] = 'print({model}.answers(["{text}"])[0]["spans"])'
@@ -88,6 +91,11 @@ class Tag(Objective, Learner):
     def all_tags(self) -> tuple[str, ...]:
         """Return the tags in the order of the head's outputs, [K]."""
         return (OUTSIDE, *(f"{begin}-{label}" for label in self.labels for begin in "BI"))
+
+    @property
+    def starts_from_probe(self) -> bool:
+        """Return that the layer starts as a linear probe: from zeros, rare labels are learned last, or not at all."""
+        return True
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of text and spans, or of words and tags. Raises DataError if they cannot be detected."""
@@ -224,7 +232,7 @@ class Tag(Objective, Learner):
         return results
 
     def head(self, policy: Policy) -> nn.Module | None:
-        """Return a zero-initialized layer [M, D] -> [M, K]."""
+        """Return a zero-initialized layer [M, D] -> [M, K]; `training.head_init` initializes it from a probe."""
         return zero_head(policy, outputs=len(self.all_tags))
 
     def logits(self, batch: Batch, policy: Policy) -> Tensor:

@@ -44,7 +44,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recompute_layers, recomputes
 from tunesmith.models.sharded import reshard
 from tunesmith.models.world import added, alone, current_world, passes
-from tunesmith.objectives import Classify, Rl
+from tunesmith.objectives import Classify, Rl, Tag
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.distillation import DistillationLearner
 from tunesmith.objectives.online_rl import OnlineRLLearner, Sampler
@@ -399,8 +399,8 @@ def _validate(
 def validation_losses(prepared: TrainingContext, policy: Policy, learners: Mapping[str, Learner]) -> dict[str, float]:
     """Compute the loss per unit on the validation rows of every task that has any.
 
-    A linear head for single labels is scored at its best temperature: a small encoder becomes overconfident long
-    before it stops improving, and the run fits that temperature at its end anyway. `rl` is scored by the negative
+    A linear head for single labels or tags is scored at its best temperature: a small encoder becomes overconfident
+    long before it stops improving, and the run fits that temperature at its end anyway. `rl` is scored by the negative
     mean reward of greedy completions.
 
     Args:
@@ -439,7 +439,7 @@ def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) ->
         prepared = []
         return True
 
-    if policy.head is not None and isinstance(learner, Classify) and not learner.multi:
+    if policy.head is not None and (isinstance(learner, Tag) or (isinstance(learner, Classify) and not learner.multi)):
         classifier = learner
         parts = world.collect(lambda: retry_smaller(lambda: _logits_and_labels(batches, policy, classifier), halve))
         logits = np.array([row for part in parts for row in part[0]], dtype=np.float32)
@@ -468,14 +468,16 @@ def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) ->
     return found["total"] / (found["units"] or 1)
 
 
-def _logits_and_labels(batches: Batches, policy: Policy, learner: Classify) -> tuple[list[list[float]], list[int]]:
-    """Return the logits [N, K] and the labels [N] of the rows of this process."""
+def _logits_and_labels(
+    batches: Batches, policy: Policy, learner: Classify | Tag
+) -> tuple[list[list[float]], list[int]]:
+    """Return the logits [N, K] and the labels [N] of the rows, or tokens, of this process."""
     logits: list[list[float]] = []
     labels: list[int] = []
     for batch in track(batches.all(), "validating", unit="rows", size=lambda batch: batch.examples):
-        assert batch.labels is not None
+        labelled = batch.targets if batch.labels is None else batch.labels.argmax(dim=1)
         logits += learner.logits(batch.to(policy.device), policy).cpu().tolist()
-        labels += batch.labels.argmax(dim=1).tolist()
+        labels += labelled.tolist()
     return logits, labels
 
 

@@ -1,4 +1,4 @@
-"""A head of labels begins where a linear probe of the untouched network ends."""
+"""A head of labels or tags begins where a linear probe of the untouched network ends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from tests.pipelines.conftest import recipe, reviews, topics, tune
+from tests.pipelines.tune.test_tag import orders
 from tunesmith.config import Recipe
 from tunesmith.metrics.baselines import fit_linear
 from tunesmith.models.batch import collate
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Tag
 from tunesmith.training import head_init as first_head
 from tunesmith.training.callbacks import Interrupted
 from tunesmith.training.head_init import init_heads_from_probe
@@ -136,3 +137,21 @@ def test_a_run_whose_first_checkpoint_could_not_be_written_begins_with_its_head(
     monkeypatch.setattr("tunesmith.training.train.init_heads_from_probe", lambda prepared, *_: begun.append(prepared))
     tune(made, tmp_path / "run")
     assert len(begun) == 1
+
+
+def test_tags_begin_as_a_probe_of_the_tokens_and_a_listed_label_without_spans_as_unlikely(tmp_path: Path):
+    objective = {"kind": "tag", "labels": ["AMOUNT", "COLOUR", "PLACE"]}
+    made = recipe(tmp_path, orders(), "bert", objective=objective, technique="full")
+    prepared = prepare(made, on_event=lambda event: None, offline=True)
+    policy = adapted_policy(prepared)
+    init_heads_from_probe(prepared, policy, lambda event: None)
+    bound = prepared.recipe.objective
+    assert isinstance(bound, Tag)
+    batch = collate(prepared.train)
+    assert batch.targets is not None
+    with torch.no_grad():
+        told = bound.logits(batch, policy).argmax(dim=1)
+    inside = batch.targets > 0
+    assert float((told == batch.targets)[inside].float().mean()) > 0.3
+    assert float((told == batch.targets)[~inside].float().mean()) > 0.9
+    assert not {bound.all_tags[tag] for tag in told.tolist()} & {"B-COLOUR", "I-COLOUR"}

@@ -306,7 +306,7 @@ def _run(job: Job, name: str) -> RoughRun:
         test=job.test_rows,
         characters=float(np.mean(np.minimum(sizes, BYTES_A_TOKEN * LONGEST[size.family]))),
         answer_tokens=float(getattr(job.objective, "max_new_tokens", 0)) if job.objective.produces == "text" else 0.0,
-        epochs=float(default_epochs(job.train_rows + job.validation_rows + job.test_rows)[0]),
+        epochs=float(default_epochs(job.objective, job.train_rows + job.validation_rows + job.test_rows)[0]),
     )
 
 
