@@ -32,7 +32,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "collect": {"collect": set()},
     "audit": {"audit": set()},
     "label": {
-        "label": {"export"},
+        "label": {"export", "format"},
         "export_labels": {
             "labels",
             "spans",

@@ -284,6 +284,7 @@ def export_labels(
     *,
     text: str = "",
     label: str = "",
+    format: str = "",
     store: str | Path | None = None,
     progress: bool = True,
 ) -> LabelExport:
@@ -291,9 +292,10 @@ def export_labels(
 
     Args:
         data: file of rows that was labelled.
-        export: file to write, with the ending .jsonl.
+        export: file to write, with the ending .jsonl, or .json for Label Studio.
         text: column of the text; by default detected.
         label: column of the label.
+        format: of a file with spans: rows, spacy (training data) or label-studio (tasks); by default rows.
         store: file of votes; default `DATA.labels.db`.
         progress: write messages.
 
@@ -307,7 +309,7 @@ def export_labels(
     from tunesmith.pipelines.label import export_labels as write_labels
     from tunesmith.pipelines.requests import LabelRequest
 
-    request = LabelRequest(str(data), Columns(text, label), store=_path(store))
+    request = LabelRequest(str(data), Columns(text, label), form=format, store=_path(store))
     return write_labels(request, Path(export), log=messages(progress))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,11 @@ import pytest
 
 from tunesmith.annotation.assignment import Overlap
 from tunesmith.annotation.label_rows import Columns, LabelItem
-from tunesmith.annotation.labelling import LabelSession, SpanSession
+from tunesmith.annotation.labelling import LabelSession
 from tunesmith.annotation.vote_store import Who
 from tunesmith.data.examples.parsers import labelled
-from tunesmith.data.examples.types import Span
 from tunesmith.data.readers.read import read_rows
-from tunesmith.errors import DataError, OptionError, Refused
+from tunesmith.errors import DataError, Refused
 from tunesmith.pipelines.label import export_labels, open_labelling
 from tunesmith.pipelines.requests import LabelRequest
 
@@ -312,66 +310,3 @@ def test_an_encoder_reads_the_texts_once_and_a_decoder_is_refused(data: Path, ti
     assert (data.parent / "rows.labels.vectors.safetensors").is_file()
     with pytest.raises(DataError, match="a decoder"):
         opened(data, features=str(tiny_llama), offline=True)
-
-
-SPANS = ("PACKAGE", "VERSION")
-
-
-def test_marked_spans_are_on_disk_and_come_out_as_rows_of_tag(tmp_path: Path):
-    data = write(tmp_path / "rows.jsonl", [{"text": "bash 5.2"}, {"text": "BASH 5.2"}, {"text": "nothing"}])
-    work = opened(data, spans=SPANS)
-    assert isinstance(work, SpanSession)
-    assert work.labels() == list(SPANS)
-    by_text = {item.text: item.key for item in work.rows.items}
-    assert len(by_text) == 3  # positions depend on letters
-    work.mark(ANA, by_text["bash 5.2"], [Span(4, 8, "VERSION"), Span(0, 4, "PACKAGE")])
-    work.mark(ANA, by_text["nothing"], [])
-    assert work.progress("Ana").labels == {"PACKAGE": 1, "VERSION": 1}
-    work.store.close()
-
-    # No option is needed again: the store knows that it has spans.
-    assert export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", log=print).rows == 2
-    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert found == [
-        {
-            "text": "bash 5.2",
-            "spans": [{"start": 0, "end": 4, "label": "PACKAGE"}, {"start": 5, "end": 8, "label": "VERSION"}],
-        },
-        {"text": "nothing", "spans": []},
-    ]
-    assert isinstance(opened(data), SpanSession)
-    # They are votes of the file when it is labelled further.
-    again = opened(tmp_path / "out.jsonl", spans=SPANS)
-    assert again.progress().labelled == 2
-
-
-@pytest.mark.parametrize(
-    ("spans", "why"),
-    [
-        ([Span(0, 9, "A")], "at 0 to 9 of 8 characters"),
-        ([Span(-1, 2, "A")], "at -1 to 2"),
-        ([Span(10**30, 10**31, "A")], "of 8 characters"),
-        ([Span(0, 4, "A"), Span(2, 6, "B")], "overlaps A 'bash'"),
-        ([Span(0, 8, "A"), Span(5, 8, "B")], "is inside A 'bash 5.2'"),
-        ([Span(4, 5, "A")], "is blank"),
-        ([Span(0, 4, " ")], "label: empty"),
-        ([Span(0, 4, "O")], "means no span"),
-        ([Span(0, 4, "a\x00")], "control character"),
-    ],
-)
-def test_a_span_that_no_row_can_have_is_refused_and_stores_nothing(tmp_path: Path, spans: list[Span], why: str):
-    work = opened(write(tmp_path / "rows.jsonl", [{"text": "bash 5.2"}]), spans=SPANS)
-    assert isinstance(work, SpanSession)
-    before = work.store.since()
-    with pytest.raises(DataError, match=re.escape(why)) as error:
-        work.mark(ANA, work.rows.items[0].key, spans)
-    assert "\n" not in str(error.value)
-    assert work.store.since() == before
-
-
-def test_a_store_of_labels_takes_no_spans(data: Path):
-    opened(data, labels=("good",)).store.close()
-    with pytest.raises(DataError, match="expected votes on spans, got votes on labels"):
-        opened(data, spans=SPANS)
-    with pytest.raises(OptionError, match="--labels"):
-        opened(data, spans=SPANS, labels=("good",), store=data.with_name("other.db"))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.annotation.span_votes import written
+from tunesmith.annotation.span_votes import read, written
 from tunesmith.annotation.vote_state import VOTE, WORD, VoteState, can_be_read
 from tunesmith.annotation.vote_store import Entry, Event
 from tunesmith.data.examples.parsers import question, text_of, texts
+from tunesmith.data.examples.span_formats import ROWS, formatted, line
 from tunesmith.data.examples.spans import checked, spans_in
 from tunesmith.data.files import quoted, write_whole
 from tunesmith.data.readers.read import read_rows
@@ -23,6 +24,8 @@ from tunesmith.errors import DataError
 
 # Column with the name of the rater who gave a label.
 RATER = "rater"
+# Begins the names of the columns of a task of Label Studio.
+TASK = "data."
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,32 +216,35 @@ def check_label(label: str) -> str:
     return plain
 
 
-def export(rows: RowsFile, votes: VoteState, path: Path) -> LabelExport:
-    """Write every labelled row as a JSON line, with the majority label in the label column.
+def export(rows: RowsFile, votes: VoteState, path: Path, *, form: str = ROWS) -> LabelExport:
+    """Write every labelled row, with the majority label in the label column.
 
     Args:
         rows: the rows of the page.
         votes: state of the store.
         path: file to write.
+        form: of the file, one of `span_formats.FORMATS`; labels are written as rows.
     """
-    lines, result = labelled_lines(rows, votes)
+    lines, result = labelled_lines(rows, votes, form=form)
     write_whole(path, "".join(lines))
     return result
 
 
-def labelled_lines(rows: RowsFile, votes: VoteState) -> tuple[list[str], LabelExport]:
-    """Return the lines of an export, with line ends, and the result."""
-    lines: list[str] = []
+def labelled_lines(rows: RowsFile, votes: VoteState, *, form: str = ROWS) -> tuple[list[str], LabelExport]:
+    """Return the lines of an export, with line ends, and the result; arguments as in `export`."""
+    found: list[tuple[Row, str]] = []  # row and its majority vote
     tied = 0
     for row, key in zip(rows.rows, rows.keys, strict=True):
-        target = votes.target(key)
-        if target is None:
+        label = votes.label(key)
+        if label is None:
             tied += bool(votes.on(key))
-            continue
-        line = json.dumps({**row.fields, rows.label: target}, ensure_ascii=False, default=str)
-        # Another column may contain half of a surrogate pair, which UTF-8 cannot encode.
-        lines.append(line.encode(errors="backslashreplace").decode() + "\n")
-    return lines, LabelExport(len(lines), tied)
+        else:
+            found.append((row, label))
+    if rows.spans and (form != ROWS or rows.text.startswith(TASK)):
+        lines = formatted(((text_of(row, rows.text), read(vote), _others(row, rows)) for row, vote in found), form)
+    else:
+        lines = [line({**row.fields, rows.label: _written(vote, rows)}) for row, vote in found]
+    return lines, LabelExport(len(found), tied)
 
 
 def _source_and_label(vote: Entry | Event) -> tuple[tuple[str, str, str], str]:
@@ -267,12 +273,26 @@ def _label_of(row: Row, column: str) -> str:
 def _spans_of(row: Row, rows: RowsFile) -> str:
     """Return the spans of a row as a vote, empty if it is not annotated; raise DataError for invalid ones."""
     value = cell(row, rows.label)
-    is_task = rows.text.startswith("data.")  # of Label Studio, whose list has annotations
+    is_task = rows.text.startswith(TASK)  # of Label Studio, whose list has annotations
     if value in (None, "") or (is_spans(value) and span_items(value) is None) or (is_task and listed(value) == []):
         return ""
     text = text_of(row, rows.text)
     spans = checked(spans_in(row, rows.label, text), text, row.where)
     return written([span._replace(label=check_label(span.label)) for span in spans])
+
+
+def _written(vote: str, rows: RowsFile) -> object:
+    """Return what a row has in the column of the label."""
+    return [span._asdict() for span in read(vote)] if rows.spans else vote
+
+
+def _others(row: Row, rows: RowsFile) -> dict[str, object]:
+    """Return the columns of a row, or of the data of a task, that are neither its text nor spans."""
+    fields, task = row.fields, rows.text.startswith(TASK)
+    if task:
+        fields = data if isinstance(data := fields.get(TASK.rstrip(".")), Mapping) else {}
+    left_out = {rows.text.removeprefix(TASK) if task else rows.text, rows.label}
+    return {name: value for name, value in fields.items() if name not in left_out}
 
 
 def _shown(value: object) -> str:

@@ -42,11 +42,6 @@ def read(vote: str) -> list[Span]:
 class SpanVotes(VoteState):
     """The votes on spans after a sequence of events."""
 
-    def target(self, item: str) -> object:
-        """Return the spans of most raters, as rows of `tag` have them; None while they are not decided."""
-        label = self.label(item)
-        return None if label is None else [span._asdict() for span in read(label)]
-
     @staticmethod
     def majority(labels: Sequence[str]) -> str | None:
         """Return the spans that more than half of the raters marked exactly so.

@@ -75,10 +75,6 @@ class VoteState:
             self._labels[item] = self.majority(list(self.on(item).values()))
         return self._labels[item]
 
-    def target(self, item: str) -> object:
-        """Return what an export writes for an item; None for a tie or no vote."""
-        return self.label(item)
-
     @staticmethod
     def majority(labels: Sequence[str]) -> str | None:
         """Return the label of most raters; None for a tie or no label."""

@@ -23,6 +23,7 @@ from tunesmith.annotation.span_votes import WHAT as SPANS
 from tunesmith.annotation.span_votes import SpanVotes
 from tunesmith.annotation.vote_state import VoteState
 from tunesmith.annotation.vote_store import VoteStore
+from tunesmith.data.examples.span_formats import ROWS
 from tunesmith.data.files import quoted
 from tunesmith.errors import OptionError, Refused
 from tunesmith.pipelines.requests import LabelRequest
@@ -73,11 +74,22 @@ def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], Non
             raise Refused(f"{request.kept_in}: {tie}; {fix}")
         columns = f"{quoted(request.source)}{request.options()}"
         raise Refused(f"{request.kept_in}: no row has a label yet; label some with `tunesmith label {columns}`")
-    result = export(rows, votes, path)
+    result = export(rows, votes, path, form=request.form or ROWS)
     if result.tied:
         why = "raters disagree on their spans" if rows.spans else "two labels have equally many votes"
         log(f"{result.tied} rows left out because {why}")
     return result
+
+
+def _marks_spans(request: LabelRequest) -> bool:
+    """Return whether spans are labelled, by the options or the store. Raises OptionError for options of labels."""
+    kind, of_spans = VoteStore.kind(request.kept_in), request.form not in ("", ROWS)
+    if of_spans and kind == WHAT:
+        raise OptionError(f"--format {request.form}: a format of spans, and {request.kept_in} has labels; leave it out")
+    spans = bool(request.spans) or of_spans or kind == SPANS
+    if spans and request.labels:
+        raise OptionError("--labels: spans are marked; name their labels with --spans")
+    return spans
 
 
 def _open_store(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFile, VoteStore]:
@@ -85,9 +97,7 @@ def _open_store(request: LabelRequest, log: Callable[[str], None]) -> tuple[Rows
     request.overlap.check()
     for label in (*request.labels, *request.spans):
         check_label(label)
-    spans = bool(request.spans) or VoteStore.kind(request.kept_in) == SPANS
-    if spans and request.labels:
-        raise OptionError("--labels: spans are marked; name their labels with --spans")
+    spans = _marks_spans(request)
     rows = read_items(request.source, request.columns, spans=spans, offline=request.offline)
     if rows.copies:
         log(f"{rows.copies} rows repeat the text of another row; each text is labelled once")

@@ -16,6 +16,7 @@ from tunesmith.annotation.assignment import NO_OVERLAP, Overlap
 from tunesmith.annotation.label_features import TFIDF
 from tunesmith.annotation.label_rows import Columns
 from tunesmith.data.documents.to_rows import SIZE
+from tunesmith.data.examples.span_formats import ENDINGS, FORMATS, ROWS
 from tunesmith.data.files import quoted
 from tunesmith.errors import OptionError, RecipeError
 from tunesmith.inference.openai_client import Endpoint
@@ -118,6 +119,7 @@ class LabelRequest:
     columns: Columns = Columns()
     labels: tuple[str, ...] = ()  # labels offered initially
     spans: tuple[str, ...] = ()  # spans of the texts are marked, with these labels initially
+    form: str = ""  # of an export, one of `span_formats.FORMATS`; empty: rows
     brought: str = ""  # file with labels of the same texts
     store: Path | None = None  # None: next to the data
     overlap: Overlap = NO_OVERLAP
@@ -142,8 +144,11 @@ class LabelRequest:
         """Raise OptionError if labelled rows cannot be written to a file."""
         if path.resolve() == Path(self.source).resolve():
             raise OptionError(f"--export: {path} is the data file itself; name another file")
-        if path.suffix.lower() not in (".jsonl", ".ndjson"):
-            raise OptionError(f"--export: expected a file name ending in .jsonl, got {path}; rename it")
+        form = self.form or ROWS
+        if form not in FORMATS:
+            raise OptionError(f"--format: expected {', '.join(FORMATS)}, got {form!r}")
+        if path.suffix.lower() not in ENDINGS[form]:
+            raise OptionError(f"--export: expected a file name ending in {ENDINGS[form][0]}, got {path}; rename it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--label", default="", metavar="COLUMN", help=text)
     parser.add_argument("--show", default="", metavar="COLUMN,...", help="columns to show above the text")
     parser.add_argument("--import", dest="brought", default="", metavar="FILE", help="labelled rows to start with")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write the labelled rows as jsonl and exit")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the labelled rows and exit")
+    text = "of the file with spans: rows, spacy (training data) or label-studio (tasks) (default: rows)"
+    parser.add_argument("--format", default="", metavar="NAME", help=text)
     text = "features for choosing rows: tfidf, or an encoder such as minilm-l6 (default: %(default)s)"
     parser.add_argument("--features", default="tfidf", metavar="NAME", help=text)
     text = "seed for the first rows to label (default: %(default)s)"
@@ -95,6 +97,7 @@ def _request(args: argparse.Namespace) -> LabelRequest:
         columns=Columns(args.text, args.label, listed(args.show)),
         labels=listed(args.labels),
         spans=listed(args.spans),
+        form=args.format,
         brought=args.brought,
         store=args.store,
         overlap=Overlap(args.overlap, args.raters),

@@ -255,6 +255,8 @@ def objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> It
         except (ValueError, RecursionError) as error:
             problem = f"{where}: invalid JSON ({reason(error)}); write one JSON object per line"
         else:
+            if isinstance(parsed, list) and is_pair(parsed):
+                parsed = {"text": parsed[0], **parsed[1]}
             if isinstance(parsed, dict):
                 yield Row(where, parsed)
                 continue
@@ -262,6 +264,11 @@ def objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> It
         errors, more = ([*errors, problem], more) if len(errors) < SHOWN_FAULTS else (errors, more + 1)
     if errors:
         refuse(errors, more=more)
+
+
+def is_pair(value: Sequence[object]) -> bool:
+    """Return whether a list is a text with its entities, as spaCy's training data has them."""
+    return len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict) and "entities" in value[1]
 
 
 def numbered(values: Iterable[object], name: str, first: int = 1) -> Iterator[Row]:
