@@ -175,7 +175,7 @@ def ask(
             return ask_arm(args.folder, question, callbacks=callbacks, offline=offline)
     check_run_options(args)
     found = find_model(folder, offline=offline)
-    if read_manifest(found).objective.produces == "vectors":
+    if read_manifest(found).objective.searches:
         with reporting(progress) as callbacks:
             return nearest(found.parent, text, on_event=callbacks.on_event, offline=offline)
     model = load(folder, offline=offline).at(task)

@@ -270,9 +270,9 @@ def test_every_recipe_key_that_takes_text_is_known_here() -> None:
     checked = {"Data.train", "Data.validation", "Data.test", "TaskRows.train", "TaskRows.validation", "TaskRows.test"}
     checked |= {"Compare.model", "Documents.source", "Documents.encoder", "Replay.source", "Recipe.model"}
     checked |= {"Loop.judge", "Loop.final_judge", "Recipe.arms", "Recipe.track", "Rl.reward", "Rl.engine"}
-    checked |= {"Teacher.model", "Teacher.rows", "Embed.documents"}
+    checked |= {"Teacher.model", "Teacher.rows", "Embed.documents", "Rerank.documents", "Rerank.encoder"}
     assert checked <= found
-    objectives = ("Classify", "Domain", "Embed", "Instruct", "Preference", "Regress", "Reward", "Rl", "Tag")
+    objectives = ("Classify", "Domain", "Embed", "Instruct", "Preference", "Regress", "Rerank", "Reward", "Rl", "Tag")
     columns = {name for name in found if name.partition(".")[0] in objectives}  # names of columns, instructions, labels
     columns |= {f"{part}.{key}" for part in ("Data", "TaskRows") for key in ("split", "group")}
     modules = {"Ia3.targets", "Ia3.feedforward", "Lora.targets", "Machine.device"}

@@ -180,7 +180,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     def model(name: str) -> str:
         return under_home(anchor(name)) if {"/", "\\"} & set(name) or name.endswith(".gguf") else name
 
-    placed = with_places(recipe, rows=anchor, code=lambda name: _in_folder(name, folder))
+    placed = with_places(recipe, rows=anchor, code=lambda name: _in_folder(name, folder), model=model)
     models = {
         "model": model(recipe.model),
         "compare": recipe.compare.model_copy(update={"model": model(recipe.compare.model)}),
@@ -192,13 +192,14 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
 Place = Callable[[str], str]
 
 
-def with_places(recipe: Recipe, *, rows: Place, code: Place) -> Recipe:
+def with_places(recipe: Recipe, *, rows: Place, code: Place, model: Place = str) -> Recipe:
     """Return the recipe with changed paths.
 
     Args:
         recipe: the recipe.
         rows: maps the path of a file of rows, texts or documents.
         code: maps the name of a reward or judge.
+        model: maps the name of a model that the objective uses.
     """
 
     def placed(data: R) -> R:
@@ -207,7 +208,8 @@ def with_places(recipe: Recipe, *, rows: Place, code: Place) -> Recipe:
         return data.model_copy(update=named)
 
     def with_files(one: S) -> S:
-        return one.model_copy(update={key: rows(getattr(one, key)) for key in one.file_keys}) if one.file_keys else one
+        places = {**dict.fromkeys(one.file_keys, rows), **dict.fromkeys(one.model_keys, model)}
+        return one.model_copy(update={key: place(getattr(one, key)) for key, place in places.items()})
 
     objective = with_files(recipe.objective)
     if isinstance(objective, Multitask):

@@ -1,4 +1,4 @@
-"""Hard negatives: passages that the base model and BM25 rank high for a query, and that do not answer it."""
+"""Hard negatives: passages that a search ranks high for a query, and that do not answer it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
+from tunesmith.config import AnyObjective
 from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.types import Example, Query
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.text.words import folded
+from tunesmith.evaluation.candidates import candidates
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.world import current_world
-from tunesmith.objectives import Embed
-from tunesmith.objectives.embed import MOST_NEGATIVES
+from tunesmith.objectives.passages import PassageObjective
 from tunesmith.phases import phase
 from tunesmith.retrieval.index import has_words, rank_by_vectors, rank_by_words, reciprocal_ranks
 from tunesmith.training.own_thoughts import with_own_thoughts
@@ -40,19 +42,20 @@ def search(model: LocalModel, queries: Sequence[str], passages: Sequence[str]) -
 
 
 def with_hard_negatives(prepared: TrainingContext, out: Path, *, on_event: EventHandler) -> TrainingContext:
-    """Add mined negatives to the training and validation rows of a task of `embed` with `hard_negatives`.
+    """Add mined negatives to the training and validation rows of a task with `hard_negatives`.
 
-    They are passages of training rows and documents, so that nothing of a held-out row is learned. A passage is none
-    if it is the right one of any row with the same query, in whatever part, or contains the evidence of such a row.
-    The negatives are kept in `out/negatives.json`, so that a resumed run uses the same.
+    They are found by the search of the objective, or for one that searches by itself by the base model and BM25. They
+    are passages of training rows and documents, so that nothing of a held-out row is learned. A passage is none if it
+    is the right one of any row with the same query, in whatever part, or contains the evidence of such a row. The
+    negatives are kept in `out/negatives.json`, so that a resumed run uses the same.
 
     Args:
         prepared: the context of one task.
         out: its run folder.
         on_event: receives the stage.
     """
-    objective, split = prepared.recipe.objective, prepared.loaded.split
-    if not isinstance(objective, Embed) or not objective.hard_negatives or not objective.passages:
+    objective, split = prepared.recipe.objective.searching, prepared.loaded.split
+    if objective is None or not objective.hard_negatives:
         return prepared
     parts = [[row for row in part if isinstance(row, Query)] for part in (split.train, split.validation)]
     path = out / FILE
@@ -60,11 +63,9 @@ def with_hard_negatives(prepared: TrainingContext, out: Path, *, on_event: Event
         passages = objective.for_rows(split.train).passages
         on_event(StageStarted(f"searching {len(passages)} passages for hard negatives"))
         with phase("hard negatives"):
-            model = LocalModel(
-                untouched_policy(prepared), prepared.template, objective, prepared.recipe.data.max_tokens
-            )
-            model.policy.train(False)
-            mined = mined_negatives(model, [row for part in parts for row in part], passages, objective)
+            rows = [row for part in parts for row in part]
+            ranked = _ranked(prepared, [row.text for row in rows], passages)
+            mined = mined_negatives(rows, passages, ranked, objective)
         used = {index: number for number, index in enumerate(dict.fromkeys(i for row in mined for i in row))}
         page = Mined([passages[i] for i in used], [[used[i] for i in row] for row in mined])
         out.mkdir(parents=True, exist_ok=True)
@@ -75,8 +76,7 @@ def with_hard_negatives(prepared: TrainingContext, out: Path, *, on_event: Event
         [replace(row, negatives=(*row.negatives, *(kept.passages[i] for i in next(added_to)))) for row in rows]
         for rows in parts
     ]
-    most = min(MOST_NEGATIVES, objective.negatives + objective.hard_negatives)
-    own = objective.model_copy(update={"negatives": most})
+    own = cast(AnyObjective, objective.with_mined())
     limit = prepared.recipe.data.max_tokens
     train, validation = (encode_all(own, rows, prepared.template, limit=limit) for rows in added)
     recipe = prepared.recipe.model_copy(update={"objective": own})
@@ -89,19 +89,26 @@ def with_rows_of_base(prepared: TrainingContext, out: Path, *, on_event: EventHa
     return with_hard_negatives(with_own_thoughts(prepared, out, on_event=on_event), out, on_event=on_event)
 
 
-def mined_negatives(
-    model: LocalModel, rows: Sequence[Query], passages: Sequence[str], objective: Embed
-) -> list[list[int]]:
-    """Return the negatives of each row, as indices of `passages`."""
-    queries = [row.text for row in rows]
+def _ranked(prepared: TrainingContext, queries: Sequence[str], passages: Sequence[str]) -> list[list[int]]:
+    """Rank passages for each query by the search of the objective, or by the base model and BM25."""
+    objective = prepared.recipe.objective
+    if (retriever := objective.retriever) is not None:
+        return candidates(passages, queries, retriever)
+    model = LocalModel(untouched_policy(prepared), prepared.template, objective, prepared.recipe.data.max_tokens)
+    model.policy.train(False)
     ranked = search(model, queries, passages)
-    if has_words():
-        ranked = reciprocal_ranks(rank_by_words(passages, queries), ranked)
+    return reciprocal_ranks(rank_by_words(passages, queries), ranked) if has_words() else ranked
+
+
+def mined_negatives(
+    rows: Sequence[Query], passages: Sequence[str], ranked: Sequence[Sequence[int]], objective: PassageObjective
+) -> list[list[int]]:
+    """Return the negatives of each row, as indices of `passages`, from a ranking of them for each row."""
     words = [f" {plain(passage)} " for passage in passages]
     texts = [folded(passage) for passage in passages]
     found = []
     for row, ranking in zip(rows, ranked, strict=True):
-        right, said = objective.right(row), objective.evidence_of(row)
+        right, said = {*objective.right(row), *map(folded, row.negatives)}, objective.evidence_of(row)
         wrong = (i for i in ranking if texts[i] not in right and not any(f" {answer} " in words[i] for answer in said))
         found.append([index for index, _ in zip(wrong, range(objective.hard_negatives), strict=False)])
     return found

@@ -40,7 +40,7 @@ from tunesmith.models.generation.sampling import Reply, Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify, Regress, Reward
+from tunesmith.objectives import Classify, Regress, Rerank, Reward
 from tunesmith.objectives.base import SINGLE_TASK
 
 R = TypeVar("R")  # result for one text
@@ -231,8 +231,9 @@ class LocalModel:
             refuse_thinking(self.objective, thinking)
         if (own := self.objective.answers([text], self)) is not None:
             return own[0]
-        if self.objective.produces == "vectors":
-            raise RecipeError("answer: this model returns vectors; use model.embed, or `tunesmith ask` with its run")
+        if self.objective.searches:
+            what, method = self.objective.results, "rank" if self.objective.retriever else "embed"
+            raise RecipeError(f"answer: this model returns {what}; use model.{method}, or `tunesmith ask` with its run")
         if self.objective.produces == "labels":
             return self.classify(text)
         if self.objective.produces == "number":
@@ -387,6 +388,45 @@ class LocalModel:
         model, given = self.at(task), listed(texts, "predict")
         rows = [Encoded((model.regressor.question(text, model.template, limit=model.limit)[0],), "") for text in given]
         return like(texts, [number for (number,) in row_scores(model.policy, model.objective, rows)] if rows else [])
+
+    def relevance(self, pairs: Sequence[tuple[str, str]], *, task: str = "") -> list[float]:
+        """Score how well passages answer queries, from 0 to 1.
+
+        Args:
+            pairs: queries with a passage each.
+            task: task of a multitask model.
+
+        Raises:
+            RecipeError: the model was not tuned with the rerank objective.
+        """
+        model = self.at(task)
+        objective = model.objective
+        if not isinstance(objective, Rerank):
+            raise RecipeError(f"rank: this model was tuned with {objective.kind} and ranks nothing; tune with rerank")
+        flat = listed([text for pair in pairs for text in pair], "rank")
+        rows = [
+            Encoded((objective.pair(query, passage, model.template, limit=model.limit)[0],), "")
+            for query, passage in zip(flat[::2], flat[1::2], strict=True)
+        ]
+        logits = [value for (value,) in row_scores(model.policy, objective, rows)] if rows else []
+        return torch.tensor(logits).sigmoid().tolist()
+
+    def rank(self, query: str, passages: Sequence[str], *, task: str = "") -> list[tuple[int, float]]:
+        """Rank passages by how well they answer a query.
+
+        Args:
+            query: the query.
+            passages: the passages.
+            task: task of a multitask model.
+
+        Returns:
+            Index and score of each passage, the best first.
+
+        Raises:
+            RecipeError: the model was not tuned with the rerank objective.
+        """
+        scores = self.relevance([(query, passage) for passage in passages], task=task)
+        return sorted(enumerate(scores), key=lambda item: -item[1])
 
     def reward(self, prompt: str | Sequence[Message], answer: str) -> float:
         """Return the reward of an answer; raise RecipeError if this is not a reward model."""

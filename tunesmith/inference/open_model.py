@@ -75,9 +75,12 @@ def open_model(
     options = LoadOptions("auto", configure_device(), found.quantize)
     if found.kind == "model":
         loaded = load_base(found.name, options=options, offline=offline)
-        if chosen.produces != "vectors":
-            _refuse_encoder(loaded, found.name)
         policy = Policy.over(loaded.network, family=loaded.family)
+        if chosen.answers_untuned:
+            chosen = chosen.for_base(loaded.folder, loaded.family)
+            policy.head = chosen.untuned_head(policy)
+        else:
+            _refuse_encoder(loaded, found.name)
     else:
         loaded = _base_of(found, base, options, offline=offline)
         _refuse_encoder(loaded, found.name)
@@ -128,7 +131,7 @@ def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
     """Return the objective in the form for a model without a head."""
     if objective is None:
         return BASE_CHAT
-    if objective.needs_head:
+    if objective.needs_head and not objective.answers_untuned:
         what = f"{objective.results} need a head, and this model has none"
         raise RecipeError(f"{name}: {what}; give a run tuned with {objective.kind}")
     if objective.label_mode == "multi":

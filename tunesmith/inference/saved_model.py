@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.display import model_label
 from tunesmith.errors import CheckpointError, ModelError, TemplateError
-from tunesmith.inference.export.sequence_classifier import token_classifier
+from tunesmith.inference.export.sequence_classifier import own_network
 from tunesmith.inference.identify import HEAD, MANIFEST_FILE, ModelManifest, find_model, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
@@ -33,8 +33,8 @@ def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None
     if model.policy.adapter is not None:
         _make_portable(model.policy.adapter.peft_config["default"], manifest.base)
     whole = None
-    if manifest.objective.produces == "spans" and manifest.technique.kind == "full":
-        whole = token_classifier(model)  # transformers' pipeline opens the folder itself
+    if manifest.objective.saved_whole and manifest.technique.kind == "full":
+        whole = own_network(model)  # other programs open the folder itself
         model.template.tokenizer.model_max_length = model.limit
     if whole is None:
         manifest.technique.save(model.policy, folder)

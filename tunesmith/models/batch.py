@@ -130,6 +130,7 @@ class Batch:
     row_ids: Tensor  # [M] int64, the row of each learned id
     tokens: int  # tokens of all rows in full, as a user counts them
     weights: Tensor | None = None  # [M] float, factor of the loss of each learned id; None: 1 for all
+    types: Tensor | None = None  # [N] int64, 1 for tokens of the second of two texts; None: not distinguished
     labels: Tensor | None = None  # [E, K] float, the label of each example
     reference: Tensor | None = None  # [B] float, log p of each row's learned ids under the reference model, nats
     group_size: int = 1  # rows per example: the two completions of a pair are adjacent
@@ -254,11 +255,14 @@ def pack(
     layout = lay_out(segments)
     ids, positions = np.empty((2, sum(segment.size for segment in segments)), dtype=np.int64)
     row_index = np.full((len(rows), max(len(row.ids) for row in rows)), -1)
+    types = np.zeros_like(ids) if any(tokens.second for tokens in sequences) else None
     for number, (row, segment) in enumerate(zip(rows, last, strict=True)):
         index, position = layout.paths[segment]
         row_index[number, : len(index)] = index
         ids[index] = row.ids
         positions[index] = position
+        if types is not None and (second := sequences[number].second):
+            types[index] = position >= second
     learned = np.concatenate([row.learned for row in rows])
     row_ids = np.repeat(np.arange(len(rows)), [len(row.learned) for row in rows])
     pairs = list(zip(row_ids.tolist(), learned.tolist(), strict=True))
@@ -274,6 +278,7 @@ def pack(
         row_ids=torch.from_numpy(row_ids),
         tokens=sum(len(tokens.ids) for tokens in sequences),
         weights=torch.tensor(weights) if weighted else None,
+        types=None if types is None else torch.from_numpy(types),
         labels=torch.tensor(labels) if labels[0] else None,
     )
 

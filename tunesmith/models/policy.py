@@ -152,11 +152,13 @@ class Policy:
 
     def _states(self, batch: Batch) -> Tensor:
         if self.packs and (self.virtual is None or self.virtual.is_past):
-            return attention.run(self.network, batch.ids, batch.positions, batch.layout, past=self._past())
+            return attention.run(
+                self.network, batch.ids, batch.positions, batch.layout, past=self._past(), types=batch.types
+            )
         real = batch.row_index >= 0
         ids = batch.ids[batch.row_index.clamp(min=0)]
         if self.rules.pads_right:
-            out = self._padded(ids, real)
+            out = self._padded(ids, real, None if batch.types is None else batch.types[batch.row_index.clamp(min=0)])
         else:
             rows = [self._padded(row[own][None], own[own][None])[0] for row, own in zip(ids, real, strict=True)]
             out = nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -166,14 +168,20 @@ class Policy:
         states: Tensor = out.flatten(0, 1).index_select(0, source)
         return states
 
-    def _padded(self, ids: Tensor, real: Tensor) -> Tensor:
-        """Compute the states [B, L, D] of rows of ids [B, L], padded on the right where `real` is False."""
+    def _padded(self, ids: Tensor, real: Tensor, types: Tensor | None = None) -> Tensor:
+        """Compute the states [B, L, D] of rows of ids [B, L], padded on the right where `real` is False.
+
+        `types` [B, L] says which of two texts an id is of.
+        """
         padding = self.network.config.pad_token_id
         if padding is not None and padding >= 0:  # some networks read the ids at padded positions, masked or not
             ids = ids.masked_fill(~real, padding)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": real.long()}
         if self.virtual is not None:
             inputs = self.virtual.before(self.network, ids, real)
+        if types is not None:
+            width = inputs["inputs_embeds"].shape[1] if "inputs_embeds" in inputs else ids.shape[1]
+            inputs["token_type_ids"] = nn.functional.pad(types, (width - ids.shape[1], 0))
         if self.family == "decoder" and "cache" not in inputs:  # nothing follows these rows
             inputs["use_cache"] = False
         states: Tensor = run_body(self.network, **inputs).last_hidden_state[:, -ids.shape[1] :]

@@ -19,6 +19,7 @@ from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.multitask import AnyPart, Multitask
 from tunesmith.objectives.preference import Preference
 from tunesmith.objectives.regress import Regress
+from tunesmith.objectives.rerank import Rerank
 from tunesmith.objectives.reward_model import Reward
 from tunesmith.objectives.rl import Rl
 from tunesmith.objectives.tag import Tag
@@ -44,6 +45,7 @@ __all__ = [
     "Objective",
     "Preference",
     "Regress",
+    "Rerank",
     "Reward",
     "Rl",
     "Tag",

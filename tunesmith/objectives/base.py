@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from tunesmith.models.batch import Batch, StepMetrics
     from tunesmith.models.policy import Policy
+    from tunesmith.objectives.passages import PassageObjective
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Learner(ABC):
         """Compute the summed loss of a prepared batch; deterministic given its tensors."""
 
 
-Produces = Literal["labels", "number", "text", "score", "likelihood", "vectors", "spans"]
+Produces = Literal["labels", "number", "text", "score", "likelihood", "vectors", "spans", "ranking"]
 
 
 class Reader(Protocol):
@@ -86,6 +87,15 @@ class Reader(Protocol):
     def outputs(self, rows: Sequence[Tokens], compute: Callable[[Batch], Tensor]) -> Tensor:
         """Compute an output [N, ...] of each of N sequences; `compute` returns those of a batch, [B, ...]."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Retriever:
+    """A search that finds passages for a model that ranks them."""
+
+    search: Literal["fused", "words", "vectors"]  # as `documents.search`
+    encoder: str  # model of the vectors
+    candidates: int  # passages per query
 
 
 # The name of the only task of a run that has no others.
@@ -123,6 +133,8 @@ class Objective(BaseModel, ABC):
     column_keys: ClassVar[tuple[str, ...]] = ()
     # Settings that name a file of rows or documents, relative to the recipe.
     file_keys: ClassVar[tuple[str, ...]] = ()
+    # Settings that name a model besides that of the run.
+    model_keys: ClassVar[tuple[str, ...]] = ()
     # Columns that rows without a target, such as new ones, need not have.
     optional_columns: ClassVar[tuple[str, ...]] = ()
     # Route of the server that answers for a tuned model; empty if none does.
@@ -133,6 +145,18 @@ class Objective(BaseModel, ABC):
     reads_texts: ClassVar[bool] = False
     # Whether an added output layer makes the results, even in a decoder.
     needs_head: ClassVar[bool] = False
+    # Whether a base model gives results, too, without a tuned head.
+    answers_untuned: ClassVar[bool] = False
+    # Whether the tuned model searches the passages of its run when it is asked.
+    searches: ClassVar[bool] = False
+    # Whether fully tuned weights are saved in the class of transformers for the task, which other programs open.
+    saved_whole: ClassVar[bool] = False
+    # What an export to transformers computes as the model does, for its model card.
+    exported: ClassVar[str] = "words"
+    # How such an export is used, of `inference.export.usage.CODE`, `{read}` being text or chat; empty: by settings.
+    export_form: ClassVar[str] = ""
+    # Why the model is not exported; empty if it is.
+    no_export: ClassVar[str] = ""
     # Whether the base model is scored by a probe of its states that is fitted to the training rows.
     probes_base: ClassVar[bool] = False
     # Whether the loss compares the rows of a step with each other, so that one process has to compute them all.
@@ -291,6 +315,25 @@ class Objective(BaseModel, ABC):
         """Return the distinct passages that are searched; most objectives search none."""
         return ()
 
+    @property
+    def searching(self) -> PassageObjective | None:
+        """Return the objective itself if there are passages to search."""
+        return None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Return the texts that are put before a text that becomes a vector; empty if there are none."""
+        return ()
+
+    @property
+    def retriever(self) -> Retriever | None:
+        """Return the search whose passages the model ranks; None if the model searches by itself, or not at all."""
+        return None
+
+    def sides(self, sequences: int) -> list[str]:
+        """Return the names of the sequences of a row, for a preview; empty ones are not shown."""
+        return ["preferred", "other"] if sequences == 2 else [""] * sequences
+
     def prompt_templates(self, family: str) -> tuple[str, ...]:
         """Return the prompt templates tried on the base model; the best one on validation is the base's score.
 
@@ -407,6 +450,14 @@ class Objective(BaseModel, ABC):
 
     def save_files(self, folder: Path, *, limit: int, hidden: int) -> None:
         """Write files into a model `folder` by which other programs open it; `hidden` is the width of its states."""
+
+    def whole(self, policy: Policy) -> Any | None:
+        """Return the network of transformers that computes what policy and head do; None if it is not known here."""
+        return None
+
+    def untuned_head(self, policy: Policy) -> nn.Module | None:
+        """Return the output layer for the objective that a base model has itself; None if it has none."""
+        return None
 
     @abstractmethod
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:

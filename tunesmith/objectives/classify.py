@@ -81,6 +81,7 @@ class Classify(Objective, Learner):
     prefers_encoder: ClassVar[bool] = True
     unsuited: ClassVar[str] = ""
     python_use: ClassVar[str] = 'print({model}.classify(["{text}"])[0])'
+    exported: ClassVar[str] = "labels and probabilities"
     has_reference_answers: ClassVar[bool] = True
     reads_large_files: ClassVar[bool] = True
     max_new_tokens: ClassVar[int] = 0

@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, PrivateAttr
+from pydantic import Field, PositiveInt
 
-from tunesmith.data.documents.document import plain
-from tunesmith.data.examples.parsers import labelled, queries
+from tunesmith.data.examples.parsers import labelled
 from tunesmith.data.examples.types import Example, Query
 from tunesmith.data.files import write_whole
-from tunesmith.data.readers.read import read_rows
-from tunesmith.data.readers.row import Row, file_of
-from tunesmith.data.schema.formats import detect
+from tunesmith.data.readers.row import Row
 from tunesmith.data.text.words import folded
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
-from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError, ModelError, RecipeError
-from tunesmith.objectives.base import Learner, Loss, Objective, Produces
-
-T = TypeVar("T", dict[str, Any], list[Any])
+from tunesmith.objectives.base import Learner, Loss, Produces
+from tunesmith.objectives.passages import MOST_NEGATIVES, PassageObjective, stated
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,14 +32,11 @@ if TYPE_CHECKING:
     from tunesmith.models.batch import Batch
     from tunesmith.models.policy import Policy
 
-ROLES = ("query", "passage", "negative", "score", "label", "evidence")
-MOST_NEGATIVES = 15
-PASSAGES = "passages.jsonl"  # of a run folder: the passages of its rows
 PROMPTS, POOLING = "config_sentence_transformers.json", "1_Pooling"
 MODES = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 
 
-class Embed(Objective, Learner):
+class Embed(PassageObjective, Learner):
     """Bring the vector of a query near that of its passage, and away from the other passages of the step.
 
     Reads rows with a query and a passage that answers it, with hard negatives if there are any; texts with a label,
@@ -62,27 +54,21 @@ class Embed(Objective, Learner):
     produces: ClassVar[Produces] = "vectors"
     results: ClassVar[str] = "vectors"
     column_keys: ClassVar[tuple[str, ...]] = ("query", "passage", "negative", "score", "label", "evidence")
-    file_keys: ClassVar[tuple[str, ...]] = ("documents",)
     route: ClassVar[str] = "v1/embeddings"
     hub_task: ClassVar[str] = "sentence-similarity"
     reads_texts: ClassVar[bool] = True
     compares_rows: ClassVar[bool] = True
-    prefers_encoder: ClassVar[bool] = True
+    no_export: ClassVar[str] = (
+        "not for vectors; sentence-transformers opens the folder `model` of a run, of a decoder after technique: full"
+    )
     unsuited: ClassVar[str] = (
         "the encoder was made for vectors and is the cheapest; --model smollm2-135m tunes the decoder"
     )
     python_use: ClassVar[str] = 'print({model}.embed("{text}"))'
-    max_new_tokens: ClassVar[int] = 0
-    instruction: ClassVar[str] = ""
 
     kind: Literal["embed"] = "embed"
-    query: str = Field("", description="column with the query, or with a text to compare; empty: detected")
-    passage: str = Field("", description="column with the passage that answers it, or with the other text")
-    negative: str = Field("", description="column with a passage that does not answer it, a list, or several by ` + `")
     score: str = Field("", description="column with the similarity of both texts, for rows without answers")
     label: str = Field("", description="column with a label, instead of a passage: texts of one label are alike")
-    evidence: str = Field("", description="column with the answer: no passage with these words is mined as a negative")
-    documents: str = Field("", description="file of passages that are searched too, rows with a text")
     hard_negatives: int = Field(
         0, ge=0, le=MOST_NEGATIVES, description="passages per query, mined by the base model and BM25, as negatives"
     )
@@ -92,30 +78,12 @@ class Embed(Objective, Learner):
     query_prompt: str | None = Field(None, description="text before every query; empty: as the base model states it")
     passage_prompt: str | None = Field(None, description="text before every passage; as the query's")
     metric: Literal["auto", "ndcg", "spearman"] = Field("auto", description="headline score; from the rows")
-    negatives: int = Field(0, ge=0, description="negatives of a row; set from the rows")
-    _passages: tuple[str, ...] = PrivateAttr(())
-    _right: dict[str, set[str]] = PrivateAttr(default_factory=dict)
-    _evidence: dict[str, set[str]] = PrivateAttr(default_factory=dict)
-
-    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        """Return the columns of query and passage, or of text and label. Raises DataError if there are none."""
-        named = {role: getattr(self, role) for role in ROLES if getattr(self, role)}
-        if "query" in named and ("passage" in named or "label" in named):
-            return named
-        try:
-            detected = detect(rows)
-        except DataError:
-            detected = None
-        if detected is not None and detected.objective == self.kind:
-            return {**detected.columns, **named}
-        fix = "name the columns: objective: {kind: embed, query: COLUMN, passage: COLUMN}"
-        raise DataError(f"{file_of(rows)}: no query was detected next to a passage that answers it; {fix}")
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Parse rows into queries; texts with a label as in `within`."""
         columns = columns or self.columns(rows)
         if "label" not in columns:
-            return list(queries(rows, columns=columns, group=group))
+            return super().examples(rows, group=group, columns=columns)
         texts = labelled(rows, text=columns["query"], label=columns["label"], group=group)
         return list(
             self.within([Query(t.where, t.text, "", t.group, label=" | ".join(sorted(t.labels))) for t in texts])
@@ -163,46 +131,10 @@ class Embed(Objective, Learner):
         bound = self.model_copy(update={"metric": "spearman" if scored else "ndcg", "negatives": 0 if scored else most})
         return bound if scored else bound.for_rows(rows)
 
-    def for_rows(self, examples: Sequence[Example], *, run: Path | None = None) -> Embed:
-        """Return the objective with the passages of these rows, of `documents` and of a run to search, each once.
-
-        Of texts with a label those of a run are not searched, as their labels are not kept.
-        """
-        rows = [row for row in examples if isinstance(row, Query)]
-        texts = [text for row in rows for text in (row.passage, *row.negatives)]
-        if run and (run / PASSAGES).is_file() and not any(row.label for row in rows):
-            texts += [str(row.fields.get("text")) for row in read_rows(str(run / PASSAGES))]
-        if self.documents:
-            found_texts = [row.fields.get("text") for row in read_rows(self.documents)]
-            if not any(isinstance(text, str) and text.strip() for text in found_texts):
-                raise DataError(f"{self.documents}: no row has a text; name the column of the passages `text`")
-            texts += [text for text in found_texts if isinstance(text, str)]
-        found = self.model_copy()
-        found._right, found._evidence = {}, {}
-        for row in rows:
-            key = row.label or folded(row.text)
-            found._right.setdefault(key, set()).add(folded(row.passage))
-            if words := plain(row.evidence):
-                found._evidence.setdefault(key, set()).add(words)
-        found._passages = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
-        return found
-
     @property
-    def passages(self) -> tuple[str, ...]:
-        """Return the distinct passages that are searched; empty for scored pairs."""
-        return self._passages
-
-    def right(self, row: Query) -> Collection[str]:
-        """Return the passages that any row has for the same query or label, without case and spaces."""
-        return self._right.get(row.label or folded(row.text), {folded(row.passage)})
-
-    def evidence_of(self, row: Query) -> Collection[str]:
-        """Return the plain evidence of all rows with the same query."""
-        return self._evidence.get(folded(row.text), ())
-
-    def passages_file(self) -> str:
-        """Return the content of `passages.jsonl`."""
-        return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in self._passages)
+    def prompts(self) -> tuple[str, ...]:
+        """Return the prompts of queries and passages."""
+        return tuple(filter(None, (self.query_prompt, self.passage_prompt)))
 
     @property
     def evaluated_as(self) -> str:
@@ -216,7 +148,7 @@ class Embed(Objective, Learner):
             ModelError: it states another pooling, further layers or damaged prompts, and `pooling` is `auto`.
             RecipeError: the pooling is not for a decoder.
         """
-        prompts = _json(folder, PROMPTS, dict).get("prompts") or {}
+        prompts = stated(folder, PROMPTS, dict).get("prompts") or {}
         if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
             raise ModelError(f"{folder}/{PROMPTS}: prompts must be texts by name; download the model again")
         usual = self.pooling if self.pooling != "auto" else _stated_pooling(folder) or POOLED[family]
@@ -231,14 +163,6 @@ class Embed(Objective, Learner):
         if found.pooling == "mean" and family == "decoder":
             raise RecipeError("objective.pooling: the last token of a decoder has read all others; use last")
         return found
-
-    def without_rows(self) -> Embed:
-        """Return the objective without the path of its documents."""
-        return self.model_copy(update={"documents": ""})
-
-    def user_message(self, text: str) -> Message:
-        """Return the query."""
-        return Message("user", text)
 
     def question(self, text: str, template: Template, *, limit: int, passage: bool = False) -> tuple[Tokens, bool]:
         """Encode a query, or a passage, after its prompt, as sentence-transformers does."""
@@ -375,23 +299,14 @@ STATED = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls
 PROMPT_NAMES = (("query", "Query"), ("document", "passage", "corpus", "Document"))
 
 
-def _json(folder: Path | None, name: str, shape: type[T]) -> T:
-    """Return the object or list in a file; empty if there is no such file, or it contains something else."""
-    try:
-        page = json.loads((folder / name).read_bytes()) if folder else None
-    except (OSError, ValueError):
-        page = None
-    return page if isinstance(page, shape) else shape()
-
-
 def _stated_pooling(folder: Path | None) -> str:
     """Return the pooling that a folder states; empty if none. Raises ModelError if it is not one of ours."""
     fix = "set objective.pooling to train without it, or use another model"
-    for module in _json(folder, "modules.json", list):
+    for module in stated(folder, "modules.json", list):
         kind = str(module.get("type")).rpartition(".")[2] if isinstance(module, dict) else "damaged"
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise ModelError(f"{folder}/modules.json: the layer {kind} is not trained by embed; {fix}")
-    page = _json(folder, f"{POOLING}/config.json", dict)
+    page = stated(folder, f"{POOLING}/config.json", dict)
     modes = [key[13:] for key, on in page.items() if key.startswith("pooling_mode_") and on]
     named = "+".join(modes) or str(page.get("pooling_mode") or "")
     if named and named not in STATED:

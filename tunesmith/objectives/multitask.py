@@ -22,6 +22,7 @@ from tunesmith.objectives.embed import Embed
 from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.preference import Preference
 from tunesmith.objectives.regress import Regress
+from tunesmith.objectives.rerank import Rerank
 from tunesmith.objectives.reward_model import Reward
 from tunesmith.objectives.tag import Tag
 
@@ -81,7 +82,7 @@ def _short_for(key: str) -> BeforeValidator:
 
 
 # Every objective that can be a task of several.
-AnyPart = Classify | Domain | Embed | Instruct | Preference | Regress | Reward | Tag
+AnyPart = Classify | Domain | Embed | Instruct | Preference | Regress | Rerank | Reward | Tag
 PartObjective = Annotated[Annotated[AnyPart, Discriminator("kind")], _short_for("kind")]
 
 

@@ -46,6 +46,7 @@ class Regress(Objective, Learner):
     route: ClassVar[str] = "predict"
     hub_task: ClassVar[str] = "text-classification"
     needs_head: ClassVar[bool] = True
+    exported: ClassVar[str] = "numbers"
     reads_texts: ClassVar[bool] = True
     probes_base: ClassVar[bool] = True
     scores_are_shares: ClassVar[bool] = False

@@ -41,6 +41,8 @@ class Reward(Objective, Learner):
     route: ClassVar[str] = ""
     hub_task: ClassVar[str] = "text-classification"
     needs_head: ClassVar[bool] = True
+    exported: ClassVar[str] = "rewards"
+    export_form: ClassVar[str] = "reward {read}"
     probes_base: ClassVar[bool] = True
     unsuited: ClassVar[str] = (
         "TF-IDF and a probe predict labels, not scores of answers; encoder and decoder can both learn a reward"

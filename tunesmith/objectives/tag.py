@@ -52,6 +52,8 @@ class Tag(Objective, Learner):
     hub_task: ClassVar[str] = "token-classification"
     reads_texts: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True
+    saved_whole: ClassVar[bool] = True
+    exported: ClassVar[str] = "spans"
     probes_base: ClassVar[bool] = True
     # A span is a few tokens of a row, and a rare label is in few rows: twice the steps of other objectives.
     least_steps: ClassVar[int] = 400

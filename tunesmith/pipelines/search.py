@@ -1,4 +1,4 @@
-"""`tunesmith ask` with a run of `embed`: the passages of its rows and documents that are nearest to a query."""
+"""`tunesmith ask` with a run that searches: the passages of its rows and documents that answer a query best."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tunesmith.data.readers.read import read_rows
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.events import EventHandler
 from tunesmith.inference.identify import read_manifest
-from tunesmith.objectives import Embed
-from tunesmith.objectives.embed import PASSAGES
+from tunesmith.inference.saved_model import load
+from tunesmith.objectives.passages import PASSAGES
 from tunesmith.retrieval.chunks import Chunk
 from tunesmith.retrieval.index import LIMIT, open_index
 
@@ -24,17 +24,19 @@ SHOWN = 5
 def nearest(
     run: Path, text: str, *, shown: int = SHOWN, on_event: EventHandler, offline: bool = False
 ) -> dict[str, Any]:
-    """Return the passages nearest to a query by the vectors of a run; only passages that are new are embedded.
+    """Return the passages that are best for a query, by the vectors of a run or by its scores of what a search finds.
+
+    Only passages that are new are embedded.
 
     Args:
-        run: folder of a run of `embed`.
+        run: folder of a run of `embed` or `rerank`.
         text: the query.
         shown: number of passages.
         on_event: receives progress.
         offline: do not access the network.
 
     Returns:
-        {"passages": [{"score": ..., "text": ...}]}, the nearest first.
+        {"passages": [{"score": ..., "text": ...}]}, the best first.
 
     Raises:
         CheckpointError: the run has no passages.
@@ -47,8 +49,7 @@ def nearest(
     rows = read_rows(str(source))
     recipe = load_recipe(run / "recipe.yaml")[0]
     objective = read_manifest(run / "model").objective
-    prompts = isinstance(objective, Embed) and (objective.query_prompt or objective.passage_prompt)
-    if prompts and not (run / "model" / "modules.json").is_file():
+    if objective.prompts and not (run / "model" / "modules.json").is_file():
         raise RecipeError(f"{run}: an adapter of a decoder with prompts is not searched by; tune with technique: full")
     if documents := getattr(recipe.objective, "documents", ""):
         rows = [*rows, *read_rows(documents, offline=offline)]
@@ -57,6 +58,12 @@ def nearest(
         Chunk(str(number), "", hashlib.sha256(passage.encode(errors="replace")).hexdigest(), "", passage)
         for number, passage in enumerate(filter(None, texts), 1)
     ]
+    if (retriever := objective.retriever) is not None:
+        settings = Documents(search=retriever.search, encoder=retriever.encoder)
+        index = open_index(run / INDEX, chunks, settings=settings, on_event=on_event, offline=offline)
+        found = [hit.chunk.text for hit in index.find([text], shown=retriever.candidates)[0]]
+        ranked = load(run, offline=offline).rank(text, found)[:shown]
+        return {"passages": [{"score": score, "text": found[i]} for i, score in ranked]}
     settings = Documents(search="vectors", encoder=str(run))
     index = open_index(run / INDEX, chunks, settings=settings, on_event=on_event, offline=offline)
     assert index.encoder is not None

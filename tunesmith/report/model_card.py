@@ -266,12 +266,9 @@ def _usage(run: RunData) -> str:
     objective = run.recipe.objective
     exports = objective.produces == "labels" or _has_head(run)
     if exports and not run.recipe.parts and not run.recipe.technique.virtual_tokens():
-        stated = {"labels": "labels and probabilities", "number": "numbers", "score": "rewards"}.get(
-            objective.produces, "words"
-        )
         parts += [
-            f"For the same {stated} in transformers alone, export the model. The folder that this writes has a "
-            "README.md with code, which the export executes and compares with this model:",
+            f"For the same {objective.exported} in transformers alone, export the model. The folder that this writes "
+            "has a README.md with code, which the export executes and compares with this model:",
             fence("tunesmith export . --format merged".replace(".", place), "sh"),
         ]
     return "\n\n".join(parts)

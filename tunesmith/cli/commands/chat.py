@@ -94,7 +94,7 @@ def ask(args: argparse.Namespace) -> int:
         hush()
         return _ask_comparison(args, text)
     check_run_options(args)
-    if read_manifest(folder).objective.produces == "vectors":
+    if read_manifest(folder).objective.searches:
         return _ask_search(args, folder, text)
     from tunesmith.inference.saved_model import load  # after the checks, because it imports torch
 

@@ -158,7 +158,7 @@ def _links(path: Path) -> Iterator[tuple[Path, Path]]:
 
 def _placed(recipe: Recipe, *, rows: Callable[[str], str], model: Callable[[str], str]) -> Recipe:
     """Return a recipe with other names of files and of models."""
-    placed = with_places(recipe, rows=lambda name: name if name in ("", SELF) else rows(name), code=lambda name: name)
+    placed = with_places(recipe, rows=lambda name: name if name in ("", SELF) else rows(name), code=str, model=model)
     compare = recipe.compare.model_copy(update={"model": model(recipe.compare.model)})
     documents = placed.documents.model_copy(update={"encoder": model(recipe.documents.encoder)})
     teacher = placed.teacher.model_copy(update={"model": model(recipe.teacher.model)})

@@ -27,6 +27,7 @@ PARTS = {
     "ids": "<u4",
     "learned": "<i4",
     "weights": "<f8",
+    "second": "<i4",
     "where": "|u1",
     "label": "<f8",
     "words": "<i4",
@@ -87,7 +88,7 @@ class EncodedStore(StoredSequence[Encoded]):
         spans = self._part("learned", index)
         for start, end in zip(spans[::2], spans[1::2], strict=True):
             learn[start:end] = [True] * (end - start)
-        return Tokens(ids, learn, self._part("weights", index))
+        return Tokens(ids, learn, self._part("weights", index), *self._part("second", index))
 
 
 def encoded_pieces(encode: Callable[[E], list[Encoded]], examples: Iterable[E]) -> Iterator[Piece]:
@@ -108,6 +109,7 @@ def packed(rows: Sequence[Encoded]) -> Piece:
         "ids": [tokens.ids for tokens in sequences],
         "learned": [_spans(tokens.learn) for tokens in sequences],
         "weights": [tokens.weights for tokens in sequences],
+        "second": [[tokens.second] if tokens.second else [] for tokens in sequences],
         "where": [row.where.encode(errors="surrogateescape") for row in rows],
         "label": [row.label for row in rows],
         "words": [row.words for row in rows],

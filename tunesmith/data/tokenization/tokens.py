@@ -13,6 +13,7 @@ class Tokens:
     ids: list[int]  # token ids, [T]
     learn: list[bool]  # whether each id is a target of the loss, [T]
     weights: list[float] = field(default_factory=list)  # factor of the loss of each id, [T]; empty: 1 for all
+    second: int = 0  # index of the first id of a second text, if the network distinguishes both; 0: it does not
 
     @classmethod
     def of(cls, prompt: Sequence[int], answer: Sequence[int] = ()) -> Tokens:
@@ -26,7 +27,7 @@ class Tokens:
 
     def cut(self, limit: int) -> Tokens:
         """Return the first `limit` tokens."""
-        return Tokens(self.ids[:limit], self.learn[:limit], self.weights[:limit])
+        return Tokens(self.ids[:limit], self.learn[:limit], self.weights[:limit], self.second)
 
 
 @dataclass(frozen=True, slots=True)

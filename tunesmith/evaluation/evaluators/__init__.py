@@ -8,7 +8,7 @@ from tunesmith.evaluation.evaluators.multitask import SINGLE_TASK_MODEL, Multita
 from tunesmith.evaluation.evaluators.numbers import NumberEvaluator
 from tunesmith.evaluation.evaluators.perplexity import PerplexityEvaluator
 from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
-from tunesmith.evaluation.evaluators.retrieval import RetrievalEvaluator, SimilarityEvaluator
+from tunesmith.evaluation.evaluators.retrieval import RerankEvaluator, RetrievalEvaluator, SimilarityEvaluator
 from tunesmith.evaluation.evaluators.rewards import RewardEvaluator
 from tunesmith.evaluation.evaluators.spans import SpanEvaluator
 
@@ -21,6 +21,7 @@ EVALUATORS: dict[str, type[Evaluator[Any]]] = {
     "likelihood": PerplexityEvaluator,
     "score": PreferenceEvaluator,
     "embed": RetrievalEvaluator,
+    "rerank": RerankEvaluator,
     "similarity": SimilarityEvaluator,
     "preference": PreferenceEvaluator,
     "rl": RewardEvaluator,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from tunesmith.data.examples.types import Query
 from tunesmith.data.text.words import folded
+from tunesmith.evaluation.candidates import candidates
 from tunesmith.evaluation.diagnostics import SHUFFLED
 from tunesmith.evaluation.evaluators.base import EvalSet, RowEvaluator, RowMetrics
 from tunesmith.evaluation.evaluators.numbers import NumberEvaluator, NumberPredictions
@@ -22,7 +24,8 @@ from tunesmith.metrics import ranking
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.models.kept_answers import answer_clock, once
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Embed
+from tunesmith.objectives import Embed, Rerank
+from tunesmith.objectives.base import Retriever
 from tunesmith.phases import phase
 from tunesmith.retrieval.index import has_words, rank_by_words, reciprocal_ranks
 from tunesmith.training.prepare import TrainingContext
@@ -34,6 +37,7 @@ DETAILS = {
     FUSED: "reciprocal rank fusion",
     SHUFFLED: "same recipe, shuffled passages",
 }
+RETRIEVED = {"words": WORDS, "vectors": "vectors", "fused": "BM25 + vectors"}  # names of searches
 SHOWN = 3  # passages of each ranking in predictions.jsonl
 
 
@@ -53,7 +57,7 @@ class RetrievalEvaluator(RowEvaluator[RankedPassages]):
     row_metrics: ClassVar[RowMetrics] = ranking
     details: ClassVar[Mapping[str, str]] = DETAILS
 
-    def __init__(self, eval_set: EvalSet[Embed]) -> None:
+    def __init__(self, eval_set: EvalSet[Embed | Rerank]) -> None:
         self._examples = [example for example in eval_set.examples if isinstance(example, Query)]
         self._queries = [example.text for example in self._examples]
         self._limit = eval_set.limit
@@ -104,6 +108,50 @@ class RetrievalEvaluator(RowEvaluator[RankedPassages]):
                 record[name] = "\n\n".join(self._passages[j] for j in one.given[i][:SHOWN])
             records.append(record | {f"score_{name}": float(each[i]) for name, each in values.items()})
         return records
+
+
+class RerankEvaluator(RetrievalEvaluator):
+    """Evaluates `rerank` by the same metrics, over the passages that a search finds for each query."""
+
+    details: ClassVar[Mapping[str, str]] = {
+        BASE: "the untouched model: its own scores if it is a cross-encoder, else the cosine of its vectors",
+        SHUFFLED: DETAILS[SHUFFLED],
+        **dict.fromkeys(RETRIEVED.values(), "the order of the search"),
+    }
+
+    def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> RankedPassages:
+        """Rank what the search finds by the untouched base model; the order of the search is a baseline."""
+        policy.train(False)
+        policy.head = self._objective.untuned_head(policy)
+        found = self.predict(LocalModel(policy, prepared.template, self._objective, self._limit))
+        policy.head = None
+        return replace(found, ways={RETRIEVED[self._retriever.search]: self._found})
+
+    def predict(self, model: LocalModel) -> RankedPassages:
+        """Rank the passages that the search finds by the scores of a model, or by its vectors if it has no head."""
+        found, start = self._found, answer_clock()
+        pairs = [(row, i) for row, ranking in enumerate(found) for i in ranking]
+        if model.policy.head is None:
+            queries = model.embed(self._queries)
+            used = {i: number for number, i in enumerate(dict.fromkeys(i for _, i in pairs))}
+            passages = model.embed([self._passages[i] for i in used], passage=True)
+            scores = iter([float(queries[row] @ passages[used[i]]) for row, i in pairs])
+        else:
+            scores = iter(model.relevance([(self._queries[row], self._passages[i]) for row, i in pairs]))
+        given = [[i for i, _ in sorted(((i, next(scores)) for i in row), key=lambda item: -item[1])] for row in found]
+        return RankedPassages(given, answer_clock() - start)
+
+    @property
+    def _retriever(self) -> Retriever:
+        assert (found := self._objective.retriever) is not None
+        return found
+
+    @cached_property
+    def _found(self) -> list[list[int]]:
+        """The passages that the search finds for each query, best first."""
+        with phase("baselines"):
+            found = candidates(self._passages, self._queries, self._retriever)
+        return [row[: self._retriever.candidates] for row in self._others(found)]
 
 
 class SimilarityEvaluator(NumberEvaluator):

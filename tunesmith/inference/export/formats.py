@@ -18,7 +18,7 @@ from tunesmith.inference.export.gguf_quantize import MIXTURES, GgufWeights, meas
 from tunesmith.inference.export.gguf_writer import write_adapter_gguf, write_gguf
 from tunesmith.inference.export.masked_lm import masked_language_model
 from tunesmith.inference.export.ollama_modelfile import modelfile
-from tunesmith.inference.export.sequence_classifier import sequence_classifier, token_classifier
+from tunesmith.inference.export.sequence_classifier import own_network, sequence_classifier
 from tunesmith.inference.export.usage import README, SETTINGS, readme, usage_of, with_own_head
 from tunesmith.inference.identify import HEAD, MANIFEST_FILE, PACKED, ModelManifest, read_manifest
 from tunesmith.inference.llamacpp import find_converter
@@ -47,11 +47,8 @@ def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
         kind: adapter, merged, gguf or compressed-tensors.
     """
     technique = manifest.technique
-    if manifest.objective.produces == "vectors":
-        raise RecipeError(
-            "export: not for vectors; sentence-transformers opens the folder `model` of a run, of a decoder "
-            "after technique: full"
-        )
+    if reason := manifest.objective.no_export:
+        raise RecipeError(f"export: {reason}")
     if kind == "adapter" and technique.kind == "full":
         raise RecipeError("export: full tuning leaves no adapter; nearest that works: --format merged")
     if kind != "adapter" and technique.virtual_tokens():
@@ -155,8 +152,8 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, dtype: str = "f3
 
 def _with_head(model: LocalModel, dtype: str) -> Any | None:
     """Return the network of transformers that includes the head; None if its family has no such class."""
-    if model.objective.produces == "spans":
-        return token_classifier(model, dtype)
+    if model.objective.saved_whole:
+        return own_network(model, dtype)
     whole = masked_language_model(model)
     return sequence_classifier(model, dtype) if whole is None else whole
 

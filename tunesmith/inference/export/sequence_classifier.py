@@ -115,6 +115,15 @@ def linear_head(model: LocalModel) -> LinearHead | None:
     return LinearHead(weight * scale, bias * scale, objective.labels, "single_label_classification")
 
 
+def own_network(model: LocalModel, dtype: str = "f32") -> Any | None:
+    """Build the network of transformers, in float32, that a merged model with `saved_whole` is saved as.
+
+    The weights will be stored as `dtype`. Returns None if the class of the family computes something else.
+    """
+    own = model.objective.whole(model.policy)
+    return token_classifier(model, dtype) if own is None else own
+
+
 @torch.no_grad()
 def token_classifier(model: LocalModel, dtype: str = "f32") -> Any | None:
     """Build transformers' own token classifier, in float32, that computes the logits of a merged model that tags.

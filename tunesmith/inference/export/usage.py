@@ -81,6 +81,20 @@ def reward(pairs):
     texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
     return [row["score"] for row in scorer(texts, add_special_tokens=False)]"""
 
+SCORE_PAIRS = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForSequenceClassification.from_pretrained("{folder}").eval()
+
+
+def score(pairs):
+    queries, passages = map(list, zip(*pairs))
+    inputs = tokenizer(queries, passages, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits[:, 0].sigmoid().tolist()"""
+
 PREDICT_TEXT = """\
 from transformers import pipeline
 
@@ -210,10 +224,16 @@ CODE = {
         )
         for read in ("text", "chat")
     },
+    "score pairs": (SCORE_PAIRS, 'print(score([("your query", "a passage"), ("your query", "another one")]))'),
     "tag text": (TAG_TEXT, 'print(tag(["your text"]))'),
     "fill": (FILL, 'print(fill(f"your {fill.tokenizer.mask_token} text"))'),
 }
-PIPELINE_TAGS = {"classify words": "text-generation", "fill": "fill-mask", "tag text": "token-classification"}
+PIPELINE_TAGS = {
+    "classify words": "text-generation",
+    "fill": "fill-mask",
+    "tag text": "token-classification",
+    "score pairs": "text-ranking",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +276,8 @@ def usage_of(model: LocalModel) -> Usage | None:
         settings["auto_class"] = "AutoModelForMultimodalLM"
     if model.threshold is not None:
         settings["confidence_threshold"] = model.threshold
-    if objective.produces == "score":
-        return Usage("reward chat" if chats else "reward text", settings)
+    if objective.export_form:
+        return Usage(objective.export_form.format(read="chat" if chats else "text"), settings)
     if isinstance(objective, Regress):
         settings |= {"mean": objective.mean, "scale": objective.scale}
         if not chats:
@@ -302,6 +322,8 @@ def readme(usage: Usage, *, name: str, class_name: str, multi: bool) -> str:
             "transformers has no class for this family that can express the head, so the head is stored in "
             "`head.safetensors` and applied by the code. A pipeline for text classification gives wrong answers."
         )
+    if usage.form == "score pairs":
+        notes.append("sentence-transformers opens it too, as a `CrossEncoder` with the same scores.")
     if usage.form == "tag text":
         notes.append(f'Spans are those of `aggregation_strategy="{usage.settings["aggregation"]}"`.')
     if usage.form.startswith("classify") and not multi:
@@ -335,6 +357,8 @@ def _longer_texts(form: str) -> str:
             "This code truncates longer texts there, and marks nothing after that. Tunesmith reads them whole, in "
             "overlapping windows; divide them before you use this code."
         )
+    if form == "score pairs":
+        return "Of a longer pair, the longer text is truncated, as in Tunesmith."
     if form.startswith(("classify text", "predict text", "fill")):
         return "Longer texts are truncated there, as in Tunesmith."
     return "Tunesmith shortens longer prompts; this code does not, so shorten them first."

@@ -327,18 +327,20 @@ def _level(members: Sequence[int], layout: Layout) -> Level:
     )
 
 
-def run(network: Any, ids: Tensor, positions: Tensor, layout: Layout, *, past: Past = ()) -> Tensor:
+def run(
+    network: Any, ids: Tensor, positions: Tensor, layout: Layout, *, past: Past = (), types: Tensor | None = None
+) -> Tensor:
     """Run a network in which `install` succeeded over packed tokens and return their last hidden states [N, D].
 
-    `positions` [N] are those of the tokens in their rows. `past` holds keys and values, per layer, of virtual tokens in
-    front of every row.
+    `positions` [N] are those of the tokens in their rows, `types` [N] say which of two texts they are of. `past` holds
+    keys and values, per layer, of virtual tokens in front of every row.
     """
-    cache: dict[str, Any] = {}
+    cache: dict[str, Any] = {} if types is None else {"token_type_ids": types[None]}
     if past:
         virtual = past[0][0].shape[2]
         positions = positions + virtual
         layout = layout.after_virtual(virtual)
-        cache = {"cache": DynamicCache(past)}
+        cache["cache"] = DynamicCache(past)
     out = run_body(
         network,
         input_ids=ids[None],

@@ -171,6 +171,8 @@ def by_usage(model: LocalModel, rows: Sequence[Prediction], function: Callable[[
     """
     if model.objective.produces == "score":
         return _by_rewards(model, rows, function)
+    if model.objective.produces == "ranking":
+        return _by_relevance(model, rows, function)
     if model.objective.produces == "number":
         return _by_numbers(model, rows, function)
     if model.objective.produces == "spans":
@@ -241,6 +243,21 @@ def _by_rewards(model: LocalModel, rows: Sequence[Prediction], function: Callabl
         same_answers=_equal_share(preferred[1], preferred[0]),
         compared="preferences",
         max_difference=max(abs(a - b) for a, b in zip(original, exported, strict=True)) / largest,
+    )
+
+
+def _by_relevance(model: LocalModel, rows: Sequence[Prediction], function: Callable[[Any], Any]) -> ProgramAgreement:
+    """Compare the scores of the right passage of each query and of those that both models ranked first."""
+    rows = rows[:STATED_ROWS]
+    pairs = [(row.question, text) for row in rows for text in (row.gold, row.base, row.tuned) if text]
+    original, exported = model.relevance(pairs), [float(one) for one in function(pairs)]
+    differences = [abs(a - b) for a, b in zip(original, exported, strict=True)]
+    return ProgramAgreement(
+        metric=model.objective.metric,
+        rows=len(rows),
+        same_answers=sum(difference <= MAX_NUMBER_DIFFERENCE for difference in differences) / len(differences),
+        compared="values",
+        max_difference=max(differences),
     )
 
 

@@ -25,7 +25,6 @@ from tunesmith.pipelines.plan.verdict_rows import rows_of_verdict
 from tunesmith.training.prepare import TrainingContext, masking_of, max_length_note, prepare
 
 # The sides of a preference pair, chosen first.
-SIDES = ("preferred", "other")
 # Locations of rows that are listed; further ones are only counted.
 LISTED = 20
 
@@ -156,9 +155,7 @@ def _part(tasks: Sequence[Sequence[Example]]) -> Mapping[str, int]:
 def _row_preview(row: Encoded, task: TrainingContext, masking: Masking | None) -> RowPreview:
     """Return a row in stretches; of a pair, one sequence after the other."""
     objective, sequences = task.recipe.objective, _first_epoch(row, masking)
-    sides = list(SIDES) if len(sequences) == 2 and masking is None else [""] * len(sequences)
-    if objective.produces == "vectors":
-        sides = ["query", "passage", *["negative"] * (len(sequences) - 2)]
+    sides = objective.sides(len(sequences)) if masking is None else [""] * len(sequences)
     pieces = tuple(
         replace(piece, side=side)
         for tokens, side in zip(sequences, sides, strict=True)

@@ -47,8 +47,7 @@ from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
 from tunesmith.models.world import alone, among, current_world, join, passes
-from tunesmith.objectives import Embed
-from tunesmith.objectives.embed import PASSAGES
+from tunesmith.objectives.passages import PASSAGES
 from tunesmith.phases import phase, timing
 from tunesmith.pipelines.certify.certify import certificate_of
 from tunesmith.pipelines.many_runs import LOCAL, check_place, each
@@ -319,8 +318,8 @@ def _save(results: RunResults, folder: RunFolder) -> list[dict[str, Any]]:
         plugins=used(recipe),
     )
     write_folder(folder.path / "model", lambda path: save_model(path, model, manifest))
-    if isinstance(objective := recipe.objective, Embed) and objective.passages:
-        rows = objective.without_rows().for_rows(prepared.loaded.split.examples())
+    if (searching := recipe.objective.searching) is not None:
+        rows = searching.without_rows().for_rows(prepared.loaded.split.examples())
         write_whole(folder.path / PASSAGES, rows.passages_file())
     records = evaluator.to_rows({"base": results.base, "tuned": results.tuned})
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)

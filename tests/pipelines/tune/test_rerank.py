@@ -1,0 +1,83 @@
+"""Reranking from rows to a run that is measured, asked, exported and opened by sentence-transformers, tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.pipelines.conftest import recipe, tune
+from tests.pipelines.tune.test_embed import questions
+from tunesmith.cli import main
+from tunesmith.events import ignore
+from tunesmith.inference.export.usage import read_usage
+from tunesmith.inference.saved_model import load
+from tunesmith.pipelines.evaluate import EvaluateRequest, evaluate
+from tunesmith.pipelines.search import nearest
+from tunesmith.pipelines.tune.preview import preview
+from tunesmith.report.html import write_reports
+from tunesmith.report.predictions import read_predictions
+
+pytestmark = pytest.mark.usefixtures("small_world")
+
+
+def made(place: Path, kind: str, technique: str, **objective: Any) -> Any:
+    return recipe(
+        place,
+        questions(),
+        kind,
+        objective={"kind": "rerank", "hard_negatives": 3, **objective},
+        technique=technique,
+        schedule={"epochs": 12, "learning_rate": 0.01, "patience": 99, "batch_rows": 16},
+        controls=True,
+    )
+
+
+@pytest.mark.parametrize(("kind", "technique"), [("bert", "full"), ("bert", "lora"), ("modernbert", "full")])
+def test_a_ranking_is_learned_measured_asked_and_opened_by_sentence_transformers(
+    kind: str, technique: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from sentence_transformers import CrossEncoder
+
+    run = tune(made(tmp_path, kind, technique), tmp_path / "run")
+    report = run.report
+    assert [task.metric for task in report.tasks] == ["ndcg", "recall_1", "recall_5", "recall_10", "mrr"]
+    assert [arm.name for arm in report.baselines] == ["base", "BM25"]
+    assert [arm.name for arm in report.controls] == ["shuffled labels"]
+    rows = read_predictions(run.folder)
+    assert np.mean([row.score_tuned for row in rows]) == pytest.approx(report.task.tuned)
+    write_reports(run.folder)
+
+    model = load(run.folder)
+    passages = [row["passage"] for row in questions()]
+    pairs = [(row.question, passage) for row in rows[:3] for passage in passages] + [("long " * 300, "short")]
+    own = model.relevance(pairs)
+    assert model.rank(rows[0].question, passages)[0][1] == pytest.approx(max(own[: len(passages)]))
+    opened = run.folder / "model"
+    if technique == "lora":
+        opened = tmp_path / "export"
+        assert main(["export", str(run.folder), "--format", "merged", "--out", str(opened)]) == 0
+        assert read_usage(opened).function(opened)(pairs[:5]) == pytest.approx(own[:5], abs=1e-5)  # type: ignore[union-attr]
+    theirs = CrossEncoder(str(opened), device="cpu").predict(pairs)
+    assert np.abs(np.array(own) - theirs).max() < 1e-5
+
+    first = questions()[0]
+    found = nearest(run.folder, first["query"], on_event=ignore)["passages"]
+    assert len(found) == 5
+    assert found[0]["score"] >= found[-1]["score"]
+    capsys.readouterr()
+    assert main(["ask", str(run.folder), first["query"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passages"] == found
+
+    fresh = tmp_path / "fresh.jsonl"
+    fresh.write_text("".join(json.dumps(row) + "\n" for row in questions()[:20]))
+    compared = evaluate(EvaluateRequest(str(run.folder), str(fresh), against="base"), on_event=ignore).page
+    assert (compared.metric, compared.n) == ("ndcg", 20)
+
+
+def test_queries_with_passages_are_previewed(tmp_path: Path):
+    shown = preview(made(tmp_path, "bert", "full"), offline=True)
+    assert [piece.side for piece in shown.rows[0].pieces][:2] == ["query and passage", "query and negative"]

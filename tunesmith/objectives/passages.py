@@ -1,0 +1,138 @@
+"""The rows of a search: queries with passages that answer them, and passages that are searched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import Field, PrivateAttr
+
+from tunesmith.data.documents.document import plain
+from tunesmith.data.examples.parsers import queries
+from tunesmith.data.examples.types import Example, Query
+from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.row import Row, file_of
+from tunesmith.data.schema.formats import detect
+from tunesmith.data.text.words import folded
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.errors import DataError
+from tunesmith.objectives.base import Objective
+
+T = TypeVar("T", dict[str, Any], list[Any])
+
+MOST_NEGATIVES = 15
+FORMAT = "query_passage"  # of the rows, as `detect` names it
+PASSAGES = "passages.jsonl"  # of a run folder: the passages of its rows
+
+
+class PassageObjective(Objective):
+    """An objective of rows with a query and a passage, whose model finds the passage among all others."""
+
+    file_keys: ClassVar[tuple[str, ...]] = ("documents",)
+    prefers_encoder: ClassVar[bool] = True
+    answers_untuned: ClassVar[bool] = True
+    searches: ClassVar[bool] = True
+    max_new_tokens: ClassVar[int] = 0
+    instruction: ClassVar[str] = ""
+
+    query: str = Field("", description="column with the query, or with a text to compare; empty: detected")
+    passage: str = Field("", description="column with the passage that answers it, or with the other text")
+    negative: str = Field("", description="column with a passage that does not answer it, a list, or several by ` + `")
+    evidence: str = Field("", description="column with the answer: no passage with these words is mined as a negative")
+    documents: str = Field("", description="file of passages that are searched too, rows with a text")
+    hard_negatives: int = Field(0, ge=0, le=MOST_NEGATIVES, description="passages per query, mined as negatives")
+    negatives: int = Field(0, ge=0, description="negatives of a row; set from the rows")
+    _passages: tuple[str, ...] = PrivateAttr(())
+    _right: dict[str, set[str]] = PrivateAttr(default_factory=dict)
+    _evidence: dict[str, set[str]] = PrivateAttr(default_factory=dict)
+
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Return the columns of query and passage, or of text and label. Raises DataError if there are none."""
+        named = {role: getattr(self, role) for role in self.column_keys if getattr(self, role)}
+        if "query" in named and ("passage" in named or "label" in named):
+            return named
+        try:
+            detected = detect(rows)
+        except DataError:
+            detected = None
+        if detected is not None and detected.name == FORMAT:
+            return {**detected.columns, **named}
+        fix = f"name the columns: objective: {{kind: {self.kind}, query: COLUMN, passage: COLUMN}}"
+        raise DataError(f"{file_of(rows)}: no query was detected next to a passage that answers it; {fix}")
+
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
+        """Parse rows into queries."""
+        return list(queries(rows, columns=columns or self.columns(rows), group=group))
+
+    def for_rows(self, examples: Sequence[Example], *, run: Path | None = None) -> Self:
+        """Return the objective with the passages of these rows, of `documents` and of a run to search, each once.
+
+        Of texts with a label those of a run are not searched, as their labels are not kept.
+        """
+        rows = [row for row in examples if isinstance(row, Query)]
+        texts = [text for row in rows for text in (row.passage, *row.negatives)]
+        if run and (run / PASSAGES).is_file() and not any(row.label for row in rows):
+            texts += [str(row.fields.get("text")) for row in read_rows(str(run / PASSAGES))]
+        if self.documents:
+            found_texts = [row.fields.get("text") for row in read_rows(self.documents)]
+            if not any(isinstance(text, str) and text.strip() for text in found_texts):
+                raise DataError(f"{self.documents}: no row has a text; name the column of the passages `text`")
+            texts += [text for text in found_texts if isinstance(text, str)]
+        found = self.model_copy()
+        found._right, found._evidence = {}, {}
+        for row in rows:
+            key = row.label or folded(row.text)
+            found._right.setdefault(key, set()).add(folded(row.passage))
+            if words := plain(row.evidence):
+                found._evidence.setdefault(key, set()).add(words)
+        found._passages = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+        return found
+
+    @property
+    def searching(self) -> PassageObjective | None:
+        """Return the objective itself if there are passages to search; there are none for scored pairs."""
+        return self if self._passages else None
+
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """Return the distinct passages that are searched; empty for scored pairs."""
+        return self._passages
+
+    def right(self, row: Query) -> Collection[str]:
+        """Return the passages that any row has for the same query or label, without case and spaces."""
+        return self._right.get(row.label or folded(row.text), {folded(row.passage)})
+
+    def evidence_of(self, row: Query) -> Collection[str]:
+        """Return the plain evidence of all rows with the same query."""
+        return self._evidence.get(folded(row.text), ())
+
+    def with_mined(self) -> Self:
+        """Return the objective for rows to which mined negatives were added."""
+        return self.model_copy(update={"negatives": min(MOST_NEGATIVES, self.negatives + self.hard_negatives)})
+
+    def passages_file(self) -> str:
+        """Return the content of `passages.jsonl`."""
+        return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in self._passages)
+
+    def sides(self, sequences: int) -> list[str]:
+        """Return the names of the texts of a row."""
+        return ["query", "passage", *["negative"] * (sequences - 2)]
+
+    def without_rows(self) -> Self:
+        """Return the objective without the path of its documents."""
+        return self.model_copy(update={"documents": ""})
+
+    def user_message(self, text: str) -> Message:
+        """Return the query."""
+        return Message("user", text)
+
+
+def stated(folder: Path | None, name: str, shape: type[T]) -> T:
+    """Return the object or list in a file of a base model; empty if there is no such file, or it has something else."""
+    try:
+        page = json.loads((folder / name).read_bytes()) if folder else None
+    except (OSError, ValueError):
+        page = None
+    return page if isinstance(page, shape) else shape()
