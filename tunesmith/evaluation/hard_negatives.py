@@ -17,7 +17,7 @@ from tunesmith.evaluation.candidates import candidates
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.world import current_world
-from tunesmith.objectives.passages import PassageObjective
+from tunesmith.objectives.base import PassageSearch
 from tunesmith.phases import phase
 from tunesmith.retrieval.index import has_words, rank_by_vectors, rank_by_words, reciprocal_ranks
 from tunesmith.training.own_thoughts import with_own_thoughts
@@ -101,7 +101,7 @@ def _ranked(prepared: TrainingContext, queries: Sequence[str], passages: Sequenc
 
 
 def mined_negatives(
-    rows: Sequence[Query], passages: Sequence[str], ranked: Sequence[Sequence[int]], objective: PassageObjective
+    rows: Sequence[Query], passages: Sequence[str], ranked: Sequence[Sequence[int]], objective: PassageSearch
 ) -> list[list[int]]:
     """Return the negatives of each row, as indices of `passages`, from a ranking of them for each row."""
     words = [f" {plain(passage)} " for passage in passages]

@@ -6,14 +6,14 @@ Letters: B rows of a batch, D size of a hidden state, K labels, N texts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.data.examples.types import Example
+from tunesmith.data.examples.types import Example, Query
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from tunesmith.models.batch import Batch, StepMetrics
     from tunesmith.models.policy import Policy
-    from tunesmith.objectives.passages import PassageObjective
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +85,44 @@ class Reader(Protocol):
 
     def outputs(self, rows: Sequence[Tokens], compute: Callable[[Batch], Tensor]) -> Tensor:
         """Compute an output [N, ...] of each of N sequences; `compute` returns those of a batch, [B, ...]."""
+        ...
+
+
+class PassageSearch(Protocol):
+    """An objective that searches passages, as the code that mines negatives and saves the passages uses it."""
+
+    @property
+    def hard_negatives(self) -> int:
+        """Return how many negatives are mined for a row."""
+        ...
+
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """Return the distinct passages that are searched."""
+        ...
+
+    def for_rows(self, examples: Sequence[Example]) -> Self:
+        """Return the objective with the passages of other rows."""
+        ...
+
+    def without_rows(self) -> Self:
+        """Return the objective without the paths of its rows and documents."""
+        ...
+
+    def with_mined(self) -> Self:
+        """Return the objective for rows to which mined negatives were added."""
+        ...
+
+    def right(self, row: Query) -> Collection[str]:
+        """Return the passages that any row has for the same query, without case and spaces."""
+        ...
+
+    def evidence_of(self, row: Query) -> Collection[str]:
+        """Return the plain evidence of all rows with the same query."""
+        ...
+
+    def passages_file(self) -> str:
+        """Return the content of `passages.jsonl`."""
         ...
 
 
@@ -316,7 +353,7 @@ class Objective(BaseModel, ABC):
         return ()
 
     @property
-    def searching(self) -> PassageObjective | None:
+    def searching(self) -> PassageSearch | None:
         """Return the objective itself if there are passages to search."""
         return None
 
