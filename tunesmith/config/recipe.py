@@ -277,6 +277,7 @@ ARMS = (
     "few-shot",
     "rag",
     "tuned-retriever",
+    "tuned-retriever+rerank",
     "tf-idf",
     "tuned",
     "tuned-30%",

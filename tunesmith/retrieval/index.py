@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from tunesmith.progress import track
 from tunesmith.retrieval.chunks import Chunk
 
 FloatArray = NDArray[np.float32]
+Ranker = Callable[[Sequence[tuple[str, str]]], Sequence[float]]  # scores how well passages answer questions
 
 # Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): 1 / (60 + rank), over the first 100 of each list.
 RANK = 60
@@ -38,6 +39,7 @@ B = 0.3
 WEIGHTS = {"words": 0.5, "vectors": 1.0}
 LIMIT = 256  # tokens of a chunk or question that are embedded
 CHUNKS_PER_WRITE = 1000  # chunks embedded between two writes to disk
+CANDIDATES = 50  # chunks of a question that a ranker scores
 SEARCHED = 256  # questions per similarity matrix
 CHUNKS = "chunks.jsonl"
 VECTORS = "vectors.safetensors"
@@ -62,9 +64,12 @@ class Index:
     vectors: FloatArray | None = None  # [C, D], each of length 1
     embedded: int = 0  # chunks that were embedded now, not read from disk
     words: Any = None  # BM25 over the chunks
+    ranker: Ranker | None = None  # ranks the first `CANDIDATES` chunks again
 
     def find(self, questions: Sequence[str], *, shown: int, search: str = "") -> list[list[Hit]]:
         """Return the best `shown` chunks for each question, best first; `search` overrides the default."""
+        if self.ranker is not None and not search:
+            return self._ranked_again(questions, shown)
         method = search or self.search
         methods = {"words": self._by_words, "vectors": self._by_vectors}
         rankings = {name: rank(questions) for name, rank in methods.items() if method in (name, "fused")}
@@ -73,6 +78,15 @@ class Index:
             best = fused([(WEIGHTS[name], ranking[row]) for name, ranking in rankings.items()])[:shown]
             hits.append([Hit(self.chunks[index], score) for index, score in best])
         return hits
+
+    def _ranked_again(self, questions: Sequence[str], shown: int) -> list[list[Hit]]:
+        """Return the chunks of the search with the highest scores of the ranker."""
+        assert self.ranker is not None
+        found = self.find(questions, shown=max(shown, CANDIDATES), search=self.search)
+        pairs = [(question, hit.chunk.text) for question, hits in zip(questions, found, strict=True) for hit in hits]
+        scores = iter(self.ranker(pairs))
+        scored = [[Hit(hit.chunk, next(scores)) for hit in hits] for hits in found]
+        return [sorted(hits, key=lambda hit: -hit.score)[:shown] for hits in scored]
 
     def _by_words(self, questions: Sequence[str]) -> list[list[int]]:
         """Rank chunk indices by BM25, [Q] lists; chunks without any word of the question are dropped."""

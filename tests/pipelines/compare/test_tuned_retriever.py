@@ -19,11 +19,12 @@ from tunesmith.pipelines.compare.compare import reopened
 from tunesmith.pipelines.compare.report import Comparison
 from tunesmith.pipelines.compare.report import page as html
 from tunesmith.pipelines.compare.selection import chosen_arms
-from tunesmith.training.callbacks import Callbacks
+from tunesmith.training.callbacks import Callbacks, Interrupted
 
 __all__ = ["small"]  # the fixture of the module, used automatically
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-WITH_PASSAGES = ["rag", "tuned-retriever", "tuned+tuned-retriever", "raft+tuned-retriever"]
+RERANKED = "tuned-retriever+rerank"
+WITH_PASSAGES = ["rag", "tuned-retriever", RERANKED, "tuned+tuned-retriever", "raft+tuned-retriever"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,10 @@ def test_one_retriever_serves_all_its_arms_and_their_answers_are_of_the_models_t
     arms = {arm.name: arm for arm in page.arms}
     assert list(arms) == [*WITH_PASSAGES, "tuned"]
     retriever = str(out / "retriever")
-    assert [arms[name].retriever for name in WITH_PASSAGES] == ["", retriever, retriever, retriever]
+    assert [arms[name].retriever for name in WITH_PASSAGES] == ["", *[retriever] * 4]
+    assert [name for name, arm in arms.items() if arm.reranker == str(out / "reranker")] == [RERANKED]
+    assert [name for name, arm in arms.items() if arm.reranker] == [RERANKED]
+    assert arms[RERANKED].cost.build_seconds > arms["tuned-retriever"].cost.build_seconds
     assert arms["tuned-retriever"].run == ""
     assert arms["tuned-retriever"].labels >= 10
     assert "10 pairs of question and chunk" in arms["tuned-retriever"].detail
@@ -68,15 +72,16 @@ def test_one_retriever_serves_all_its_arms_and_their_answers_are_of_the_models_t
 
 def test_the_searches_stand_beside_each_other_with_p_values(done: tuple[Comparison, Path]) -> None:
     page, _ = done
-    assert [row.search for row in page.retrieval] == ["fused", "words", "vectors", "tuned-retriever"]
+    assert [row.search for row in page.retrieval] == ["fused", "words", "vectors", "tuned-retriever", RERANKED]
     assert all(row.ndcg is not None and 0 <= row.ndcg <= 1 for row in page.retrieval)
-    assert {(gain.metric, gain.over) for gain in page.search_gains} == {
-        (metric, over) for metric in ("recall_5", "ndcg") for over in ("fused", "words", "vectors")
-    }
+    against = [*(("tuned-retriever", over) for over in ("fused", "words", "vectors")), (RERANKED, "tuned-retriever")]
+    assert [(gain.metric, gain.search, gain.over) for gain in page.search_gains] == [
+        (metric, *pair) for metric in ("recall_5", "ndcg") for pair in against
+    ]
     ndcg = {row.search: row.ndcg or 0.0 for row in page.retrieval}
     for gain in page.search_gains:
         if gain.metric == "ndcg":
-            assert gain.delta == pytest.approx(ndcg["tuned-retriever"] - ndcg[gain.over])
+            assert gain.delta == pytest.approx(ndcg[gain.search] - ndcg[gain.over])
         assert 0 <= gain.p_adjusted <= 1
     shown = html(page)
     assert "nDCG@10" in shown
@@ -93,6 +98,10 @@ def test_changed_documents_are_found_by_the_tuned_retriever_too(done: tuple[Comp
         assert update.found is not None
         assert 0 <= update.found <= 1
         assert "of changed chunks among the first 5" in str(update)
+    assert any(
+        reason.startswith("after 6 facts changed in the documents, the first 5 chunks that are found contain the new")
+        for reason in page.verdict.reasons
+    )
     assert updates["tuned"] is not None
     assert updates["tuned"].found is None
     assert not (out / "changed").exists()
@@ -126,6 +135,17 @@ def test_a_finished_retriever_is_not_tuned_again(
     again = run(recipe(out.parent, arms=[*WITH_PASSAGES, "tuned"]), out)
     assert [arm.name for arm in again.arms] == [*WITH_PASSAGES, "tuned"]
     assert weights.stat().st_mtime_ns == before
+
+
+def test_a_retriever_that_was_stopped_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned_retriever, "FEWEST_PAIRS", 8)
+    made, out = recipe(tmp_path, arms=["rag", "tuned-retriever"]), tmp_path / "out"
+    with pytest.raises(Interrupted):
+        run(made, out, should_stop=lambda: (out / "retriever").exists())
+    assert (out / "answers" / "rag.json").exists()
+    pairs = (out / "retriever.train.jsonl").read_text(encoding="utf-8")
+    assert [arm.name for arm in run(made, out).arms] == ["rag", "tuned-retriever"]
+    assert (out / "retriever.train.jsonl").read_text(encoding="utf-8") == pairs
 
 
 def test_questions_are_written_where_rows_give_too_few_and_are_marked(
@@ -166,3 +186,22 @@ def test_labels_without_evidence_have_no_chunk(tmp_path: Path) -> None:
     parts = {**labels(tmp_path), "documents": documents, "arms": ["prompt", "tuned-retriever"]}
     with pytest.raises(RecipeError, match="a label is in none; set documents.evidence, or remove the arm"):
         chosen_arms(recipe(tmp_path, **parts))
+
+
+def test_chunks_are_ranked_again_by_the_run_of_rerank(done: tuple[Comparison, Path]) -> None:
+    _, out = done
+    context = reopened(out, callbacks=Callbacks(lambda event: None), offline=True)
+    retriever, reranker = str(out / "retriever"), str(out / "reranker")
+    question = "How high is Arda?"
+    (plain,) = context.search_of(retriever).index.find([question], shown=10)
+    (ranked,) = context.search_of(retriever, reranker).index.find([question], shown=10)
+    scores = context.tuned(reranker).relevance([(question, hit.chunk.text) for hit in plain])
+    assert {hit.chunk.id for hit in ranked} == {hit.chunk.id for hit in plain}
+    assert [hit.score for hit in ranked] == pytest.approx(sorted(scores, reverse=True))
+
+
+def test_a_decoder_of_vectors_ranks_nothing_again(tmp_path: Path) -> None:
+    made = recipe(tmp_path, arms=["rag", RERANKED])
+    documents = made.documents.model_copy(update={"encoder": made.model})
+    with pytest.raises(RecipeError, match="needs an encoder, which reads question and chunk together"):
+        chosen_arms(made.model_copy(update={"documents": documents}))

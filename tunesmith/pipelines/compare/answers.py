@@ -40,6 +40,7 @@ class ArmAnswers(BatchAnswers):
     labelled_rows: int = 0
     run: str = ""  # folder of the run that answered
     retriever: str = ""  # folder of the run whose vectors found the chunks
+    reranker: str = ""  # folder of the run that ranked them again
     written: int = 0  # questions that a model wrote, among those that tuned the retriever
     shown: int = 0  # greatest number of passages in a prompt
     form: str = ""  # template that joins passages and question

@@ -17,6 +17,7 @@ class ArmKind:
     train_time: float = 0.0
     run: str = ""  # name of the run that answers; arms may share one
     retriever: str = ""  # name of the run whose vectors find the chunks; empty: those of an untouched encoder
+    reranker: str = ""  # name of the run that ranks the chunks that were found again
     trains_on: Literal["", "rows", "documents"] = ""
     prompts_base: bool = False  # prompts the base model, or a run of it, in words; an encoder cannot answer
     needs_documents: bool = False
@@ -37,6 +38,16 @@ ARM_KINDS = {
         row_time=3.0,
         train_time=0.3,
         retriever="tuned-retriever",
+        trains_on="rows",
+        prompts_base=True,
+        needs_documents=True,
+        recommendation="tune the search",
+    ),
+    "tuned-retriever+rerank": ArmKind(
+        row_time=4.0,
+        train_time=0.6,
+        retriever="tuned-retriever",
+        reranker="tuned-retriever+rerank",
         trains_on="rows",
         prompts_base=True,
         needs_documents=True,

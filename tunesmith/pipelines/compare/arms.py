@@ -67,7 +67,9 @@ class ClassifierArm(Arm):
     label: Callable[[Sequence[Example]], list[str]]
 
 
-def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = None, *, retriever: str = "") -> Arm:
+def arm_for(
+    context: ComparisonContext, name: str, tuned: LocalModel | None = None, *, retriever: str = "", reranker: str = ""
+) -> Arm:
     """Build the arm of this name, or of the address of a server.
 
     Args:
@@ -75,6 +77,7 @@ def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = No
         name: name or address of the arm.
         tuned: the model of the run that answers, if it has one.
         retriever: folder of the run whose vectors find the chunks, if it has one.
+        reranker: folder of the run that ranks them again, if it has one.
     """
     if tuned is not None:
         return _tuned(context, name, tuned, retriever)
@@ -88,7 +91,7 @@ def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = No
         return _plain_arm(context, context.base(), detail="the question of the row, without passages")
     rows = len(_choice_rows(context))
     if name == "rag" or kind_of(name).retriever:
-        retrieval = context.tuned_retrieval(retriever)
+        retrieval = context.search_of(retriever, reranker)
         setting = _choose_passages(context, name, retrieval=retrieval)
         return _with_retrieval(context, context.base(), setting, retrieval=retrieval, labelled_rows=rows)
     if name == "prompt":

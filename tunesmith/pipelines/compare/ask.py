@@ -12,6 +12,7 @@ from tunesmith.data.examples.types import Chat, Example, LabelledText
 from tunesmith.data.files import read_page
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import RecipeError
+from tunesmith.pipelines.compare.answers import ArmAnswers
 from tunesmith.pipelines.compare.arms import ClassifierArm, PromptArm, arm_for
 from tunesmith.pipelines.compare.compare import PAGE, reopened
 from tunesmith.pipelines.compare.prompting import ask_model
@@ -42,6 +43,11 @@ class ArmReply(BaseModel):
     prompt_tokens: int = 0
 
 
+def _searches(stored: ArmAnswers | None) -> dict[str, str]:
+    """Return the runs that find the chunks of an arm."""
+    return stored.model_dump(include={"retriever", "reranker"}) if stored else {}
+
+
 def compared(folder: Path) -> bool:
     """Return whether a folder contains a finished comparison."""
     return (folder / PAGE).is_file()
@@ -69,7 +75,7 @@ def ask_arm(folder: Path, question: ArmQuestion, *, callbacks: Callbacks, offlin
     context = reopened(folder, callbacks=callbacks, key=question.key, offline=offline)
     stored = context.stored(name)
     tuned = context.tuned(stored.run) if stored and stored.run else None
-    arm = arm_for(context, OLD_ARMS.get(name, name), tuned, retriever=stored.retriever if stored else "")
+    arm = arm_for(context, OLD_ARMS.get(name, name), tuned, **_searches(stored))
     if context.objective.produces == "labels":
         row: Example = LabelledText("question", question.text, ("",))
     else:

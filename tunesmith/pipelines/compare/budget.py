@@ -35,7 +35,7 @@ def sizes(
     numbers of rows have a minimum, so the estimated time may exceed the budget.
     """
     kinds = [kind_of(arm) for arm in arms]
-    runs = {kind.run for kind in kinds} | {kind.retriever for kind in kinds}
+    runs = {kind.run for kind in kinds} | {name for kind in kinds for name in (kind.retriever, kind.reranker)}
     answer_seconds = row * sum(kind_of(arm).row_time for arm in arms)
     train_time = sum(kind.train_time for name, kind in ARM_KINDS.items() if name in runs)
     train_seconds = row * LEARN * epochs * train_time

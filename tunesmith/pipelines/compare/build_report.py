@@ -32,7 +32,7 @@ from tunesmith.pipelines.compare.report import (
     StyleScore,
     Update,
 )
-from tunesmith.pipelines.compare.searches import TUNED, measure_searches
+from tunesmith.pipelines.compare.searches import measure_searches
 from tunesmith.pipelines.compare.selection import has_origins
 from tunesmith.pipelines.compare.verdict import ANSWERS, Candidate, Verdict, p_text, verdict
 from tunesmith.pipelines.tune.build_report import environment
@@ -162,6 +162,7 @@ def _arm_page(
         ),
         run=arm.run,
         retriever=arm.retriever,
+        reranker=arm.reranker,
         written=arm.written,
     )
 
@@ -215,11 +216,16 @@ def _findings(arms: Sequence[ArmPage], recalls: Sequence[Recall], search_gains: 
         for row in recalls
     ]
     findings += [
-        f"{TUNED} finds chunks better than the search by {gain.over}: nDCG@10 {signed(gain.delta)} "
+        f"{gain.search} finds chunks better than the search by {gain.over}: nDCG@10 {signed(gain.delta)} "
         f"({bounds(gain.ci95)}, adjusted {p_text(gain.p_adjusted)})"
         for gain in search_gains
         if gain.metric == "ndcg" and gain.delta > 0 and gain.p_adjusted < ALPHA
     ]
+    found = [(arm.name, arm.update) for arm in arms if arm.update and arm.update.found is not None]
+    if search_gains and found:
+        shares = ", ".join(f"{100 * (update.found or 0.0):.0f} % with {name}" for name, update in found)
+        changed = f"after {several(found[0][1].facts, 'fact')} changed in the documents"
+        findings.append(f"{changed}, the first 5 chunks that are found contain the new text for {shares}")
     if written := max((arm.written for arm in arms), default=0):
         findings.append(f"the retriever was tuned on {several(written, 'question')} that a model wrote, too")
     rag, oracle = by_name.get("rag"), by_name.get("oracle-context")

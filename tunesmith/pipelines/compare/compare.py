@@ -136,7 +136,7 @@ def reopened(folder: Path, *, callbacks: Callbacks, key: str = "", offline: bool
 def _tune_arms(context: ComparisonContext, arms: Sequence[str], *, on: str) -> None:
     """Tune what the arms need as tasks of a Ray cluster; answers and their times are measured here, as always."""
     kinds = [kind_of(name) for name in arms if context.stored(name) is None]
-    names = list(dict.fromkeys(run for kind in kinds for run in (kind.retriever, kind.run) if run))
+    names = list(dict.fromkeys(run for kind in kinds for run in (kind.retriever, kind.reranker, kind.run) if run))
     context.on_event(StageStarted(f"{len(names)} runs on {on}"))
     work = partial(tune_arm, context.folder.absolute(), context.offline)
     threads, stop = context.recipe.machine.threads or cores(), context.callbacks.should_stop

@@ -221,6 +221,16 @@ class ComparisonContext:
             self.notes.append(f"{len(unknown)} test rows name an unknown document, such as {unknown[0]!r}")
         return self._retrieval
 
+    def search_of(self, retriever: str, reranker: str = "") -> Retrieval:
+        """Return the retrieval of an arm: untouched, by a tuned retriever, and ranked again by a run of `rerank`."""
+        found = self.tuned_retrieval(retriever)
+        if not reranker:
+            return found
+        if (known := self._tuned_retrieval.get(reranker)) is None:
+            index = replace(found.index, ranker=self.tuned(reranker).relevance)
+            known = self._tuned_retrieval[reranker] = replace(found, index=index, _hits={})
+        return known
+
     def tuned_retrieval(self, run: str | Path) -> Retrieval:
         """Return the same chunks, searched by the vectors of a run of `embed`; without a run, `retrieval`.
 

@@ -46,24 +46,31 @@ def measure_knowledge_update(context: ComparisonContext, arms: Sequence[ArmAnswe
     chunks = cut(pages, context.recipe.documents.size)
     origins = retrieval.origins(test)
     right = right_chunks(chunks, [Origin(fact.new, origins[fact.row].doc_id) for fact in facts])
-    indexes = {name: _changed_index(context, name, chunks) for name in dict.fromkeys(arm.retriever for arm in arms)}
-    updates = {arm.name: _update(context, arm, facts, right, changed=indexes[arm.retriever]) for arm in arms}
+    indexes = {name: _changed_index(context, *name, chunks=chunks) for name in dict.fromkeys(map(_search, arms))}
+    updates = {arm.name: _update(context, arm, facts, right, changed=indexes[_search(arm)]) for arm in arms}
     write_whole(file, TypeAdapter(dict[str, Update]).dump_json(updates, indent=1).decode())
     return updates
 
 
-def _changed_index(context: ComparisonContext, run: str, chunks: Sequence[Chunk]) -> tuple[Index, float]:
-    """Return the index of a retriever, updated to the changed chunks, and the seconds of the update."""
+def _search(arm: ArmAnswers) -> tuple[str, str]:
+    """Return the runs that find the chunks of an arm."""
+    return arm.retriever, arm.reranker
+
+
+def _changed_index(
+    context: ComparisonContext, run: str, reranker: str, *, chunks: Sequence[Chunk]
+) -> tuple[Index, float]:
+    """Return the index of a search, updated to the changed chunks, and the seconds of the update."""
     changed = context.folder / "changed"
     shutil.rmtree(changed, ignore_errors=True)
     shutil.copytree(context.index_folder(run), changed)
-    own = context.tuned_retrieval(run).index
+    own = context.search_of(run, reranker).index
     began = time.perf_counter()
     settings = context.documents_of(run)
     index = open_index(changed, chunks, settings=settings, on_event=ignore, offline=context.offline)
     seconds = time.perf_counter() - began
     shutil.rmtree(changed, ignore_errors=True)
-    index.search = own.search
+    index.search, index.ranker = own.search, own.ranker
     return index, seconds
 
 

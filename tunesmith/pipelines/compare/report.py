@@ -88,10 +88,11 @@ class Gain(Against):
 
 
 class SearchGain(_Part):
-    """Gain of the tuned retriever over another search, on the test rows whose chunk is known."""
+    """Gain of a tuned search over another one, on the test rows whose chunk is known."""
 
+    search: str = "tuned-retriever"  # the arm whose search it is
     metric: str  # recall_5 or ndcg
-    over: str  # words, vectors or fused
+    over: str  # words, vectors, fused or tuned-retriever
     delta: float
     ci95: tuple[float, float]
     p_adjusted: float  # for all searches and both metrics (Holm)
@@ -145,6 +146,7 @@ class ArmPage(_Part):
     cost: Cost
     run: str = ""  # run folder of a tuned arm
     retriever: str = ""  # run folder of the tuned retriever
+    reranker: str = ""  # run folder of the model that ranks what it finds again
     written: int = 0  # questions that a model wrote from the documents, among those that tuned the retriever
 
 
@@ -178,7 +180,7 @@ class Comparison(Displayed, _Part):
     arms: list[ArmPage]
     gains: list[Gain] = []
     retrieval: list[Recall]
-    search_gains: list[SearchGain] = []  # of the tuned retriever
+    search_gains: list[SearchGain] = []  # of the tuned retriever, and of ranking again over it
     chunks: int  # in the index
     table: list[TableRow]
     verdict: Verdict

@@ -21,7 +21,7 @@ from tunesmith.pipelines.compare.arms import ClassifierArm, PromptArm, arm_for
 from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.pipelines.compare.prompting import ask_model
 from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_closed_book, run_raft, run_tuned
-from tunesmith.pipelines.compare.tuned_retriever import run_retriever
+from tunesmith.pipelines.compare.tuned_retriever import run_reranker, run_retriever
 from tunesmith.progress import track
 from tunesmith.report.formatting import metric_name, reused_line
 from tunesmith.retrieval.prompts import cited
@@ -39,6 +39,7 @@ TUNED_ARMS: dict[str, Callable[[ComparisonContext], TunedArm]] = {
     "tuned-30%": partial(run_tuned, percent=30),
     "tuned-10%": partial(run_tuned, percent=10),
     "tuned-retriever": run_retriever,
+    "tuned-retriever+rerank": run_reranker,
     "raft": run_raft,
     "closed-book": run_closed_book,
 }
@@ -50,9 +51,12 @@ def run_arm(context: ComparisonContext, name: str) -> ArmAnswers:
         return stored
     kind = kind_of(name)
     retriever = TUNED_ARMS[kind.retriever](context) if kind.retriever else None
+    reranker = TUNED_ARMS[kind.reranker](context) if kind.reranker else None
     run = TUNED_ARMS[kind.run](context) if kind.run else None
     tuned = context.tuned(run.folder) if run else None
-    arm = arm_for(context, name, tuned, retriever=str(retriever.folder) if retriever else "")
+    searches = {"retriever": retriever, "reranker": reranker}
+    folders = {part: str(own.folder) for part, own in searches.items() if own}
+    arm = arm_for(context, name, tuned, **folders)
     context.on_event(StageStarted(f"{name}: {len(context.test)} questions"))
     if isinstance(arm, PromptArm):
         with timing(Phases()) as phases, phase(name):
@@ -72,7 +76,8 @@ def run_arm(context: ComparisonContext, name: str) -> ArmAnswers:
     costs = {"labelled_rows": arm.labelled_rows, "build_seconds": arm.build_seconds}
     answers = answers.model_copy(update={**costs, "task": task})
     answers = run.add_cost(answers) if run else answers
-    return context.store(retriever.add_search(answers) if retriever else answers)
+    answers = retriever.add_search(answers) if retriever else answers
+    return context.store(reranker.add_ranking(answers) if reranker else answers)
 
 
 def _prompt_rows(context: ComparisonContext, name: str, arm: PromptArm) -> ArmAnswers:

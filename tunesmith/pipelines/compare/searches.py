@@ -16,13 +16,16 @@ from tunesmith.retrieval.index import Hit
 from tunesmith.retrieval.recall import Recall, ids_of, recall
 
 TUNED = "tuned-retriever"
+RERANKED = "tuned-retriever+rerank"
 METRICS = ("recall_5", "ndcg")
 
 
 def measure_searches(
     context: ComparisonContext, answers: Sequence[ArmAnswers]
 ) -> tuple[list[Recall], list[SearchGain]]:
-    """Measure the searches by words, by the untouched encoder, by both, and by the tuned retriever if an arm has one.
+    """Measure the searches by words, by the untouched encoder, by both, and by the tuned retriever, if an arm has one.
+
+    What a run of `rerank` ranks again is measured too.
 
     Returns:
         Recall, MRR and nDCG@10 of each, and the gains of the tuned retriever, with tests paired by test row and
@@ -40,6 +43,8 @@ def measure_searches(
     hits = {method: index.find(queries, shown=DEEP, search=method) for method in methods}
     if run := next((arm.retriever for arm in answers if arm.retriever), ""):
         hits[TUNED] = context.tuned_retrieval(run).index.find(queries, shown=DEEP)
+    if reranker := next((arm.reranker for arm in answers if arm.reranker), ""):
+        hits[RERANKED] = context.search_of(run, reranker).index.find(queries, shown=DEEP)
     recalls = [recall(name, found, correct) for name, found in hits.items()]
     groups = groups_of(known)
     return recalls, _gains(hits, correct, groups) if run else []
@@ -48,18 +53,21 @@ def measure_searches(
 def _gains(
     hits: dict[str, list[list[Hit]]], correct: Sequence[set[str]], groups: Sequence[str] | None
 ) -> list[SearchGain]:
-    """Compare the tuned retriever with each other search."""
+    """Compare the tuned retriever with each untouched search, and ranking again with the tuned retriever."""
     values = {
         (metric, name): ranking.METRICS[metric](correct, ids_of(found))
         for metric, (name, found) in product(METRICS, hits.items())
     }
-    others = [name for name in hits if name != TUNED]
+    against = [(TUNED, name) for name in hits if name not in (TUNED, RERANKED)]
+    against += [(RERANKED, TUNED)] if RERANKED in hits else []
     pairs = {
-        (metric, name): compare_paired(values[metric, name], values[metric, TUNED], groups=groups)
-        for metric, name in product(METRICS, others)
+        (metric, name, over): compare_paired(values[metric, over], values[metric, name], groups=groups)
+        for metric, (name, over) in product(METRICS, against)
     }
     adjusted = holm({key: pair.p_value for key, pair in pairs.items()})
     return [
-        SearchGain(metric=key[0], over=key[1], delta=pair.delta, ci95=pair.ci95, p_adjusted=adjusted[key])
+        SearchGain(
+            metric=key[0], search=key[1], over=key[2], delta=pair.delta, ci95=pair.ci95, p_adjusted=adjusted[key]
+        )
         for key, pair in pairs.items()
     ]

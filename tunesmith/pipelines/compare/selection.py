@@ -26,7 +26,7 @@ def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
     objective = comparable_objective(recipe)
     arms = list(dict.fromkeys(recipe.arms)) or _default_arms(recipe, offline=offline)
     for arm in arms:
-        _check_arm(arm, recipe)
+        _check_arm(arm, recipe, offline=offline)
     if all(kind_of(arm).diagnostic for arm in arms):
         raise RecipeError(f"arms: {', '.join(arms)} are diagnostic and never recommended; add one such as prompt")
     if len(arms) < 2:
@@ -84,7 +84,7 @@ def is_decoder(name: str, *, offline: bool) -> bool:
     return not config.is_file() or family_of(read_json(config, where=name), where=name) == "decoder"
 
 
-def _check_arm(arm: str, recipe: Recipe) -> None:
+def _check_arm(arm: str, recipe: Recipe, *, offline: bool) -> None:
     """Raise RecipeError for an arm that cannot work with these rows."""
     labels = recipe.objective.produces == "labels"
     if kind_of(arm).needs_documents and not recipe.documents.source:
@@ -97,6 +97,9 @@ def _check_arm(arm: str, recipe: Recipe) -> None:
     if kind_of(arm).retriever and labels and not recipe.documents.evidence:
         fix = "set documents.evidence, or remove the arm"
         raise RecipeError(f"arms: {arm} learns which chunk contains the answer, and a label is in none; {fix}")
+    if kind_of(arm).reranker and is_decoder(recipe.documents.encoder, offline=offline):
+        fix = "set documents.encoder to one such as minilm-l6, or remove the arm"
+        raise RecipeError(f"arms: {arm} needs an encoder, which reads question and chunk together; {fix}")
     if kind_of(arm).run == "raft" and labels:
         raise RecipeError(
             f"arms: {arm} learns answers from passages; nearest that works: objective: instruct, or tuned"

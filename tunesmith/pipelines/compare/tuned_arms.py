@@ -77,6 +77,12 @@ class TunedArm:
             }
         )
 
+    def add_ranking(self, answers: ArmAnswers) -> ArmAnswers:
+        """Return the answers to chunks that its model ranked again, with the cost of the run."""
+        return answers.model_copy(
+            update={"build_seconds": answers.build_seconds + self.seconds, "reranker": str(self.folder)}
+        )
+
 
 def run_tuned(context: ComparisonContext, percent: int = 100) -> TunedArm:
     """Run the recipe on a share of its rows in the folder of the comparison; a finished run elsewhere is reused."""

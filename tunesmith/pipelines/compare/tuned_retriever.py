@@ -1,9 +1,10 @@
-"""The tuned retriever: the encoder of the documents, tuned on questions and the chunks that answer them."""
+"""Tuned searches: the encoder of the documents, tuned on questions and the chunks that answer them, to find or rank."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.config import make_recipe
@@ -18,7 +19,7 @@ from tunesmith.pipelines.compare.context import DEEP, ComparisonContext
 from tunesmith.pipelines.compare.selection import answers_prompts, is_decoder
 from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_recipe, write_rows
 from tunesmith.pipelines.requests import Writer
-from tunesmith.retrieval.index import LIMIT
+from tunesmith.retrieval.index import CANDIDATES, LIMIT
 from tunesmith.retrieval.recall import Origin, right_chunks
 
 FEWEST_PAIRS = 32  # of question and chunk to tune on; questions are written if the rows give fewer
@@ -33,12 +34,67 @@ SCHEDULE = {"epochs": 2, "batch_rows": 32}
 HARD_NEGATIVES = 1
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingPairs:
+    """Files with the pairs of question and chunk, and where they come from."""
+
+    data: dict[str, Any]  # section of a recipe
+    documents: str  # file of all chunks
+    labelled: int  # pairs of training and validation rows
+    written: int  # pairs whose question a model wrote
+    seconds: float  # of writing
+    detail: str
+
+
 def run_retriever(context: ComparisonContext) -> TunedArm:
     """Tune the encoder of the documents with the objective `embed` on pairs of the training rows.
 
-    A pair is a question and the chunk that contains its answer. If too few rows have such a chunk, the model writes
-    questions about the documents, which are marked `written` in `retriever.train.jsonl`. Held-out rows are not read,
-    except that the loss on pairs of validation rows chooses the best step.
+    Raises RecipeError for too few pairs.
+    """
+    pairs = training_pairs(context)
+    encoder = context.recipe.documents.encoder
+    technique = "lora" if is_decoder(encoder, offline=context.offline) else "full"
+    objective = {"kind": "embed", "hard_negatives": HARD_NEGATIVES}
+    run = _tune(context, pairs, objective, technique=technique, name="retriever")
+    return TunedArm(run.folder, pairs.seconds + run.seconds, pairs.labelled, pairs.detail, written=pairs.written)
+
+
+def run_reranker(context: ComparisonContext) -> TunedArm:
+    """Tune a cross-encoder with the objective `rerank` on the pairs and the candidates of the tuned retriever.
+
+    Raises RecipeError for too few pairs.
+    """
+    retriever = run_retriever(context)
+    search = context.tuned_retrieval(retriever.folder).index.search
+    objective = {"kind": "rerank", "encoder": str(retriever.folder), "search": search, "candidates": CANDIDATES}
+    return _tune(context, training_pairs(context), objective, technique="full", name="reranker")
+
+
+def _tune(
+    context: ComparisonContext, pairs: TrainingPairs, objective: dict[str, Any], *, technique: str, name: str
+) -> TunedArm:
+    """Tune the encoder of the documents on the pairs, in a folder of the comparison."""
+    columns = {column: column for column in ("query", "passage", "evidence")}
+    made, _ = make_recipe(
+        {
+            "model": context.recipe.documents.encoder,
+            "data": {"test": 0.0, "max_tokens": LIMIT, "audit": "note", **pairs.data},
+            "objective": {**columns, "documents": pairs.documents, **objective},
+            "technique": {"kind": technique},
+            "schedule": SCHEDULE | {"probe": context.source.schedule.probe},
+            "retention": False,
+            "seed": context.recipe.seed,
+        },
+        place=f"arms: {name}",
+    )
+    return run_recipe(context, made.model_copy(update={"machine": context.source.machine}), context.folder / name)
+
+
+def training_pairs(context: ComparisonContext) -> TrainingPairs:
+    """Write the pairs of question and chunk, and all chunks, to files in the folder of the comparison.
+
+    If too few training rows have a chunk with their answer, the model writes questions about the documents, which are
+    marked `written`. Test rows are not read; pairs of validation rows choose the best step.
 
     Raises RecipeError for too few pairs.
     """
@@ -56,37 +112,14 @@ def run_retriever(context: ComparisonContext) -> TunedArm:
                 f"arms: tuned-retriever needs {FEWEST_PAIRS} questions with a chunk that contains the answer; the rows "
                 f"give {rows}{more}; set documents.evidence or documents.origin, add rows, or remove the arm"
             )
-    chunks = [{"text": chunk.text} for chunk in context.retrieval().index.chunks]
     enough = len(validation) >= FEWEST_VALIDATION
-    encoder = context.recipe.documents.encoder
-    made, _ = make_recipe(
-        {
-            "model": encoder,
-            "data": {
-                "train": write_rows(context, "retriever.train", train),
-                "validation": write_rows(context, "retriever.validation", validation) if enough else 0.1,
-                "test": 0.0,
-                "max_tokens": LIMIT,
-                "audit": "note",
-            },
-            "objective": {
-                "kind": "embed",
-                "query": "query",
-                "passage": "passage",
-                "evidence": "evidence",
-                "documents": write_rows(context, "retriever.documents", chunks),
-                "hard_negatives": HARD_NEGATIVES,
-            },
-            "technique": {"kind": "lora" if is_decoder(encoder, offline=context.offline) else "full"},
-            "schedule": SCHEDULE | {"probe": context.source.schedule.probe},
-            "retention": False,
-            "seed": context.recipe.seed,
-        },
-        place="arms: tuned-retriever",
-    )
-    run = run_recipe(context, made.model_copy(update={"machine": context.source.machine}), context.folder / "retriever")
-    labelled = rows + len(validation) * enough
-    return TunedArm(run.folder, seconds + run.seconds, labelled, detail, written=len(train) - rows)
+    data = {
+        "train": write_rows(context, "retriever.train", train),
+        "validation": write_rows(context, "retriever.validation", validation) if enough else 0.1,
+    }
+    chunks = [{"text": chunk.text} for chunk in context.retrieval().index.chunks]
+    documents = write_rows(context, "retriever.documents", chunks)
+    return TrainingPairs(data, documents, rows + len(validation) * enough, len(train) - rows, seconds, detail)
 
 
 def pairs_of_rows(context: ComparisonContext, rows: Sequence[Example]) -> list[dict[str, Any]]:
