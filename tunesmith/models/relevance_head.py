@@ -5,6 +5,7 @@ Letters: B rows, L tokens of the longest row, D hidden width.
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,16 @@ class _GivenStates(nn.Module):
 class RelevanceHead(nn.Module):
     """Scores rows by the layers that the network's family has for classification, such as BERT's pooler and classifier.
 
-    The last layer starts at zero, so that the first score of every pair is 0; a pooler starts as the base model has it.
+    The weights of the last layer start at zero, so that all pairs have the same score. A pooler starts as that of the
+    base model.
 
     Args:
         network: the encoder; supplies the sizes and the pooler.
         folder: of a base model that is a cross-encoder itself, whose layers are used as they are; else None.
+        share: the first score of every pair, if its layers are new.
     """
 
-    def __init__(self, network: Any, folder: Path | None = None) -> None:
+    def __init__(self, network: Any, folder: Path | None = None, *, share: float = 0.5) -> None:
         super().__init__()
         whole, body = classifier_of(network, folder)
         pooler = getattr(body, "pooler", None)
@@ -58,8 +61,10 @@ class RelevanceHead(nn.Module):
         self.whole = whole
         self._check(body, pooler)
         if folder is None:
-            for value in last_layer(whole).parameters():
-                nn.init.zeros_(value)
+            last = last_layer(whole)
+            nn.init.zeros_(last.weight)
+            if last.bias is not None:
+                nn.init.constant_(last.bias, math.log(share / (1 - share)) if share < 1 else 0.0)
         self.whole.to(device=network.device, dtype=torch.float32)
 
     @torch.no_grad()

@@ -279,6 +279,11 @@ class Objective(BaseModel, ABC):
         return 0
 
     @property
+    def test_readings(self) -> float:
+        """Return how many tokens a model reads for a test row, as a multiple of those of a training row."""
+        return 1.0
+
+    @property
     def updates_per_step(self) -> int:
         """Return the optimizer updates on the same prepared batches."""
         return 1

@@ -70,6 +70,11 @@ class Rerank(PassageObjective, Learner):
         search = self.search if self.search != "auto" else "words" if find_spec("bm25s") else "vectors"
         return Retriever(search, self.encoder, self.candidates)
 
+    @property
+    def test_readings(self) -> float:
+        """Return the candidates of a query for each pair of a training row."""
+        return self.candidates / (1 + self.negatives)
+
     def for_base(self, folder: Path | None, family: str) -> Rerank:
         """Return the objective with the head of the base model, if that is a cross-encoder."""
         from tunesmith.models.relevance_head import is_cross_encoder
@@ -128,10 +133,13 @@ class Rerank(PassageObjective, Learner):
         return Encoded(tuple(tokens), example.where, label=label, shortened=any(shortened))
 
     def head(self, policy: Policy) -> RelevanceHead:
-        """Return the classification head of the family, with zeros as its last layer or as the base model has it."""
+        """Return the classification head of the family, as the base model has it, or alike for all pairs.
+
+        It then starts at the share of passages that answer a query, or the first steps would learn only that.
+        """
         from tunesmith.models.relevance_head import RelevanceHead
 
-        return RelevanceHead(policy.network, self._scorer)
+        return RelevanceHead(policy.network, self._scorer, share=1 / (1 + self.negatives))
 
     def untuned_head(self, policy: Policy) -> RelevanceHead | None:
         """Return the head of a base model that is a cross-encoder."""

@@ -227,7 +227,7 @@ def _row_tokens(task: TrainingContext, computed: float) -> float:
 
 def _scored(task: TrainingContext, computed: float) -> PhaseWork:
     """Return the reading of the test rows by one model."""
-    tokens = _row_tokens(task, computed) * _size(task.test)
+    tokens = _row_tokens(task, computed) * _size(task.test) * task.recipe.objective.test_readings
     return _reading(task, tokens, rounded=task.recipe.objective.produces == "labels")
 
 
