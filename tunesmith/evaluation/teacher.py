@@ -298,9 +298,7 @@ def _with_answers(
     recipe, objective, facts = prepared.recipe, prepared.recipe.objective, prepared.facts
     encoded = encode_all(objective, answered, prepared.template, limit=recipe.data.max_tokens)
     if recipe.teacher.labels == "soft" and objective.has_label_head:
-        encoded = [
-            replace(row, label=tuple(own) or row.label) for row, own in zip(encoded, probabilities, strict=True)
-        ]
+        encoded = [replace(row, label=tuple(own) or row.label) for row, own in zip(encoded, probabilities, strict=True)]
     train = joined(prepared.train, encoded)
     learned = facts.learned_tokens + sum(tokens.learned for row in encoded for tokens in row.sequences)
     return replace(

@@ -17,10 +17,13 @@ from tests.pipelines.tune.test_domain import pages
 from tests.pipelines.tune.test_preferences import pairs
 from tests.pipelines.tune.test_tune import digests, stop_after
 from tunesmith.config import Recipe, check_pair, load_recipe, make_recipe
+from tunesmith.data.examples.types import Span
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.evaluation.contamination import find_seen_rows
 from tunesmith.evaluation.evaluators.base import Diagnostics
 from tunesmith.evaluation.evaluators.multitask import MultitaskEvaluator, PredictionsByTask
+from tunesmith.evaluation.evaluators.numbers import NumberEvaluator, NumberPredictions
+from tunesmith.evaluation.evaluators.spans import SpanEvaluator, SpanPredictions
 from tunesmith.evaluation.results import Style
 from tunesmith.inference.identify import identify, read_manifest
 from tunesmith.inference.saved_model import load
@@ -299,3 +302,15 @@ def test_rows_that_a_run_of_several_tasks_was_trained_on_are_told(tmp_path: Path
     learned = read_data(made.parts["count"], offline=True).split.train
     (note,) = find_seen_rows(identify(run.folder), learned, offline=True)
     assert note.startswith(f"warning: {run.folder} was trained on {len(learned)} of these {len(learned)} questions")
+
+
+def test_predictions_of_any_kind_of_task_are_written_and_read():
+    """Spans, numbers and ranked passages, too: each by its own evaluator."""
+    parts = {
+        "spans": SpanPredictions([[Span(0, 3, "A")], []], 0.5, {"dictionary": [[], [Span(1, 2, "B")]]}),
+        "numbers": NumberPredictions([0.5, 2.0], 0.25),
+    }
+    kinds = {"spans": SpanEvaluator, "numbers": NumberEvaluator}
+    judge = MultitaskEvaluator({name: kind.__new__(kind) for name, kind in kinds.items()})
+    written = json.loads(json.dumps(judge.to_json(PredictionsByTask(parts))))
+    assert judge.from_json(written) == PredictionsByTask(parts)

@@ -295,7 +295,8 @@ def test_the_control_on_shuffled_labels_has_the_rows_of_the_teacher(prepared: Tr
     assert len(control.train) == len(prepared.train) + 30
     gold = [label for row in [*prepared.loaded.split.train, *rows] for label in row.target]
     given = [label for row in control.loaded.split.train for label in row.target]
-    assert given != gold and sorted(given) == sorted(gold)
+    assert given != gold
+    assert sorted(given) == sorted(gold)
 
 
 def test_without_enough_validation_rows_all_valid_labels_are_kept_and_the_report_says_so(prepared: TrainingContext):

@@ -52,6 +52,15 @@ CHECKS: Mapping[str, Check] = {
         "a span begins or ends inside a word",
         "check its first and last character; keep it if it is right",
     ),
+    "span_spaces": Check(
+        "note", None, "a span begins or ends with white space", "runs leave the spaces out; nothing is lost"
+    ),
+    "span_disagreement": Check(
+        "warning",
+        None,
+        "words that have another label, or none, although most rows mark them alike",
+        "read these rows and mark them alike; keep those that are right",
+    ),
     "personal_data": Check(
         "warning",
         None,

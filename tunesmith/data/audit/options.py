@@ -32,8 +32,13 @@ class AuditSource:
 
     @property
     def judged(self) -> bool:
-        """True if the answer is a judgement (label, rating or preference), so that at most one can be right."""
-        return "label" in self.columns or "chosen" in self.columns
+        """True if the answer is a judgement (label, rating, preference or spans), so that at most one can be right."""
+        return "label" in self.columns or "chosen" in self.columns or self.spanned
+
+    @property
+    def spanned(self) -> bool:
+        """True if the answer is spans of the text."""
+        return "spans" in self.columns or "words" in self.columns
 
     @property
     def answered(self) -> bool:

@@ -16,6 +16,7 @@ from tunesmith.data.audit.checks.label_checks import counted, rare, uneven, vari
 from tunesmith.data.audit.checks.label_noise import MOST_READ, doubts
 from tunesmith.data.audit.checks.near_duplicates import Words
 from tunesmith.data.audit.checks.secrets import masked
+from tunesmith.data.audit.checks.span_checks import disagreements
 from tunesmith.data.audit.checks.triggers import triggers
 from tunesmith.data.audit.chunks import name_of
 from tunesmith.data.audit.findings import CHECKS, Audit, Finding, Sample, severity_of, verdict_of
@@ -23,6 +24,8 @@ from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.row_table import BROKEN, RowTable
 from tunesmith.data.audit.row_view import as_answer
 from tunesmith.data.audit.scan_file import read_held, read_table
+from tunesmith.data.examples.spans import from_readable
+from tunesmith.data.examples.types import Span
 from tunesmith.data.text.minhash import digest
 
 SAMPLES = 5  # rows shown per finding
@@ -75,6 +78,8 @@ class _Auditor:
         self._copies()
         if self.ask.labelled:
             self._labels()
+        if self.ask.spanned:
+            self._spans()
         self._shared_sentences()
         self._languages()
         self._lengths()
@@ -160,6 +165,16 @@ class _Auditor:
             self.found["label_imbalance"] = {row: gap for row in rows.tolist() if least & set(table.labels[row])}
         if all(len(table.labels[row]) == 1 for row in rows.tolist()):
             self._doubted(rows)
+
+    def _spans(self) -> None:
+        """Find words that are marked otherwise than in most rows."""
+        self.tools.log("comparing spans")
+
+        def read(row: int) -> tuple[str, list[Span]]:
+            text, line = self.table.text(row)
+            return text, from_readable(line, text)
+
+        self.found["span_disagreement"] = disagreements(self.table.sound().tolist(), read)
 
     def _label(self, label: str) -> str:
         better = self.fixes.labels.get(label)

@@ -5,6 +5,7 @@ Rows have spans by character (`spans`, spaCy's `ents` and `entities`, Label Stud
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from tunesmith.data.examples.parsers import group_of, need, parsed, row_error, text_of
@@ -16,6 +17,7 @@ from tunesmith.errors import DataError
 
 OUTSIDE = "O"
 SHOWN = 30  # characters of a span in messages
+READABLE = re.compile(r"(.*?)\[(\d+):(\d+)\] ", re.DOTALL)
 
 
 def tagged(rows: Sequence[Row], *, columns: Mapping[str, str], group: str = "") -> list[TaggedText]:
@@ -112,6 +114,16 @@ def shown(span: Span, text: str) -> str:
 def readable(spans: Iterable[Span], text: str) -> str:
     """Return spans in one line: label, range and text of each."""
     return "; ".join(f"{span.label}[{span.start}:{span.end}] {text[span.start : span.end]}" for span in spans)
+
+
+def from_readable(line: str, text: str) -> list[Span]:
+    """Return the spans that `readable` has written in one line, of the same text."""
+    spans, at = [], 0
+    while match := READABLE.match(line, at):
+        start, end = int(match[2]), int(match[3])
+        spans.append(Span(start, end, match[1]))
+        at = match.end() + end - start + len("; ")
+    return spans
 
 
 def tags_of(spans: Sequence[Span], pieces: Sequence[tuple[int, int]], text: str) -> list[str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from pydantic import TypeAdapter
+
 from tunesmith.data.examples.types import Example
 from tunesmith.evaluation.results import (
     BASE,
@@ -87,6 +89,15 @@ class Evaluator(ABC, Generic[S]):
 
     @abstractmethod
     def __init__(self, eval_set: EvalSet[Any]) -> None: ...
+
+    def to_json(self, predictions: S) -> Any:
+        """Return predictions as JSON values."""
+        return TypeAdapter(self.shape).dump_python(predictions, mode="json")
+
+    def from_json(self, value: Any) -> S:
+        """Return the predictions that `to_json` has written."""
+        read: S = TypeAdapter(self.shape).validate_python(value)
+        return read
 
     @abstractmethod
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> S:

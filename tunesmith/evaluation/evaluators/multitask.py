@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tunesmith.evaluation.evaluators.answers import AnswerPredictions
 from tunesmith.evaluation.evaluators.base import Diagnostics, Evaluator
-from tunesmith.evaluation.evaluators.perplexity import PerplexityPredictions
-from tunesmith.evaluation.evaluators.preferences import PairScores
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore
 from tunesmith.models.policy import Policy
@@ -25,12 +22,12 @@ SINGLE_TASK_MODEL = "single-task model"
 class PredictionsByTask:
     """Predictions for the rows of each task."""
 
-    parts: dict[str, AnswerPredictions | PerplexityPredictions | PairScores]
+    parts: dict[str, Any]
 
     @property
     def seconds(self) -> float:
         """Return how long the model took for all tasks."""
-        return sum(predictions.seconds for predictions in self.parts.values())
+        return float(sum(predictions.seconds for predictions in self.parts.values()))
 
 
 class MultitaskEvaluator(Evaluator[PredictionsByTask]):
@@ -40,6 +37,14 @@ class MultitaskEvaluator(Evaluator[PredictionsByTask]):
 
     def __init__(self, evaluators: Mapping[str, Evaluator[Any]]) -> None:
         self.tasks = dict(evaluators)
+
+    def to_json(self, predictions: PredictionsByTask) -> Any:
+        """Return the predictions of each task as its evaluator writes them."""
+        return {"parts": {name: one.to_json(predictions.parts[name]) for name, one in self.tasks.items()}}
+
+    def from_json(self, value: Any) -> PredictionsByTask:
+        """Return the predictions that `to_json` has written."""
+        return PredictionsByTask({name: one.from_json(value["parts"][name]) for name, one in self.tasks.items()})
 
     @property
     def headline(self) -> str:

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import TypeAdapter
-
 from tunesmith.config import AnyObjective, Recipe, save_recipe
 from tunesmith.config.recipe import Machine
 from tunesmith.data.cpu_count import cores
@@ -402,7 +400,7 @@ def _evaluate_base(
             policy.head = None  # of an evaluator's probe
             thinking = _think(prepared, _local_model(prepared, policy), clock)
     snapshot = BaselineSnapshot(
-        predictions=TypeAdapter(evaluator.shape).dump_python(predictions, mode="json"),
+        predictions=evaluator.to_json(predictions),
         general=general,
         secrets=secret_scores(prepared, policy),
         thinking=thinking,

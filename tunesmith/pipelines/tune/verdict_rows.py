@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for, rowwise
@@ -76,7 +75,7 @@ def score_tuned(
     `base` has the predictions of the base model as `before.json` in the run folder `out` keeps them.
     """
     evaluator, extent, rows = evaluator_for(EvalSet.of(prepared)), pinned(out).extent, len(prepared.test)
-    base = TypeAdapter(evaluator.shape).validate_python(base)
+    base = evaluator.from_json(base)
     if extent is None or not isinstance(evaluator, AnswerEvaluator) or prepared.template.thinks:
         return Scored(prepared, base, evaluator.predict(model), controls, extent)
     ends = np.cumsum(Clusters.of(rows, groups_of(prepared.test)).sizes).astype(np.intp).tolist()
