@@ -23,13 +23,14 @@ from tests.tiny import tiny_decoder, tiny_encoder
 from tests.web.conftest import Serve
 from tunesmith import tune
 from tunesmith.annotation.labelling import WHAT
+from tunesmith.annotation.span_votes import WHAT as SPANS
 from tunesmith.annotation.vote_state import VOTE
 from tunesmith.annotation.vote_store import Entry, VoteStore
 from tunesmith.cli.main import main
 from tunesmith.errors import TunesmithError
 from tunesmith.report.run_data import read_run_data
 from tunesmith.web.studio.jobs import Jobs
-from tunesmith.web.studio.people import votes_of
+from tunesmith.web.studio.people import People, votes_of
 from tunesmith.web.studio.playground import Playground
 from tunesmith.web.studio.screen import Studio
 from tunesmith.web.studio.ship import Ship, clients_of
@@ -265,6 +266,30 @@ def test_labels_of_several_people_are_counted_with_their_agreement(tmp_path: Pat
     assert found["judged"] == 2
     assert [(rater["rater"], rater["votes"]) for rater in found["raters"]] == [("ann", 2), ("ben", 2)]
     assert (found["agreement"]["items"], found["agreement"]["same"]) == (2, 0.5)
+
+
+def test_spans_of_several_people_are_counted_with_their_agreement_by_span(tmp_path: Path):
+    store = VoteStore(tmp_path / "notes.labels.db", what=SPANS)
+    store.append(
+        *(Entry(name, VOTE, "1", {"label": f'[[0,{end},"A"],[9,12,"B"]]'}) for name, end in (("ann", 4), ("ben", 5)))
+    )
+    store.close()
+    found = votes_of(tmp_path / "notes.labels.db", is_label=True)
+    assert found["agreement"] == {"items": 1, "exact_f1": 0.5, "overlap_f1": 1.0}
+    page = Studio(tmp_path).render(
+        "votes", job=SimpleNamespace(name="job", is_active=False), votes={**found, "items": 1}
+    )
+    assert "on texts marked by several people (1): F1" in page.body.decode()
+
+
+def test_a_session_of_spans_needs_their_labels_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "notes.jsonl").write_text('{"text": "bash 5.2"}\n')
+    people, started = People(Studio(tmp_path)), list[str]()
+    monkeypatch.setattr(people, "_start", lambda words, fields, subject: started.extend(words))
+    with pytest.raises(TunesmithError, match="write the labels of the spans first"):
+        people._label({"path": "notes.jsonl", "spans": "on"})
+    people._label({"path": "notes.jsonl", "spans": "on", "labels": "PACKAGE, VERSION"})
+    assert started == ["label", "notes.jsonl", "--spans=PACKAGE,VERSION"]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ class People(Screen):
         path = self.workspace.path(fields["path"]).relative_to(self.workspace.folder).as_posix()
         options = [f"--{role}={fields[role]}" for role in ("text", "label") if fields.get(role)]
         if labels := re.findall(r"[^\s,]+", fields.get("labels", "")):
-            options += [f"--labels={','.join(labels)}"]
+            options += [f"--{'spans' if fields.get('spans') == 'on' else 'labels'}={','.join(labels)}"]
+        elif fields.get("spans") == "on":
+            raise WorkspaceError("write the labels of the spans first")
         return self._start(["label", path, *options], fields, subject=path)
 
     def _judge(self, name: str, fields: dict[str, str]) -> Any:
@@ -147,15 +149,18 @@ def votes_of(store: Path, *, is_label: bool = False) -> dict[str, Any]:
     from tunesmith.annotation.agreement import agreement
     from tunesmith.annotation.import_export import summarise_votes
     from tunesmith.annotation.labelling import WHAT
+    from tunesmith.annotation.span_votes import WHAT as SPANS
+    from tunesmith.annotation.span_votes import SpanVotes, span_agreement
     from tunesmith.annotation.vote_state import VoteState
     from tunesmith.annotation.vote_store import VoteStore
 
     if not is_label:
         return summarise_votes(store).model_dump()
-    with closing(VoteStore(store, what=WHAT)) as opened:
-        votes = VoteState(opened.since())
+    spans = VoteStore.kind(store) == SPANS
+    with closing(VoteStore(store, what=SPANS if spans else WHAT)) as opened:
+        votes = (SpanVotes if spans else VoteState)(opened.since())
     raters = [{"rater": name, "votes": count} for name, count in votes.counts().most_common()]
-    both = agreement(votes.units()).model_dump()
+    both = (span_agreement if spans else agreement)(votes.units()).model_dump()
     return {"judged": len(votes.items()), "raters": raters, "agreement": both, "models": []}
 
 
