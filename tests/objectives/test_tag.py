@@ -207,6 +207,17 @@ def test_tags_of_tokens_give_the_spans_back_in_every_tokenizer(kind: str, text: 
     assert [span for span, _ in spans_of(tags, tokens.pieces, text)] == spans
 
 
+def test_a_note_tells_that_the_tokenizer_ignores_the_case_of_spans():
+    rows = [
+        TaggedText(where="a", text=TEXT, spans=SPANS),
+        TaggedText(where="b", text="anna", spans=(Span(0, 4, "PERSON"),)),
+    ]
+    told = "2 of 3 spans have capital letters, which the tokenizer of the model reads as small ones"
+    assert Tag().template_notes(rows, cutter("wordpiece")) == [f"{told}; a model with case may find more of them"]
+    assert Tag().template_notes(rows, cutter("modernbert")) == []
+    assert Tag().template_notes(rows[1:], cutter("wordpiece")) == []
+
+
 def test_each_token_is_answered_once_by_a_window_with_context_on_both_sides():
     form = template("bert")
     before, behind = form.frame

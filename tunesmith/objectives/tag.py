@@ -55,7 +55,7 @@ class Tag(Objective, Learner):
     saved_whole: ClassVar[bool] = True
     exported: ClassVar[str] = "spans"
     probes_base: ClassVar[bool] = True
-    # A span is a few tokens of a row, and a rare label is in few rows: twice the steps of other objectives.
+    # With 246 rows, validation F1 still rose in the sixth epoch.
     least_steps: ClassVar[int] = 400
     most_epochs: ClassVar[int] = 10
     prefers_encoder: ClassVar[bool] = True
@@ -139,6 +139,22 @@ class Tag(Objective, Learner):
         # The tags of B and I alternate after that of O, so that a word in a span is B I I ... or I I I ...
         cut = sum(any(b != a + a % 2 for a, b in pairwise(tags)) or not tags[0] for tags in spans)
         return self.model_copy(update={"aggregation": "simple" if cut > MOST_CUT * len(spans) else "first"})
+
+    def template_notes(self, examples: Sequence[Example], template: Template) -> list[str]:
+        """Return a note if the tokenizer reads capital letters of spans as small ones."""
+        found = [e.text[s.start : s.end] for e in examples if isinstance(e, TaggedText) for s in e.spans]
+        capital = [text for text in found if text != text.lower()]
+        if not capital or self._ids(capital, template) != self._ids([text.lower() for text in capital], template):
+            return []
+        return [
+            f"{len(capital)} of {len(found)} spans have capital letters, which the tokenizer of the model reads as "
+            "small ones; a model with case may find more of them"
+        ]
+
+    @staticmethod
+    def _ids(texts: list[str], template: Template) -> list[list[int]]:
+        ids: list[list[int]] = template.tokenizer(texts, verbose=False)["input_ids"]
+        return ids
 
     def encoded_notes(
         self, examples: Sequence[Example], rows: Sequence[Encoded], template: Template, *, limit: int
