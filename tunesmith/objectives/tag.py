@@ -96,7 +96,7 @@ class Tag(Objective, Learner):
 
     @property
     def starts_from_probe(self) -> bool:
-        """Return that the layer starts as a linear probe: from zeros, rare labels are learned last, or not at all."""
+        """Return that the layer starts as a linear probe: from zeros, rare labels are learned last."""
         return True
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
