@@ -26,7 +26,9 @@ from tests.pipelines.tune.test_embed import questions
 from tests.pipelines.tune.test_tag import orders
 
 SHORT = "--set objective.max_new_tokens=5"
-LORA = f"{LORA} --set retention=false"
+# The library for products is chosen by its speed, so that on a busy machine the last bits of two starts may differ.
+FULL = f"{FULL} --set machine.products=default"
+LORA = f"{LORA} --set machine.products=default --set retention=false"
 TUNED = f"tune reviews.jsonl {LORA} --out decoder"
 ARMS = "--set data.audit=note --set arms=[prompt,tf-idf,tuned]"
 RAG = "--set documents.source=facts-documents.jsonl --set documents.encoder=bert --set documents.origin=doc"
@@ -70,6 +72,7 @@ DRILLS = {
         "--out run",
         kept=r"\.before\.json",
     ),
+    "tune rerank": Drill(f"tune questions.jsonl {FULL} --objective rerank --out run", kept=r"\.before\.json"),
     "tune tag": Drill(
         f"tune orders.jsonl {FULL} --objective tag --set schedule.save_steps=2 --out run", kept=r"\.before\.json"
     ),
@@ -84,8 +87,8 @@ DRILLS = {
     "learning-curve": Drill(f"learning-curve many.jsonl {FULL} --rows 100 --out curve", kept=r"cells/\.\d+-\d\.json"),
     "compare": Drill(f"compare reviews.jsonl {LORA} {ARMS} --out compared", kept=r"answers/\.[^/]*json"),
     "compare documents": Drill(
-        f"compare facts.jsonl {LORA} {RAG} --set objective.kind=instruct {SHORT} {ARMS.replace('tf-idf', 'rag')} "
-        "--set compare.changed_facts=2 --out compared",
+        f"compare facts.jsonl {LORA} {RAG} --set objective.kind=instruct {SHORT} "
+        f"{ARMS.replace('tf-idf', 'rag,tuned-retriever')} --set compare.changed_facts=2 --out compared",
         kept=r"answers/\.[^/]*json",
     ),
     "rlhf": Drill("rlhf loop.yaml --out loop --offline", kept=r"policy/\.report|\.start\.json|replies\.json"),
@@ -112,6 +115,10 @@ DRILLS = {
     "votes export": Drill("votes export votes.db rows.jsonl", [" ".join(VOTES)]),
     "label": Drill(
         "label partly.jsonl --labels good,bad --port 0 --out url.json", client="tests.drills.commands:label"
+    ),
+    "label spans": Drill(
+        "label unlabelled.jsonl --spans MOOD --port 0 --store spans.db --out url.json",
+        client="tests.drills.commands:spans",
     ),
     "label export": Drill("label partly.jsonl --export labelled.jsonl"),
     "feedback": Drill(
@@ -215,7 +222,8 @@ def _content(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_bytes())
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        # Whoever goes on with a file whose last line was cut off writes an empty line first.
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -229,15 +237,20 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def label() -> None:
     """Label rows until none is left."""
-    _vote("label", lambda item: {"label": "good"})
+    _vote(lambda item: {"label": "good"})
+
+
+def spans() -> None:
+    """Mark rows until none is left."""
+    _vote(lambda item: {"spans": [{"start": 0, "end": 1, "label": "MOOD"}]})
 
 
 def feedback() -> None:
     """Judge pairs until none is left."""
-    _vote("choice", lambda item: {"choice": "left"})
+    _vote(lambda item: {"choice": "left"})
 
 
-def _vote(kind: str, of: Callable[[Any], dict[str, str]]) -> None:
+def _vote(of: Callable[[Any], dict[str, Any]]) -> None:
     """Vote as a person at the page does, note what the server has acknowledged, and end it as Ctrl-C would."""
     while not Path("url.json").exists() or not Path("url.json").stat().st_size:
         time.sleep(0.01)
