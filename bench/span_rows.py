@@ -1,7 +1,8 @@
-"""Rows for `objective: tag` from texts about Debian packages: `python -m bench.span_rows DATA OUT.jsonl [ROWS]`.
+"""Rows for `objective: tag`: `python -m bench.span_rows DATA OUT.jsonl [ROWS [debian | factbook]]`.
 
-DATA is a folder with `d1_debian_synopsis` and other sets of the package index (see bench/NOTES.md). Paragraphs of the
-descriptions are the texts. The spans come from facts outside of a text, and from patterns:
+DATA is a folder with `d1_debian_synopsis`, `f2_factbook_qa` and other sets (see bench/NOTES.md).
+
+debian: paragraphs of descriptions of packages. The spans come from facts outside of a text, and from patterns:
 
 - PACKAGE: a word that is the name of a package in the index and has a digit, a hyphen or a plus sign, so that it is no
   word of the language. The index at hand is a part of Debian's, so that some names are not marked;
@@ -10,14 +11,29 @@ descriptions are the texts. The spans come from facts outside of a text, and fro
   and projects, so that they count only with "license", "licensed" or "terms" behind them.
 
 Where two of them overlap, the longer one is kept. The column `package` groups the paragraphs of a description.
+
+factbook: lists of the World Factbook. A row has the first six entries of two fields of a country, joined by a
+semicolon, without headings; which two is drawn by a hash of the country and the field. The field says what its entries
+are: LANGUAGE, RELIGION, ETHNIC_GROUP, COUNTRY (to which it exports), RESOURCE or CROP (agricultural products, meat
+included). A name such as Dutch has the type of its list. A span is an entry up to its first number.
+
+- Brackets, notes and samples of languages are deleted from the text, and semicolons in a field become commas.
+- Not marked are the rest of a list ("other Christian", "none") and believers, agnostics and atheists.
+- A field is left out if it names fewer than three, or if one of these entries has more than four words, a colon, a
+  bracket without its other half, or a word such as "and" ("Ewe and Mina").
+
+The column `country` groups the rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 NAME = re.compile(r"(?<![\w/.@:+-])[a-z0-9][a-z0-9+.-]*[a-z0-9+](?![\w/@+-])")
@@ -30,24 +46,90 @@ LICENCE = re.compile(
 )
 FEWEST_CHARACTERS, MOST_CHARACTERS = 40, 400
 PLAIN_SHARE = 4  # one paragraph without a span for this many with one
+FIELD = re.compile(r"\n\n([A-Z][^\n:]*):\n(.*)")
+TYPES = {
+    "Languages": "LANGUAGE",
+    "Religions": "RELIGION",
+    "Ethnic groups": "ETHNIC_GROUP",
+    "Exports - partners": "COUNTRY",
+    "Natural resources": "RESOURCE",
+    "Agricultural products": "CROP",
+}
+BRACKETS = re.compile(r"\s*(?:\([^()]*\)|\[[^\[\]]*\])")
+SHARE = re.compile(r"\s*(?:(?:less than|about|approximately|only|[<>~])\s*)?\d.*")
+REST = re.compile(
+    r"(?:others?|none|no|not|non-\w+|un(?:specified|known|affiliated|declared|available)|negligible|NA|refused|foreign\w*"
+    r"|mixed|more|many|believer|agnostic|atheist)\b",
+    re.IGNORECASE,
+)
+UNCLEAR = re.compile(r"\b(?:and|or|include|includes|including)\b|(?:\S+\s+){4}\S")
+FEWEST_ENTRIES, MOST_ENTRIES = 3, 6
 
 
-def main(data: str, out: str, rows: str = "3000") -> None:
-    """Write the rows, by the order of their descriptions."""
-    names = {name for path in sorted(Path(data).glob("*/*.jsonl")) for name in package_names(path)}
+def main(data: str, out: str, rows: str = "3000", source: str = "debian") -> None:
+    """Write the rows."""
+    made = debian_rows(Path(data), int(rows)) if source == "debian" else islice(factbook_rows(Path(data)), int(rows))
+    with Path(out).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in made)
+
+
+def debian_rows(data: Path, rows: int) -> Iterator[dict[str, object]]:
+    """Yield paragraphs until `rows` of them have a span, by the order of their descriptions."""
+    names = {name for path in sorted(data.glob("*/*.jsonl")) for name in package_names(path)}
     names = {name for name in names if len(name) > 3 and re.search(r"[\d+-]", name) and re.search("[a-z]{2}", name)}
     marked = plain = 0
-    with Path(out).open("w", encoding="utf-8") as file:
-        for row in records(Path(data) / "d1_debian_synopsis" / "d1_debian_synopsis.jsonl"):
-            for number, text in enumerate(row["document"].split("\n\n"), 1):
-                if not FEWEST_CHARACTERS <= len(text) <= MOST_CHARACTERS or marked >= int(rows):
-                    continue
-                spans = spans_in(text, names)
-                if not spans and plain * PLAIN_SHARE >= marked:
-                    continue
-                marked, plain = marked + bool(spans), plain + (not spans)
-                line = {"id": f"{row['id']}/{number}", "text": text, "spans": spans, "package": row["id"]}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    for row in records(data / "d1_debian_synopsis" / "d1_debian_synopsis.jsonl"):
+        for number, text in enumerate(row["document"].split("\n\n"), 1):
+            if not FEWEST_CHARACTERS <= len(text) <= MOST_CHARACTERS or marked >= rows:
+                continue
+            spans = spans_in(text, names)
+            if not spans and plain * PLAIN_SHARE >= marked:
+                continue
+            marked, plain = marked + bool(spans), plain + (not spans)
+            yield {"id": f"{row['id']}/{number}", "text": text, "spans": spans, "package": row["id"]}
+
+
+def factbook_rows(data: Path) -> Iterator[dict[str, object]]:
+    """Yield two lists of a country as one row, countries in the order of a hash."""
+    lists: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for row in records(data / "f2_factbook_qa" / "docs.jsonl"):
+        found = {name: first_entries(value) for name, value in FIELD.findall(row["text"]) if name in TYPES}
+        lists[row["country"]] |= {name: value for name, value in found.items() if listed(value) is not None}
+    for country in sorted(lists, key=drawn):
+        fields = sorted(lists[country], key=lambda field: drawn(f"{country}/{field}"))
+        for number, pair in enumerate(zip(fields[::2], fields[1::2], strict=False), 1):
+            text, spans = "", []
+            for field in pair:
+                at = len(text) + 2 * bool(text)
+                text += "; " * bool(text) + lists[country][field]
+                for start, end in listed(lists[country][field]) or ():
+                    spans.append({"start": at + start, "end": at + end, "label": TYPES[field]})
+            yield {"id": f"{country}/{number}", "text": text, "spans": spans, "country": country}
+
+
+def first_entries(value: str) -> str:
+    """Return the first entries of the list in a field."""
+    value = re.sub(r"^(?:Languages|Religions): ", "", value.split(" ; ")[0])
+    while BRACKETS.search(value):
+        value = BRACKETS.sub("", value)
+    return ",".join(re.split("[,;]", value)[:MOST_ENTRIES]).strip(" .")
+
+
+def listed(value: str) -> list[tuple[int, int]] | None:
+    """Return the first and last offset of each name in a list, or None where the list is too short or unclear."""
+    found = []
+    for entry in re.finditer(r"[^,\s][^,]*", value):
+        name = SHARE.sub("", entry[0]).strip()
+        if UNCLEAR.search(name) or re.search("[][:()]", entry[0]):
+            return None
+        if name and not REST.match(name):
+            found.append((entry.start(), entry.start() + len(name)))
+    return found if len(found) >= FEWEST_ENTRIES else None
+
+
+def drawn(name: str) -> str:
+    """Return the hash that orders names."""
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def spans_in(text: str, names: set[str]) -> list[dict[str, object]]:
