@@ -35,7 +35,6 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
         "label": {"export", "format"},
         "export_labels": {
             "labels",
-            "spans",
             "show",
             "import_",
             "features",

@@ -284,6 +284,7 @@ def export_labels(
     *,
     text: str = "",
     label: str = "",
+    spans: str | Sequence[str] = (),
     format: str = "",
     store: str | Path | None = None,
     progress: bool = True,
@@ -295,6 +296,7 @@ def export_labels(
         export: file to write, with the ending .jsonl, or .json for Label Studio.
         text: column of the text; by default detected.
         label: column of the label.
+        spans: labels of spans; needed only for rows that neither have spans nor were opened with them.
         format: of a file with spans: rows, spacy (training data) or label-studio (tasks); by default rows.
         store: file of votes; default `DATA.labels.db`.
         progress: write messages.
@@ -307,9 +309,9 @@ def export_labels(
     """
     from tunesmith.annotation.label_rows import Columns
     from tunesmith.pipelines.label import export_labels as write_labels
-    from tunesmith.pipelines.requests import LabelRequest
+    from tunesmith.pipelines.requests import LabelRequest, listed
 
-    request = LabelRequest(str(data), Columns(text, label), form=format, store=_path(store))
+    request = LabelRequest(str(data), Columns(text, label), spans=listed(spans), form=format, store=_path(store))
     return write_labels(request, Path(export), log=messages(progress))
 
 

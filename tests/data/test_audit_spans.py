@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
+import pytest
+
 from tunesmith.data.audit.checks.span_checks import disagreements
-from tunesmith.data.examples.spans import from_readable, readable
 from tunesmith.data.examples.types import Span
 from tunesmith.pipelines.audit import audit_rows
-from tunesmith.pipelines.requests import AuditRequest
+from tunesmith.pipelines.label import export_labels
+from tunesmith.pipelines.requests import AuditRequest, LabelRequest
 
 
 def found(*rows: tuple[str, list[Span]]) -> dict[int, str]:
@@ -45,13 +48,6 @@ def test_ambiguous_and_rare_words_are_not_found():
     assert found(*ALIKE, ("nothing", []), ("", [])) == {}
 
 
-def test_spans_in_one_line_are_read_back():
-    text = "a [0:1] b; X[2:3] 👩‍👩‍👧\nc"
-    spans = [Span(0, 9, "A B"), Span(11, 17, "X"), Span(18, 23, "Y[")]
-    assert from_readable(readable(spans, text), text) == spans
-    assert from_readable("", text) == []
-
-
 def test_an_audit_reports_spans_with_spaces_and_disagreements_and_fix_keeps_the_majority(tmp_path: Path):
     rows = [*ALIKE, ("this row has openssl unmarked", []), named("it has bash too", part=" bash ")]
     rows += [named("same text with zsh inside", part="zsh")] * 2 + [named("same text with zsh inside", "X", "zsh")]
@@ -64,3 +60,49 @@ def test_an_audit_reports_spans_with_spaces_and_disagreements_and_fix_keeps_the_
     assert at["contradiction"] == [8, 9, 10]
     left = [json.loads(line) for line in fixed.read_text("utf-8").splitlines()]
     assert [row["spans"][0][2] for row in left if "zsh" in row["text"]] == ["PACKAGE"]
+
+
+def write(path: Path, rows: list[tuple[str, list[Span]]]) -> Path:
+    path.write_text("".join(json.dumps({"text": text, "spans": spans}) + "\n" for text, spans in rows), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("Install foo now", "  install  FOO \n now"),
+        ("a café in Lyon, foo", unicodedata.normalize("NFD", "a café in Lyon, foo")),
+    ],
+)
+def test_the_same_spans_of_texts_that_differ_in_case_spaces_or_composition_contradict_nothing(
+    tmp_path: Path, text: str, other: str
+):
+    filler = [named(f"row {n} has openssl in it", f"L{n}") for n in range(30)]
+    same = [named(text, part="foo"), named(other, part="FOO" if "FOO" in other else "foo")]
+    data, fixed = tmp_path / "rows.jsonl", tmp_path / "fixed.jsonl"
+    audit = audit_rows(AuditRequest(str(write(data, [*filler, *same])), fix=fixed), log=lambda line: None).audit
+    assert "contradiction" not in {one.kind for one in audit.findings}
+    # Another label, or the same label at another place, does.
+    for third in (named(other.lower(), "package", "foo"), (text, [Span(0, 1, "PACKAGE")]), (text, [])):
+        audit = audit_rows(AuditRequest(str(write(data, [*filler, *same, third]))), log=lambda line: None).audit
+        assert [len(one.rows) for one in audit.findings if one.kind == "contradiction"] == [3]
+
+
+def test_labels_that_look_like_a_range_are_counted_as_they_are(tmp_path: Path):
+    rows = [named(f"row {n} has openssl in it", "A[0:1] B") for n in range(5)]
+    data = write(tmp_path / "rows.jsonl", [*rows, ("this row has openssl unmarked", [])])
+    audit = audit_rows(AuditRequest(str(data)), log=lambda line: None).audit
+    (found,) = [one for one in audit.findings if one.kind == "span_disagreement"]
+    assert "'openssl' is not marked here, A[0:1] B in 5 places" in str(found.samples)
+
+
+@pytest.mark.parametrize(("form", "name"), [("rows", "r.jsonl"), ("spacy", "s.jsonl"), ("label-studio", "t.json")])
+def test_an_audit_reads_every_format_that_label_writes(tmp_path: Path, form: str, name: str):
+    data = write(tmp_path / "rows.jsonl", [*ALIKE, ("this row has openssl unmarked", [])])
+    export_labels(LabelRequest(str(data), spans=("PACKAGE",), form=form), tmp_path / name, log=print)
+    done = audit_rows(AuditRequest(str(tmp_path / name), fix=tmp_path / "fixed.jsonl"), log=lambda line: None)
+    assert done.audit.rows == 6
+    assert {one.kind for one in done.audit.findings} >= {"span_disagreement"}
+    assert not {one.kind for one in done.audit.findings} & {"unreadable", "contradiction"}
+    assert done.fixed is not None
+    assert done.fixed.kept == 6

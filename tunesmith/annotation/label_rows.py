@@ -12,8 +12,8 @@ from tunesmith.annotation.span_votes import read, written
 from tunesmith.annotation.vote_state import VOTE, WORD, VoteState, can_be_read
 from tunesmith.annotation.vote_store import Entry, Event
 from tunesmith.data.examples.parsers import question, text_of, texts
-from tunesmith.data.examples.span_formats import ROWS, formatted, line
-from tunesmith.data.examples.spans import checked, spans_in
+from tunesmith.data.examples.span_formats import ROWS, SpanRow, formatted, line
+from tunesmith.data.examples.spans import ANNOTATIONS, OUTSIDE, TASK, checked, is_annotated, is_task, spans_in
 from tunesmith.data.files import quoted, write_whole
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, as_word, columns_of, file_of, missing_column, refuse
@@ -24,8 +24,8 @@ from tunesmith.errors import DataError
 
 # Column with the name of the rater who gave a label.
 RATER = "rater"
-# Begins the names of the columns of a task of Label Studio.
-TASK = "data."
+# Fields of a task of Label Studio, besides its data, that an export keeps: its identity, so that it is imported once.
+TASK_FIELDS = ("id", "meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,11 @@ class RowsFile:
     keys: list[str]  # key of the item of each row
     blank: int = 0  # rows without a text, which are left out
     spans: bool = False  # spans of the texts are labelled
+
+    @property
+    def tasks(self) -> bool:
+        """Return whether the rows are tasks of Label Studio."""
+        return self.spans and is_task(self.text, self.label)
 
     @property
     def copies(self) -> int:
@@ -90,30 +95,34 @@ class LabelExport:
     tied: int  # rows left out because two labels have equally many votes
 
 
-def read_items(source: str, columns: Columns, *, spans: bool = False, offline: bool = False) -> RowsFile:
-    """Read the items of a file.
+def items_of(rows: Sequence[Row], columns: Columns, *, spans: bool | None = False) -> RowsFile:
+    """Return the items of the rows of a file.
 
     Args:
-        source: file or Hub data set.
+        rows: all rows of the file.
         columns: the columns to read; empty ones are detected.
-        spans: spans of the texts are labelled.
-        offline: do not access the network.
+        spans: spans of the texts are labelled; None: if rows have spans.
 
     Raises:
         DataError: a named column is missing, no text column is detected, or it is blank in every row.
     """
-    rows = read_rows(source, offline=offline)
     if absent := [name for name in (columns.text, *columns.beside) if name and name not in columns_of(rows)]:
         refuse([missing_column(rows, name) for name in absent])
     by_name = by_word(rows)
+    if spans is None:
+        spans = bool(_spans_column(rows, columns.label))
     found = span_columns(rows, text=columns.text, spans=columns.label) if spans else {}
-    text = columns.text or found.get("text") or next((by_name[name] for name in TEXTS if name in by_name), None)
+    names = (f"{TASK}text", *TEXTS) if spans and ANNOTATIONS in by_name else (*TEXTS, f"{TASK}text")
+    text = columns.text or found.get("text") or next((by_name[name] for name in names if name in by_name), None)
+    if text is None and "words" in found:
+        problem = f"words with tags, in {found['words']!r} and {found['tags']!r}, are not read here"
+        raise DataError(f"{file_of(rows)}: {problem}; write rows with a text and its spans")
     if text is None:
         fix = "name the column that raters read with --text COLUMN"
         raise DataError(f"{file_of(rows)}: expected a column named {', '.join(TEXTS[:4])} or similar; {fix}")
     label = columns.label or next((by_name[name] for name in LABELS if name in by_name), LABELS[0])
     if spans:
-        label = columns.label or found.get("spans", SPANS[0])
+        label = columns.label or found.get("spans") or _spans_column(rows) or _new_column(rows, text)
     with_text = [row for row in rows if (value := row.fields.get(text)) is not None and str(value).strip()]
     if not with_text:
         raise DataError(f"{file_of(rows)}: column {text!r} is blank in every row; name another with --text COLUMN")
@@ -126,6 +135,28 @@ def read_items(source: str, columns: Columns, *, spans: bool = False, offline: b
         beside = tuple((name, _shown(row.fields.get(name))) for name in columns.beside)
         items.setdefault(key, LabelItem(key, example.text, row.where, beside))
     return RowsFile(with_text, text, label, list(items.values()), keys, len(rows) - len(with_text), spans)
+
+
+def _spans_column(rows: Sequence[Row], named: str = "") -> str:
+    """Return the first column in which any row has spans; empty if none has."""
+    by_name = by_word(rows)
+    columns = [named] if named else [by_name[name] for name in SPANS if name in by_name]
+
+    def has_spans(value: object) -> bool:
+        return is_spans(value) and bool(span_items(value))
+
+    return next((name for name in columns if any(has_spans(row.fields.get(name)) for row in rows)), "")
+
+
+def _new_column(rows: Sequence[Row], text: str) -> str:
+    """Return the column of the spans of rows that have none: one of lists if there is one, otherwise a new one."""
+    by_name = by_word(rows)
+    columns = [by_name[name] for name in SPANS if name in by_name]
+    for name in columns:
+        # Under `label` and `labels`, lists may be of anything.
+        if name not in LABELS and any(is_spans(row.fields.get(name)) or listed(row.fields.get(name)) for row in rows):
+            return name
+    return ANNOTATIONS if text.startswith(TASK) and not columns else SPANS[0]
 
 
 def given_labels(rows: RowsFile, *, rater: str) -> Given:
@@ -163,16 +194,20 @@ def brought_labels(source: str, rows: RowsFile, *, offline: bool = False) -> Giv
     """Return the labels that another file gives to the same texts, as votes.
 
     Args:
-        source: file or Hub data set with the same text and label columns.
+        source: file or Hub data set with the same text and label columns, or with spans in any format.
         rows: the rows to be labelled.
         offline: do not access the network.
 
     Raises:
         DataError: a column is missing, or a value of the label column is not a label.
     """
-    labelled = read_items(source, Columns(text=rows.text, label=rows.label), spans=rows.spans, offline=offline)
-    if rows.label not in columns_of(labelled.rows):
-        refuse([missing_column(labelled.rows, rows.label)])
+    loaded = read_rows(source, offline=offline)
+    columns = columns_of(loaded)
+    # Formats of spans of other tools have columns of their own.
+    text, label = (name if name in columns or not rows.spans else "" for name in (rows.text, rows.label))
+    labelled = items_of(loaded, Columns(text, label), spans=rows.spans)
+    if labelled.label not in columns:
+        refuse([missing_column(loaded, rows.label)])
     known = {item.key for item in rows.items}
     given = given_labels(labelled, rater=Path(source).name)
     entries = [entry for entry in given.entries if entry.item in known]
@@ -196,15 +231,14 @@ def not_yet(given: Given, votes: VoteState, events: Sequence[Event]) -> list[Ent
 
 
 def words(labels: Sequence[str], votes: VoteState) -> list[Entry]:
-    """Return an event for each label that the store does not know yet; raise DataError for an invalid label."""
-    checked = [check_label(label) for label in labels]
-    return [Entry("", WORD, "", {"label": label}) for label in dict.fromkeys(checked) if label not in votes.words]
+    """Return an event for each label, in the form of `check_label`, that the store does not know yet."""
+    return [Entry("", WORD, "", {"label": label}) for label in dict.fromkeys(labels) if label not in votes.words]
 
 
-def check_label(label: str) -> str:
+def check_label(label: str, *, spans: bool = False) -> str:
     """Return a label with normalized spaces.
 
-    Raises DataError if it is empty, too long, or contains a control character.
+    Raises DataError if it is empty, too long, contains a control character, or cannot be one of `spans`.
     """
     plain = " ".join(label.split())
     if not plain:
@@ -213,6 +247,8 @@ def check_label(label: str) -> str:
         raise DataError(f"label: expected at most {LONGEST_LABEL} characters, got {len(plain)}; shorten it")
     if not can_be_read(plain):
         raise DataError("label: contains a control character; write a word")
+    if spans and plain == OUTSIDE:
+        raise DataError(f"label: {OUTSIDE!r} means no span; write another word")
     return plain
 
 
@@ -240,8 +276,8 @@ def labelled_lines(rows: RowsFile, votes: VoteState, *, form: str = ROWS) -> tup
             tied += bool(votes.on(key))
         else:
             found.append((row, label))
-    if rows.spans and (form != ROWS or rows.text.startswith(TASK)):
-        lines = formatted(((text_of(row, rows.text), read(vote), _others(row, rows)) for row, vote in found), form)
+    if rows.spans and (form != ROWS or rows.tasks):
+        lines = formatted([_span_row(row, vote, rows) for row, vote in found], form)
     else:
         lines = [line({**row.fields, rows.label: _written(vote, rows)}) for row, vote in found]
     return lines, LabelExport(len(found), tied)
@@ -273,11 +309,10 @@ def _label_of(row: Row, column: str) -> str:
 def _spans_of(row: Row, rows: RowsFile) -> str:
     """Return the spans of a row as a vote, empty if it is not annotated; raise DataError for invalid ones."""
     value = cell(row, rows.label)
-    is_task = rows.text.startswith(TASK)  # of Label Studio, whose list has annotations
-    if value in (None, "") or (is_spans(value) and span_items(value) is None) or (is_task and listed(value) == []):
+    if not is_annotated(value, task=rows.tasks):
         return ""
     text = text_of(row, rows.text)
-    spans = checked(spans_in(row, rows.label, text), text, row.where)
+    spans = checked(spans_in(row, rows.label, text, of=rows.text), text, row.where)
     return written([span._replace(label=check_label(span.label)) for span in spans])
 
 
@@ -286,13 +321,18 @@ def _written(vote: str, rows: RowsFile) -> object:
     return [span._asdict() for span in read(vote)] if rows.spans else vote
 
 
-def _others(row: Row, rows: RowsFile) -> dict[str, object]:
-    """Return the columns of a row, or of the data of a task, that are neither its text nor spans."""
-    fields, task = row.fields, rows.text.startswith(TASK)
-    if task:
+def _span_row(row: Row, vote: str, rows: RowsFile) -> SpanRow:
+    """Return a row for a file in another format."""
+    fields, column = row.fields, rows.text
+    outer: dict[str, object] = {}
+    if rows.tasks:
+        outer = {name: fields[name] for name in TASK_FIELDS if name in fields}
         fields = data if isinstance(data := fields.get(TASK.rstrip(".")), Mapping) else {}
-    left_out = {rows.text.removeprefix(TASK) if task else rows.text, rows.label}
-    return {name: value for name, value in fields.items() if name not in left_out}
+        column = column.removeprefix(TASK)
+    own = column if column in set(fields) else TEXTS[0]  # a dotted or joined name is none of the row
+    left_out = {column} if rows.tasks else {column, rows.label}
+    other = {name: value for name, value in fields.items() if name not in left_out}
+    return SpanRow(row.where, text_of(row, rows.text), read(vote), own, other, outer)
 
 
 def _shown(value: object) -> str:

@@ -5,6 +5,7 @@ A rater first gets shared rows that another rater has labelled, then the row tha
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -154,6 +155,10 @@ class SpanSession(LabelSession):
         """Return the state without votes."""
         return SpanVotes()
 
+    def vote(self, who: Who, key: str, label: str, *, took: Mapping[str, object] = NO_FACTS) -> None:
+        """Raise DataError: a text has spans, not a label."""
+        raise DataError("label: the spans of these texts are marked; reload the page")
+
     def mark(self, who: Who, key: str, spans: Sequence[Span], *, took: Mapping[str, object] = NO_FACTS) -> None:
         """Record all spans that a rater marked in a text; they are on disk when this returns.
 
@@ -167,7 +172,7 @@ class SpanSession(LabelSession):
             DataError: the row is unknown, or a span is outside the text, blank, or overlaps another.
         """
         item = self.item(key)
-        named = [span._replace(label=check_label(span.label)) for span in spans]
+        named = [span._replace(label=check_label(span.label, spans=True)) for span in spans]
         vote = written(checked(named, item.text, item.where))
         self.assignment.vote(who, item.key, {"label": vote, **took})
 
@@ -180,5 +185,5 @@ class SpanSession(LabelSession):
         return span_agreement(units)
 
     def learned(self, label: str) -> str:
-        """Return the labels that occur in a text."""
-        return " ".join(sorted({span.label for span in read(label)}))
+        """Return the labels that occur in a text, as one word."""
+        return json.dumps(sorted({span.label for span in read(label)}))

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from tunesmith.annotation.vote_state import VoteState
 from tunesmith.annotation.vote_store import Event
 from tunesmith.data.examples.types import Span
-from tunesmith.metrics.spans import counts, value
+from tunesmith.metrics.spans import counts, overlap, value
 
 WHAT = "spans"  # the kind of the store
 
@@ -55,8 +55,8 @@ class SpanVotes(VoteState):
         marked = Counter(span for spans in votes for span in spans)
         chosen = sorted(span for span, count in marked.items() if 2 * count > len(votes))
         for span in marked.keys() - set(chosen):
-            there = sum(any(_meet(span, other) for other in spans) for spans in votes)
-            if 2 * there >= len(votes) and not any(_meet(span, other) for other in chosen):
+            there = sum(any(overlap(span, other) for other in spans) for spans in votes)
+            if 2 * there >= len(votes) and not any(overlap(span, other) for other in chosen):
                 return None
         return written(chosen)
 
@@ -79,7 +79,3 @@ def span_agreement(units: Sequence[Mapping[str, str]]) -> SpanAgreement:
     table = counts([one for one, _ in pairs], [other for _, other in pairs])
     exact, overlap = (value(metric, table) if pairs else None for metric in ("entity_f1", "overlap_f1"))
     return SpanAgreement(items=sum(len(unit) > 1 for unit in units), exact_f1=exact, overlap_f1=overlap)
-
-
-def _meet(one: Span, other: Span) -> bool:
-    return one.start < other.end and other.start < one.end

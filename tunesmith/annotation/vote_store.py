@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,13 +84,17 @@ class VoteStore:
         path: the file.
         what: kind of the items; a store of another kind is refused.
         clock: current Unix time in seconds.
+        empty: other kinds; a store of one of them that has no events becomes one of this kind.
 
     Raises:
         DataError: the file is not a vote store, is of another kind, damaged, or cannot be opened.
     """
 
-    def __init__(self, path: Path, *, what: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, *, what: str, clock: Callable[[], float] = time.time, empty: Collection[str] = ()
+    ) -> None:
         self.path = path
+        self._what = what
         self._clock = clock
         self._lock = RLock()
         try:
@@ -104,7 +108,7 @@ class VoteStore:
                 path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
             )
             try:
-                self._open(what)
+                self._open(what, empty)
             except BaseException:
                 self._db.close()
                 raise
@@ -113,7 +117,7 @@ class VoteStore:
                 raise DataError(_damaged(path, str(error))) from error
             raise DataError(f"{path}: cannot store votes ({error}); give a file in a writable folder") from error
 
-    def _open(self, what: str) -> None:
+    def _open(self, what: str, empty: Collection[str]) -> None:
         application = self._pragma("application_id")
         if application != APPLICATION and self._db.execute("select 1 from sqlite_master limit 1").fetchone():
             raise DataError(f"{self.path}: database of another program; give another vote store")
@@ -126,9 +130,16 @@ class VoteStore:
             for statement in SCHEMA:
                 self._db.execute(statement)
             self._db.execute("insert or ignore into about values ('what', ?)", (what,))
+            for kind in empty:
+                change = "update about set value = ? where value = ? and not exists (select 1 from events)"
+                self._db.execute(change, (what, kind))
+            self._check_kind()
+
+    def _check_kind(self) -> None:
         (stored,) = self._db.execute("select value from about where key = 'what'").fetchone()
-        if stored != what:
-            raise DataError(f"{self.path}: expected votes on {what}, got votes on {stored}; give another vote store")
+        if stored != self._what:
+            problem = f"expected votes on {self._what}, got votes on {stored}"
+            raise DataError(f"{self.path}: {problem}; give another vote store")
 
     @staticmethod
     def kind(path: Path) -> str:
@@ -139,11 +150,21 @@ class VoteStore:
         except (sqlite3.Error, TypeError):
             return ""
 
+    @staticmethod
+    def has_events(path: Path) -> bool:
+        """Return whether a file is a store with any event."""
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+                return db.execute("select 1 from events limit 1").fetchone() is not None
+        except sqlite3.Error:
+            return False
+
     def append(self, *entries: Entry) -> list[Event]:
         """Write the entries in one transaction and return them as events; raise Unwritten if that fails now."""
         at = self._clock()
         events = []
         with self._writing():
+            self._check_kind()  # another process may have opened the store while it was empty
             for entry in entries:
                 body = json.dumps(dict(entry.body or {}), ensure_ascii=False, sort_keys=True)
                 values = (at, entry.rater, entry.kind, entry.item, body)

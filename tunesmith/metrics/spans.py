@@ -58,12 +58,12 @@ def outcomes(gold: Spans, given: Spans, label: str = "") -> dict[SpanOutcome, in
     found: dict[SpanOutcome, int] = dict.fromkeys(SPAN_OUTCOMES, 0)
     for right, spans in zip(gold, given, strict=True):
         for span in (one for one in right if label in ("", one.label)):
-            touching = [other for other in spans if _meet(span, other)]
+            touching = [other for other in spans if overlap(span, other)]
             same = any(other.label == span.label for other in touching)
             name: SpanOutcome = "other_bounds" if same else "other_label" if touching else "missed"
             found["exact" if span in spans else name] += 1
         found["spurious"] += sum(
-            not any(_meet(span, other) for other in right) for span in spans if label in ("", span.label)
+            not any(overlap(span, other) for other in right) for span in spans if label in ("", span.label)
         )
     return found
 
@@ -126,11 +126,12 @@ def _pairs(one: Sequence[Span], other: Sequence[Span]) -> int:
         left, right = ([span for span in sorted(spans) if span.label == label] for spans in (one, other))
         i = j = 0
         while i < len(left) and j < len(right):
-            met = _meet(left[i], right[j])
+            met = overlap(left[i], right[j])
             before = left[i].end <= right[j].start
             count, i, j = count + met, i + (met or before), j + (met or not before)
     return count
 
 
-def _meet(one: Span, other: Span) -> bool:
+def overlap(one: Span, other: Span) -> bool:
+    """Return whether two spans have a character in common."""
     return one.start < other.end and other.start < one.end

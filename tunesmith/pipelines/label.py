@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from tunesmith.annotation.active_learning import LabelQueue
 from tunesmith.annotation.label_features import make_vectors
 from tunesmith.annotation.label_rows import (
+    Given,
     LabelExport,
     RowsFile,
     brought_labels,
     check_label,
     export,
     given_labels,
+    items_of,
     not_yet,
-    read_items,
     words,
 )
 from tunesmith.annotation.labelling import WHAT, LabelSession, SpanSession
 from tunesmith.annotation.span_votes import WHAT as SPANS
 from tunesmith.annotation.span_votes import SpanVotes
 from tunesmith.annotation.vote_state import VoteState
-from tunesmith.annotation.vote_store import VoteStore
+from tunesmith.annotation.vote_store import Event, VoteStore
 from tunesmith.data.examples.span_formats import ROWS
 from tunesmith.data.files import quoted
+from tunesmith.data.readers.read import read_rows
 from tunesmith.errors import OptionError, Refused
 from tunesmith.pipelines.requests import LabelRequest
 
@@ -60,9 +63,7 @@ def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], Non
         Refused: no row has a label.
     """
     request.check_export(path)
-    rows, store = _open_store(request, log)
-    votes = (SpanVotes if rows.spans else VoteState)(store.since())
-    store.close()
+    rows, votes = _exported(request, log)
     if not any(votes.label(key) for key in rows.keys):
         if any(votes.on(key) for key in rows.keys):
             fix = "let one more rater label them by raising --raters"
@@ -81,42 +82,81 @@ def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], Non
     return result
 
 
-def _marks_spans(request: LabelRequest) -> bool:
-    """Return whether spans are labelled, by the options or the store. Raises OptionError for options of labels."""
-    kind, of_spans = VoteStore.kind(request.kept_in), request.form not in ("", ROWS)
+def _marks_spans(request: LabelRequest) -> bool | None:
+    """Return whether spans are labelled, by the options or the store; None if the rows decide.
+
+    Raises OptionError for options of labels.
+    """
+    kind = VoteStore.kind(request.kept_in) if VoteStore.has_events(request.kept_in) else ""
+    of_spans = request.form not in ("", ROWS)
     if of_spans and kind == WHAT:
         raise OptionError(f"--format {request.form}: a format of spans, and {request.kept_in} has labels; leave it out")
     spans = bool(request.spans) or of_spans or kind == SPANS
     if spans and request.labels:
         raise OptionError("--labels: spans are marked; name their labels with --spans")
-    return spans
+    return spans or (False if request.labels or kind else None)
 
 
-def _open_store(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFile, VoteStore]:
-    """Read the rows, open the store, and add the labels of the command line and of the files to it."""
+def _read(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFile, dict[str, Given]]:
+    """Read the rows, and the labels of each file as votes."""
     request.overlap.check()
-    for label in (*request.labels, *request.spans):
-        check_label(label)
     spans = _marks_spans(request)
-    rows = read_items(request.source, request.columns, spans=spans, offline=request.offline)
+    rows = items_of(read_rows(request.source, offline=request.offline), request.columns, spans=spans)
+    if rows.spans and spans is None:
+        log(f"{rows.label!r} has spans, so spans are marked")
     if rows.copies:
-        log(f"{rows.copies} rows repeat the text of another row; each text is labelled once")
+        done = "its spans are marked once" if rows.spans else "each text is labelled once"
+        log(f"{rows.copies} rows repeat the text of another row; {done}")
     if rows.blank:
         log(f"{rows.blank} rows left out because {rows.text!r} is empty")
     given = {request.source: given_labels(rows, rater=Path(request.source).name)}
     if request.brought:
         given[request.brought] = brought_labels(request.brought, rows, offline=request.offline)
-    store = VoteStore(request.kept_in, what=SPANS if spans else WHAT)  # opened last, so that invalid rows leave no file
-    events = store.since()
-    votes = (SpanVotes if spans else VoteState)(events)
-    entries = words(request.labels or request.spans, votes)
     for source, labels in given.items():
-        name = Path(source).name
+        name, votes = Path(source).name, "spans" if rows.spans else "label"
         if labels.contradictions:
-            log(f"{name}: {labels.contradictions} rows contradict the label of the first row with their text; ignored")
+            log(
+                f"{name}: {labels.contradictions} rows contradict the {votes} of the first row with their text; ignored"
+            )
         if labels.strangers:
             log(f"{name}: {labels.strangers} rows left out because their text is not in the data")
-        entries += not_yet(labels, votes, events)
+    return rows, given
+
+
+def _open_store(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFile, VoteStore]:
+    """Read the rows, open the store, and add the labels of the command line and of the files to it."""
+    labels = [check_label(label) for label in request.labels]
+    labels += [check_label(label, spans=True) for label in request.spans]
+    rows, given = _read(request, log)
+    # Opened last, so that invalid rows leave no file.
+    store = VoteStore(request.kept_in, what=SPANS if rows.spans else WHAT, empty=(SPANS, WHAT))
+    events = store.since()
+    votes = _state(rows, events)
+    entries = words(labels, votes)
+    for found in given.values():
+        entries += not_yet(found, votes, events)
     if entries:
         store.append(*entries)
     return rows, store
+
+
+def _exported(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFile, VoteState]:
+    """Return the rows, and the votes of the store and of the rows; the store is not changed or created."""
+    if request.brought:  # an import is kept
+        rows, store = _open_store(request, log)
+        with closing(store):
+            return rows, _state(rows, store.since())
+    rows, given = _read(request, log)
+    events: list[Event] = []
+    if VoteStore.has_events(request.kept_in):
+        with closing(VoteStore(request.kept_in, what=SPANS if rows.spans else WHAT)) as store:
+            events = store.since()
+    votes = _state(rows, events)
+    for found in given.values():
+        for entry in not_yet(found, votes, events):
+            votes.take(Event(votes.number + 1, 0.0, entry.rater, entry.kind, entry.item, entry.body or {}))
+    return rows, votes
+
+
+def _state(rows: RowsFile, events: Sequence[Event]) -> VoteState:
+    return (SpanVotes if rows.spans else VoteState)(events)

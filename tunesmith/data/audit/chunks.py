@@ -10,7 +10,7 @@ from pathlib import Path
 from tunesmith.data.files import quoted, read_json
 from tunesmith.data.readers.csv_tsv import BrokenLine, read_table
 from tunesmith.data.readers.read import LINES, TABLES, RowStream, check_kind, read_rows
-from tunesmith.data.readers.row import SHOWN_FAULTS, Row, nested, reason, refuse
+from tunesmith.data.readers.row import SHOWN_FAULTS, Row, fields_of, nested, reason, refuse
 from tunesmith.data.readers.text_file import TextFile, locate, open_text
 from tunesmith.errors import DataError
 
@@ -76,7 +76,8 @@ def parsed(raw: bytes | dict[str, object] | str) -> Mapping[str, object] | str:
         value = read_json(raw.rstrip(b"\r\n"))  # otherwise an error at the end would be reported on line 2
     except (ValueError, RecursionError) as error:
         return f"invalid JSON ({reason(error)})"
-    return nested(value) if isinstance(value, dict) else f"expected an object, got {type(value).__name__}"
+    fields = fields_of(value)
+    return f"expected an object, got {type(value).__name__}" if fields is None else nested(fields)
 
 
 def head(source: str, count: int, *, offline: bool = False) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.data.examples.types import Span
 from tunesmith.data.text.minhash import WORD_BITS, K, Longs, Shorts
 
 CUT = "\x1f"
+SPANS_CUT = CUT + CUT
 # Kinds of invalid rows, which other checks skip.
 BROKEN = ("unreadable", "wrong_roles", "empty", "nothing_to_learn")
 # Limits memory for files with a million invalid rows.
@@ -33,9 +36,15 @@ class Digest:
     labels: list[tuple[str, ...]]  # labels of each row
     types: set[tuple[str, str]]  # pairs of a label and its type in the file
     marks: dict[str, dict[int, str]]  # kind -> row -> note
-    texts: list[bytes]  # prompt and answer, UTF-8
+    texts: list[bytes]  # prompt, answer and spans, from `stored`
     counts: tuple[NDArray[np.uint32], NDArray[np.uint32]]  # word slots, and the number of rows that contain each
     leaks: list[dict[int, int]] = field(default_factory=list)  # per test file, row -> row of that file
+
+
+def stored(question: str, answer: str, spans: Sequence[Span]) -> bytes:
+    """Return the prompt, the answer and the spans of a row as they are kept on disk."""
+    marks = f"{SPANS_CUT}{json.dumps(spans)}" if spans else ""
+    return f"{question}{CUT}{answer}{marks}".encode(errors="surrogatepass")
 
 
 class RowTable:
@@ -96,11 +105,18 @@ class RowTable:
 
     def text(self, row: int) -> tuple[str, str]:
         """Return the prompt and the answer of a row."""
+        question, _, answer = self._stored(row).partition(CUT)
+        return question, answer.partition(SPANS_CUT)[0]
+
+    def spans(self, row: int) -> list[Span]:
+        """Return the spans of a row, in order."""
+        found = self._stored(row).rpartition(SPANS_CUT)
+        return [Span(*span) for span in json.loads(found[2])] if found[1] else []
+
+    def _stored(self, row: int) -> str:
         start, end = int(self._starts[row]), int(self._starts[row + 1])
         self._spool.seek(start)
-        raw = self._spool.read(end - start)
-        question, _, answer = raw.decode("utf-8", errors="surrogatepass").partition(CUT)
-        return question, answer
+        return self._spool.read(end - start).decode("utf-8", errors="surrogatepass")
 
     def where(self, row: int) -> str:
         """Return the location of a row, `file.jsonl:17`."""

@@ -10,8 +10,8 @@ from typing import Any
 from tunesmith.data.audit.checks.tool_checks import tool_findings
 from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, queries, rated, text_of
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
-from tunesmith.data.examples.spans import readable, spans_in, tagged, trim
-from tunesmith.data.examples.types import Query, TaggedText
+from tunesmith.data.examples.spans import inline, readable, spans_in, tagged, trim
+from tunesmith.data.examples.types import Query, Span, TaggedText
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
 from tunesmith.data.schema.cells import cell, has_column, label_cell
@@ -42,6 +42,8 @@ class View:
     why: str = ""  # reason of the finding
     calls: Mapping[str, str] = field(default_factory=dict)  # findings about tool calls, kind -> note
     types: tuple[str, ...] = ()  # of the labels, as they are in the file
+    spans: tuple[Span, ...] = ()
+    compared: str = ""  # what is compared with the answers to equal prompts; empty: the answer
 
 
 def view(row: Row, columns: Mapping[str, str]) -> View:
@@ -91,10 +93,11 @@ def _spanned(row: Row, columns: Mapping[str, str]) -> View:
         return View(_text(cell(row, columns.get("text", ""))), "", (), "unreadable", why)
     text, spans = found[0].text, found[0].spans
     cut = [span for span in spans if any(CUT_WORD.match(text, place - 1) for place in span[:2] if place)]
-    written = spans_in(row, columns["spans"], text) if "spans" in columns else list(spans)
+    written = spans_in(row, columns["spans"], text, of=columns["text"]) if "spans" in columns else list(spans)
     loose = [span for span in written if trim(span, text) != span]
     notes = {"cut_word": readable(cut, text), "span_spaces": readable(loose, text)}
-    return View(text, readable(spans, text), calls={kind: note for kind, note in notes.items() if note})
+    calls = {kind: note for kind, note in notes.items() if note}
+    return View(text, readable(spans, text), compared=inline(spans, text), calls=calls, spans=spans)
 
 
 def _searched(row: Row, columns: Mapping[str, str]) -> View:

@@ -24,7 +24,6 @@ from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.row_table import BROKEN, RowTable
 from tunesmith.data.audit.row_view import as_answer
 from tunesmith.data.audit.scan_file import read_held, read_table
-from tunesmith.data.examples.spans import from_readable
 from tunesmith.data.examples.types import Span
 from tunesmith.data.text.minhash import digest
 
@@ -171,8 +170,7 @@ class _Auditor:
         self.tools.log("comparing spans")
 
         def read(row: int) -> tuple[str, list[Span]]:
-            text, line = self.table.text(row)
-            return text, from_readable(line, text)
+            return self.table.text(row)[0], self.table.spans(row)
 
         self.found["span_disagreement"] = disagreements(self.table.sound().tolist(), read)
 

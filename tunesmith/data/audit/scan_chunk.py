@@ -14,7 +14,7 @@ from tunesmith.data.audit.checks.secrets import keys
 from tunesmith.data.audit.checks.text_checks import chat_tokens, edges, refusal
 from tunesmith.data.audit.chunks import RowChunk, parsed
 from tunesmith.data.audit.options import AuditSource
-from tunesmith.data.audit.row_table import CUT, Digest
+from tunesmith.data.audit.row_table import CUT, Digest, stored
 from tunesmith.data.audit.row_view import LETTERS, View, view
 from tunesmith.data.readers.row import Row, allowed_values, has_allowed
 from tunesmith.data.text.language import language
@@ -82,7 +82,7 @@ class _ChunkScan:
         ends = (digest(first) if first else 0, digest(last) if last else 0)
         both = digest(f"{seen.question.strip()}{CUT}{seen.answer.strip()}", exact=True)
         self.languages.append(language(seen.answer if ask.answered else text))
-        self.hashes.append((digest(seen.question), digest(seen.answer), both, *ends))
+        self.hashes.append((digest(seen.question), digest(seen.compared or seen.answer), both, *ends))
         if seen.problem:
             self.marks.setdefault(seen.problem, {})[row] = seen.why
         if seen.problem == "unreadable":
@@ -100,7 +100,7 @@ class _ChunkScan:
         numbers = np.array(self.hashes, np.uint64).reshape(-1, 5)
         stacked = np.concatenate(self.counted) if self.counted else np.zeros(0, np.uint32)
         word_slots, counts = np.unique(stacked, return_counts=True)
-        texts = [f"{seen.question}{CUT}{seen.answer}".encode(errors="surrogatepass") for seen in self.views]
+        texts = [stored(seen.question, seen.answer, seen.spans) for seen in self.views]
         return Digest(
             lines=np.array(self.lines, np.int64),
             asked=numbers[:, 0].copy(),

@@ -8,10 +8,12 @@ code points.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunesmith.data.examples.types import Span
+from tunesmith.errors import DataError
 
 ROWS, SPACY, LABEL_STUDIO = "rows", "spacy", "label-studio"
 FORMATS = (ROWS, SPACY, LABEL_STUDIO)
@@ -24,23 +26,51 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
 FROM, TO = "label", "text"
 
 
-def formatted(rows: Iterable[tuple[str, Sequence[Span], Mapping[str, Any]]], form: str) -> list[str]:
+class SpanRow(NamedTuple):
+    """A text with spans, and what else its row has."""
+
+    where: str  # file:line
+    text: str
+    spans: Sequence[Span]
+    column: str  # name of the text
+    other: Mapping[str, Any]  # further columns
+    task: Mapping[str, Any]  # further fields of a task of Label Studio, such as its id
+
+
+def formatted(rows: Iterable[SpanRow], form: str) -> list[str]:
     """Return the lines of a file, with line ends.
 
     Args:
-        rows: text, spans, and further columns of each row.
+        rows: the texts.
         form: one of FORMATS.
+
+    Raises:
+        DataError: a further column has the name of one of the format.
     """
     if form == LABEL_STUDIO:
-        tasks = [line(_task(*row)).rstrip() for row in rows]
+        tasks = [line(_task(row)).rstrip() for row in rows]
         return ["[\n", ",\n".join(tasks), "\n]\n"]
     if form == SPACY:
-        return [line([text, {"entities": [list(span) for span in spans]}]) for text, spans, _ in rows]
-    return [line({**other, "text": text, "spans": [span._asdict() for span in spans]}) for text, spans, other in rows]
+        return [line([row.text, {"entities": [list(span) for span in row.spans]}]) for row in rows]
+    return [line(_row(row)) for row in rows]
 
 
-def _task(text: str, spans: Sequence[Span], other: Mapping[str, Any]) -> dict[str, Any]:
+def _row(row: SpanRow) -> dict[str, Any]:
+    """Return a row of `tag`."""
+    _check_names(row, row.column, "spans")
+    return {**row.task, **row.other, row.column: row.text, "spans": [span._asdict() for span in row.spans]}
+
+
+def _check_names(row: SpanRow, *names: str) -> None:
+    """Raise DataError if a further column would be overwritten."""
+    for name in names:
+        if name in row.other:
+            raise DataError(f"{row.where}: the export has another column {name!r} of its own; rename this one")
+
+
+def _task(row: SpanRow) -> dict[str, Any]:
     """Return a task of Label Studio with one annotation."""
+    _check_names(row, row.column)
     result = [
         {
             "id": f"{number:010d}",
@@ -50,16 +80,28 @@ def _task(text: str, spans: Sequence[Span], other: Mapping[str, Any]) -> dict[st
             "value": {
                 "start": span.start,
                 "end": span.end,
-                "text": text[span.start : span.end],
+                "text": row.text[span.start : span.end],
                 "labels": [span.label],
             },
         }
-        for number, span in enumerate(spans)
+        for number, span in enumerate(row.spans)
     ]
-    return {"data": {**other, "text": text}, "annotations": [{"result": result}]}
+    return {**row.task, "data": {**row.other, row.column: row.text}, "annotations": [{"result": result}]}
 
 
 def line(value: object) -> str:
-    """Return a value as one line of JSON, with its end."""
+    """Return a value as one line of JSON, with its end; a number that is not finite, which JSON has not, is null."""
+    try:
+        words = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        words = json.dumps(_finite(value), ensure_ascii=False, default=str, allow_nan=False)
     # Another column may contain half of a surrogate pair, which UTF-8 cannot encode.
-    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode() + "\n"
+    return words.encode(errors="backslashreplace").decode() + "\n"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,19 +5,19 @@ Rows have spans by character (`spans`, spaCy's `ents` and `entities`, Label Stud
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from tunesmith.data.examples.parsers import group_of, need, parsed, row_error, text_of
 from tunesmith.data.examples.types import Span, TaggedText
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.cells import cell
-from tunesmith.data.schema.values import TAG, is_spans, is_tag, listed, span_items
+from tunesmith.data.schema.values import TAG, is_spans, is_tag, listed, span_items, span_results
 from tunesmith.errors import DataError
 
 OUTSIDE = "O"
+# Columns of a task of Label Studio: the beginning of that of the text, and that of the spans.
+TASK, ANNOTATIONS = "data.", "annotations"
 SHOWN = 30  # characters of a span in messages
-READABLE = re.compile(r"(.*?)\[(\d+):(\d+)\] ", re.DOTALL)
 
 
 def tagged(rows: Sequence[Row], *, columns: Mapping[str, str], group: str = "") -> list[TaggedText]:
@@ -39,32 +39,67 @@ def tagged(rows: Sequence[Row], *, columns: Mapping[str, str], group: str = "") 
             text, spans = _from_words(row, columns["words"], columns["tags"])
         else:
             text = text_of(row, columns["text"])
-            spans = spans_in(row, columns["spans"], text, task=columns["text"].startswith("data."))
+            spans = spans_in(row, columns["spans"], text, of=columns["text"])
         return TaggedText(row.where, text, checked(spans, text, row.where), group_of(row, group))
 
     return parsed(rows, parse)
 
 
-def spans_in(row: Row, column: str, text: str, *, task: bool = False) -> list[Span]:
+def is_task(text: str, spans: str) -> bool:
+    """Return whether a file with these columns of the text and the spans has tasks of Label Studio."""
+    return text.startswith(TASK) and spans == ANNOTATIONS
+
+
+def is_annotated(value: object, *, task: bool) -> bool:
+    """Return whether a cell says which spans a text has, if only by `[]`.
+
+    Args:
+        value: the cell.
+        task: it has the annotations of a task, where an empty list is of a text without any.
+    """
+    without = is_spans(value) and span_items(value) is None  # annotations that are not of spans
+    return not (value in (None, "") or without or (task and listed(value) == []))
+
+
+def spans_in(row: Row, column: str, text: str, *, of: str) -> list[Span]:
     """Return the spans of a row as they are written.
 
     Args:
         row: the row.
         column: holds the spans. Only an empty list says that there are none, as a text may not be annotated at all.
         text: the text of the row.
-        task: the row is a task of Label Studio, whose list has annotations; an empty one is of a text without any.
+        of: column of the text.
 
     Raises:
         DataError: the row is not annotated, or has what is not a span of the text.
     """
     value = cell(row, column)
-    items = span_items(value)
-    if value in (None, "") or (is_spans(value) and items is None) or (task and listed(value) == []):
+    if not is_annotated(value, task=is_task(of, column)):
         problem = f"{row.where}: column {column!r} has no annotation of this text"
         raise DataError(f"{problem}; drop the row, or write [] if nothing in it is a span")
+    items = span_items(value)
     if items is None or not is_spans(value):
         raise row_error(row, column, "must be a list of {start, end, label}")
+    _check_results(row, value, of)
     return [_span(item, text, row, column) for item in items]
+
+
+def _check_results(row: Row, value: object, text: str) -> None:
+    """Raise DataError for results of Label Studio that do not mark characters of this column of a text."""
+    results = span_results(value)
+    for kind in sorted({str(item["type"]) for item in results} - {"labels"}):
+        problem = f"results of type {kind!r} do not count characters of a plain text"
+        raise DataError(f"{row.where}: {problem}; mark them with <Labels> of a <Text> in Label Studio")
+    marked = sorted({str(item["to_name"]) for item in results if item.get("to_name")})
+    if len(marked) > 1:
+        problem = f"spans of {' and '.join(map(repr, marked))}"
+        raise DataError(f"{row.where}: {problem}; a row has spans of one text, so export one task for each")
+    # A name that is a field as well is usually its field; "text" is the name in Label Studio's own templates.
+    for name in marked:
+        if name != "text" and text != f"{TASK}{name}" and isinstance(row.fields.get(f"{TASK}{name}"), str):
+            raise DataError(
+                f"{row.where}: spans of {name!r}, not of {text!r}; name the column of the text {TASK}{name}"
+            )
 
 
 def checked(spans: Iterable[Span], text: str, where: str) -> tuple[Span, ...]:
@@ -116,14 +151,15 @@ def readable(spans: Iterable[Span], text: str) -> str:
     return "; ".join(f"{span.label}[{span.start}:{span.end}] {text[span.start : span.end]}" for span in spans)
 
 
-def from_readable(line: str, text: str) -> list[Span]:
-    """Return the spans that `readable` has written in one line, of the same text."""
-    spans, at = [], 0
-    while match := READABLE.match(line, at):
-        start, end = int(match[2]), int(match[3])
-        spans.append(Span(start, end, match[1]))
-        at = match.end() + end - start + len("; ")
-    return spans
+def inline(spans: Iterable[Span], text: str) -> str:
+    """Return a text with its spans marked in it, equal for equal spans of texts that differ in case or spacing."""
+    parts, at = [], 0
+    for span in spans:
+        # In hexadecimal, as labels in upper and lower case are different labels.
+        parts += [text[at : span.start], f"\x01{span.label.encode(errors='surrogatepass').hex()}\x02"]
+        parts += [text[span.start : span.end], "\x03"]
+        at = span.end
+    return "".join([*parts, text[at:]])
 
 
 def tags_of(spans: Sequence[Span], pieces: Sequence[tuple[int, int]], text: str) -> list[str]:
@@ -204,7 +240,7 @@ def _span(item: object, text: str, row: Row, column: str) -> Span:
     if type(start) is not int or type(end) is not int or not word:
         raise row_error(row, column, f"has a span without start, end or one label: {str(dict(item))[:80]}")
     copied = item.get("text")
-    if isinstance(copied, str) and text[start:end].strip() != copied.strip():
+    if isinstance(copied, str) and text[start:end].strip() not in (copied.strip(), copied.replace("\\n", "\n").strip()):
         problem = f"the span {copied[:SHOWN]!r} at {start} to {end} is {text[start:end][:SHOWN]!r} in the text"
         raise DataError(f"{row.where}: {problem}; count code points, not bytes or UTF-16 units")
     return Span(start, end, word)

@@ -255,15 +255,20 @@ def objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> It
         except (ValueError, RecursionError) as error:
             problem = f"{where}: invalid JSON ({reason(error)}); write one JSON object per line"
         else:
-            if isinstance(parsed, list) and is_pair(parsed):
-                parsed = {"text": parsed[0], **parsed[1]}
-            if isinstance(parsed, dict):
-                yield Row(where, parsed)
+            if (fields := fields_of(parsed)) is not None:
+                yield Row(where, fields)
                 continue
             problem = f'{where}: expected an object, got {type(parsed).__name__}; write {{"column": value}}'
         errors, more = ([*errors, problem], more) if len(errors) < SHOWN_FAULTS else (errors, more + 1)
     if errors:
         refuse(errors, more=more)
+
+
+def fields_of(value: object) -> dict[str, object] | None:
+    """Return the columns of a parsed line: an object, or a text with its annotations; None for anything else."""
+    if isinstance(value, list) and is_pair(value):
+        return {**value[1], "text": value[0]}
+    return value if isinstance(value, dict) else None
 
 
 def is_pair(value: Sequence[object]) -> bool:

@@ -480,7 +480,9 @@ def span_columns(
     sample = _Sample(rows[:LOOKED_AT])
     if not (words or tags):
         found = spans or sample.column(SPANS, is_spans)
-        text_column = text or sample.column((*TEXTS, "data.text"), is_text)
+        # A task of Label Studio may have a title as well, and repeats parts of the text in its results.
+        names = ("data.text", *TEXTS) if found == "annotations" else (*TEXTS, "data.text")
+        text_column = text or sample.column(names, is_text)
         if text_column and found and (spans or any(map(listed, sample.values(found)))):
             return {"text": text_column, "spans": found}
     if text or spans:

@@ -24,6 +24,8 @@ NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 MOST_NUMBERS = 0.9
 MOST_CODES, FEWEST_CODES = 20, 5
 LONGEST_LABEL = 60  # characters
+# Types of Label Studio's results that mark spans; only the positions of the first count characters of a plain text.
+SPAN_RESULTS = ("labels", "hypertextlabels", "paragraphlabels")
 SEPARATORS = (";", "|", ",")  # between several labels of one text
 MOST_DISTINCT = 0.5
 # Lower-case spellings of a rating.
@@ -105,19 +107,37 @@ def _read_list(value: object) -> list[Any] | None:
 
 
 def span_items(value: object) -> list[Any] | None:
-    """Return the spans of a cell; None for anything but a list, or if Label Studio's annotations were all cancelled.
+    """Return the spans of a cell; None for anything but a list, or if no annotation of Label Studio is one of spans.
 
-    Of several annotations, the results of the first that was not cancelled are returned.
+    Of several annotations, the results of the first of spans that was not cancelled are returned.
     """
     items = _read_list(value)
-    annotations = [item for item in items or () if isinstance(item, Mapping) and isinstance(item.get("result"), list)]
-    if annotations:
-        kept = next((item["result"] for item in annotations if not item.get("was_cancelled")), None)
-        items = kept and [item for item in kept if isinstance(item, Mapping) and item.get("type") == "labels"]
+    if (annotations := _annotations(items)) is not None:
+        items = None if not annotations else [item for item in annotations[0] if item.get("type") == "labels"]
     return items and [
         item["value"] if isinstance(item, Mapping) and isinstance(item.get("value"), Mapping) else item
         for item in items
     ]
+
+
+def span_results(value: object) -> list[Mapping[str, Any]]:
+    """Return the results with spans of Label Studio's annotation that `span_items` reads; empty without annotations."""
+    annotations = _annotations(_read_list(value))
+    return [item for item in annotations[0] if item.get("type") in SPAN_RESULTS] if annotations else []
+
+
+def _annotations(items: list[Any] | None) -> list[list[Mapping[str, Any]]] | None:
+    """Return the results of each annotation of spans that was not cancelled; None for other items.
+
+    An annotation without any result says that nothing is marked. One that only has results of other kinds, such as
+    choices, is not one of spans.
+    """
+    found = [item for item in items or () if isinstance(item, Mapping) and isinstance(item.get("result"), list)]
+    if not found:
+        return None
+    results = [item["result"] for item in found if not item.get("was_cancelled")]
+    objects = [[item for item in result if isinstance(item, Mapping)] for result in results]
+    return [result for result in objects if not result or any(item.get("type") in SPAN_RESULTS for item in result)]
 
 
 def is_spans(value: object) -> bool:
