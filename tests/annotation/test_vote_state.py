@@ -40,6 +40,16 @@ def test_the_same_undo_from_two_tabs_counts_once():
     assert votes.on("x") == {"Ana": "a"}
 
 
+def test_what_a_person_has_withdrawn_is_known_until_they_vote_again():
+    votes = VoteState([event(1, "Ana", "vote", "x", label="a"), event(2, "Bo", "vote", "x", label="b")])
+    assert votes.withdrawn("x", "Ana") is None
+    votes.take(event(3, "Ana", "undo", "x", of=1))
+    assert votes.withdrawn("x", "Ana") == "a"
+    assert votes.withdrawn("x", "Bo") is None
+    votes.take(event(4, "Ana", "vote", "x", label="c"))
+    assert votes.withdrawn("x", "Ana") is None
+
+
 def test_a_vote_ends_the_skipping_of_its_row():
     votes = VoteState([event(1, "Ana", "skip", "x")])
     assert votes.skipped("Ana") == {"x"}

@@ -102,6 +102,18 @@ def test_a_lease_runs_out(store: VoteStore, clock: Clock):
     assert store.lease("x", BO, places=1, seconds=60)
 
 
+def test_a_renewed_lease_lasts_longer_and_one_that_ran_out_is_not_renewed(store: VoteStore, clock: Clock):
+    store.lease("x", ANA, places=1, seconds=60)
+    clock.now += 50
+    assert store.renew("x", ANA, seconds=60)
+    assert not store.renew("x", BO, seconds=60)
+    assert not store.renew("y", ANA, seconds=60)
+    clock.now += 50
+    assert store.leases() == {"x": [ANA]}
+    clock.now += 11
+    assert not store.renew("x", ANA, seconds=60)
+
+
 def test_thirty_threads_that_want_one_item_get_it_once(store: VoteStore):
     got: list[bool] = []
     wanting = [

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.web.conftest import SCRIPT, Serve, enter, write_rows
+from tests.web.conftest import SCRIPT, Serve, Served, enter, write_rows
 from tunesmith.data.readers.read import read_rows
 from tunesmith.objectives import Tag
 
@@ -22,6 +22,10 @@ pytestmark = pytest.mark.browser
 # Characters outside the basic plane, several code points that are one character, and a letter with a separate accent.
 FAMILY, ACCENT = "👩‍👩‍👧", "cafe\u0301"
 TEXT = f"openssl 3.0 breaks {FAMILY} lib{ACCENT} 1.2 here."
+POST = """async ({ path, ...body }) => {
+    const headers = { "content-type": "application/json", "x-tunesmith": "1" };
+    return (await fetch(`/api/${path}`, { method: "POST", headers, body: JSON.stringify(body) })).json();
+}"""
 
 
 def exported(rows: Path, out: Path) -> list[dict[str, Any]]:
@@ -36,8 +40,8 @@ def marks(page: Page) -> list[tuple[str, str]]:
     return [(mark.get_attribute("data-label") or "", mark.inner_text()) for mark in page.locator("#text mark").all()]
 
 
-def drag(page: Page, part: str) -> None:
-    """Select a part of the text with the mouse."""
+def drag(page: Page, part: str, *, leave: bool = False) -> None:
+    """Select a part of the text with the mouse; with `leave`, the mouse ends below the text."""
     box = page.evaluate(
         """part => {
             const walker = document.createTreeWalker(document.getElementById("text"), NodeFilter.SHOW_TEXT);
@@ -58,6 +62,8 @@ def drag(page: Page, part: str) -> None:
     page.mouse.down()
     page.mouse.move((left + right) / 2, middle)
     page.mouse.move(right - 1, middle)
+    if leave:
+        page.mouse.move(right + 40, middle + 60, steps=3)
     page.mouse.up()
 
 
@@ -179,7 +185,9 @@ def test_the_page_is_named_for_screen_readers_and_a_script_stays_text(browser: B
     page = context.new_page()
     enter(page, server.url, "Ana")
     assert page.evaluate("document.activeElement.id") == "row"
-    expect(page.get_by_role("application", name=re.compile("^Text to mark"))).to_be_visible()
+    keys = page.get_by_role("application", name="Text to mark", exact=True)  # the text is not part of its name
+    expect(keys).to_be_visible()
+    expect(keys).to_be_empty()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+End")  # a key without a meaning here
     page.keyboard.press("1")
@@ -190,3 +198,219 @@ def test_the_page_is_named_for_screen_readers_and_a_script_stays_text(browser: B
     assert page.locator("main img, main script, main b:not(.marks b):not(#my-name), main i:not(.fill)").count() == 0
     assert page.evaluate("getComputedStyle(document.getElementById('row')).outlineStyle") == "solid"
     context.close()
+
+
+def one_text(serve: Serve, tmp_path: Path, *texts: str) -> Served:
+    """A page on the given texts, with two labels."""
+    return serve("label", write_rows(tmp_path / "rows.jsonl", texts), "--spans", "A,B", "--seed", "0")
+
+
+def stored(tmp_path: Path) -> list[dict[str, Any]]:
+    """The marked rows as the store has them now."""
+    return exported(tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+
+
+def test_undo_brings_the_marks_back_after_a_reload_and_in_another_browser(
+    browser: Browser, page: Page, serve: Serve, tmp_path: Path
+):
+    server = one_text(serve, tmp_path, TEXT)
+    enter(page, server.url, "Ana")
+    drag(page, f"lib{ACCENT}")
+    page.keyboard.press("1")
+    drag(page, FAMILY)
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(page.locator("#end")).to_be_visible()
+    page.reload()
+    expect(page.locator("#end")).to_be_visible()
+    page.keyboard.press("u")
+    expect(page.locator("#text mark")).to_have_count(2)
+    assert marks(page) == [("B", FAMILY), ("A", f"lib{ACCENT}")]
+
+    page.reload()  # the withdrawn marks are still those of this rater
+    expect(page.locator("#text mark")).to_have_count(2)
+    page.close()
+    context = browser.new_context()
+    other = context.new_page()
+    enter(other, server.url, "Ana")
+    assert marks(other) == [("B", FAMILY), ("A", f"lib{ACCENT}")]
+    other.locator("#text mark").first.click()
+    other.keyboard.press("Delete")
+    other.keyboard.press("Enter")
+    expect(other.locator("#end")).to_be_visible()
+    other.keyboard.press("u")
+    expect(other.locator("#text mark")).to_have_count(1)
+    context.close()
+
+
+def test_try_again_saves_the_marks_that_are_on_the_page(page: Page, serve: Serve, tmp_path: Path):
+    server = one_text(serve, tmp_path, "bash is a shell")
+    enter(page, server.url, "Ana")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("1")
+    server.kill(signal.SIGKILL)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    page.keyboard.press("2")
+    assert marks(page) == [("B", "bash")]
+    server.start()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#end")).to_be_visible()
+    server.kill(signal.SIGKILL)
+    assert [span["label"] for row in stored(tmp_path) for span in row["spans"]] == ["B"]
+
+
+def test_marks_stay_as_they_are_while_they_are_being_saved(page: Page, serve: Serve, tmp_path: Path):
+    server = one_text(serve, tmp_path, "bash is a shell")
+    enter(page, server.url, "Ana")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("1")
+    waiting: list[Route] = []
+    page.route("**/api/vote", lambda route: waiting.append(route))
+    with page.expect_request("**/api/vote"):
+        page.keyboard.press("Enter")
+    page.keyboard.press("2")
+    expect(page.get_by_role("status")).to_have_text("Not changed: the server has not answered yet.")
+    page.keyboard.press("u")
+    assert marks(page) == [("A", "bash")]
+    waiting[0].continue_()
+    expect(page.locator("#end")).to_be_visible()
+    assert [span["label"] for row in stored(tmp_path) for span in row["spans"]] == ["A"]
+
+
+def test_only_what_is_seen_to_be_selected_is_marked(page: Page, serve: Serve, tmp_path: Path):
+    server = one_text(serve, tmp_path, "bash is a shell")
+    enter(page, server.url, "Ana")
+    status = page.get_by_role("status")
+    drag(page, "shell")
+    page.locator("h1").click()
+    page.keyboard.press("1")
+    expect(status).to_contain_text("Nothing is selected")
+
+    # A drag that leaves the text selects up to its end, and a triple click the whole line.
+    drag(page, "a shell", leave=True)
+    page.keyboard.press("1")
+    assert marks(page) == [("A", "a shell")]
+    page.keyboard.press("u")
+    page.locator("#text").click(click_count=3, position={"x": 12, "y": 12})
+    page.keyboard.press("2")
+    assert marks(page) == [("B", "bash is a shell")]
+
+
+def test_a_click_selects_a_mark_and_a_double_click_does_not_remove_it(page: Page, serve: Serve, tmp_path: Path):
+    server = one_text(serve, tmp_path, "bash is a shell")
+    enter(page, server.url, "Ana")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("1")
+    page.locator("h1").click()
+    mark, place = page.locator("#text mark"), {"x": 8.0, "y": 8.0}
+    mark.dblclick(position=place)  # type: ignore[arg-type]
+    assert marks(page) == [("A", "bash")]
+    page.locator("h1").click()
+    page.wait_for_timeout(600)  # longer than between the clicks of a double click
+    mark.click(position=place)  # type: ignore[arg-type]
+    page.keyboard.press("2")
+    assert marks(page) == [("B", "bash")]
+    page.wait_for_timeout(600)
+    mark.click(position=place)  # type: ignore[arg-type]
+    assert marks(page) == []
+
+
+def test_a_long_text_scrolls_with_the_selection_and_without_marks_by_the_arrow_keys(
+    page: Page, serve: Serve, tmp_path: Path
+):
+    server = one_text(serve, tmp_path, " ".join(f"word{n}" for n in range(1500)))
+    enter(page, server.url, "Ana")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("scrollY > 0")
+    page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
+    seen = """() => {
+        const { top, bottom } = getSelection().getRangeAt(0).getBoundingClientRect();
+        return top >= 0 && bottom <= document.querySelector(".answers").getBoundingClientRect().top;
+    }"""
+    for _ in range(600):
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate("scrollY") > 500
+    assert page.evaluate(seen)
+    page.evaluate("scrollTo({ top: document.body.scrollHeight, behavior: 'instant' })")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(seen)
+
+
+def test_more_marks_than_fit_into_64_kib_are_saved(page: Page, serve: Serve, tmp_path: Path):
+    words = [f"w{n}" for n in range(3000)]
+    server = one_text(serve, tmp_path, " ".join(words))
+    page.goto(server.url)
+    item = page.evaluate(POST, {"path": "next", "rater": "Ana", "tab": "tab-aaaa"})["item"]
+    spans, at = [], 0
+    for word in words:
+        spans.append({"start": at, "end": at + len(word), "label": "\U0001f600" * 60})
+        at += len(word) + 1
+    vote = {"path": "vote", "rater": "Ana", "tab": "tab-aaaa", "item": item["key"], "spans": spans}
+    assert page.evaluate(POST, vote)["item"] is None
+    assert len(stored(tmp_path)[0]["spans"]) == 3000
+
+
+def test_a_change_reserves_the_text_for_longer_and_closing_with_marks_asks(page: Page, serve: Serve, tmp_path: Path):
+    server = one_text(serve, tmp_path, "bash is a shell")
+    page.clock.install()
+    enter(page, server.url, "Ana")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("1")
+    assert "renew" not in asked
+    page.clock.fast_forward(61_000)
+    with page.expect_response("**/api/renew") as answered:
+        page.keyboard.press("2")
+    assert answered.value.json() == {"held": True}
+    page.keyboard.press("1")
+    assert asked.count("renew") == 1
+    page.reload()
+    assert "beforeunload" in asked
+    expect(page.locator("#text")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator("#end")).to_be_visible()
+    page.reload()
+    assert asked.count("beforeunload") == 1
+
+
+def test_the_label_o_is_refused_at_once(page: Page, serve: Serve, tmp_path: Path):
+    server = one_text(serve, tmp_path, "bash is a shell")
+    enter(page, server.url, "Ana")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("e")
+    page.get_by_role("combobox", name="Another label").fill("O")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("Not marked: the label O means no span; write another one.")
+    assert marks(page) == []
+    expect(page.locator("#labels button")).to_have_count(2)
+
+
+def test_keys_move_both_ends_of_a_selection_in_both_directions_of_writing(page: Page, serve: Serve, tmp_path: Path):
+    server = one_text(serve, tmp_path, "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd")
+    enter(page, server.url, "Ana")
+    status = page.get_by_role("status")
+    page.keyboard.press("ArrowLeft")  # the first word is the rightmost one
+    expect(status).to_have_text("Selected: \u201c\u05e9\u05dc\u05d5\u05dd\u201d")
+    page.keyboard.press("Alt+Shift+ArrowRight")
+    expect(status).to_have_text("Selected: \u201c\u05e9\u05dc\u05d5\u201d")
+    page.keyboard.press("Alt+Shift+ArrowLeft")
+    page.keyboard.press("Alt+Shift+ArrowDown")
+    expect(status).to_have_text("Selected: \u201c\u05dc\u05d5\u05dd\u201d")
+    page.keyboard.press("Alt+Shift+ArrowUp")
+    expect(status).to_have_text("Selected: \u201c\u05e9\u05dc\u05d5\u05dd\u201d")
+
+
+def test_a_label_that_is_named_like_a_message_is_not_highlighted(page: Page, serve: Serve, tmp_path: Path):
+    rows = write_rows(tmp_path / "rows.jsonl", ["bash"])
+    server = serve("label", rows, "--spans", "1 span")
+    enter(page, server.url, "Ana")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#end")).to_be_visible()
+    page.keyboard.press("u")
+    expect(page.locator("#text mark")).to_have_count(1)
+    expect(page.locator("#labels .given")).to_have_count(0)

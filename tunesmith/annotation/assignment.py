@@ -121,6 +121,18 @@ class Assignment:
             self.store.lease(last.item, who, places=places, seconds=LEASE_SECONDS)
             return last.item
 
+    def renew(self, who: Who, key: str) -> bool:
+        """Reserve an item for the tab that works on it for another ten minutes.
+
+        An expired lease is taken again, unless another rater has the item now or the tab another item.
+        """
+        with self.lock:
+            if self.store.renew(key, who, seconds=LEASE_SECONDS):
+                return True
+            self.catch_up()
+            holds_other = any(who in holders for holders in self.store.leases().values())
+            return not holds_other and self._leased(key, who)
+
     def release(self, who: Who) -> None:
         """Release the item of a closed tab."""
         self.store.release(who)

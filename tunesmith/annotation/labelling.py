@@ -176,6 +176,12 @@ class SpanSession(LabelSession):
         vote = written(checked(named, item.text, item.where))
         self.assignment.vote(who, item.key, {"label": vote, **took})
 
+    def withdrawn(self, rater: str, key: str) -> list[Span]:
+        """Return the spans that this rater saved in a text and has withdrawn by an undo."""
+        with self.assignment.lock:
+            vote = self.votes.withdrawn(key, rater)
+        return [] if vote is None else read(vote)
+
     def counted(self, labels: Sequence[str]) -> Counter[str]:
         """Count the spans of the labelled rows by label."""
         return Counter(span.label for label in labels for span in read(label))

@@ -34,6 +34,7 @@ class VoteState:
         self._cast: dict[str, dict[str, list[Event]]] = {}  # item -> rater -> votes without undone ones
         self._labels: dict[str, str | None] = {}  # item -> majority label, computed on demand
         self._skipped: defaultdict[str, set[str]] = defaultdict(set)  # rater -> items
+        self._withdrawn: dict[tuple[str, str], str] = {}  # item and rater -> label of a vote undone and not replaced
         self._done: defaultdict[str, list[Event]] = defaultdict(list)  # rater -> votes and skips without undone ones
         for event in events:
             self.take(event)
@@ -45,6 +46,7 @@ class VoteState:
             self._labels.pop(event.item, None)
             self._cast.setdefault(event.item, {}).setdefault(event.rater, []).append(event)
             self._skipped[event.rater].discard(event.item)
+            self._withdrawn.pop((event.item, event.rater), None)
             for label in self.labels_in(event):
                 self._add_label(label)
             self._done[event.rater].append(event)
@@ -87,6 +89,10 @@ class VoteState:
         """Return the labels that a vote uses."""
         return [str(vote.body["label"])]
 
+    def withdrawn(self, item: str, rater: str) -> str | None:
+        """Return the label that this rater has undone last on an item and not replaced; None without one."""
+        return self._withdrawn.get((item, rater))
+
     def skipped(self, rater: str) -> set[str]:
         """Return the items that a rater has skipped and not voted on since."""
         return set(self._skipped[rater])
@@ -117,6 +123,7 @@ class VoteState:
         if undone.kind == SKIP:
             self._skipped[event.rater].discard(undone.item)
             return
+        self._withdrawn[undone.item, event.rater] = str(undone.body["label"])
         self._labels.pop(undone.item, None)
         votes = self._cast[undone.item][event.rater]
         votes.remove(undone)

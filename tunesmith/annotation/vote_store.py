@@ -211,6 +211,16 @@ class VoteStore:
             self._db.execute("insert into leases values (?, ?, ?, ?)", (who.tab, who.rater, item, now + seconds))
         return True
 
+    def renew(self, item: str, who: Who, *, seconds: float) -> bool:
+        """Reserve an item that the tab holds for some more seconds; False if it does not hold it; raises Unwritten."""
+        now = self._clock()
+        with self._writing():
+            renewed = self._db.execute(
+                "update leases set until = ? where tab = ? and rater = ? and item = ? and until > ?",
+                (now + seconds, who.tab, who.rater, item, now),
+            )
+        return renewed.rowcount > 0
+
     def leases(self) -> dict[str, list[Who]]:
         """Return the current holders of each leased item."""
         holders: dict[str, list[Who]] = {}

@@ -13,6 +13,7 @@ from tunesmith.cli.terminal import log
 
 if TYPE_CHECKING:
     from tunesmith.annotation.vote_store import VoteStore
+    from tunesmith.web.security import RequestPolicy
     from tunesmith.web.server import Address, OpenServer
 
 PORT = 8377
@@ -35,6 +36,7 @@ class Page(Generic[W]):
     app: Callable[[W], Any]  # ASGI application
     say: Callable[[W, str], None]  # prints progress and URL when the page opens
     bye: str  # next command, printed when the page closes
+    policy: Callable[[W], RequestPolicy] | None = None  # limits of requests, by default those of all pages
 
 
 def add_place(parser: argparse.ArgumentParser, store: str) -> None:
@@ -64,6 +66,7 @@ def opened(page: Page[W], address: Address, kept_in: Path) -> Iterator[OpenServe
         address: where it listens.
         kept_in: the store; the access token is written next to it.
     """
+    from tunesmith.web.security import PAGE
     from tunesmith.web.server import OpenServer, listen, need_libraries, stored_token, url
 
     need_libraries()
@@ -73,7 +76,7 @@ def opened(page: Page[W], address: Address, kept_in: Path) -> Iterator[OpenServe
         place = url(sock, address, token)
         page.say(work, place)
         try:
-            yield OpenServer(page.app(work), sock, place, token)
+            yield OpenServer(page.app(work), sock, place, token, page.policy(work) if page.policy else PAGE)
         finally:
             work.store.close()
             log(f"votes saved in {work.store.path}; {page.bye}")
@@ -84,5 +87,5 @@ def stay(page: Page[W], args: argparse.Namespace, kept_in: Path) -> int:
     from tunesmith.web.server import Address, serve
 
     with opened(page, Address(args.host, args.port), kept_in) as made:
-        serve(made.app, made.sock, token=made.token)
+        serve(made.app, made.sock, token=made.token, policy=made.policy)
     return 0

@@ -75,7 +75,7 @@ def page_of(
         log: receives messages while it is loaded.
     """
     from tunesmith.pipelines.label import open_labelling
-    from tunesmith.web.pages.label import label_app
+    from tunesmith.web.pages.label import label_app, label_policy
 
     data = f"{quoted(request.source)}{request.options()}"
     export = quoted(_export_name(request.source))
@@ -84,6 +84,7 @@ def page_of(
         app=label_app,
         say=say,
         bye=f"`tunesmith label {data} --export {export}` writes the labelled rows",
+        policy=label_policy,
     )
 
 

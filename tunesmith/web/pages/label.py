@@ -8,11 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunesmith.annotation.labelling import LabelProgress, LabelSession, SpanSession
 from tunesmith.data.examples.types import Span
+from tunesmith.data.schema.values import LONGEST_LABEL
 from tunesmith.errors import DataError
 from tunesmith.web.pages.app import make_app
 from tunesmith.web.pages.routes import AskVote, RaterSession, Routes
+from tunesmith.web.security import PAGE, RequestPolicy
 
-MOST_SPANS = 10_000  # of one row
+MOST_SPANS = 10_000  # of one row, also in spans.js
+# A span takes at most four bytes for each character of its label, and 50 for both positions and the JSON around them.
+SPANS_POLICY = RequestPolicy(most_bytes=MOST_SPANS * (4 * LONGEST_LABEL + 50) + 4096)
 
 
 class AskLabel(AskVote):
@@ -44,6 +48,7 @@ class ShownRow(BaseModel):
     text: str
     where: str  # `file:line`
     beside: list[tuple[str, str]]  # further columns: name and value
+    spans: list[Span] = []  # start, end and label of what this rater has saved in the text and withdrawn by an undo
 
 
 class LabelState(BaseModel):
@@ -53,6 +58,11 @@ class LabelState(BaseModel):
     labels: list[str]
     progress: LabelProgress
     undo: bool  # whether there is an action to undo
+
+
+def label_policy(work: LabelSession) -> RequestPolicy:
+    """Return the limits of requests to the app of a session."""
+    return SPANS_POLICY if isinstance(work, SpanSession) else PAGE
 
 
 def label_app(work: LabelSession) -> Any:
@@ -65,7 +75,8 @@ def label_app(work: LabelSession) -> Any:
         shown = None
         if key is not None:
             item = work.item(key)
-            shown = ShownRow(key=item.key, text=item.text, where=item.where, beside=list(item.beside))
+            spans = work.withdrawn(ask.rater, key) if isinstance(work, SpanSession) else []
+            shown = ShownRow(key=item.key, text=item.text, where=item.where, beside=list(item.beside), spans=spans)
         undo = work.assignment.can_undo(ask.rater)
         return LabelState(item=shown, labels=work.labels(), progress=work.progress(ask.rater), undo=undo)
 

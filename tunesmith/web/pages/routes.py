@@ -1,4 +1,4 @@
-"""Routes shared by all annotation pages: next, skip, undo and release, with their request bodies."""
+"""Routes shared by all annotation pages: next, skip, undo, renew and release, with their request bodies."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Routes:
 
     def add_to(self, app: Any) -> None:
         """Register the routes in a FastAPI app."""
-        for function in (self.next, self.skip, self.undo, self.release):
+        for function in (self.next, self.skip, self.undo, self.renew, self.release):
             app.post(f"/api/{function.__name__}", response_model=None)(function)
 
     def next(self, ask: AskNext) -> BaseModel:
@@ -96,6 +96,11 @@ class Routes:
     def undo(self, ask: RaterSession) -> BaseModel:
         """Undo the last action of this rater and return its item."""
         return self._state(ask, self._turns.undo(ask.who) or self._turns.next(ask.who))
+
+    def renew(self, ask: AskItem) -> dict[str, bool]:
+        """Reserve the item for this tab for longer; `held` is false if another rater has it now."""
+        self._desk.item(ask.item)
+        return {"held": self._turns.renew(ask.who, ask.item)}
 
     def release(self, ask: RaterSession) -> dict[str, bool]:
         """Release the item of a closed tab."""

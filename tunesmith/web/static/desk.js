@@ -1,6 +1,7 @@
 // Shared by all annotation pages: requests items, sends votes, stores the rater, shows progress.
 import { Refused, ask, count, find, keep, make, onKeys, recall, rows, send, tab } from "/static/parts.js";
 
+const RENEW = 60000; // milliseconds between renewals of a reservation
 const NAME = "tunesmith.rater", KEYS = "tunesmith.keys", FACTS = "tunesmith.facts";
 
 let page = null; // the options passed to open()
@@ -10,11 +11,13 @@ let since = 0; // when the item was shown, in milliseconds
 let busy = false;
 let pending = null; // repeated by Try again after an error
 const drafts = new Map(); // item -> unsaved text
+let renewed = 0; // when the reservation of the item was renewed, in milliseconds
 const given = new Map(); // item -> vote cast on this page, highlighted after an undo
 
 const who = () => ({ rater, tab });
 const keysOn = () => find("keys").checked;
 export const shown = () => state?.item ?? null;
+export const waits = () => busy;
 export const currentVote = () => given.get(state.item.key);
 
 // ---------------------------------------------------------------- requests
@@ -23,14 +26,17 @@ export const currentVote = () => given.get(state.item.key);
 async function act(path, extra, done) {
   if (busy) return;
   busy = true;
-  pending = () => act(path, extra, done);
+  pending = (path === "vote" && page.again) || (() => act(path, extra, done));
   const sender = rater;
   try {
     const answer = await ask(path, { ...who(), ...extra });
     if (sender !== rater) return; // a response for one rater is not shown to the next
     state = answer;
     pending = null;
-    if (path === "vote") drafts.delete(extra.item);
+    if (path === "vote") {
+      drafts.delete(extra.item);
+      page.saved?.(extra.item);
+    }
     find("problem").hidden = true;
     show();
     find("status").textContent = done;
@@ -55,6 +61,15 @@ function showProblem(text) {
 const next = () => act("next", {}, "");
 const skipped = () => act("next", { skipped: true }, "");
 const undo = () => page.undo?.() || (state?.undo && act("undo", {}, "Undone."));
+
+// Keep the item reserved for this tab while the rater changes something, with at most one request per minute.
+export async function renew() {
+  const item = state?.item;
+  if (!item || busy || performance.now() - renewed < RENEW) return;
+  renewed = performance.now();
+  const answer = await ask("renew", { ...who(), item: item.key }).catch(() => null); // tried again with a later change
+  if (answer?.held === false && shown() === item && !busy) announce(`This ${page.noun} is now assigned to another rater too, as nothing was changed for ten minutes. Whoever saves first is counted.`);
+}
 
 // Enable the undo of a change that is not saved yet, which `page.undo()` takes back.
 export const canUndo = (own) => { find("undo").disabled = !(own || state?.undo); };
@@ -85,7 +100,7 @@ function show() {
   showProgress(state.progress);
   if (item) {
     page.show(item, state);
-    since = performance.now();
+    since = renewed = performance.now();
     find("row").focus({ preventScroll: true });
     window.scrollTo({ top: 0 });
   } else showEnd(state.progress);
@@ -154,15 +169,15 @@ export function showRow(item) {
   }));
 }
 
-// A button with its key; highlighted if the undone vote was `word`.
-export function choice(key, word, act) {
+// A button with its key; highlighted if `given`.
+export function choice(key, word, act, given = false) {
   const button = make("button", "", { type: "button" });
   if (key) {
     button.append(make("kbd", key));
     button.setAttribute("aria-keyshortcuts", key);
   }
   button.append(make("span", word, { dir: "auto" }));
-  button.classList.toggle("given", currentVote() === word);
+  button.classList.toggle("given", given);
   button.addEventListener("click", act);
   return button;
 }
@@ -234,7 +249,8 @@ function showKeys() {
 // Start a page. Options: noun and verb of an item, done(progress), finished [title, text], show(item, state), key(key),
 // written(text), true if the text is used up; optional: facts(progress), undecided(progress, left), the final
 // [title, text] if raters disagree, undo(), true if the page had something unsaved to undo, forget(), called before
-// another rater starts, and agreed(agreement).
+// another rater starts, agreed(agreement), again(), which repeats a vote after an error with what the page shows then,
+// saved(item), called after a vote, and unsaved(), true if closing the page would lose something.
 export function open(made) {
   page = made;
   const clicks = { other: openAsk, cancel: () => find("ask").close(), skip, undo, "end-undo": undo, skipped, check: next, again: () => pending?.(), rename: askName };
@@ -245,6 +261,7 @@ export function open(made) {
   find("keys").addEventListener("change", showKeys);
   find("facts").open = recall(FACTS) === "open";
   find("facts").addEventListener("toggle", () => keep(FACTS, find("facts").open ? "open" : "shut"));
+  window.addEventListener("beforeunload", (event) => page.unsaved?.() && event.preventDefault());
   window.addEventListener("pagehide", () => rater && send("release", who()));
   window.addEventListener("pageshow", (event) => event.persisted && rater && next());
   showKeys();

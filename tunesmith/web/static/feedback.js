@@ -1,4 +1,4 @@
-import { choice, open, vote } from "/static/desk.js";
+import { choice, currentVote, open, vote } from "/static/desk.js";
 import { find, make } from "/static/parts.js";
 
 // Key, value sent to the server, text on the page.
@@ -23,7 +23,7 @@ function show(item) {
   find("turns").replaceChildren(...item.turns.map(turn));
   find("pair").classList.toggle("alone", item.answers.length === 1);
   find("pair").replaceChildren(...item.answers.map((nodes, index) => answer(nodes, item.answers.length === 2 ? `Answer ${index + 1}` : "Answer")));
-  find("labels").replaceChildren(...choices.map(([key, name, word]) => choice(key, word, () => vote({ choice: name }, word))));
+  find("labels").replaceChildren(...choices.map(([key, name, word]) => choice(key, word, () => vote({ choice: name }, word), currentVote() === word)));
   find("begin-with").replaceChildren(...item.plain.map((text, index) => start(text, item.plain.length === 2 ? `Start from answer ${index + 1}` : "Start from this answer")));
 }
 

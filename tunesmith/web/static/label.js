@@ -1,4 +1,4 @@
-import { choice, line, open, showRow, shown, vote } from "/static/desk.js";
+import { choice, currentVote, line, open, showRow, shown, vote } from "/static/desk.js";
 import { find, make, rows } from "/static/parts.js";
 
 const DIGITS = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "0"];
@@ -14,7 +14,7 @@ function show(item, state) {
   showRow(item);
   labels = state.labels;
   find("no-labels").hidden = labels.length > 0;
-  find("labels").replaceChildren(...labels.map((label, index) => choice(DIGITS[index], label, () => give(label))));
+  find("labels").replaceChildren(...labels.map((label, index) => choice(DIGITS[index], label, () => give(label), currentVote() === label)));
   find("known").replaceChildren(...labels.map((label) => make("option", "", { value: label })));
 }
 

@@ -3,12 +3,11 @@
 const characters = new Intl.Segmenter(undefined, { granularity: "grapheme" });
 const words = new Intl.Segmenter(undefined, { granularity: "word" });
 
-export const toPoints = (text, unit) => [...text.slice(0, unit)].length;
-
-export function toUnits(text, point) {
-  let unit = 0;
-  for (let i = 0; i < point && unit < text.length; i++) unit += text.codePointAt(unit) > 0xffff ? 2 : 1;
-  return unit;
+// The UTF-16 unit at which each code point of a text begins, and its length at the end.
+export function unitsOf(text) {
+  const units = [];
+  for (let unit = 0; unit < text.length; unit += text.codePointAt(unit) > 0xffff ? 2 : 1) units.push(unit);
+  return [...units, text.length];
 }
 
 // Places between the characters of a text as readers see them: an emoji or a letter with its accents is one.
@@ -27,6 +26,19 @@ export function whole(text, borders, [start, end]) {
   const part = text.slice(start, end);
   if (!part.trim()) return null;
   return [start + part.length - part.trimStart().length, end - (part.length - part.trimEnd().length)];
+}
+
+// The part of a DOM range inside `root`, as [start, end] in the text of `root`; null if they do not meet.
+export function partIn(root, range) {
+  if (!range.intersectsNode(root)) return null;
+  const all = document.createRange();
+  all.selectNodeContents(root);
+  const starts = range.compareBoundaryPoints(Range.START_TO_START, all) > 0;
+  const ends = range.compareBoundaryPoints(Range.END_TO_END, all) < 0;
+  return [
+    starts ? unitOf(root, range.startContainer, range.startOffset) : 0,
+    ends ? unitOf(root, range.endContainer, range.endOffset) : all.toString().length,
+  ];
 }
 
 // Place of a node and offset of a DOM selection in the text of `root`.
