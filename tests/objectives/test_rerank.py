@@ -13,9 +13,11 @@ from torch import nn
 from tests.bases import base, folder, policy, template
 from tests.objectives.test_embed import pairs
 from tunesmith.data.examples.types import Query
+from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.chat_template import Template, Tokens
 from tunesmith.data.tokenization.token_store import EncodedStore, packed
-from tunesmith.errors import RecipeError
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.hard_negatives import mined_negatives
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.batch import collate, pack
 from tunesmith.models.loading.load import load_base
@@ -115,7 +117,7 @@ def test_a_row_with_fewer_negatives_repeats_its_own():
     first, second = (objective.encode(row, form, limit=LIMIT) for row in rows)
     assert first.label == second.label == (1.0, 0.0, 0.0, 0.0)
     assert first.sequences[1] == first.sequences[2] == first.sequences[3]
-    with pytest.raises(RecipeError, match="the rows have no negatives"):
+    with pytest.raises(RecipeError, match="1 of 1 rows have no negatives"):
         Rerank(hard_negatives=0).bind([Query("a", "one", "red")], "encoder")
 
 
@@ -150,3 +152,30 @@ def test_token_types_follow_the_rows_of_a_batch():
     assert batch.types is not None
     assert [batch.types[path[path >= 0]].tolist() for path in batch.row_index] == [[0, 0, 1], [0, 0], [0, 1]]
     assert pack(rows[1:2], share=False).types is None
+
+
+def test_rows_without_negatives_are_not_learned_as_right_alone():
+    rows = [Query("a", "eins", "red one"), Query("b", "zwei", "blue"), Query("c", "drei", "green two")]
+    passages = [row.passage for row in rows]
+    objective = Rerank(hard_negatives=2).bind(rows, "encoder")
+    mined = mined_negatives(rows, passages, [[], [], []], objective)  # no word in common with any passage
+    assert [{passages[i] for i in found} for found in mined] == [{*passages} - {row.passage} for row in rows]
+    mixed = [*rows[:2], Query("d", "vier", "big", negatives=("sea",))]
+    with pytest.raises(RecipeError, match="2 of 3 rows have no negatives, so some must be mined; set it to 5"):
+        Rerank(hard_negatives=0).bind(mixed, "encoder")
+
+
+@pytest.mark.parametrize(("column", "values"), [("label", (0, 1)), ("score", (0.2, 0.9)), ("label", ("0", "1"))])
+def test_graded_passages_are_not_all_learned_as_right(column: str, values: tuple[object, object]):
+    rows = [Row(f"r:{i}", {"query": "q", "passage": f"p {i}", column: value}) for i, value in enumerate(values)]
+    with pytest.raises(DataError, match=f"{column} grades the passages, from .* into the column `negative`"):
+        Rerank(query="query", passage="passage").columns(rows)
+    assert Rerank(query="query", passage="passage").columns(rows[1:])
+
+
+def test_a_base_without_a_head_ranks_nothing():
+    model = LocalModel(policy("bert", Full()), template("bert"), Rerank(), 64)
+    with pytest.raises(RecipeError, match="the untouched model has no head"):
+        model.rank("q", ["a"])
+    with pytest.raises(RecipeError, match="expected a list of passages"):
+        model.rank("q", "a text")

@@ -17,13 +17,14 @@ def candidates(passages: Sequence[str], queries: Sequence[str], retriever: Retri
     Args:
         passages: the passages.
         queries: the queries.
-        retriever: how they are searched; its `candidates` is not applied here.
+        retriever: how they are searched, with an encoder that `locate_encoders` has downloaded; its `candidates` is not
+            applied here.
     """
     rankings = []
     if retriever.search != "vectors":
         rankings.append(once(BASELINES, rank_by_words, list(passages), list(queries)))
     if retriever.search != "words":
-        encoder = open_encoder(retriever.encoder)
+        encoder = open_encoder(retriever.encoder, offline=True)
         vectors = encoder.vectors(passages, LIMIT)
         rankings.append(rank_by_vectors(encoder.vectors(queries, LIMIT, questions=True), vectors))
     return reciprocal_ranks(*rankings) if len(rankings) == 2 else rankings[0]

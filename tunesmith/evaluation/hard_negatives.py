@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.types import Example, Query
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.text.words import folded
+from tunesmith.errors import DataError
 from tunesmith.evaluation.candidates import candidates
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.local_model import LocalModel
@@ -25,6 +27,7 @@ from tunesmith.training.prepare import TrainingContext, encode_all
 from tunesmith.training.train import untouched_policy
 
 FILE = "negatives.json"
+DRAWN = 100  # passages that are tried for a row without one that the search finds
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,16 @@ def with_hard_negatives(prepared: TrainingContext, out: Path, *, on_event: Event
     They are found by the search of the objective, or for one that searches by itself by the base model and BM25. They
     are passages of training rows and documents, so that nothing of a held-out row is learned. A passage is none if it
     is the right one of any row with the same query, in whatever part, or contains the evidence of such a row. The
-    negatives are kept in `out/negatives.json`, so that a resumed run uses the same.
+    negatives are kept in `out/negatives.json`, so that a resumed run uses the same. Of an objective that learns nothing
+    from a row without negatives, such rows are left out with a note.
 
     Args:
         prepared: the context of one task.
         out: its run folder.
         on_event: receives the stage.
+
+    Raises:
+        DataError: the objective learns nothing from a row without negatives, and none has one.
     """
     objective, split = prepared.recipe.objective.searching, prepared.loaded.split
     if objective is None or not objective.hard_negatives:
@@ -76,12 +83,21 @@ def with_hard_negatives(prepared: TrainingContext, out: Path, *, on_event: Event
         [replace(row, negatives=(*row.negatives, *(kept.passages[i] for i in next(added_to)))) for row in rows]
         for rows in parts
     ]
+    notes = []
+    if objective.needs_negatives:
+        with_some = [[row for row in rows if isinstance(row, Query) and row.negatives] for rows in added]
+        left_out = sum(map(len, added)) - sum(map(len, with_some))
+        if any(rows and not some for rows, some in zip(added, with_some, strict=True)):
+            fix = "add rows with other passages, `negative` or objective.documents"
+            raise DataError(f"{prepared.recipe.data.train}: no passage is known that does not answer a query; {fix}")
+        added = [list(rows) for rows in with_some]
+        notes = [f"{left_out} rows are left out: every passage answers their query"] * bool(left_out)
     own = cast(AnyObjective, objective.with_mined())
     limit = prepared.recipe.data.max_tokens
     train, validation = (encode_all(own, rows, prepared.template, limit=limit) for rows in added)
     recipe = prepared.recipe.model_copy(update={"objective": own})
     loaded = replace(prepared.loaded, split=replace(split, train=added[0], validation=added[1]))
-    return replace(prepared, recipe=recipe, loaded=loaded, train=train, validation=validation)
+    return replace(prepared, recipe=recipe, loaded=loaded, train=train, validation=validation).noted(*notes)
 
 
 def with_rows_of_base(prepared: TrainingContext, out: Path, *, on_event: EventHandler) -> TrainingContext:
@@ -103,12 +119,24 @@ def _ranked(prepared: TrainingContext, queries: Sequence[str], passages: Sequenc
 def mined_negatives(
     rows: Sequence[Query], passages: Sequence[str], ranked: Sequence[Sequence[int]], objective: PassageSearch
 ) -> list[list[int]]:
-    """Return the negatives of each row, as indices of `passages`, from a ranking of them for each row."""
+    """Return the negatives of each row, as indices of `passages`, from a ranking of them for each row.
+
+    If the search finds none for a row that needs one, such as for a query in another language, they are chosen at
+    random.
+    """
     words = [f" {plain(passage)} " for passage in passages]
     texts = [folded(passage) for passage in passages]
     found = []
     for row, ranking in zip(rows, ranked, strict=True):
         right, said = {*objective.right(row), *map(folded, row.negatives)}, objective.evidence_of(row)
-        wrong = (i for i in ranking if texts[i] not in right and not any(f" {answer} " in words[i] for answer in said))
-        found.append([index for index, _ in zip(wrong, range(objective.hard_negatives), strict=False)])
+        rankings: list[Sequence[int]] = [ranking]
+        if objective.needs_negatives and not row.negatives:
+            drawn = random.Random(row.where).sample(range(len(passages)), min(len(passages), DRAWN))
+            rankings.append(drawn)
+        for order in rankings:
+            wrong = (i for i in order if texts[i] not in right and not any(f" {one} " in words[i] for one in said))
+            chosen = [index for index, _ in zip(wrong, range(objective.hard_negatives), strict=False)]
+            if chosen:
+                break
+        found.append(chosen)
     return found

@@ -403,6 +403,8 @@ class LocalModel:
         objective = model.objective
         if not isinstance(objective, Rerank):
             raise RecipeError(f"rank: this model was tuned with {objective.kind} and ranks nothing; tune with rerank")
+        if model.policy.head is None:
+            raise RecipeError("rank: the untouched model has no head that scores pairs; tune it with rerank")
         flat = listed([text for pair in pairs for text in pair], "rank")
         rows = [
             Encoded((objective.pair(query, passage, model.template, limit=model.limit)[0],), "")
@@ -423,8 +425,10 @@ class LocalModel:
             Index and score of each passage, the best first.
 
         Raises:
-            RecipeError: the model was not tuned with the rerank objective.
+            RecipeError: the model was not tuned with the rerank objective, or `passages` is a text.
         """
+        if isinstance(passages, str):
+            raise RecipeError("rank: expected a list of passages, got a text; put it into a list")
         scores = self.relevance([(query, passage) for passage in passages], task=task)
         return sorted(enumerate(scores), key=lambda item: -item[1])
 

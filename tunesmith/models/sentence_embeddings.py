@@ -89,7 +89,8 @@ def open_encoder(name: str, *, offline: bool = False) -> Encoder:
         offline: use only local files.
 
     Raises:
-        ModelError: as `load_base` does, or if a file that it states is missing, unsafe or needs sentence-transformers.
+        ModelError: as `load_base` does, or if a file that it states is missing, unsafe or needs sentence-transformers,
+            or a run with prompts has no such file.
     """
     # The same library for products whether or not a model ran before: an index that is built again has the same bits.
     configure_device(AS_THEY_ARE.device, threads=None)
@@ -97,7 +98,10 @@ def open_encoder(name: str, *, offline: bool = False) -> Encoder:
     stated = {} if folder is None else _stated(folder, where=name)
     own = folder is not None and (folder / MODEL_FILE).is_file()
     run = read_json(folder / MODEL_FILE, where=name) if folder and own else {}
-    limit = int(run["limit"]) if run.get("objective", {}).get("kind") == "embed" else 0
+    objective = run.get("objective", {})
+    if not stated and (objective.get("query_prompt") or objective.get("passage_prompt")):
+        raise ModelError(f"{name}: an adapter of a decoder with prompts is not searched by; tune with technique: full")
+    limit = int(run["limit"]) if objective.get("kind") == "embed" else 0
     if folder is None or not stated or _averages(stated, own=own):
         base = load_base(name, offline=offline)
         return Encoder(base, None, base.fingerprint, limit)

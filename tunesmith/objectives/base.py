@@ -97,6 +97,11 @@ class PassageSearch(Protocol):
         ...
 
     @property
+    def needs_negatives(self) -> bool:
+        """Return whether a row without negatives teaches nothing."""
+        ...
+
+    @property
     def passages(self) -> tuple[str, ...]:
         """Return the distinct passages that are searched."""
         ...

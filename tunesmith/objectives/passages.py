@@ -96,6 +96,11 @@ class PassageObjective(Objective):
         return self if self._passages else None
 
     @property
+    def needs_negatives(self) -> bool:
+        """Return whether a row without negatives teaches nothing; with others in the step it teaches something."""
+        return False
+
+    @property
     def passages(self) -> tuple[str, ...]:
         """Return the distinct passages that are searched; empty for scored pairs."""
         return self._passages

@@ -5,7 +5,7 @@ Letters: E examples, S pairs of an example (the passage, then negatives), B pair
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr
 
 from tunesmith.data.examples.types import Example, Query
+from tunesmith.data.readers.row import Row, file_of
+from tunesmith.data.schema.values import number_of
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
-from tunesmith.errors import RecipeError
+from tunesmith.errors import DataError, RecipeError
 from tunesmith.objectives.base import Learner, Loss, Produces, Retriever
 from tunesmith.objectives.passages import MOST_NEGATIVES, PassageObjective, stated
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from tunesmith.models.batch import Batch
     from tunesmith.models.policy import Policy
     from tunesmith.models.relevance_head import RelevanceHead
+
+
+# Columns of data sets that grade passages: of a wrong passage 0.
+GRADES = frozenset({"label", "labels", "score", "relevance", "similarity"})
 
 
 class Rerank(PassageObjective, Learner):
@@ -83,20 +89,39 @@ class Rerank(PassageObjective, Learner):
         found._scorer = folder if is_cross_encoder(folder, stated(folder, "config.json", dict)) else None
         return found
 
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Return the columns of query and passage. Raises DataError if a further one says that passages are wrong."""
+        found = super().columns(rows)
+        for name in dict.fromkeys(name for row in rows for name in row.fields):
+            if name.lower() in GRADES and name not in found.values():
+                values = [number for row in rows if (number := number_of(row.fields.get(name))) is not None]
+                if len(set(values)) > 1:
+                    graded = f"{name} grades the passages, from {min(values):g} to {max(values):g}"
+                    fix = "put those that do not answer a query into the column `negative`, and remove this column"
+                    raise DataError(f"{file_of(rows)}: {graded}; {fix}")
+        return found
+
     def bind(self, examples: Sequence[Example], family: str) -> Rerank:
         """Return the objective with the negatives of a row, the search and the passages.
 
         Raises:
-            RecipeError: there are no negatives, and none are mined.
+            RecipeError: a row has no negatives, and none are mined.
         """
         rows = [example for example in examples if isinstance(example, Query)]
         most = max(len(row.negatives) for row in rows)
-        if not most and not self.hard_negatives:
+        without = sum(not row.negatives for row in rows)
+        if without and not self.hard_negatives:
             raise RecipeError(
-                "objective.hard_negatives: the rows have no negatives, so some must be mined; set it to 5"
+                f"objective.hard_negatives: {without} of {len(rows)} rows have no negatives, so some must be mined; "
+                "set it to 5"
             )
         negatives = min(MOST_NEGATIVES, most + self.hard_negatives)
         return self.model_copy(update={"search": self.retriever.search, "negatives": negatives}).for_rows(rows)
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Return True: all pairs of a row without negatives are right, and a model that says so learns nothing."""
+        return True
 
     def with_mined(self) -> Rerank:
         """Return the objective, which has counted the mined negatives already."""
@@ -122,7 +147,7 @@ class Rerank(PassageObjective, Learner):
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """Encode the query with its passage and with each negative; a row with fewer repeats its own.
 
-        Without any, before they are mined, the passage stands for them.
+        Without any the passage stands for them, until they are mined; rows for which none are found are left out.
         """
         assert isinstance(example, Query)
         negatives = example.negatives[: self.negatives]

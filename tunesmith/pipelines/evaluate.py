@@ -44,6 +44,7 @@ from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.pipelines.requests import EvaluateRequest
 from tunesmith.report.formatting import bounds, figure, p_value, signed
 from tunesmith.training.mlm_head import open_base
+from tunesmith.training.prepare import locate_encoders
 from tunesmith.training.read import read_data
 from tunesmith.training.run_folder import task_dir
 
@@ -220,6 +221,7 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
         raw["data"] |= {"max_tokens": manifest.limit, "group": group if group in columns else ""}
     recipe, notes = make_recipe(raw, place=f"evaluate {request.data}", changes=request.changes)
     objective = recipe.objective
+    locate_encoders(objective, offline=offline)
     rows = keep(rows, recipe.data.where)
     rows, skipped = usable(rows, roles := objective.columns(rows))
     notes = [*file.notes, *notes, *skipped]

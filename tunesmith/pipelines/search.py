@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith.config import load_recipe
 from tunesmith.config.recipe import Documents
 from tunesmith.data.readers.read import read_rows
-from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.errors import CheckpointError
 from tunesmith.events import EventHandler
 from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.saved_model import load
@@ -41,7 +41,7 @@ def nearest(
     Raises:
         CheckpointError: the run has no passages.
         DataError: its documents cannot be read.
-        RecipeError: its prompts cannot be used.
+        ModelError: its prompts cannot be used.
     """
     source = run / PASSAGES
     if not source.is_file():
@@ -49,8 +49,6 @@ def nearest(
     rows = read_rows(str(source))
     recipe = load_recipe(run / "recipe.yaml")[0]
     objective = read_manifest(run / "model").objective
-    if objective.prompts and not (run / "model" / "modules.json").is_file():
-        raise RecipeError(f"{run}: an adapter of a decoder with prompts is not searched by; tune with technique: full")
     if documents := getattr(recipe.objective, "documents", ""):
         rows = [*rows, *read_rows(documents, offline=offline)]
     texts = dict.fromkeys(found.strip() for row in rows if isinstance(found := row.fields.get("text"), str))

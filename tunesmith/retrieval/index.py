@@ -68,6 +68,8 @@ class Index:
 
     def find(self, questions: Sequence[str], *, shown: int, search: str = "") -> list[list[Hit]]:
         """Return the best `shown` chunks for each question, best first; `search` overrides the default."""
+        if not questions:
+            return []
         if self.ranker is not None and not search:
             return self._ranked_again(questions, shown)
         method = search or self.search

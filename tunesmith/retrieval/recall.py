@@ -21,6 +21,7 @@ class Origin:
 
     evidence: str  # the words that contain the answer
     doc_id: str = ""  # empty if unknown
+    stated: bool = True  # by the row; else its answer stands for it
 
 
 class Recall(BaseModel):
@@ -97,7 +98,8 @@ def origins_of(
         document: name of the column with the document id; empty if there is none.
     """
     return [
-        Origin(cell(row, evidence) or answer, cell(row, document)) for row, answer in zip(rows, answers, strict=True)
+        Origin(cell(row, evidence) or answer, cell(row, document), stated=bool(cell(row, evidence)))
+        for row, answer in zip(rows, answers, strict=True)
     ]
 
 

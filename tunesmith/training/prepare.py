@@ -170,6 +170,7 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False, pi
     if current_world().size > 1 and not is_there(recipe.model):
         with current_world().first(of_machine=True):
             locate(recipe.model, offline=offline)  # downloaded once per machine
+    locate_encoders(recipe.objective, offline=offline)
     options = training_options(recipe, machine)
     base = load_base(recipe.model, options=options, offline=offline)
     if options.sharding is not None:
@@ -195,6 +196,18 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False, pi
     check_thinking_gates(recipe, thinks=prepared.template.thinks)
     on_event(DataLoaded(prepared.facts))
     return prepared
+
+
+def locate_encoders(objective: AnyObjective, *, offline: bool) -> None:
+    """Download the models that find candidates by vectors, once per machine. Raises ModelError for a missing one."""
+    for part in objective.task_objectives.values():
+        found = part.retriever
+        if found is None or found.search == "words" or found.encoder.lower().endswith(".gguf"):
+            continue
+        with current_world().first(of_machine=True):
+            folder = locate(found.encoder, offline=offline)
+            if base := begins_from(folder, where=found.encoder)[0]:
+                locate(base, offline=offline)
 
 
 def open_teacher(recipe: Recipe, machine: ChosenMachine, *, offline: bool) -> LocalModel:

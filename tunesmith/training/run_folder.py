@@ -413,7 +413,7 @@ def identities(recipe: Recipe, runs: Path) -> tuple[list[str], list[str]]:
 
     # Every location in one spelling: files of rows, which their digests identify, by name alone, everything else
     # relative to the folder of the runs.
-    normalized = with_places(recipe, rows=lambda name: Path(name).name, code=relative)
+    normalized = with_places(recipe, rows=lambda name: Path(name).name, code=relative, model=relative)
     # With another final judge or more rounds, existing votes and models stay valid.
     loop = normalized.loop.model_copy(update={"final_judge": "", "rounds": Loop().rounds})
     normalized = normalized.model_copy(update={"model": relative(recipe.model), "loop": loop})

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bases import folder
 from tests.pipelines.compare.test_compare import facts, labels, recipe, run, small
 from tunesmith.data.documents.synthetic_rows import Answer
+from tunesmith.data.examples.types import Chat
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import RecipeError
+from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.pipelines.compare import compare as compare_module
+from tunesmith.pipelines.compare import context as context_module
 from tunesmith.pipelines.compare import tuned_retriever
 from tunesmith.pipelines.compare.ask import ArmQuestion, ask_arm
 from tunesmith.pipelines.compare.compare import reopened
+from tunesmith.pipelines.compare.context import MOST_CHUNKS, Retrieval
+from tunesmith.pipelines.compare.knowledge_update import _changed_index
 from tunesmith.pipelines.compare.report import Comparison
 from tunesmith.pipelines.compare.report import page as html
 from tunesmith.pipelines.compare.selection import chosen_arms
+from tunesmith.retrieval.chunks import Chunk
+from tunesmith.retrieval.index import Index
 from tunesmith.training.callbacks import Callbacks, Interrupted
 
 __all__ = ["small"]  # the fixture of the module, used automatically
@@ -186,6 +196,70 @@ def test_labels_without_evidence_have_no_chunk(tmp_path: Path) -> None:
     parts = {**labels(tmp_path), "documents": documents, "arms": ["prompt", "tuned-retriever"]}
     with pytest.raises(RecipeError, match="a label is in none; set documents.evidence, or remove the arm"):
         chosen_arms(recipe(tmp_path, **parts))
+
+
+def test_the_search_is_fused_where_no_validation_row_has_a_chunk(done: tuple[Comparison, Path]) -> None:
+    _, out = done
+    context = reopened(out, callbacks=Callbacks(lambda event: None), offline=True)
+    choices = context.choices()
+    kept = {name: one for name, one in choices.settings.items() if name != "search of the tuned retriever"}
+    context.save_choices(settings=kept)
+    try:
+        context.split = replace(context.split, validation=[])
+        assert context.tuned_retrieval(str(out / "retriever")).index.search == "fused"
+        assert context.retrieval().index.find([], shown=3) == []
+    finally:
+        context.save_choices(settings=choices.settings)
+
+
+def test_an_answer_in_many_chunks_names_none_of_them() -> None:
+    chunks = [Chunk(str(i), f"page {i}", "", "", f"yes it is {i}") for i in range(MOST_CHUNKS + 1)]
+    fields: dict[str, dict[str, object]] = {"a": {"said": ""}, "b": {"said": "it is 3"}, "c": {"doc": "page 2"}}
+    rows = [Chat(where, (Message("user", "is it?"), Message("assistant", "yes"))) for where in fields]
+    found = Retrieval([], Index(chunks, "words"), 0.0, "said", "doc", fields, "")
+    assert found.correct(rows) == [set(), {"3"}, {"2"}]
+    labelled = Retrieval([], Index(chunks[:2], "words"), 0.0, "said", "doc", fields, "", labels=True)
+    assert labelled.correct(rows[:1]) == [set()]
+
+
+def test_a_decoder_with_prompts_is_tuned_whole(tmp_path: Path) -> None:
+    made = shutil.copytree(folder("llama"), tmp_path / "decoder")
+    assert tuned_retriever._is_plain_decoder(str(made), offline=True)
+    (made / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "Query: "}}))
+    assert not tuned_retriever._is_plain_decoder(str(made), offline=True)
+
+
+def test_a_reranker_is_tuned_on_another_machine_after_its_retriever(
+    done: tuple[Comparison, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = done
+    context = reopened(out, callbacks=Callbacks(lambda event: None), offline=True)
+    rounds = list[list[str]]()
+    monkeypatch.setattr(context_module.ComparisonContext, "stored", lambda *_: None)
+    monkeypatch.setattr(compare_module, "each", lambda work, names, **_: rounds.append(names) or [])
+    compare_module._tune_arms(context, [RERANKED, "raft+tuned-retriever"], on="ray")
+    assert rounds == [["tuned-retriever", "raft"], [RERANKED]]
+
+
+def test_the_changed_index_is_made_again_from_the_documents(done: tuple[Comparison, Path]) -> None:
+    _, out = done
+    context = reopened(out, callbacks=Callbacks(lambda event: None), offline=True)
+    shutil.rmtree(out / "index-tuned")
+    chunks = context.retrieval().index.chunks
+    index, _ = _changed_index(context, str(out / "retriever"), "", chunks=chunks)
+    assert index.chunks == chunks
+
+
+def test_an_arm_without_its_answers_does_not_search_by_the_untouched_encoder(done: tuple[Comparison, Path]) -> None:
+    _, out = done
+    stored = out / "answers" / "tuned-retriever.json"
+    before = stored.read_text(encoding="utf-8")
+    stored.unlink()
+    try:
+        with pytest.raises(CheckpointError, match="the answers of tuned-retriever are missing"):
+            ask_arm(out, ArmQuestion("How high?", "tuned-retriever"), callbacks=Callbacks(lambda event: None))
+    finally:
+        stored.write_text(before, encoding="utf-8")
 
 
 def test_chunks_are_ranked_again_by_the_run_of_rerank(done: tuple[Comparison, Path]) -> None:

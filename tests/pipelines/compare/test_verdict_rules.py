@@ -146,3 +146,10 @@ def test_the_search_alone_is_tuned_where_tuned_answers_add_nothing_to_it(
 def test_without_tuned_answers_the_verdict_says_nothing_of_them():
     arms = [arm("rag", 0.4, 10), arm("tuned-retriever", 0.6, 40)]
     assert verdict(arms, {("rag", "tuned-retriever"): SURE}, margin=0.02).text == "tune the search"
+
+
+def test_a_better_ranking_and_a_part_of_the_rows_are_named():
+    arms = [arm("rag", 0.4, 10), arm("tuned-retriever+rerank", 0.6, 40), replace(arm("tuned", 0.5, 900), tuned=True)]
+    p_values = {("rag", "tuned-retriever+rerank"): SURE}
+    found = verdict(arms, p_values, margin=0.02, learned="6 of 9 rows")
+    assert found.text == "tune the search and rank again what it finds, not the answers (both on 6 of 9 rows)"

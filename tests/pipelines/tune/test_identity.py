@@ -33,3 +33,18 @@ def test_runs_of_earlier_versions_are_found_again(name: str, tmp_path: Path, mon
     raw = {"model": "smollm2-135m", "data": "rows.jsonl", "objective": objective, "technique": technique or "lora"}
     made = make_recipe(raw, place="recipe.yaml")[0]
     assert identities(made, Path("runs"))[0][0] == RECORDED[name]
+
+
+def test_the_model_of_the_candidates_is_the_same_however_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "encoder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "q", "passage": "p"}\n')
+    raw = {"model": "minilm-l6", "data": {"train": str(rows)}}
+    one, other = (
+        make_recipe({**raw, "objective": {"kind": "rerank", "encoder": encoder}}, place="test")[0]
+        for encoder in ("encoder", str(tmp_path / "encoder"))
+    )
+    assert identities(one, tmp_path) == identities(other, tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from tests.pipelines.conftest import recipe, tune
 from tests.pipelines.tune.test_embed import questions
 from tunesmith.cli import main
+from tunesmith.errors import DataError, ModelError
 from tunesmith.events import ignore
 from tunesmith.inference.export.usage import read_usage
 from tunesmith.inference.saved_model import load
@@ -81,3 +82,26 @@ def test_a_ranking_is_learned_measured_asked_and_opened_by_sentence_transformers
 def test_queries_with_passages_are_previewed(tmp_path: Path):
     shown = preview(made(tmp_path, "bert", "full"), offline=True)
     assert [piece.side for piece in shown.rows[0].pieces][:2] == ["query and passage", "query and negative"]
+
+
+def test_rows_of_one_passage_have_no_wrong_one(tmp_path: Path):
+    rows = [{"query": f"what is {i}", "passage": "the same"} for i in range(30)]
+    one = recipe(tmp_path, rows, "bert", objective={"kind": "rerank"}, technique="full")
+    with pytest.raises(DataError, match="no passage is known that does not answer a query; add rows"):
+        tune(one, tmp_path / "run")
+
+
+def test_the_model_of_the_candidates_is_found_before_training_and_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = list[bool]()
+
+    def refuse(name: str, *, offline: bool, **_: Any) -> None:
+        asked.append(offline)
+        raise ModelError(f"{name}: not here")
+
+    monkeypatch.setattr("tunesmith.models.loading.locate.from_hub", refuse)
+    wrong = made(tmp_path, "bert", "full", search="vectors", encoder="someone/encoder")
+    with pytest.raises(ModelError, match="someone/encoder: not here"):
+        preview(wrong, offline=True)
+    assert asked == [True]

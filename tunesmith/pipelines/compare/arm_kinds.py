@@ -51,7 +51,7 @@ ARM_KINDS = {
         trains_on="rows",
         prompts_base=True,
         needs_documents=True,
-        recommendation="tune the search",
+        recommendation="tune the search and rank again what it finds",
     ),
     "tf-idf": ArmKind(
         row_time=0.1,

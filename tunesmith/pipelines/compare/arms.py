@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tunesmith.data.examples.types import Example, LabelledText
+from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.predict import accepted_answers, answer, question, subsample
 from tunesmith.events import StageStarted
 from tunesmith.inference.local_model import LocalModel
@@ -78,7 +79,13 @@ def arm_for(
         tuned: the model of the run that answers, if it has one.
         retriever: folder of the run whose vectors find the chunks, if it has one.
         reranker: folder of the run that ranks them again, if it has one.
+
+    Raises:
+        CheckpointError: the run of its search is not given.
     """
+    kind = kind_of(name)
+    if (kind.retriever and not retriever) or (kind.reranker and not reranker):
+        raise CheckpointError(f"{context.folder}: the answers of {name} are missing or changed; run compare again")
     if tuned is not None:
         return _tuned(context, name, tuned, retriever)
     if name == "few-shot":
@@ -90,7 +97,7 @@ def arm_for(
     if name == "no-context":
         return _plain_arm(context, context.base(), detail="the question of the row, without passages")
     rows = len(_choice_rows(context))
-    if name == "rag" or kind_of(name).retriever:
+    if name == "rag" or kind.retriever:
         retrieval = context.search_of(retriever, reranker)
         setting = _choose_passages(context, name, retrieval=retrieval)
         return _with_retrieval(context, context.base(), setting, retrieval=retrieval, labelled_rows=rows)

@@ -136,12 +136,14 @@ def reopened(folder: Path, *, callbacks: Callbacks, key: str = "", offline: bool
 def _tune_arms(context: ComparisonContext, arms: Sequence[str], *, on: str) -> None:
     """Tune what the arms need as tasks of a Ray cluster; answers and their times are measured here, as always."""
     kinds = [kind_of(name) for name in arms if context.stored(name) is None]
-    names = list(dict.fromkeys(run for kind in kinds for run in (kind.retriever, kind.reranker, kind.run) if run))
-    context.on_event(StageStarted(f"{len(names)} runs on {on}"))
+    first = list(dict.fromkeys(run for kind in kinds for run in (kind.retriever, kind.run) if run))
+    rerankers = list(dict.fromkeys(kind.reranker for kind in kinds if kind.reranker))
+    context.on_event(StageStarted(f"{len(first) + len(rerankers)} runs on {on}"))
     work = partial(tune_arm, context.folder.absolute(), context.offline)
     threads, stop = context.recipe.machine.threads or cores(), context.callbacks.should_stop
-    for name, problem in each(work, names, on=on, threads=threads, stop=stop):
-        context.on_event(Note(f"{name}: {problem or 'tuned'}"))
+    for names in filter(None, (first, rerankers)):  # a reranker uses the files of the retriever
+        for name, problem in each(work, names, on=on, threads=threads, stop=stop):
+            context.on_event(Note(f"{name}: {problem or 'tuned'}"))
     if stop():
         raise Interrupted("stopped; finished runs are kept")
 

@@ -45,6 +45,8 @@ from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.read import read_data
 
 DEEP = 10  # chunks kept of each search: enough for recall@10 and for distractors
+# Without its document and stated evidence, an answer in more chunks than this names none of them.
+MOST_CHUNKS = 5
 LIMIT = 1536  # greatest prompt of the base model, in tokens; examples and passages make it longer than training rows
 CHOICES = "choices.json"
 
@@ -60,6 +62,7 @@ class Retrieval:
     document_column: str
     rows: dict[str, dict[str, object]]  # fields of each row, by its location
     instruction: str
+    labels: bool = False  # the answers are labels, whose words are found in any chunk
     _hits: dict[str, list[Hit]] = field(default_factory=dict)
     _correct: dict[str, set[str]] = field(default_factory=dict)
 
@@ -79,14 +82,18 @@ class Retrieval:
         """Return document and evidence of each row."""
         fields = [self.rows.get(example.where, {}) for example in examples]
         answers = reference_answers(examples)
+        if self.labels and self.evidence_column:
+            answers = [""] * len(answers)
         return origins_of(fields, answers, evidence=self.evidence_column, document=self.document_column)
 
     def correct(self, examples: Sequence[Example]) -> list[set[str]]:
-        """Return the ids of the chunks that contain the answer of each row."""
+        """Return the ids of the chunks that contain the answer of each row; none if too many do to name one."""
         new = [example for example in examples if example.where not in self._correct]
         if new:
-            ids = right_chunks(self.index.chunks, self.origins(new))
-            self._correct |= {example.where: row_ids for example, row_ids in zip(new, ids, strict=True)}
+            origins = self.origins(new)
+            for row, origin, ids in zip(new, origins, right_chunks(self.index.chunks, origins), strict=True):
+                ambiguous = not origin.doc_id and not origin.stated and len(ids) > MOST_CHUNKS
+                self._correct[row.where] = set() if ambiguous else ids
         return [self._correct[example.where] for example in examples]
 
 
@@ -207,9 +214,9 @@ class ComparisonContext:
             seconds = time.perf_counter() - began
             self.save_choices(index_seconds=seconds)
         rows = self.columns()
-        self._retrieval = Retrieval(
-            pages, index, seconds, settings.evidence, settings.origin, rows, self.objective.instruction
-        )
+        columns = (settings.evidence, settings.origin)
+        labels = self.objective.produces == "labels"
+        self._retrieval = Retrieval(pages, index, seconds, *columns, rows, self.objective.instruction, labels)
         # No chunk can be correct for a row that names an unknown document.
         known = {page.doc_id for page in pages}
         named = [name for row in self.test if (name := cell(rows.get(row.where, {}), settings.origin))]
@@ -235,7 +242,8 @@ class ComparisonContext:
         """Return the same chunks, searched by the vectors of a run of `embed`; without a run, `retrieval`.
 
         The search, by vectors alone or fused with BM25, is the one with the higher nDCG@10 on validation rows whose
-        chunk is known. The vectors are stored in a folder of their own, so that only new chunks are embedded.
+        chunk is known; without such rows, that of `documents_of`. The vectors are stored in a folder of their own, so
+        that only new chunks are embedded.
         """
         if not run:
             return self.retrieval()
@@ -247,6 +255,8 @@ class ComparisonContext:
         def choose() -> ArmSetting:
             held_out = self.split.validation
             rows = [row for row, ids in zip(held_out, base.correct(held_out), strict=True) if ids]
+            if not rows:
+                return ArmSetting(search=index.search)
             queries, correct = [base.query(row) for row in rows], base.correct(rows)
             scores = {
                 search: float(ndcg(correct, ids_of(index.find(queries, shown=DEEP, search=search))).sum())

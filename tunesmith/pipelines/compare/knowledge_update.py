@@ -61,10 +61,10 @@ def _changed_index(
     context: ComparisonContext, run: str, reranker: str, *, chunks: Sequence[Chunk]
 ) -> tuple[Index, float]:
     """Return the index of a search, updated to the changed chunks, and the seconds of the update."""
+    own = context.search_of(run, reranker).index  # embeds the chunks where their vectors were deleted
     changed = context.folder / "changed"
     shutil.rmtree(changed, ignore_errors=True)
     shutil.copytree(context.index_folder(run), changed)
-    own = context.search_of(run, reranker).index
     began = time.perf_counter()
     settings = context.documents_of(run)
     index = open_index(changed, chunks, settings=settings, on_event=ignore, offline=context.offline)

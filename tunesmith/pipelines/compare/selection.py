@@ -36,7 +36,7 @@ def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
         fix = "add compare: {model: smollm2-135m}, or remove the arms that prompt"
         name = recipe.compare.model or recipe.model
         raise RecipeError(f"arms: {name} is an encoder, which answers no prompt; {fix} ({', '.join(prompting)})")
-    shown = [arm for arm in arms if arm in ("tuned+rag", "tuned+tuned-retriever")]
+    shown = [arm for arm in arms if kind_of(arm).run == "tuned" and kind_of(arm).needs_documents]
     if (
         shown
         and objective.kind == "classify"

@@ -14,6 +14,8 @@ from tunesmith.data.documents.to_rows import DocumentPart
 from tunesmith.data.examples.types import Example
 from tunesmith.errors import RecipeError
 from tunesmith.events import StageStarted
+from tunesmith.models.loading.locate import locate
+from tunesmith.objectives import Embed
 from tunesmith.pipelines.collect import ask_writer, counted
 from tunesmith.pipelines.compare.context import DEEP, ComparisonContext
 from tunesmith.pipelines.compare.selection import answers_prompts, is_decoder
@@ -24,8 +26,6 @@ from tunesmith.retrieval.recall import Origin, right_chunks
 
 FEWEST_PAIRS = 32  # of question and chunk to tune on; questions are written if the rows give fewer
 FEWEST_VALIDATION = 4  # pairs of validation rows; below, a tenth of the training pairs is used
-# Without the name of its document or the words around it, an answer in more chunks than this names none of them.
-MOST_CHUNKS = 5
 WRITTEN_PASSAGES = 160  # passages that questions are written about
 QUESTIONS_PER_PASSAGE = 2
 WRITER_TOKENS = 160  # of a reply with the questions about one passage
@@ -52,11 +52,18 @@ def run_retriever(context: ComparisonContext) -> TunedArm:
     Raises RecipeError for too few pairs.
     """
     pairs = training_pairs(context)
-    encoder = context.recipe.documents.encoder
-    technique = "lora" if is_decoder(encoder, offline=context.offline) else "full"
+    technique = "lora" if _is_plain_decoder(context.recipe.documents.encoder, offline=context.offline) else "full"
     objective = {"kind": "embed", "hard_negatives": HARD_NEGATIVES}
     run = _tune(context, pairs, objective, technique=technique, name="retriever")
     return TunedArm(run.folder, pairs.seconds + run.seconds, pairs.labelled, pairs.detail, written=pairs.written)
+
+
+def _is_plain_decoder(encoder: str, *, offline: bool) -> bool:
+    """Return whether an encoder is a decoder without prompts: an adapter does not store those of its base."""
+    if not is_decoder(encoder, offline=offline):
+        return False
+    folder = None if encoder.lower().endswith(".gguf") else locate(encoder, offline=offline)
+    return not Embed().for_base(folder, "decoder").prompts
 
 
 def run_reranker(context: ComparisonContext) -> TunedArm:
@@ -136,10 +143,9 @@ def _pairs(
     order = {chunk.id: DEEP + position for position, chunk in enumerate(index.chunks)}
     text = {chunk.id: chunk.text for chunk in index.chunks}
     pairs = []
-    found = index.find(queries, shown=DEEP) if queries else []
+    found = index.find(queries, shown=DEEP)
     for query, origin, ids, hits in zip(queries, origins, correct, found, strict=True):
-        ambiguous = not origin.doc_id and not context.recipe.documents.evidence and len(ids) > MOST_CHUNKS
-        if ids and query and not ambiguous:
+        if ids and query:
             ranks = order | {hit.chunk.id: rank for rank, hit in enumerate(hits)}
             best = min(ids, key=lambda name: ranks[name])
             pairs.append({"query": query, "passage": text[best], "evidence": origin.evidence})

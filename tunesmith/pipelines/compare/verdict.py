@@ -168,11 +168,12 @@ def _text(
     kind = kind_of(chosen.name)
     text = kind.recommendation or f"ask {chosen.name}"
     if not chosen.tuned and any(arm.tuned for arm in candidates):
-        if learned:  # tuning with all rows was not measured
-            text += f", compared with tuning on {learned}"
-        elif kind.retriever:
+        if kind.retriever:
             rag = next((arm for arm in candidates if arm.name == "rag" and arm.score < chosen.score), None)
             text += ", not the answers" if rag and _p(p_values, chosen, rag) < ALPHA else ""
+            text += f" (both on {learned})" if learned else ""
+        elif learned:  # tuning with all rows was not measured
+            text += f", compared with tuning on {learned}"
         elif kind.language_model:
             text += ", do not fine-tune"
     if confidence is None:

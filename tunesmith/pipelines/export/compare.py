@@ -247,7 +247,7 @@ def _by_rewards(model: LocalModel, rows: Sequence[Prediction], function: Callabl
 
 
 def _by_relevance(model: LocalModel, rows: Sequence[Prediction], function: Callable[[Any], Any]) -> ProgramAgreement:
-    """Compare the scores of the right passage of each query and of those that both models ranked first."""
+    """Compare the scores of the right passage of each query, and of the first three of both models as one text."""
     rows = rows[:STATED_ROWS]
     pairs = [(row.question, text) for row in rows for text in (row.gold, row.base, row.tuned) if text]
     original, exported = model.relevance(pairs), [float(one) for one in function(pairs)]

@@ -24,7 +24,6 @@ from tunesmith.pipelines.plan.report import CostPrediction
 from tunesmith.pipelines.plan.verdict_rows import rows_of_verdict
 from tunesmith.training.prepare import TrainingContext, masking_of, max_length_note, prepare
 
-# The sides of a preference pair, chosen first.
 # Locations of rows that are listed; further ones are only counted.
 LISTED = 20
 
