@@ -230,8 +230,8 @@ def test_a_document_called_0_is_a_document():
     rows = [{"doc": 0, "says": 0}, {"doc": None}, {}]
     assert origins_of(rows, ["7", "8", "9"], evidence="says", document="doc") == [
         Origin("0", "0"),
-        Origin("8"),
-        Origin("9"),
+        Origin("8", stated=False),
+        Origin("9", stated=False),
     ]
 
 

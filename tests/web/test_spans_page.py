@@ -200,6 +200,15 @@ def test_the_page_is_named_for_screen_readers_and_a_script_stays_text(browser: B
     context.close()
 
 
+def until(page: Page, condition: str) -> None:
+    """Wait for a condition; the page forbids the `eval` by which Playwright would wait."""
+    for _ in range(300):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(condition)
+
+
 def one_text(serve: Serve, tmp_path: Path, *texts: str) -> Served:
     """A page on the given texts, with two labels."""
     return serve("label", write_rows(tmp_path / "rows.jsonl", texts), "--spans", "A,B", "--seed", "0")
@@ -265,6 +274,7 @@ def test_marks_stay_as_they_are_while_they_are_being_saved(page: Page, serve: Se
     enter(page, server.url, "Ana")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("1")
+    assert marks(page) == [("A", "bash")]
     waiting: list[Route] = []
     page.route("**/api/vote", lambda route: waiting.append(route))
     with page.expect_request("**/api/vote"):
@@ -322,7 +332,7 @@ def test_a_long_text_scrolls_with_the_selection_and_without_marks_by_the_arrow_k
     server = one_text(serve, tmp_path, " ".join(f"word{n}" for n in range(1500)))
     enter(page, server.url, "Ana")
     page.keyboard.press("ArrowDown")
-    page.wait_for_function("scrollY > 0")
+    until(page, "scrollY > 0")
     page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     seen = """() => {
         const { top, bottom } = getSelection().getRangeAt(0).getBoundingClientRect();
