@@ -335,7 +335,7 @@ def test_an_export_keeps_columns_and_their_names(tmp_path: Path):
     (row,) = exported(path, tmp_path / "out.jsonl")
     assert (row["id"], row["title"], row["text"]) == (7, "A shell", "bash 5.2")
     clash = tasks(tmp_path / "clash.json", {**TASK, "data": {"text": "bash 5.2", "spans": 3}})
-    with pytest.raises(DataError, match="another column 'spans'"):
+    with pytest.raises(DataError, match="would overwrite column 'spans'"):
         exported(clash, tmp_path / "out.jsonl")
 
 

@@ -65,7 +65,7 @@ def _check_names(row: SpanRow, *names: str) -> None:
     """Raise DataError if a further column would be overwritten."""
     for name in names:
         if name in row.other:
-            raise DataError(f"{row.where}: the export has another column {name!r} of its own; rename this one")
+            raise DataError(f"{row.where}: the export would overwrite column {name!r}; rename the column")
 
 
 def _task(row: SpanRow) -> dict[str, Any]:
