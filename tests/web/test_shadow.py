@@ -121,8 +121,9 @@ def test_the_share_grows_only_when_the_test_allows_a_planted_drop_sends_the_traf
             assert found["requests"]["paid"] + found["requests"].get("tuned", 0) == needed
         with shadowed(runs / "head", paid, folder, control=0.3, price=(1.0, 10.0)) as place:
             assert place.settled()["threshold"] == event["from"]  # after the restart
-            answered = [place.by(f"more {i}") for i in range(80)]
-            assert 30 <= answered.count("mine") <= 75
+            # Three tenths are control requests, by a secret of the folder; 20 of them are needed for an estimate.
+            answered = [place.by(f"more {i}") for i in range(160)]
+            assert 80 <= answered.count("mine") <= 140
             cost = place.settled()
             assert cost["cost_spent"] == pytest.approx(sum(cost["tokens"]) / 110 * 2e-4)
             assert cost["cost_saved"][0] == pytest.approx(answered.count("mine") * 2e-4, rel=0.2)

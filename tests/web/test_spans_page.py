@@ -35,9 +35,12 @@ def exported(rows: Path, out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
 
 
-def marks(page: Page) -> list[tuple[str, str]]:
-    """Label and text of each mark, in order."""
-    return [(mark.get_attribute("data-label") or "", mark.inner_text()) for mark in page.locator("#text mark").all()]
+def expect_marks(page: Page, *expected: tuple[str, str]) -> None:
+    """Wait until the text has exactly these marks (label, text), in order: a dialog closes later than its key."""
+    found = page.locator("#text mark")
+    expect(found).to_have_text([text for _, text in expected])
+    for mark, (label, _) in zip(found.all(), expected, strict=True):
+        expect(mark).to_have_attribute("data-label", label)
 
 
 def drag(page: Page, part: str, *, leave: bool = False) -> None:
@@ -85,9 +88,9 @@ def test_spans_marked_by_keyboard_and_mouse_are_rows_that_tag_reads(page: Page, 
     page.keyboard.press("2")
     drag(page, FAMILY)
     page.keyboard.press("2")
-    assert marks(page) == [("PACKAGE", "openssl"), ("VERSION", FAMILY), ("PACKAGE", f"lib{ACCENT}"), ("VERSION", "1.2")]
+    expect_marks(page, ("PACKAGE", "openssl"), ("VERSION", FAMILY), ("PACKAGE", f"lib{ACCENT}"), ("VERSION", "1.2"))
     page.keyboard.press("u")
-    assert len(marks(page)) == 3
+    expect(page.locator("#text mark")).to_have_count(3)
 
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Every text is marked")).to_be_visible()
@@ -116,7 +119,7 @@ def test_overlaps_are_refused_with_the_reason_and_marks_are_removed(page: Page, 
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("1")
-    assert marks(page) == [("PACKAGE", "GNU bash")]
+    expect_marks(page, ("PACKAGE", "GNU bash"))
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+ArrowLeft")
     expect(status).to_have_text("Selected: “bash 5.2”, in PACKAGE “GNU bash”")
@@ -127,20 +130,20 @@ def test_overlaps_are_refused_with_the_reason_and_marks_are_removed(page: Page, 
     drag(page, "bash")
     page.keyboard.press("2")
     expect(status).to_contain_text("is nested with PACKAGE “GNU bash”")
-    assert marks(page) == [("PACKAGE", "GNU bash")]
+    expect_marks(page, ("PACKAGE", "GNU bash"))
 
     # The same span gets another label; it is removed by Delete, by a click and by its button, and undo brings it back.
     page.keyboard.press("ArrowDown")
     page.keyboard.press("2")
-    assert marks(page) == [("VERSION", "GNU bash")]
+    expect_marks(page, ("VERSION", "GNU bash"))
     page.keyboard.press("Delete")
-    assert marks(page) == []
+    expect_marks(page)
     page.keyboard.press("u")
     page.locator("#text mark").click(position={"x": 8, "y": 8})
-    assert marks(page) == []
+    expect_marks(page)
     page.keyboard.press("u")
     page.get_by_role("button", name="Remove VERSION “GNU bash”").click()
-    assert marks(page) == []
+    expect_marks(page)
     page.keyboard.press("u")
     # One character less, by the keyboard.
     page.keyboard.press("ArrowUp")
@@ -163,7 +166,7 @@ def test_a_new_label_a_text_without_spans_and_two_raters(page: Page, serve: Serv
     page.keyboard.press("e")
     page.get_by_role("combobox", name="Another label").fill("<i>SHELL</i>")
     page.keyboard.press("Enter")
-    assert marks(page) == [("<i>SHELL</i>", "bash")]
+    expect_marks(page, ("<i>SHELL</i>", "bash"))
     page.keyboard.press("Enter")
     expect(page.locator("#end")).to_be_visible()
 
@@ -234,7 +237,7 @@ def test_undo_brings_the_marks_back_after_a_reload_and_in_another_browser(
     expect(page.locator("#end")).to_be_visible()
     page.keyboard.press("u")
     expect(page.locator("#text mark")).to_have_count(2)
-    assert marks(page) == [("B", FAMILY), ("A", f"lib{ACCENT}")]
+    expect_marks(page, ("B", FAMILY), ("A", f"lib{ACCENT}"))
 
     page.reload()  # the withdrawn marks are still those of this rater
     expect(page.locator("#text mark")).to_have_count(2)
@@ -242,7 +245,7 @@ def test_undo_brings_the_marks_back_after_a_reload_and_in_another_browser(
     context = browser.new_context()
     other = context.new_page()
     enter(other, server.url, "Ana")
-    assert marks(other) == [("B", FAMILY), ("A", f"lib{ACCENT}")]
+    expect_marks(other, ("B", FAMILY), ("A", f"lib{ACCENT}"))
     other.locator("#text mark").first.click()
     other.keyboard.press("Delete")
     other.keyboard.press("Enter")
@@ -261,7 +264,7 @@ def test_try_again_saves_the_marks_that_are_on_the_page(page: Page, serve: Serve
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
     page.keyboard.press("2")
-    assert marks(page) == [("B", "bash")]
+    expect_marks(page, ("B", "bash"))
     server.start()
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#end")).to_be_visible()
@@ -274,7 +277,7 @@ def test_marks_stay_as_they_are_while_they_are_being_saved(page: Page, serve: Se
     enter(page, server.url, "Ana")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("1")
-    assert marks(page) == [("A", "bash")]
+    expect_marks(page, ("A", "bash"))
     waiting: list[Route] = []
     page.route("**/api/vote", lambda route: waiting.append(route))
     with page.expect_request("**/api/vote"):
@@ -282,7 +285,7 @@ def test_marks_stay_as_they_are_while_they_are_being_saved(page: Page, serve: Se
     page.keyboard.press("2")
     expect(page.get_by_role("status")).to_have_text("Not changed: the server has not answered yet.")
     page.keyboard.press("u")
-    assert marks(page) == [("A", "bash")]
+    expect_marks(page, ("A", "bash"))
     waiting[0].continue_()
     expect(page.locator("#end")).to_be_visible()
     assert [span["label"] for row in stored(tmp_path) for span in row["spans"]] == ["A"]
@@ -300,11 +303,11 @@ def test_only_what_is_seen_to_be_selected_is_marked(page: Page, serve: Serve, tm
     # A drag that leaves the text selects up to its end, and a triple click the whole line.
     drag(page, "a shell", leave=True)
     page.keyboard.press("1")
-    assert marks(page) == [("A", "a shell")]
+    expect_marks(page, ("A", "a shell"))
     page.keyboard.press("u")
     page.locator("#text").click(click_count=3, position={"x": 12, "y": 12})
     page.keyboard.press("2")
-    assert marks(page) == [("B", "bash is a shell")]
+    expect_marks(page, ("B", "bash is a shell"))
 
 
 def test_a_click_selects_a_mark_and_a_double_click_does_not_remove_it(page: Page, serve: Serve, tmp_path: Path):
@@ -315,15 +318,15 @@ def test_a_click_selects_a_mark_and_a_double_click_does_not_remove_it(page: Page
     page.locator("h1").click()
     mark, place = page.locator("#text mark"), {"x": 8.0, "y": 8.0}
     mark.dblclick(position=place)  # type: ignore[arg-type]
-    assert marks(page) == [("A", "bash")]
+    expect_marks(page, ("A", "bash"))
     page.locator("h1").click()
     page.wait_for_timeout(600)  # longer than between the clicks of a double click
     mark.click(position=place)  # type: ignore[arg-type]
     page.keyboard.press("2")
-    assert marks(page) == [("B", "bash")]
+    expect_marks(page, ("B", "bash"))
     page.wait_for_timeout(600)
     mark.click(position=place)  # type: ignore[arg-type]
-    assert marks(page) == []
+    expect_marks(page)
 
 
 def test_a_long_text_scrolls_with_the_selection_and_without_marks_by_the_arrow_keys(
@@ -394,7 +397,7 @@ def test_the_label_o_is_refused_at_once(page: Page, serve: Serve, tmp_path: Path
     page.get_by_role("combobox", name="Another label").fill("O")
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_have_text("Not marked: the label O means no span; write another one.")
-    assert marks(page) == []
+    expect_marks(page)
     expect(page.locator("#labels button")).to_have_count(2)
 
 

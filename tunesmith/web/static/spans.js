@@ -36,6 +36,7 @@ function change(marks, done) {
 }
 
 function mark(label) {
+  fromBrowser(); // a key may come before the event of the selection
   const span = selected && whole(text, borders, selected);
   if (!span) return announce("Nothing is selected: drag over a span, or press an arrow key, then the key of a label.");
   const wrong = problemOf(label);
