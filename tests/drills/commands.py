@@ -205,12 +205,14 @@ class Lab:
 
 LEFT_OUT = (".html", ".md", ".lock", ".half")  # the last if even deleting is impossible
 # Names of files and keys of JSON: times, sizes and what follows from them, such as the cheapest of equal arms; what a
-# second start notes about itself; and by how much the scores of a merged model round otherwise, as `export` chooses the
-# library for products by its speed. The bytes of all models are compared.
+# second start notes about itself; and the last digits of what `export` computes with the library for products that is
+# fastest at that moment: the difference of a merged model, what a layer loses by rounding. The bytes of all models are
+# compared.
 VARIES = re.compile(
     r"seconds|per_second|reused|peak|latenc|notes|timings|forecast|journal|before\.json|cost|converted|unchanged|replaces"
     r"|comparison\.json\.verdict"
     r"|prediction\.json|plan\.json|environment|mfu|predicted|reasons|\.table\.|digests\.txt|url\.json|machine|max_difference"
+    r"|layers\.\d+\.(?:divergence|kept)"
     r"|teacher\w*\.jsonl\.\d+\.crc32"  # of the line with its seconds
 )
 
