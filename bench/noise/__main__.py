@@ -32,6 +32,7 @@ from tunesmith.report.verdicts import status
 
 Row = dict[str, Any]
 ANSWERS = ("red", "blue", "green", "white")
+COMMON = ("amber", "basil", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "ledge")
 EFFECTS = (0.2, 0.5, 1.0)
 LORA = {"kind": "lora", "rank": 4}
 
@@ -82,6 +83,11 @@ def searched(chance: random.Random) -> Row:
     return {"query": words(chance), "passage": words(chance)}
 
 
+def ranked(chance: random.Random) -> Row:
+    """Draw query and passage from a few words, so that BM25 finds candidates."""
+    return {key: " ".join(chance.choices(COMMON, k=chance.randint(3, 6))) for key in ("query", "passage")}
+
+
 def marked(chance: random.Random) -> Row:
     text = words(chance)
     spans = [(word.start(), word.end()) for word in re.finditer(r"\w+", text) if chance.random() < 0.3]
@@ -100,6 +106,7 @@ NOISE: Mapping[str, Noise] = {
     "reward, decoder": Noise("llama", "reward", preferred, LORA),
     "regress, encoder": Noise("bert", {"kind": "regress", "target": "score"}, rated, "full"),
     "embed, encoder": Noise("bert", "embed", searched, "full"),
+    "rerank, encoder": Noise("bert", "rerank", ranked, "full"),
     "tag, encoder": Noise("bert", "tag", marked, "full"),
 }
 FORM_ROWS = 3000
