@@ -462,6 +462,14 @@ class Objective(BaseModel, ABC):
         messages, shortened = template.fit([self.user_message(text)], limit)
         return Tokens.of(template.prompt(messages)), shortened
 
+    def pair(self, query: str, passage: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:
+        """Encode a query with a passage, of an objective that produces a ranking.
+
+        Returns:
+            The tokens, and whether a text was shortened.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: ranks no passages")
+
     def answers(self, texts: Sequence[str], model: Reader) -> list[dict[str, Any]] | None:
         """Answer texts in a form of this objective, one JSON object each; None if `produces` names a usual form."""
         return None

@@ -47,7 +47,7 @@ class Rerank(PassageObjective, Learner):
     results: ClassVar[str] = "scores"
     column_keys: ClassVar[tuple[str, ...]] = ("query", "passage", "negative", "evidence")
     model_keys: ClassVar[tuple[str, ...]] = ("encoder",)
-    route: ClassVar[str] = ""
+    route: ClassVar[str] = "v1/rerank"
     hub_task: ClassVar[str] = "text-ranking"
     needs_head: ClassVar[bool] = True
     saved_whole: ClassVar[bool] = True
@@ -132,11 +132,7 @@ class Rerank(PassageObjective, Learner):
         return ["query and passage", *["query and negative"] * (sequences - 1)]
 
     def pair(self, query: str, passage: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:
-        """Encode a query with a passage, as sentence-transformers does: the longer one is cut first.
-
-        Returns:
-            The tokens, and whether a text was shortened.
-        """
+        """Encode a query with a passage, as sentence-transformers does: the longer one is cut first."""
         texts = (query.strip(), passage.strip())
         found = template.tokenizer(*texts, verbose=False)
         if shortened := len(found["input_ids"]) > limit:

@@ -21,7 +21,7 @@ from tunesmith.inference.serving.prefix_cache import PrefixCache
 from tunesmith.inference.serving.protocol import Busy, Counts, Limits
 from tunesmith.inference.serving.registry import ModelRegistry, ServedModel, SharedBase
 from tunesmith.inference.serving.request import AskError, GenerationRequest, places_left
-from tunesmith.inference.serving.text_batches import Kind, Texts, read_on, together
+from tunesmith.inference.serving.text_batches import Item, Kind, Texts, read_on, together
 from tunesmith.models.generation.json_grammar import Grammar
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 
@@ -74,13 +74,13 @@ class Engine:
             self._waiting.append(ticket)
         return ticket
 
-    def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
-        """Classify or embed texts; embeddings come with the number of tokens of each text.
+    def whole(self, name: str, kind: Kind, texts: Sequence[Item]) -> Future[Any]:
+        """Classify, embed or rank texts; embeddings and scores come with the number of tokens of each text.
 
         Args:
             name: the model.
-            kind: labels, values or states.
-            texts: the texts.
+            kind: what to compute.
+            texts: the texts; for `relevance` a query with a passage each.
         """
         job = Texts(self.registry.get(name), kind, texts, time.monotonic() + self.limits.seconds)
         with self._changed:

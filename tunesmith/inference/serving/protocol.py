@@ -12,7 +12,7 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.serving.live_answer import ChunkHandler
 from tunesmith.inference.serving.request import GenerationRequest
-from tunesmith.inference.serving.text_batches import Kind
+from tunesmith.inference.serving.text_batches import Item, Kind
 from tunesmith.models.generation.sampling import Sampling
 
 
@@ -154,13 +154,13 @@ class AnsweringEngine(Protocol):
         """
         ...
 
-    def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
-        """Classify or embed texts; raise AskError if the model cannot.
+    def whole(self, name: str, kind: Kind, texts: Sequence[Item]) -> Future[Any]:
+        """Classify, embed or rank texts; raise AskError if the model cannot.
 
         Args:
             name: the model.
-            kind: labels, values or states.
-            texts: the texts.
+            kind: what to compute.
+            texts: the texts; for `relevance` a query with a passage each.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Classification, regression and embedding of texts in slices, interleaved with generation."""
+"""Classification, regression, embedding and ranking of texts in slices, interleaved with generation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.serving.registry import ServedModel
 
-Kind = Literal["labels", "values", "states", "answers"]
+# What is computed of each text: `passages` are the states of texts that are searched, `relevance` the scores of pairs.
+Kind = Literal["labels", "values", "states", "passages", "answers", "relevance"]
+Item = str | tuple[str, str]  # a text, or a query with a passage
 TEXTS = 64  # texts per slice
 
 
@@ -22,13 +25,13 @@ class Texts:
 
     run: ServedModel
     kind: Kind
-    texts: Sequence[str]
+    texts: Sequence[Item]
     until: float
     future: Future[list[Any]] = field(default_factory=Future)
     found: list[Any] = field(default_factory=list)
 
     @property
-    def left(self) -> Sequence[str]:
+    def left(self) -> Sequence[Item]:
         """The remaining texts."""
         return self.texts[len(self.found) :]
 
@@ -57,7 +60,7 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
     parts = [(job, text) for job in jobs for text in job.left][:TEXTS]
     try:
         if tokens is not None:
-            parts = parts[: max(1, _fitting(model, [text for _, text in parts], tokens))]
+            parts = parts[: max(1, _fitting(model, kind, [text for _, text in parts], tokens))]
         texts = [text for _, text in parts]
         results = _results(model, kind, texts)
     except Exception as error:
@@ -75,23 +78,40 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
     return [job for job in jobs if job.left]
 
 
-def _results(model: LocalModel, kind: Kind, texts: Sequence[str]) -> Sequence[Any]:
-    """Return the labels, the number or the answer of each text, or its state and its number of tokens."""
+def _results(model: LocalModel, kind: Kind, items: Sequence[Item]) -> Sequence[Any]:
+    """Return the labels, the number or the answer of each text.
+
+    For states it is the state and the number of tokens, for a pair the score, the number of tokens, and whether a text
+    was shortened.
+    """
+    if kind == "relevance":
+        pairs = [item for item in items if not isinstance(item, str)]
+        sizes = [_tokens(model, kind, pair) for pair in pairs]
+        scores = model.relevance(pairs)
+        return [(score, len(tokens.ids), cut) for score, (tokens, cut) in zip(scores, sizes, strict=True)]
+    texts = [item for item in items if isinstance(item, str)]
     if kind == "answers":
         return model.answers(texts) or []
     if kind == "labels":
         return model.classify(texts)
     if kind == "values":
         return model.predict(texts)
-    states = model.embed(texts).tolist()
-    return list(zip(states, [len(model.tokens(text).ids) for text in texts], strict=True))
+    states = model.embed(texts, passage=kind == "passages").tolist()
+    return list(zip(states, [len(_tokens(model, kind, text)[0].ids) for text in texts], strict=True))
 
 
-def _fitting(model: LocalModel, texts: Sequence[str], tokens: int) -> int:
-    """Return how many of the first texts fit into a number of tokens."""
+def _tokens(model: LocalModel, kind: Kind, item: Item) -> tuple[Tokens, bool]:
+    """Return the tokens of a text or pair, and whether a text of a pair was shortened."""
+    if isinstance(item, str):
+        return model.tokens(item, passage=kind == "passages"), False
+    return model.objective.pair(*item, model.template, limit=model.limit)
+
+
+def _fitting(model: LocalModel, kind: Kind, items: Sequence[Item], tokens: int) -> int:
+    """Return how many of the first texts or pairs fit into a number of tokens."""
     used = 0
-    for count, text in enumerate(texts):
-        used += len(model.tokens(text).ids)
+    for count, item in enumerate(items):
+        used += len(_tokens(model, kind, item)[0].ids)
         if used > tokens:
             return count
-    return len(texts)
+    return len(items)

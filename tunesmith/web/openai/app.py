@@ -1,4 +1,4 @@
-"""OpenAI-compatible server as an ASGI app, with `/classify`, `/predict`, `/feedback`, health and administration."""
+"""OpenAI-compatible server as an ASGI app, with ranking, `/classify`, `/predict`, `/feedback` and administration."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ from tunesmith.web.openai.requests import (
     CompletionRequest,
     ModelName,
     RatingRequest,
+    RerankRequest,
     TextsRequest,
 )
-from tunesmith.web.openai.responses import CallSplitter, ChatCompletionBuilder, wrong
+from tunesmith.web.openai.responses import CallSplitter, ChatCompletionBuilder, ranking, wrong
 from tunesmith.web.openai.shadow import Shadow
 from tunesmith.web.openai.stream import CompletionStream, InternalError, Late
 from tunesmith.web.security import Refusal, RequestPolicy
@@ -72,7 +73,7 @@ class Api:
     """Routes of the server.
 
     Args:
-        engine: generates answers, embeddings and labels.
+        engine: generates answers, embeddings, labels and scores.
         splits: names that distribute requests over several models.
         metrics: counters of requests and tokens.
         thumbs: store of ratings sent to /feedback.
@@ -109,6 +110,8 @@ class Api:
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._text),
             ("POST", "/v1/embeddings", self._embeddings),
+            ("POST", "/v1/rerank", self._rerank),
+            ("POST", "/v2/rerank", self._rerank),
             ("POST", "/classify", self._classify),
             ("POST", "/predict", self._predict),
             ("POST", "/answer", self._answer),
@@ -197,7 +200,7 @@ class Api:
     async def _embeddings(self, request: Any) -> Any:
         body = await _parsed(TextsRequest, request)
         run = self._run(body.model, body.user)
-        states = await self._read(run, "states", body.texts)
+        states = await self._read(run, "passages" if body.is_passage else "states", body.texts)
         vectors = [list(vector) for vector, _ in states]
         tokens = sum(count for _, count in states)
         if body.dimensions not in (None, width := len(vectors[0])):
@@ -209,6 +212,14 @@ class Api:
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(encoded)]
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
         return _json({"object": "list", "model": run.name, "data": data, "usage": counts})
+
+    async def _rerank(self, request: Any) -> Any:
+        body = await _parsed(RerankRequest, request)
+        run = self._run(body.model, body.user)
+        if run.objective.produces != "ranking":
+            raise AskError(f"model: {run.name} ranks nothing; use another route, or a run tuned with rerank")
+        pairs = [(body.query, text) for text in body.texts]
+        return _json(ranking(run.name, body, await self._read(run, "relevance", pairs)))
 
     async def _classify(self, request: Any) -> Any:
         body = await _parsed(TextsRequest, request)
@@ -239,7 +250,7 @@ class Api:
         data = [{"index": i, **found} for i, found in enumerate(await self._read(run, "answers", body.texts))]
         return _json({"object": "list", "model": run.name, "data": data})
 
-    async def _read(self, run: Model, kind: Any, texts: Sequence[str]) -> Any:
+    async def _read(self, run: Model, kind: Any, texts: Sequence[Any]) -> Any:
         try:
             return await asyncio.wrap_future(self._engine.whole(run.name, kind, texts))
         except asyncio.CancelledError as error:

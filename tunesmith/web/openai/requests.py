@@ -281,6 +281,8 @@ class TextsRequest(_Sent):
     user: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
+    # Whether texts are searched for or searched, as Cohere, Voyage and NVIDIA name it.
+    input_type: Literal["query", "search_query", "passage", "document", "search_document"] = "query"
 
     @field_validator("input", mode="before")
     @classmethod
@@ -291,12 +293,59 @@ class TextsRequest(_Sent):
         return texts
 
     @property
+    def is_passage(self) -> bool:
+        """Return whether the texts are searched, not searched for."""
+        return self.input_type in ("passage", "document", "search_document")
+
+    @property
     def texts(self) -> list[str]:
         """Return the texts. Raises AskError if there are none, or more than TEXTS."""
         texts = [self.input] if isinstance(self.input, str) else self.input
         if not 1 <= len(texts) <= TEXTS:
             raise AskError(f"input: expected 1 to {TEXTS} texts, got {len(texts)}; send several requests")
         return texts
+
+
+class RankedDocument(_Sent):
+    """A document to rank, as an object."""
+
+    text: str = Field(min_length=1)
+
+
+class RerankRequest(_Sent):
+    """POST /v1/rerank, as clients of Cohere, Jina and vLLM send it."""
+
+    model: Name
+    query: str = Field(min_length=1)
+    documents: list[Annotated[str, Field(min_length=1)] | RankedDocument] = Field(max_length=2**20)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool = True
+    user: str = ""
+    # Unsupported options that would change the scores are rejected.
+    max_tokens_per_doc: None = None
+    max_chunks_per_doc: None = None
+    truncate_prompt_tokens: None = None
+    rank_fields: Annotated[list[Literal["text"]], Field(max_length=1)] = []
+
+    @field_validator("documents", mode="before")
+    @classmethod
+    def _only_texts(cls, documents: Any) -> Any:
+        """Raise ValueError for a document of another form, in one line instead of one for each form."""
+        for number, document in enumerate(documents if isinstance(documents, list) else [], 1):
+            text = document.get("text") if isinstance(document, dict) else document
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f'document {number} is not a text, or empty; send texts, or {{"text": ...}}')
+        return documents
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the texts of the documents. Raises AskError for none, more than TEXTS, or an empty query."""
+        if not self.query.strip():
+            raise AskError("query: empty; send a text")
+        if not 1 <= len(self.documents) <= TEXTS:
+            count = len(self.documents)
+            raise AskError(f"documents: expected 1 to {TEXTS} documents, got {count}; send several requests")
+        return [document if isinstance(document, str) else document.text for document in self.documents]
 
 
 class RatingRequest(_Sent):

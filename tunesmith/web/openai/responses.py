@@ -15,6 +15,7 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.data.tokenization.tool_calls import PlacedCall, placed_calls
 from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
+from tunesmith.web.openai.requests import RerankRequest
 
 # Token of a single byte in tokenizers with byte fallback.
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -254,6 +255,25 @@ def usage(last: CompletionChunk) -> dict[str, Any]:
     total = last.prompt_tokens + last.new_tokens
     counts = {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.new_tokens, "total_tokens": total}
     return {**counts, "shortened": True} if last.shortened else counts
+
+
+def ranking(model: str, body: RerankRequest, scored: Sequence[tuple[float, int, bool]]) -> dict[str, Any]:
+    """Return the body of a ranking, the best document first.
+
+    Args:
+        model: name of the model.
+        body: the request.
+        scored: of each document its score, the tokens that were read, and whether a text was shortened.
+    """
+    texts, tokens = body.texts, sum(count for _, count, _ in scored)
+    best = sorted(range(len(texts)), key=lambda index: -scored[index][0])[: body.top_n]
+    results: list[dict[str, Any]] = [{"index": index, "relevance_score": scored[index][0]} for index in best]
+    if body.return_documents:
+        results = [{**result, "document": {"text": texts[result["index"]]}} for result in results]
+    counts: dict[str, Any] = {"prompt_tokens": tokens, "total_tokens": tokens}
+    if any(shortened for _, _, shortened in scored):
+        counts["shortened"] = True
+    return {"id": f"rerank-{secrets.token_hex(12)}", "model": model, "results": results, "usage": counts}
 
 
 def wrong(text: str, *, kind: str = "invalid_request_error", code: str | None = None) -> Mapping[str, Any]:

@@ -54,6 +54,7 @@ class Column {
     try {
       if (this.kind === "arm") await this.search(text, shown);
       else if (this.kind === CHAT || this.kind === "v1/completions") await this.write(text, shown, turns);
+      else if (this.kind === "v1/rerank") await this.rank(text, shown);
       else await this.read(text, shown);
     } catch (error) {
       this.turns = before;
@@ -71,10 +72,26 @@ class Column {
     find("stop-answers").hidden = !columns.some((column) => column.running);
   }
 
-  // Labels with their probabilities, or a number.
+  // Passages, one a line after the query, by their scores.
+  async rank(text, shown) {
+    const [query, ...documents] = text.split("\n").filter((line) => line.trim());
+    if (!documents.length) throw new Error("The first line is the query, each further line a passage; add a passage.");
+    const { results } = await document_of(this.send(this.kind, { query, documents }));
+    shown.textContent = "";
+    const table = put(shown, "table");
+    for (const { index, relevance_score } of results) {
+      const line = put(table, "tr");
+      put(line, "td", relevance_score.toFixed(3));
+      put(line, "td", documents[index]);
+    }
+  }
+
+  // Labels with their probabilities, a number, or the beginning of a vector.
   async read(text, shown) {
-    const { number, probabilities = {}, ...answer } = (await document_of(this.send(this.kind, { input: text }))).data[0];
+    const reply = await document_of(this.send(this.kind, { input: text }));
+    const { number, embedding, probabilities = {}, ...answer } = reply.data[0];
     shown.textContent = number === undefined ? "" : String(+number.toPrecision(6));
+    if (embedding) shown.textContent = `${embedding.length} values: ${embedding.slice(0, 5).map((x) => x.toFixed(3)).join(", ")}, …`;
     if (this.kind === "answer") shown.textContent = JSON.stringify(answer, null, 1);
     const table = put(shown, "table");
     for (const [label, p] of Object.entries(probabilities).sort((a, b) => b[1] - a[1]).slice(0, 10)) {

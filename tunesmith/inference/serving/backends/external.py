@@ -22,7 +22,7 @@ from tunesmith.inference.defaults import sampling_of, thinking_mode
 from tunesmith.inference.serving.live_answer import ChunkHandler, CompletionChunk, ScoredToken
 from tunesmith.inference.serving.protocol import Busy, Counts, Limits
 from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
-from tunesmith.inference.serving.text_batches import Kind
+from tunesmith.inference.serving.text_batches import Item, Kind
 from tunesmith.models.families import prompt_limit
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
@@ -135,10 +135,11 @@ class ExternalEngine:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
+    def whole(self, name: str, kind: Kind, texts: Sequence[Item]) -> Future[Any]:
         """Raise AskError: external programs only generate text."""
         model = self.registry.get(name)
-        output = {"labels": "scores no labels", "values": "predicts no values", "states": "gives no embeddings"}[kind]
+        refused = {"labels": "scores no labels", "values": "predicts no values", "relevance": "ranks no passages"}
+        output = refused.get(kind, "gives no embeddings")
         fix = "serve the run itself with --engine torch"
         raise AskError(f"model: {model.name} is served by {self._program.title}, which {output} here; {fix}")
 
