@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr
 from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.parsers import queries
 from tunesmith.data.examples.types import Example, Query
+from tunesmith.data.files import report_edit
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.schema.formats import detect
@@ -74,6 +75,7 @@ class PassageObjective(Objective):
         rows = [row for row in examples if isinstance(row, Query)]
         texts = [text for row in rows for text in (row.passage, *row.negatives)]
         if run and (run / PASSAGES).is_file() and not any(row.label for row in rows):
+            report_edit(run / PASSAGES)
             texts += [str(row.fields.get("text")) for row in read_rows(str(run / PASSAGES))]
         if self.documents:
             found_texts = [row.fields.get("text") for row in read_rows(self.documents)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.config import load_recipe
 from tunesmith.config.recipe import Documents
+from tunesmith.data.files import report_edit
 from tunesmith.data.readers.read import read_rows
 from tunesmith.errors import CheckpointError
 from tunesmith.events import EventHandler
@@ -46,6 +47,7 @@ def nearest(
     source = run / PASSAGES
     if not source.is_file():
         raise CheckpointError(f"{run}: {PASSAGES} is missing, which has the passages to search; restore it")
+    report_edit(source)
     rows = read_rows(str(source))
     recipe = load_recipe(run / "recipe.yaml")[0]
     objective = read_manifest(run / "model").objective

@@ -50,7 +50,11 @@ def made(place: Path, kind: str, technique: str, **objective: Any) -> Any:
     ("kind", "technique"), [("bert", "full"), ("bert", "lora"), ("llama", "full"), ("llama", "lora")]
 )
 def test_a_search_is_learned_measured_asked_and_opened_by_sentence_transformers(
-    kind: str, technique: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    technique: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ):
     run = tune(made(tmp_path, kind, technique, hard_negatives=2, sizes=[8]), tmp_path / "run")
     report = run.report
@@ -81,8 +85,9 @@ def test_a_search_is_learned_measured_asked_and_opened_by_sentence_transformers(
     with (run.folder / "passages.jsonl").open("a") as file:  # a new document
         file.write(json.dumps({"text": first["query"]}) + "\n")
     assert main(["ask", str(run.folder), first["query"], "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["passages"][0]["text"] == first["query"]
+    answer, log = capsys.readouterr()
+    assert json.loads(answer)["passages"][0]["text"] == first["query"]
+    assert "passages.jsonl: edited since it was written" in log + caplog.text
 
     fresh = tmp_path / "fresh.jsonl"
     fresh.write_text("".join(json.dumps(row) + "\n" for row in questions()[:20]))
