@@ -1,6 +1,7 @@
-"""Rows for `objective: tag`: `python -m bench.span_rows DATA OUT.jsonl [ROWS [debian | factbook]]`.
+"""Rows for `objective: tag`: `python -m bench.span_rows DATA OUT.jsonl [ROWS [debian | factbook | foldoc]]`.
 
-DATA is a folder with `d1_debian_synopsis`, `f2_factbook_qa` and other sets (see bench/NOTES.md).
+DATA is a folder with `d1_debian_synopsis`, `f2_factbook_qa` and other sets (see bench/NOTES.md); for foldoc it is the
+file `foldoc.dict.dz` of Debian's package dict-foldoc.
 
 debian: paragraphs of descriptions of packages. The spans come from facts outside of a text, and from patterns:
 
@@ -23,10 +24,18 @@ included). A name such as Dutch has the type of its list. A span is an entry up 
   bracket without its other half, or a word such as "and" ("Ewe and Mina").
 
 The column `country` groups the rows.
+
+foldoc: first paragraphs of the Free On-line Dictionary of Computing, in which editors have linked words to entries. A
+span is a link, and its type that of the entry, which the editors have given it: LANGUAGE, SYSTEM, ORGANISATION (also
+companies), HARDWARE, NETWORK or PERSON. The column `entry` groups the rows.
+
+- Links to entries of other types or of none, and to addresses, are not marked; plurals lead to the singular.
+- A later paragraph does not count: it links words again or not, as the editor liked.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -64,11 +73,24 @@ REST = re.compile(
 )
 UNCLEAR = re.compile(r"\b(?:and|or|include|includes|including)\b|(?:\S+\s+){4}\S")
 FEWEST_ENTRIES, MOST_ENTRIES = 3, 6
+TOPIC = re.compile(r"\s*<([^<>]{3,60})>\s*")
+LINK = re.compile(r"\{+([^{}]{1,60})\}+")
+TOPICS = {
+    "language": "LANGUAGE",
+    "operating system": "SYSTEM",
+    **dict.fromkeys(("company", "body"), "ORGANISATION"),
+    **dict.fromkeys(("hardware", "computer", "processor", "storage", "architecture", "printer"), "HARDWARE"),
+    **dict.fromkeys(("networking", "communications", "protocol", "messaging", "web", "chat"), "NETWORK"),
+    "person": "PERSON",
+}
 
 
 def main(data: str, out: str, rows: str = "3000", source: str = "debian") -> None:
     """Write the rows."""
-    made = debian_rows(Path(data), int(rows)) if source == "debian" else islice(factbook_rows(Path(data)), int(rows))
+    if source == "debian":
+        made = debian_rows(Path(data), int(rows))
+    else:
+        made = islice({"factbook": factbook_rows, "foldoc": foldoc_rows}[source](Path(data)), int(rows))
     with Path(out).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in made)
 
@@ -105,6 +127,48 @@ def factbook_rows(data: Path) -> Iterator[dict[str, object]]:
                 for start, end in listed(lists[country][field]) or ():
                     spans.append({"start": at + start, "end": at + end, "label": TYPES[field]})
             yield {"id": f"{country}/{number}", "text": text, "spans": spans, "country": country}
+
+
+def foldoc_rows(path: Path) -> Iterator[dict[str, object]]:
+    """Yield first paragraphs with a typed link, entries in the order of a hash."""
+    entries = foldoc_entries(gzip.decompress(path.read_bytes()).decode())
+    types: dict[str, str] = {}
+    for names, body in entries:
+        if topic := TOPIC.match(body):
+            for name in names:
+                types.setdefault(name.lower(), TOPICS.get(topic[1].split(",")[0].strip(), ""))
+    for names, body in sorted(entries, key=lambda entry: drawn(entry[0][0])):
+        first = " ".join(TOPIC.sub("", body.strip().split("\n\n")[0], count=1).split())
+        text, spans, at = "", [], 0
+        for link in LINK.finditer(first):
+            text += first[at : link.start()]
+            name, at = link[1], link.end()
+            low = name.lower()
+            label = next(
+                (types[form] for form in (low, low.removesuffix("s"), low.removesuffix("es")) if form in types), ""
+            )
+            if label:
+                spans.append({"start": len(text), "end": len(text) + len(name), "label": label})
+            text += name
+        text += first[at:]
+        if spans and FEWEST_CHARACTERS <= len(text) <= MOST_CHARACTERS:
+            yield {"id": names[0], "text": text, "spans": spans, "entry": names[0]}
+
+
+def foldoc_entries(text: str) -> list[tuple[list[str], str]]:
+    """Return the names and the text of each entry: names begin a line, and the text is indented."""
+    entries: list[tuple[list[str], str]] = []
+    names: list[str] = []
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            if lines:
+                entries.append((names, "\n".join(lines)))
+                names, lines = [], []
+            names = [*names, line.strip()]
+        elif names and (line or lines):
+            lines.append(line.removeprefix("   "))
+    return [*entries, (names, "\n".join(lines))]
 
 
 def first_entries(value: str) -> str:
