@@ -13,7 +13,7 @@ from tunesmith.config import AnyObjective, AnyTechnique, ModelName
 from tunesmith.data.files import is_there, read_page
 from tunesmith.data.remote import remote_url
 from tunesmith.errors import CheckpointError, ModelError
-from tunesmith.models.loading.base_from_run import base_place
+from tunesmith.models.loading.base_from_run import base_place, resolved
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.checkpoint import MODEL_FILE, verify_model
 from tunesmith.models.loading.hub import is_hub_id
@@ -44,16 +44,19 @@ class ModelManifest(BaseModel):
     threshold: float | None = None
     temperatures: dict[str, float] = {}  # of the tasks of a model of several
     thresholds: dict[str, float] = {}
+    encoders: dict[str, str] = {}  # task -> fingerprint of the model that finds its candidates by vectors
     # Packages that offer its objective, technique or metric, with their versions; older versions read it without.
     plugins: dict[str, str] = {}
 
     def text(self) -> str:
         """Return the manifest as JSON."""
-        return self.model_dump_json(indent=1, exclude=None if self.plugins else {"plugins"})
+        return self.model_dump_json(
+            indent=1, exclude={key for key in ("plugins", "encoders") if not getattr(self, key)}
+        )
 
 
 def read_manifest(folder: Path) -> ModelManifest:
-    """Read the manifest of a model folder, after checking all its files; a relative path of the base is resolved.
+    """Read the manifest of a model folder, after checking all its files; relative paths of models are resolved.
 
     Raises:
         CheckpointError: there is no manifest, it is invalid, or a file is missing or has changed.
@@ -71,7 +74,8 @@ def read_manifest(folder: Path) -> ModelManifest:
         raise CheckpointError(
             f"{folder}: {MANIFEST_FILE} is missing, so the run is not finished; finish it with `tunesmith tune`"
         ) from None
-    return about.model_copy(update={"base": base_place(about.base, folder)})
+    objective = about.objective.with_models(lambda name: resolved(name, folder))
+    return about.model_copy(update={"base": base_place(about.base, folder), "objective": objective})
 
 
 def find_model(run: str | Path, *, offline: bool = False) -> Path:

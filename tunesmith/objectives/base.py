@@ -444,6 +444,11 @@ class Objective(BaseModel, ABC):
         """Return the objective without the paths of its rows, for a model that is given to others."""
         return self
 
+    def with_models(self, place: Callable[[str], str]) -> Self:
+        """Return the objective with other names of the models that it uses, those of `model_keys`."""
+        named = {key: place(getattr(self, key)) for key in self.model_keys}
+        return self.model_copy(update=named) if named else self
+
     def question(self, text: str, template: Template, *, limit: int, passage: bool = False) -> tuple[Tokens, bool]:
         """Encode what a model with a head reads before it answers about a text.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
@@ -170,6 +170,10 @@ class Multitask(Objective):
             for name, part in self.tasks.items()
         }
         return self.model_copy(update={"tasks": tasks})
+
+    def with_models(self, place: Callable[[str], str]) -> Multitask:
+        """Return the objective with other names of the models that its tasks use."""
+        return self.with_task_objectives({name: part.with_models(place) for name, part in self.task_objectives.items()})
 
     def task_shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """Return the fraction of a step's rows that each task gets, by `sampling`."""

@@ -23,6 +23,7 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import frame
 from tunesmith.display import Display, model_label, model_labels
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.candidates import check_encoders
 from tunesmith.evaluation.contamination import find_seen_rows, recipe_file, recipe_of
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
 from tunesmith.evaluation.evaluators.answers import AnswerPredictions
@@ -202,6 +203,8 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
         RecipeError: the task or a setting is invalid.
     """
     manifest = read_manifest(source.folder) if source.kind == "run" and source.folder else None
+    if manifest is not None:
+        check_encoders(manifest, where=request.model, offline=offline)
     file = read_file(request.data, offline=offline)
     rows = file.rows
     columns = set(columns_of(rows))

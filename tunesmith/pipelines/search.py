@@ -11,6 +11,7 @@ from tunesmith.config.recipe import Documents
 from tunesmith.data.files import report_edit
 from tunesmith.data.readers.read import read_rows
 from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.candidates import check_encoders
 from tunesmith.events import EventHandler
 from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.saved_model import load
@@ -40,7 +41,7 @@ def nearest(
         {"passages": [{"score": ..., "text": ...}]}, the best first.
 
     Raises:
-        CheckpointError: the run has no passages.
+        CheckpointError: the run has no passages, or the model that finds candidates is missing or another one.
         DataError: its documents cannot be read.
         ModelError: its prompts cannot be used.
     """
@@ -50,7 +51,9 @@ def nearest(
     report_edit(source)
     rows = read_rows(str(source))
     recipe = load_recipe(run / "recipe.yaml")[0]
-    objective = read_manifest(run / "model").objective
+    manifest = read_manifest(run / "model")
+    check_encoders(manifest, where=str(run), offline=offline)
+    objective = manifest.objective
     if documents := getattr(recipe.objective, "documents", ""):
         rows = [*rows, *read_rows(documents, offline=offline)]
     texts = dict.fromkeys(found.strip() for row in rows if isinstance(found := row.fields.get("text"), str))

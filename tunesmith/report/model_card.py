@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tunesmith.display import model_label
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.hub import is_hub_id
 from tunesmith.report.code_snippets import ask_line, python_lines, transformers_lines
@@ -302,7 +303,8 @@ def _licence(run: RunData) -> str:
 
 def training_settings(run: RunData) -> str:
     """Return the settings of a recipe that affect training, as YAML; the others contain local paths."""
-    recipe = run.recipe.model_copy(update={"objective": run.recipe.objective.without_rows()})
+    objective = run.recipe.objective.without_rows().with_models(model_label)
+    recipe = run.recipe.model_copy(update={"objective": objective})
     shown = recipe.model_dump(mode="json", include={"objective", "technique", "schedule", "seed"})
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 

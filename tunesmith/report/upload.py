@@ -14,6 +14,7 @@ from urllib.parse import quote
 from tunesmith.config import Recipe
 from tunesmith.config.load import WORDS, with_places
 from tunesmith.data.remote import last_part
+from tunesmith.display import model_label
 from tunesmith.errors import CheckpointError
 from tunesmith.inference.identify import CONFIG, MANIFEST_FILE, ModelManifest, find_model
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
@@ -56,7 +57,8 @@ def upload_of(run: Path, published: Published, *, report: bool) -> dict[str, Pat
         if Path(name).suffix in READ_BY_LIBRARIES and Path(name).name == name
     }
     manifest = ModelManifest.model_validate_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    files[MANIFEST_FILE] = manifest.model_copy(update={"base": published.base}).text().encode()
+    named = {"base": published.base, "objective": manifest.objective.with_models(model_label)}
+    files[MANIFEST_FILE] = manifest.model_copy(update=named).text().encode()
     if CONFIG in files:
         files[CONFIG] = _adapter_config(folder / CONFIG, published.base)
     digests = file_digests(folder) | {

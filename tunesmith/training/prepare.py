@@ -457,8 +457,8 @@ def _encode(task: TrainingContext, *, folder: Path | None = None) -> TrainingCon
 
 def _is_learned(row: Encoded) -> bool:
     """Return whether a row has a learned token, a label for a head, or a prompt whose completions are rewarded."""
-    # Two answers that were cut to the same tokens express no preference.
-    if len(row.sequences) == 2 and row.sequences[0].ids == row.sequences[1].ids:
+    # Two answers that were cut to the same tokens express no preference; two right passages wait for mined negatives.
+    if len(row.sequences) == 2 and row.sequences[0].ids == row.sequences[1].ids and row.label != (1.0, 1.0):
         return False
     return bool(row.label) or row.asks or row.learned > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from tests.pipelines.conftest import recipe, tune
 from tests.pipelines.tune.test_embed import questions
 from tunesmith.cli import main
-from tunesmith.errors import DataError, ModelError
+from tunesmith.config import load_recipe
+from tunesmith.errors import CheckpointError, DataError, ModelError
 from tunesmith.events import ignore
 from tunesmith.inference.export.usage import read_usage
 from tunesmith.inference.saved_model import load
@@ -21,6 +23,8 @@ from tunesmith.pipelines.search import nearest
 from tunesmith.pipelines.tune.preview import preview
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
+from tunesmith.report.run_data import Published
+from tunesmith.report.upload import upload_of
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -89,6 +93,42 @@ def test_rows_of_one_passage_have_no_wrong_one(tmp_path: Path):
     one = recipe(tmp_path, rows, "bert", objective={"kind": "rerank"}, technique="full")
     with pytest.raises(DataError, match="no passage is known that does not answer a query; add rows"):
         tune(one, tmp_path / "run")
+
+
+def test_the_retriever_of_a_run_is_found_after_a_move_and_no_other_is_taken_for_it(tmp_path: Path):
+    place = tmp_path / "here" / "comparison"
+    short: dict[str, Any] = {"schedule": {"epochs": 1, "batch_rows": 16}, "technique": "full"}
+    for name in ("retriever", "other"):
+        found = {"kind": "embed", "pooling": "cls" if name == "other" else "mean"}
+        tune(recipe(tmp_path, questions(), "bert", objective=found, **short), place / name)
+    ranked = {"kind": "rerank", "hard_negatives": 1, "search": "vectors", "encoder": str(place / "retriever")}
+    run = tune(recipe(tmp_path, questions(), "bert", objective=ranked, **short), place / "reranker").folder
+    assert load_recipe(run / "recipe.yaml")[0].objective.encoder == str(run / "../retriever")
+    first = questions()[0]["query"]
+    before = nearest(run, first, on_event=ignore)
+    manifest = json.loads((run / "model/tunesmith.json").read_text())
+    assert manifest["objective"]["encoder"] == "../../retriever"
+    assert list(manifest["encoders"]) == [""]
+    uploaded = upload_of(run, Published("me/rank", "me/base", "mit"), report=False)["tunesmith.json"]
+    assert json.loads(uploaded)["objective"]["encoder"] == "retriever"  # type: ignore[arg-type]
+
+    moved = (tmp_path / "there").resolve()
+    shutil.move(tmp_path / "here", moved)
+    run = moved / "comparison/reranker"
+    assert load(run).objective.encoder == str(moved / "comparison/retriever")  # type: ignore[union-attr]
+    assert nearest(run, first, on_event=ignore) == before
+    fresh = tmp_path / "fresh.jsonl"
+    fresh.write_text("".join(json.dumps(row) + "\n" for row in questions()[:4]))
+    request = EvaluateRequest(str(run), str(fresh), against="base")
+    assert evaluate(request, on_event=ignore).page.n == 4
+
+    shutil.rmtree(moved / "comparison/retriever")
+    with pytest.raises(CheckpointError, match="finds candidates by .*retriever, which is not there; restore it"):
+        nearest(run, first, on_event=ignore)
+    shutil.move(moved / "comparison/other", moved / "comparison/retriever")
+    for ask in (lambda: nearest(run, first, on_event=ignore), lambda: evaluate(request, on_event=ignore)):
+        with pytest.raises(CheckpointError, match="found by another .*retriever, which has changed since; tune again"):
+            ask()
 
 
 def test_the_model_of_the_candidates_is_found_before_training_and_without_network(

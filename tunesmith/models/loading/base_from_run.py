@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,30 @@ def base_place(name: str, folder: Path) -> str:
     relative = name.removeprefix("~/").replace("\\", "/")  # as it may be recorded on Windows
     candidates = (parent / relative for parent in folder.resolve().parents)
     return next((str(path) for path in candidates if path.is_dir() or path.is_file()), name)
+
+
+def relative_to(folder: Path, name: str) -> str:
+    """Return the path of a model relative to a folder, so that both can be moved together; other names unchanged.
+
+    Args:
+        folder: the folder whose file has the path.
+        name: alias, Hub id or path.
+    """
+    path = Path(name).expanduser()
+    if name in BUNDLED_MODELS or not is_there(path):
+        return name
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        return path.name
+
+
+def resolved(name: str, folder: Path) -> str:
+    """Return a path that `relative_to` has made as one that is valid in the current directory."""
+    if not name.startswith("../"):
+        return base_place(name, folder)  # of a run that recorded it as the base
+    near = os.path.normpath(folder / name)
+    return near if is_there(near) else str((folder.resolve() / name).resolve())  # the folder was reached by a link
 
 
 def begins_from(folder: Path, *, where: str) -> tuple[str, str]:

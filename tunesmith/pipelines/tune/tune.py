@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from tunesmith.config import AnyObjective, Recipe, save_recipe
+from tunesmith.config import AnyObjective, Recipe, save_recipe, with_places
 from tunesmith.config.recipe import Machine
 from tunesmith.data.cpu_count import cores
-from tunesmith.data.files import read_page, write_whole
+from tunesmith.data.files import is_there, read_page, write_whole
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import briefly
+from tunesmith.evaluation.candidates import encoder_fingerprints
 from tunesmith.evaluation.contamination import with_contamination_check
 from tunesmith.evaluation.diagnostics import (
     SHUFFLED,
@@ -41,6 +42,7 @@ from tunesmith.inference.identify import ModelManifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import save_model
 from tunesmith.metrics.resampling import ALPHA, at_level
+from tunesmith.models.loading.base_from_run import relative_to
 from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
@@ -280,8 +282,16 @@ def _start(prepared: TrainingContext, folder: RunFolder, rewards: dict[str, str]
     facts = {"audit": recipe.data.audit, "rewards": rewards, "environment": environment}
     folder.start(recipe, machine=prepared.machine, base=prepared.base.fingerprint, **facts)
     if current_world().leads and not (written := folder.path / "recipe.yaml").exists():
-        save_recipe(recipe.model_copy(update={"machine": asked}), written)
+        placed = with_places(recipe, rows=str, code=str, model=partial(_beside, folder.path))
+        save_recipe(placed.model_copy(update={"machine": asked}), written)
     return environment
+
+
+def _beside(folder: Path, name: str) -> str:
+    """Return the path of a model next to a run folder or below it as one that stays right if both are moved."""
+    path = Path(name).expanduser()
+    beside = is_there(path) and path.resolve().is_relative_to(folder.resolve().parent)
+    return relative_to(folder, name) if beside else name
 
 
 def _predict(prepared: TrainingContext, out: Path, clock: RunClock) -> CostPrediction | None:
@@ -301,11 +311,13 @@ def _save(results: RunResults, folder: RunFolder) -> list[dict[str, Any]]:
     """Save the model and the predictions; return the latter by row."""
     prepared, model, evaluator = results.prepared, results.model, results.evaluator
     recipe, base = prepared.recipe, prepared.base
+    objective = model.objective.without_rows()
     manifest = ModelManifest(
         base=base.pinned or recipe.model,
         fingerprint=base.fingerprint,
         family=base.family,
-        objective=model.objective.without_rows(),
+        objective=objective.with_models(partial(relative_to, folder.path / "model")),
+        encoders=encoder_fingerprints(objective, where=str(folder.path), offline=True),
         technique=recipe.technique,
         template_hash=prepared.template.hash,
         limit=recipe.data.max_tokens,
