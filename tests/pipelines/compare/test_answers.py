@@ -32,5 +32,5 @@ def test_choices_of_earlier_versions_are_read():
         },
         budget=BudgetedRows(test=6, train=10, note="6 of 9", seconds=0.0),
         index_seconds=0.5,
-        paraphrase_seconds=2.5,
+        writing_seconds={"taught": 2.5},
     )

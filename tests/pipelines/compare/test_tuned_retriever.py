@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ import pytest
 
 from tests.bases import folder
 from tests.pipelines.compare.test_compare import facts, labels, recipe, run, small
+from tunesmith.data.documents.synthetic_prompts import QUESTIONS
 from tunesmith.data.documents.synthetic_rows import Answer
 from tunesmith.data.examples.types import Chat
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.pipelines.compare import compare as compare_module
 from tunesmith.pipelines.compare import context as context_module
-from tunesmith.pipelines.compare import tuned_retriever
+from tunesmith.pipelines.compare import tuned_arms, tuned_retriever
 from tunesmith.pipelines.compare.ask import ArmQuestion, ask_arm
 from tunesmith.pipelines.compare.compare import reopened
 from tunesmith.pipelines.compare.context import MOST_CHUNKS, Retrieval
@@ -134,6 +137,27 @@ def test_an_arm_with_a_tuned_retriever_is_asked_about_documents_as_they_are_now(
         pages.write_text(before, encoding="utf-8")
 
 
+def test_a_comparison_that_was_moved_is_asked_and_a_retriever_in_the_place_of_its_own_is_refused(
+    done: tuple[Comparison, Path], tmp_path: Path
+) -> None:
+    _, out = done
+    moved, away = tmp_path / "moved", out.with_name("away")
+    shutil.copytree(out, moved)
+    out.rename(away)
+    try:
+        question = ArmQuestion("How high is Kark?", RERANKED)
+        assert ask_arm(moved, question, callbacks=Callbacks(lambda event: None)).shown
+        pooling = moved / "retriever/model/1_Pooling/config.json"
+        digests = json.loads((moved / "retriever/model/manifest.json").read_text())
+        pooling.write_text(pooling.read_text() + " ")
+        digests["1_Pooling/config.json"] = sha256(pooling.read_bytes()).hexdigest()
+        (moved / "retriever/model/manifest.json").write_text(json.dumps(digests))
+        with pytest.raises(CheckpointError, match="moved/reranker: its candidates were found by another"):
+            ask_arm(moved, question, callbacks=Callbacks(lambda event: None))
+    finally:
+        away.rename(out)
+
+
 def test_a_finished_retriever_is_not_tuned_again(
     done: tuple[Comparison, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +195,7 @@ def test_questions_are_written_where_rows_give_too_few_and_are_marked(
 
         return ask
 
-    monkeypatch.setattr(tuned_retriever, "ask_writer", write)
+    monkeypatch.setattr(tuned_arms, "ask_writer", write)
     page = run(recipe(tmp_path, arms=["rag", "tuned-retriever"]), tmp_path / "out")
     pairs = rows_of(tmp_path / "out" / "retriever.train.jsonl")
     written = [pair for pair in pairs if pair.get("written")]
@@ -182,6 +206,60 @@ def test_questions_are_written_where_rows_give_too_few_and_are_marked(
     assert f"10 pairs of question and chunk from rows, {len(written)} more written by" in arm.detail
     assert arm.written == len(written)
     assert any(f"tuned on {len(written)} questions that a model wrote" in reason for reason in page.verdict.reasons)
+
+
+def test_pairs_and_retriever_are_made_once_for_all_arms(
+    done: tuple[Comparison, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = done
+    context = reopened(out, callbacks=Callbacks(lambda event: None), offline=True)
+    tuned = list[str]()
+
+    def tune(*_: Any, name: str, **__: Any) -> tuned_arms.TunedArm:
+        tuned.append(name)
+        return tuned_arms.TunedArm(out / name, 1.0, 10, "")
+
+    monkeypatch.setattr(tuned_retriever, "FEWEST_PAIRS", 8)
+    monkeypatch.setattr(tuned_retriever, "_tune", tune)
+    retriever = tuned_retriever.run_retriever(context)
+    pairs = tuned_retriever.training_pairs(context)
+    tuned_retriever.run_reranker(context)
+    assert tuned == ["retriever", "reranker"]
+    assert tuned_retriever.run_retriever(context) is retriever
+    assert tuned_retriever.training_pairs(context) is pairs
+
+
+def test_the_seconds_of_an_interrupted_writing_count(
+    done: tuple[Comparison, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = reopened(done[1], callbacks=Callbacks(lambda event: None), offline=True)
+    context.retrieval()
+    context.folder = tmp_path
+    left = [1, 99]
+
+    def write(writer: Any, *, offline: bool) -> Any:
+        def ask(prompts: list[list[Message]]) -> Iterator[tuple[int, Answer]]:
+            most = left.pop(0)
+            for number, _ in enumerate(prompts):
+                if number == most:
+                    raise Interrupted("stopped")
+                time.sleep(0.02)
+                yield number, Answer("Q: What?\nA: nothing")
+
+        return ask
+
+    def written() -> tuned_arms.Written:
+        options = {"name": "retriever", "label": "questions about", "count": 1, "passages": 3}
+        return tuned_arms.written_about(context, QUESTIONS, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tuned_arms, "ask_writer", write)
+    with pytest.raises(Interrupted):
+        written()
+    first = context.choices().writing_seconds["retriever"]
+    assert first >= 0.02
+    whole = written()
+    assert (whole.rows, whole.seconds >= first + 0.04) == ([], True)
+    assert written().seconds == whole.seconds
 
 
 def test_too_few_questions_are_refused_with_their_number(tmp_path: Path) -> None:

@@ -80,8 +80,7 @@ class Choices(BaseModel):
     settings: dict[str, ArmSetting] = {}  # by arm
     budget: BudgetedRows | None = None
     index_seconds: float | None = None  # to read, split and index the documents
-    question_seconds: float | None = None  # to write the questions of a tuned retriever
-    paraphrase_seconds: float | None = None  # to write the paraphrases of the arm `closed-book`
+    writing_seconds: dict[str, float] = {}  # that a model wrote about the documents, by what for
 
     @model_validator(mode="before")
     @classmethod
@@ -93,8 +92,10 @@ class Choices(BaseModel):
         for name, entry in value.items():
             if name.startswith("budget "):
                 read["budget"] = {"test": entry[0], "train": entry[1], "note": entry[2], "seconds": 0.0}
-            elif name in ("seconds to index", "seconds to paraphrase"):
-                read[f"{name.removeprefix('seconds to ')}_seconds"] = float(entry[0])
+            elif name == "seconds to index":
+                read["index_seconds"] = float(entry[0])
+            elif name == "seconds to paraphrase":
+                read["writing_seconds"] = {"taught": float(entry[0])}
             else:
                 read["settings"][name] = entry
         return read

@@ -9,20 +9,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tunesmith.config import Documents, Recipe
 from tunesmith.data.documents.cache import CollectStore
 from tunesmith.data.examples.types import Example
-from tunesmith.data.files import read_page, write_whole
+from tunesmith.data.files import is_there, read_page, write_whole
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.splits.split import Split
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError, DataError, RecipeError
+from tunesmith.evaluation.candidates import check_encoders
 from tunesmith.evaluation.predict import accepted_answers, question, reference_answers
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.engine_program import engine_refusal
 from tunesmith.inference.engine_server import EngineServer
-from tunesmith.inference.identify import identify
+from tunesmith.inference.identify import find_model, identify, read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import load
@@ -44,6 +46,7 @@ from tunesmith.retrieval.recall import Origin, cell, ids_of, origins_of, right_c
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.read import read_data
 
+T = TypeVar("T")
 DEEP = 10  # chunks kept of each search: enough for recall@10 and for distractors
 # Without its document and stated evidence, an answer in more chunks than this names none of them.
 MOST_CHUNKS = 5
@@ -117,6 +120,7 @@ class ComparisonContext:
     _base: LocalModel | None = None
     _retrieval: Retrieval | None = None
     _tuned_retrieval: dict[str, Retrieval] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=dict)
 
     @property
     def on_event(self) -> EventHandler:
@@ -178,12 +182,20 @@ class ComparisonContext:
         machine = self.machine()
         return load(run, device=machine.device, threads=machine.threads, offline=self.offline)
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what `make` has returned under this name, which it is called for once."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: T = self._made[name]
+        return made
+
     def limit_training_rows(self, rows: int) -> None:
         """Use a number of training rows, the same ones as a run with `data.rows` does."""
         self.learned = f"{rows:,} of {len(self.split.train):,} training rows"
         data = self.source.data.model_copy(update={"rows": rows})
         self.source = self.source.model_copy(update={"data": data})
         self.split = read_data(self.source, offline=self.offline).split
+        self._made.clear()
         self.notes += [note for note in self.split.notes if note not in self.notes]  # such as labels that disappeared
 
     def release_base(self) -> None:
@@ -234,6 +246,8 @@ class ComparisonContext:
         if not reranker:
             return found
         if (known := self._tuned_retrieval.get(reranker)) is None:
+            manifest = read_manifest(find_model(reranker, offline=self.offline))
+            check_encoders(manifest, where=reranker, offline=self.offline)
             index = replace(found.index, ranker=self.tuned(reranker).relevance)
             known = self._tuned_retrieval[reranker] = replace(found, index=index, _hits={})
         return known
@@ -293,7 +307,14 @@ class ComparisonContext:
         if not file.exists():
             return None
         shutil.rmtree(self.portions(arm), ignore_errors=True)  # which a read-only disk kept when they were stored
-        return read_page(file, ArmAnswers)
+        answers = read_page(file, ArmAnswers)
+        runs = {key: self._here(getattr(answers, key)) for key in ("run", "retriever", "reranker")}
+        return answers.model_copy(update=runs)
+
+    def _here(self, run: str) -> str:
+        """Return the folder of a run of this comparison, also after the comparison was moved."""
+        inside = self.folder / Path(run).name
+        return str(inside) if run and not is_there(run) and inside.is_dir() else run
 
     def store(self, answers: ArmAnswers) -> ArmAnswers:
         """Write the answers of an arm, delete its portions, and return the answers."""

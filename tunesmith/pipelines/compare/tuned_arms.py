@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.config import AnyObjective, Recipe
-from tunesmith.data.documents.synthetic_prompts import PARAPHRASES
-from tunesmith.data.documents.synthetic_rows import WritingOptions, answered, requests, written_rows
+from tunesmith.data.documents.synthetic_prompts import PARAPHRASES, WritingTemplate
+from tunesmith.data.documents.synthetic_rows import Answer, WritingOptions, answered, requests, written_rows
 from tunesmith.data.documents.to_rows import DocumentPart
 from tunesmith.data.examples.types import Chat, Example
 from tunesmith.data.files import write_whole
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.predict import subsample
 from tunesmith.events import StageStarted
@@ -40,6 +41,7 @@ RAFT_VALIDATION_ROWS = 32  # few, because rows with passages are long
 MAX_CHUNKS = 400
 PARAPHRASES_PER_CHUNK = 2
 PARAPHRASED_CHUNKS = 40
+WRITER_TOKENS = 160  # of a reply about one passage
 VALIDATION_CHUNKS = 20
 EPOCHS = 3
 
@@ -82,6 +84,15 @@ class TunedArm:
         return answers.model_copy(
             update={"build_seconds": answers.build_seconds + self.seconds, "reranker": str(self.folder)}
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Rows that a model wrote about the documents."""
+
+    rows: list[dict[str, Any]]
+    seconds: float  # of writing, over all starts of the comparison
+    writer: str  # name of the model
 
 
 def run_tuned(context: ComparisonContext, percent: int = 100) -> TunedArm:
@@ -187,12 +198,17 @@ def run_closed_book(context: ComparisonContext) -> TunedArm:
     ordered = [*first, *rest]
     held_out = ordered[-count:]
     train = ordered[:-count][:MAX_CHUNKS]
-    began = time.perf_counter()
-    paraphrases = _paraphrases(context, {chunk.doc_id for chunk in first})
-    seconds = context.choices().paraphrase_seconds
-    if seconds is None:
-        seconds = time.perf_counter() - began
-        context.save_choices(paraphrase_seconds=seconds)
+    documents = {chunk.doc_id for chunk in first}
+    written = written_about(
+        context,
+        PARAPHRASES,
+        name="taught",
+        label="closed-book: paraphrases of",
+        count=PARAPHRASES_PER_CHUNK,
+        passages=PARAPHRASED_CHUNKS,
+        documents=documents,
+    )
+    paraphrases = [str(row["text"]) for row in written.rows]
     texts = [*(chunk.text for chunk in train), *paraphrases]
     data = {
         "train": write_rows(context, "taught.train", [{"text": text} for text in texts]),
@@ -202,27 +218,55 @@ def run_closed_book(context: ComparisonContext) -> TunedArm:
     recipe = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"epochs": EPOCHS})})
     run = run_recipe(context, recipe, context.folder / "taught")
     detail = f"{len(train)} of {len(chunks)} chunks, those with answers first, and {len(paraphrases)} paraphrases"
-    return TunedArm(run.folder, seconds + run.seconds, 0, detail)
+    return TunedArm(run.folder, written.seconds + run.seconds, 0, detail)
 
 
-def _paraphrases(context: ComparisonContext, documents: set[str]) -> list[str]:
-    """Return paraphrases of the documents, written by the base model and checked against the text."""
+def written_about(
+    context: ComparisonContext,
+    kind: WritingTemplate,
+    *,
+    name: str,
+    label: str,
+    count: int,
+    passages: int,
+    documents: Collection[str] | None = None,
+) -> Written:
+    """Return rows that the base model writes about passages of the documents, checked against the text.
+
+    Args:
+        context: the comparison; replies are stored in its folder, so that a resumed one asks for none again.
+        kind: of the rows: QUESTIONS or PARAPHRASES.
+        name: start of the name of the file of replies.
+        label: shown before the number of passages.
+        count: rows per passage.
+        passages: greatest number of passages.
+        documents: ids of those to write about; None for all.
+    """
     parts = [
         DocumentPart(page.doc_id, page.digest, page.document, page.document.blocks)
         for page in context.retrieval().pages
-        if page.doc_id in documents
+        if documents is None or page.doc_id in documents
     ]
-    size, seed = context.recipe.documents.size, context.recipe.seed
-    options = WritingOptions((PARAPHRASES,), PARAPHRASES_PER_CHUNK, (), size, PARAPHRASED_CHUNKS, seed)
-    writer = Writer(context.recipe.compare.model or context.recipe.model, max_tokens=160, seed=seed)
-    prompts = requests(parts, options)
-    if not prompts:
-        return []
-    context.on_event(StageStarted(f"closed-book: {len(prompts)} paraphrases"))
+    recipe = context.recipe
+    options = WritingOptions((kind,), count, (), recipe.documents.size, passages, recipe.seed)
+    writer = Writer(recipe.compare.model or recipe.model, max_tokens=WRITER_TOKENS, seed=recipe.seed)
+    if not (prompts := requests(parts, options)):
+        return Written([], 0.0, writer.name)
+    context.on_event(StageStarted(f"{label} {len(prompts)} passages"))
     ask = counted(ask_writer(writer, offline=context.offline), context.on_event)
-    answers = answered(prompts, ask, context.folder / "taught.replies.jsonl", writer.identity)
-    rows, _ = written_rows(prompts, answers)
-    return [str(row["text"]) for row in rows]
+
+    def timed(batch: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
+        began = time.perf_counter()
+        try:
+            yield from ask(batch)
+        finally:  # an interrupted writing counts, too
+            spent = context.choices().writing_seconds
+            total = spent.get(name, 0.0) + time.perf_counter() - began
+            context.save_choices(writing_seconds={**spent, name: total})
+
+    replies = answered(prompts, timed, context.folder / f"{name}.replies.jsonl", writer.identity)
+    rows, _ = written_rows(prompts, replies)
+    return Written(rows, context.choices().writing_seconds.get(name, 0.0), writer.name)
 
 
 def _with_rows(recipe: Recipe, objective: AnyObjective, data: Mapping[str, Any]) -> Recipe:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.config import make_recipe
 from tunesmith.data.documents.synthetic_prompts import QUESTIONS
-from tunesmith.data.documents.synthetic_rows import WritingOptions, answered, requests, written_rows
-from tunesmith.data.documents.to_rows import DocumentPart
 from tunesmith.data.examples.types import Example
 from tunesmith.errors import RecipeError
-from tunesmith.events import StageStarted
 from tunesmith.models.loading.locate import locate
 from tunesmith.objectives import Embed
-from tunesmith.pipelines.collect import ask_writer, counted
 from tunesmith.pipelines.compare.context import DEEP, ComparisonContext
 from tunesmith.pipelines.compare.selection import answers_prompts, is_decoder
-from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_recipe, write_rows
-from tunesmith.pipelines.requests import Writer
+from tunesmith.pipelines.compare.tuned_arms import TunedArm, run_recipe, write_rows, written_about
 from tunesmith.retrieval.index import CANDIDATES, LIMIT
 from tunesmith.retrieval.recall import Origin, right_chunks
 
@@ -28,7 +22,6 @@ FEWEST_PAIRS = 32  # of question and chunk to tune on; questions are written if 
 FEWEST_VALIDATION = 4  # pairs of validation rows; below, a tenth of the training pairs is used
 WRITTEN_PASSAGES = 160  # passages that questions are written about
 QUESTIONS_PER_PASSAGE = 2
-WRITER_TOKENS = 160  # of a reply with the questions about one passage
 # Chosen on bench/embed.py, see bench/NOTES.md.
 SCHEDULE = {"epochs": 2, "batch_rows": 32}
 HARD_NEGATIVES = 1
@@ -47,10 +40,14 @@ class TrainingPairs:
 
 
 def run_retriever(context: ComparisonContext) -> TunedArm:
-    """Tune the encoder of the documents with the objective `embed` on pairs of the training rows.
+    """Tune the encoder of the documents with the objective `embed` on pairs of the training rows, once for all arms.
 
     Raises RecipeError for too few pairs.
     """
+    return context.once("retriever", lambda: _run_retriever(context))
+
+
+def _run_retriever(context: ComparisonContext) -> TunedArm:
     pairs = training_pairs(context)
     technique = "lora" if _is_plain_decoder(context.recipe.documents.encoder, offline=context.offline) else "full"
     objective = {"kind": "embed", "hard_negatives": HARD_NEGATIVES}
@@ -98,13 +95,17 @@ def _tune(
 
 
 def training_pairs(context: ComparisonContext) -> TrainingPairs:
-    """Write the pairs of question and chunk, and all chunks, to files in the folder of the comparison.
+    """Write the pairs of question and chunk, and all chunks, to files in the folder of the comparison, once.
 
     If too few training rows have a chunk with their answer, the model writes questions about the documents, which are
     marked `written`. Test rows are not read; pairs of validation rows choose the best step.
 
     Raises RecipeError for too few pairs.
     """
+    return context.once("pairs", lambda: _training_pairs(context))
+
+
+def _training_pairs(context: ComparisonContext) -> TrainingPairs:
     train, validation = (pairs_of_rows(context, part) for part in (context.split.train, context.split.validation))
     rows, seconds = len(train), 0.0
     detail = f"{rows} pairs of question and chunk"
@@ -159,23 +160,15 @@ def _written_pairs(context: ComparisonContext) -> tuple[list[dict[str, Any]], fl
     """
     if not answers_prompts(context.recipe, offline=context.offline):
         return [], 0.0, ""
-    retrieval, recipe = context.retrieval(), context.recipe
-    parts = [DocumentPart(page.doc_id, page.digest, page.document, page.document.blocks) for page in retrieval.pages]
-    options = WritingOptions(
-        (QUESTIONS,), QUESTIONS_PER_PASSAGE, (), recipe.documents.size, WRITTEN_PASSAGES, recipe.seed
+    written = written_about(
+        context,
+        QUESTIONS,
+        name="retriever",
+        label="tuned-retriever: questions about",
+        count=QUESTIONS_PER_PASSAGE,
+        passages=WRITTEN_PASSAGES,
     )
-    writer = Writer(recipe.compare.model or recipe.model, max_tokens=WRITER_TOKENS, seed=recipe.seed)
-    began = time.perf_counter()
-    prompts = requests(parts, options)
-    context.on_event(StageStarted(f"tuned-retriever: questions about {len(prompts)} passages"))
-    ask = counted(ask_writer(writer, offline=context.offline), context.on_event)
-    replies = answered(prompts, ask, context.folder / "retriever.replies.jsonl", writer.identity)
-    rows, _ = written_rows(prompts, replies)
-    seconds = context.choices().question_seconds
-    if seconds is None:
-        seconds = time.perf_counter() - began
-        context.save_choices(question_seconds=seconds)
-    origins = [Origin(str(row["answer"]), str(row["doc_id"])) for row in rows]
-    correct = right_chunks(retrieval.index.chunks, origins)
-    pairs = _pairs(context, [str(row["question"]) for row in rows], origins, correct)
-    return [pair | {"written": True} for pair in pairs], seconds, writer.name
+    origins = [Origin(str(row["answer"]), str(row["doc_id"])) for row in written.rows]
+    correct = right_chunks(context.retrieval().index.chunks, origins)
+    pairs = _pairs(context, [str(row["question"]) for row in written.rows], origins, correct)
+    return [pair | {"written": True} for pair in pairs], written.seconds, written.writer
