@@ -11,47 +11,68 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from tunesmith.retrieval.chunks import cut, page_of_text
+from tunesmith.retrieval.chunks import Chunk, cut, page_of_text
 from tunesmith.retrieval.recall import Origin, right_chunks
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--countries", type=int, default=60)
     args = parser.parse_args()
-    rows = [json.loads(line) for line in (args.data / "f2_factbook_qa.jsonl").read_text().splitlines()]
-    documents = {row["doc_id"]: row["text"] for row in map(json.loads, (args.data / "docs.jsonl").open())}
+    rows = read(args.data / "f2_factbook_qa.jsonl")
+    documents = {row["doc_id"]: row["text"] for row in read(args.data / "docs.jsonl")}
     held_out = sorted({row["country"] for row in rows if row["split"] == "valid"})[: args.countries // 3]
     trained = sorted({row["country"] for row in rows if row["split"] == "train"})[: args.countries - len(held_out)]
     rows = [row for row in rows if row["country"] in {*held_out, *trained}]
     used = sorted({row["doc_id"] for row in rows})
     chunks = cut([page_of_text(name, documents[name]) for name in used], 400)
-    right = right_chunks(chunks, [Origin(row["evidence"], row["doc_id"]) for row in rows])
-    text = {chunk.id: chunk.text for chunk in chunks}
+    right = passages_of(rows, chunks)
     args.out.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
-    for row, ids in zip(rows, right, strict=True):
+    for row, passage in zip(rows, right, strict=True):
         part = "test" if row["country"] in held_out else "train"
         query = row["question_alt" if part == "test" else "question"]
-        # Of several chunks with the evidence, the one with the words of the field, else the first.
-        words = set(row["type"].split("_"))
-        if ids:
-            best = min(
-                ids, key=lambda name: (-len(words & set(text[name].lower().split())), int(name.rpartition("#")[2]))
-            )
-            passage = text[best]
+        if passage:
             parts[part].append(
                 {"query": query, "passage": passage, "evidence": row["evidence"], "country": row["country"]}
             )
     for part, lines in parts.items():
-        (args.out / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lines = [{"doc_id": chunk.id, "text": text[chunk.id]} for chunk in chunks]
-    (args.out / "documents.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write(args.out / f"{part}.jsonl", lines)
+    write(args.out / "documents.jsonl", [{"doc_id": chunk.id, "text": chunk.text} for chunk in chunks])
     print({part: len(lines) for part, lines in parts.items()}, f"{len(chunks)} chunks")
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """Read rows."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def write(file: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write rows."""
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def passages_of(rows: Sequence[dict[str, str]], chunks: Sequence[Chunk]) -> list[str]:
+    """Return the chunk with the evidence of each row; empty if there is none.
+
+    Of several it is the one with the words of the field, else the first.
+    """
+    text = {chunk.id: chunk.text for chunk in chunks}
+    found = []
+    for row, ids in zip(
+        rows, right_chunks(chunks, [Origin(row["evidence"], row["doc_id"]) for row in rows]), strict=True
+    ):
+        words = set((row.get("type") or row["id"].partition("/")[2]).split("_"))
+        order = sorted(
+            ids, key=lambda name: (-len(words & set(text[name].lower().split())), int(name.rpartition("#")[2]))
+        )
+        found.append(text[order[0]] if order else "")
+    return found
 
 
 if __name__ == "__main__":

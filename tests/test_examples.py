@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.bases import template
+from tests.bases import folder, template
 from tunesmith.config import load_recipe
 from tunesmith.data.audit.row_view import view
+from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.prompts import Completion, RLPrompt
 from tunesmith.data.examples.types import Chat
 from tunesmith.data.readers.row import Row
@@ -21,11 +22,13 @@ from tunesmith.data.tokenization.tool_calls import calls_in
 from tunesmith.metrics.scores import call_outcome
 from tunesmith.objectives import Instruct
 from tunesmith.objectives.instruct import asked, reference
+from tunesmith.pipelines.tune.preview import preview
 from tunesmith.training.rewards import scorer
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, SHIPPED = ROOT / "examples", ROOT / "tunesmith" / "shipped_data"
 FACTS = ["id", "country", "question", "answer", "evidence", "doc_id"]
+SEARCHED = ["id", "query", "passage", "evidence", "country"]
 CALLS = ["id", "kind", "package", "messages", "tools"]
 RECIPES = sorted(EXAMPLES.glob("*.yaml"))
 
@@ -45,6 +48,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
         (EXAMPLES / "postgresql.jsonl", ["id", "chapter", "text"], 132),
         (EXAMPLES / "factbook.jsonl", FACTS, 264),
         (EXAMPLES / "factbook.test.jsonl", FACTS, 142),
+        (EXAMPLES / "search.jsonl", SEARCHED, 264),
+        (EXAMPLES / "search.test.jsonl", SEARCHED, 142),
         (EXAMPLES / "pairs.jsonl", ["id", "prompt", "chosen", "rejected", "p_chosen", "group"], 1334),
         (EXAMPLES / "tools.jsonl", CALLS, 280),
         (EXAMPLES / "tools.test.jsonl", CALLS, 120),
@@ -116,7 +121,7 @@ def test_a_recipe_names_a_file_and_columns_that_are_there(path: Path):
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     for one in recipe["objective"].get("tasks", {"": recipe}).values():
         columns, objective = set(rows(path.parent / one["data"]["train"])[0]), one["objective"]
-        keys = ("text", "label", "prompt", "answer", "chosen", "rejected")
+        keys = ("text", "label", "prompt", "answer", "chosen", "rejected", "query", "passage", "evidence")
         assert {one["data"]["group"], *(objective[key] for key in keys if key in objective)} <= columns
 
 
@@ -125,6 +130,18 @@ def test_a_recipe_is_read_without_a_note(path: Path):
     recipe, notes = load_recipe(path)
     assert notes == []
     assert all(Path(one.data.train).exists() for one in recipe.parts.values() or [recipe])
+
+
+@pytest.mark.parametrize("name", ["search", "rerank"])
+def test_queries_of_the_factbook_are_encoded_with_the_passages_that_answer_them(name: str):
+    for row in (*rows(EXAMPLES / "search.jsonl"), *rows(EXAMPLES / "search.test.jsonl")):
+        assert plain(row["evidence"]) in plain(row["passage"])
+    changes = [f"model={folder('bert')}", *([f"objective.encoder={folder('bert')}"] if name == "rerank" else [])]
+    recipe, _ = load_recipe(EXAMPLES / f"{name}.yaml", changes=changes)
+    shown = preview(recipe, offline=True)
+    first = "query and passage" if name == "rerank" else "query"
+    assert {row.pieces[0].side for row in shown.rows} == {first}
+    assert "search.jsonl" in shown.rows[0].where
 
 
 @pytest.mark.real

@@ -14,6 +14,7 @@ import pytest
 from tests.bases import folder
 from tests.pipelines.conftest import answers, reviews, tune
 from tests.pipelines.tune.test_domain import pages
+from tests.pipelines.tune.test_embed import questions
 from tests.pipelines.tune.test_preferences import pairs
 from tests.pipelines.tune.test_tune import digests, stop_after
 from tunesmith.config import Recipe, check_pair, load_recipe, make_recipe
@@ -52,12 +53,13 @@ def _a_head_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.training.mlm_head.FEWEST_STEPS", 4)
 
 
-ROWS = {"mood": reviews, "count": answers, "field": pages, "liked": pairs, "judge": pairs}
+ROWS = {"mood": reviews, "count": answers, "field": pages, "liked": pairs, "judge": pairs, "rank": questions}
 PARTS: dict[str, dict[str, Any]] = {
     "mood": {"objective": {"kind": "classify", "instruction": "Good?"}},
     "count": {"objective": {"kind": "instruct", "instruction": "Say it.", "max_new_tokens": 8}, "weight": 2},
     "liked": {"objective": {"kind": "preference", "loss": "kto"}},
     "judge": {"objective": "reward"},
+    "rank": {"objective": {"kind": "rerank", "hard_negatives": 2, "search": "words"}},
     "field": {"objective": "domain", "data": {"group": "doc", "test": 0.3}},
 }
 
@@ -175,6 +177,22 @@ def test_tasks_of_an_encoder_keep_a_head_each(tmp_path: Path):
     assert model.at("mood").policy.head is not model.at("field").policy.head
     found = export(run.folder, ExportRequest.of("merged"), out=None, on_event=print)
     assert (found.faults, found.metric) == ((), "states")
+
+
+def test_ranking_can_be_one_of_the_tasks_and_has_its_own_negatives(tmp_path: Path):
+    run = tune(mixed(tmp_path, "bert", ("mood", "rank"), technique="full"), tmp_path / "run")
+    assert run.report.multitask is not None
+    assert [part.task.metric for part in run.report.multitask.tasks] == ["accuracy", "ndcg"]
+    mined = json.loads((run.folder / "tasks/rank/negatives.json").read_text())
+    assert all(len(row) == 2 for row in mined["rows"])
+    model = load(run.folder)
+    passages = [str(row["passage"]) for row in questions()[:4]]
+    ranked = model.rank(str(questions()[0]["query"]), passages, task="rank")
+    assert [score for _, score in ranked] == sorted((score for _, score in ranked), reverse=True)
+    assert sorted(index for index, _ in ranked) == [0, 1, 2, 3]
+    assert model.classify("good 1", task="mood").label in ("positive", "negative")
+    with pytest.raises(RecipeError, match="tuned with classify and ranks nothing"):
+        model.rank("which", passages, task="mood")
 
 
 def test_people_s_judgement_can_be_one_of_the_tasks(tmp_path: Path):
