@@ -85,7 +85,11 @@ def test_a_ranking_is_learned_measured_asked_and_opened_by_sentence_transformers
 
 def test_queries_with_passages_are_previewed(tmp_path: Path):
     shown = preview(made(tmp_path, "bert", "full"), offline=True)
-    assert [piece.side for piece in shown.rows[0].pieces][:2] == ["query and passage", "query and negative"]
+    assert [piece.side for piece in shown.rows[0].pieces] == ["query and passage"]  # negatives are mined later
+    known = [{**row, "negative": f"{row['passage']} not"} for row in questions()]
+    given = recipe(tmp_path, known, "bert", objective={"kind": "rerank", "hard_negatives": 2}, technique="full")
+    pieces = preview(given, offline=True).rows[0].pieces
+    assert [piece.side for piece in pieces] == ["query and passage", "query and negative"]
 
 
 def test_rows_of_one_passage_have_no_wrong_one(tmp_path: Path):

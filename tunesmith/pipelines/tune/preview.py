@@ -157,7 +157,9 @@ def _row_preview(row: Encoded, task: TrainingContext, masking: Masking | None) -
     sides = objective.sides(len(sequences)) if masking is None else [""] * len(sequences)
     pieces = tuple(
         replace(piece, side=side)
-        for tokens, side in zip(sequences, sides, strict=True)
+        for number, (tokens, side) in enumerate(zip(sequences, sides, strict=True))
+        # Before negatives are mined, the passage of the row stands for them.
+        if objective.searching is None or tokens not in sequences[:number]
         for piece in pieces_of(tokens, task.template)
     )
     label = ", ".join(name for name, yes in zip(objective.known_labels, row.label, strict=False) if yes)
