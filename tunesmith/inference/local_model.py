@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.config import AnyObjective
-from tunesmith.data.examples.types import Example
+from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.data.tokenization.windows import beginning
@@ -40,7 +40,6 @@ from tunesmith.models.generation.sampling import Reply, Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify, Regress, Rerank, Reward
 from tunesmith.objectives.base import SINGLE_TASK
 
 R = TypeVar("R")  # result for one text
@@ -207,7 +206,7 @@ class LocalModel:
 
     def label_tokens(self) -> dict[str, list[int]]:
         """Return the token ids by which a decoder without a head scores each label."""
-        labels = self.classifier.labels
+        labels = self.classifier.known_labels
         return dict(zip(labels, option_ids(self.template, self.about("text"), labels), strict=True))
 
     def answer(
@@ -364,8 +363,8 @@ class LocalModel:
         objective, given = model.classifier, listed(texts, "classify")
         if not given:
             return []
-        settings: dict[str, Any] = {"multi": objective.multi, "temperature": model.temperature}
-        found = classified(model.label_logits(given), objective.labels, threshold=model.threshold, **settings)
+        settings: dict[str, Any] = {"multi": objective.label_mode == "multi", "temperature": model.temperature}
+        found = classified(model.label_logits(given), objective.known_labels, threshold=model.threshold, **settings)
         return like(texts, found)
 
     @overload
@@ -401,7 +400,7 @@ class LocalModel:
         """
         model = self.at(task)
         objective = model.objective
-        if not isinstance(objective, Rerank):
+        if objective.produces != "ranking":
             raise RecipeError(f"rank: this model was tuned with {objective.kind} and ranks nothing; tune with rerank")
         if model.policy.head is None:
             raise RecipeError("rank: the untouched model has no head that scores pairs; tune it with rerank")
@@ -439,7 +438,7 @@ class LocalModel:
     def rewards(self, pairs: Sequence[tuple[str | Sequence[Message], str]]) -> list[float]:
         """Return the reward of each (prompt, answer), in order; raise RecipeError if this is not a reward model."""
         objective = self.objective
-        if not isinstance(objective, Reward):
+        if objective.produces != "score":
             raise RecipeError(
                 f"reward: expected a reward model, this one was tuned with {objective.kind}; tune with reward"
             )
@@ -462,17 +461,18 @@ class LocalModel:
         A run that scores in half precision finds the same labels; its logits are rounded where they are clear.
         """
         if not texts:
-            return torch.empty(0, len(self.classifier.labels))
+            return torch.empty(0, len(self.classifier.known_labels))
         if self.policy.scoring_dtype is None:
             return self._label_logits(texts)
         with self.policy.scoring():
             rounded = self._label_logits(texts)
-        return settled(rounded, lambda rows: self._label_logits([texts[i] for i in rows]), multi=self.classifier.multi)
+        multi = self.classifier.label_mode == "multi"
+        return settled(rounded, lambda rows: self._label_logits([texts[i] for i in rows]), multi=multi)
 
     def _label_logits(self, texts: Sequence[str]) -> Tensor:
         head = self.policy.head
         if head is None:
-            return self.options([self.about(text) for text in texts], self.classifier.labels)
+            return self.options([self.about(text) for text in texts], self.classifier.known_labels)
         rows = [self.classifier.question(text, self.template, limit=self.limit)[0] for text in texts]
         return text_outputs(self.policy, rows, lambda batch: head(self.policy.pooled(batch)))
 
@@ -510,18 +510,18 @@ class LocalModel:
         return sampling_of(self.objective, thinking=self.thinking_mode(thinking))
 
     @property
-    def classifier(self) -> Classify:
+    def classifier(self) -> AnyObjective:
         """The objective of a model that produces labels; RecipeError for any other model."""
-        if not isinstance(self.objective, Classify):
+        if self.objective.produces != "labels":
             raise RecipeError(
                 f"classify: this model was tuned with {self.objective.kind} and has no labels; use generate or reply"
             )
         return self.objective
 
     @property
-    def regressor(self) -> Regress:
+    def regressor(self) -> AnyObjective:
         """The objective of a model that predicts values; RecipeError for any other model."""
-        if not isinstance(self.objective, Regress):
+        if self.objective.produces != "number":
             raise RecipeError(
                 f"predict: this model was tuned with {self.objective.kind} and predicts no values; tune with regress"
             )
@@ -584,8 +584,12 @@ class LocalModel:
         objective = self.classifier
         wording = wording or self.wording
         if not wording:  # the text comes last, so that it is shortened as in training
-            return objective.messages(text)
-        return self.template.fit_text(text, lambda part: objective.messages(part, wording), self.limit)
+            return [objective.user_message(text)]
+
+        def asked(part: str) -> list[Message]:
+            return objective.prompt_messages(LabelledText("", part, ()), wording)
+
+        return self.template.fit_text(text, asked, self.limit)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encode examples as the objective does."""

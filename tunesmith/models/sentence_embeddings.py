@@ -101,7 +101,7 @@ def open_encoder(name: str, *, offline: bool = False) -> Encoder:
     objective = run.get("objective", {})
     if not stated and (objective.get("query_prompt") or objective.get("passage_prompt")):
         raise ModelError(f"{name}: an adapter of a decoder with prompts is not searched by; tune with technique: full")
-    limit = int(run["limit"]) if objective.get("kind") == "embed" else 0
+    limit = int(run["limit"]) if "pooling" in objective else 0  # an objective of vectors
     if folder is None or not stated or _averages(stated, own=own):
         base = load_base(name, offline=offline)
         return Encoder(base, None, base.fingerprint, limit)

@@ -1,7 +1,10 @@
-"""Objectives: what is learned. A new one is a file in this package, its import, and its name in `multitask.AnyPart`.
+"""Objectives: what is learned. A new one is a file in this package and its name in `multitask.AnyPart`.
 
-The file declares everything that other packages ask for (the class variables of `base.Objective`); apart from it, an
-objective has an evaluator (`evaluation.evaluators.EVALUATORS`) and, if its rows are new, a format with its parser.
+The file declares everything that other packages ask for, as class variables and methods of `base.Objective`; none of
+them asks for the class (`tests/objectives/test_capabilities.py`). Recipes, their JSON schema and multitask runs know
+an objective by `AnyPart`, which type checkers need as a written union. Apart from that, an objective with an evaluation
+of its own has a line in `evaluation.evaluators.EVALUATORS`, and one with new rows a format with its parser;
+`docs/how-to/extend.md` lists the files. The classes below are imported for those who build them or derive from them.
 
 An objective is a section of the recipe (`base.Objective`). The loss is computed by its learner (`base.Learner`), which
 is the objective itself unless it needs more than its settings: `PreferenceLearner`, `MultitaskLearner` and

@@ -19,6 +19,8 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from tunesmith.models.batch import Batch, StepMetrics
@@ -67,6 +69,15 @@ class Learner(ABC):
         Units with a weight count by it, so that the loss of a step is a weighted mean.
         """
         return len(batch.targets)
+
+    @property
+    def predicts_classes(self) -> bool:
+        """Return whether the loss is the cross-entropy of one class per row or token, by the `logits` of a head."""
+        return False
+
+    def logits(self, batch: Batch, policy: Policy) -> Tensor:
+        """Compute the logits [N, K] of the rows or tokens of a batch, of a learner that predicts classes."""
+        raise NotImplementedError(f"{type(self).__name__}: predicts no classes")
 
     @abstractmethod
     def loss(self, batch: Batch, policy: Policy) -> Loss:
@@ -149,7 +160,7 @@ class Objective(BaseModel, ABC):
 
     Rows become typed examples (`columns`, `examples`), examples become token sequences (`encode`), and the policy may
     get an output layer (`head`). Code outside `objectives/` and `config/` asks for a capability, not for a class, so
-    that a new objective is one file and its name in `AnyObjective`.
+    that a new objective is one file and its name in `multitask.AnyPart`.
 
     In all methods, `template` is the tokenizer with its chat template, `limit` the longest row in tokens, `family`
     `decoder` or `encoder`, and `examples` are the training rows unless said otherwise.
@@ -205,6 +216,8 @@ class Objective(BaseModel, ABC):
     compares_rows: ClassVar[bool] = False
     # Whether the score of a row is between 0 and 1.
     scores_are_shares: ClassVar[bool] = True
+    # Whether it learns from the votes of raters on pairs of answers.
+    learns_from_votes: ClassVar[bool] = False
     # Why no control with shuffled targets can be run; empty if one can.
     no_controls: ClassVar[str] = ""
     # Optimizer steps that a small data set gets by default, and the most epochs that they may take.
@@ -234,8 +247,18 @@ class Objective(BaseModel, ABC):
         return False
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the names of the outputs of a linear head, in order."""
+        return self.known_labels or (self.produces,)
+
+    @property
+    def mean_and_scale(self) -> tuple[float, float]:
+        """Return mean and deviation of the training rows, of a head for standardised values."""
+        return 0.0, 1.0
+
+    @property
     def starts_from_probe(self) -> bool:
-        """Return whether the output layer starts as a linear probe of the base model, not as zeros."""
+        """Return whether the output layer starts as a linear probe of the base model (`probe_head`), not as zeros."""
         return self.has_label_head
 
     @property
@@ -475,6 +498,20 @@ class Objective(BaseModel, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__}: ranks no passages")
 
+    def read(
+        self, prompt: Sequence[Message], completions: Sequence[str], template: Template, *, limit: int
+    ) -> tuple[list[Tokens], bool]:
+        """Encode what is read before each completion of a prompt is scored, of an objective that produces scores.
+
+        Returns:
+            One sequence per completion, and whether anything was shortened.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: scores no completions")
+
+    def export_settings(self, *, chats: bool) -> dict[str, Any]:
+        """Return what the code of `export_form` reads from config.json; `chats`: the model reads texts as chats."""
+        return {}
+
     def answers(self, texts: Sequence[str], model: Reader) -> list[dict[str, Any]] | None:
         """Answer texts in a form of this objective, one JSON object each; None if `produces` names a usual form."""
         return None
@@ -497,6 +534,15 @@ class Objective(BaseModel, ABC):
 
     def for_base(self, folder: Path | None, family: str) -> Self:
         """Return the objective with what the `folder` of a base model states about its use."""
+        return self
+
+    def for_other_base(self, family: str, named: Collection[str]) -> Self:
+        """Return the objective of a run with what it has chosen by its base model left to another one.
+
+        Args:
+            family: of the run's base model.
+            named: dotted keys of a recipe that stay as they are.
+        """
         return self
 
     @property
@@ -540,6 +586,10 @@ class Objective(BaseModel, ABC):
             DataError: with the errors of the whole file.
         """
 
+    def for_later_rows(self, examples: Sequence[Example]) -> Self:
+        """Return the objective by which rows that follow these are parsed, such as with several labels."""
+        return self
+
     def bind(self, examples: Sequence[Example], family: str) -> Self:
         """Return the objective with everything that depends on the data: labels, head, longest answer.
 
@@ -554,6 +604,20 @@ class Objective(BaseModel, ABC):
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a new output layer [B, D] -> outputs for this network; None if the network's own is used."""
         return None
+
+    def probe_head(
+        self, states: NDArray[np.float32], targets: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Fit a linear head to the states of the base model, of an objective that `starts_from_probe`.
+
+        Args:
+            states: of rows, or of the tokens of an objective that produces spans, [N, D].
+            targets: the labels of the encoded rows, [N, K], or the number of each token's tag, [N, 1].
+
+        Returns:
+            Weight [K, D] and bias [K].
+        """
+        raise NotImplementedError(f"{type(self).__name__}: the head does not start from a probe")
 
 
 def zero_head(policy: Policy, *, outputs: int) -> nn.Module:

@@ -5,9 +5,10 @@ Letters: B rows of a batch, D size of a hidden state, K labels.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from operator import add
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -22,10 +23,14 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces, zero_head
+from tunesmith.progress import track
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from tunesmith.metrics.baselines import LinearFit
     from tunesmith.models.batch import Batch
     from tunesmith.models.policy import Policy
 
@@ -123,6 +128,14 @@ class Classify(Objective, Learner):
         known = self.labels if self.multi else ()
         return list(labelled(rows, **(columns or self.columns(rows)), group=group, known=known))
 
+    def for_later_rows(self, examples: Sequence[Example]) -> Classify:
+        """Return the objective with several labels per row if these have them, of those that these have."""
+        several = [row for row in examples if isinstance(row, LabelledText) and row.multi]
+        if self.multi or not several:
+            return self
+        labels = self.labels or tuple(sorted({label for row in several for label in row.labels}))
+        return self.model_copy(update={"labels": labels, "multi": True})
+
     def bind(self, examples: Sequence[Example], family: str) -> Classify:
         """Return the objective with the labels of the rows, and the output and metric that suit them.
 
@@ -170,6 +183,13 @@ class Classify(Objective, Learner):
         bound = self.model_copy(update={"shares": shares})
         bound._soft = self.output != "words" and any(0 < value < 1 for row in train for value in row.label)
         return bound
+
+    def for_other_base(self, family: str, named: Collection[str]) -> Classify:
+        """Return the objective with the output left to the other base model, if it was chosen by that of the run."""
+        chosen = "linear" if self.multi or family == "encoder" else "words"
+        if "objective.output" in named or self.output != chosen:
+            return self
+        return self.model_copy(update={"output": "auto"})
 
     @property
     def known_labels(self) -> tuple[str, ...]:
@@ -256,9 +276,30 @@ class Classify(Objective, Learner):
             return None
         return zero_head(policy, outputs=len(self.labels))
 
+    def probe_head(
+        self, states: NDArray[np.float32], targets: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Fit weight [K, D] and bias [K] to states [N, D]; labels without a row get the bias of an unseen label."""
+        import numpy as np
+
+        from tunesmith.metrics.baselines import fit_linear
+
+        if self.multi:
+            return _multi_label_probe(states, targets)
+        fit = fit_linear(states, [self.labels[i] for i in targets.argmax(axis=1)], metric=self.probe_metric)
+        weight, bias = in_order(fit, self.labels, unseen=-laplace_logit(len(states)))
+        if self.shares and not fit.balanced:
+            bias -= np.log(self.shares)  # the loss adds it
+        return weight, bias
+
     def units(self, batch: Batch) -> int:
         """Return the number of learned tokens if labels are words, else of rows."""
         return len(batch.targets) if self.output == "words" else batch.rows
+
+    @property
+    def predicts_classes(self) -> bool:
+        """Return whether a head predicts the one label of a row."""
+        return self.has_label_head and not self.multi
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Compute the negative log-likelihood of the label tokens, or of the labels, summed over the batch in nats."""
@@ -279,3 +320,43 @@ class Classify(Objective, Learner):
         assert policy.head is not None
         logits: Tensor = policy.head(policy.pooled(batch)).float()
         return logits + logits.new_tensor(self.shares).log() if self.shares else logits
+
+
+def in_order(
+    fit: LinearFit, labels: Sequence[str], *, unseen: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weight [K, D] and bias [K] of a probe in the order of `labels`, with the bias `unseen` for new ones."""
+    import numpy as np
+
+    weight = np.zeros((len(labels), fit.weight.shape[1]))
+    bias = np.full(len(labels), unseen)
+    indices = [labels.index(label) for label in fit.labels]
+    weight[indices] = fit.weight
+    bias[indices] = fit.bias
+    return weight, bias
+
+
+def laplace_logit(count: int) -> float:
+    """Return the logit of a property that all of `count` rows have, by Laplace's rule of succession."""
+    return math.log(count + 1)
+
+
+def _multi_label_probe(
+    states: NDArray[np.float32], targets: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weight [K, D] and bias [K]: one probe per label against its absence, at a fixed regularization."""
+    import numpy as np
+
+    from tunesmith.metrics.baselines import fit_linear
+
+    count = targets.shape[1]
+    weight = np.zeros((count, states.shape[1]))
+    bias = np.zeros(count)
+    for index, column in enumerate(track(targets.T, "fitting linear probes", unit="labels")):
+        fit = fit_linear(states, ["yes" if has else "no" for has in column], tries=False)
+        if len(fit.labels) == 2:
+            weight[index] = np.diff(fit.weight, axis=0)[0]
+            bias[index] = np.diff(fit.bias)[0]
+        else:
+            bias[index] = laplace_logit(len(states)) * (1 if fit.labels == ("yes",) else -1)
+    return weight, bias

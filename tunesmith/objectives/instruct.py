@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -169,6 +169,10 @@ class Instruct(Objective, Learner):
                 "think_by_default": default,
             }
         )
+
+    def for_other_base(self, family: str, named: Collection[str]) -> Instruct:
+        """Return the objective with `think_by_default` left to the other base model if the run's does not think."""
+        return self.model_copy(update={"think_by_default": "auto"}) if self.think_by_default is False else self
 
     def prompt_templates(self, family: str) -> tuple[str, ...]:
         """Return prompts that ask for the answer alone."""

@@ -81,7 +81,7 @@ def _short_for(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
-# Every objective that can be a task of several.
+# Every objective that can be a task of several: a new one is named here, and nowhere else.
 AnyPart = Classify | Domain | Embed | Instruct | Preference | Regress | Rerank | Reward | Tag
 PartObjective = Annotated[Annotated[AnyPart, Discriminator("kind")], _short_for("kind")]
 

@@ -46,6 +46,7 @@ class Preference(Objective):
 
     families: ClassVar[tuple[str, ...]] = ("decoder",)
     produces: ClassVar[Produces] = "text"
+    learns_from_votes: ClassVar[bool] = True
     results: ClassVar[str] = "pairs of answers"
     column_keys: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "prompt", "answer", "label", "winner")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ from tunesmith.objectives.base import Learner, Loss, Objective, Produces, one_ou
 from tunesmith.objectives.classify import head_rate_scale
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from tunesmith.models.batch import Batch
@@ -47,6 +49,7 @@ class Regress(Objective, Learner):
     hub_task: ClassVar[str] = "text-classification"
     needs_head: ClassVar[bool] = True
     exported: ClassVar[str] = "numbers"
+    export_form: ClassVar[str] = "predict {read}"
     reads_texts: ClassVar[bool] = True
     probes_base: ClassVar[bool] = True
     scores_are_shares: ClassVar[bool] = False
@@ -69,6 +72,16 @@ class Regress(Objective, Learner):
     def starts_from_probe(self) -> bool:
         """Return that the layer starts as a linear probe."""
         return True
+
+    @property
+    def mean_and_scale(self) -> tuple[float, float]:
+        """Return mean and deviation of the targets of the training rows."""
+        return self.mean, self.scale
+
+    def export_settings(self, *, chats: bool) -> dict[str, Any]:
+        """Return mean and deviation, for a head next to the weights, and what a decoder reads before a text."""
+        before = {"before_text": self.user_message("").content} if chats else {}
+        return {"mean": self.mean, "scale": self.scale, **before}
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of text and number. Raises DataError if they cannot be detected."""
@@ -124,6 +137,17 @@ class Regress(Objective, Learner):
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a zero-initialized layer [B, D] -> [B, 1]; `training.head_init` initializes it from a probe."""
         return zero_head(policy, outputs=1)
+
+    def probe_head(
+        self, states: NDArray[np.float32], targets: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Fit weight [1, D] and bias [1] that predict standardised values from states [N, D]."""
+        import numpy as np
+
+        from tunesmith.metrics.ridge import fit_ridge
+
+        fit = fit_ridge(states, (targets[:, 0] - self.mean) / self.scale)
+        return fit.weight[None], np.array([fit.bias])
 
     def units(self, batch: Batch) -> int:
         """Return the number of rows."""

@@ -60,6 +60,11 @@ class Reward(Objective, Learner):
     center: float = Field(0.01, ge=0, description="weight of the penalty that keeps scores near 0")
     metric: Literal["preference_accuracy"] = Field("preference_accuracy", description="headline score")
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the name of the only output."""
+        return ("reward",)
+
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Return the columns of prompt, completions and margin."""
         roles = ("prompt", "chosen", "rejected", "winner", "margin")
@@ -93,11 +98,7 @@ class Reward(Objective, Learner):
     def read(
         self, prompt: Sequence[Message], completions: Sequence[str], template: Template, *, limit: int
     ) -> tuple[list[Tokens], bool]:
-        """Encode what the model reads before each completion of a prompt gets its score.
-
-        Returns:
-            One sequence per completion, and whether anything was shortened.
-        """
+        """Encode each completion after its prompt, as in `encode`."""
         if not template.chats:
             return _encode_as_text(prompt, completions, template, limit=limit)
         rows, shortened = encode_completions(prompt, completions, template, limit=limit)

@@ -38,6 +38,7 @@ class Rl(Objective):
 
     families: ClassVar[tuple[str, ...]] = ("decoder",)
     produces: ClassVar[Produces] = "text"
+    learns_from_votes: ClassVar[bool] = True
     samples_completions: ClassVar[bool] = True
     results: ClassVar[str] = "answers to a reward"
     column_keys: ClassVar[tuple[str, ...]] = ("prompt", "answer", "messages")

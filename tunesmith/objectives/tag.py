@@ -21,8 +21,11 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.data.tokenization.span_tokens import TextTokens
 from tunesmith.errors import DataError
 from tunesmith.objectives.base import Learner, Loss, Objective, Produces, Reader, zero_head
+from tunesmith.objectives.classify import in_order, laplace_logit
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from tunesmith.models.batch import Batch
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 # Share of the words with a span in which a span may begin or end, and spans are still of whole words.
 MOST_CUT = 0.01
+PROBE_STRENGTH = 0.1  # C of logistic regression: nine of ten tokens have no label, so a smaller one finds none
 
 
 class Tag(Objective, Learner):
@@ -54,6 +58,7 @@ class Tag(Objective, Learner):
     needs_head: ClassVar[bool] = True
     saved_whole: ClassVar[bool] = True
     exported: ClassVar[str] = "spans"
+    export_form: ClassVar[str] = "tag text"
     probes_base: ClassVar[bool] = True
     # With 246 rows, validation F1 still rose in the sixth epoch.
     least_steps: ClassVar[int] = 400
@@ -93,6 +98,15 @@ class Tag(Objective, Learner):
     def all_tags(self) -> tuple[str, ...]:
         """Return the tags in the order of the head's outputs, [K]."""
         return (OUTSIDE, *(f"{begin}-{label}" for label in self.labels for begin in "BI"))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the tags in the order of the head's outputs."""
+        return self.all_tags
+
+    def export_settings(self, *, chats: bool) -> dict[str, Any]:
+        """Return the aggregation, the pipeline's `aggregation_strategy`."""
+        return {"aggregation": self.aggregation}
 
     @property
     def starts_from_probe(self) -> bool:
@@ -252,6 +266,21 @@ class Tag(Objective, Learner):
     def head(self, policy: Policy) -> nn.Module | None:
         """Return a zero-initialized layer [M, D] -> [M, K]; `training.head_init` initializes it from a probe."""
         return zero_head(policy, outputs=len(self.all_tags))
+
+    def probe_head(
+        self, states: NDArray[np.float32], targets: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Fit weight [K, D] and bias [K] to the states of tokens [N, D]; tags without a token get a low bias."""
+        from tunesmith.metrics.baselines import fit_linear
+
+        tags = [self.all_tags[int(tag)] for tag in targets[:, 0]]
+        fit = fit_linear(states, tags, tries=False, strength=PROBE_STRENGTH)
+        return in_order(fit, self.all_tags, unseen=-laplace_logit(len(tags)))
+
+    @property
+    def predicts_classes(self) -> bool:
+        """Return that each token has one tag."""
+        return True
 
     def logits(self, batch: Batch, policy: Policy) -> Tensor:
         """Compute the logits of the tags, [M, K]."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -24,7 +24,6 @@ from tunesmith.metrics.resampling import ALPHA, Clusters, at_level, groups_of, l
 from tunesmith.metrics.significance import SMALL_SHARE, PairedComparison, lower_is_better
 from tunesmith.metrics.task_scores import SCALES, Difference
 from tunesmith.models.loading.locate import local_family, locate
-from tunesmith.objectives import Classify, Instruct
 from tunesmith.report.formatting import bounds, figure, p_value, several, signed
 from tunesmith.report.html import environment
 from tunesmith.report.predictions import Prediction
@@ -125,7 +124,7 @@ def rebased_recipe(run: Path, model: str, changes: Sequence[str] = ()) -> tuple[
     if model in (old.model, manifest.base):
         raise ModelError(f"--model {model}: is the base of {run} already; name another")
     named = {change.partition("=")[0] for change in changes}
-    tasks = {name: _unbound(task.objective, manifest.family, named) for name, task in recipe.tasks.items()}
+    tasks = {name: task.objective.for_other_base(manifest.family, named) for name, task in recipe.tasks.items()}
     objective = recipe.objective.with_task_objectives(tasks) if recipe.parts else next(iter(tasks.values()))
     if objective != recipe.objective:
         notes.append("objective: what was chosen for the old base is chosen again")
@@ -148,16 +147,6 @@ def _check_same_scores(old: Recipe, new: Recipe) -> None:
             before, after = (getattr(getattr(one, section, None), key, None) for one in (former, task))
             if before != after:
                 raise RecipeError(f"--set {section}.{key}: the runs need the same rows and scores; leave it as it was")
-
-
-def _unbound(objective: Any, family: str, named: set[str]) -> Any:
-    """Return an objective with what a run has chosen by its base model left to the new one; labels and metric stay."""
-    if isinstance(objective, Classify) and "objective.output" not in named:
-        chosen = "linear" if objective.multi or family == "encoder" else "words"
-        return objective.model_copy(update={"output": "auto"} if objective.output == chosen else {})
-    if isinstance(objective, Instruct) and objective.think_by_default is False:
-        return objective.model_copy(update={"think_by_default": "auto"})
-    return objective
 
 
 def check_rebase(run: Path, recipe: Recipe, *, out: Path | None, callbacks: Callbacks, offline: bool) -> None:

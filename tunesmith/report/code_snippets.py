@@ -144,8 +144,8 @@ def _inputs(run: RunData) -> list[str]:
         return [f'inputs = tokenizer("{TEXT}", return_tensors="pt")']
     switch = _switch(run)
     prompt = f"{objective.instruction}\n\n{TEXT}" if objective.instruction else TEXT
-    if objective.kind == "classify":
-        prompt = objective.messages(TEXT)[-1].content
+    if objective.produces == "labels":
+        prompt = objective.user_message(TEXT).content
     return [
         f'messages = [{{"role": "user", "content": {clean(prompt)!r}}}]',
         "inputs = tokenizer.apply_chat_template(",

@@ -12,7 +12,7 @@ from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.types import Chat, Example, LabelledText
 from tunesmith.data.text.words import words_of
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import Objective
 from tunesmith.objectives.instruct import reference
 from tunesmith.retrieval.index import Hit
 
@@ -58,12 +58,12 @@ SHOT = 600
 
 
 def with_shots(
-    objective: Classify | Instruct, messages: Sequence[Message], shots: Sequence[Example], wording: str = ""
+    objective: Objective, messages: Sequence[Message], shots: Sequence[Example], wording: str = ""
 ) -> list[Message]:
     """Insert few-shot examples before a question, the most similar one last; system messages stay first.
 
     Args:
-        objective: classification or instruction following.
+        objective: of rows with reference answers.
         messages: the question.
         shots: the examples, the most similar one first.
         wording: prompt template; empty for the default.
@@ -75,7 +75,7 @@ def with_shots(
     return [replace(first, tools=messages[0].tools), *others]
 
 
-def _shot_messages(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
+def _shot_messages(objective: Objective, shot: Example, wording: str) -> list[Message]:
     """Return an example as question and answer, shortened if it is long."""
     if isinstance(shot, LabelledText):
         short: Example = replace(shot, text=shot.text[:SHOT])
@@ -109,13 +109,13 @@ def cited(answer: str, hits: Sequence[Hit]) -> str:
     return hits[overlaps.index(most)].chunk.id if most and most >= len(words) / 2 else ""
 
 
-def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | Instruct) -> Chat:
+def raft_example(example: Example, hits: Sequence[Hit], objective: Objective) -> Chat:
     """Build a training row with passages in its prompt.
 
     Args:
         example: the training row.
         hits: the passages, best first.
-        objective: classification or instruction following.
+        objective: of rows with reference answers.
 
     Source: RAFT, Zhang et al. 2024, arXiv 2403.10131.
     """

@@ -17,7 +17,7 @@ from tunesmith.config import AnyObjective, Recipe
 from tunesmith.config.checks import check_model
 from tunesmith.config.commands import audit_fix, columns_set
 from tunesmith.config.recipe import SELF
-from tunesmith.data.examples.types import Example, LabelledText
+from tunesmith.data.examples.types import Example
 from tunesmith.data.examples.usable import Skipper
 from tunesmith.data.files import read_page, sha256_of_file, write_whole
 from tunesmith.data.readers.read import large_file, read_rows
@@ -31,7 +31,7 @@ from tunesmith.data.stored import build_once, cached_folder, take
 from tunesmith.errors import DataError, RecipeError, Refused, RowError
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.identify import identify
-from tunesmith.objectives import Classify, Domain
+from tunesmith.objectives import Domain
 from tunesmith.training.rewards import check_reward
 from tunesmith.training.run_folder import open_run
 from tunesmith.training.trackers import check_trackers
@@ -182,10 +182,7 @@ class Reader:
 
     def _parse(self, rows: Sequence[Row], columns: Mapping[str, str], group: str) -> list[Example]:
         examples = self._objective.examples(rows, group=group, columns=columns)
-        several = [example for example in examples if isinstance(example, LabelledText) and example.multi]
-        if several and isinstance(self._objective, Classify) and not self._objective.multi:
-            labels = self._objective.labels or tuple(sorted({label for example in several for label in example.labels}))
-            self._objective = self._objective.model_copy(update={"labels": labels, "multi": True})
+        self._objective = self._objective.for_later_rows(examples)
         return examples
 
     def _columns_of_later_file(self, rows: Sequence[Row]) -> Mapping[str, str]:

@@ -22,7 +22,7 @@ from tunesmith.errors import RecipeError, RewardError
 from tunesmith.inference.identify import find_model, read_manifest
 from tunesmith.metrics.style import habits
 from tunesmith.models.loading.checkpoint import MANIFEST
-from tunesmith.objectives import Rl
+from tunesmith.objectives import Objective
 from tunesmith.plugins import plugin
 from tunesmith.progress import track
 
@@ -41,9 +41,9 @@ def check_reward(recipe: Recipe) -> None:
         scorer(recipe.objective.rewards, key="objective.reward")
 
 
-def scorer_of(objective: Rl) -> Scorer:
+def scorer_of(objective: Objective) -> Scorer:
     """Return the scorer of an objective's rewards. Raises RecipeError as `scorer` does."""
-    return scorer(objective.reward, key="objective.reward")
+    return scorer(objective.rewards, key="objective.reward")
 
 
 def scorer(reward: str | Mapping[str, float], *, key: str) -> Scorer:

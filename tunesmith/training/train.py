@@ -44,7 +44,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.recompute import recompute_layers, recomputes
 from tunesmith.models.sharded import reshard
 from tunesmith.models.world import added, alone, current_world, passes
-from tunesmith.objectives import Classify, Rl, Tag
+from tunesmith.objectives import Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.distillation import DistillationLearner
 from tunesmith.objectives.online_rl import OnlineRLLearner, Sampler
@@ -439,9 +439,8 @@ def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) ->
         prepared = []
         return True
 
-    if policy.head is not None and (isinstance(learner, Tag) or (isinstance(learner, Classify) and not learner.multi)):
-        classifier = learner
-        parts = world.collect(lambda: retry_smaller(lambda: _logits_and_labels(batches, policy, classifier), halve))
+    if learner.predicts_classes:
+        parts = world.collect(lambda: retry_smaller(lambda: _logits_and_labels(batches, policy, learner), halve))
         logits = np.array([row for part in parts for row in part[0]], dtype=np.float32)
         labels = np.array([label for part in parts for label in part[1]])
         temperature = calibration.fit_temperature(logits, labels)
@@ -468,9 +467,7 @@ def _validation_loss(task: TrainingContext, policy: Policy, learner: Learner) ->
     return found["total"] / (found["units"] or 1)
 
 
-def _logits_and_labels(
-    batches: Batches, policy: Policy, learner: Classify | Tag
-) -> tuple[list[list[float]], list[int]]:
+def _logits_and_labels(batches: Batches, policy: Policy, learner: Learner) -> tuple[list[list[float]], list[int]]:
     """Return the logits [N, K] and the labels [N] of the rows, or tokens, of this process."""
     logits: list[list[float]] = []
     labels: list[int] = []

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from tests.pipelines.conftest import recipe, reviews, topics, tune
 from tests.pipelines.tune.test_tag import orders
 from tunesmith.config import Recipe
+from tunesmith.metrics import baselines
 from tunesmith.metrics.baselines import fit_linear
 from tunesmith.models.batch import collate
 from tunesmith.models.policy import Policy
@@ -104,13 +105,13 @@ def test_rare_labels_begin_with_the_share_that_learning_adds(tmp_path: Path):
 def test_a_beginning_sees_no_more_rows_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(first_head, "MOST_ROWS", 12)
     asked: list[int] = []
-    plain = first_head.fit_linear
+    plain = baselines.fit_linear
 
     def fit(states: Any, labels: Any, **more: Any) -> Any:
         asked.append(len(labels))
         return plain(states, labels, **more)
 
-    monkeypatch.setattr(first_head, "fit_linear", fit)
+    monkeypatch.setattr(baselines, "fit_linear", fit)
     begun(recipe(tmp_path, reviews(), "bert"))
     assert asked == [12]
 

@@ -70,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _steps(recipe: Recipe, plan: LoopPlan) -> Iterator[str]:
     """Yield the steps of the loop; those started or done are marked."""
-    loop, kind = recipe.loop, recipe.objective.kind
-    train = "a reward model is trained on the votes, then rl on the reward" if kind == "rl" else f"{kind} training"
+    loop, objective = recipe.loop, recipe.objective
+    train = f"{objective.kind} training"
+    if objective.samples_completions:
+        train = f"a reward model is trained on the votes, then {objective.kind} on the reward"
     judge = "human raters judge" if loop.judge == "page" else f"{loop.judge} judges (simulation)"
     marks = {"ahead": "", "begun": " (started)", "done": " (done)"}
     yield f"{plan.train} training prompts, {plan.held_out} held out"

@@ -19,7 +19,6 @@ from tunesmith.config.recipe import SELF, Loop
 from tunesmith.display import under_home
 from tunesmith.errors import TunesmithError
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
-from tunesmith.objectives import Rl
 from tunesmith.report.formatting import clean
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
@@ -61,7 +60,7 @@ class Folders:
     def recipe(self, recipe: Recipe) -> Recipe:
         """Return a recipe with absolute paths. Raises McpRefusal for a value that reaches outside of the folders."""
         servers = any("://" in arm for arm in recipe.arms)
-        is_code = isinstance(recipe.objective, Rl)  # its rewards are Python functions or models
+        is_code = recipe.objective.samples_completions  # its rewards are Python functions or models
         parts = [part for task in (recipe, *recipe.tasks.values()) for part in (task.objective, task.technique)]
         others = any(not type(part).__module__.startswith("tunesmith.") for part in parts)  # their keys are unknown
         refused = {

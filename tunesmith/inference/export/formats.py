@@ -28,7 +28,6 @@ from tunesmith.models.loading.checkpoint import MANIFEST
 from tunesmith.models.loading.quantization import dequantized
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.text_part import merge_adapter, save_network
-from tunesmith.objectives import Classify, Domain
 
 ROUNDED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
@@ -190,7 +189,7 @@ def write_file(
         on_note: called if some layers are rounded without that.
     """
     keep_thinking_mode(model, fixed=True)
-    texts = isinstance(model.objective, Domain)
+    texts = model.objective.produces == "likelihood"
     if texts:  # it completes texts and was not trained on chats
         model.template.tokenizer.chat_template = None
     policy, whole = model.policy, out / (GGUF if dtype == "f16" else "f16.gguf")
@@ -210,7 +209,7 @@ def write_file(
                 file_type=MIXTURES[dtype].file_type,
             )
         whole.unlink()
-    instruction = "" if isinstance(model.objective, Classify) else model.objective.instruction
+    instruction = "" if model.objective.produces == "labels" else model.objective.instruction
     (out / "Modelfile").write_text(
         modelfile(
             model.template,

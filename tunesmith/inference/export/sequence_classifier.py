@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.sharded import run_body
-from tunesmith.objectives import Classify, Regress, Tag
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -105,14 +104,16 @@ def linear_head(model: LocalModel) -> LinearHead | None:
         return None
     weight, bias = head.weight.detach().float().cpu(), head.bias.detach().float().cpu()
     objective = model.objective
-    if isinstance(objective, Regress):  # the unit of the rows is folded in
-        return LinearHead(weight * objective.scale, bias * objective.scale + objective.mean, ("number",), "regression")
-    if not isinstance(objective, Classify):
-        return LinearHead(weight, bias, ("reward",), "regression")
-    if objective.multi:
-        return LinearHead(weight, bias, objective.labels, "multi_label_classification")
+    names = objective.output_names
+    if objective.produces == "number":  # the unit of the rows is folded in
+        mean, scale = objective.mean_and_scale
+        return LinearHead(weight * scale, bias * scale + mean, names, "regression")
+    if objective.label_mode is None:
+        return LinearHead(weight, bias, names, "regression")
+    if objective.label_mode == "multi":
+        return LinearHead(weight, bias, names, "multi_label_classification")
     scale = 1 / model.temperature
-    return LinearHead(weight * scale, bias * scale, objective.labels, "single_label_classification")
+    return LinearHead(weight * scale, bias * scale, names, "single_label_classification")
 
 
 def own_network(model: LocalModel, dtype: str = "f32") -> Any | None:
@@ -134,10 +135,8 @@ def token_classifier(model: LocalModel, dtype: str = "f32") -> Any | None:
 
     layer = model.policy.head
     assert isinstance(layer, nn.Linear)
-    assert isinstance(model.objective, Tag)
-    head = LinearHead(
-        layer.weight.detach().float(), layer.bias.detach().float(), model.objective.all_tags, "regression"
-    )
+    names = model.objective.output_names
+    head = LinearHead(layer.weight.detach().float(), layer.bias.detach().float(), names, "regression")
     options: dict[str, Any] = {}
     if model.policy.network.config.model_type == "modernbert":
         if 2 * len(head.labels) >= head.weight.shape[1]:

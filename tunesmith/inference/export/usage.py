@@ -10,7 +10,6 @@ from typing import Any
 
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.text_part import part_of
-from tunesmith.objectives import Regress, Tag
 
 README = "README.md"
 SETTINGS = "tunesmith"  # key of config.json
@@ -277,20 +276,15 @@ def usage_of(model: LocalModel) -> Usage | None:
     if model.threshold is not None:
         settings["confidence_threshold"] = model.threshold
     if objective.export_form:
+        settings |= objective.export_settings(chats=chats)
         return Usage(objective.export_form.format(read="chat" if chats else "text"), settings)
-    if isinstance(objective, Regress):
-        settings |= {"mean": objective.mean, "scale": objective.scale}
-        if not chats:
-            return Usage("predict text", settings)
-        return Usage("predict chat", {**settings, "before_text": objective.user_message("").content})
-    settings |= {"aggregation": objective.aggregation} if isinstance(objective, Tag) else {}
-    if objective.produces in ("likelihood", "spans") and not chats:
-        return Usage("fill" if objective.produces == "likelihood" else "tag text", settings)
+    if objective.produces == "likelihood" and not chats:
+        return Usage("fill", settings)
     if objective.produces != "labels" or len(objective.task_objectives) > 1:
         return None
     if not chats:
         return Usage("classify text", settings)
-    settings["before_text"] = model.classifier.messages("")[0].content
+    settings["before_text"] = objective.user_message("").content
     if objective.has_label_head:
         return Usage("classify chat", settings)
     settings |= {"label_tokens": model.label_tokens(), "temperature": model.temperature}

@@ -33,7 +33,7 @@ from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Multitask
+from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.techniques import Full
 
 # Greatest prompt length in tokens of a base model whose configuration has no limit.
@@ -276,8 +276,7 @@ def _state_of_virtual(policy: Policy) -> RowState:
 
 def _with_tasks(run: ServedModel) -> ServedModel:
     """Add each task of a multitask run as a model RUN/TASK."""
-    if isinstance(run.objective, Multitask):
-        names = list(run.objective.tasks)
+    if SINGLE_TASK not in (names := run.objective.task_objectives):
         run.tasks = tuple(replace(run, name=f"{run.name}/{name}", model=run.model.at(name)) for name in names)
     return run
 

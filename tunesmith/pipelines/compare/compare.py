@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import Recipe, load_recipe, save_recipe
+from tunesmith.config import AnyObjective, Recipe, load_recipe, save_recipe
 from tunesmith.config.style_rules import read_style_rules
 from tunesmith.data.cpu_count import cores
 from tunesmith.data.documents.find_files import find
@@ -24,7 +24,6 @@ from tunesmith.events import Note, StageStarted
 from tunesmith.inference.engine_program import check_engine
 from tunesmith.inference.engine_server import EngineServer
 from tunesmith.models.kept_answers import answer_clock
-from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import ArmAnswers
 from tunesmith.pipelines.compare.arm_kinds import kind_of, trains_on_rows
 from tunesmith.pipelines.compare.arms import remote
@@ -191,7 +190,7 @@ def _read_split(recipe: Recipe, *, offline: bool) -> Split:
     return (audited(recipe, data) if trains_on_rows(recipe.arms) else data).split
 
 
-def _bound_objective(recipe: Recipe, split: Split) -> Classify | Instruct:
+def _bound_objective(recipe: Recipe, split: Split) -> AnyObjective:
     """Return the objective with what it takes from the rows. Raises RecipeError for rows with several labels."""
     objective = comparable_objective(recipe).bind([*split.train, *split.validation, *split.test], "decoder")
     if objective.label_mode == "multi":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunesmith.config import Documents, Recipe
+from tunesmith.config import AnyObjective, Documents, Recipe
 from tunesmith.data.documents.cache import CollectStore
 from tunesmith.data.examples.types import Example
 from tunesmith.data.files import is_there, read_page, write_whole
@@ -37,7 +37,6 @@ from tunesmith.models.loading.device import ChosenMachine, choose_machine
 from tunesmith.models.loading.load import fingerprint_of, load_base
 from tunesmith.models.loading.locate import LoadOptions, local_family, locate
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import ArmAnswers, ArmSetting, Choices
 from tunesmith.pipelines.compare.report import Task
 from tunesmith.retrieval.chunks import SourceDocument, cut, read_pages
@@ -106,7 +105,7 @@ class ComparisonContext:
 
     recipe: Recipe  # with what the objective takes from the rows, such as labels and answer length
     source: Recipe  # as written; tuned arms are made from it
-    objective: Classify | Instruct
+    objective: AnyObjective
     split: Split
     test: list[Example]  # rows that every arm answers
     folder: Path

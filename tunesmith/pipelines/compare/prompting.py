@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tunesmith.config import AnyObjective
 from tunesmith.data.documents.document import plain
 from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.tokenization.messages import Message
@@ -12,7 +13,6 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.openai_client import Remote
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.kept_answers import answer_clock
-from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.answers import BatchAnswers
 from tunesmith.pipelines.compare.context import ComparisonContext
 from tunesmith.retrieval.index import Hit
@@ -35,9 +35,7 @@ class Prompt:
 PromptBuilder = Callable[[Sequence[Example]], list[Prompt]]
 
 
-def ask_model(
-    model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: Classify | Instruct
-) -> BatchAnswers:
+def ask_model(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: AnyObjective) -> BatchAnswers:
     """Answer a batch of prompts: by the likeliest label of the objective, or by generating text.
 
     The text of a server is searched for a label.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.config import Recipe
+from tunesmith.config import AnyObjective, Recipe
 from tunesmith.data.examples.types import Chat
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import columns_of
@@ -13,7 +13,6 @@ from tunesmith.inference.identify import MANIFEST_FILE, read_manifest
 from tunesmith.models.families import family_of
 from tunesmith.models.loading.locate import locate
 from tunesmith.models.loading.weight_files import read_json
-from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.arm_kinds import kind_of
 
 
@@ -47,10 +46,10 @@ def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
     return arms
 
 
-def comparable_objective(recipe: Recipe) -> Classify | Instruct:
+def comparable_objective(recipe: Recipe) -> AnyObjective:
     """Return the objective of a recipe whose rows have one answer each. Raises RecipeError for another objective."""
     objective = recipe.objective
-    if not isinstance(objective, Classify | Instruct):
+    if not objective.has_reference_answers:
         fix = "nearest that works: objective: instruct, or classify"
         raise RecipeError(f"compare: {objective.kind} rows have no answer that every arm can give; {fix}")
     return objective

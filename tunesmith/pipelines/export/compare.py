@@ -23,7 +23,6 @@ from tunesmith.metrics.task_scores import PER_ROW, SCALES, WHOLE, value
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
-from tunesmith.objectives import Reward
 from tunesmith.pipelines.export.request import SMALLEST
 from tunesmith.report.predictions import Prediction
 
@@ -139,7 +138,7 @@ def _prompts(model: LocalModel, rows: Sequence[Prediction]) -> tuple[list[list[M
     if model.objective.produces == "likelihood":
         return [], [template.document(text, limit=BEGINNING_TOKENS).ids for text in texts], BEGINNING_TOKENS
     if model.objective.produces == "labels":
-        asked = [model.classifier.messages(text) for text in texts]
+        asked = [[model.objective.user_message(text)] for text in texts]
         longest = 2 + max(len(template.answer(asked[0], label)) for label in model.objective.known_labels)
     else:
         asked = [[Message("user", text)] for text in texts]
@@ -180,14 +179,15 @@ def by_usage(model: LocalModel, rows: Sequence[Prediction], function: Callable[[
     if model.objective.produces == "likelihood":
         return _by_words(model, rows, function)
     objective = model.classifier
-    rows = rows[: max(1, min(STATED_ROWS, STATED_SCORES // len(objective.labels)))]
+    multi = objective.label_mode == "multi"
+    rows = rows[: max(1, min(STATED_ROWS, STATED_SCORES // len(objective.known_labels)))]
     texts = [_read_text(model, row.question) for row in rows]
     original = model.classify(texts)
     exported = [{one["label"]: one["score"] for one in answer} for answer in function(texts)]
     pairs = list(zip(original, exported, strict=True))
     differences = [abs(value - other[label]) for one, other in pairs for label, value in one.probabilities.items()]
-    labels = [_labels(probabilities, multi=objective.multi) for probabilities in exported]
-    scored = not objective.multi and all(row.gold for row in rows)
+    labels = [_labels(probabilities, multi=multi) for probabilities in exported]
+    scored = not multi and all(row.gold for row in rows)
     gold = [row.gold for row in rows]
     return ProgramAgreement(
         metric=objective.metric,
@@ -215,7 +215,7 @@ def _read_text(model: LocalModel, text: str) -> str:
     if model.objective.produces == "number":
         (message,) = model.template.fit([model.objective.user_message(text)], model.limit)[0]
         return message.content[len(model.objective.user_message("").content) :]
-    before = model.classifier.messages("")[0].content
+    before = model.classifier.user_message("").content
     longest = 0 if model.policy.head is not None else max(map(len, model.label_tokens().values()))
     (message,) = model.template.fit(model.about(text), model.prompt_budget(longest))[0]
     return message.content[len(before) :]
@@ -267,7 +267,8 @@ def _by_numbers(model: LocalModel, rows: Sequence[Prediction], function: Callabl
     rows = rows[:STATED_ROWS]
     texts = [_read_text(model, row.question) for row in rows]
     original, exported = model.predict(texts), [float(one) for one in function(texts)]
-    differences = [abs(a - b) / objective.scale for a, b in zip(original, exported, strict=True)]
+    scale = objective.mean_and_scale[1]
+    differences = [abs(a - b) / scale for a, b in zip(original, exported, strict=True)]
     gold = [float(row.gold) for row in rows if row.gold]  # all of them or none
     return ProgramAgreement(
         metric=objective.metric,
@@ -320,7 +321,6 @@ def as_marked(found: Sequence[Mapping[str, Any]], text: str) -> dict[Span, float
 
 
 def _is_shortened(model: LocalModel, prompt: str, answer: str) -> bool:
-    assert isinstance(model.objective, Reward)
     return model.objective.read([Message("user", prompt)], [answer], model.template, limit=model.limit)[1]
 
 

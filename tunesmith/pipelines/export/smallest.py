@@ -36,7 +36,6 @@ from tunesmith.metrics.task_scores import PER_ROW, SCALES
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.models.loading.checkpoint import write_folder
-from tunesmith.objectives import Classify, Instruct
 from tunesmith.objectives.instruct import asked
 from tunesmith.pipelines.export.compare import MIN_ANSWER_TOKENS, llama_cpp, thinking_of
 from tunesmith.pipelines.export.search import Candidate, Search
@@ -76,7 +75,7 @@ class HeldOutRows:
 
     def __init__(self, run: Path, margin: float, rows: Sequence[Prediction], *, offline: bool) -> None:
         recipe = load_recipe(run / "recipe.yaml")[0]
-        if not isinstance(recipe.objective, Classify | Instruct) or recipe.objective.label_mode == "multi":
+        if not recipe.objective.has_reference_answers or recipe.objective.label_mode == "multi":
             raise RecipeError("--smallest: compares answers of one task that are scored row by row; use --dtype")
         loaded = read_data(recipe, offline=offline)
         known = read_report(run).data.sha256
@@ -110,7 +109,7 @@ class HeldOutRows:
             chats = [model.about(example.text) for example in self.examples if isinstance(example, LabelledText)]
             reserved = max(map(len, model.label_tokens().values()))
             # A grammar may lead to other tokens than those of training, at most one per byte, and the end.
-            sampling = Sampling(max_new_tokens=1 + max(len(label.encode()) for label in model.classifier.labels))
+            sampling = Sampling(max_new_tokens=1 + max(len(label.encode()) for label in model.classifier.known_labels))
         else:
             thinking = model.thinking_mode()
             chats = [asked(example, model.wording) for example in self.examples]
@@ -218,7 +217,7 @@ def _asker(model: LocalModel, rows: HeldOutRows) -> Ask:
     prompts = rows.asked(model)
     thinking = thinking_of(model)
     splitter = ThoughtSplitter.of(model.template, thinking=thinking)
-    labels = model.classifier.labels if model.objective.produces == "labels" else ()
+    labels = model.objective.known_labels
     ids = [prompt.ids for prompt in prompts]
     longest = [prompt.longest for prompt in prompts]
     positions = max(map(len, ids)) + max(MIN_ANSWER_TOKENS, *longest)

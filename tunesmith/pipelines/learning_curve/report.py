@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.config import ModelName
 from tunesmith.display import Display, Displayed
+from tunesmith.objectives import objective_class
 from tunesmith.pipelines.learning_curve.fit_curve import FARTHEST, FitCheck, ScoreEstimate
 from tunesmith.report.formatting import count, figure, metric_name
 from tunesmith.report.html import environment
@@ -73,7 +74,7 @@ def summary(curve: LearningCurveReport, score: float) -> str:
 def sentence(curve: LearningCurveReport) -> str:
     """Return the result in one sentence."""
     # Documents are split into windows, which are the training rows: a small size has fewer windows, not documents.
-    rows = "windows of documents" if curve.objective == "domain" else "rows"
+    rows = "windows of documents" if objective_class(curve.objective).produces == "likelihood" else "rows"
     last = curve.sizes[-1]
     name = metric_name(curve.metric) + (" (%)" if curve.share else "")
     line = f"at {count(last.rows)} {rows} {name} {summary(curve, last.mean)}"

@@ -22,7 +22,6 @@ from tunesmith.models.generation.generate import ROWS as ROWS_AT_ONCE
 from tunesmith.models.kept_answers import UnknownAnswerError, only_known
 from tunesmith.models.mlm_head import own_head
 from tunesmith.models.world import alone
-from tunesmith.objectives import Classify
 from tunesmith.phases import Phases, timing
 from tunesmith.pipelines.plan.cost_model import NUMBER, reading_seconds, trainable, writing_seconds
 from tunesmith.pipelines.plan.history import RunKind, machine_of
@@ -274,7 +273,7 @@ def _ledger(prepared: TrainingContext) -> PhaseWork:
 def _head_initialized(task: TrainingContext, computed: float) -> PhaseWork:
     """Return the probe of the network that a head for labels or values starts from."""
     objective = task.recipe.objective
-    probed = objective.produces == "number" or (isinstance(objective, Classify) and objective.has_label_head)
+    probed = objective.starts_from_probe and objective.produces in ("labels", "number")
     rows = min(len(task.train), MOST_ROWS) if probed else 0
     return PhaseWork(read=_row_tokens(task, computed) * rows, seconds=PROBE_SECONDS * rows)
 

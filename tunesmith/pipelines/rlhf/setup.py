@@ -12,7 +12,7 @@ from tunesmith.data.examples.prompts import RLPrompt, Scorer
 from tunesmith.data.files import function_in, read_page
 from tunesmith.errors import RecipeError
 from tunesmith.events import Note
-from tunesmith.objectives import Preference, Rl
+from tunesmith.objectives import Rl
 from tunesmith.pipelines.compare.selection import answers_prompts
 from tunesmith.pipelines.rlhf.report import LoopPlan, LoopReport, RoundAhead
 from tunesmith.training.callbacks import Callbacks
@@ -125,7 +125,7 @@ def read_loop(recipe: Recipe, out: Path | None, callbacks: Callbacks, *, offline
     Raises RecipeError if its objective, a judge, the rows or the runs cannot work.
     """
     objective, settings = recipe.objective, recipe.loop
-    if not isinstance(objective, Preference | Rl):
+    if not objective.learns_from_votes:
         raise RecipeError(
             f"objective {objective.kind}: does not learn from votes; use objective: preference, or "
             "objective: {kind: rl, reward: votes}"

@@ -34,7 +34,6 @@ from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import AS_THEY_ARE
 from tunesmith.models.policy import Policy
 from tunesmith.models.world import current_world
-from tunesmith.objectives import Classify
 from tunesmith.objectives.instruct import asked
 from tunesmith.pipelines.verify.challenge import (
     CertainAnswer,
@@ -174,8 +173,8 @@ def _base_of(policy: Policy, load: Callable[[], Base]) -> BasePolicy:
 def _row_candidates(prepared: TrainingContext, unchanged: Collection[str]) -> Iterator[Candidate]:
     """Yield the prompts of test rows as the model was tuned on them."""
     for example in spread_over([row for row in prepared.test if row.where not in unchanged], ROWS_OF_RUN):
-        if isinstance(example, LabelledText) and isinstance(prepared.recipe.objective, Classify):
-            yield Candidate(example.where, prepared.recipe.objective.messages(example.text))
+        if isinstance(example, LabelledText) and prepared.recipe.objective.produces == "labels":
+            yield Candidate(example.where, [prepared.recipe.objective.user_message(example.text)])
         elif isinstance(example, Chat) and not any(turn.tools or turn.calls for turn in example.messages):
             yield Candidate(example.where, asked(example))
 

@@ -323,8 +323,8 @@ class Api:
         """Return a model as `/v1/models` lists it."""
         objective = run.objective
         about: dict[str, Any] = {"version": run.version, "objective": objective.kind, "limit": run.limit}
-        if objective.kind == "classify":
-            about["labels"] = list(objective.labels)
+        if objective.known_labels:
+            about["labels"] = list(objective.known_labels)
         if objective.instruction:
             about["instruction"] = objective.instruction
         if run.template.thinks:
