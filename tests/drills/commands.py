@@ -79,7 +79,7 @@ DRILLS = {
     "tune teacher": Drill(
         f"tune reviews.jsonl {FULL} --set teacher.model=decoder --set teacher.rows=unlabelled.jsonl --out run",
         [f"tune reviews.jsonl {LORA} --out decoder"],
-        kept=r"\.before\.json|teacher",
+        kept=r"\.before\.json|teacher(_test)?\.jsonl",  # answers, not the rows made of them,
     ),
     "rebase": Drill("rebase decoder --model bert --out run --offline", [TUNED], kept=r"\.before\.json"),
     "replay": Drill("replay decoder --out replayed.json --offline", [TUNED]),

@@ -428,9 +428,9 @@ def test_a_thousand_texts_are_read_in_slices_and_the_answers_beside_them_grow_in
     engine, slices = over({"one": [one]}, read=64), list[tuple[int, int]]()
     embed = LocalModel.embed
 
-    def watched(model: LocalModel, texts: Sequence[str]) -> torch.Tensor:
+    def watched(model: LocalModel, texts: Sequence[str], *, passage: bool = False) -> torch.Tensor:
         slices.append((len(texts), engine.counts.tokens))
-        return embed(model, texts)
+        return embed(model, texts, passage=passage)
 
     monkeypatch.setattr(LocalModel, "embed", watched)
     texts = [f"phone {number}" for number in range(300)]
