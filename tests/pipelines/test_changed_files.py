@@ -52,7 +52,7 @@ RECIPES: dict[str, Callable[[Path], Recipe]] = {
     "embed": lambda at: recipe(at, questions(), "bert", objective="embed", **QUICK),
     "tag": lambda at: recipe(at, orders(), "bert", objective="tag", **QUICK),
 }
-PLACES, ALL_PLACES = 40, 2000
+PLACES, ALL_PLACES = 14, 2000
 
 
 @pytest.fixture(scope="module")

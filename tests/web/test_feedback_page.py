@@ -149,7 +149,7 @@ def test_an_undo_or_a_vote_whose_answer_is_lost_counts_once(
         press(page, "b")
     expect(page.locator("#done")).to_have_text("3 judged")
     for key, done in (("u", "2 judged"), ("b", "3 judged")):
-        page.route("**/api/*", lambda route: (route.fetch(), route.abort()))
+        page.route("**/api/*", lambda route: (route.fetch(max_retries=3), route.abort()))  # idle connections are closed
         page.keyboard.press(key)
         expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
         page.unroute("**/api/*")
