@@ -2,8 +2,8 @@
 
 The file declares everything that other packages ask for, as class variables and methods of `base.Objective`; none of
 them asks for the class (`tests/objectives/test_capabilities.py`). Recipes, their JSON schema and multitask runs know
-an objective by `AnyPart`, which type checkers need as a written union. Apart from that, an objective with an evaluation
-of its own has a line in `evaluation.evaluators.EVALUATORS`, and one with new rows a format with its parser;
+an objective by `AnyPart`, which type checkers need as a written union. Apart from that, a new evaluation
+has a line in `evaluation.evaluators.EVALUATORS`, and new rows have a format with a parser;
 `docs/how-to/extend.md` lists the files. The classes below are imported for those who build them or derive from them.
 
 An objective is a section of the recipe (`base.Objective`). The loss is computed by its learner (`base.Learner`), which

@@ -80,7 +80,7 @@ class Choices(BaseModel):
     settings: dict[str, ArmSetting] = {}  # by arm
     budget: BudgetedRows | None = None
     index_seconds: float | None = None  # to read, split and index the documents
-    writing_seconds: dict[str, float] = {}  # that a model wrote about the documents, by what for
+    writing_seconds: dict[str, float] = {}  # of writing texts about the documents, by purpose
 
     @model_validator(mode="before")
     @classmethod

@@ -281,7 +281,7 @@ class TextsRequest(_Sent):
     user: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
-    # Whether texts are searched for or searched, as Cohere, Voyage and NVIDIA name it.
+    # Whether the texts are queries or passages, as Cohere, Voyage and NVIDIA name it.
     input_type: Literal["query", "search_query", "passage", "document", "search_document"] = "query"
 
     @field_validator("input", mode="before")
@@ -294,7 +294,7 @@ class TextsRequest(_Sent):
 
     @property
     def is_passage(self) -> bool:
-        """Return whether the texts are searched, not searched for."""
+        """Return whether the texts are passages, not queries."""
         return self.input_type in ("passage", "document", "search_document")
 
     @property

@@ -137,8 +137,11 @@ def clients_of(run: RunData, url: str) -> dict[str, str]:
     """
     task, objective = next(iter(run.recipe.objective.task_objectives.items()))
     turn = {"role": "user", "content": objective.user_message(TEXT).content}
-    bodies: dict[str, Any] = {"v1/chat/completions": {"messages": [turn]}, "v1/completions": {"prompt": TEXT}}
-    bodies["v1/rerank"] = {"query": TEXT, "documents": ["a passage", "another passage"]}
+    bodies: dict[str, Any] = {
+        "v1/chat/completions": {"messages": [turn]},
+        "v1/completions": {"prompt": TEXT},
+        "v1/rerank": {"query": TEXT, "documents": ["a passage", "another passage"]},
+    }
     route = objective.route
     if not route or (route in bodies and run.report.family == "encoder"):
         return {}
