@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Error, Page, expect
+from playwright.sync_api import Error, Page, Route, expect
 
 from tests.report.conftest import ROWS, write_run
 from tests.tiny import tiny_decoder
@@ -384,8 +384,11 @@ def test_runs_wait_stop_resume_and_are_compared(page: Page, tmp_path: Path, serv
     expect(page.locator(".verdict-line")).to_contain_text("0 answers differ")
 
     page.goto(f"{url}runs/short-2")
+    held: list[Route] = []
+    page.route("**/htmx.min.js", lambda route: held.append(route))
     page.get_by_role("button", name="Delete this run").click()
-    page.get_by_role("button", name="Undo").press("Enter")
+    page.get_by_role("button", name="Undo").press("Enter")  # before its script has come
+    held.pop().continue_()
     expect(page.get_by_role("link", name="short-2")).to_be_visible()
 
 
