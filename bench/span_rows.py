@@ -1,4 +1,4 @@
-"""Rows for `objective: tag`: `python -m bench.span_rows DATA OUT.jsonl [ROWS [debian | factbook | foldoc]]`.
+"""Rows for `objective: tag`: `python -m bench.span_rows DATA OUT.jsonl [ROWS [debian | factbook | foldoc | names]]`.
 
 DATA is a folder with `d1_debian_synopsis`, `f2_factbook_qa` and other sets (see bench/NOTES.md); for foldoc it is the
 file `foldoc.dict.dz` of Debian's package dict-foldoc.
@@ -31,6 +31,13 @@ companies), HARDWARE, NETWORK or PERSON. The column `entry` groups the rows.
 
 - Links to entries of other types or of none, and to addresses, are not marked; plurals lead to the singular.
 - A later paragraph does not count: it links words again or not, as the editor liked.
+
+names: sentences of film reviews in small letters, as people type and as speech is transcribed. A span, NAME, is what the
+reviewer wrote with capital letters inside a sentence: people, films, places, peoples. The column `id` groups the rows.
+
+- Capitals at the start of a sentence say nothing, so a row counts only if each such word also occurs in small letters
+  elsewhere, and no capital follows. Rows that are written in capitals or like a headline are left out; words all in capitals are not marked.
+- "of", "the" and "de" between capitals belong to the name; "'s" at its end does not.
 """
 
 from __future__ import annotations
@@ -83,6 +90,10 @@ TOPICS = {
     **dict.fromkeys(("networking", "communications", "protocol", "messaging", "web", "chat"), "NETWORK"),
     "person": "PERSON",
 }
+CAPITALISED = r"[A-Z][\w.-]*[a-z][\w-]*(?:['’](?!s\b)\w+|['’]s(?= [A-Z]))?"
+CAPITALS = re.compile(rf"{CAPITALISED}(?:(?: of| the| of the| de)? {CAPITALISED})*")
+SENTENCE = re.compile(r"(?:^|[.!?:;…]['\"”’)]*|[-–—(]|[\"“‘'`])\s*(\w[\w'’-]*)")  # and where a quotation or an aside begins
+PRONOUN = re.compile(r"I(?:['’]\w+)?")
 
 
 def main(data: str, out: str, rows: str = "3000", source: str = "debian") -> None:
@@ -90,7 +101,7 @@ def main(data: str, out: str, rows: str = "3000", source: str = "debian") -> Non
     if source == "debian":
         made = debian_rows(Path(data), int(rows))
     else:
-        made = islice({"factbook": factbook_rows, "foldoc": foldoc_rows}[source](Path(data)), int(rows))
+        made = islice({"factbook": factbook_rows, "foldoc": foldoc_rows, "names": name_rows}[source](Path(data)), int(rows))
     with Path(out).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in made)
 
@@ -153,6 +164,31 @@ def foldoc_rows(path: Path) -> Iterator[dict[str, object]]:
         text += first[at:]
         if spans and FEWEST_CHARACTERS <= len(text) <= MOST_CHARACTERS:
             yield {"id": names[0], "text": text, "spans": spans, "entry": names[0]}
+
+
+def name_rows(data: Path) -> Iterator[dict[str, object]]:
+    """Yield reviews in small letters, one without a name for four with one, in the order of a hash."""
+    reviews = sorted(records(data / "a2_vader_movie" / "a2_vader_movie.jsonl"), key=lambda row: drawn(row["id"]))
+    ordinary = {word for row in reviews for word in re.findall(r"(?<![\w'’-])[a-z][a-z'’-]*", row["text"])}
+    marked = plain = 0
+    for row in reviews:
+        text, words = row["text"], row["text"].split()
+        starts = {found.start(1): found for found in SENTENCE.finditer(text)}
+        if any(first[1][0].isupper() and is_unclear(first, ordinary) for first in starts.values()):
+            continue
+        if sum(word[0].isupper() for word in words) > len(words) / 2 or len(text.lower()) != len(text):
+            continue
+        found = [name for name in CAPITALS.finditer(text) if name.start() not in starts and not PRONOUN.fullmatch(name[0])]
+        if not FEWEST_CHARACTERS <= len(text) <= MOST_CHARACTERS or (not found and plain * PLAIN_SHARE >= marked):
+            continue
+        marked, plain = marked + bool(found), plain + (not found)
+        spans = [{"start": name.start(), "end": name.end(), "label": "NAME"} for name in found]
+        yield {"id": row["id"], "text": text.lower(), "spans": spans}
+
+
+def is_unclear(first: re.Match[str], ordinary: set[str]) -> bool:
+    """Return whether the first word of a sentence may belong to a name."""
+    return first[1].lower() not in ordinary or bool(re.match(rf" {CAPITALISED}", first.string[first.end() :]))
 
 
 def foldoc_entries(text: str) -> list[tuple[list[str], str]]:

@@ -184,10 +184,10 @@ class Lab:
         self.begin(drill)
         return self.run(drill, **fault), self.result()
 
-    def differences(self, expected: dict[str, Any]) -> list[str]:
-        """Return where the result differs, except in what varies from run to run."""
+    def differences(self, expected: dict[str, Any], *, may_lack: bool = False) -> list[str]:
+        """Return where the result differs, except in what varies from run to run and, if it `may_lack`, in what lacks."""
         found = self.result()
-        names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+        names = [name for name in {**({} if may_lack else expected), **found} if expected.get(name) != found.get(name)]
         return [
             f"{name}: expected {expected.get(name)!r}, found {found.get(name)!r}"
             for name in names

@@ -59,6 +59,7 @@ class Attack:
         yield from (f"answer {line}" for line in answers if not line.startswith(("200", "503")))
         again = lab.run(self.drill)
         if again.code != self.clean.code and self.drill.refused and self.drill.refused in again.err:
+            yield from lab.differences(self.expected, may_lack=True)[:3]
             return
         if again.code != self.clean.code:
             yield f"the second start ended with {again.code}: {again.err[-300:]}"

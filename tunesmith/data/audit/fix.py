@@ -48,9 +48,8 @@ def check_out(out: Path) -> None:
     """Raise DataError if the copy cannot be written: an unsupported type, an existing file, or a missing folder."""
     if out.suffix.lower() not in (*JSON_LINES, *TABLES):
         raise DataError(f"{out}: unsupported file type; use .jsonl, .csv or .tsv")
-    for path in (out, log_of(out)):
-        if path.exists():
-            raise DataError(f"{path}: exists and is not overwritten; give --fix another name, or delete it")
+    if out.exists():
+        raise DataError(f"{out}: exists and is not overwritten; give --fix another name, or delete it")
     check_folder(out)
 
 
@@ -67,7 +66,8 @@ def fix(ask: AuditSource, fixes: Fixes, out: Path, *, offline: bool = False) -> 
         DataError: if a file cannot be written or no row would be kept.
     """
     check_out(out)
-    halves = [path.with_name(path.name + ".half") for path in (out, log_of(out))]
+    files = (log_of(out), out)  # the copy last: a log without one is from a start that was killed
+    halves = [path.with_name(path.name + ".half") for path in files]
     try:
         with writing(out):
             counts = _write(ask, fixes, halves, out.suffix.lower(), offline=offline)
@@ -80,7 +80,7 @@ def fix(ask: AuditSource, fixes: Fixes, out: Path, *, offline: bool = False) -> 
             with suppress(OSError):
                 half.unlink()
         raise
-    for half, path in zip(halves, (out, log_of(out)), strict=True):
+    for half, path in zip(halves, files, strict=True):
         move(half, path)
     return CleanedCopy(out, log_of(out), **counts)
 
@@ -89,7 +89,7 @@ def _write(ask: AuditSource, fixes: Fixes, halves: Sequence[Path], suffix: str, 
     """Write the copy and its log; return the number of rows kept, changed and dropped."""
     name, counts = name_of(ask.source), {"kept": 0, "changed": 0, "dropped": 0}
     with ExitStack() as stack:
-        copy, log = (stack.enter_context(_open(half)) for half in halves)
+        log, copy = (stack.enter_context(_open(half)) for half in halves)
         write = _writer(copy, suffix)
         for chunk in chunks(ask.source, offline=offline):
             for line, raw in zip(chunk.lines, chunk.rows, strict=True):
