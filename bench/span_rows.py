@@ -32,11 +32,13 @@ companies), HARDWARE, NETWORK or PERSON. The column `entry` groups the rows.
 - Links to entries of other types or of none, and to addresses, are not marked; plurals lead to the singular.
 - A later paragraph does not count: it links words again or not, as the editor liked.
 
-names: sentences of film reviews in small letters, as people type and as speech is transcribed. A span, NAME, is what the
-reviewer wrote with capital letters inside a sentence: people, films, places, peoples. The column `id` groups the rows.
+names: sentences of film reviews in small letters, as people type and as speech is transcribed. A span, NAME, is what
+the reviewer wrote with capital letters inside a sentence: people, films, places, peoples. The column `id` groups the
+rows.
 
 - Capitals at the start of a sentence say nothing, so a row counts only if each such word also occurs in small letters
-  elsewhere, and no capital follows. Rows that are written in capitals or like a headline are left out; words all in capitals are not marked.
+  elsewhere, and no capital follows. Rows that are written in capitals or like a headline are left out; words all in
+  capitals are not marked.
 - "of", "the" and "de" between capitals belong to the name; "'s" at its end does not.
 """
 
@@ -92,7 +94,9 @@ TOPICS = {
 }
 CAPITALISED = r"[A-Z][\w.-]*[a-z][\w-]*(?:['’](?!s\b)\w+|['’]s(?= [A-Z]))?"
 CAPITALS = re.compile(rf"{CAPITALISED}(?:(?: of| the| of the| de)? {CAPITALISED})*")
-SENTENCE = re.compile(r"(?:^|[.!?:;…]['\"”’)]*|[-–—(]|[\"“‘'`])\s*(\w[\w'’-]*)")  # and where a quotation or an aside begins
+SENTENCE = re.compile(
+    r"(?:^|[.!?:;…]['\"”’)]*|[-–—(]|[\"“‘'`])\s*(\w[\w'’-]*)"
+)  # and where a quotation or an aside begins
 PRONOUN = re.compile(r"I(?:['’]\w+)?")
 
 
@@ -101,7 +105,9 @@ def main(data: str, out: str, rows: str = "3000", source: str = "debian") -> Non
     if source == "debian":
         made = debian_rows(Path(data), int(rows))
     else:
-        made = islice({"factbook": factbook_rows, "foldoc": foldoc_rows, "names": name_rows}[source](Path(data)), int(rows))
+        made = islice(
+            {"factbook": factbook_rows, "foldoc": foldoc_rows, "names": name_rows}[source](Path(data)), int(rows)
+        )
     with Path(out).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in made)
 
@@ -178,7 +184,9 @@ def name_rows(data: Path) -> Iterator[dict[str, object]]:
             continue
         if sum(word[0].isupper() for word in words) > len(words) / 2 or len(text.lower()) != len(text):
             continue
-        found = [name for name in CAPITALS.finditer(text) if name.start() not in starts and not PRONOUN.fullmatch(name[0])]
+        found = [
+            name for name in CAPITALS.finditer(text) if name.start() not in starts and not PRONOUN.fullmatch(name[0])
+        ]
         if not FEWEST_CHARACTERS <= len(text) <= MOST_CHARACTERS or (not found and plain * PLAIN_SHARE >= marked):
             continue
         marked, plain = marked + bool(found), plain + (not found)

@@ -185,7 +185,12 @@ class Lab:
         return self.run(drill, **fault), self.result()
 
     def differences(self, expected: dict[str, Any], *, may_lack: bool = False) -> list[str]:
-        """Return where the result differs, except in what varies from run to run and, if it `may_lack`, in what lacks."""
+        """Return where the result differs, except in what varies from run to run.
+
+        Args:
+            expected: the result of an undisturbed start.
+            may_lack: compare only the files that are there.
+        """
         found = self.result()
         names = [name for name in {**({} if may_lack else expected), **found} if expected.get(name) != found.get(name)]
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tunesmith.objectives import Embed, Multitask, Rerank
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Lora
 
+SIZE = 4  # of the first entries that are a vector of their own
 QUERY = "where is the red house?"
 PASSAGES = ["it is in the street", "the red house is near the river", "nobody knows", "a house is red " * 60]
 
@@ -25,7 +27,7 @@ PASSAGES = ["it is in the street", "the red house is near the river", "nobody kn
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reranker, a retriever with prompts, a classifier, and a reranker as one task of two."""
     folder = tmp_path_factory.mktemp("runs")
-    prompts = Embed(query_prompt="query: ", passage_prompt="passage: ", pooling="mean")
+    prompts = Embed(query_prompt="query: ", passage_prompt="passage: ", pooling="mean", sizes=(SIZE,))
     tasks = {
         name: TaskSection(data=TaskRows(), objective=kind) for name, kind in (("rank", Rerank()), ("find", prompts))
     }
@@ -126,5 +128,12 @@ def test_vectors_of_passages_are_asked_for_by_their_input_type(server: Served, r
         for found, wanted in zip(answer["data"], vectors[passage], strict=True):
             assert found["embedding"] == pytest.approx(wanted, abs=1e-5)
         assert answer["usage"]["total_tokens"] == sum(len(model.tokens(text, passage=passage).ids) for text in PASSAGES)
+    width = len(vectors[False][0])
+    short = post(server, "/v1/embeddings", model="find", input=PASSAGES, dimensions=SIZE).json()
+    for found, whole in zip(short["data"], vectors[False], strict=True):
+        length = math.sqrt(sum(entry**2 for entry in whole[:SIZE]))
+        assert found["embedding"] == pytest.approx([entry / length for entry in whole[:SIZE]], abs=1e-5)
+    refused = post(server, "/v1/embeddings", model="find", input=PASSAGES, dimensions=SIZE + 1)
+    assert f"dimensions: expected {SIZE} or {width} for find, got {SIZE + 1}" in json.dumps(refused.json())
     refused = post(server, "/v1/embeddings", model="find", input=PASSAGES, input_type="answer")
     assert (refused.status_code, "input_type: " in json.dumps(refused.json())) == (400, True)

@@ -257,6 +257,11 @@ class Objective(BaseModel, ABC):
         return 0.0, 1.0
 
     @property
+    def vector_sizes(self) -> tuple[int, ...]:
+        """Return the numbers of first entries of a vector that were trained to be vectors of their own."""
+        return ()
+
+    @property
     def starts_from_probe(self) -> bool:
         """Return whether the output layer starts as a linear probe of the base model (`probe_head`), not as zeros."""
         return self.has_label_head

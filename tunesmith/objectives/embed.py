@@ -79,6 +79,11 @@ class Embed(PassageObjective, Learner):
     passage_prompt: str | None = Field(None, description="text before every passage; as the query's")
     metric: Literal["auto", "ndcg", "spearman"] = Field("auto", description="headline score; from the rows")
 
+    @property
+    def vector_sizes(self) -> tuple[int, ...]:
+        """Return the numbers of first entries of a vector that were trained to be vectors of their own."""
+        return self.sizes
+
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Parse rows into queries; texts with a label as in `within`."""
         columns = columns or self.columns(rows)

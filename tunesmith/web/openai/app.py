@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import re
 import struct
 import time
@@ -201,13 +202,15 @@ class Api:
         body = await _parsed(TextsRequest, request)
         run = self._run(body.model, body.user)
         states = await self._read(run, "passages" if body.is_passage else "states", body.texts)
-        vectors = [list(vector) for vector, _ in states]
         tokens = sum(count for _, count in states)
-        if body.dimensions not in (None, width := len(vectors[0])):
-            raise AskError(f"dimensions: expected {width} for {run.name}, got {body.dimensions}; omit it")
+        sizes = sorted({len(states[0][0]), *run.objective.vector_sizes})
+        if body.dimensions not in (None, *sizes):
+            expected = " or ".join(map(str, sizes))
+            raise AskError(f"dimensions: expected {expected} for {run.name}, got {body.dimensions}; omit it")
+        vectors = [_first(vector, body.dimensions) for vector, _ in states]
         encoded: list[Any] = vectors
         if body.encoding_format == "base64":  # the default of OpenAI's client: float32
-            packed = (struct.pack(f"<{width}f", *vector) for vector in vectors)
+            packed = (struct.pack(f"<{len(vector)}f", *vector) for vector in vectors)
             encoded = [base64.b64encode(content).decode() for content in packed]
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(encoded)]
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -387,6 +390,13 @@ def _json(body: Any, status: int = 200) -> Any:
     from fastapi.responses import JSONResponse
 
     return JSONResponse(body, status_code=status)
+
+
+def _first(vector: Sequence[float], size: int | None) -> list[float]:
+    """Return the first `size` entries of a vector, of length 1 again if some are left out (Matryoshka)."""
+    first = list(vector[:size])
+    length = math.hypot(*first) if len(first) < len(vector) else 1.0
+    return [entry / length for entry in first] if length else first
 
 
 def _status_and_body(error: Exception) -> tuple[int, Any]:
