@@ -20,6 +20,8 @@ import torch
 
 from tests.tiny import tiny_decoder, tiny_encoder
 from tunesmith.models.kernels.float32_products import use_products
+from tunesmith.models.loading import device
+from tunesmith.models.loading.device import gemm_gflops
 
 torch.set_num_threads(1)
 
@@ -52,6 +54,14 @@ def one_core() -> Iterator[None]:
     """Models that are opened take one thread: more are slower here, and sum in another order."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tunesmith.models.loading.device.cores", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_speed() -> Iterator[None]:
+    """The CPU's speed is not measured for each run of a test, only by the tests of the measurement."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "gemm_gflops", lambda name, dtype: 100.0 if name == "cpu" else gemm_gflops(name, dtype))
         yield
 
 

@@ -17,6 +17,7 @@ from tunesmith.data.cpu_count import cores
 from tunesmith.errors import RecipeError
 from tunesmith.models.kernels import float32_products
 from tunesmith.models.kernels.float32_products import use_products
+from tunesmith.models.loading import device
 from tunesmith.models.loading.device import SHAPES, choose_dtype, choose_machine, configure_device, gemm_gflops
 
 
@@ -24,6 +25,11 @@ from tunesmith.models.loading.device import SHAPES, choose_dtype, choose_machine
 def _one_thread_again() -> object:
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "gemm_gflops", gemm_gflops)
 
 
 def test_float32_stays_unless_bfloat16_is_a_third_faster() -> None:

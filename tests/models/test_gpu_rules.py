@@ -26,6 +26,7 @@ from tunesmith.models.kernels.fused_lora import FusedLora, LowRank, drop_peft_wr
 from tunesmith.models.kernels.skinny_linear import SkinnyLinear, install
 from tunesmith.models.lm_head import LanguageHead, sum_nll
 from tunesmith.models.loading import device as devices
+from tunesmith.models.loading.device import gemm_gflops
 from tunesmith.models.loading.load import in_memory, load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.policy import Policy
@@ -127,9 +128,9 @@ def test_a_gpu_is_measured_with_products_that_fill_it(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(devices, "_best_time", best_time)
     monkeypatch.setattr(torch, "ones", lambda *shape, dtype, device: torch.empty(shape, dtype=dtype, device="meta"))
-    assert devices.gemm_gflops("cuda", torch.bfloat16) == pytest.approx(2 * 8192**3 / 0.002 / 1e9)
+    assert gemm_gflops("cuda", torch.bfloat16) == pytest.approx(2 * 8192**3 / 0.002 / 1e9)
     assert multiplied == [(8192, 8192, 8192)]
-    devices.gemm_gflops("cpu", torch.bfloat16)
+    gemm_gflops("cpu", torch.bfloat16)
     assert multiplied[1:] == list(devices.SHAPES)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def page(run: RunData) -> str:
     )
 
 
+@cache
 def environment() -> Environment:
     """Return the Jinja environment of all pages: escapes text, drops control characters, rejects undefined names."""
     made = Environment(

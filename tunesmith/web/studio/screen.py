@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -112,6 +112,7 @@ def redirect(address: str, **query: str) -> Any:
     return Response(status_code=204, headers={"HX-Redirect": place})
 
 
+@cache
 def _templates() -> Environment:
     made = Environment(loader=PackageLoader("tunesmith.web", "templates"), autoescape=True, undefined=StrictUndefined)
     made.globals["measured_of"] = measured_of
