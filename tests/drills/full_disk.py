@@ -30,6 +30,12 @@ class Fault:
 FAULTS = (Fault(errno.ENOSPC), Fault(errno.EROFS), Fault(errno.ENOSPC, once=True))
 
 
+def _unfinished(point: str) -> tuple[str, str]:
+    """Return the folder that a point writes into, and the one that it would rename: neither is complete before it."""
+    folder, _, name = point.partition(" ")[2].rpartition("/")
+    return folder, f"{folder}/.{name}.half"
+
+
 class Attack:
     """A command and its undisturbed result."""
 
@@ -70,9 +76,7 @@ class Attack:
         kept = {point for point in self.points[: at - 1] if wanted.search(point) and not point.startswith("mkdir")}
         # What comes next is not repeated, and neither is a file that was being written: five points up to its rename.
         ahead = {RANDOM.sub("N", point) for point in self.points[max(0, at - 5) :]}
-        begun = {
-            point.rpartition("/")[0].partition(" ")[2] for point in self.points[at - 1 :]
-        }  # folders not renamed yet
+        begun = {folder for point in self.points[at - 1 :] for folder in _unfinished(point)}
         kept = {
             point for point in kept if point.rpartition("/")[0].partition(" ")[2] not in begun or ".half/" not in point
         }
