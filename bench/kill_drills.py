@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="tunesmith-drills-"))
-    lab = Lab(place, measured=True)
+    lab = Lab(place, whole=True)
     try:
         counts, problems = drill(lab, args.names or [*DRILLS, *TWO_PROCESSES], args.kills, args.seed)
     finally:

@@ -134,9 +134,9 @@ TWO_PROCESSES = {"tune on two processes": Drill(f"{DRILLS['tune lora'].words} --
 class Lab:
     """One folder in which the commands run again and again from the same start."""
 
-    def __init__(self, place: Path, *, measured: bool = False) -> None:
+    def __init__(self, place: Path, *, whole: bool = False) -> None:
         self.place = place
-        self.forks = Forks(place, measured=measured)
+        self.forks = Forks(place, whole=whole)
         self.box = self.forks.box
         furnish(self.box)
         write_jsonl(self.box / "pages.jsonl", pages(24))
