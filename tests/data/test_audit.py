@@ -320,11 +320,13 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert out.read_text() == "mine"
 
 
-def test_a_log_without_its_copy_is_of_a_start_that_was_killed_and_is_replaced(tmp_path: Path) -> None:
+def test_a_log_without_its_copy_is_not_written_over(tmp_path: Path) -> None:
     ask = AuditSource(write(tmp_path / "train.jsonl", reviews(10)), TEXT)
-    log_of(tmp_path / "clean.jsonl").write_text("half")
-    done = fix(ask, audit(ask, Tools())[1], tmp_path / "clean.jsonl")
-    assert (done.log.read_text(), done.kept) == ("", 10)
+    log = log_of(tmp_path / "clean.jsonl")
+    log.write_text("mine")
+    with pytest.raises(DataError, match=r"clean\.jsonl\.log\.jsonl: exists and is not overwritten"):
+        fix(ask, audit(ask, Tools())[1], tmp_path / "clean.jsonl")
+    assert log.read_text() == "mine"
 
 
 def test_a_copy_without_any_row_is_refused_and_not_left_behind(tmp_path: Path) -> None:

@@ -48,8 +48,9 @@ def check_out(out: Path) -> None:
     """Raise DataError if the copy cannot be written: an unsupported type, an existing file, or a missing folder."""
     if out.suffix.lower() not in (*JSON_LINES, *TABLES):
         raise DataError(f"{out}: unsupported file type; use .jsonl, .csv or .tsv")
-    if out.exists():
-        raise DataError(f"{out}: exists and is not overwritten; give --fix another name, or delete it")
+    for path in (out, log_of(out)):
+        if path.exists():
+            raise DataError(f"{path}: exists and is not overwritten; give --fix another name, or delete it")
     check_folder(out)
 
 
@@ -66,7 +67,7 @@ def fix(ask: AuditSource, fixes: Fixes, out: Path, *, offline: bool = False) -> 
         DataError: if a file cannot be written or no row would be kept.
     """
     check_out(out)
-    files = (log_of(out), out)  # the copy last: a log without one is from a start that was killed
+    files = (log_of(out), out)  # the copy last: there is none without its log, even after a kill
     halves = [path.with_name(path.name + ".half") for path in files]
     try:
         with writing(out):
