@@ -108,7 +108,7 @@ def test_each_page_is_accessible_fits_a_phone_and_stays_on_this_machine(browser:
     page.goto(f"{studio.url}ship")  # a form that opens another page
     page.get_by_label("Run").select_option("talk-0")
     page.get_by_role("button", name="Choose").click()
-    page.wait_for_url("**/ship?run=talk-0")
+    expect(page).to_have_url(f"{studio.url}ship?run=talk-0")
     page.context.close()
     assert found == [], "\n".join(found)
     assert len(visited) >= 10, visited  # seven screens, a file, a run, a job
