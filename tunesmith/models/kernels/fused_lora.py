@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
+from tunesmith.models.kernels.lean_layers import Sources, cast_once, sources_of
 from tunesmith.models.kernels.skinny_linear import SkinnyLinear, linear
 
 Frozen = tuple[Tensor, Tensor | None, float]  # weight [O, I], bias [O], and the scale of the update
@@ -33,9 +34,11 @@ class _FusedUpdate(torch.autograd.Function):
     """x W^T + bias + scale (x A^T) B^T for a frozen W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, b: Tensor) -> Tensor:  # noqa: PLR0917 - `apply` takes no keywords
+    def forward(  # noqa: PLR0917 - `apply` takes no keywords
+        ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, b: Tensor, made: Sources | None
+    ) -> Tensor:
         weight, bias, scale = frozen
-        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        flat = cast_once(x, weight.dtype).reshape(-1, x.shape[-1])
         a, b = a.to(weight.dtype), b.to(weight.dtype)
         with torch.autocast(flat.device.type, enabled=False):  # everything already has the weight's dtype
             low = flat @ a.T  # [N, R]
@@ -43,25 +46,27 @@ class _FusedUpdate(torch.autograd.Function):
             # No view of another tensor: Gemma 3n changes outputs in place, which autograd allows of none.
             out = F.linear(flat.view(x.shape), weight, bias)
             out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scale)
-        ctx.save_for_backward(flat, low, a, b, weight)
+        ctx.make, sources = (None, (flat,)) if made is None else made
+        ctx.save_for_backward(low, a, b, weight, *sources)
         ctx.scale = scale
         ctx.shape = x.shape
         ctx.dtype = x.dtype
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, Tensor, Tensor]:
-        flat, low, a, b, weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
+        low, a, b, weight, *sources = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1]).to(weight.dtype)
         with torch.autocast(grad.device.type, enabled=False):
             grad_low = (grad @ b).mul_(ctx.scale)  # [N, R]
             # The factors are float32 parameters, whatever dtype the products have.
             grad_b = (grad.T @ low).mul_(ctx.scale).float()
-            grad_a = (grad_low.T @ flat).float()
+            x = sources[0] if ctx.make is None else ctx.make(*sources).to(weight.dtype).view(-1, weight.shape[1])
+            grad_a = (grad_low.T @ x).float()
             grad_x = None
             if ctx.needs_input_grad[0]:
                 grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape).to(ctx.dtype)
-        return grad_x, None, grad_a, grad_b
+        return grad_x, None, grad_a, grad_b, None
 
 
 class FusedLora(PeftLinear):
@@ -86,7 +91,7 @@ class FusedLora(PeftLinear):
         if torch.is_grad_enabled():
             # A step may follow, and a fused optimizer does not increment the version of what it updates.
             self.wide = None
-            out: Tensor = _FusedUpdate.apply(x, (weight, bias, scale), a, b)  # type: ignore[no-untyped-call]
+            out: Tensor = _FusedUpdate.apply(x, (weight, bias, scale), a, b, sources_of(x))  # type: ignore[no-untyped-call]
             return out
         outer, inner = weight.shape
         # With many tokens, adding the update to the weight costs less than adding it to the output: from twice the

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunesmith.models.kernels.float32_products import by_onednn
+from tunesmith.models.kernels.lean_layers import cast_once
 
 # Largest number of rows; with more, MKL uses all threads well.
 MAX_ROWS = 32
@@ -46,10 +47,12 @@ def _applies(x: Tensor, weight: Tensor, threads: int) -> bool:
 
 
 class SkinnyLinear(nn.Linear):
-    """nn.Linear with a faster path for products of few rows."""
+    """nn.Linear with a faster path for products of few rows, which under autocast casts states once for all layers."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
+        if torch.is_autocast_enabled("cpu") and input.dtype == torch.float32 and input.is_cpu:
+            input = cast_once(input, torch.get_autocast_dtype("cpu"))
         return linear(input, self.weight, self.bias)
 
 
