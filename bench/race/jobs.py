@@ -38,7 +38,7 @@ class Race:
 
 # Without a name; the rows of `domain` and `long` lie beside the repository, in ../shared/data.
 USUAL = ("reviews", "synopsis", "encoder")
-ALL = ("tunesmith", "apart", "trl_best", "trl", "plain")
+ALL = ("tunesmith", "apart", "int8", "trl_best", "trl", "plain")
 RACES = {
     race.name: race
     for race in (

@@ -1,5 +1,5 @@
-"""`python -m bench.race.ours JOB SIDE OUT`: Tunesmith's own step on a job, as it ships (`tunesmith`) or with every
-row run whole (`apart`), and the rate of scoring the same rows."""
+"""`python -m bench.race.ours JOB SIDE OUT`: Tunesmith's own step on a job, as it ships (`tunesmith`), with every row
+run whole (`apart`) or with frozen products in 8-bit integers (`int8`), and the rate of scoring the same rows."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tunesmith.objectives import Classify, Domain, Instruct
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer
+from tunesmith.training.overfit_check import check_int8
 from tunesmith.training.train_state import trainable_state
 
 Kind = Classify | Domain | Instruct
@@ -98,12 +99,14 @@ def scoring_rate(job: Job, policy: Policy, windows: Sequence[list[dict[str, Any]
 
 def main() -> None:
     job, side, out = started()
-    share = side == "tunesmith" and job.family == "decoder"
+    share = side != "apart" and job.family == "decoder"
     policy, objective = start(job), objective_of(job)
     plan = TrainingPlan(steps=len(job.windows), learning_rate=job.rate, weight_decay=job.weight_decay, clip=job.clip)
     optimizer = make_optimizer(policy, plan)
     rows = job.rows("rows")
     windows = [[rows[i] for i in window] for window in job.windows]
+    if side == "int8":
+        print(check_int8(policy, objective.make_learner(), batches_of(job, windows[0], share=share)[0]), flush=True)
     meter, learned = Meter(job), 0
     meter.watch(policy.network.base_model)
     meter.begin(policy.network)

@@ -18,6 +18,7 @@ NAMES = {
     "start": "before the first step",
     "tunesmith": "**Tunesmith**",
     "apart": "Tunesmith, nothing shared",
+    "int8": "Tunesmith, frozen products in int8",
     "trl_best": "TRL SFTTrainer, best settings here",
     "trl": "TRL SFTTrainer, defaults",
     "plain": "transformers + PEFT, plain loop",

@@ -18,7 +18,7 @@ from bench.race.judge import judge
 from tunesmith.models.loading.device import choose_machine
 
 WORK = ROOT / "bench" / ".race"
-OURS = ("tunesmith", "apart")
+OURS = ("tunesmith", "apart", "int8")
 MODULES = {
     "trl": "trl_side",
     "trl_best": "trl_side",

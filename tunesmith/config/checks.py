@@ -55,6 +55,12 @@ def check_pair(recipe: Recipe, family: str) -> None:
             f"objective {recipe.objective.kind}: needs a{'n' * (needed[0] == 'e')} {needed}, "
             f"{recipe.model} is a{'n' * (family[0] == 'e')} {family}; nearest that works: {nearest}"
         )
+    int8 = isinstance(recipe.technique, Lora) and recipe.technique.products
+    if int8 and (recipe.objective.samples_completions or recipe.objective.reference != "none"):
+        raise RecipeError(
+            f"technique.products: int8 would change what objective {recipe.objective.kind} compares with its reference "
+            "model; leave it out"
+        )
     if recipe.controls and (why := recipe.objective.no_controls):
         raise RecipeError(f"controls: {why}; nearest that works: controls: false")
     if recipe.canaries and (family == "encoder" or recipe.objective.kind not in ("domain", "instruct")):

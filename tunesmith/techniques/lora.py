@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.techniques.base import width_rule
@@ -44,6 +44,9 @@ class Lora(Adapter):
     rslora: bool = Field(False, description="divide by the square root of the rank; more stable above rank 64")
     dora: bool = Field(False, description="learn direction and magnitude separately; slower")
     quantize: Literal["", "nf4"] = Field("", description="nf4: 4-bit base weights; less memory, more time")
+    products: Literal["", "int8"] = Field(
+        "", description="int8: training multiplies with frozen weights in 8-bit integers on a CPU; faster, less exact"
+    )
     experts: bool = Field(True, description="all-linear includes the experts of a mixture")
     expert_rank: int = Field(
         0, ge=0, le=1024, description="rank of each expert's update; 0: the rank divided by the experts of a token"
@@ -51,6 +54,15 @@ class Lora(Adapter):
     router: bool = Field(
         False, description="all-linear includes the routers of a mixture; adds the load-balancing loss of its family"
     )
+
+    @model_validator(mode="after")
+    def _int8_is_plain(self) -> Self:
+        """Raise ValueError for variants whose products are not those of a plain update."""
+        if self.products and (
+            other := next((key for key in ("quantize", "dora", "dropout") if getattr(self, key)), "")
+        ):
+            raise ValueError(f"products: int8 is not supported with {other}; leave one of them out")
+        return self
 
     def load_options(self) -> LoadOptions:
         """Return the options of plain or 4-bit weights."""

@@ -81,7 +81,7 @@ KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True, "challenge
 
 # Keys that were added later -> value that has no effect.
 NEW_KEYS = {
-    **dict.fromkeys(("split", "context", "choices", "winner", "engine"), ""),
+    **dict.fromkeys(("split", "context", "choices", "winner", "engine", "products"), ""),
     "unanswerable": UNANSWERABLE,
     "retention": Retention().model_dump(),
     "ledger": Ledger().model_dump(),

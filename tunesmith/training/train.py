@@ -34,7 +34,7 @@ from tunesmith.events import (
 )
 from tunesmith.inference.engine_server import rollout_sampler
 from tunesmith.metrics import calibration
-from tunesmith.models.batch import Batch, collate
+from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate
 from tunesmith.models.generation.generate import sample
 from tunesmith.models.kept_answers import kept_answers
 from tunesmith.models.loading.checkpoint import find_folder
@@ -58,7 +58,7 @@ from tunesmith.training.head_init import init_heads_from_probe
 from tunesmith.training.journal import KEPT_KEY, Journal
 from tunesmith.training.multitask import TaskMetrics, gradient_cosines, mean_loss, read_task_metrics
 from tunesmith.training.optim import TrainingPlan, make_plan
-from tunesmith.training.overfit_check import ROWS, Probe, can_learn
+from tunesmith.training.overfit_check import ROWS, Probe, can_learn, check_int8
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.reference_logprobs import (
     chosen_logprob_warning,
@@ -208,8 +208,10 @@ def set_up(prepared: TrainingContext, out: Path, sampler: Sampler, *, on_event: 
     plan = make_plan(prepared.recipe, policy, rows=len(prepared.train))
     if not prepared.validation:  # there may be validation rows, but none with a learned token
         plan = replace(plan, eval_steps=0)
-    batches = batches_of(prepared, whole=policy.router_loss is not None)
-    return TrainingSetup(prepared, policy, learner_of(prepared, sampler), plan, batches)
+    batches, learner = batches_of(prepared, whole=policy.router_loss is not None), learner_of(prepared, sampler)
+    if getattr(prepared.recipe.technique, "products", ""):
+        on_event(Note(check_int8(policy, learner, batches.largest(TOKENS_PER_PASS))))
+    return TrainingSetup(prepared, policy, learner, plan, batches)
 
 
 def _fill_passes(

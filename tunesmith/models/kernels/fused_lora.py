@@ -2,25 +2,28 @@
 
 PEFT adds the update in three passes that read and write the layer's output, and under autocast it casts the frozen
 weight again in every step. Here the update is added by the matrix product itself, and the cast weight is kept between
-steps. The arithmetic is PEFT's (measurements in bench/NOTES.md).
+steps. The arithmetic is PEFT's (measurements in bench/NOTES.md), but for the products of `install_int8`.
 
 Letters: N tokens, I and O inner and outer width, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
+from tunesmith.models.kernels.int8_products import Int8Weight
 from tunesmith.models.kernels.lean_layers import Sources, cast_once, sources_of
 from tunesmith.models.kernels.skinny_linear import SkinnyLinear, linear
 
-Frozen = tuple[Tensor, Tensor | None, float]  # weight [O, I], bias [O], and the scale of the update
+# Weight [O, I], bias [O], dtype of the products, and the scale of the update.
+Frozen = tuple[Tensor | Int8Weight, Tensor | None, torch.dtype, float]
 
 
 def _add_update(out: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor:
@@ -37,17 +40,23 @@ class _FusedUpdate(torch.autograd.Function):
     def forward(  # noqa: PLR0917 - `apply` takes no keywords
         ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, b: Tensor, made: Sources | None
     ) -> Tensor:
-        weight, bias, scale = frozen
-        flat = cast_once(x, weight.dtype).reshape(-1, x.shape[-1])
-        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        weight, bias, dtype, scale = frozen
+        flat = cast_once(x, dtype).reshape(-1, x.shape[-1])
+        a, b = a.to(dtype), b.to(dtype)
         with torch.autocast(flat.device.type, enabled=False):  # everything already has the weight's dtype
             low = flat @ a.T  # [N, R]
-            bias = None if bias is None else bias.to(weight.dtype)
+            bias = None if bias is None else bias.to(dtype)
             # No view of another tensor: Gemma 3n changes outputs in place, which autograd allows of none.
-            out = F.linear(flat.view(x.shape), weight, bias)
+            if isinstance(weight, Int8Weight):
+                out = weight.product(flat.view(x.shape))
+                out = out if bias is None else out.add_(bias)
+            else:
+                out = F.linear(flat.view(x.shape), weight, bias)
             out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scale)
         ctx.make, sources = (None, (flat,)) if made is None else made
-        ctx.save_for_backward(low, a, b, weight, *sources)
+        kept = () if isinstance(weight, Int8Weight) else (weight,)
+        ctx.save_for_backward(low, a, b, *kept, *sources)
+        ctx.weight = None if kept else weight
         ctx.scale = scale
         ctx.shape = x.shape
         ctx.dtype = x.dtype
@@ -55,17 +64,19 @@ class _FusedUpdate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
-        low, a, b, weight, *sources = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1]).to(weight.dtype)
+        low, a, b, *sources = ctx.saved_tensors
+        weight: Tensor | Int8Weight = ctx.weight or sources.pop(0)
+        grad = grads[0].reshape(-1, grads[0].shape[-1]).to(low.dtype)
         with torch.autocast(grad.device.type, enabled=False):
             grad_low = (grad @ b).mul_(ctx.scale)  # [N, R]
             # The factors are float32 parameters, whatever dtype the products have.
             grad_b = (grad.T @ low).mul_(ctx.scale).float()
-            x = sources[0] if ctx.make is None else ctx.make(*sources).to(weight.dtype).view(-1, weight.shape[1])
+            x = sources[0] if ctx.make is None else ctx.make(*sources).to(low.dtype).view(-1, a.shape[1])
             grad_a = (grad_low.T @ x).float()
             grad_x = None
             if ctx.needs_input_grad[0]:
-                grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape).to(ctx.dtype)
+                grad_x = weight.of_gradient(grad) if isinstance(weight, Int8Weight) else grad @ weight
+                grad_x = grad_x.addmm_(grad_low, a).view(ctx.shape).to(ctx.dtype)
         return grad_x, None, grad_a, grad_b, None
 
 
@@ -73,6 +84,7 @@ class FusedLora(PeftLinear):
     """PEFT's LoRA layer, with a faster forward where exactly one plain update is active."""
 
     cast: Tensor | None = None  # the frozen weight in the dtype of the products
+    int8: Int8Weight | None = None  # the frozen weight of training, where `install_int8` has rounded it
     # For generation: versions of A and B, A, and the frozen weight next to B, [O, I + R], in the dtype of the products.
     wide: tuple[tuple[int, int], Tensor, Tensor] | None = None
 
@@ -84,15 +96,16 @@ class FusedLora(PeftLinear):
         layer: Any = self.base_layer
         bias = layer.bias
         scale = self.scaling[name]
-        weight = self._frozen_weight(x)
         a: Tensor
         b: Tensor
         a, b = self._factors(name)
         if torch.is_grad_enabled():
             # A step may follow, and a fused optimizer does not increment the version of what it updates.
             self.wide = None
-            out: Tensor = _FusedUpdate.apply(x, (weight, bias, scale), a, b, sources_of(x))  # type: ignore[no-untyped-call]
+            frozen: Frozen = (self.int8 or self._frozen_weight(x), bias, self._dtype(x), scale)
+            out: Tensor = _FusedUpdate.apply(x, frozen, a, b, sources_of(x))  # type: ignore[no-untyped-call]
             return out
+        weight = self._frozen_weight(x)
         outer, inner = weight.shape
         # With many tokens, adding the update to the weight costs less than adding it to the output: from twice the
         # tokens at which both cost the same. Only in float32, where the sum's rounding is negligible.
@@ -144,6 +157,12 @@ class FusedLora(PeftLinear):
         plain = name in self.lora_A and name not in self.lora_variant and not self.lora_bias[name]
         return name if plain and isinstance(self.lora_dropout[name], nn.Identity) else None
 
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """Return the dtype of products: autocast's, or that of the frozen weight."""
+        kind = x.device.type
+        dtype: Any = self.base_layer.weight.dtype
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else cast(torch.dtype, dtype)
+
     def _frozen_weight(self, x: Tensor) -> Tensor:
         """Return the frozen weight in autocast's dtype, cached until autocast is off again."""
         weight = self.base_layer.weight
@@ -151,7 +170,7 @@ class FusedLora(PeftLinear):
         if not torch.is_autocast_enabled(x.device.type):
             self.cast = self.wide = None
             return weight
-        dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = self._dtype(x)
         if self.cast is None or self.cast.dtype != dtype:
             self.wide = None
             with torch.inference_mode(False):  # gradients may later flow through a copy that generation made
@@ -192,6 +211,49 @@ def fuse(network: nn.Module, *, devices: Sequence[str] = ("cpu",)) -> None:
         layer: Any = module.base_layer if type(module) is PeftLinear else None
         if type(layer) in (nn.Linear, SkinnyLinear) and layer.weight.device.type in devices:
             module.__class__ = FusedLora
+
+
+@contextmanager
+def _largest_states(layers: Sequence[FusedLora]) -> Iterator[dict[FusedLora, Tensor]]:
+    """Note the largest value of each column of the states that layers read, [I], within the context."""
+    largest: dict[FusedLora, Tensor] = {}
+
+    def look(layer: Any, args: tuple[Tensor, ...]) -> None:
+        found = args[0].detach().float().abs().flatten(0, -2).amax(0)
+        largest[layer] = torch.maximum(found, largest.get(layer, found))
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        yield largest
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def install_int8(network: nn.Module, loss: Callable[[], float], *, bound: float) -> tuple[float, float] | None:
+    """Let fused layers multiply with frozen weights in 8-bit integers in training, if the loss stays nearly equal.
+
+    Args:
+        network: a network that `fuse` has changed.
+        loss: computes a loss of some rows, with gradients enabled.
+        bound: largest relative change of the loss; above it the layers stay as they are.
+
+    Returns:
+        The loss with the weights as they are and with rounded ones; None if no layer is fused.
+    """
+    layers = [module for module in network.modules() if isinstance(module, FusedLora)]
+    with _largest_states(layers) as largest:
+        exact = loss()
+    for layer, values in largest.items():
+        layer.int8 = Int8Weight.of(cast(Tensor, layer.base_layer.weight), values)
+        layer.cast = layer.wide = None
+    if not largest:
+        return None
+    rounded = loss()
+    if not abs(rounded - exact) <= bound * abs(exact):
+        for layer in layers:
+            layer.int8 = None
+    return exact, rounded
 
 
 def drop_peft_wrappers(network: nn.Module) -> None:
