@@ -14,6 +14,7 @@ from tunesmith.config import Recipe
 from tunesmith.config.checks import check_pair
 from tunesmith.errors import RecipeError
 from tunesmith.events import Event, Note
+from tunesmith.models.kernels import fused_lora
 from tunesmith.models.kernels.fused_lora import FusedLora, install_int8
 from tunesmith.models.kernels.int8_products import Int8Weight
 from tunesmith.pipelines.tune.tune import tune_recipe
@@ -63,15 +64,28 @@ def test_layers_keep_their_weights_where_the_loss_would_change_too_much() -> Non
     def loss() -> float:
         return float(policy.network(ids, labels=ids).loss.detach())
 
-    exact, rounded = install_int8(policy.network, loss, bound=0.0) or (0.0, 0.0)
+    exact, rounded, share = install_int8(policy.network, loss, bound=0.0) or (0.0, 0.0, 0.0)
     assert exact != rounded
+    assert share == 1
     assert all(layer.int8 is None for layer in layers)
     assert loss() == exact
-    assert install_int8(policy.network, loss, bound=INT8_CHANGE) == (exact, rounded)
+    assert install_int8(policy.network, loss, bound=INT8_CHANGE) == (exact, rounded, share)
     assert all(layer.int8 is not None for layer in layers)
     assert loss() == rounded
     with torch.no_grad():  # answers and validation
         assert loss() == exact
+
+
+def test_a_layer_whose_products_would_change_too_much_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = adapted()
+    layers = [module for module in policy.network.modules() if isinstance(module, FusedLora)]
+    monkeypatch.setattr(fused_lora, "MAX_ERROR", 0.0)
+    ids = torch.arange(3, 27).reshape(2, 12)
+    found = install_int8(policy.network, lambda: float(policy.network(ids, labels=ids).loss.detach()), bound=1.0)
+    assert found is not None
+    exact, rounded, share = found
+    assert (exact, share) == (rounded, 0)
+    assert all(layer.int8 is None for layer in layers)
 
 
 def recipe(tmp_path: Path, **changes: Any) -> Recipe:
@@ -103,7 +117,7 @@ def test_a_resumed_run_with_int8_has_the_bytes_of_an_uninterrupted_one(tmp_path:
 
     given = recipe(tmp_path)
     tune_recipe(given, out=tmp_path / "whole", callbacks=Callbacks(on_event=on_event), offline=True)
-    assert [note for note in notes if "int8 changes the loss of" in note]
+    assert [note for note in notes if "int8 for 100% of the weights changes the loss of" in note]
     left = iter(range(3))
     stop = Callbacks(on_event=on_event, should_stop=lambda: next(left, None) is None)
     with pytest.raises(Interrupted):

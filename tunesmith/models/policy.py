@@ -83,9 +83,9 @@ class Policy:
             ModelError: if a decoder changes its logits in an unknown way.
         """
         thin.install(network)
-        lean.install(network)
         if family != "decoder":
             return cls(network, family, None, reference, packs=attention.install(network, causal=False))
+        lean.install(network)
         expose_decoder(network)
         language_head = LanguageHead.of(network)
         # Only attention can keep packed rows apart: a convolution or a recurrent state continues from row to row.

@@ -104,9 +104,10 @@ def check_int8(policy: Policy, learner: Learner, batch: Batch) -> str:
         losses = install_int8(policy.network, loss, bound=INT8_CHANGE)
     if losses is None:
         raise RecipeError("technique.products: int8 is for linear layers on a CPU, and this run has none; leave it out")
-    exact, rounded = losses
+    exact, rounded, share = losses
     change = (rounded - exact) / abs(exact) if exact else 0.0
-    note = f"technique.products: int8 changes the loss of {batch.examples} rows by {change:+.2%}"
+    note = f"technique.products: int8 for {share:.0%} of the weights changes the loss of {batch.examples} rows "
+    note += f"by {change:+.2%}"
     if abs(change) <= INT8_CHANGE:
         return note
     return f"{note}, more than {INT8_CHANGE:.0%}; this run multiplies without it"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,8 @@ from tunesmith.models.kernels.int8_products import Int8Weight
 from tunesmith.models.kernels.lean_layers import Sources, cast_once, sources_of
 from tunesmith.models.kernels.skinny_linear import SkinnyLinear, linear
 
+# Largest relative error of the products of a layer in 8-bit integers, and how many positions it is measured on.
+MAX_ERROR, COMPARED = 0.02, 64
 # Weight [O, I], bias [O], dtype of the products, and the scale of the update.
 Frozen = tuple[Tensor | Int8Weight, Tensor | None, torch.dtype, float]
 
@@ -213,47 +216,73 @@ def fuse(network: nn.Module, *, devices: Sequence[str] = ("cpu",)) -> None:
             module.__class__ = FusedLora
 
 
+@dataclass(slots=True)
+class _SeenStates:
+    """States that a layer has read: the largest of each column, [I], and some of them, [N, I]."""
+
+    largest: Tensor
+    some: Tensor
+
+    def rounded(self, weight: Tensor) -> Int8Weight | None:
+        """Round a weight [O, I]; None if the products of these states would change too much."""
+        found, exact = Int8Weight.of(weight, self.largest), self.some @ weight.detach().float().T
+        near = (found.product(self.some) - exact).norm() <= MAX_ERROR * exact.norm()
+        return found if near else None
+
+
 @contextmanager
-def _largest_states(layers: Sequence[FusedLora]) -> Iterator[dict[FusedLora, Tensor]]:
-    """Note the largest value of each column of the states that layers read, [I], within the context."""
-    largest: dict[FusedLora, Tensor] = {}
+def _watching(layers: Sequence[FusedLora]) -> Iterator[dict[FusedLora, _SeenStates]]:
+    """Note the states that layers read within the context."""
+    seen: dict[FusedLora, _SeenStates] = {}
 
     def look(layer: Any, args: tuple[Tensor, ...]) -> None:
-        found = args[0].detach().float().abs().flatten(0, -2).amax(0)
-        largest[layer] = torch.maximum(found, largest.get(layer, found))
+        states = args[0].detach().flatten(0, -2).float()
+        largest = states.abs().amax(0)
+        if layer in seen:
+            seen[layer].largest = torch.maximum(largest, seen[layer].largest)
+        else:
+            seen[layer] = _SeenStates(largest, states[:: -(-len(states) // COMPARED)].clone())
 
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
-        yield largest
+        yield seen
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def install_int8(network: nn.Module, loss: Callable[[], float], *, bound: float) -> tuple[float, float] | None:
+def install_int8(network: nn.Module, loss: Callable[[], float], *, bound: float) -> tuple[float, float, float] | None:
     """Let fused layers multiply with frozen weights in 8-bit integers in training, if the loss stays nearly equal.
+
+    A layer whose products would change too much stays as it is.
 
     Args:
         network: a network that `fuse` has changed.
         loss: computes a loss of some rows, with gradients enabled.
-        bound: largest relative change of the loss; above it the layers stay as they are.
+        bound: largest relative change of the loss; above it all layers stay as they are.
 
     Returns:
-        The loss with the weights as they are and with rounded ones; None if no layer is fused.
+        The loss with the weights as they are and with rounded ones, and the share of rounded ones; None if no layer is
+        fused.
     """
     layers = [module for module in network.modules() if isinstance(module, FusedLora)]
-    with _largest_states(layers) as largest:
+    with _watching(layers) as seen:
         exact = loss()
-    for layer, values in largest.items():
-        layer.int8 = Int8Weight.of(cast(Tensor, layer.base_layer.weight), values)
-        layer.cast = layer.wide = None
-    if not largest:
+    if not seen:
         return None
+    numbers = rounded_numbers = 0
+    for layer, states in seen.items():
+        weight = cast(Tensor, layer.base_layer.weight)
+        layer.int8 = states.rounded(weight)
+        numbers += weight.numel()
+        if layer.int8 is not None:
+            layer.cast = layer.wide = None
+            rounded_numbers += weight.numel()
     rounded = loss()
     if not abs(rounded - exact) <= bound * abs(exact):
         for layer in layers:
             layer.int8 = None
-    return exact, rounded
+    return exact, rounded, rounded_numbers / numbers
 
 
 def drop_peft_wrappers(network: nn.Module) -> None:

@@ -11,6 +11,7 @@ Letters: N tokens, D width of the states, F width of the MLP.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import CodeType
 from typing import Any, cast
 
@@ -89,7 +90,7 @@ class _Gated(torch.autograd.Function):
         with torch.enable_grad():
             active = ctx.activation(gate)
         (of_gate,) = torch.autograd.grad(active, gate, grad * up)
-        return of_gate, active.detach().mul_(grad), None
+        return of_gate, active.detach() * grad, None
 
 
 class LeanNorm(nn.Module):
@@ -137,29 +138,33 @@ def install(network: nn.Module) -> None:
     Layers are recognized by the code of their forward pass, which transformers copies from family to family; all others
     stay as they are.
     """
-    from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+    made = {kind: _lean(kind) for kind in {type(module) for module in network.modules()}}
+    for module in network.modules():
+        if (lean := made.get(type(module))) is not None and _plain(module):
+            module.__class__ = lean
+
+
+def _lean(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """Return the class of a layer with the forward pass of this file; None if it is another layer."""
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-    known: list[tuple[CodeType, type[nn.Module]]] = [
-        (LlamaRMSNorm.forward.__code__, LeanNorm),
-        (Gemma3RMSNorm.forward.__code__, LeanShiftedNorm),
-        (LlamaMLP.forward.__code__, LeanMLP),
-    ]
-    made: dict[type[nn.Module], type[nn.Module]] = {}
-    for module in network.modules():
-        kind = type(module)
-        code = getattr(kind.forward, "__code__", None)
-        lean = next((lean for like, lean in known if isinstance(code, CodeType) and _same(code, like)), None)
-        if lean is None or not _plain(module):
-            continue
-        if kind not in made:
-            made[kind] = type(kind.__name__, (lean, kind), {"__module__": kind.__module__})
-        module.__class__ = made[kind]
+    same = partial(_same, getattr(kind.forward, "__code__", None))
+    mixin = LeanNorm if same(LlamaRMSNorm) else LeanMLP if same(LlamaMLP) else None
+    if mixin is None and kind.__name__.endswith("RMSNorm"):
+        from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm  # takes a while
+
+        mixin = LeanShiftedNorm if same(Gemma3RMSNorm) else None
+    return None if mixin is None else type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
 
 
-def _same(code: CodeType, like: CodeType) -> bool:
-    """Return whether two functions do the same, whatever their variables are called."""
-    return (code.co_code, code.co_names, code.co_consts) == (like.co_code, like.co_names, like.co_consts)
+def _same(code: CodeType | None, other: type[nn.Module]) -> bool:
+    """Return whether a forward pass does what that of another class does, whatever its variables are called."""
+    like = other.forward.__code__
+    return code is not None and (code.co_code, code.co_names, code.co_consts) == (
+        like.co_code,
+        like.co_names,
+        like.co_consts,
+    )
 
 
 def _plain(module: nn.Module) -> bool:
