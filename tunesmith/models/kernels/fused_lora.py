@@ -254,7 +254,7 @@ def _watching(layers: Sequence[FusedLora]) -> Iterator[dict[FusedLora, _SeenStat
 def install_int8(network: nn.Module, loss: Callable[[], float], *, bound: float) -> tuple[float, float, float] | None:
     """Let fused layers multiply with frozen weights in 8-bit integers in training, if the loss stays nearly equal.
 
-    A layer whose products would change too much stays as it is.
+    A layer whose products would change too much keeps its exact weight.
 
     Args:
         network: a network that `fuse` has changed.
