@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.models.batch import Batch
-from tunesmith.models.kernels.fused_lora import install_int8
 from tunesmith.models.loading.device import keep_randomness
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner
@@ -93,6 +92,8 @@ def check_int8(policy: Policy, learner: Learner, batch: Batch) -> str:
     Raises:
         RecipeError: no product of this policy can be replaced.
     """
+    from tunesmith.models.kernels.fused_lora import install_int8  # imports PEFT, which other techniques do not need
+
     policy.train(False)
     prepared = learner.prepare(batch.to(policy.device), policy)
 
