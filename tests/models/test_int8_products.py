@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,15 @@ def test_layers_keep_their_weights_where_the_loss_would_change_too_much() -> Non
     def loss() -> float:
         return float(policy.network(ids, labels=ids).loss.detach())
 
-    exact, rounded, share = install_int8(policy.network, loss, bound=0.0) or (0.0, 0.0, 0.0)
+    refused = install_int8(policy.network, loss, bound=0.0)
+    assert refused is not None
+    exact, rounded = refused.exact, refused.rounded
     assert exact != rounded
-    assert share == 1
+    assert (refused.share, refused.used) == (1, False)
+    assert refused.change == (rounded - exact) / exact
     assert all(layer.int8 is None for layer in layers)
     assert loss() == exact
-    assert install_int8(policy.network, loss, bound=INT8_CHANGE) == (exact, rounded, share)
+    assert install_int8(policy.network, loss, bound=INT8_CHANGE) == replace(refused, used=True)
     assert all(layer.int8 is not None for layer in layers)
     assert loss() == rounded
     with torch.no_grad():  # answers and validation
@@ -83,8 +87,7 @@ def test_a_layer_whose_products_would_change_too_much_stays_as_it_is(monkeypatch
     ids = torch.arange(3, 27).reshape(2, 12)
     found = install_int8(policy.network, lambda: float(policy.network(ids, labels=ids).loss.detach()), bound=1.0)
     assert found is not None
-    exact, rounded, share = found
-    assert (exact, share) == (rounded, 0)
+    assert (found.exact, found.share) == (found.rounded, 0)
     assert all(layer.int8 is None for layer in layers)
 
 

@@ -251,7 +251,22 @@ def _watching(layers: Sequence[FusedLora]) -> Iterator[dict[FusedLora, _SeenStat
             hook.remove()
 
 
-def install_int8(network: nn.Module, loss: Callable[[], float], *, bound: float) -> tuple[float, float, float] | None:
+@dataclass(frozen=True, slots=True)
+class Int8Check:
+    """Losses of a batch with exact and with rounded weights, and whether the rounded ones are used."""
+
+    exact: float  # loss with the exact weights
+    rounded: float  # loss with the rounded ones
+    share: float  # of the weights, that of rounded ones
+    used: bool
+
+    @property
+    def change(self) -> float:
+        """Return the relative change of the loss."""
+        return (self.rounded - self.exact) / (abs(self.exact) or 1.0)
+
+
+def install_int8(network: nn.Module, loss: Callable[[], float], *, bound: float) -> Int8Check | None:
     """Let fused layers multiply with frozen weights in 8-bit integers in training, if the loss stays nearly equal.
 
     A layer whose products would change too much keeps its exact weight.
@@ -259,11 +274,10 @@ def install_int8(network: nn.Module, loss: Callable[[], float], *, bound: float)
     Args:
         network: a network that `fuse` has changed.
         loss: computes a loss of some rows, with gradients enabled.
-        bound: largest relative change of the loss; above it all layers stay as they are.
+        bound: largest relative change of the loss; above it all layers keep their exact weights.
 
     Returns:
-        The loss with the weights as they are and with rounded ones, and the share of rounded ones; None if no layer is
-        fused.
+        What was measured; None if no layer is fused.
     """
     layers = [module for module in network.modules() if isinstance(module, FusedLora)]
     with _watching(layers) as seen:
@@ -279,10 +293,11 @@ def install_int8(network: nn.Module, loss: Callable[[], float], *, bound: float)
             layer.cast = layer.wide = None
             rounded_numbers += weight.numel()
     rounded = loss()
-    if not abs(rounded - exact) <= bound * abs(exact):
+    used = abs(rounded - exact) <= bound * abs(exact)
+    if not used:
         for layer in layers:
             layer.int8 = None
-    return exact, rounded, rounded_numbers / numbers
+    return Int8Check(exact, rounded, rounded_numbers / numbers, used)
 
 
 def drop_peft_wrappers(network: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """Layers of decoders that keep less for the backward pass on a CPU, and read memory fewer times.
 
 The forward pass has the bits of transformers. RMSNorm keeps its input and one number per position, not the normalized
-states too; a gated MLP keeps gate and up, and computes the activation again. A layer that reads what one of these
-returned can keep what it was made of (`sources_of`) and make it again. Under autocast, layers that read the same states
+states too; a gated MLP keeps gate and up, and computes the activation again. A layer that reads their output can save
+the tensors it is computed from (`sources_of`) and compute it again. Under autocast, layers that read the same states
 share one cast copy of them. Measurements are in bench/NOTES.md.
 
 Letters: N tokens, D width of the states, F width of the MLP.
