@@ -93,6 +93,7 @@ def test_the_sentences_are_of_errors_that_exist() -> None:
             "machine: {dtype: bfloat}",
             "5: machine.dtype: expected auto, float32 or bfloat16, got 'bfloat'; did you mean 'bf",
         ),
+        ("technique: {kind: lora, products: int9}", "5: technique.products: expected \"\" or int8, got 'int9'"),
         ("lr: fast", "5: schedule.learning_rate: expected a number or auto"),
         ("seed: [1, }", "5: invalid YAML"),
     ],

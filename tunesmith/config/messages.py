@@ -177,7 +177,8 @@ def _words(error: ErrorDetails) -> list[str]:
 def _expected(error: ErrorDetails) -> str:
     """Return what a key expects."""
     if error["type"] == "literal_error":  # pydantic writes Python, recipes are YAML
-        return str(error["ctx"]["expected"]).replace("'", "").replace("True", "true").replace("False", "false")
+        expected = str(error["ctx"]["expected"]).replace("''", '""')  # no value, as YAML has it
+        return expected.replace("'", "").replace("True", "true").replace("False", "false")
     if error["type"] in EXPECTED:
         return EXPECTED[error["type"]].format(**error.get("ctx", {}))
     return error["msg"].removeprefix("Input should be ")
