@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from bench.technique_grid.cells import Setting, cells
 from bench.technique_grid.run import fill, read
 from tests.pipelines.conftest import recipe, reviews
 from tests.pipelines.tune.test_multitask import mixed
+from tests.ports import free_port
 from tunesmith.errors import OptionError, TunesmithError
 from tunesmith.events import StepFinished
 from tunesmith.pipelines.learning_curve.learning_curve import measure_cell
@@ -121,11 +121,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.killpg(started.pid, signal.SIGTERM)
         started.wait(60)
     shutil.rmtree(place, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -17,6 +16,8 @@ from typing import Any, TypeVar
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.ports import free_port
 
 CURE = "apt-get install chromium (.ci/run does it), or set TUNESMITH_NO_BROWSER=1 to leave these tests out on purpose"
 SCRIPT = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
@@ -74,8 +75,7 @@ class Served:
     """A command that opens a page, in a process of its own, on one port through all its lives."""
 
     def __init__(self, *words: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._words = words
         self._process: subprocess.Popen[str] | None = None
 

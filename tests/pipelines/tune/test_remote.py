@@ -183,6 +183,7 @@ def test_a_run_folder_on_s3_survives_a_kill_and_is_resumed_on_another_machine(
             "data": {"train": "s3://rows/train.jsonl", "max_tokens": 64, "audit": "note"},
             "schedule": {"epochs": 2, "batch_rows": 8, "probe": False, "save_steps": 2},
             "retention": {"questions": 0, "texts": 0},
+            "machine": {"dtype": "float32", "threads": 1},  # the killed process would measure its own
         }
     )
     tune_recipe(recipe, out=tmp_path / "plain", callbacks=Callbacks(), offline=True)
