@@ -19,7 +19,8 @@ from tunesmith.cli.commands import doctor
 from tunesmith.config import load_recipe, make_recipe
 from tunesmith.data.examples.prompts import Completion
 from tunesmith.data.files import report_once
-from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.data.readers.read import read_rows
+from tunesmith.errors import CheckpointError, DataError, RecipeError
 from tunesmith.events import StepFinished
 from tunesmith.metrics import task_scores
 from tunesmith.training.rewards import scorer
@@ -83,6 +84,36 @@ def test_an_objective_a_technique_a_metric_and_a_reader_of_a_package_go_through_
         ts.load(run.folder)
     with pytest.raises(RecipeError, match=r"recipe.yaml: needs .* not installed; pip install tunesmith-example==0.1.0"):
         load_recipe(run.folder / "recipe.yaml")
+
+
+def test_ratings_of_a_package_are_learned_by_their_distance_evaluated_and_exported(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    only_a_glance(monkeypatch)
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    rows = tmp_path / "rows.jsonl"
+    words = ("awful", "poor", "fair", "good", "great")
+    texts = [{"text": f"{words[i % 5]} {i}", "label": i % 5 + 1} for i in range(80)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
+    run = ts.tune(
+        rows, model=str(folder("bert")), objective={"kind": "ratings", "sharpness": 0.5}, technique="full",
+        schedule={"epochs": 1, "probe": False}, machine={"device": "cpu", "threads": 1, "dtype": "float32"},
+        out=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    assert run.report.task.metric == "accuracy"
+    model = ts.load(run.folder)
+    assert list(model.objective.known_labels) == ["1", "2", "3", "4", "5"]
+    assert ts.evaluate(run.folder, rows, progress=False).n == 80
+    made = ts.export(run.folder, format="merged", out=tmp_path / "merged", progress=False)
+    assert (tmp_path / "merged" / "README.md").exists(), made
+    # Of a row with rating 2: exp(-0.5 d^2) for the distances 1, 0, 1, 2 and 3.
+    (example,) = model.objective.examples(list(read_rows(rows))[1:2], group="")
+    near = [0.60653, 1.0, 0.60653, 0.13534, 0.01111]
+    encoded = model.objective.encode(example, model.template, limit=64)
+    assert encoded.label == pytest.approx([value / sum(near) for value in near], abs=1e-5)
+    rows.write_text("".join(f'{{"text": "t {i}", "label": "{("bad", "good")[i % 2]}"}}\n' for i in range(40)))
+    with pytest.raises(DataError, match="expected one number as label, got bad; use objective: classify"):
+        ts.preview(rows, model=str(folder("bert")), objective="ratings", technique="full")
 
 
 def test_a_callback_stops_a_run_and_the_next_start_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def test_a_ranking_is_learned_measured_asked_and_opened_by_sentence_transformers
     report = run.report
     assert [task.metric for task in report.tasks] == ["ndcg", "recall_1", "recall_5", "recall_10", "mrr"]
     assert [arm.name for arm in report.baselines] == ["base", "BM25"]
+    assert all(re.search(r"recall@5 [01]\.\d{3}$", arm.detail) for arm in report.baselines)
     assert [arm.name for arm in report.controls] == ["shuffled labels"]
     rows = read_predictions(run.folder)
     assert np.mean([row.score_tuned for row in rows]) == pytest.approx(report.task.tuned)
