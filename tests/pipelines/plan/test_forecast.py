@@ -63,6 +63,17 @@ def test_the_closer_an_earlier_run_is_the_more_it_counts():
     assert none < seconds[0] < seconds[1] < seconds[2] < seconds[3] < 5 * sum(FORMULA.values())
 
 
+def test_runs_of_tiny_models_whose_time_is_mostly_fixed_costs_say_nothing_about_a_long_one():
+    tiny = {name: PhaseTiming(formula=seconds / 1000, actual=0.3) for name, seconds in FORMULA.items()}
+    runs = [RunTimings(machine=MACHINE, kind=KIND, phases=tiny)] * 30
+    assert correct(FORMULA, KIND, runs) == correct(FORMULA, KIND, [])
+    both = correct(FORMULA, KIND, [line(times=5.0), *runs])
+    assert both == correct(FORMULA, KIND, [line(times=5.0)])
+    assert both.basis == "from 1 earlier run on this machine"
+    short = {name: seconds / 1000 for name, seconds in FORMULA.items()}
+    assert correct(short, KIND, runs).of("training") == pytest.approx(0.3, rel=0.1)
+
+
 def test_a_phase_that_is_over_takes_what_it_took():
     found = correct(FORMULA, KIND, [line()], done={"loading": 11.0})
     (loading,) = [phase for phase in found.phases if phase.name == "loading"]

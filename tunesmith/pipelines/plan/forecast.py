@@ -63,6 +63,9 @@ SPREADS: Mapping[str, Spread] = {
 NARROWER = (0.0, 0.3, 0.2, 0.15)
 # Runs at each distance that count, the latest ones.
 MOST = (5, 8, 12, 20)
+# A run does not count for a phase that is computed to take this many times as long: the time of a few rows, or of a
+# tiny model, is mostly fixed costs. Without this limit, many runs of random models forecast hours for a run of minutes.
+MOST_TIMES_AS_LONG = 50.0
 # Observations that the prior noise counts for.
 PRIOR_RUNS = 4.0
 # Correlation of the errors of two phases: a busy machine slows all of them.
@@ -188,7 +191,7 @@ def correct(
     for name in [*(name for name in done if name not in formula), *formula]:
         seconds = low = high = done.get(name, 0.0)
         if name not in done:
-            correction = correction_of(name, kind, history)
+            correction = correction_of(name, kind, _informing(name, formula[name], history))
             seconds, reach = formula[name] * math.exp(correction.mean), correction.reach()
             low, high = seconds / reach, seconds * reach
             corrections.append((seconds, correction))
@@ -201,9 +204,19 @@ def correct(
         seconds=over + expected,
         low=over + (expected - stopped) / reach,
         high=over + expected * reach,
-        basis=_basis(kind, history, timed_now=timed_now),
+        basis=_basis(kind, _informing("training", formula.get("training", 0.0), history), timed_now=timed_now),
         phases=phases,
     )
+
+
+def _informing(phase: str, seconds: float, history: Sequence[RunTimings]) -> list[RunTimings]:
+    """Return the lines that count for a phase that is computed to take `seconds`; see `MOST_TIMES_AS_LONG`."""
+
+    def informs(line: RunTimings) -> bool:
+        timing = line.phases.get(phase)
+        return line.source != "run" or timing is None or timing.formula * MOST_TIMES_AS_LONG >= seconds
+
+    return [line for line in history if informs(line)]
 
 
 def _combined(corrections: Sequence[tuple[float, Correction]]) -> Correction:
