@@ -114,12 +114,15 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--challenges", type=int, default=1, help="challenges of each run, of different rows")
+    parser.add_argument("--of", nargs="*", type=Path, help="runs that are challenged, of those named; default: all")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     models = {run.name: load(run, offline=True, threads=None) for run in args.runs}
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for run in args.runs:
+    asked: list[Path] = args.of or args.runs
+    matrix = args.out / f"matrix-{'-'.join(run.name for run in asked)}.json"
+    for run in asked:
         rows = rows_of(run)
         for i in range(args.challenges):
             try:
@@ -136,7 +139,7 @@ def main() -> None:
                     judged = judge(challenge.prompts, answers(model, challenge, way))
                 counts[way.partition(":")[0]][judged.verdict] += 1
                 print(f"{run.name}, {way}: {judged.sentence()} ({time.perf_counter() - began:.1f} s)", flush=True)
-            (args.out / "matrix.json").write_text(json.dumps(counts, indent=1))
+            matrix.write_text(json.dumps(counts, indent=1))
     for kind, verdicts in counts.items():
         print(kind, dict(verdicts), flush=True)
 
