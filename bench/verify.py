@@ -28,7 +28,7 @@ from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
 from tunesmith.pipelines.verify.challenge import Challenge, compared
-from tunesmith.pipelines.verify.make import Candidate, challenge_of
+from tunesmith.pipelines.verify.make import Candidate, challenge_of, prompts_in
 from tunesmith.pipelines.verify.verdict import judge
 
 GROUP = 32  # weights that share a scale
@@ -102,8 +102,10 @@ def answers(model: LocalModel, challenge: Challenge, way: str) -> list[str]:
     return [compared(*splitter.split(splitter.decode(answer.ids))) for answer in given]
 
 
-def rows_of(run: Path) -> list[Candidate]:
-    """Return the test prompts of a run."""
+def rows_of(run: Path, prompts: Path | None) -> list[Candidate]:
+    """Return the prompts in the file of a run in a folder, or its test prompts."""
+    if prompts:
+        return prompts_in(str(prompts / f"{run.name}.jsonl"))
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     return [Candidate(line["where"], [Message("user", line["question"])]) for line in lines]
 
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--challenges", type=int, default=1, help="challenges of each run, of different rows")
     parser.add_argument("--of", nargs="*", type=Path, help="runs that are challenged, of those named; default: all")
+    parser.add_argument("--prompts", type=Path, help="folder with a file of prompts for each run, NAME.jsonl")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -123,7 +126,7 @@ def main() -> None:
     asked: list[Path] = args.of or args.runs
     matrix = args.out / f"matrix-{'-'.join(run.name for run in asked)}.json"
     for run in asked:
-        rows = rows_of(run)
+        rows = rows_of(run, args.prompts)
         for i in range(args.challenges):
             try:
                 challenge = challenge_of(run, rows=rows[i :: args.challenges], offline=True)

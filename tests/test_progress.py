@@ -102,3 +102,6 @@ def test_rate_and_time_left_follow_from_count_and_seconds():
     half = Progress("reading", 20, 80, "rows", 10.0)
     assert (half.rate, half.seconds_left) == (2.0, 30.0)
     assert Progress("reading", 0, 80, "rows", 10.0).seconds_left is None
+    # Of three prompts a twentieth of the first one is enough, a thousandth is not.
+    assert Progress("choosing a prompt", 0.001, 3, "prompts", 1.0).seconds_left is None
+    assert Progress("choosing a prompt", 0.06, 3, "prompts", 1.0).seconds_left == pytest.approx(49.0)

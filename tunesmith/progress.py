@@ -43,8 +43,12 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Return the expected seconds of the rest; None if nothing is done."""
-        return (self.total - self.done) / self.rate if self.done > 0 else None
+        """Return the expected seconds of the rest; None until one item or a fiftieth of all is done.
+
+        Before that, the part of an item that is done is too small: three prompts of 15 s were expected to take hours.
+        """
+        enough = self.done > 0 and self.done >= min(1, self.total / 50)
+        return (self.total - self.done) / self.rate if enough else None
 
 
 Receiver = Callable[[Progress], None]

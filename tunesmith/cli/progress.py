@@ -279,7 +279,7 @@ def progress_line(event: Progress) -> str:
     """Format count, rate and remaining time of a loop."""
     rate = f"{event.rate:.0f}" if event.rate >= 10 else f"{event.rate:.2g}"
     count = f"{event.text}: {int(event.done)}/{event.total} {event.unit}"
-    return f"{count}  {rate} {event.unit}/s  {duration(event.seconds_left)}" if event.done else count
+    return count if event.seconds_left is None else f"{count}  {rate} {event.unit}/s  {duration(event.seconds_left)}"
 
 
 def silence(passed: float) -> float:
