@@ -56,7 +56,7 @@ PROMPT_TOKENS = 160  # longer prompts are left out
 ROWS, GENERAL, PORTION = 256, 64, 32
 ROWS_OF_RUN, FIRST_OF_RUN = 64, 12
 # An answer ends for a challenge where rounding alone could change it, in nats.
-LEAST_LEAD = 0.5
+LEAST_LEAD = 0.25
 SCORED_ROWS = 8  # answers whose logits are in memory at once
 # Noise on the outputs of each layer, relative to them: that of weights of a normal distribution in groups of 32,
 # rounded to 2 bits (4.1 deviations in 3 steps), is 0.40, and to 3 bits 0.17.
