@@ -198,7 +198,11 @@ class RowEvaluator(Evaluator[W]):
         """Compare the tuned model with base model, baselines and controls."""
         ways = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
         scores = self.row_metrics.arms(task.metric, self._gold, ways, tuned.given, groups=self._groups)
-        return divided(scores, controls, {BASE: self.probed, **self.details})
+        return divided(scores, controls, self.details_of(ways))
+
+    def details_of(self, ways: Mapping[str, Any]) -> dict[str, str]:
+        """Return what is stated with base, baselines and controls, from what each gives for the rows."""
+        return {BASE: self.probed, **self.details}
 
 
 def rowwise(change: Callable[[Sequence[list[Any]]], list[Any]], *parts: Any, share: float = 1.0) -> Any:

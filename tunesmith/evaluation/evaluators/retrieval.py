@@ -22,7 +22,6 @@ from tunesmith.evaluation.results import BASE
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics import ranking
 from tunesmith.metrics.resampling import groups_of
-from tunesmith.metrics.task_scores import ArmScore, TaskScore
 from tunesmith.models.kept_answers import answer_clock, once
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Embed, Rerank
@@ -94,19 +93,13 @@ class RetrievalEvaluator(RowEvaluator[RankedPassages]):
         found = search(model, self._queries, self._passages)
         return RankedPassages(self._others(found), answer_clock() - start)
 
-    def compare_arms(
-        self, task: TaskScore, *, base: RankedPassages, tuned: RankedPassages, controls: Mapping[str, RankedPassages]
-    ) -> tuple[list[ArmScore], list[ArmScore]]:
-        """Compare the tuned model with base model, baselines and controls; details have the recall of each."""
-        parts = super().compare_arms(task, base=base, tuned=tuned, controls=controls)
-        given = {BASE: base.given, **base.ways, **{name: control.given for name, control in controls.items()}}
-
-        def with_recall(arm: ArmScore) -> ArmScore:
-            recall = ranking.METRICS["recall_5"](self._gold, given[arm.name]).mean()
-            return arm.model_copy(update={"detail": f"{arm.detail}; recall@5 {recall:.3f}".removeprefix("; ")})
-
-        baselines, others = ([with_recall(arm) for arm in part] for part in parts)
-        return baselines, others
+    def details_of(self, ways: Mapping[str, Any]) -> dict[str, str]:
+        """Return what is stated with base, baselines and controls: recall@5 as well."""
+        details, recall = super().details_of(ways), ranking.METRICS["recall_5"]
+        return {
+            name: f"{details.get(name, '')}; recall@5 {recall(self._gold, given).mean():.3f}".removeprefix("; ")
+            for name, given in ways.items()
+        }
 
     def _others(self, rankings: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return rankings without the query itself, which is nearest to itself."""
