@@ -59,7 +59,8 @@ Every cell is a run on a tiny random checkpoint of the family with transformers 
   tokens are right
 - **classify**, **instruct**: training steps of this objective with LoRA lower the loss; instruct also answers
 - **LoRA**: gradients reach every targeted layer and no other
-- **full**, **prompt**: training steps of full fine-tuning and of prompt tuning lower the loss
+- **full**, **prompt**: training steps of full fine-tuning and of prompt tuning lower the loss. Falcon-H1 without an
+  `embedding_multiplier`; with one, `prompt` is [refused](reference/techniques.md#rejected-combinations)
 - **merge**, **PEFT**: merged weights, and the saved adapter opened in PEFT, give the logits of the tuned model
 - **GGUF**: llama.cpp gives the same answers from the exported file
 - **rows**: how the rows of a batch run: packed without padding, padded, or one by one

@@ -96,6 +96,6 @@ def phase(name: str, *, whole: bool = False) -> Iterator[None]:
 
 
 def reused_in_phase(seconds: float) -> None:
-    """Note that the present phase reuses results of earlier runs, which took some seconds then."""
+    """Note that the present phase reuses results of an earlier run or phase, which took some seconds to compute."""
     if (phases := _PHASES.get()) is not None and phases.current:
         phases.reused[phases.current] = phases.reused.get(phases.current, 0.0) + seconds

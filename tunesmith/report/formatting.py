@@ -155,9 +155,9 @@ def duration(seconds: float) -> str:
 
 
 def reused_line(reused: dict[str, float]) -> str:
-    """Return what a run did not compute because an earlier one had, such as `reused: base scoring (36.0 s)`."""
+    """Return the results that a run did not compute again, such as `base scoring (36.0 s)`."""
     parts = ", ".join(f"{phase} ({duration(seconds)})" for phase, seconds in reused.items())
-    return f"reused from earlier runs, with the time that took then: {parts}"
+    return f"reused results, with the time they took to compute: {parts}"
 
 
 def clock(seconds: float) -> str:

@@ -313,7 +313,7 @@ def _reproduce(run: RunData) -> str:
     lines = [
         *run.report.environment.items(),
         ("training time", duration(run.report.speed.seconds)),
-        *([("reused from earlier runs", ", ".join(run.report.reused))] if run.report.reused else []),
+        *([("reused results", ", ".join(run.report.reused))] if run.report.reused else []),
         ("peak memory", size(run.report.memory.peak_bytes)),
     ]
     environment = table(("item", "value"), [(name.replace("_", " "), value) for name, value in lines])

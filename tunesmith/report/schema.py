@@ -329,7 +329,7 @@ class Report(Displayed, ReportPart):
     speed: Speed
     memory: Memory
     forecast: Forecast | None = None
-    reused: dict[str, float] = {}  # phase -> seconds that its results, kept by an earlier run, took then
+    reused: dict[str, float] = {}  # phase -> seconds that its results took to compute, in an earlier run or phase
     data: DataReport
     certificate: Certificate | None = None  # what was measured on the base model; None in reports of earlier versions
     environment: dict[str, str]

@@ -708,4 +708,4 @@ def test_the_base_does_not_answer_again_what_it_answered_for_a_run(
     monkeypatch.setattr("tunesmith.inference.local_model.option_scores", None)
     heard: list[Any] = []
     compare(made, CompareOptions(), out=tmp_path / "arms", callbacks=Callbacks(heard.append), offline=True)
-    assert any("reused from earlier runs" in str(event) and "prompt" in str(event) for event in heard)
+    assert any("reused results" in str(event) and "prompt" in str(event) for event in heard)

@@ -97,11 +97,11 @@ def test_a_second_run_has_the_figures_of_one_without_kept_answers(
     assert not first.report.reused
     assert not alone.report.reused
     assert set(again.report.reused) == {"base scoring", "general ability before"}
-    assert any(isinstance(event, Note) and "reused from earlier runs" in event.text for event in heard)
+    assert any(isinstance(event, Note) and "reused results" in event.text for event in heard)
     forecast = json.loads((tmp_path / "two" / "forecast.json").read_text())
     assert not {"base scoring", "general ability before"} & {phase["name"] for phase in forecast["phases"]}
     assert "base scoring" in lines()[-1]["phases"]
     assert "base scoring" not in lines()[-2]["phases"]
     run = read_run_data(tmp_path / "two")
     for text in (card(run), page(run), str(render(run.report, run.folder)[-3])):
-        assert "reused from earlier runs" in text
+        assert "reused results" in text
