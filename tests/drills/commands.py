@@ -27,8 +27,9 @@ from tests.pipelines.tune.test_tag import orders
 
 SHORT = "--set objective.max_new_tokens=5"
 # The library for products is chosen by its speed, so that on a busy machine the last bits of two starts may differ.
-FULL = f"{FULL} --set machine.products=default"
-LORA = f"{LORA} --set machine.products=default --set retention=false"
+SAME_PRODUCTS = "--set machine.products=default"
+FULL = f"{FULL} {SAME_PRODUCTS}"
+LORA = f"{LORA} {SAME_PRODUCTS} --set retention=false"
 TUNED = f"tune reviews.jsonl {LORA} --out decoder"
 ARMS = "--set data.audit=note --set arms=[prompt,tf-idf,tuned]"
 RAG = "--set documents.source=facts-documents.jsonl --set documents.encoder=bert --set documents.origin=doc"
@@ -66,7 +67,7 @@ DRILLS = {
         kept=CHECKPOINT,
     ),
     "tune preference": Drill(f"tune judged.jsonl {LORA} --set objective.max_new_tokens=5 --out run", kept=CHECKPOINT),
-    "tune multitask": Drill("tune multitask.yaml --out run --offline", kept=CHECKPOINT),
+    "tune multitask": Drill(f"tune multitask.yaml {SAME_PRODUCTS} --out run --offline", kept=CHECKPOINT),
     "tune embed": Drill(
         f"tune questions.jsonl {FULL} --objective embed --set objective.hard_negatives=2 --set schedule.save_steps=1 "
         "--out run",
@@ -91,8 +92,13 @@ DRILLS = {
         f"{ARMS.replace('tf-idf', 'rag,tuned-retriever')} --set compare.changed_facts=2 --out compared",
         kept=r"answers/\.[^/]*json",
     ),
-    "rlhf": Drill("rlhf loop.yaml --out loop --offline", kept=r"policy/\.report|\.start\.json|replies\.json"),
-    "rlhf rl": Drill("rlhf rl.yaml --out loop --offline", kept=r"(policy|reward)/\.report|\.start\.json|replies\.json"),
+    "rlhf": Drill(
+        f"rlhf loop.yaml {SAME_PRODUCTS} --out loop --offline", kept=r"policy/\.report|\.start\.json|replies\.json"
+    ),
+    "rlhf rl": Drill(
+        f"rlhf rl.yaml {SAME_PRODUCTS} --out loop --offline",
+        kept=r"(policy|reward)/\.report|\.start\.json|replies\.json",
+    ),
     "collect": Drill("collect manual --out rows.jsonl"),
     "collect rag": Drill("collect manual --as rag --size 200 --out rows.jsonl"),
     "collect written": Drill(
