@@ -41,7 +41,10 @@ def test_people_see_verdict_belief_and_where_it_lies(
     )  # fmt: skip
     assert done.code == 0, done.err
     assert done.out.startswith("verdict: ")
-    assert "Task-specific performance (common belief: sometimes limited / good if retrieval is / excellent)" in done.out
+    assert (
+        "Task-specific performance (common belief: sometimes limited / good if retrieval is accurate / excellent)"
+        in done.out
+    )
     beliefs, _, missing = done.out.partition("not measured here: ")
     assert "Access to your domain data" in missing.splitlines()[0]
     assert "Access to your domain data" not in beliefs

@@ -25,7 +25,7 @@ BELIEFS = {
         lambda arm: str(arm.general or NOT_MEASURED),
     ),
     "Task-specific performance": Belief(
-        ("sometimes limited", "good if retrieval is", "excellent"),
+        ("sometimes limited", "good if retrieval is accurate", "excellent"),
         "the metric with its 95 % interval",
         lambda arm: str(arm.task),
     ),
