@@ -18,9 +18,8 @@ from tunesmith.inference.export.formats import GGUF, merged, write_file
 from tunesmith.inference.identify import read_manifest
 from tunesmith.metrics.significance import compare_paired, interval
 from tunesmith.metrics.task_scores import PER_ROW
-from tunesmith.pipelines.export.compare import MIN_ANSWER_TOKENS, llama_cpp
 from tunesmith.pipelines.export.export import IMPORTANCE_ROWS
-from tunesmith.pipelines.export.smallest import HeldOutRows
+from tunesmith.pipelines.export.smallest import HeldOutRows, asker
 from tunesmith.report.predictions import read_predictions
 from tunesmith.training.read import read_data
 
@@ -35,10 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = HeldOutRows(args.run, 1.0, read_predictions(args.run), offline=True)
     model = merged(args.run / "model", read_manifest(args.run / "model"), offline=True)
-    asked, labels = rows.asked(model), model.objective.known_labels
-    references = [row.reference for row in rows.test]
-    longest = [row.longest for row in asked]
-    positions = max(len(row.ids) for row in asked) + max(MIN_ANSWER_TOKENS, *longest)
+    ask, references = asker(model, rows), [row.reference for row in rows.test]
     train = read_data(load_recipe(args.run / "recipe.yaml")[0], offline=True).split.train
     important = model.encode(subsample(train, IMPORTANCE_ROWS, 0))
     groups = len(set(rows.groups or range(len(references))))
@@ -48,9 +44,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             write_file(model, Path(place), dtype=name, name=args.run.name, rows=important)
             file, began = Path(place) / GGUF, time.perf_counter()
-            program = llama_cpp(file, positions=positions, thinks=False)
-            found = program.answers([row.ids for row in asked], longest=longest, choices=labels)
-            texts = [text.strip() for text in found]
+            texts, _ = ask(file)
             seconds, size = time.perf_counter() - began, file.stat().st_size / 1e6
         scores = PER_ROW[rows.metric](references, texts)
         low, high = interval(scores, groups=rows.groups, scale=rows.scale)

@@ -148,7 +148,7 @@ def write_smallest(
     Raises:
         RecipeError: the file has weights whose rounding cannot be measured in the network.
     """
-    ask = _asker(model, rows)
+    ask = asker(model, rows)
     with writing(out), _workplace(out) as made:
         write_file(model, made, dtype="f16", name=folder.parent.name)
         exact = (made / GGUF).rename(made / "f16.gguf")
@@ -212,7 +212,7 @@ def _workplace(out: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _asker(model: LocalModel, rows: HeldOutRows) -> Ask:
+def asker(model: LocalModel, rows: HeldOutRows) -> Ask:
     """Return a function that answers the test rows with a file, as the tuned model was asked."""
     prompts = rows.asked(model)
     thinking = thinking_of(model)
