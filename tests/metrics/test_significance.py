@@ -9,7 +9,14 @@ from tunesmith.errors import DataError
 from tunesmith.metrics import significance
 from tunesmith.metrics.resampling import ALPHA, STAGES, at_level, bootstrap_p, percentiles
 from tunesmith.metrics.scores import accuracy, macro_f1_pair
-from tunesmith.metrics.significance import compare_paired, compare_to_margin, corpus_compare, holm, interval
+from tunesmith.metrics.significance import (
+    compare_paired,
+    compare_to_margin,
+    corpus_compare,
+    holm,
+    interval,
+    smallest_margin,
+)
 from tunesmith.metrics.task_scores import redrawn, score
 
 SEEDS = range(24)
@@ -410,6 +417,18 @@ def test_groups_of_ten_need_ten_times_the_rows_to_exclude_what_was_not_seen():
     assert needed == [300, 2996]
     rows = np.zeros(4000)
     assert compare_to_margin(rows, rows, margin=0.01, groups=[str(i // 10) for i in range(4000)]).not_worse
+
+
+def test_equal_scores_are_not_worse_by_a_margin_above_the_smallest_and_by_no_lower_one():
+    groups = [str(i // 10) for i in range(500)]
+    for scale, named in ((1.0, None), (5.0, groups)):
+        least, equal = smallest_margin(500, scale=scale, groups=named), np.zeros(500)
+        shown = [
+            compare_to_margin(equal, equal, margin=margin, scale=scale, groups=named).not_worse
+            for margin in (0.99 * least, 1.01 * least)
+        ]
+        assert shown == [False, True]
+    assert smallest_margin(500) == pytest.approx(1 - 0.05 ** (1 / 500), rel=0.03)  # Clopper and Pearson
 
 
 def test_the_rows_that_are_named_show_a_file_that_loses_nothing_in_four_of_five_tests():

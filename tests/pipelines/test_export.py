@@ -40,7 +40,7 @@ from tunesmith.objectives import Instruct
 from tunesmith.pipelines.export.compare import ProgramAgreement, by_answers, find_problems
 from tunesmith.pipelines.export.export import export
 from tunesmith.pipelines.export.request import ExportRequest
-from tunesmith.pipelines.export.smallest import TESTED, HeldOutRows
+from tunesmith.pipelines.export.smallest import TESTED, HeldOutRows, as_asked
 from tunesmith.pipelines.verify import make
 from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.predictions import Prediction, read_predictions
@@ -519,7 +519,7 @@ def test_the_first_file_that_fails_ends_the_tests_and_the_last_that_passed_is_wr
 
     monkeypatch.setattr("tunesmith.pipelines.export.smallest.compare_to_margin", scripted)
     monkeypatch.setattr("tunesmith.pipelines.export.smallest.HeldOutRows.on_validation", lambda rows, model: 0.5)
-    found = smallest(decoder, tmp_path / "out", margin=1).smallest
+    found = smallest(decoder, tmp_path / "out", margin=99).smallest
     assert found is not None
     files = {file.name: file for file in found.files}
     assert len(tests) == passing + 1 < 1 + TESTED + 1
@@ -550,8 +550,7 @@ def test_a_file_is_asked_what_the_tuned_model_was_asked_with_its_system_message_
 
     monkeypatch.setattr(LocalModel, "_generate", spy)
     answer(model, chats)
-    rows: Any = SimpleNamespace(examples=chats)
-    assert [(row.ids, row.longest) for row in HeldOutRows.asked(rows, model)] == given
+    assert [(row.ids, row.longest) for row in as_asked(model, chats)] == given
 
 
 @pytest.mark.parametrize(
@@ -577,7 +576,7 @@ def test_weights_that_cannot_be_rounded_in_torch_are_refused_and_noted(
         lambda *given: {key: name for key, name in parameters(*given).items() if key != experts},
     )  # fmt: skip
     with pytest.raises(RecipeError, match=f"--smallest: {experts} and 0 more of 15 tensors are merged, .*--dtype"):
-        smallest(decoder, tmp_path / "out", margin=1)
+        smallest(decoder, tmp_path / "out", margin=99)
     assert not list(tmp_path.iterdir())
     room.write_file(
         merged(decoder / "model", read_manifest(decoder / "model"), offline=True), tmp_path,
@@ -586,16 +585,35 @@ def test_weights_that_cannot_be_rounded_in_torch_are_refused_and_noted(
     assert notes == [f"no importance matrix for 1 tensors of 15, such as {experts}"]
 
 
-def test_f16_is_written_with_the_rows_that_would_be_needed_where_nothing_is_shown(decoder: Path, tmp_path: Path):
-    found = smallest(decoder, tmp_path / "out", margin=0.5)
+def test_f16_is_written_with_the_rows_that_would_be_needed_where_nothing_is_shown(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    failed = MarginTest(-0.1, (-0.3, 0.1), -0.3, 0.3, 400)
+    monkeypatch.setattr("tunesmith.pipelines.export.smallest.compare_to_margin", lambda *given, **settings: failed)
+    found = smallest(decoder, tmp_path / "out", margin=99)
     assert found.smallest is not None
     assert found.smallest.chosen == "f16"
     sentence = found.smallest.sentence()
     assert (
-        "f16 is not shown to lose less than the margin; to show it for a file that loses nothing, use about" in sentence
+        "f16 is not shown to lose less than the margin; to show it for a file that loses nothing, use about 400"
+        in sentence
     )
     assert found.smallest.layers == []
     assert "model.gguf" in {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_margin_that_these_rows_cannot_show_is_refused_with_the_least_that_they_can(decoder: Path, tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"--margin 0.5: \d+ test rows cannot show it, .*; use --margin") as refused:
+        smallest(decoder, tmp_path / "out", margin=0.5)
+    assert not list(tmp_path.iterdir())
+    possible = float(str(refused.value).split("use --margin ")[1].split()[0])
+    found = smallest(decoder, tmp_path / "out", margin=possible).smallest
+    assert found is not None
+    exact = next(file for file in found.files if file.name == "f16")
+    assert exact.not_worse  # its answers are equal
+    grouped: Any = SimpleNamespace(test=["row"] * 60, groups=["a"] * 40 + ["b"] * 20, scale=1.0, margin=0.03)
+    with pytest.raises(RecipeError, match=r"--margin 3: 60 test rows in 2 groups \(up to 40 rows\) cannot show it"):
+        HeldOutRows.refuse_if_nothing_can_be_shown(grouped)
 
 
 def test_what_cannot_be_tested_by_rows_is_refused_before_anything_is_written(
@@ -609,7 +627,7 @@ def test_what_cannot_be_tested_by_rows_is_refused_before_anything_is_written(
     monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
     _kernels.cache_clear()
     with pytest.raises(ModelError, match="llama.cpp is not installed: pip install"):
-        smallest(decoder, tmp_path / "out", margin=1)
+        smallest(decoder, tmp_path / "out", margin=99)
     monkeypatch.undo()
     digests = read_report(decoder).data.sha256 | {"validation": "0"}
     monkeypatch.setattr(
@@ -618,5 +636,5 @@ def test_what_cannot_be_tested_by_rows_is_refused_before_anything_is_written(
     with pytest.raises(
         CheckpointError, match=r"its validation rows have changed since; restore their file, or use --dtype"
     ):
-        smallest(decoder, tmp_path / "out", margin=1)
+        smallest(decoder, tmp_path / "out", margin=99)
     assert not (tmp_path / "out").exists()

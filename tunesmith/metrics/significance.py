@@ -212,6 +212,20 @@ def compare_to_margin(
     )
 
 
+def smallest_margin(rows: int, *, scale: float = 1.0, groups: Sequence[str] | None = None) -> float:
+    """Return the margin above which `compare_to_margin` calls equal scores not worse, in units of the scores.
+
+    It depends on nothing but the rows, so that it can be known before anything is scored.
+
+    Args:
+        rows: N.
+        scale: range of the scores.
+        groups: group of each row, or None.
+    """
+    equal = np.zeros(rows)
+    return -compare_to_margin(equal, equal, margin=scale, scale=scale, groups=groups).at_least
+
+
 def corpus_compare(
     statistic: RowStatistic,
     moved: Sequence[bool],

@@ -148,6 +148,7 @@ def _write(
         if not rows:
             raise CheckpointError(f"{folder}: has no rows to choose by; use --dtype instead of --smallest")
         chooser = HeldOutRows(run, request.margin, rows, offline=offline)
+        chooser.refuse_if_nothing_can_be_shown()
     on_event(StageStarted(f"writing {out}"))
     if request.kind == "adapter":
         model = load(folder, device="cpu", offline=offline)

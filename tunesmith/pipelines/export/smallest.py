@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config import load_recipe
-from tunesmith.data.examples.types import LabelledText
+from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.files import writing
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.data.tokenization.tokens import Encoded
@@ -31,7 +32,7 @@ from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import read_base
 from tunesmith.metrics.resampling import groups_of
-from tunesmith.metrics.significance import compare_to_margin, interval
+from tunesmith.metrics.significance import compare_to_margin, interval, smallest_margin
 from tunesmith.metrics.task_scores import PER_ROW, SCALES
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
@@ -44,7 +45,7 @@ from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import RoundedFile, Smallest, read_report
 from tunesmith.training.read import read_data
 
-# Opens a file in llama.cpp; returns its answers to the test rows, and the tokens per second of one answer.
+# Opens a file in llama.cpp; returns its answers to the examples, and the tokens per second of one answer.
 Ask = Callable[[Path], tuple[list[str], float]]
 TESTED = 3
 VALIDATION_ROWS = 512
@@ -52,7 +53,7 @@ VALIDATION_ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A test row as the model reads it."""
+    """An example as the model reads it."""
 
     chat: list[Message]
     ids: list[int]  # of the prompt
@@ -102,21 +103,24 @@ class HeldOutRows:
     def _scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
         return PER_ROW[self.metric]([row.reference for row in self.test], texts)
 
-    def asked(self, model: LocalModel) -> list[Asked]:
-        """Return the test rows as the tuned model has read them."""
-        thinking = None
-        if model.objective.produces == "labels":
-            chats = [model.about(example.text) for example in self.examples if isinstance(example, LabelledText)]
-            reserved = max(map(len, model.label_tokens().values()))
-            # A grammar may lead to other tokens than those of training, at most one per byte, and the end.
-            sampling = Sampling(max_new_tokens=1 + max(len(label.encode()) for label in model.classifier.known_labels))
-        else:
-            thinking = model.thinking_mode()
-            chats = [asked(example, model.wording) for example in self.examples]
-            sampling = sampling_of(model.objective, thinking=thinking)
-            reserved = sampling.max_new_tokens
-        prompts = [model.prompt(chat, answer=reserved, thinking=thinking) for chat in chats]
-        return [Asked(chat, ids, model.longest(ids, sampling)) for chat, ids in zip(chats, prompts, strict=True)]
+    def refuse_if_nothing_can_be_shown(self) -> None:
+        """Refuse a margin that these rows could not show for a file with equal answers, before the search.
+
+        Raises:
+            RecipeError: the test rows are too few, or too many of them are in one group.
+        """
+        least = smallest_margin(len(self.test), scale=self.scale, groups=self.groups)
+        if least < self.margin:
+            return
+        rows = f"{len(self.test)} test rows"
+        if self.groups:
+            sizes = Counter(self.groups).values()
+            rows += f" in {len(sizes)} groups (up to {max(sizes)} rows)"
+        possible = math.floor(1000 * least / self.scale + 1) / 10  # in points, rounded up
+        raise RecipeError(
+            f"--margin {100 * self.margin / self.scale:g}: {rows} cannot show it, even for a file with equal answers; "
+            f"use --margin {possible:g} or more, tune with more test rows, or use --dtype"
+        )
 
     def on_validation(self, model: LocalModel) -> float:
         """Return the score of a model on the validation rows."""
@@ -148,7 +152,7 @@ def write_smallest(
     Raises:
         RecipeError: the file has weights whose rounding cannot be measured in the network.
     """
-    ask = asker(model, rows)
+    ask = asker(model, rows.examples)
     with writing(out), _workplace(out) as made:
         write_file(model, made, dtype="f16", name=folder.parent.name)
         exact = (made / GGUF).rename(made / "f16.gguf")
@@ -212,9 +216,26 @@ def _workplace(out: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def asker(model: LocalModel, rows: HeldOutRows) -> Ask:
-    """Return a function that answers the test rows with a file, as the tuned model was asked."""
-    prompts = rows.asked(model)
+def as_asked(model: LocalModel, examples: Sequence[Example]) -> list[Asked]:
+    """Return examples as a tuned model reads them when it answers."""
+    thinking = None
+    if model.objective.produces == "labels":
+        chats = [model.about(example.text) for example in examples if isinstance(example, LabelledText)]
+        reserved = max(map(len, model.label_tokens().values()))
+        # A grammar may lead to other tokens than those of training, at most one per byte, and the end.
+        sampling = Sampling(max_new_tokens=1 + max(len(label.encode()) for label in model.classifier.known_labels))
+    else:
+        thinking = model.thinking_mode()
+        chats = [asked(example, model.wording) for example in examples]
+        sampling = sampling_of(model.objective, thinking=thinking)
+        reserved = sampling.max_new_tokens
+    prompts = [model.prompt(chat, answer=reserved, thinking=thinking) for chat in chats]
+    return [Asked(chat, ids, model.longest(ids, sampling)) for chat, ids in zip(chats, prompts, strict=True)]
+
+
+def asker(model: LocalModel, examples: Sequence[Example]) -> Ask:
+    """Return a function that answers examples with a file, as the tuned model is asked."""
+    prompts = as_asked(model, examples)
     thinking = thinking_of(model)
     splitter = ThoughtSplitter.of(model.template, thinking=thinking)
     labels = model.objective.known_labels
