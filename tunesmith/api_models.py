@@ -212,7 +212,7 @@ def export(
         smallest: write the smallest gguf file that is shown to be not worse than the tuned model on held-out rows.
         margin: loss that `smallest` does not accept, in points of the metric (default 1).
         verify: ask the export the challenge of the run, as `verify` does; the result has the verdict.
-        out: folder of the export; default `RUN/export/FORMAT`.
+        out: folder of the export; default `RUN/export/FORMAT-DTYPE`.
         offline: do not access the network.
         progress: show progress.
         callback: receives every progress event.

@@ -279,7 +279,7 @@ def rebase(
     """Tune a new base model on the rows of a run, and test whether it is better.
 
     >>> import tunesmith
-    >>> tunesmith.rebase("runs/reviews", "smollm2-360m").tasks[0].answer  # doctest: +SKIP
+    >>> tunesmith.rebase("runs/reviews", "HuggingFaceTB/SmolLM2-360M-Instruct").tasks[0].answer  # doctest: +SKIP
     'better'
 
     Args:

@@ -205,11 +205,14 @@ def test_a_missing_quantizer_is_one_line_with_the_fix(monkeypatch: pytest.Monkey
             room.check_quantizer("q4_k_m")
     with monkeypatch.context() as patch:  # a type has another size in another version
         patch.setitem(gguf.GGML_QUANT_SIZES, Q.Q4_K, (256, 145))
-        with pytest.raises(ModelError, match="--dtype q4_k_m: .* or another version of it; use --dtype q8_0"):
+        with pytest.raises(ModelError, match="export: q4_k_m needs .*, or in another version; use --dtype q8_0"):
             room.check_quantizer("q4_k_m")
     room._kernels.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", lambda path: object())  # as in a build that exports only what Python needs
-    with pytest.raises(ModelError, match="--dtype q4_k_m: this build of xllamacpp .*; use --dtype q8_0"):
+    with pytest.raises(
+        ModelError,
+        match="export: q4_k_m needs llama.cpp's quantizer, which this build of xllamacpp .*; use --dtype q8_0",
+    ):
         room.check_quantizer("q4_k_m")
     room.check_quantizer("q8_0")
     assert np.abs(dequantize(quantize(weight(), Q.Q8_0), Q.Q8_0) - weight()).max() < 0.02

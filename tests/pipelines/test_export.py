@@ -25,6 +25,7 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.evaluation.predict import answer
 from tunesmith.inference.export import formats as room
+from tunesmith.inference.export.compressed import compress
 from tunesmith.inference.export.formats import merged
 from tunesmith.inference.export.gguf_quantize import GgufWeights, _kernels
 from tunesmith.inference.export.gguf_writer import write_gguf
@@ -46,6 +47,7 @@ from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.predictions import Prediction, read_predictions
 from tunesmith.report.run_data import read_run_data
 from tunesmith.report.schema import Export, read_report
+from tunesmith.training.run_folder import exclusive_lock
 
 pytestmark = pytest.mark.usefixtures("small_world")
 NAMES = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
@@ -259,6 +261,11 @@ def test_an_adapter_learned_over_four_bits_is_compared_over_four_bits(tmp_path: 
     for form, numbers in (("adapter", ""), ("merged", ""), ("merged", "f16")):
         found = made(run, form, tmp_path / f"{form}{numbers}", numbers)
         assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+    if kind == "llama":
+        chosen = smallest(run, tmp_path / "smallest", margin=99).smallest
+        assert chosen is not None
+        assert chosen.chosen != "f16"
+        assert all(layer.kept for layer in chosen.layers[1:])  # compared with the base in four bits, dequantized
     assert identify(tmp_path / "adapter").quantize == "nf4"
     assert not (tmp_path / "adapter" / "adapter.gguf").exists()
     if kind != "bert":
@@ -450,6 +457,11 @@ def test_weights_of_eight_bits_open_in_transformers_and_in_open_model(
         assert (error.abs() <= 1.05 * step * limit).all()
     asked = [Message("user", "the phone")]
     assert open_model(tmp_path / "out").replies([asked], sampling=Sampling(max_new_tokens=4))
+    write = compress(model, dtype=dtype)
+    for place in (tmp_path / "full", tmp_path / "elsewhere"):  # a full disk is tried again in another place
+        place.mkdir()
+        write(place)
+        assert (place / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
 def test_eight_bits_that_lose_too_much_are_refused_with_the_format_that_loses_less(
@@ -558,7 +570,7 @@ def test_a_file_is_asked_what_the_tuned_model_was_asked_with_its_system_message_
     [
         ({"kind": "adapter", "smallest": True}, "--smallest: writes a gguf file .*; omit --format adapter"),
         ({"dtype": "q2_k", "smallest": True}, "--smallest: writes a gguf file .*; omit --dtype q2_k"),
-        ({"kind": "gguf", "margin": 2.0}, "--margin: is the loss that --smallest does not accept; add --smallest"),
+        ({"kind": "gguf", "margin": 2.0}, "--margin: only valid with --smallest; add it, or omit --margin"),
     ],
 )
 def test_options_that_smallest_would_ignore_are_refused(options: dict[str, Any], problem: str):
@@ -599,7 +611,19 @@ def test_f16_is_written_with_the_rows_that_would_be_needed_where_nothing_is_show
         in sentence
     )
     assert found.smallest.layers == []
+    assert not found.faults
+    problems = "tunesmith.pipelines.export.export.find_problems"
+    monkeypatch.setattr(problems, lambda found, form, allowed_change: (f"as {form}, {allowed_change}",))
+    with pytest.raises(Refused, match=r"as gguf f16, 0.0; it was removed"):  # not excused by a test that it failed
+        smallest(decoder, tmp_path / "other", margin=99)
     assert "model.gguf" in {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_another_process_that_writes_the_same_export_is_one_line(decoder: Path, tmp_path: Path):
+    locked = pytest.raises(CheckpointError, match="out: locked by another process")
+    with exclusive_lock(tmp_path / "out"), locked:  # a lock of the same process is one, too
+        made(decoder, "merged", tmp_path / "out")
+    assert made(decoder, "merged", tmp_path / "out").faults == ()
 
 
 def test_a_margin_that_these_rows_cannot_show_is_refused_with_the_least_that_they_can(decoder: Path, tmp_path: Path):

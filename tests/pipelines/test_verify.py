@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 
@@ -22,7 +23,11 @@ from tests.bases import folder
 from tests.served import export_run, save_run, served
 from tunesmith.cli.commands import serve
 from tunesmith.cli.main import main
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.errors import DataError, ModelError, RecipeError
+from tunesmith.inference.export.formats import GGUF, merged, write_file
+from tunesmith.inference.identify import read_manifest
+from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.saved_model import load
 from tunesmith.pipelines.verify import make
 from tunesmith.pipelines.verify.challenge import CertainAnswer, Challenge, Turn, read_challenge
@@ -111,6 +116,8 @@ def test_bad_input_is_one_line_with_the_fix(run: Path, tmp_path: Path, capsys: p
     extra.write_text(json.dumps({**json.loads((run / "challenge.json").read_text()), "format": 3}))
     empty = tmp_path / "empty"
     empty.mkdir()
+    contract = tmp_path / "chat.json"
+    contract.write_text(contract_of(load(run / "model", device="cpu", offline=True).template).model_dump_json())
     cases = [
         ((str(damaged),), "challenge.json: not JSON"),
         ((str(extra),), "Input should be less than or equal to 2"),
@@ -119,6 +126,13 @@ def test_bad_input_is_one_line_with_the_fix(run: Path, tmp_path: Path, capsys: p
         ((str(run), "--at", "http://127.0.0.1:9/v1"), "cannot be reached"),
         ((str(run), "--at", str(tmp_path / "no.gguf")), "no such file"),
         ((str(run), "more"), "expected one run, got 2"),
+        ((str(run / "challenge.json"),), "is a challenge without a model; name what to verify with --at"),
+        ((str(run), "--offline", "--at", "https://example.com/v1#m"), "--offline forbids network access"),
+        (
+            (str(contract), "--offline", "--chat", "--at", "https://example.com/v1#m"),
+            "--offline forbids network access",
+        ),
+        ((str(contract), "--chat", "--at", "http://[::1/v1#m"), "invalid server address"),
         (("make",), "expected one adapter, got 0"),
         (("make", str(folder("llama"))), "neither a run nor an adapter"),
     ]
@@ -127,6 +141,34 @@ def test_bad_input_is_one_line_with_the_fix(run: Path, tmp_path: Path, capsys: p
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
         assert len(lines) == 1, lines
         assert expected in lines[0]
+
+
+def test_chats_with_more_turns_than_a_challenge_may_have_are_left_out(run: Path, tmp_path: Path):
+    turns = [{"role": ("user", "assistant")[i % 2], "content": "hm"} for i in range(19)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": turns}))
+    made = challenge_of(run, rows=make.prompts_in(str(rows)), offline=True)
+    assert all("rows.jsonl" not in prompt.where for prompt in made.prompts)
+
+
+def test_noise_of_a_layer_with_one_output_is_a_number(run: Path):
+    model = load(run / "model", device="cpu", offline=True)
+    gate = torch.nn.Linear(4, 1)
+    model.policy.network.gate = gate
+    with make._noisy(model.policy):
+        assert torch.isfinite(gate(torch.ones(3, 4))).all()
+
+
+def test_a_file_whose_template_refuses_a_chat_is_one_line(run: Path, tmp_path: Path):
+    model = merged(run / "model", read_manifest(run / "model"), offline=True)
+    source = model.template.tokenizer.chat_template
+    refusal = "{% if messages[0].content == 'refused' %}{{ raise_exception('no such chat') }}{% endif %}"
+    model.template.tokenizer.chat_template = refusal + source
+    write_file(model, tmp_path, dtype="f16", name="x")
+    program = LlamaCpp(tmp_path / GGUF, threads=1, positions=256)
+    assert program.prompts([[Message("user", "hm")]])[0]
+    with pytest.raises(ModelError, match=r"llama.cpp: apply-template failed \(.*\); check the chat template"):
+        program.prompts([[Message("user", "refused")]])
 
 
 def test_a_server_that_dies_midway_is_one_line(challenge: Challenge, monkeypatch: pytest.MonkeyPatch):

@@ -251,10 +251,10 @@ def test_the_finest_export_of_a_run_is_taken_and_a_run_without_one_says_how_to_m
         CheckpointError, match=r"no GGUF file of it; write one with `tunesmith export .* --format gguf`"
     ):
         find_file(run)
-    for name in ("gguf-q4_0", "gguf-f16"):
+    for name in ("gguf-iq4_xs", "gguf-q4_k_m", "gguf-smallest", "gguf-f16"):
         (run / "export" / name).mkdir(parents=True)
         (run / "export" / name / "model.gguf").touch()
-    assert find_file(run).parent.name == "gguf-f16"
+        assert find_file(run).parent.name == name
     with pytest.raises(CheckpointError, match="no such file"):
         find_file(tmp_path / "none.gguf")
 

@@ -266,7 +266,7 @@ def test_a_stream_without_an_end_or_without_events_is_an_error_and_nothing_of_it
             answer = place.chat("text", stream=True)
             assert (answer.status_code, end in answer.text) == (status, True), content
             assert ("[DONE]" in answer.text) == (end == "[DONE]")
-        assert place.settled()["requests"] == {"nobody": 6, "paid": 2}
+        assert place.settled()["requests"] == {"failed": 6, "paid": 2}
         paid.answer = lambda _: b'{"choices": []}'
         assert place.chat("text").status_code == 502
     first, second = _no_chat(), _no_chat()
@@ -321,6 +321,35 @@ def test_a_reload_takes_the_share_away_even_if_the_disk_is_full_and_an_unloaded_
         assert (found["attempt"], found["threshold"], found["shadow"][0]["rows"]) == (2, None, 1)
         registry.unload("mine")
         assert place.chat("unloaded").json()["model"] == "paid-2026"
+
+
+def test_two_requests_that_notice_one_reload_begin_again_once(runs: Path, labels: Callable[[str], str], tmp_path: Path):
+    async def noticed(shadow: Shadow) -> list[bool]:
+        return await asyncio.gather(shadow._notice_reload(), shadow._notice_reload())
+
+    with paid_stub(labels) as paid, shadowed(runs / "head", paid, tmp_path / "shadow") as place:
+        place.until_allowed()
+        place.shadow._engine.registry.load("mine")
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(asyncio.run, noticed(place.shadow)).result() == [True, True]
+        assert place.settled()["attempt"] == 2
+        place.until_allowed()  # the shadow goes on
+
+
+def test_half_of_a_surrogate_pair_reaches_the_paid_model_as_it_came(runs: Path, tmp_path: Path):
+    texts: list[str] = []
+
+    def label(text: str) -> str:
+        texts.append(text)
+        return LABELS[0]
+
+    with paid_stub(label) as paid, shadowed(runs / "head", paid, tmp_path / "shadow") as place:
+        body = b'{"model": "gpt", "messages": [{"role": "user", "content": "half \\ud83d"}]}'
+        headers = {"content-type": "application/json"}
+        sent = httpx2.post(f"{place.url}/v1/chat/completions", content=body, headers=headers, timeout=30)
+        assert sent.status_code == 200
+        assert texts == ["half \ud83d"]
+        assert place.settled()["requests"] == {"paid": 1}
 
 
 def test_what_changes_the_answers_of_the_tuned_model_begins_again(

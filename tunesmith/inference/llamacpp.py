@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from tunesmith.data.documents.document import one_line
 from tunesmith.data.files import quoted
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError, briefly
@@ -137,6 +138,8 @@ class LlamaCpp:
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         with httpx2.Client(headers=self.headers, timeout=SECONDS, trust_env=False) as client:
             response = client.post(f"{self.address}/{path}", json=body)
-        response.raise_for_status()
+        if response.status_code != 200:  # such as a chat template that raises an exception
+            problem = one_line(response.text)[:200]
+            raise ModelError(f"llama.cpp: {path} failed ({problem}); check the chat template in the file")
         content: dict[str, Any] = response.json()
         return content

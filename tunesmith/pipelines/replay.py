@@ -202,7 +202,11 @@ def _outcome(
     beyond = next((one for one in quantities if one.difference > one.bound), None)
     first = _first_of_rows(then, now)
     if not first and beyond is not None:
-        limit = "no environment differs that would round" if exact else f"rounding is at most {beyond.bound:.1g}"
+        limit = (
+            "the environment is the same, so rounding does not explain it"
+            if exact
+            else f"rounding is at most {beyond.bound:.1g}"
+        )
         sentence = f"changed: {beyond.name} was {beyond.then:.9g} and is {beyond.now:.9g}"
         if math.isfinite(beyond.difference):
             sentence += f", a relative difference of {beyond.difference:.2g}; {limit}"

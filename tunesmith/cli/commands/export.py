@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
         default=argparse.SUPPRESS, help=argparse.SUPPRESS,
     )  # fmt: skip
     add_schema(parser, "tunesmith.report.schema:Export")
-    add_common(parser, out="folder of the export (default: RUN/export/FORMAT)")
+    add_common(parser, out="folder of the export (default: RUN/export/FORMAT-DTYPE)")
     parser.set_defaults(run=run)
     pushing = commands.add_parser(
         "push",

@@ -214,7 +214,7 @@ def _shadow_of(args: argparse.Namespace, sources: Sources, kind: str) -> ShadowR
 
     (name, versions), *others = sources.items()
     if others or len(versions) > 1:
-        raise UsageError("--shadow: expected one RUN, which learns to replace the paid model; serve others apart")
+        raise UsageError("--shadow: expected one RUN to compare with the paid model; serve others without --shadow")
     shares = [("--shadow-margin", args.shadow_margin, 1), ("--shadow-control", args.shadow_control, 1)]
     for option, value, most in [*shares, *(("--shadow-price", price, 10**6) for price in args.shadow_price or ())]:
         if not 0 < value < most and (option, value) != ("--shadow-price", 0):

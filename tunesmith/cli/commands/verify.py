@@ -25,7 +25,8 @@ def add(commands: Commands) -> None:
     )
     text = "run folder or challenge file; or `make` and an adapter"
     parser.add_argument("words", nargs="+", metavar="RUN | make ADAPTER", help=text)
-    text = "address of an OpenAI-compatible server (URL or URL#MODEL), model folder, run or .gguf file (default: RUN)"
+    text = "address of an OpenAI-compatible server (URL, or URL#MODEL if it has several; key: TUNESMITH_API_KEY), "
+    text += "model folder, run or .gguf file (default: RUN)"
     parser.add_argument("--at", default="", metavar="TARGET", help=text)
     text = "compare how it renders and parses chats instead, by the conversations in chat.json of RUN"
     parser.add_argument("--chat", action="store_true", help=text)
@@ -50,7 +51,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("verify: --base and --rows are for `verify make`; leave them out")
     if args.chat:
         return _verify_chat(args)
-    challenge = read_challenge(Path(args.words[0]))
+    place = Path(args.words[0])
+    challenge = read_challenge(place)
+    if place.is_file() and not args.at:
+        raise UsageError(f"verify: {place} is a challenge without a model; name what to verify with --at")
     from tunesmith.pipelines.verify.verify import verify
 
     hush()

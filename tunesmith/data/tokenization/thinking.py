@@ -34,6 +34,12 @@ INLINE = "content"  # the template reads a block in the content
 Mode = Literal["auto", "learn", "mask", "drop", "keep"]
 MODES: tuple[str, ...] = get_args(Mode)
 
+
+def switch_values(thinking: bool | None) -> dict[str, object]:
+    """Return the variables of chat templates that turn thinking on or off, under both names; empty for None."""
+    return {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
+
+
 # Renders messages with these variables, with or without the generation prompt.
 Render = Callable[[Sequence[Mapping[str, Any]], bool, Mapping[str, object]], str]
 

@@ -5,6 +5,7 @@ Activations are rounded to 8 bits as well, by the program that runs the model, t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -24,13 +25,15 @@ SCHEMES = {"int8": "W8A8", "fp8": "FP8_DYNAMIC"}
 
 
 @torch.no_grad()
-def write_compressed(model: LocalModel, out: Path, *, dtype: str) -> None:
-    """Write a merged decoder with rounded linear layers; what is not rounded is stored in bfloat16.
+def compress(model: LocalModel, *, dtype: str) -> Callable[[Path], None]:
+    """Round the linear layers of a merged decoder in place; what is not rounded gets bfloat16.
 
     Args:
-        model: the merged model; its weights are rounded in place.
-        out: output directory.
+        model: the merged model.
         dtype: one of SCHEMES.
+
+    Returns:
+        A function that writes the rounded model into a folder.
 
     Raises:
         RecipeError: some layers of its family would not be rounded.
@@ -59,6 +62,11 @@ def write_compressed(model: LocalModel, out: Path, *, dtype: str) -> None:
         for name, value in network.named_parameters():
             if value.dtype == torch.float32 and not name.endswith("_scale"):
                 value.data = value.data.bfloat16()
-        save_network(network, out)
-        compressor.update_config(str(out))
-    model.template.tokenizer.save_pretrained(out)
+
+    def write(out: Path) -> None:
+        with quiet():
+            save_network(network, out)
+            compressor.update_config(str(out))
+        model.template.tokenizer.save_pretrained(out)
+
+    return write

@@ -11,3 +11,4 @@ DTYPES = {
     "adapter": ("f32",),
     "compressed-tensors": ("int8", "fp8"),
 }
+SMALLEST = "smallest"  # instead of a dtype of GGUF: types that are chosen tensor by tensor, and tested

@@ -25,6 +25,7 @@ from tunesmith.inference.llamacpp import find_converter
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load_over_base, read_base
 from tunesmith.models.loading.checkpoint import MANIFEST
+from tunesmith.models.loading.load import Base
 from tunesmith.models.loading.quantization import dequantized
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.loading.text_part import merge_adapter, save_network
@@ -79,16 +80,26 @@ def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalMode
         manifest: its manifest.
         offline: do not download the base model.
     """
-    base = read_base(manifest, device="cpu", offline=offline)  # where weights are float32: a merged one is a sum
-    if manifest.technique.load_options().quantize:
-        base.network = dequantized(base.network)
-    model = load_over_base(base, folder, manifest)
+    model = load_over_base(plain_base(manifest, offline=offline), folder, manifest)
     if model.policy.adapter is not None:
         with quiet():
             model.policy.network = merge_adapter(model.policy.network, model.policy.adapter)
     if model.policy.family == "decoder":  # the end token of a base model is not the end of a turn
         model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
     return model
+
+
+def plain_base(manifest: ModelManifest, *, offline: bool) -> Base:
+    """Load the base of a model folder on the CPU, where weights are float32; a 4-bit one is dequantized.
+
+    Args:
+        manifest: the manifest of the folder.
+        offline: do not download the base model.
+    """
+    base = read_base(manifest, device="cpu", offline=offline)
+    if manifest.technique.load_options().quantize:
+        base.network = dequantized(base.network)
+    return base
 
 
 def keep_thinking_mode(model: LocalModel, *, fixed: bool = False) -> None:

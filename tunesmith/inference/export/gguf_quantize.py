@@ -325,8 +325,8 @@ def check_quantizer(name: str) -> None:
     """Raise ModelError if one of MIXTURES cannot be written on this machine."""
     if _kernels() is None and name not in WITHOUT_KERNELS:
         raise ModelError(
-            f"--dtype {name}: this build of xllamacpp does not export llama.cpp's quantizer, or another version of it; "
-            "use --dtype q8_0"
+            f"export: {name} needs llama.cpp's quantizer, which this build of xllamacpp does not export, or in another "
+            "version; use --dtype q8_0"
         )
 
 

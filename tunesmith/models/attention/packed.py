@@ -25,7 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tunesmith.models.attention.flex import Segment, SegmentMask, flex_attend
 from tunesmith.models.attention.shared_prefix import Past, SharedPrefixAttention
-from tunesmith.models.attention.short_rows import MAX_SCORES, short_attention
+from tunesmith.models.attention.short_rows import MAX_CAUSAL_SCORES, MAX_SCORES, short_attention
 from tunesmith.models.families import slides
 from tunesmith.models.once_per_shape import once_per_shape
 from tunesmith.models.sharded import run_body
@@ -157,11 +157,12 @@ class Level:
             _gather(keys, self.keys, whole=whole),
             _gather(values, self.keys, whole=whole),
         )
-        few = self.queries.shape[1] * self.keys.shape[1] <= MAX_SCORES
+        visible = self.mask(causal=causal, window=window)
+        limit = MAX_CAUSAL_SCORES if causal and visible is None else MAX_SCORES
+        few = self.queries.shape[1] * self.keys.shape[1] <= limit
         if few and own.device.type == "cpu" and own.dtype != torch.float64 and not dropout:
             out = short_attention(gathered, self.bias(causal=causal, window=window), scale=scale)
         else:
-            visible = self.mask(causal=causal, window=window)
             out = F.scaled_dot_product_attention(
                 *gathered,
                 attn_mask=visible,

@@ -1,6 +1,6 @@
 """Attention of short rows on a CPU by batched matrix products.
 
-torch's flash kernel is made for long rows. For up to some 256 tokens, products over all rows and heads at once take a
+torch's flash kernel is made for long rows. For up to 160 to 256 tokens, products over all rows and heads at once take a
 half to a quarter of its time (bench/NOTES.md). Scores are computed again in the backward pass, so that no more is kept
 than by the flash kernel.
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Scores T * K of a head up to which products are faster.
-MAX_SCORES = 1 << 16
+# Scores T * K of a head up to which products are faster, and the same where a causal mask alone hides half of them: the
+# flash kernel does not compute those.
+MAX_SCORES, MAX_CAUSAL_SCORES = 1 << 16, 160 * 160
 # Scores computed at a time: 2 MiB, which the processor's cache holds.
 SCORES_AT_ONCE = 1 << 19
 

@@ -42,7 +42,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, shards: Mapping[
 
     Args:
         folder: target; an existing folder is replaced.
-        fill: writes the files into the folder it is given.
+        fill: writes the files into the folder it is given; called again for another one if the disk is full.
         shards: sharded tensors by name. Then all processes have to call this; each writes and hashes its parts, and the
             first one everything else.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from tunesmith.data.examples.spans import trim
 from tunesmith.data.examples.types import Span
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.thinking import switch_values
 from tunesmith.errors import CheckpointError
 from tunesmith.inference.export.compressed import SCHEMES
 from tunesmith.inference.export.gguf_quantize import MIXTURES
@@ -121,7 +122,7 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
 
 def llama_cpp(file: Path, *, positions: int, thinks: bool) -> LlamaCpp:
     """Open a GGUF file in llama.cpp."""
-    values = {"enable_thinking": thinks, "thinking": thinks}  # llama.cpp sets the switch itself otherwise
+    values = switch_values(thinks)  # llama.cpp sets the switch itself otherwise
     return LlamaCpp(file, threads=torch.get_num_threads(), positions=positions, template_values=values)
 
 

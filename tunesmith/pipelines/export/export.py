@@ -18,7 +18,8 @@ from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError
 from tunesmith.evaluation.predict import subsample
 from tunesmith.evaluation.retention import items, spread
 from tunesmith.events import EventHandler, Note, StageStarted
-from tunesmith.inference.export.compressed import write_compressed
+from tunesmith.inference.export.compressed import compress
+from tunesmith.inference.export.dtypes import SMALLEST
 from tunesmith.inference.export.formats import GGUF, merged, refuse, write_adapter, write_file, write_merged
 from tunesmith.inference.export.gguf_quantize import MIXTURES, check_quantizer
 from tunesmith.inference.export.transformers_runner import Plain, pooled_states
@@ -43,7 +44,7 @@ from tunesmith.pipelines.export.compare import (
     llama_cpp,
     overall,
 )
-from tunesmith.pipelines.export.request import PROGRAMS, SMALLEST, ExportRequest
+from tunesmith.pipelines.export.request import PROGRAMS, ExportRequest
 from tunesmith.pipelines.export.smallest import HeldOutRows, write_smallest
 from tunesmith.pipelines.verify.challenge import FILE as CHALLENGE
 from tunesmith.pipelines.verify.challenge import read_challenge
@@ -52,13 +53,14 @@ from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
 from tunesmith.report.schema import Export, Smallest, read_report
 from tunesmith.training.read import read_data
+from tunesmith.training.run_folder import exclusive_lock
 
 # The next finer format, suggested when an export differs too much.
 FINER = {f"gguf {name}": finer for finer, name in pairwise(("f16", *MIXTURES))}
-FINER |= {"merged bf16": "f16", "merged f16": "f32"}
+FINER |= {"merged bf16": "f16", "merged f16": "f32", "gguf smallest": "f16"}
 IMPORTANCE_ROWS = 128  # training rows that measure which columns matter
 COMPARED_ROWS = 64
-ANOTHER = ("base", "damaged", "something else")  # verdicts that say so; `undecided` says that nothing is shown
+ANOTHER_MODEL = ("base", "damaged", "something else")  # verdicts; `undecided` and no verdict show nothing
 
 
 def export(
@@ -78,7 +80,9 @@ def export(
             model. It is kept, and the report has it, but a GGUF file is removed if its tokens differ or there is no
             finer format.
         RecipeError: the model cannot be exported in this format.
-        CheckpointError: the run is broken, or `out` contains other files.
+        CheckpointError: the run is broken, `out` contains other files, or another process writes it.
+        ModelError: a program of the format is missing, or cannot open the export.
+        StorageError: the disk is full, or the folder is not writable.
     """
     folder = find_model(run, offline=offline)
     manifest = read_manifest(folder)
@@ -91,6 +95,27 @@ def export(
         raise CheckpointError(f"{out}: contains other files; choose another --out")
     if not (rows := read_predictions(folder.parent) if here else _general_rows(manifest)):
         raise CheckpointError(f"{folder.parent}: predictions.jsonl is missing; run `tunesmith tune` again")
+    with exclusive_lock(out):
+        result = _export(folder, manifest, request, out, rows=rows, here=here, on_event=on_event, offline=offline)
+    if here:
+        write_reports(folder.parent)
+    if result.faults:
+        raise _refusal(result, request.kind, out, finer=FINER.get(_held_to(request, result.smallest)))
+    return result
+
+
+def _export(
+    folder: Path,
+    manifest: ModelManifest,
+    request: ExportRequest,
+    out: Path,
+    *,
+    rows: Sequence[Prediction],
+    here: bool,
+    on_event: EventHandler,
+    offline: bool,
+) -> Export:
+    """Write an export, compare it, and add both to the report; `here` is whether the folder is that of a run."""
     smallest = _write(folder, manifest, request, out, rows=rows if here else [], on_event=on_event, offline=offline)
     on_event(StageStarted(f"comparing the original and {PROGRAMS[request.kind]}"))
     began = time.perf_counter()
@@ -100,10 +125,11 @@ def export(
         if request.kind == "gguf":  # llama.cpp cannot open it
             shutil.rmtree(out)
         raise
-    allowed = 0.0  # change of the score, which a test has settled
-    if smallest is not None:
-        allowed = request.margin / 100 if smallest.unscored else math.inf
-    faults = find_problems(agreements, request.name, allowed_change=allowed)
+    held_to = _held_to(request, smallest)
+    allowed = 0.0  # change of the score, more than the format allows
+    if smallest is not None and smallest.chosen != "f16":
+        allowed = request.margin / 100 if smallest.unscored else math.inf  # a test has settled it
+    faults = find_problems(agreements, held_to, allowed_change=allowed)
     result = Export(
         format=request.name,
         folder=str(out),
@@ -114,19 +140,19 @@ def export(
         **asdict(overall(list(agreements.values()))),
     )
     _record(folder.parent, result)  # asking may end the process
-    on_event(StageStarted("asking the export what only the tuned model answers so"))
-    verdict, verified = _verify(folder, manifest, request, out, offline=offline)
-    if verdict in ANOTHER and BOUNDS[request.name][0] > 0:  # equal answers are claimed
+    verdict, verified = _verify(folder, manifest, request, out, on_event=on_event, offline=offline)
+    if verdict in ANOTHER_MODEL and BOUNDS[held_to][0] > 0:  # equal answers are claimed
         faults += (f"not the tuned model: {verified}",)
     seconds = time.perf_counter() - began
     update = {"seconds": seconds, "faults": faults, "verdict": verdict, "verified": verified}
     result = result.model_copy(update=update)
     _record(folder.parent, result)
-    if here:
-        write_reports(folder.parent)
-    if result.faults:
-        raise _refusal(result, request, out)
     return result
+
+
+def _held_to(request: ExportRequest, smallest: Smallest | None) -> str:
+    """Return the format whose bounds an export is held to: f16, if no smaller file has passed its test."""
+    return "gguf f16" if smallest is not None and smallest.chosen == "f16" else request.name
 
 
 def _write(
@@ -159,7 +185,7 @@ def _write(
         write_folder(out, lambda half: write_merged(model, folder, half, dtype=request.dtype))
         return None
     if request.kind == "compressed-tensors":
-        write_folder(out, lambda half: write_compressed(model, half, dtype=request.dtype))
+        write_folder(out, compress(model, dtype=request.dtype))
         return None
     ids = _importance_rows(model, run, on_event, offline=offline) if quantized else []
     if chooser is not None:
@@ -175,7 +201,13 @@ def _write(
 
 
 def _verify(
-    folder: Path, manifest: ModelManifest, request: ExportRequest, out: Path, *, offline: bool
+    folder: Path,
+    manifest: ModelManifest,
+    request: ExportRequest,
+    out: Path,
+    *,
+    on_event: EventHandler,
+    offline: bool,
 ) -> tuple[str | None, str]:
     """Return the verdict of `tunesmith verify` about the export, and its evidence or why there is no verdict."""
     run = folder.parent
@@ -183,6 +215,7 @@ def _verify(
         return None, ""
     if not (run / CHALLENGE).is_file():
         return None, f"not verified (the run has no {CHALLENGE})"
+    on_event(StageStarted("verifying the export with the challenge of the run"))
     target = out / GGUF if request.kind == "gguf" else out
     try:
         found = verify(read_challenge(run), str(target), on_event=lambda event: None, offline=offline)
@@ -216,13 +249,12 @@ def _importance_rows(model: LocalModel, run: Path, on_event: EventHandler, *, of
     ]
 
 
-def _refusal(result: Export, request: ExportRequest, out: Path) -> Refused:
+def _refusal(result: Export, kind: str, out: Path, *, finer: str | None) -> Refused:
     """Return the error of an export that differs; a GGUF file that could be used unnoticed is removed."""
-    finer = FINER.get(request.name)
     fix = f"use --dtype {finer}" if finer else "do not use it, and please report this"
-    if request.kind == "compressed-tensors" and result.same_prompts == 1:
+    if kind == "compressed-tensors" and result.same_prompts == 1:
         fix = "use --format merged --dtype bf16"
-    if request.kind == "gguf" and (not finer or result.same_prompts < 1):  # fewer bits are not the reason
+    if kind == "gguf" and (not finer or result.same_prompts < 1):  # fewer bits are not the reason
         shutil.rmtree(out)
         fix = "it was removed; nearest that works: --format merged"
     return Refused(f"{out}: {'; '.join(result.faults)}; {fix}")

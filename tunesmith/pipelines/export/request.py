@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunesmith.errors import RecipeError
-from tunesmith.inference.export.dtypes import DTYPES
+from tunesmith.inference.export.dtypes import DTYPES, SMALLEST
 
-SMALLEST = "smallest"
 PROGRAMS = {
     "merged": "transformers",
     "adapter": "transformers and PEFT",
@@ -46,7 +45,7 @@ class ExportRequest:
                 raise RecipeError(f"--smallest: writes a gguf file and chooses its types; omit {given}")
             return cls.smallest(1.0 if margin is None else margin, verify=verify)
         if margin is not None:
-            raise RecipeError("--margin: is the loss that --smallest does not accept; add --smallest, or omit it")
+            raise RecipeError("--margin: only valid with --smallest; add it, or omit --margin")
         kind = kind or "merged"
         if dtype and dtype not in DTYPES[kind]:
             supported = " or ".join(DTYPES[kind])

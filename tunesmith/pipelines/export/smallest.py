@@ -9,6 +9,7 @@ most 5 % in all (fixed-sequence testing: Maurer, Hothorn and Lehmacher 1995).
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +28,9 @@ from tunesmith.data.tokenization.tokens import Encoded
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.evaluation.predict import accepted_answers, answer, question, subsample
 from tunesmith.inference.defaults import sampling_of
-from tunesmith.inference.export.formats import GGUF, write_file
+from tunesmith.inference.export.formats import GGUF, plain_base, write_file
 from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.local_model import LocalModel
-from tunesmith.inference.saved_model import read_base
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.significance import compare_to_margin, interval, smallest_margin
 from tunesmith.metrics.task_scores import PER_ROW, SCALES
@@ -179,12 +179,15 @@ def write_smallest(
         if chosen is None:
             exact.replace(made / GGUF)
         else:
-            base = read_base(read_manifest(folder), device="cpu", offline=offline).network
+            base = plain_base(read_manifest(folder), offline=offline).network
             layers = search.survey(chosen.types, divergences, base)
 
         def fill(half: Path) -> None:
             for name in (GGUF, "Modelfile"):
-                shutil.move(made / name, half)
+                try:
+                    os.link(made / name, half / name)
+                except OSError:  # another disk, or a file system without links
+                    shutil.copy2(made / name, half / name)
 
         write_folder(out, fill)
     reason = "" if chosen else "every smaller file loses more than half of the margin on the validation rows"

@@ -14,6 +14,7 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError
 
 FILE = "challenge.json"
+TURNS = 16  # of a prompt
 
 
 class Turn(BaseModel):
@@ -44,7 +45,7 @@ class Prompt(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     where: str  # file:line, or the id of a general question
-    messages: tuple[Turn, ...] = Field(min_length=1, max_length=16)
+    messages: tuple[Turn, ...] = Field(min_length=1, max_length=TURNS)
     tuned: CertainAnswer | None  # None if damaged copies give the same answer, so that it does not count
     base: CertainAnswer | None  # None if the base is not certain
 
@@ -104,5 +105,5 @@ def read_challenge(place: Path) -> Challenge:
     if not place.exists():
         raise CheckpointError(f"{place}: no such run or file; check the path")
     raise CheckpointError(
-        f"{place}: no {FILE} in it; make one with `tunesmith verify make {quoted(place)} --out {FILE}`"
+        f"{place}: no {FILE} in it; make one with `tunesmith verify make {quoted(place)} --out {quoted(folder / FILE)}`"
     )

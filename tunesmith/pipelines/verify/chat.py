@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tunesmith.data.files import read_page
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import turn_of
+from tunesmith.data.tokenization.thinking import switch_values
 from tunesmith.data.tokenization.tool_calls import calls_in
 from tunesmith.errors import CheckpointError, DataError, TemplateError
 from tunesmith.inference.openai_client import Endpoint, client_of, exchange
@@ -239,7 +240,7 @@ def compare_server(contract: ChatContract, server: Endpoint, template: Template 
             """Return the response, or the text of one that has another shape."""
             try:
                 status, _, text = exchange(client, endpoint, path, dict(body))
-            except httpx2.HTTPError as error:
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 problem = f"cannot be reached ({type(error).__name__}); start it, or check the address"
                 raise DataError(f"{server.url}: {problem}") from None
             with suppress(ValueError, RecursionError):  # ValidationError is a ValueError
@@ -250,8 +251,8 @@ def compare_server(contract: ChatContract, server: Endpoint, template: Template 
         for golden in (one for one in contract.conversations if not one.refused):
             body: dict[str, Any] = {"model": server.model, "messages": golden.messages[:-1]}
             body |= {"tools": golden.tools} if golden.tools else {}
-            values = {"chat_template_kwargs": {"enable_thinking": bool(golden.thinking)}}
-            body |= values if contract.thinking else {}
+            if contract.thinking:
+                body["chat_template_kwargs"] = switch_values(bool(golden.thinking))
             text = post(root, "apply-template", body, _Rendered)
             asked = (
                 body if isinstance(text, str) else {"content": text.prompt, "add_special": True, "parse_special": True}

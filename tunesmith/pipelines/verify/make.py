@@ -36,6 +36,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.world import current_world
 from tunesmith.objectives.instruct import asked
 from tunesmith.pipelines.verify.challenge import (
+    TURNS,
     CertainAnswer,
     Challenge,
     Prompt,
@@ -208,7 +209,8 @@ def make_challenge(
     candidates = [
         one
         for one in [*spread_over(rows, ROWS), *general_candidates()]
-        if all(template.harmless(turn.content) == turn.content for turn in one.chat)
+        if len(one.chat) <= TURNS
+        and all(template.harmless(turn.content) == turn.content for turn in one.chat)
         and len(template.prompt(one.chat, thinking=thinking)) <= longest
     ]
     found, tried = list[Prompt](), 0
@@ -310,7 +312,7 @@ def _noisy(policy: Policy) -> Iterator[None]:
 
     def disturb(layer: nn.Module, inputs: object, output: Tensor) -> Tensor:
         noise = torch.randn(output.shape, generator=chance).to(output)
-        return output + NOISE * output.std(dim=-1, keepdim=True) * noise
+        return output + NOISE * output.std(dim=-1, keepdim=True, correction=0) * noise  # a gate may have one output
 
     layers = [layer for layer in policy.network.modules() if isinstance(layer, nn.Linear | Conv1D)]
     hooks = [layer.register_forward_hook(disturb) for layer in layers]

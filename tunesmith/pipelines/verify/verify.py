@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.data.tokenization.thinking import switch_values
 from tunesmith.display import Display, Displayed, model_label
 from tunesmith.errors import ModelError
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.identify import identify
-from tunesmith.inference.openai_client import Endpoint, ask_endpoint, only_model
+from tunesmith.inference.openai_client import Endpoint, ask_endpoint, check, only_model
 from tunesmith.models.loading.locate import locate
 from tunesmith.pipelines.requests import SERVER_KEY
 from tunesmith.pipelines.verify.challenge import Challenge, Prompt, compared, digest_of
@@ -192,6 +193,7 @@ def served(target: str, *, offline: bool, key: str = "") -> Iterator[Endpoint | 
         url, _, model = target.partition("#")
         key = key or os.environ.get(SERVER_KEY, "")
         server = Endpoint(url, model, key, temperature=0.0, naming="its name after the address: URL#MODEL")
+        check(server, offline=offline)
         yield replace(server, model=model or only_model(server, offline=offline))
     elif target.lower().endswith(".gguf"):
         program = _program(target, thinking=None)  # it listens as long as this name holds it
@@ -207,17 +209,12 @@ def _program(target: str, *, thinking: bool | None) -> LlamaCpp:
 
     if not Path(target).is_file():
         raise ModelError(f"{target}: no such file; check the path")
-    return LlamaCpp(Path(target), threads=cores(), positions=POSITIONS, template_values=_switch(thinking))
+    return LlamaCpp(Path(target), threads=cores(), positions=POSITIONS, template_values=switch_values(thinking))
 
 
 def _endpoint_of(program: LlamaCpp) -> Endpoint:
     key = program.headers["authorization"].removeprefix("Bearer ")
     return Endpoint(f"{program.address}/v1", "default", key, temperature=0.0)
-
-
-def _switch(thinking: bool | None) -> dict[str, Any]:
-    """Return the variables of a chat template that turn thinking on or off."""
-    return {} if thinking is None else {"enable_thinking": thinking}
 
 
 @contextmanager
@@ -250,7 +247,7 @@ def opened(challenge: Challenge, target: str, *, offline: bool, key: str = "") -
 
 def _asked(server: Endpoint, challenge: Challenge) -> Endpoint:
     """Return the server with the options of the answers of a challenge."""
-    values = _switch(challenge.thinking)
+    values = switch_values(challenge.thinking)
     return replace(server, max_tokens=challenge.tokens, extra={"chat_template_kwargs": values} if values else {})
 
 

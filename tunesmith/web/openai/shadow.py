@@ -166,7 +166,7 @@ class Shadow:
             exchange = await self._with_tuned(exchange)
             if self._allowed(exchange.tuned):
                 return self._tuned_reply(exchange)
-            self.background.add(Row("nobody", exchange.seconds))
+            self.background.add(Row("failed", exchange.seconds))
             raise
 
     def summary(self) -> dict[str, Any]:
@@ -188,9 +188,9 @@ class Shadow:
                 run = self._engine.registry.get(self._asked.name)
             except UnknownModel:  # unloaded
                 return False
-            self.ledger.reloaded()
             async with self._reloading:
                 if run is not self._run:
+                    self.ledger.reloaded()
                     if not await self.background.write(self.ledger.restart, "the model was loaded again"):
                         return False
                     self._run = run
@@ -204,7 +204,8 @@ class Shadow:
 
     def _exchange(self, body: dict[str, Any], headers: Mapping[str, str], make: MakeRequest | None) -> Exchange:
         asked = request = None
-        with suppress(ValidationError, TunesmithError):
+        with suppress(ValidationError, TunesmithError, UnicodeEncodeError):
+            json.dumps(body, ensure_ascii=False).encode()  # no tokenizer reads half of a surrogate pair
             found = ChatCompletionRequest.model_validate(body)
             if make is not None and self._can_answer(found):
                 request = make(self._run, found) if self._run.objective.produces == "text" else None
@@ -322,7 +323,7 @@ class Shadow:
         cost = None
         if self._asked.price is not None and answer.tokens is not None:
             cost = sum(price * n for price, n in zip(self._asked.price, answer.tokens, strict=True)) / 1e6
-        row = Row("nobody" if failed else "both" if exchange.tuned else "paid", exchange.seconds, answer.tokens, cost)
+        row = Row("failed" if failed else "both" if exchange.tuned else "paid", exchange.seconds, answer.tokens, cost)
         comparable = answer.finished and not failed and exchange.asked is not None
         self.background.add(row, (lambda: self._compare(exchange, answer, row)) if comparable else None)
 

@@ -17,6 +17,7 @@ from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.inference.defaults import sampling_of
+from tunesmith.inference.export.dtypes import MIXTURE_NAMES, SMALLEST
 from tunesmith.inference.export.formats import GGUF
 from tunesmith.inference.export.gguf_writer import TELLING
 from tunesmith.inference.identify import MANIFEST_FILE, read_manifest
@@ -34,8 +35,8 @@ from tunesmith.objectives import Instruct
 # Context length unless the run needs more; each slot reserves memory for it.
 POSITIONS = 2048
 MIN_ANSWER_TOKENS = 512  # tokens of an answer
-# Export folders of a run, the most precise first.
-EXPORTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0")
+# Export folders of a run: f16, then the types that were tested against the tuned model, then the finest first.
+EXPORTS = tuple(f"gguf-{name}" for name in ("f16", SMALLEST, *MIXTURE_NAMES))
 ENDS: dict[str, End] = {"eos": "stop", "word": "stop", "limit": "length"}
 # The settings of `Sampling`, in its order, and none of llama.cpp's own.
 SAMPLERS = ["temperature", "top_p"]
@@ -96,7 +97,7 @@ class GgufBackend:
 
 
 def find_file(place: Path) -> Path:
-    """Return the file itself, or the most precise GGUF export of a run; raise CheckpointError."""
+    """Return the file itself, or the first of EXPORTS that a run has; raise CheckpointError."""
     if place.suffix.lower() == ".gguf":
         if place.is_file():
             return place

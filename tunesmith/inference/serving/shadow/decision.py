@@ -29,7 +29,7 @@ AGAIN = 86_400.0  # seconds after which a control row of the same text counts ag
 class Row:
     """The figures of the reply to one chat, without any text."""
 
-    by: Literal["paid", "tuned", "both", "nobody"]  # who answered; `both` is the paid model after the tuned one
+    by: Literal["paid", "tuned", "both", "failed"]  # who answered; `both` is the paid model after the tuned one
     seconds: float  # until the reply
     tokens: tuple[int, int] | None = None  # in and out, as the paid server counts them; None if it does not
     cost: float | None = None  # of the paid answer

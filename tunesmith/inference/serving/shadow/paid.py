@@ -136,10 +136,13 @@ class PaidModel:
     async def _response(self, body: Mapping[str, Any]) -> AsyncIterator[httpx2.Response]:
         """Send a body with our key and no header of the client; turn failures into PaidError."""
         url = f"{self.endpoint.url.rstrip('/')}/chat/completions"
-        headers = {"Authorization": f"Bearer {self.endpoint.key}"} if self.endpoint.key else {}
-        sent = {**body, "model": self.endpoint.model}
+        headers = {"Content-Type": "application/json"}
+        if self.endpoint.key:
+            headers["Authorization"] = f"Bearer {self.endpoint.key}"
+        # As ASCII, because a client may have sent half of a surrogate pair, which UTF-8 does not have.
+        sent = json.dumps({**body, "model": self.endpoint.model}).encode("ascii")
         try:
-            async with self._client.stream("POST", url, json=sent, headers=headers) as response:
+            async with self._client.stream("POST", url, content=sent, headers=headers) as response:
                 if response.status_code != 200:
                     raise self._refused(response, "".join([part async for part in self._bounded(response)]))
                 yield response
