@@ -16,6 +16,7 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.data.tokenization.thinking import switch_values
 from tunesmith.errors import CheckpointError
 from tunesmith.inference.export.compressed import SCHEMES
+from tunesmith.inference.export.dtypes import SMALLEST
 from tunesmith.inference.export.gguf_quantize import MIXTURES
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.local_model import LocalModel
@@ -24,7 +25,6 @@ from tunesmith.metrics.task_scores import PER_ROW, SCALES, WHOLE, value
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.generation.thoughts import ThoughtSplitter
-from tunesmith.pipelines.export.request import SMALLEST
 from tunesmith.report.predictions import Prediction
 
 # Minimum share of equal answers and maximum change of the score. A change by one row is always allowed.
