@@ -53,7 +53,7 @@ from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
 from tunesmith.report.schema import Export, Smallest, read_report
 from tunesmith.training.read import read_data
-from tunesmith.training.run_folder import exclusive_lock
+from tunesmith.training.run_folder import exclusive_lock, with_name
 
 # The next finer format, suggested when an export differs too much.
 FINER = {f"gguf {name}": finer for finer, name in pairwise(("f16", *MIXTURES))}
@@ -90,7 +90,7 @@ def export(
     if request.kind == "adapter" and begins_from(locate(manifest.base, offline=offline), where=manifest.base)[0]:
         raise RecipeError("export: the base is another run, merged in memory only; use --format merged")
     here = (folder.parent / "report.json").exists()  # otherwise downloaded: only the model
-    out = out or (folder.parent if here else Path()) / "export" / request.name.replace(" ", "-")
+    out = with_name(out or (folder.parent if here else Path()) / "export" / request.name.replace(" ", "-"))
     if out.exists() and not (out.is_dir() and (_is_export(out) or not any(out.iterdir()))):
         raise CheckpointError(f"{out}: contains other files; choose another --out")
     if not (rows := read_predictions(folder.parent) if here else _general_rows(manifest)):
@@ -122,7 +122,7 @@ def _export(
     try:
         agreements = _compare(folder, request, out, rows, offline=offline)
     except ModelError:
-        if request.kind == "gguf":  # llama.cpp cannot open it
+        if request.kind == "gguf":  # llama.cpp cannot open it, or refuses its chat template
             shutil.rmtree(out)
         raise
     held_to = _held_to(request, smallest)

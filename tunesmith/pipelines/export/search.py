@@ -80,10 +80,8 @@ class Search:
         self.importance = measure_importance(model.policy, self.parameters, rows)
         self.layers: dict[str, list[str]] = {}  # layer -> its tensors; embedding and output are layers of their own
         named = {tensor: LAYER.fullmatch(tensor) for tensor in self.shapes}
-        in_order = sorted(
-            named.items(), key=lambda item: int(item[1][1]) if item[1] else -1
-        )  # the file has 10 before 2
-        for tensor, place in in_order:
+        # The file has layer 10 before layer 2.
+        for tensor, place in sorted(named.items(), key=lambda item: int(item[1][1]) if item[1] else -1):
             self.layers.setdefault(place[1] if place else tensor.removesuffix(".weight"), []).append(tensor)
 
     def _bytes(self, types: Types) -> int:
