@@ -22,6 +22,7 @@ from tunesmith.evaluation.predict import accepted_answers, answer, subsample
 from tunesmith.inference.export.formats import GGUF, merged, write_file
 from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.saved_model import load
+from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.significance import compare_paired, interval
 from tunesmith.metrics.task_scores import PER_ROW
 from tunesmith.pipelines.export.export import IMPORTANCE_ROWS
@@ -38,8 +39,7 @@ class Table:
     def __init__(self, rows: HeldOutRows, examples: Sequence[Example], tuned: Sequence[str]) -> None:
         self.metric, self.scale = rows.metric, rows.scale
         self.references, self.tuned = accepted_answers(examples), tuned
-        grouped = any(example.group for example in examples)
-        self.groups = [example.group or example.where for example in examples] if grouped else None
+        self.groups = groups_of(examples)
         self.original = PER_ROW[self.metric](self.references, tuned)
         groups = len(set(self.groups or range(len(examples))))
         print(f"tuned model: {self.original.mean():.3f} on {len(examples)} rows in {groups} groups")

@@ -41,7 +41,7 @@ from tunesmith.objectives import Instruct
 from tunesmith.pipelines.export.compare import ProgramAgreement, by_answers, find_problems
 from tunesmith.pipelines.export.export import export
 from tunesmith.pipelines.export.request import ExportRequest
-from tunesmith.pipelines.export.smallest import TESTED, HeldOutRows, as_asked
+from tunesmith.pipelines.export.smallest import TESTED, HeldOutRows, prompts_of
 from tunesmith.pipelines.verify import make
 from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.predictions import Prediction, read_predictions
@@ -544,7 +544,7 @@ def test_the_first_file_that_fails_ends_the_tests_and_the_last_that_passed_is_wr
         assert written.bits({}) == pytest.approx(files[found.chosen].bits)
 
 
-def test_a_file_is_asked_what_the_tuned_model_was_asked_with_its_system_message_turns_and_limit(
+def test_a_file_is_asked_what_the_tuned_model_wprompts_of_with_its_system_message_turns_and_limit(
     decoder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = replace(load(decoder / "model", device="cpu", offline=True), wording="be brief")
@@ -562,7 +562,7 @@ def test_a_file_is_asked_what_the_tuned_model_was_asked_with_its_system_message_
 
     monkeypatch.setattr(LocalModel, "_generate", spy)
     answer(model, chats)
-    assert [(row.ids, row.longest) for row in as_asked(model, chats)] == given
+    assert [(row.ids, row.longest) for row in prompts_of(model, chats)] == given
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def export(
     if here:
         write_reports(folder.parent)
     if result.faults:
-        raise _refusal(result, request.kind, out, finer=FINER.get(_held_to(request, result.smallest)))
+        raise _refusal(result, request.kind, out, finer=FINER.get(_format_of_bounds(request, result.smallest)))
     return result
 
 
@@ -125,11 +125,11 @@ def _export(
         if request.kind == "gguf":  # llama.cpp cannot open it, or refuses its chat template
             shutil.rmtree(out)
         raise
-    held_to = _held_to(request, smallest)
+    bounds = _format_of_bounds(request, smallest)
     allowed = 0.0  # change of the score, more than the format allows
     if smallest is not None and smallest.chosen != "f16":
         allowed = request.margin / 100 if smallest.unscored else math.inf  # a test has settled it
-    faults = find_problems(agreements, held_to, allowed_change=allowed)
+    faults = find_problems(agreements, bounds, allowed_change=allowed)
     result = Export(
         format=request.name,
         folder=str(out),
@@ -141,7 +141,7 @@ def _export(
     )
     _record(folder.parent, result)  # asking may end the process
     verdict, verified = _verify(folder, manifest, request, out, on_event=on_event, offline=offline)
-    if verdict in ANOTHER_MODEL and BOUNDS[held_to][0] > 0:  # equal answers are claimed
+    if verdict in ANOTHER_MODEL and BOUNDS[bounds][0] > 0:  # equal answers are claimed
         faults += (f"not the tuned model: {verified}",)
     seconds = time.perf_counter() - began
     update = {"seconds": seconds, "faults": faults, "verdict": verdict, "verified": verified}
@@ -150,7 +150,7 @@ def _export(
     return result
 
 
-def _held_to(request: ExportRequest, smallest: Smallest | None) -> str:
+def _format_of_bounds(request: ExportRequest, smallest: Smallest | None) -> str:
     """Return the format whose bounds an export is held to: f16, if no smaller file has passed its test."""
     return "gguf f16" if smallest is not None and smallest.chosen == "f16" else request.name
 

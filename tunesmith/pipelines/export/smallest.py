@@ -219,7 +219,7 @@ def _workplace(out: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def as_asked(model: LocalModel, examples: Sequence[Example]) -> list[Asked]:
+def prompts_of(model: LocalModel, examples: Sequence[Example]) -> list[Asked]:
     """Return examples as a tuned model reads them when it answers."""
     thinking = None
     if model.objective.produces == "labels":
@@ -238,7 +238,7 @@ def as_asked(model: LocalModel, examples: Sequence[Example]) -> list[Asked]:
 
 def asker(model: LocalModel, examples: Sequence[Example]) -> Ask:
     """Return a function that answers examples with a file, as the tuned model is asked."""
-    prompts = as_asked(model, examples)
+    prompts = prompts_of(model, examples)
     thinking = thinking_of(model)
     splitter = ThoughtSplitter.of(model.template, thinking=thinking)
     labels = model.objective.known_labels
