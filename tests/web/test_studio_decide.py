@@ -108,6 +108,7 @@ def test_three_arms_appear_one_after_another_and_end_in_a_verdict_that_is_found_
     page.goto(f"{studio.url}decide")  # later, from the list
     page.get_by_role("link", name="comparisons/lands-").click()
     expect(page.locator(".verdict-line")).to_be_visible()
+    page.wait_for_load_state()  # the script runs after the answer is visible
     (tuned,) = folder.glob("comparisons/lands-*/tuned")
     page.evaluate(
         "(run) => htmx.ajax('POST', '/decide/keep', {values: {run}, swap: 'none'})", str(tuned.relative_to(folder))

@@ -106,7 +106,7 @@ def test_what_a_pass_keeps_grows_by_tokens_and_dropped_out_pairs_as_counted_on_s
     size = measure_size(made)
     kept = size.moving if weights else size.frozen
     assert (kept.pair > 1) == (kind == "bert")  # its attention has dropout
-    for length in (80, 240):
+    for length in (80, 150):  # for a decoder's rows from 160 tokens, the flash kernel also keeps what it returned
         long = _kept_bytes(made, length, weights=weights)
         assert long == pytest.approx(kept.once + length * kept.token + length**2 * kept.pair, rel=0.05)
 
