@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 from tunesmith.config import AnyObjective
@@ -92,17 +93,19 @@ def best_wording(
 ) -> str:
     """Return the prompt template by which a model answers rows best by the metric of an objective.
 
+    Labels are scored in half precision if the run is: which rows are close says little about a template.
+
     Args:
         objective: of the rows.
         wordings: the templates; the first of equals is chosen.
         model: returns the model with a template.
         rows: the rows.
     """
-    references = accepted_answers(rows)
-    scores = {
-        wording: value(objective.metric, references, answer(model(wording), rows).given)
-        for wording in track(wordings, "choosing a prompt", unit="prompts")
-    }
+    references, scores = accepted_answers(rows), dict[str, float]()
+    for wording in track(wordings, "choosing a prompt", unit="prompts"):
+        worded = model(wording)
+        with worded.policy.scoring() if objective.produces == "labels" else nullcontext():
+            scores[wording] = value(objective.metric, references, answer(worded, rows).given)
     return max(wordings, key=lambda wording: scores[wording])
 
 

@@ -458,11 +458,12 @@ class LocalModel:
     def label_logits(self, texts: Sequence[str]) -> Tensor:
         """Return the logits [B, K] of a head, or log-probabilities of the label words, before calibration.
 
-        A run that scores in half precision finds the same labels; its logits are rounded where they are clear.
+        A run that scores in half precision finds the same labels; its logits are rounded where they are clear. Within
+        `policy.scoring()`, all of them are.
         """
         if not texts:
             return torch.empty(0, len(self.classifier.known_labels))
-        if self.policy.scoring_dtype is None:
+        if self.policy.scoring_dtype in (None, self.policy.autocast_dtype):
             return self._label_logits(texts)
         with self.policy.scoring():
             rounded = self._label_logits(texts)

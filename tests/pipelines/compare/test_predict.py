@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.bases import base, policy, template
 from tunesmith.data.examples.types import Example, LabelledText
@@ -24,6 +25,27 @@ def test_a_wording_that_knows_one_label_only_does_not_win_in_a_file_sorted_by_la
     kind = Classify(labels=("bad", "good"), metric="accuracy")
     untuned = BaseModelPrompter(base("llama"), policy("llama"), template("llama"), kind, 64)
     assert untuned.answer(train=rows, validation=(), test=rows[:4]).wording
+
+
+def test_a_run_in_half_precision_chooses_the_prompt_in_it_and_checks_close_labels_of_test_rows_only(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    rows: list[Example] = [LabelledText(f"x:{i}", f"t{i}", (("bad", "good")[i % 2],)) for i in range(12)]
+    scored = list[tuple[int, torch.dtype | None]]()
+    whole = LocalModel._label_logits
+
+    def logits(model: LocalModel, texts: list[str]) -> torch.Tensor:
+        scored.append((len(texts), model.policy.autocast_dtype))
+        return whole(model, texts)
+
+    monkeypatch.setattr(LocalModel, "_label_logits", logits)
+    made = policy("llama")
+    made.scoring_dtype = torch.bfloat16
+    kind = Classify(labels=("bad", "good"), metric="accuracy")
+    untuned = BaseModelPrompter(base("llama"), made, template("llama"), kind, 64)
+    untuned.answer(train=rows, validation=rows, test=rows[:4])
+    prompts = len(kind.prompt_templates("decoder"))
+    assert scored == [(12, torch.bfloat16)] * prompts + [(4, torch.bfloat16), (4, None)]
 
 
 @pytest.mark.parametrize(
