@@ -79,31 +79,3 @@ def test_a_policys_layers_and_those_under_lora_take_this_way(parted: list[int]):
     with torch.no_grad():
         policy.network(input_ids=torch.tensor([[5, 6, 7]]))
     assert len(parted) == 7 * network.config.num_hidden_layers + 1
-
-
-def test_weights_are_cast_once_while_a_policy_scores_and_freed_after_it():
-    policy = Lora(rank=4).adapt(base("llama").network, family="decoder", keep_reference=True)
-    policy.scoring_dtype = torch.bfloat16
-    layers = [module for module in policy.network.modules() if isinstance(module, SkinnyLinear)]
-    ids = torch.tensor([[5, 6, 7, 8]])
-
-    def states() -> torch.Tensor:
-        with torch.no_grad(), policy.reference(), policy.autocast():
-            return policy.network(input_ids=ids).logits
-
-    with torch.no_grad(), policy.reference(), torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = policy.network(input_ids=ids).logits
-    with policy.scoring():
-        first = states()
-        kept = [layer.cast for layer in layers if layer.cast is not None]
-        with policy.scoring():
-            assert torch.equal(states(), first)
-        assert all(
-            a is b for a, b in zip(kept, [layer.cast for layer in layers if layer.cast is not None], strict=True)
-        )
-        assert len(kept) == 7 * policy.network.config.num_hidden_layers + 1  # and the output layer
-        assert {weight.dtype for weight in kept} == {torch.bfloat16}
-        gradient = policy.network(input_ids=ids).logits.sum()
-        assert gradient.requires_grad
-    assert torch.equal(first, expected)
-    assert not any(layer.keeps or layer.cast is not None for layer in layers)

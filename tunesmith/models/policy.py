@@ -133,11 +133,9 @@ class Policy:
         """Return a context in which matrix products use the parameters' own dtype, as answers do."""
         return self._with(autocast_dtype=None)
 
-    @contextmanager
-    def scoring(self) -> Iterator[None]:
-        """Enter a context in which matrix products use `scoring_dtype`, for what it changes negligibly."""
-        with self._with(autocast_dtype=self.scoring_dtype), thin.cast_weights_kept(self.network):
-            yield
+    def scoring(self) -> AbstractContextManager[None]:
+        """Return a context in which matrix products use `scoring_dtype`, for what it changes negligibly."""
+        return self._with(autocast_dtype=self.scoring_dtype)
 
     def recall(self, key: Sequence[object], rows: Sequence[object], compute: Callable[[list[int]], Any]) -> list[Any]:
         """Return the answer to each row as `kept_answers.recall` does; any but an untouched base computes all."""

@@ -38,6 +38,7 @@ from tunesmith.inference.open_model import open_model
 from tunesmith.inference.saved_model import read_base
 from tunesmith.metrics.task_scores import Score, TaskScore
 from tunesmith.models.kept_answers import kept_answers
+from tunesmith.models.loading.device import keep_freed_memory
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.classify import WORDINGS
@@ -138,6 +139,7 @@ def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool 
         return _evaluate(request, engine, on_event=on_event, offline=offline)
 
 
+@keep_freed_memory()
 def _evaluate(
     request: EvaluateRequest, engine: EngineServer | None, *, on_event: EventHandler, offline: bool
 ) -> Evaluation:

@@ -8,9 +8,6 @@ Letters: I and O inner and outer width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,36 +49,11 @@ def _applies(x: Tensor, weight: Tensor, threads: int) -> bool:
 class SkinnyLinear(nn.Linear):
     """nn.Linear with a faster path for products of few rows, which under autocast casts states once for all layers."""
 
-    keeps = False  # the cast weight is kept between passes
-    cast: Tensor | None = None  # the weight in autocast's dtype
-
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
-        weight: Tensor = self.weight
-        if torch.is_autocast_enabled("cpu") and input.is_cpu:
-            dtype = torch.get_autocast_dtype("cpu")
-            if input.dtype == torch.float32:
-                input = cast_once(input, dtype)
-            if self.keeps and weight.dtype == torch.float32 and not torch.is_grad_enabled():
-                self.cast = weight.to(dtype) if self.cast is None else self.cast
-                weight = self.cast
-        return linear(input, weight, self.bias)
-
-
-@contextmanager
-def cast_weights_kept(network: nn.Module) -> Iterator[None]:
-    """Enter a context without gradients in which autocast casts a weight once instead of in every pass.
-
-    The weights do not change in it. A pass of 1,000 positions spends a twentieth of its time on casting them.
-    """
-    layers = [module for module in network.modules() if isinstance(module, SkinnyLinear) and not module.keeps]
-    for layer in layers:
-        layer.keeps = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.keeps, layer.cast = False, None
+        if torch.is_autocast_enabled("cpu") and input.dtype == torch.float32 and input.is_cpu:
+            input = cast_once(input, torch.get_autocast_dtype("cpu"))
+        return linear(input, self.weight, self.bias)
 
 
 def install(network: nn.Module) -> None:

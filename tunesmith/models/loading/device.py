@@ -36,6 +36,7 @@ FEW_ROWS, MAX_SECONDS = 64, 0.3
 # of the heap goes back to the system (-1: none does).
 MMAP_MAX, TRIM_THRESHOLD = -4, -1
 DEFAULT_MMAP_MAX, DEFAULT_TRIM_THRESHOLD = 65_536, 128 * 1024
+_keeping = False  # within `keep_freed_memory`
 # Ends of the messages when memory ran out and smaller micro-batches do not help.
 NOT_ONE_ROW = (
     "memory does not hold one row at a time; lower data.max_tokens, "
@@ -137,17 +138,21 @@ def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bo
 def keep_freed_memory() -> Iterator[None]:
     """Enter a context in which freed memory stays with the process for its next tensors, where the C library is glibc.
 
-    By default glibc returns a block of more than 32 MB to the system when it is freed. The next one is then made of
-    pages that the system fills with zeros one by one: a tenth to a fifth of the time of a step that trains all weights
-    (bench/NOTES.md). At the end, free memory is returned.
+    By default glibc returns a block of more than 32 MB to the system when it is freed, and the end of the heap whenever
+    more than 64 MB are free there. The next tensor is then made of pages that the system fills with zeros one by one: a
+    tenth to a fifth of the time of a step that trains all weights, and up to a third when rows are scored
+    (bench/NOTES.md). When the outermost of these contexts ends, free memory is returned.
     """
+    global _keeping
     libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-    if libc is None or not (libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, -1)):
+    if libc is None or _keeping or not (libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, -1)):
         yield
         return
+    _keeping = True
     try:
         yield
     finally:
+        _keeping = False
         libc.mallopt(MMAP_MAX, DEFAULT_MMAP_MAX)
         libc.mallopt(TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
         libc.malloc_trim(0)

@@ -24,6 +24,7 @@ from tunesmith.events import Note, StageStarted
 from tunesmith.inference.engine_program import check_engine
 from tunesmith.inference.engine_server import EngineServer
 from tunesmith.models.kept_answers import answer_clock
+from tunesmith.models.loading.device import keep_freed_memory
 from tunesmith.pipelines.compare.answers import ArmAnswers
 from tunesmith.pipelines.compare.arm_kinds import kind_of, trains_on_rows
 from tunesmith.pipelines.compare.arms import remote
@@ -163,6 +164,7 @@ def tune_arm(folder: Path, offline: bool, name: str) -> str:
     return ""
 
 
+@keep_freed_memory()
 def _run_arms(context: ComparisonContext, arms: Sequence[str]) -> list[ArmAnswers]:
     """Run every arm. One that fails becomes a note and runs again the next time; raise if fewer than two are left."""
     answers: list[ArmAnswers] = []

@@ -44,6 +44,7 @@ from tunesmith.inference.saved_model import save_model
 from tunesmith.metrics.resampling import ALPHA, at_level
 from tunesmith.models.loading.base_from_run import relative_to
 from tunesmith.models.loading.checkpoint import write_folder
+from tunesmith.models.loading.device import keep_freed_memory
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
 from tunesmith.models.world import alone, among, current_world, join, passes
@@ -337,6 +338,7 @@ def _save(results: RunResults, folder: RunFolder) -> list[dict[str, Any]]:
     return records
 
 
+@keep_freed_memory()
 def _save_challenge(
     results: RunResults, folder: RunFolder, records: list[dict[str, Any]], on_event: EventHandler
 ) -> None:
@@ -389,6 +391,7 @@ def prepare_texts(prepared: TrainingContext, out: Path, callbacks: Callbacks, *,
     return prepared
 
 
+@keep_freed_memory()
 def _evaluate_base(
     prepared: TrainingContext, folder: RunFolder, evaluator: Evaluator[Any], clock: RunClock
 ) -> BaselineSnapshot:
@@ -425,6 +428,7 @@ def _evaluate_base(
     return snapshot
 
 
+@keep_freed_memory()
 def _general_after(
     prepared: TrainingContext, policy: Policy, before: GeneralAbility | None, on_event: EventHandler
 ) -> Retention | None:
