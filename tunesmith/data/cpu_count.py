@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-import psutil
-
 
 def cores() -> int:
     """Return the number of physical cores available to this process; two threads of one core share its arithmetic."""
+    import psutil  # not for `--help`
+
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if sys.platform == "linux":
         physical = min(physical, len(os.sched_getaffinity(0)))
@@ -19,6 +19,8 @@ def cores() -> int:
 def peak_resident() -> int:
     """Return the most memory that this process has had in RAM so far, in bytes."""
     if sys.platform == "win32":
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     import resource  # not on Windows
 

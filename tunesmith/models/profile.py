@@ -39,7 +39,7 @@ COPY_BYTES, GPU_COPY_BYTES, COPIES = 32_000_000, 1_000_000_000, 5
 class ActivationMemory:
     """Bytes of activations that a forward pass keeps for the backward pass.
 
-    Measured on short rows. If the weights are frozen, a decoder keeps about a tenth more for rows of 160 tokens or more,
+    Measured on short rows. If the weights are frozen, a decoder keeps about a tenth more for rows from 160 tokens on,
     whose attention is computed by another kernel.
     """
 

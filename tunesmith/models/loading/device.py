@@ -140,7 +140,7 @@ def keep_freed_memory() -> Iterator[None]:
 
     By default glibc returns a block of more than 32 MB to the system when it is freed, and the end of the heap whenever
     more than 64 MB are free there. The next tensor is then made of pages that the system fills with zeros one by one: a
-    tenth to a fifth of the time of a step that trains all weights, and up to a third when rows are scored
+    tenth to a fifth of the time of a step that trains all weights, and up to 30 % of the time in which rows are scored
     (bench/NOTES.md). When the outermost of these contexts ends, free memory is returned.
     """
     global _keeping
