@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[all,dev]'
+	$(BIN)/python -m compileall -q tunesmith  # a second of every command where PYTHONDONTWRITEBYTECODE is set
 	$(BIN)/tunesmith models --fetch
 	@touch $@
 

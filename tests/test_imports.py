@@ -141,6 +141,13 @@ def test_help_is_there_in_less_than_a_quarter_of_a_second():
     assert least_cpu([str(Path(sys.executable).with_name("tunesmith")), "--help"]) < 0.25
 
 
+def test_tune_starts_without_libraries_that_it_needs_later_or_never():
+    later = {"scipy.stats", "sklearn", "matplotlib", "pandas", "fastapi"}
+    code = f"import sys, tunesmith.pipelines.tune.tune\nprint(*sorted({later} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 QUICK = """
 import gc, sys
 from contextlib import ExitStack

@@ -112,7 +112,7 @@ def test_a_template_that_computes_without_end_is_refused_also_behind_a_condition
         assert template.prompt([Message("user", "hello")])
         with pytest.raises(TemplateError):
             template.prompt([Message("user", "bomb")])
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 15
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300 * 2**10
 
 

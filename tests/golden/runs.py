@@ -231,9 +231,11 @@ def signature() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Return the model name of the processor."""
+    """Return the model of the processor: its name, and the numbers that one name of a virtual machine leaves open."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    first = dict(reversed([tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line]))
+    known = [first[key] for key in ("model name", "cpu family", "model", "stepping") if key in first]
+    return ", ".join(known) or platform.machine()

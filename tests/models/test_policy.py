@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import MobileBertConfig, MobileBertModel
 from tests.bases import LORA, base, encoded, farthest, gradients, policy, tokens
 from tests.tiny import DECODERS, ENCODERS, HIDDEN, LAYERS, WORDS
 from tunesmith.data.tokenization.chat_template import Encoded
+from tunesmith.models.attention.packed import HALF_TOLERANCE, state_tolerance
 from tunesmith.models.batch import Batch, collate
 from tunesmith.models.policy import Policy
 from tunesmith.techniques import Full, Lora
@@ -145,3 +147,14 @@ def test_products_are_made_as_before_after_full_precision_was_asked_for_and_some
     with pytest.raises(KeyError):
         fail()
     assert made.autocast_dtype is torch.bfloat16
+
+
+def test_layers_that_round_their_inputs_are_compared_as_half_precision_is():
+    network = base("llama").network
+    exact = state_tolerance(network)
+    layer = network.model.layers[0].mlp.down_proj
+    layer.quantization_scheme = SimpleNamespace(input_activations=None)  # weights in 8 bits alone are exact
+    assert state_tolerance(network) == exact
+    layer.quantization_scheme = SimpleNamespace(input_activations=SimpleNamespace(num_bits=8))
+    assert exact < state_tolerance(network) == HALF_TOLERANCE
+    del layer.quantization_scheme

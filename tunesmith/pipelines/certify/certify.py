@@ -36,7 +36,7 @@ from tunesmith.models.certificate import (
 )
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
-from tunesmith.models.loading.device import keep_randomness
+from tunesmith.models.loading.device import keep_freed_memory, keep_randomness
 from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.quantization import count_parameters, resident_bytes
 from tunesmith.models.loading.suppress_output import quiet
@@ -100,6 +100,7 @@ def check_model(name: str, *, on_event: EventHandler, offline: bool = False) -> 
     return certificate
 
 
+@keep_freed_memory()
 def certificate_of(base: Base, *, on_event: EventHandler) -> Certificate:
     """Return the certificate of a loaded base, after measuring what is not kept for its configuration yet.
 

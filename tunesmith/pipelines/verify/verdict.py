@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Literal
 
-from scipy.stats import binom
-
 from tunesmith.pipelines.verify.challenge import Prompt
 
 Verdict = Literal["tuned", "base", "damaged", "something else", "undecided"]
@@ -49,11 +47,13 @@ class Judgement:
 
 def tail(count: int, n: int, chance: float) -> float:
     """Return the probability of `count` or more successes among n."""
-    return float(binom.sf(count - 1, n, chance))
+    from scipy.special import bdtrc  # takes long to import
+
+    return float(bdtrc(count - 1, n, chance))
 
 
 # The fewest prompts with which complete agreement suffices, 21.
-NEEDED = next(n for n in range(1, 100) if tail(n, n, ANOTHER) <= ERROR)
+NEEDED = next(n for n in range(1, 100) if ANOTHER**n <= ERROR)
 
 
 def judge(prompts: Sequence[Prompt], answers: Sequence[str]) -> Judgement:
@@ -80,7 +80,9 @@ def judge(prompts: Sequence[Prompt], answers: Sequence[str]) -> Judgement:
         return Judgement("undecided", None, *counts)
     if (by_chance := tail(begun, n, _chance([prompt for prompt, _ in of_tuned]))) <= ERROR:
         return Judgement("damaged", by_chance, *counts)
-    rarely = max(float(binom.cdf(agree, of, ANOTHER)) for agree, of in ((tuned, n), (base, of_base)) if of)
+    from scipy.special import bdtr
+
+    rarely = max(float(bdtr(agree, of, ANOTHER)) for agree, of in ((tuned, n), (base, of_base)) if of)
     return Judgement("something else", rarely, *counts)
 
 
