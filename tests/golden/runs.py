@@ -231,7 +231,7 @@ def signature() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Return the model of the processor: its name, and the numbers that one name of a virtual machine leaves open."""
+    """Return the name, family, model and stepping of the processor: virtual machines give several models one name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -8,7 +8,7 @@ import sys
 
 def cores() -> int:
     """Return the number of physical cores available to this process; two threads of one core share its arithmetic."""
-    import psutil  # not for `--help`
+    import psutil  # `--help` need not wait for it
 
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if sys.platform == "linux":

@@ -93,7 +93,7 @@ def best_wording(
 ) -> str:
     """Return the prompt template by which a model answers rows best by the metric of an objective.
 
-    Labels are scored in half precision if the run is: which rows are close says little about a template.
+    A run in half precision scores labels in it: the few that rounding changes say little about a template.
 
     Args:
         objective: of the rows.
