@@ -1,7 +1,7 @@
 """`python -m bench.serve WAY... --keep FOLDER`: answers a second and waiting time at 1, 8 and 32 clients.
 
-WAY is ours, mixed, plain, transformers, llamacpp, labels or adapters (memory); `page` writes bench/SERVE.md from what
-lies in the folder.
+WAY is ours, half, mixed, plain, transformers, batching, llamacpp, gguf, labels or adapters (memory); `page` writes
+bench/SERVE.md from what lies in the folder.
 The model is smollm2-135m under a LoRA of rank 16 whose numbers are random and small: speed does not depend on what was
 learned. The questions are descriptions of examples/synopsis.jsonl under the instruction of its recipe, each once.
 """
@@ -17,15 +17,17 @@ from typing import Any
 from bench.serve.adapters import adapters
 from bench.serve.made import make_run
 from bench.serve.page import write_page
-from bench.serve.ways import labels, llamacpp, ours, plain, transformers
+from bench.serve.ways import gguf, half, labels, llamacpp, ours, plain, transformers
 
 WAYS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "plain": plain,
     "ours": ours,
+    "half": half,
     "mixed": lambda keep: ours(keep, runs=8),
     "transformers": transformers,
     "batching": lambda keep: transformers(keep, "--continuous-batching"),
     "llamacpp": llamacpp,
+    "gguf": gguf,
     "labels": labels,
     "adapters": lambda keep: adapters(keep, make_run(keep / "run0", seed=0)),
 }

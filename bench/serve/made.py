@@ -21,8 +21,28 @@ def questions(count: int, skip: int = 0) -> list[str]:
     return [f"{INSTRUCTION}\n\n{row['document'][:CHARACTERS]}" for row in rows[skip : skip + count]]
 
 
-def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
-    """A run over the shipped decoder whose adapter is small noise."""
+def half_base(keep: Path) -> Path:
+    """The shipped decoder with weights in bfloat16: as many bits per weight as GGUF f16."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from tunesmith.models.loading.bundled_models import fetch
+
+    out = keep / "half"
+    if not out.exists():
+        shutil.copytree(fetch(BASE), out)
+        for path in out.glob("*.safetensors"):
+            save_file({name: value.to(torch.bfloat16) for name, value in load_file(path).items()}, path)
+        config = json.loads((out / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+        config.pop("torch_dtype", None)
+        (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return out
+
+
+def make_run(out: Path, *, seed: int, labels: bool = False, base_model: str = BASE) -> Path:
+    """A run over a base whose adapter is small noise."""
     import torch
 
     from tunesmith.data.tokenization.chat_template import Template
@@ -31,12 +51,13 @@ def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
     from tunesmith.inference.saved_model import save_model
     from tunesmith.models.loading.checkpoint import write_folder
     from tunesmith.models.loading.load import load_base
+    from tunesmith.models.loading.locate import AS_THEY_ARE
     from tunesmith.objectives import Classify, Instruct
     from tunesmith.techniques import Lora
 
     if (out / "model").exists():
         return out
-    base, technique = load_base(BASE), Lora(rank=16)
+    base, technique = load_base(base_model, options=AS_THEY_ARE), Lora(rank=16)
     objective: Any = Instruct(max_new_tokens=TOKENS, instruction=INSTRUCTION)
     if labels:
         objective = Classify(labels=("negative", "positive"), output="words", instruction=MOOD)
@@ -47,7 +68,7 @@ def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
             value.add_(torch.randn(value.shape, generator=chance), alpha=1e-3)
     template = Template(base.tokenizer)
     about = ModelManifest(
-        base=BASE,
+        base=base_model,
         fingerprint=base.fingerprint,
         family=base.family,
         objective=objective,

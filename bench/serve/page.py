@@ -14,10 +14,12 @@ from bench.serve.made import CHARACTERS, GUESS, LABELLED, MOOD, ROOT, SECOND_OF,
 
 NAMES = {
     "ours": "`tunesmith serve`, one LoRA",
+    "half": "`tunesmith serve`, one LoRA over a base in bfloat16",
     "mixed": "`tunesmith serve`, 8 LoRA in one batch",
     "transformers": "`transformers serve`, merged",
     "batching": "`transformers serve --continuous-batching`, merged",
     "llamacpp": "llama.cpp's server (xllamacpp), GGUF f16",
+    "gguf": "`tunesmith serve`, the same GGUF by xllamacpp",
 }
 
 
@@ -27,10 +29,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Answers per second, for one client and many",
         "",
-        "Made by `python -m bench.serve`. smollm2-135m in float32 (llama.cpp: f16) with LoRA of rank 16; one-line",
-        f"summaries of package descriptions, at most {CHARACTERS} characters each after one instruction, at most",
-        f"{TOKENS} tokens per answer, greedy decoding, every prompt once. A client sends its next request when the",
-        f"last is answered. Requests: {requests} clients.",
+        "Made by `python -m bench.serve`. smollm2-135m in float32, in 16 bits where named, with LoRA of rank 16;",
+        f"one-line summaries of package descriptions, at most {CHARACTERS} characters each after one instruction,",
+        f"at most {TOKENS} tokens per answer, greedy decoding, every prompt once. A client sends its next request when",
+        f"the last is answered. Requests: {requests} clients.",
         "",
         f"Machine: {machine()}.",
         "",
@@ -75,9 +77,21 @@ def verdict(found: dict[str, dict[str, Any]], plain_rate: float) -> list[str]:
         if any(clients in found.get(way, {}) for way in NAMES)
     }
     told = [f"Best at {clients} clients: {NAMES[way]}." for clients, way in best.items()]
+    if {"half", "gguf", "llamacpp"} <= found.keys():
+        told += [
+            f"16 bits per weight, {clients} clients: `tunesmith serve` {of_llamacpp(found, 'half', clients):.2f} times "
+            f"llama.cpp's server, by its library {of_llamacpp(found, 'gguf', clients):.2f} times."
+            for clients in SECOND_OF
+        ]
     times = found["ours"]["32"]["answers"] / plain_rate
     held = "held" if times >= 3 else "missed"
-    return [f"Floor of 3 times plain `generate` one by one, at 32 clients: {times:.1f} times, {held}.", "", *told]
+    first = f"Floor of 3 times plain `generate` one by one, at 32 clients: {times:.1f} times, {held}."
+    return [first, "", *told]
+
+
+def of_llamacpp(found: dict[str, dict[str, Any]], way: str, clients: str) -> float:
+    """Answers per second of a way in multiples of llama.cpp's own server."""
+    return float(found[way][clients]["answers"] / found["llamacpp"][clients]["answers"])
 
 
 def of_labels(found: dict[str, float]) -> list[str]:

@@ -10,14 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from bench.serve.clients import free_port, race, started
-from bench.serve.made import GUESS, LABELLED, MOOD, ROOT, TOKENS, make_run, merged_run, questions
+from bench.serve.made import GUESS, LABELLED, MOOD, ROOT, TOKENS, half_base, make_run, merged_run, questions
 
 
 def ours(keep: Path, *, runs: int = 1) -> dict[str, Any]:
     names = [f"run{number}" for number in range(runs)]
-    folders = [str(make_run(keep / name, seed=number)) for number, name in enumerate(names)]
+    return served(names, [make_run(keep / name, seed=number) for number, name in enumerate(names)])
+
+
+def half(keep: Path) -> dict[str, Any]:
+    """Over a base in bfloat16, so with as many bits per weight as llama.cpp in f16."""
+    return served(["run-half"], [make_run(keep / "run-half", seed=0, base_model=str(half_base(keep)))])
+
+
+def gguf(keep: Path) -> dict[str, Any]:
+    """The file of llama.cpp's way, by the engine of that library within our server."""
+    merged_run(keep)
+    return served(["model"], [keep / "gguf" / "model.gguf"], "--rows", "32")
+
+
+def served(names: list[str], folders: list[Path], *more: str) -> dict[str, Any]:
     port = free_port()
-    command = [sys.executable, "-m", "tunesmith", "serve", *folders, "--port", str(port), "--offline"]
+    command = [sys.executable, "-m", "tunesmith", "serve", *map(str, folders), "--port", str(port), "--offline", *more]
     with started(command, port, "/health") as url:
         return race(url, names)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.bases import LORA, encoded, policy
+from tunesmith.config.resolve import default_validations
 from tunesmith.models.batch import collate
 from tunesmith.models.loading.checkpoint import load_tensors, save_tensors
 from tunesmith.models.policy import Policy
@@ -23,11 +24,12 @@ from tunesmith.training.optim import (
 from tunesmith.training.train_state import load_trainable_state, trainable_state
 
 
-def test_a_run_of_any_length_is_validated_at_most_seven_times_and_all_but_short_ones_six_or_seven():
-    times = {steps: -(-steps // between(steps)) for steps in range(1, 400)}
-    assert max(times.values()) == 7
-    assert min(times[steps] for steps in range(16, 400)) == 6
-    assert (times[11], times[15], times[117]) == (6, 5, 7)  # 15 steps were validated eight times
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_a_run_of_any_length_is_validated_as_often_as_asked_or_once_more_and_short_ones_less(count: int):
+    times = {steps: -(-steps // between(steps, count)) for steps in range(1, 400)}
+    assert max(times.values()) == count + 1
+    assert min(times[steps] for steps in range(16, 400)) == count
+    assert [-(-steps // between(steps, 6)) for steps in (11, 15, 117)] == [6, 5, 7]  # 15 steps were validated 8 times
 
 
 def test_the_rate_rises_to_its_peak_and_falls_as_a_cosine_to_a_tenth():
@@ -143,3 +145,13 @@ def test_moments_of_8_bits_take_a_quarter_of_the_memory_and_learn_the_same(techn
     assert losses["adamw-8bit"] == pytest.approx(losses["adamw"], rel=0.02)
     assert losses["adamw"][-1] < 0.9 * losses["adamw"][0]
     assert 0 < sizes["adamw-8bit"] < 0.27 * sizes["adamw"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "read", "count"), [(648, 72, 3), (648, 0, 6), (3 * 648, 72, 6), (2 * 648, 72, 5), (100, 10_000, 3)]
+)
+def test_a_run_has_fewer_validations_if_six_cost_more_than_a_tenth_of_training_but_three_at_least(
+    trained: int, read: int, count: int
+):
+    assert default_validations(trained, read) == count
+    assert count <= 3 or count * read <= 0.1 * 3 * trained

@@ -187,13 +187,17 @@ def retention(base: GeneralAbility, tuned: GeneralAbility) -> Retention:
 
 
 def fit_calibration(prepared: TrainingContext, model: LocalModel) -> None:
-    """Fit temperature and confidence threshold of each single-label task on its validation rows, in the tuned model."""
+    """Fit temperature and confidence threshold of each single-label task on its validation rows, in the tuned model.
+
+    A run in half precision fits them to logits of half precision, as it scores most test rows.
+    """
     for name, task in prepared.tasks.items():
         view = model.at(name)  # the model itself if it has a single task
         if _can_be_calibrated(task):
             validation = task.loaded.split.validation
             labels = _label_indices(task, validation)
-            logits = view.label_logits([question(e) for e in validation]).numpy()
+            with view.policy.scoring():
+                logits = view.label_logits([question(e) for e in validation]).numpy()
             view.temperature = calibration.fit_temperature(logits, labels)
             probabilities = calibration.softmax(logits, temperature=view.temperature)
             right = probabilities.argmax(axis=1) == labels

@@ -201,7 +201,8 @@ class LocalModel:
         if not (batch and answers):
             raise RecipeError("scores: no answers or no prompt; give at least one of each")
         ids = option_ids(self.template, turns(batch[0]), answers)
-        prompts = [self.prompt(messages, answer=max(map(len, ids))) for messages in batch]
+        budget = self.prompt_budget(max(map(len, ids)))
+        prompts = [self._fitted_prompt(messages, budget) for messages in batch]
         return self._option_scores(prompts, ids)
 
     def label_tokens(self) -> dict[str, list[int]]:
@@ -577,7 +578,10 @@ class LocalModel:
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0, thinking: bool | None = None) -> list[int]:
         """Encode a chat; its longest message is shortened if it leaves no space for `answer` new tokens."""
-        fitted, _ = self.template.fit(turns(messages), self.prompt_budget(answer), thinking=thinking)
+        return self._fitted_prompt(messages, self.prompt_budget(answer), thinking=thinking)
+
+    def _fitted_prompt(self, messages: Sequence[Message], budget: int, *, thinking: bool | None = None) -> list[int]:
+        fitted, _ = self.template.fit(turns(messages), budget, thinking=thinking)
         return self.template.prompt(fitted, thinking=thinking)
 
     def about(self, text: str, wording: str = "") -> list[Message]:

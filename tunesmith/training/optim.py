@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.config import Recipe
+from tunesmith.config.resolve import default_validations
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.policy import Policy
 from tunesmith.techniques import Full, Lora
@@ -41,14 +42,10 @@ class TrainingPlan:
         return self.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-# Validations of a run if the recipe does not set schedule.eval_steps.
-VALIDATIONS = 6
-
-
-def between(steps: int) -> int:
-    """Return the steps between validations, so that a run has six, or seven if steps remain."""
-    interval = max(1, steps // VALIDATIONS)
-    return interval if steps <= (VALIDATIONS + 1) * interval else -(-steps // VALIDATIONS)
+def between(steps: int, count: int) -> int:
+    """Return the steps between validations, so that a run has `count` of them, or one more if steps remain."""
+    interval = max(1, steps // count)
+    return interval if steps <= (count + 1) * interval else -(-steps // count)
 
 
 # Smallest learning rate of an objective's head, which starts from zero or from a probe, and its exact rate next to
@@ -120,13 +117,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, policy: Policy, tensors:
         optimizer.state[value][part] = tensor.to(value.device) if tensor.dtype != torch.int64 else int(tensor)
 
 
-def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
+def make_plan(recipe: Recipe, policy: Policy, *, rows: int, validation: int = 0) -> TrainingPlan:
     """Resolve the schedule for a policy.
 
     Args:
         recipe: its schedule may leave learning rate and intervals to `auto`.
         policy: the adapted policy.
         rows: number of training rows.
+        validation: number of validation rows.
     """
     schedule = recipe.schedule
     per_epoch = -(-rows // schedule.batch_rows)
@@ -140,13 +138,17 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
     )
     automatic = technique.learning_rate(policy.hidden, policy.family) * scale
     validated = recipe.data.validation not in (0, 0.0, "")
+    read = (
+        0 if recipe.objective.samples_completions else validation
+    )  # `rl` trains on far more tokens than its rows have
+    interval = between(steps, default_validations(steps * schedule.batch_rows, read))
     return TrainingPlan(
         steps=steps,
         learning_rate=automatic if schedule.learning_rate == "auto" else schedule.learning_rate,
         warmup=schedule.warmup,
         weight_decay=schedule.weight_decay,
         clip=schedule.clip,
-        eval_steps=(between(steps) if schedule.eval_steps == "auto" else schedule.eval_steps) if validated else 0,
+        eval_steps=(interval if schedule.eval_steps == "auto" else schedule.eval_steps) if validated else 0,
         save_steps=-(-steps // 10) if schedule.save_steps == "auto" else schedule.save_steps,
         patience=schedule.patience,
         seed=recipe.seed,

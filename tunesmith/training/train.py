@@ -205,7 +205,7 @@ def set_up(prepared: TrainingContext, out: Path, sampler: Sampler, *, on_event: 
         )
     with phase("adapter and head"):
         policy = adapted_policy(prepared)
-    plan = make_plan(prepared.recipe, policy, rows=len(prepared.train))
+    plan = make_plan(prepared.recipe, policy, rows=len(prepared.train), validation=len(prepared.validation))
     if not prepared.validation:  # there may be validation rows, but none with a learned token
         plan = replace(plan, eval_steps=0)
     batches, learner = batches_of(prepared, whole=policy.router_loss is not None), learner_of(prepared, sampler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tunesmith.config.resolve import default_validations
 from tunesmith.objectives import objective_class
 
 
@@ -37,8 +38,8 @@ PACE: Mapping[str, float] = {"products": 300e9, "products32": 150e9, "moved": 20
 GENERAL_TOKENS = 20_000
 # Steps after which the overfit check has usually passed, and its rows.
 CHECK_STEPS, CHECK_ROWS = 10, 8
-# Validations of a run, prompts that are tried with the base model, and the rows on which they are tried.
-VALIDATIONS, PROMPTS = 6, 3
+# Prompts that are tried with the base model, and the rows on which they are tried.
+PROMPTS = 3
 PROMPT_ROWS: Mapping[str, int] = {"labels": 100, "text": 32}
 MOVED_IN_TRAINING, MOVED_IN_READING = 8, 3
 CALLS = 2e-3  # seconds per layer and pass
@@ -93,7 +94,7 @@ def rough_seconds(run: RoughRun, pace: Mapping[str, float]) -> dict[str, float]:
         "reference log-probabilities": (run.train + run.validation) * read if run.objective == "preference" else 0.0,
         "overfit check": CHECK_STEPS * CHECK_ROWS * per_row,
         "training": training,
-        "validation": VALIDATIONS * run.validation * read,
+        "validation": default_validations(steps * run.batch_rows, run.validation) * run.validation * read,
         "checkpoints": 1.0,
         "general ability after": GENERAL_TOKENS * _read_seconds(size, pace) if decoder else 0.0,
         "test scoring": scoring + run.validation * scored,

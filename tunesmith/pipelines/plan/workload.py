@@ -115,7 +115,8 @@ def count_work(prepared: TrainingContext, policy: Policy, counter: WorkloadCount
 def planned(prepared: TrainingContext, policy: Policy) -> TrainingPlan:
     """Return the schedule, including the general rows that `tune` will mix in."""
     replayed = 0 if prepared.general else general_rows(prepared)
-    return make_plan(prepared.recipe, policy, rows=len(prepared.train) + replayed)
+    rows = len(prepared.train) + replayed
+    return make_plan(prepared.recipe, policy, rows=rows, validation=len(prepared.validation))
 
 
 def _tfidf_bytes(task: TrainingContext) -> float:

@@ -233,7 +233,7 @@ def _results(
     # Evaluate the tuned model on the same rows.
     model = _local_model(prepared, trained.policy)
     clock.start(TUNED)
-    with phase("test scoring"):
+    with phase("test scoring"), keep_freed_memory():
         if world.size == 1:
             record_golden(trained, folder.path, environment)
         on_event(StageStarted(f"{len(prepared.test)} test rows"))

@@ -18,7 +18,6 @@ from tunesmith.evaluation.results import ScoredRows
 from tunesmith.events import EventHandler, Note
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.resampling import STAGES, Clusters, at_level, groups_of
-from tunesmith.models.loading.device import keep_freed_memory
 from tunesmith.models.world import current_world
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.pipelines.plan.verdict_rows import ChosenRows, rows_of_verdict, with_test_rows
@@ -68,7 +67,6 @@ class Scored:
         return evaluator_for(EvalSet.of(self.prepared))
 
 
-@keep_freed_memory()
 def score_tuned(
     prepared: TrainingContext, model: LocalModel, *, base: Any, controls: Mapping[str, Any], out: Path
 ) -> Scored:
