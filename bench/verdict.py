@@ -227,6 +227,14 @@ checks the model and the rows, tries four prompts, validates 3 to 6 times, keeps
 writes a report. General loss is tuned minus base, nats per token. *Without general ability* leaves its seconds out on
 both sides; *without the base* is for a user who wrote down the base's scores of an earlier run."""
 
+GROWTH = """\
+## How the seconds grow
+
+![Seconds of the whole run and of its training over training rows, length of a text and parameters](growth.svg)
+
+Made by `python -m bench.growth`: both sides once for each point, with 120 held-out rows and nothing kept from an
+earlier run; 96 training rows where another axis grows. All models but that of 135M parameters have random weights."""
+
 
 def main() -> None:
     """Run the cases that are named, print the table and write the page."""
@@ -249,7 +257,7 @@ def main() -> None:
         "",
         f"Made by `python -m bench.verdict` on {cpu()}, {asked.rounds} round{'s' * (asked.rounds > 1)}.",
     ]
-    page += ["", *table(found), "", *cases, "", HOW]
+    page += ["", *table(found), "", *cases, "", HOW, "", GROWTH]
     print("\n".join(page))
     if not asked.tiny:
         (ROOT / "bench" / "VERDICT.md").write_text("\n".join(page) + "\n", encoding="utf-8")
