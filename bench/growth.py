@@ -1,7 +1,8 @@
 """`python -m bench.growth`: how the seconds of a run grow with rows, length and model size, drawn in bench/growth.svg.
 
-Both sides of bench/verdict.py, one run a point, with 120 held-out movie reviews and an empty cache. Models other than
-SmolLM2-135M have its shape in another width and depth, and random weights: only their seconds mean something.
+Both sides of bench/verdict.py, one run a point, with 120 held-out movie reviews and an empty cache; a point that lies
+on several axes is measured once. Models other than SmolLM2-135M have its shape in another width and depth, and random
+weights: only their seconds mean something.
 `--plot` only draws what was measured.
 """
 
@@ -12,6 +13,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -53,42 +55,62 @@ def model_of(width: int) -> str:
     return str(folder)
 
 
+def folder_of(axis: str, x: int, *, tiny: bool) -> Path:
+    return WORK / f"{'tiny-' * tiny}{axis}-{x}"
+
+
+def case_of(axis: str, x: int) -> Case:
+    case = AXES[axis][1][x]
+    return replace(case, model=model_of(x)) if axis == "size" else case
+
+
+def known(case: Case, side: str, *, tiny: bool) -> dict[str, Any] | None:
+    """What a side took for the same case on any axis; None if it is not measured yet."""
+    for axis, (_, cases) in AXES.items():
+        for x in cases:
+            file = folder_of(axis, x, tiny=tiny) / f"{side}.json"
+            if file.exists() and case_of(axis, x) == case:
+                found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                return found
+    return None
+
+
 def measure(axis: str, *, threads: int, tiny: bool) -> None:
     """Both sides of each point of one axis that is not measured yet."""
     machine = choose_machine(threads=threads)
     fixed = {"dtype": machine.dtype, "threads": machine.threads}
-    for x, case in AXES[axis][1].items():
-        folder, place = WORK / f"{'tiny-' * tiny}{axis}-{x}", float(x)
+    for x in AXES[axis][1]:
+        case, folder, place = case_of(axis, x), folder_of(axis, x, tiny=tiny), float(x)
         if axis == "size":
-            case = replace(case, model=model_of(x))
             weights = (fetch(MODEL) if case.model == MODEL else Path(case.model)) / "model.safetensors"
             place = weights.stat().st_size / 4e6  # in float32
         write_job(case, parts_of(case, tiny=tiny), folder, machine=fixed)
         for side in SIDES:
             if not (folder / f"{side}.json").exists():
-                found = ours(folder, folder / "cache") if side == "ours" else theirs(folder)
+                found = known(case, side, tiny=tiny)
+                found = found or (ours(folder, folder / "cache") if side == "ours" else theirs(folder))
                 (folder / f"{side}.json").write_text(json.dumps({**found, "x": place}), encoding="utf-8")
                 print(f"{axis} {x} {side}: {found['seconds']:.0f} s, training {found['training']:.0f} s", flush=True)
 
 
 def draw(path: Path, *, tiny: bool) -> None:
     """The plot of every axis: whole run and training, both sides, both scales logarithmic."""
-    known = {
+    points_of = {
         (axis, side): sorted((json.loads(file.read_text(encoding="utf-8")) for file in files), key=lambda one: one["x"])
         for axis in AXES
         for side in SIDES
         if (files := list(WORK.glob(f"{'tiny-' * tiny}{axis}-*/{side}.json")))
     }
-    axes = [axis for axis in AXES if any(axis == one for one, _ in known)]
+    axes = [axis for axis in AXES if any(axis == one for one, _ in points_of)]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for place, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
         for side, colour in COLOURS.items():
             for key, style, what in (("seconds", "-", "whole run"), ("training", "--", "training")):
-                points = known.get((axis, side), [])
+                points = points_of.get((axis, side), [])
                 x, y = [one["x"] for one in points], [one[key] for one in points]
                 place.plot(x, y, style, marker="o", color=colour, label=f"{SIDES[side].strip('*')}, {what}")
         place.set(xscale="log", yscale="log", xlabel=AXES[axis][0], ylabel="seconds" if axis == axes[0] else "")
-        ticks = [one["x"] for one in known.get((axis, "ours"), [])]
+        ticks = [one["x"] for one in points_of.get((axis, "ours"), [])]
         place.set_xticks(ticks, [f"{x:.0f}" for x in ticks])
         place.xaxis.set_minor_locator(NullLocator())
         place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
