@@ -213,24 +213,25 @@ def make_challenge(
         and all(template.harmless(turn.content) == turn.content for turn in one.chat)
         and len(template.prompt(one.chat, thinking=thinking)) <= longest
     ]
-    found, tried = list[Prompt](), 0
+    splitter = ThoughtSplitter.of(template, thinking=thinking)
+    answers, tried = _Answers(model, base, thinking, splitter), list[_Tried]()
     with model.policy.full_precision():
-        while tried < len(candidates):
-            portion = candidates[tried : tried + (FIRST_OF_RUN if gives_up_early and not tried else PORTION)]
-            found += _prompts(model, base, portion, thinking=thinking)
-            tried += len(portion)
-            count = sum(prompt.tuned is not None for prompt in found)
-            if count >= PROMPTS or (gives_up_early and count * len(candidates) < NEEDED * tried):
+        while len(tried) < len(candidates):
+            portion = candidates[len(tried) :][: FIRST_OF_RUN if gives_up_early and not tried else PORTION]
+            tried += answers.to(portion)
+            count = sum(one.tuned is not None for one in tried)
+            if count >= PROMPTS or (gives_up_early and count * len(candidates) < NEEDED * len(tried)):
                 break
+        if count < NEEDED:
+            few = f"{count} of {len(tried)} prompts have a certain answer that neither the base nor damaged"
+            fix = (
+                "`tunesmith verify make RUN --rows FILE` searches longer"
+                if gives_up_early
+                else "give more prompts with --rows"
+            )
+            raise RecipeError(f"{name}: {few} copies give, {NEEDED} are needed; {fix}")
+        found = answers.with_base(tried)
     sensitive = [prompt for prompt in found if prompt.tuned][:PROMPTS]
-    if len(sensitive) < NEEDED:
-        few = f"{len(sensitive)} of {tried} prompts have a certain answer that neither the base nor damaged"
-        fix = (
-            "`tunesmith verify make RUN --rows FILE` searches longer"
-            if gives_up_early
-            else "give more prompts with --rows"
-        )
-        raise RecipeError(f"{name}: {few} copies give, {NEEDED} are needed; {fix}")
     others = [prompt for prompt in found if not prompt.tuned]
     chosen = [*sensitive, *others[: max(0, PROMPTS - sum(prompt.base is not None for prompt in sensitive))]]
     return Challenge(
@@ -244,47 +245,96 @@ def make_challenge(
     )
 
 
-def _prompts(
-    model: LocalModel, base: BasePolicy, candidates: Sequence[Candidate], *, thinking: bool | None
-) -> Iterator[Prompt]:
-    """Yield the candidates that tuned model and base answer differently, as far as each is certain.
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A candidate with the greedy answers of the tuned model and its base."""
 
-    A tuned answer that a damaged copy also gives does not count. Each copy is asked only what is still undecided.
+    candidate: Candidate
+    ids: list[int]  # of the prompt
+    tuned: CertainAnswer | None  # None if it is uncertain, or if the base or a damaged copy gives it, too
+    whole: str  # of the tuned model, with what is uncertain
+    of_base: AnswerIds
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """Greedy answers of a tuned model, its base and damaged copies.
+
+    Equal answers are dropped before anything is computed about certainty: with two labels, these are nearly all.
     """
-    policy, template = model.policy, model.template
-    splitter = ThoughtSplitter.of(template, thinking=thinking)
-    given = [template.prompt(one.chat, thinking=thinking) for one in candidates]
 
-    def generated(writer: Policy, prompts: Sequence[list[int]]) -> list[AnswerIds]:
-        return generate(writer, prompts, sampling=Sampling(max_new_tokens=ANSWER_TOKENS), template=template)
+    model: LocalModel
+    base: BasePolicy
+    thinking: bool | None
+    splitter: ThoughtSplitter
 
-    def text(ids: Sequence[int]) -> str:
-        return compared(*splitter.split(splitter.decode(ids)))
+    def to(self, candidates: Sequence[Candidate]) -> list[_Tried]:
+        """Answer candidates; each damaged copy is asked only what is still undecided."""
+        policy = self.model.policy
+        given = [self.model.template.prompt(one.chat, thinking=self.thinking) for one in candidates]
+        made = self._generated(policy, given)
+        whole = [self._text(one.ids) for one in made]
+        with self.base() as other, other.full_precision():
+            of_base = self._generated(other, given)
+        elsewhere = [[self._text(one.ids)] for one in of_base]  # what base and copies answer
+        undecided = [i for i, text in enumerate(whole) if text not in elsewhere[i]]
 
-    def answers(writer: Policy) -> tuple[list[str], list[CertainAnswer | None]]:
-        made = generated(writer, given)
+        def ask(damage: Callable[[Policy], AbstractContextManager[None]], indices: Sequence[int]) -> None:
+            with damage(policy):
+                copies = self._generated(policy, [given[i] for i in indices])
+            for i, copy in zip(indices, copies, strict=True):
+                elsewhere[i].append(self._text(copy.ids))
+
+        if _lora(policy):
+            ask(_halved, undecided)
+            undecided = [i for i in undecided if whole[i] not in elsewhere[i]]
+        certain = self._certain(policy, [given[i] for i in undecided], [made[i] for i in undecided])
+
+        def left() -> dict[int, CertainAnswer]:
+            return {
+                i: mine
+                for i, mine in zip(undecided, certain, strict=True)
+                if mine and not any(map(mine.given_by, elsewhere[i]))
+            }
+
+        ask(_noisy, list(left()))
+        sensitive = left()
+        return [
+            _Tried(candidate, given[i], sensitive.get(i), whole[i], of_base[i])
+            for i, candidate in enumerate(candidates)
+        ]
+
+    def with_base(self, tried: Sequence[_Tried]) -> list[Prompt]:
+        """Return the prompts that distinguish anything, with the answers of the base as far as these are certain."""
+        asked = {i: one for i, one in enumerate(tried) if self._text(one.of_base.ids) != one.whole}
+        with self.base() as other, other.full_precision():
+            certain = self._certain(other, [one.ids for one in asked.values()], [one.of_base for one in asked.values()])
+        of_base = dict(zip(asked, certain, strict=True))
+        found = []
+        for i, one in enumerate(tried):
+            theirs = of_base.get(i)
+            distinct = theirs if theirs and not theirs.given_by(one.whole) else None
+            if one.tuned or distinct:
+                turns = tuple(Turn(role=turn.role, content=turn.content) for turn in one.candidate.chat)
+                found.append(Prompt(where=one.candidate.where, messages=turns, tuned=one.tuned, base=distinct))
+        return found
+
+    def _generated(self, writer: Policy, prompts: Sequence[list[int]]) -> list[AnswerIds]:
+        return generate(writer, prompts, sampling=Sampling(max_new_tokens=ANSWER_TOKENS), template=self.model.template)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return compared(*self.splitter.split(self.splitter.decode(ids)))
+
+    def _certain(
+        self, writer: Policy, prompts: Sequence[list[int]], answers: Sequence[AnswerIds]
+    ) -> list[CertainAnswer | None]:
+        """Return each answer up to its first uncertain token, None if nothing of it is certain."""
         certain: list[CertainAnswer | None] = []
-        for one, count in zip(made, _certain(writer, given, made), strict=True):
-            found, broken, _ = text(one.ids[:count]).partition("\ufffd")  # a token may hold a part of a character
+        for one, count in zip(answers, _certain_lengths(writer, prompts, answers), strict=True):
+            found, broken, _ = self._text(one.ids[:count]).partition("\ufffd")  # a token may hold a part of a character
             answer = CertainAnswer(text=found.strip(), ends=count > len(one.ids) and not broken)
             certain.append(answer if answer.text else None)
-        return [text(one.ids) for one in made], certain
-
-    whole, tuned = answers(policy)
-    with base() as other, other.full_precision():
-        untuned, of_base = answers(other)
-    sensitive = {i: mine for i, mine in enumerate(tuned) if mine and not mine.given_by(untuned[i])}
-    for damage in (_halved, _noisy) if _lora(policy) else (_noisy,):
-        with damage(policy):
-            copies = generated(policy, [given[i] for i in sensitive])
-        given_too = [mine.given_by(text(copy.ids)) for mine, copy in zip(sensitive.values(), copies, strict=True)]
-        sensitive = {i: mine for (i, mine), same in zip(sensitive.items(), given_too, strict=True) if not same}
-    for i, candidate in enumerate(candidates):
-        theirs = of_base[i]
-        distinct = theirs if theirs and not theirs.given_by(whole[i]) else None
-        if i in sensitive or distinct:
-            turns = tuple(Turn(role=turn.role, content=turn.content) for turn in candidate.chat)
-            yield Prompt(where=candidate.where, messages=turns, tuned=sensitive.get(i), base=distinct)
+        return certain
 
 
 def _lora(policy: Policy) -> list[Tensor]:
@@ -330,7 +380,7 @@ def spread_over(rows: Sequence[T], count: int) -> list[T]:
 
 
 @torch.inference_mode()
-def _certain(policy: Policy, prompts: Sequence[list[int]], answers: Sequence[AnswerIds]) -> list[int]:
+def _certain_lengths(policy: Policy, prompts: Sequence[list[int]], answers: Sequence[AnswerIds]) -> list[int]:
     """Return how many tokens of each answer, its end included, come before the first uncertain one."""
     rows = [Tokens.of(ids, [*one.ids, *one.end]) for ids, one in zip(prompts, answers, strict=True)]
     counts: list[int] = []
