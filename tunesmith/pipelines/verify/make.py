@@ -218,7 +218,7 @@ def make_challenge(
     with model.policy.full_precision():
         while len(tried) < len(candidates):
             portion = candidates[len(tried) :][: FIRST_OF_RUN if gives_up_early and not tried else PORTION]
-            tried += answers.to(portion)
+            tried += answers.compare(portion)
             count = sum(one.tuned is not None for one in tried)
             if count >= PROMPTS or (gives_up_early and count * len(candidates) < NEEDED * len(tried)):
                 break
@@ -268,8 +268,8 @@ class _Answers:
     thinking: bool | None
     splitter: ThoughtSplitter
 
-    def to(self, candidates: Sequence[Candidate]) -> list[_Tried]:
-        """Answer candidates; each damaged copy is asked only what is still undecided."""
+    def compare(self, candidates: Sequence[Candidate]) -> list[_Tried]:
+        """Compare the answers of all models to candidates; a damaged copy answers only what is still undecided."""
         policy = self.model.policy
         given = [self.model.template.prompt(one.chat, thinking=self.thinking) for one in candidates]
         made = self._generated(policy, given)
