@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunesmith.models.attention import short_rows
+from tunesmith.models.attention import packed, short_rows
 from tunesmith.models.attention.flex import Segment
 from tunesmith.models.attention.packed import lay_out
 from tunesmith.models.attention.short_rows import short_attention
@@ -77,3 +79,32 @@ def test_what_a_query_must_not_attend_to_is_found_once_for_all_layers() -> None:
     assert branches.bias(causal=True, window=None) is bias
     assert branches.bias(causal=True, window=2) is not bias
     assert lay_out([Segment(3, -1, 0), Segment(3, -1, 0)]).levels[0].bias(causal=False, window=None) is None
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_long_rows_behind_a_prefix_have_the_outputs_and_gradients_of_a_mask(
+    prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths are padded to a multiple, and whole rows run causally; without both, a mask hides what comes later."""
+    sizes = [180, 190, 171]
+    segments = [Segment(prefix, -1, 0)] * bool(prefix)
+    segments += [Segment(size, len(segments) - 1, prefix) for size in sizes]
+    tokens = prefix + sum(sizes)
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, tokens, 8, requires_grad=True) for heads in (4, 2, 2)]
+    upstream = torch.randn(1, tokens, 4, 8)
+
+    def outputs(multiple: int, whole_from: float) -> list[Tensor]:
+        monkeypatch.setattr(packed, "MULTIPLE", multiple)
+        monkeypatch.setattr(packed, "WHOLE_FROM", whole_from)
+        layout = lay_out(segments)
+        level = layout.levels[-1]
+        assert (level.key_index is not None) == (bool(prefix) and whole_from < max(sizes))
+        assert level.queries.shape[1] == (192 if multiple == 16 else 190)
+        out, _ = packed.attend(torch.nn.Module(), *states, None, layout=layout, is_causal=True)
+        return [out, *torch.autograd.grad(out, states, upstream)]
+
+    expected = outputs(1, math.inf)
+    for multiple, whole_from in ((16, math.inf), (16, 100), (1, 100)):
+        for ours, right in zip(outputs(multiple, whole_from), expected, strict=True):
+            torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)

@@ -55,8 +55,8 @@ def test_an_unchanged_environment_is_the_same_and_the_run_is_not_changed(run: Pa
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     found = again(run)
     assert (found.outcome, found.first, found.environment) == ("same", "", {})
-    assert found.sentence == "same: 8 steps and 8 scores are equal to the last bit"
-    assert len(found.quantities) == 24
+    assert found.sentence == "same: 8 steps and 4 scores are equal to the last bit"
+    assert len(found.quantities) == 20
     assert all(one.then == one.now for one in found.quantities)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
@@ -208,7 +208,7 @@ def test_the_command_prints_the_outcome_and_exits_with_1_if_anything_changed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["replay", str(run), "--offline"]) == 0
-    assert capsys.readouterr().out.startswith("same: 8 steps and 8 scores ")
+    assert capsys.readouterr().out.startswith("same: 8 steps and 4 scores ")
     another_order(monkeypatch)
     assert main(["replay", str(run), "--offline"]) == 1
     assert capsys.readouterr().out.startswith("changed: the order of the rows in step 1\n")

@@ -146,7 +146,7 @@ def replay(run: Path, *, changes: Sequence[str] = (), on_event: EventHandler, of
         manifest = read_manifest(model)
         base = load_base(recipe.model, options=training_options(prepared.recipe, prepared.machine), offline=True)
         policy = load_over_base(base, model, manifest).policy
-        now = now.model_copy(update={"scores": scores_of(setup, policy)})
+        now = now.model_copy(update={"scores": scores_of(setup, policy, count=len(then.scores))})
     now = now.model_copy(update={"environment": environment_of(prepared.machine)})
     return _compared(run, then, now, seconds=time.perf_counter() - start)
 

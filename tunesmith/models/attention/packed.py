@@ -73,6 +73,12 @@ class RaggedAttention:
 
 # The name under which transformers finds `attend`.
 NAME = "tunesmith"
+# Segments for torch's flash kernel are padded to a multiple of this: in bfloat16 it takes up to twice as long with odd
+# lengths (bench/NOTES.md).
+MULTIPLE = 16
+# Behind a shared prefix, segments of so many tokens whose keys are at most this multiple run as whole rows: computing
+# the prefix's queries again takes less time than the scores that a mask hides and a causal flag skips.
+WHOLE_FROM, WHOLE_SHARE = 448, 1.3
 # Additions to attention scores that some families need and `attend` does not implement; they keep their own attention.
 UNSUPPORTED = ("s_aux", "position_bias")
 # Devices on which one FlexAttention call computes all levels, capped scores too. It has no backward pass on CPU.
@@ -85,8 +91,9 @@ NO_MASK = torch.zeros(1, 1, 1, 1)
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Segments of one depth; their `size` tokens are contiguous among the packed ones."""
+    """Segments of one depth; their `size` tokens are contiguous among the packed ones, from `start`."""
 
+    start: int
     size: int
     is_root: bool  # no segment comes before these: queries and keys are the same tokens
     queries: Tensor  # [S, T] int64 index among the level's own tokens; padding repeats a segment's first
@@ -94,6 +101,8 @@ class Level:
     keys: Tensor  # [S, K] int64 index into the N tokens
     query_positions: Tensor  # [S, T] int64
     key_positions: Tensor  # [S, K] int64, -1 on padding
+    # [size] int64 index of each token in the flattened [S * K] keys, if it is worth running whole rows.
+    key_index: Tensor | None = None
     # Added to the scores of short rows, by (causal, window): the same in all layers.
     biases: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict, init=False)
 
@@ -109,6 +118,7 @@ class Level:
         return replace(
             self,
             is_root=False,
+            key_index=None,
             keys=torch.cat([index, self.keys + virtual], dim=1),
             query_positions=self.query_positions + virtual,
             key_positions=torch.cat([index, shifted], dim=1),
@@ -141,16 +151,24 @@ class Level:
     def attend(
         self, states: Sequence[Tensor], *, causal: bool, window: int | None, scale: float | None, dropout: float
     ) -> Tensor:
-        """Compute attention of the level's own queries [size, H, W] to keys and values [N, G, W]. Returns [size, H, W].
+        """Compute attention [size, H, W] of the level's tokens.
 
         Args:
-            states: the queries, all keys and all values.
+            states: queries [N, H, W], keys and values [N, G, W] of all tokens.
             causal: tokens attend to no later one.
             window: tokens attend to fewer positions than this back.
             scale: factor of the scores; None for W ** -0.5.
             dropout: probability that a weight is dropped.
         """
-        own, keys, values = states
+        queries, keys, values = states
+        grouped = queries.shape[1] != keys.shape[1]
+        if self.key_index is not None and causal and window is None:
+            query, key, value = (_gather(state, self.keys, whole=False) for state in states)
+            out = F.scaled_dot_product_attention(
+                query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
+            )
+            return out.transpose(1, 2).flatten(0, 1).index_select(0, self.key_index)
+        own = queries[self.start : self.start + self.size]
         whole = self.is_root and self.even
         gathered = (
             _gather(own, self.queries, whole=self.even),
@@ -169,7 +187,7 @@ class Level:
                 dropout_p=dropout,
                 is_causal=causal and visible is None,
                 scale=scale,
-                enable_gqa=own.shape[1] != keys.shape[1],
+                enable_gqa=grouped,
             )
         flat = out.transpose(1, 2).reshape(-1, *own.shape[1:])
         return flat if self.even else flat.index_select(0, self.flat_index)
@@ -245,15 +263,10 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
         return flex_attend((query, key, value), mask, scale=scale, cap=cap), None
     if cap is not None:
         raise ValueError("packed attention does not support softcap")
-    queries, keys, values = (state[0].transpose(0, 1) for state in (query, key, value))
+    options = {"causal": causal, "window": window, "scale": scale, "dropout": kwargs.get("dropout", 0.0)}
+    packed = [state[0].transpose(0, 1) for state in (query, key, value)]
     # Levels are packed one after another, so the outputs of all levels, concatenated, are in the order of the tokens.
-    start = 0
-    outputs = []
-    options = {"scale": scale, "dropout": kwargs.get("dropout", 0.0)}
-    for level in layout.levels:
-        own = queries[start : start + level.size]
-        outputs.append(level.attend((own, keys, values), causal=causal, window=window, **options))
-        start += level.size
+    outputs = [level.attend(packed, **options) for level in layout.levels]
     return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None], None
 
 
@@ -313,19 +326,29 @@ def _level(members: Sequence[int], layout: Layout) -> Level:
     """Return the level of these segments, which are packed next to each other in this order."""
     starts = layout.starts[members][:, None]
     sizes, positions = np.array([(layout.segments[i].size, layout.segments[i].position) for i in members]).T[..., None]
-    step = np.arange(sizes.max())
+    longest, width = int(sizes.max()), max(layout.paths[i].shape[1] for i in members)
+    is_root = width == longest
+    if longest * width > MAX_CAUSAL_SCORES:
+        longest, width = (-(-length // MULTIPLE) * MULTIPLE for length in (longest, width))
+    step = np.arange(longest)
     inside = step < sizes  # [S, T]
     offset = np.where(inside, step, 0)
-    keys = np.zeros((2, len(members), max(layout.paths[i].shape[1] for i in members)), dtype=np.int64)
+    keys = np.zeros((2, len(members), width), dtype=np.int64)
     keys[1] = -1
     for row, i in enumerate(members):
         keys[:, row, : layout.paths[i].shape[1]] = layout.paths[i]
     indices = (starts - starts[0] + offset, np.flatnonzero(inside), keys[0], positions + offset, keys[1])
-    return Level(
+    level = Level(
+        int(starts[0, 0]),
         int(sizes.sum()),
-        keys.shape[2] == len(step),
+        is_root,
         *(torch.from_numpy(index).to(layout.device) for index in indices),
     )
+    if is_root or longest < WHOLE_FROM or width > WHOLE_SHARE * longest:
+        return level
+    ends = np.array([layout.paths[i].shape[1] for i in members])[:, None]
+    places = np.arange(len(members))[:, None] * width + ends - sizes + step  # [S, T] among the keys
+    return replace(level, key_index=torch.from_numpy(places[inside]).to(layout.device))
 
 
 def run(

@@ -38,6 +38,8 @@ from tunesmith.training.train import TOKENS_AT_ONCE_KEY, Recompute, RunLog, Trai
 
 FILE = "golden.json"
 ROWS, STEPS = 16, 8
+# Rows that the tuned model scores, one by one: each is a sum over many tokens, so few show whether anything changed.
+SCORES = 4
 # Steps of an objective that samples completions, which takes most of its time.
 SAMPLED_STEPS = 2
 LIBRARIES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
@@ -75,7 +77,9 @@ class GoldenMinute(BaseModel):
     sources: list[str]  # digests of the files of rows
     rows: list[GoldenRow]
     steps: list[GoldenStep]
-    scores: list[float]  # summed loss of the tuned model on each micro-batch of step 1; empty if it needs rollouts
+    scores: list[
+        float
+    ]  # summed loss of the tuned model on each of the first rows of step 1; empty if it needs rollouts
 
 
 def environment_of(machine: ChosenMachine) -> dict[str, str]:
@@ -206,14 +210,15 @@ def _steps(prepared: TrainingContext) -> int:
 
 
 @torch.no_grad()
-def scores_of(setup: TrainingSetup, policy: Policy) -> list[float]:
-    """Return the summed loss of a tuned model on each row of the first step.
+def scores_of(setup: TrainingSetup, policy: Policy, *, count: int = SCORES) -> list[float]:
+    """Return the summed loss of a tuned model on each of the first rows of the first step.
 
     Rows are scored alone: memory that held smaller micro-batches in training may not hold those of the first step.
 
     Args:
         setup: the training of the run.
         policy: the tuned model.
+        count: how many rows.
 
     Returns:
         One value per row; none for an objective that scores completions of the model in training.
@@ -225,7 +230,7 @@ def scores_of(setup: TrainingSetup, policy: Policy) -> list[float]:
     policy.train(False)
     rows = batches_of(setup.prepared)
     rows.at_once(1)
-    window = rows.window(0)
+    window = rows.window(0)[:count]
     batches = [learner.prepare(batch.to(policy.device), policy) for batch in window]
     batches = learner.with_sums(batches, learner.step_sums(batches, policy))
     return [float(learner.loss(batch, policy).total) for batch in batches]
