@@ -76,8 +76,8 @@ NAME = "tunesmith"
 # Segments for torch's flash kernel are padded to a multiple of this: in bfloat16 it takes up to twice as long with odd
 # lengths (bench/NOTES.md).
 MULTIPLE = 16
-# Behind a shared prefix, segments of so many tokens whose keys are at most this multiple run as whole rows: computing
-# the prefix's queries again takes less time than the scores that a mask hides and a causal flag skips.
+# Behind a shared prefix, segments of at least this length run as whole rows if they have at most this multiple of keys:
+# computing the prefix's queries again takes less time than the scores that a mask hides and a causal flag skips.
 WHOLE_FROM, WHOLE_SHARE = 448, 1.3
 # Additions to attention scores that some families need and `attend` does not implement; they keep their own attention.
 UNSUPPORTED = ("s_aux", "position_bias")
@@ -101,7 +101,7 @@ class Level:
     keys: Tensor  # [S, K] int64 index into the N tokens
     query_positions: Tensor  # [S, T] int64
     key_positions: Tensor  # [S, K] int64, -1 on padding
-    # [size] int64 index of each token in the flattened [S * K] keys, if it is worth running whole rows.
+    # [size] int64 index of each token in the flattened [S * K] keys, if whole rows are faster.
     key_index: Tensor | None = None
     # Added to the scores of short rows, by (causal, window): the same in all layers.
     biases: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict, init=False)

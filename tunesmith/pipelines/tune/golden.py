@@ -38,7 +38,7 @@ from tunesmith.training.train import TOKENS_AT_ONCE_KEY, Recompute, RunLog, Trai
 
 FILE = "golden.json"
 ROWS, STEPS = 16, 8
-# Rows that the tuned model scores, one by one: each is a sum over many tokens, so few show whether anything changed.
+# Rows that the tuned model scores, one by one. Each score is a sum over many tokens, so that four show a change.
 SCORES = 4
 # Steps of an objective that samples completions, which takes most of its time.
 SAMPLED_STEPS = 2
