@@ -77,9 +77,7 @@ class GoldenMinute(BaseModel):
     sources: list[str]  # digests of the files of rows
     rows: list[GoldenRow]
     steps: list[GoldenStep]
-    scores: list[
-        float
-    ]  # summed loss of the tuned model on each of the first rows of step 1; empty if it needs rollouts
+    scores: list[float]  # summed loss of the tuned model on each of SCORES rows of step 1; empty if it needs rollouts
 
 
 def environment_of(machine: ChosenMachine) -> dict[str, str]:
