@@ -328,7 +328,7 @@ def _level(members: Sequence[int], layout: Layout) -> Level:
     sizes, positions = np.array([(layout.segments[i].size, layout.segments[i].position) for i in members]).T[..., None]
     longest, width = int(sizes.max()), max(layout.paths[i].shape[1] for i in members)
     is_root = width == longest
-    if longest * width > MAX_CAUSAL_SCORES:
+    if longest * width > (MAX_CAUSAL_SCORES if is_root else MAX_SCORES):
         longest, width = (-(-length // MULTIPLE) * MULTIPLE for length in (longest, width))
     step = np.arange(longest)
     inside = step < sizes  # [S, T]
