@@ -74,9 +74,11 @@ def export_run(run: Path, *, dtype: str = "f16") -> Path:
     return out
 
 
-def engine_over(sources: Mapping[str, Sequence[Path]], *, limits: Limits | None = None) -> tuple[Engine, list[str]]:
+def engine_over(
+    sources: Mapping[str, Sequence[Path]], *, limits: Limits | None = None, dtype: str = "auto"
+) -> tuple[Engine, list[str]]:
     """An engine with every name loaded, and the list that bugs are told to."""
-    shelf = ModelRegistry(sources, offline=True)
+    shelf = ModelRegistry(sources, dtype=dtype, offline=True)
     for name in sources:
         shelf.load(name)
     bugs: list[str] = []

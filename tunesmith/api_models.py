@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 
 @python_words
-def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> LocalModel:
+def load(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    offline: bool = False,
+) -> LocalModel:
     """Load the tuned model of a run.
 
     >>> import tunesmith
@@ -38,6 +44,7 @@ def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> Loc
     Args:
         run: a run folder, the `model/` folder in it, the Hub id of a pushed run, or the URL of a run folder.
         device: `auto`, `cpu`, `cuda` or a device such as `cuda:1`.
+        dtype: precision of weights and answers; auto: float32 on a CPU, bfloat16 on GPUs that have it.
         offline: do not access the network.
 
     Returns:
@@ -48,7 +55,7 @@ def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> Loc
     """
     from tunesmith.inference.saved_model import load as load_model
 
-    return load_model(run, device=device, threads=None, offline=offline)
+    return load_model(run, device=device, dtype=dtype, threads=None, offline=offline)
 
 
 @python_words
@@ -395,6 +402,7 @@ def serve(
     runs: str | Path | Sequence[str | Path],
     *,
     engine: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     split: str | Sequence[str] = (),
     rows: int | None = None,
     max_queue: int = 256,
@@ -426,6 +434,7 @@ def serve(
         runs: run folder or .gguf file, `NAME=` and one of these, or several.
         engine: torch, llamacpp, vllm or sglang (with options of it), or the address of a running one; default:
             llamacpp for .gguf files, torch otherwise.
+        dtype: precision of the weights and answers of torch; auto: float32 on a CPU, bfloat16 on GPUs that have it.
         split: model name that splits requests by weight: `NAME=RUN:0.9,RUN:0.1`.
         rows: concurrent requests; default 32, llamacpp 8.
         max_queue: maximum queued requests.
@@ -458,6 +467,7 @@ def serve(
     args = Namespace(
         runs=[str(run) for run in given],
         engine=engine,
+        dtype=dtype,
         split=words(split),
         rows=rows,
         max_queue=max_queue,

@@ -21,27 +21,7 @@ def questions(count: int, skip: int = 0) -> list[str]:
     return [f"{INSTRUCTION}\n\n{row['document'][:CHARACTERS]}" for row in rows[skip : skip + count]]
 
 
-def half_base(keep: Path) -> Path:
-    """The shipped decoder with weights in bfloat16: as many bits per weight as GGUF f16."""
-    import shutil
-
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from tunesmith.models.loading.bundled_models import fetch
-
-    out = keep / "half"
-    if not out.exists():
-        shutil.copytree(fetch(BASE), out)
-        for path in out.glob("*.safetensors"):
-            save_file({name: value.to(torch.bfloat16) for name, value in load_file(path).items()}, path)
-        config = json.loads((out / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
-        config.pop("torch_dtype", None)
-        (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return out
-
-
-def make_run(out: Path, *, seed: int, labels: bool = False, base_model: str = BASE) -> Path:
+def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
     """A run over a base whose adapter is small noise."""
     import torch
 
@@ -57,7 +37,7 @@ def make_run(out: Path, *, seed: int, labels: bool = False, base_model: str = BA
 
     if (out / "model").exists():
         return out
-    base, technique = load_base(base_model, options=AS_THEY_ARE), Lora(rank=16)
+    base, technique = load_base(BASE, options=AS_THEY_ARE), Lora(rank=16)
     objective: Any = Instruct(max_new_tokens=TOKENS, instruction=INSTRUCTION)
     if labels:
         objective = Classify(labels=("negative", "positive"), output="words", instruction=MOOD)
@@ -68,7 +48,7 @@ def make_run(out: Path, *, seed: int, labels: bool = False, base_model: str = BA
             value.add_(torch.randn(value.shape, generator=chance), alpha=1e-3)
     template = Template(base.tokenizer)
     about = ModelManifest(
-        base=base_model,
+        base=BASE,
         fingerprint=base.fingerprint,
         family=base.family,
         objective=objective,

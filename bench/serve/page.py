@@ -14,7 +14,7 @@ from bench.serve.made import CHARACTERS, GUESS, LABELLED, MOOD, ROOT, SECOND_OF,
 
 NAMES = {
     "ours": "`tunesmith serve`, one LoRA",
-    "half": "`tunesmith serve`, one LoRA over a base in bfloat16",
+    "half": "`tunesmith serve --dtype bfloat16`, one LoRA",
     "mixed": "`tunesmith serve`, 8 LoRA in one batch",
     "transformers": "`transformers serve`, merged",
     "batching": "`transformers serve --continuous-batching`, merged",

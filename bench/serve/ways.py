@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.serve.clients import free_port, race, started
-from bench.serve.made import GUESS, LABELLED, MOOD, ROOT, TOKENS, half_base, make_run, merged_run, questions
+from bench.serve.made import GUESS, LABELLED, MOOD, ROOT, TOKENS, make_run, merged_run, questions
 
 
 def ours(keep: Path, *, runs: int = 1) -> dict[str, Any]:
@@ -19,8 +19,8 @@ def ours(keep: Path, *, runs: int = 1) -> dict[str, Any]:
 
 
 def half(keep: Path) -> dict[str, Any]:
-    """Over a base in bfloat16, so with as many bits per weight as llama.cpp in f16."""
-    return served(["run-half"], [make_run(keep / "run-half", seed=0, base_model=str(half_base(keep)))])
+    """In bfloat16, so with as many bits per weight as llama.cpp in f16."""
+    return served(["run0"], [make_run(keep / "run0", seed=0)], "--dtype", "bfloat16")
 
 
 def gguf(keep: Path) -> dict[str, Any]:

@@ -111,6 +111,23 @@ def test_a_batch_of_six_techniques_and_the_base_answers_each_as_if_it_were_alone
     assert len({pieces[-1].text for pieces in said.values()}) > 4  # they do not all say the same
 
 
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_in_bfloat16_the_base_takes_half_the_memory_and_labels_are_nearly_the_same(name: str, tmp_path: Path):
+    save_run(tmp_path / name, TECHNIQUES[name], LABELS)
+    engine, bugs = engine_over({name: [tmp_path / name]}, dtype="bfloat16")
+    try:
+        shared = engine.registry.get(name).shared_base.base.network
+        assert {value.dtype for value in shared.parameters()} == {torch.bfloat16}
+        found = engine.whole(name, "labels", list(QUESTIONS)).result(60)
+        answer = Answer(engine, asked(name, QUESTIONS[1])).pieces()[-1]
+    finally:
+        engine.close(10)
+    assert (bugs, answer.why) == ([], "")
+    for one, exact in zip(found, load(tmp_path / name).classify(QUESTIONS), strict=True):
+        assert one.probabilities == pytest.approx(exact.probabilities, abs=0.05)
+        assert one.probabilities != exact.probabilities
+
+
 def test_a_row_draws_the_same_by_chance_alone_and_among_others(one: Path, over):
     engine = over({"one": [one]})
     warm = Sampling(max_new_tokens=10, temperature=1.5, top_p=0.9, seed=7)

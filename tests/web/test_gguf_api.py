@@ -262,8 +262,9 @@ def test_the_finest_export_of_a_run_is_taken_and_a_run_without_one_says_how_to_m
 class Args:
     """What the command line said."""
 
-    def __init__(self, engine: str | None) -> None:
+    def __init__(self, engine: str | None, dtype: str = "auto") -> None:
         self.engine = engine
+        self.dtype = dtype
 
 
 @pytest.mark.parametrize(
@@ -295,6 +296,11 @@ def test_torch_reads_no_gguf_file_here_and_llama_cpp_has_no_versions():
         _kind(Args("torch"), sources_of(["a.gguf"]))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="only --engine torch serves several versions"):
         _kind(Args(None), sources_of(["a=b.gguf", "a=c.gguf"]))  # type: ignore[arg-type]
+
+
+def test_llama_cpp_has_the_numbers_of_its_file():
+    with pytest.raises(UsageError, match="--dtype bfloat16: only torch takes it, and these models are served by llama"):
+        _kind(Args(None, "bfloat16"), sources_of(["a.gguf"]))  # type: ignore[arg-type]
 
 
 def test_an_export_is_called_as_its_run(tmp_path: Path):

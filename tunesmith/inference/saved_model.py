@@ -78,7 +78,9 @@ def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:
         GenerationConfig(eos_token_id=ends).save_pretrained(folder)
 
 
-def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> LocalModel:
+def load(
+    run: str | Path, *, device: str = "auto", dtype: str = "auto", threads: int | None = 0, offline: bool = False
+) -> LocalModel:
     """Load the tuned model of a run.
 
     Example: `load("runs/reviews").classify("great phone")`.
@@ -86,6 +88,7 @@ def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offl
     Args:
         run: run folder, model folder, Hub id of a pushed run, or URL of a run folder.
         device: auto, cpu or cuda.
+        dtype: auto, float32 or bfloat16, as in `frozen_dtype`.
         threads: CPU threads; 0 for all cores, None to leave the setting of torch unchanged.
         offline: do not download the base model.
 
@@ -95,22 +98,30 @@ def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offl
     """
     folder = find_model(run, offline=offline)
     about = read_manifest(folder)
-    return load_over_base(read_base(about, device=device, threads=threads, offline=offline), folder, about)
+    return load_over_base(read_base(about, device=device, dtype=dtype, threads=threads, offline=offline), folder, about)
 
 
-def read_base(manifest: ModelManifest, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> Base:
-    """Load the base of a model folder, with the dtype and quantization of its technique.
+def read_base(
+    manifest: ModelManifest,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = 0,
+    offline: bool = False,
+) -> Base:
+    """Load the base of a model folder, with the quantization of its technique.
 
     Args:
         manifest: the manifest.
         device: auto, cpu or cuda.
+        dtype: auto, float32 or bfloat16, as in `frozen_dtype`.
         threads: CPU threads, as in `load`.
         offline: do not download the base model.
 
     Raises:
         ModelError: the base cannot be loaded.
     """
-    options = LoadOptions("auto", configure_device(device, threads=threads), manifest.technique.load_options().quantize)
+    options = LoadOptions(dtype, configure_device(device, threads=threads), manifest.technique.load_options().quantize)
     try:
         return load_base(manifest.base, options=options, offline=offline)
     except ModelError as error:

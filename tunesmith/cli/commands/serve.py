@@ -44,6 +44,11 @@ def add(commands: Commands) -> None:
     text = "run folder, base model (alias, Hub id or folder) or .gguf file, or NAME= and one of these"
     parser.add_argument("runs", metavar="RUN", nargs="+", help=text)
     add_engine(parser, "torch", "llamacpp", default="llamacpp for .gguf files, torch otherwise")
+    text = (
+        "precision of the weights and answers of torch: bfloat16 takes half the memory and can be faster, but some "
+        "answers differ from the scored ones (default: float32 on a CPU, bfloat16 on GPUs that have it)"
+    )
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
     text = "model name that splits requests by weight: NAME=RUN:0.9,RUN:0.1; may be repeated"
     parser.add_argument("--split", action="append", default=[], metavar="NAME=SHARES", help=text)
     text = "concurrent requests (default: 32; llamacpp 8, because it reserves memory for each)"
@@ -145,7 +150,7 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
         token = stored_token(address, args.token_file, option="--token-file")
         args.admin_token_file = args.admin_token_file or cache_dir() / "admin.token"
         policy = replace(POLICY, admin_token=read_token(args.admin_token_file, option="--admin-token-file"))
-        engine = _started(kind, sources, limits, offline=args.offline)
+        engine = _started(kind, sources, limits, dtype=args.dtype, offline=args.offline)
         thumbs = Thumbs(ratings_file)
         try:
             _check_thinking(engine, args.thinking)
@@ -284,11 +289,11 @@ def _check_thinking(engine: AnsweringEngine, thinking: bool | None) -> None:
     raise UsageError(f"--thinking: none of the served models can think; {fix}")
 
 
-def _torch(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
+def _torch(sources: Sources, limits: Limits, *, dtype: str, offline: bool) -> AnsweringEngine:
     from tunesmith.inference.serving.engine import Engine
     from tunesmith.inference.serving.registry import ModelRegistry
 
-    registry = ModelRegistry(sources, offline=offline)
+    registry = ModelRegistry(sources, dtype=dtype, offline=offline)
     for name in sources:
         log(f"loading {name}")
         registry.load(name)
@@ -319,9 +324,9 @@ def _program(engine: str, sources: Sources, limits: Limits, *, offline: bool) ->
         raise
 
 
-def _started(engine: str, sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
+def _started(engine: str, sources: Sources, limits: Limits, *, dtype: str, offline: bool) -> AnsweringEngine:
     if engine == "torch":
-        return _torch(sources, limits, offline=offline)
+        return _torch(sources, limits, dtype=dtype, offline=offline)
     if engine == "llamacpp":
         return _llamacpp(sources, limits, offline=offline)
     return _program(engine, sources, limits, offline=offline)
@@ -336,6 +341,8 @@ def _kind(args: argparse.Namespace, sources: Sources) -> str:
     bases = [path for versions in sources.values() for path in versions if not _is_gguf(path) and not _is_run(path)]
     if kind == "llamacpp" and bases:
         raise UsageError(f"{bases[0]}: neither a run nor a .gguf file, which llama.cpp serves; omit --engine {kind}")
+    if kind != "torch" and args.dtype != "auto":
+        raise UsageError(f"--dtype {args.dtype}: only torch takes it, and these models are served by {kind}; omit it")
     repeated = [name for name, versions in sources.items() if len(versions) > 1]
     if kind != "torch" and repeated:
         raise UsageError(f"{repeated[0]}: only --engine torch serves several versions; use different names")

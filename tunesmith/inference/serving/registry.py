@@ -111,11 +111,25 @@ class ModelRegistry:
     """The served models: names, their registered folders (oldest first), and the version in use.
 
     Thread-safe. Only registered folders are read: a request contains a name, never a path.
+
+    Args:
+        sources: folders of each name, oldest first.
+        device: auto, cpu or cuda.
+        dtype: auto, float32 or bfloat16, in which weights are kept and answers computed.
+        offline: do not download base models.
     """
 
-    def __init__(self, sources: Mapping[str, Sequence[Path]], *, device: str = "auto", offline: bool = False) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Sequence[Path]],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        offline: bool = False,
+    ) -> None:
         self.sources = {name: tuple(folders) for name, folders in sources.items()}
         self._device = device
+        self._dtype = dtype
         self._offline = offline
         self._numbers = itertools.count(1)
         self._lock = RLock()
@@ -181,7 +195,7 @@ class ModelRegistry:
         about = read_manifest(folder)
         if isinstance(about.technique, Full):
             # Full tuning changes all weights, so nothing is shared and the base is not needed.
-            base = read_base(about, device=self._device, offline=self._offline)
+            base = read_base(about, device=self._device, dtype=self._dtype, offline=self._offline)
             model = load_over_base(base, folder, about)
             ground = SharedBase.of(replace(base, network=model.policy.network))
         else:
@@ -194,7 +208,7 @@ class ModelRegistry:
 
     def _read_base(self, name: str, source: ModelSource, version: int) -> ServedModel:
         """Load a base model, or take the loaded one that runs share, as a model for chats."""
-        options = LoadOptions("auto", configure_device(self._device), source.quantize)
+        options = LoadOptions(self._dtype, configure_device(self._device), source.quantize)
         base = load_base(source.name, options=options, offline=self._offline)
         if base.family != "decoder":
             raise ModelError(f"{name}: an encoder without a tuned head cannot answer; serve a decoder or a run")
@@ -228,7 +242,7 @@ class ModelRegistry:
         """Return the loaded base of a run; load it if necessary."""
         key = (manifest.fingerprint, manifest.technique.load_options().quantize)
         if key not in self._grounds:
-            base = read_base(manifest, device=self._device, offline=self._offline)
+            base = read_base(manifest, device=self._device, dtype=self._dtype, offline=self._offline)
             base.network.requires_grad_(False)
             thin.install(base.network)  # as in each run over it, so that shared layers are computed once for all
             self._grounds = {
