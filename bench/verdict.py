@@ -223,7 +223,7 @@ Both sides have the same rows, instruction, rank, rows a step, epochs, peak lear
 the model in a local folder, and score all held-out rows. Theirs, `bench/peers/proven.py`, is what a careful user would
 write: SFTTrainer with the settings that are fastest here, and an evaluation in the precision of training that scores
 all labels of a row in one pass. It validates once, without early stopping, and has one prompt for the base. Tunesmith
-checks the model and the rows, tries four prompts, validates 3 to 6 times, keeps the best checkpoint, calibrates, and
+checks the model and the rows, tries four prompts, validates 3 to 7 times, keeps the best checkpoint, calibrates, and
 writes a report. General loss is tuned minus base, nats per token. *Without general ability* leaves its seconds out on
 both sides; *without the base* is for a user who wrote down the base's scores of an earlier run."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tunesmith as ts
 from tests.glance import only_a_glance
@@ -22,6 +23,7 @@ from tunesmith.api import Listing, as_parameters
 from tunesmith.cli.main import parser
 from tunesmith.display import Display, Displayed
 from tunesmith.events import Note, StepFinished
+from tunesmith.inference.serving import registry
 from tunesmith.notebook import NotebookProgress
 from tunesmith.techniques import Lora
 
@@ -362,6 +364,22 @@ def test_a_server_answers_in_the_background_until_it_is_closed(writer: Path, tmp
         assert [model["id"] for model in models["data"]] == ["replies", "llama"]
         assert served.url in served._repr_html_()
     assert repr(served) == "Served(replies): closed"
+
+
+def test_a_dtype_is_that_of_a_loaded_run_and_of_a_served_one(writer: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    read = registry.read_base
+
+    def noting(*given: Any, dtype: str, **more: Any) -> Any:
+        asked.append(dtype)
+        return read(*given, dtype=dtype, **more)
+
+    monkeypatch.setattr(registry, "read_base", noting)
+    with ts.serve(writer, port=0, offline=True, dtype="bfloat16"):
+        assert asked == ["bfloat16"]
+    assert ts.load(writer, dtype="bfloat16", offline=True).policy.network.dtype == torch.bfloat16
+    with pytest.raises(ts.TunesmithError, match="dtype: 'float8' is not one of float32, bfloat16; use one of them"):
+        ts.load(writer, dtype="float8", offline=True)  # type: ignore[arg-type]
 
 
 def test_a_feedback_page_counts_votes_and_writes_them_as_rows(writer: Path, tmp_path: Path):

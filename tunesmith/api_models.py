@@ -44,7 +44,7 @@ def load(
     Args:
         run: a run folder, the `model/` folder in it, the Hub id of a pushed run, or the URL of a run folder.
         device: `auto`, `cpu`, `cuda` or a device such as `cuda:1`.
-        dtype: precision of weights and answers; auto: float32 on a CPU, bfloat16 on GPUs that have it.
+        dtype: precision of weights and computation; auto: float32 on a CPU, bfloat16 on GPUs that have it.
         offline: do not access the network.
 
     Returns:
@@ -434,7 +434,8 @@ def serve(
         runs: run folder or .gguf file, `NAME=` and one of these, or several.
         engine: torch, llamacpp, vllm or sglang (with options of it), or the address of a running one; default:
             llamacpp for .gguf files, torch otherwise.
-        dtype: precision of the weights and answers of torch; auto: float32 on a CPU, bfloat16 on GPUs that have it.
+        dtype: precision of weights and computation with the torch engine; auto: float32 on a CPU, bfloat16 on GPUs
+            that have it.
         split: model name that splits requests by weight: `NAME=RUN:0.9,RUN:0.1`.
         rows: concurrent requests; default 32, llamacpp 8.
         max_queue: maximum queued requests.

@@ -22,7 +22,7 @@ def questions(count: int, skip: int = 0) -> list[str]:
 
 
 def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
-    """A run over a base whose adapter is small noise."""
+    """A run whose adapter is small noise."""
     import torch
 
     from tunesmith.data.tokenization.chat_template import Template
@@ -31,13 +31,12 @@ def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
     from tunesmith.inference.saved_model import save_model
     from tunesmith.models.loading.checkpoint import write_folder
     from tunesmith.models.loading.load import load_base
-    from tunesmith.models.loading.locate import AS_THEY_ARE
     from tunesmith.objectives import Classify, Instruct
     from tunesmith.techniques import Lora
 
     if (out / "model").exists():
         return out
-    base, technique = load_base(BASE, options=AS_THEY_ARE), Lora(rank=16)
+    base, technique = load_base(BASE), Lora(rank=16)
     objective: Any = Instruct(max_new_tokens=TOKENS, instruction=INSTRUCTION)
     if labels:
         objective = Classify(labels=("negative", "positive"), output="words", instruction=MOOD)

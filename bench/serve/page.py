@@ -79,8 +79,9 @@ def verdict(found: dict[str, dict[str, Any]], plain_rate: float) -> list[str]:
     told = [f"Best at {clients} clients: {NAMES[way]}." for clients, way in best.items()]
     if {"half", "gguf", "llamacpp"} <= found.keys():
         told += [
-            f"16 bits per weight, {clients} clients: `tunesmith serve` {of_llamacpp(found, 'half', clients):.2f} times "
-            f"llama.cpp's server, by its library {of_llamacpp(found, 'gguf', clients):.2f} times."
+            f"With 16 bits per weight and {clients} client{'s' * (clients != '1')}, `tunesmith serve` gives "
+            f"{of_llamacpp(found, 'half', clients):.2f} times the answers/s of llama.cpp's server in bfloat16, "
+            f"and {of_llamacpp(found, 'gguf', clients):.2f} times with the GGUF."
             for clients in SECOND_OF
         ]
     times = found["ours"]["32"]["answers"] / plain_rate

@@ -128,6 +128,15 @@ def test_in_bfloat16_the_base_takes_half_the_memory_and_labels_are_nearly_the_sa
         assert one.probabilities != exact.probabilities
 
 
+def test_a_base_and_a_run_of_its_own_weights_take_the_dtype_too(tmp_path: Path):
+    save_run(tmp_path / "whole", Full())
+    engine, _ = engine_over({"llama": [bases.folder("llama")], "whole": [tmp_path / "whole"]}, dtype="bfloat16")
+    engine.close(10)
+    for name in ("llama", "whole"):
+        network = engine.registry.get(name).model.policy.network
+        assert {value.dtype for value in network.parameters()} == {torch.bfloat16}
+
+
 def test_a_row_draws_the_same_by_chance_alone_and_among_others(one: Path, over):
     engine = over({"one": [one]})
     warm = Sampling(max_new_tokens=10, temperature=1.5, top_p=0.9, seed=7)

@@ -46,7 +46,7 @@ def seen_by_levels(layout: Layout, **kind: Any) -> Tensor:
     """[N, K] bool, from the masks that SDPA gets."""
     rows = []
     total = layout.virtual + sum(segment.size for segment in layout.segments)
-    for level in layout.levels:
+    for level in layout.causal_levels if kind["causal"] else layout.levels:
         mask = level.mask(**kind)
         shape = (len(level.keys), 1, level.queries.shape[1], level.keys.shape[1])
         if mask is None:
@@ -260,14 +260,14 @@ def test_a_layout_on_the_cpu_makes_no_mask_of_blocks():
     batch = pack(shared_rows()).to("cpu")
     policy("llama").states(batch)
     assert "mask" not in vars(batch.layout)
-    assert "levels" in vars(batch.layout)
+    assert "causal_levels" in vars(batch.layout)
 
 
 def test_a_layout_for_a_fused_device_carries_its_mask_and_no_levels(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packed, "FUSED", {"meta"})
     layout = pack(shared_rows()).to("meta").layout
     assert layout.mask.keys.device.type == "meta"
-    assert "levels" not in vars(layout)
+    assert not {"levels", "causal_levels"} & {*vars(layout)}
 
 
 def test_one_compiled_kernel_serves_any_number_of_tokens_and_any_window():

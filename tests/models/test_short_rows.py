@@ -81,9 +81,10 @@ def test_what_a_query_must_not_attend_to_is_found_once_for_all_layers() -> None:
     assert lay_out([Segment(3, -1, 0), Segment(3, -1, 0)]).levels[0].bias(causal=False, window=None) is None
 
 
+@pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_long_rows_behind_a_prefix_have_the_outputs_and_gradients_of_a_mask(
-    prefix: int, monkeypatch: pytest.MonkeyPatch
+    prefix: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lengths are padded to a multiple, and whole rows run causally; without both, a mask hides what comes later."""
     sizes = [260, 270, 251]
@@ -98,13 +99,22 @@ def test_long_rows_behind_a_prefix_have_the_outputs_and_gradients_of_a_mask(
         monkeypatch.setattr(packed, "MULTIPLE", multiple)
         monkeypatch.setattr(packed, "WHOLE_FROM", whole_from)
         layout = lay_out(segments)
-        level = layout.levels[-1]
+        level = layout.causal_levels[-1]
         assert (level.key_index is not None) == (bool(prefix) and whole_from < max(sizes))
         assert level.queries.shape[1] == (272 if multiple == 16 else 270)
-        out, _ = packed.attend(torch.nn.Module(), *states, None, layout=layout, is_causal=True)
+        options = {"is_causal": True, "sliding_window": window}
+        out, _ = packed.attend(torch.nn.Module(), *states, None, layout=layout, **options)
         return [out, *torch.autograd.grad(out, states, upstream)]
 
     expected = outputs(1, math.inf)
     for multiple, whole_from in ((16, math.inf), (16, 100), (1, 100)):
         for ours, right in zip(outputs(multiple, whole_from), expected, strict=True):
             torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_an_encoder_are_not_padded_to_a_multiple() -> None:
+    """A mask over the padding would take longer than odd lengths do, and rows of equal length have none."""
+    layout = lay_out([Segment(300, -1, 0)] * 2)
+    assert layout.levels[0].mask(causal=False, window=None) is None
+    assert layout.levels[0].queries.shape == (2, 300)
+    assert layout.causal_levels[0].queries.shape == (2, 304)

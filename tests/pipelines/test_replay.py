@@ -29,6 +29,7 @@ from tunesmith.events import ignore
 from tunesmith.models.loading import load
 from tunesmith.pipelines import replay as replay_module
 from tunesmith.pipelines.replay import Replay, replay
+from tunesmith.pipelines.tune import golden as golden_module
 from tunesmith.pipelines.tune.golden import GoldenMinute, GoldenStep
 from tunesmith.training import batches
 
@@ -59,6 +60,14 @@ def test_an_unchanged_environment_is_the_same_and_the_run_is_not_changed(run: Pa
     assert len(found.quantities) == 20
     assert all(one.then == one.now for one in found.quantities)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("tasks", "count", "chosen"),
+    [("aaaabbbb", 4, [0, 1, 4, 5]), ("aaaaaab", 4, [0, 1, 2, 6]), ("aaaa", 2, [0, 1]), ("aabb", 16, [0, 1, 2, 3])],
+)
+def test_rows_of_every_task_are_scored(tasks: str, count: int, chosen: list[int]):
+    assert golden_module._in_turn(tasks, count) == chosen
 
 
 def test_the_recording_is_that_of_the_run_itself(run: Path):

@@ -275,6 +275,12 @@ def test_a_model_without_enough_sensitive_prompts_gets_no_challenge(run: Path, m
         challenge_of(run, offline=True)
 
 
+def test_a_model_whose_prompts_are_all_too_long_gets_no_challenge(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(make, "PROMPT_TOKENS", 1)
+    with pytest.raises(RecipeError, match="0 of 0 prompts have a certain answer"):
+        challenge_of(run, offline=True)
+
+
 def test_a_server_verifies_itself_in_the_background_and_warns(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

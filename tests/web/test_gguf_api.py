@@ -298,7 +298,7 @@ def test_torch_reads_no_gguf_file_here_and_llama_cpp_has_no_versions():
         _kind(Args(None), sources_of(["a=b.gguf", "a=c.gguf"]))  # type: ignore[arg-type]
 
 
-def test_llama_cpp_has_the_numbers_of_its_file():
+def test_a_dtype_is_refused_for_llama_cpp():
     with pytest.raises(UsageError, match="--dtype bfloat16: only torch takes it, and these models are served by llama"):
         _kind(Args(None, "bfloat16"), sources_of(["a.gguf"]))  # type: ignore[arg-type]
 

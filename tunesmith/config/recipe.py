@@ -84,7 +84,7 @@ class Schedule(_Section):
         "auto", description="steps between checkpoints; auto: ten per run, 0: only at the end"
     )
     eval_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="steps between validations; auto: 3 to 6 per run, 0: none, and no early stopping"
+        "auto", description="steps between validations; auto: 3 to 7 per run, 0: none, and no early stopping"
     )
     patience: int = Field(3, ge=1, description="validations without improvement before stopping")
     probe: bool = Field(True, description="run an overfit check on 8 rows before training")

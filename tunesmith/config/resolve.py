@@ -31,9 +31,13 @@ GROUP_COLUMNS = ("group", "thread", "doc_id", "source_id")
 # With fewer groups, a split by group could leave a split empty.
 ENOUGH_GROUPS = 10
 BATCH_ROWS = 16
-# Validations of a run: the usual number, and the fewest where that many would cost more than this share of training.
-# A row that is trained on costs as much as three that are only read.
-VALIDATIONS, FEWEST_VALIDATIONS, VALIDATION_SHARE, TRAINED_ROW = 6, 3, 0.1, 3
+# Validations of a run, and the fewest where that many would cost more than a share of training (bench/NOTES.md, fewer
+# validations).
+VALIDATIONS = 6
+FEWEST_VALIDATIONS = 3
+VALIDATION_SHARE = 0.1
+# Rows that are read in the time of one that is trained on: the backward pass takes twice the time of the forward pass.
+TRAINED_ROW = 3
 # About one token of European text, and one letter of Chinese.
 BYTES_A_TOKEN = 3
 BYTES_PER_LISTED_TOKEN = 2  # of label lists, which take more tokens than running text
@@ -118,12 +122,12 @@ def default_epochs(objective: Objective, rows: int) -> tuple[int, int]:
     return epochs, math.ceil(epochs * trained / BATCH_ROWS)
 
 
-def default_validations(trained: float, read: int) -> int:
-    """Return the default number of validations of a run that trains on some rows, all epochs counted.
+def default_validations(trained: int, read: int) -> int:
+    """Return how often a run is validated by default.
 
     Args:
-        trained: rows that the run trains on.
-        read: rows that each validation reads.
+        trained: training rows, in all epochs together.
+        read: validation rows.
     """
     affordable = int(VALIDATION_SHARE * TRAINED_ROW * trained / max(1, read))
     return min(VALIDATIONS, max(FEWEST_VALIDATIONS, affordable))

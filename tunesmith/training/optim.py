@@ -138,9 +138,8 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int, validation: int = 0)
     )
     automatic = technique.learning_rate(policy.hidden, policy.family) * scale
     validated = recipe.data.validation not in (0, 0.0, "")
-    read = (
-        0 if recipe.objective.samples_completions else validation
-    )  # `rl` trains on far more tokens than its rows have
+    # An objective that samples completions trains on far more tokens than its rows have.
+    read = 0 if recipe.objective.samples_completions else validation
     interval = between(steps, default_validations(steps * schedule.batch_rows, read))
     return TrainingPlan(
         steps=steps,

@@ -45,8 +45,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help=text)
     add_engine(parser, "torch", "llamacpp", default="llamacpp for .gguf files, torch otherwise")
     text = (
-        "precision of the weights and answers of torch: bfloat16 takes half the memory and can be faster, but some "
-        "answers differ from the scored ones (default: float32 on a CPU, bfloat16 on GPUs that have it)"
+        "precision of weights and computation with the torch engine: bfloat16 takes half the memory, and some answers "
+        "may differ from those in the report (default: float32 on a CPU, bfloat16 on GPUs that have it)"
     )
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
     text = "model name that splits requests by weight: NAME=RUN:0.9,RUN:0.1; may be repeated"

@@ -73,12 +73,14 @@ class RaggedAttention:
 
 # The name under which transformers finds `attend`.
 NAME = "tunesmith"
-# Segments for torch's flash kernel are padded to a multiple of this: in bfloat16 it takes up to twice as long with odd
-# lengths (bench/NOTES.md).
+# Tokens: causal segments for torch's flash kernel are padded to a multiple of this. In bfloat16 it takes up to twice as
+# long with odd lengths (bench/NOTES.md, long rows).
 MULTIPLE = 16
-# Behind a shared prefix, segments of at least this length run as whole rows if they have at most this multiple of keys:
-# computing the prefix's queries again takes less time than the scores that a mask hides and a causal flag skips.
-WHOLE_FROM, WHOLE_SHARE = 448, 1.3
+# Behind a shared prefix, causal segments of at least this many tokens run as whole rows if they have at most this many
+# times as many keys: computing the prefix's queries again takes less time than the scores that a mask hides and a
+# causal flag skips (bench/NOTES.md, long rows).
+WHOLE_FROM = 448
+WHOLE_SHARE = 1.3
 # Additions to attention scores that some families need and `attend` does not implement; they keep their own attention.
 UNSUPPORTED = ("s_aux", "position_bias")
 # Devices on which one FlexAttention call computes all levels, capped scores too. It has no backward pass on CPU.
@@ -208,10 +210,17 @@ class Layout:
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
-        """The levels, root first."""
+        """The levels, root first, each as long as its longest segment."""
         if self.own is not None:
             return tuple(level.after_virtual(self.virtual) for level in self.own.levels)
         return tuple(_level(members, self) for members in self.members)
+
+    @cached_property
+    def causal_levels(self) -> tuple[Level, ...]:
+        """The levels for causal attention, with long segments as torch's flash kernel is fastest."""
+        if self.own is not None:
+            return tuple(level.after_virtual(self.virtual) for level in self.own.causal_levels)
+        return tuple(_level(members, self, multiple=MULTIPLE) for members in self.members)
 
     @cached_property
     def mask(self) -> SegmentMask:
@@ -266,7 +275,7 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     options = {"causal": causal, "window": window, "scale": scale, "dropout": kwargs.get("dropout", 0.0)}
     packed = [state[0].transpose(0, 1) for state in (query, key, value)]
     # Levels are packed one after another, so the outputs of all levels, concatenated, are in the order of the tokens.
-    outputs = [level.attend(packed, **options) for level in layout.levels]
+    outputs = [level.attend(packed, **options) for level in (layout.causal_levels if causal else layout.levels)]
     return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None], None
 
 
@@ -322,14 +331,18 @@ def lay_out(segments: Sequence[Segment]) -> Layout:
     return Layout(segments, members, starts, paths)
 
 
-def _level(members: Sequence[int], layout: Layout) -> Level:
-    """Return the level of these segments, which are packed next to each other in this order."""
+def _level(members: Sequence[int], layout: Layout, *, multiple: int = 0) -> Level:
+    """Return the level of these segments, which are packed next to each other in this order.
+
+    With a `multiple`, segments that are too long for `short_attention` are padded to one, and run as whole rows if that
+    is faster. Without causal attention neither pays: padding then needs a mask, which equal rows do without.
+    """
     starts = layout.starts[members][:, None]
     sizes, positions = np.array([(layout.segments[i].size, layout.segments[i].position) for i in members]).T[..., None]
     longest, width = int(sizes.max()), max(layout.paths[i].shape[1] for i in members)
     is_root = width == longest
-    if longest * width > (MAX_CAUSAL_SCORES if is_root else MAX_SCORES):
-        longest, width = (-(-length // MULTIPLE) * MULTIPLE for length in (longest, width))
+    if multiple and longest * width > (MAX_CAUSAL_SCORES if is_root else MAX_SCORES):
+        longest, width = (-(-length // multiple) * multiple for length in (longest, width))
     step = np.arange(longest)
     inside = step < sizes  # [S, T]
     offset = np.where(inside, step, 0)
@@ -344,7 +357,7 @@ def _level(members: Sequence[int], layout: Layout) -> Level:
         is_root,
         *(torch.from_numpy(index).to(layout.device) for index in indices),
     )
-    if is_root or longest < WHOLE_FROM or width > WHOLE_SHARE * longest:
+    if not multiple or is_root or longest < WHOLE_FROM or width > WHOLE_SHARE * longest:
         return level
     ends = np.array([layout.paths[i].shape[1] for i in members])[:, None]
     places = np.arange(len(members))[:, None] * width + ends - sizes + step  # [S, T] among the keys

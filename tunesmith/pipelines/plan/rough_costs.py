@@ -78,6 +78,8 @@ def rough_seconds(run: RoughRun, pace: Mapping[str, float]) -> dict[str, float]:
     labels, writes = objective.produces == "labels", objective.produces == "text" and objective.has_reference_answers
     scored = read if labels else read32  # labels are scored in the dtype of training
     training = steps * run.batch_rows * per_row
+    # As in `make_plan`.
+    validations = default_validations(steps * run.batch_rows, 0 if objective.samples_completions else run.validation)
     prompts = (
         min(run.validation or run.train, PROMPT_ROWS[objective.produces] if labels or writes else 0) * PROMPTS
         if decoder
@@ -94,7 +96,7 @@ def rough_seconds(run: RoughRun, pace: Mapping[str, float]) -> dict[str, float]:
         "reference log-probabilities": (run.train + run.validation) * read if run.objective == "preference" else 0.0,
         "overfit check": CHECK_STEPS * CHECK_ROWS * per_row,
         "training": training,
-        "validation": default_validations(steps * run.batch_rows, run.validation) * run.validation * read,
+        "validation": validations * run.validation * read,
         "checkpoints": 1.0,
         "general ability after": GENERAL_TOKENS * _read_seconds(size, pace) if decoder else 0.0,
         "test scoring": scoring + run.validation * scored,

@@ -75,7 +75,7 @@ class WorkloadCounter:
         return batch.forward_tokens if self.packs else padded(batch)
 
     def attended(self, batch: Batch) -> int:
-        """Return the query-key pairs that are multiplied, masked ones included."""
+        """Return the query-key pairs, masked ones included, as if no row ran whole (`WHOLE_SHARE`)."""
         if not self.packs:
             return batch.rows * batch.row_index.shape[1] ** 2
         return sum(level.queries.numel() * level.keys.shape[1] for level in batch.layout.levels)

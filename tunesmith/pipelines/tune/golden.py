@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -38,7 +39,7 @@ from tunesmith.training.train import TOKENS_AT_ONCE_KEY, Recompute, RunLog, Trai
 
 FILE = "golden.json"
 ROWS, STEPS = 16, 8
-# Rows that the tuned model scores, one by one. Each score is a sum over many tokens, so that four show a change.
+# Rows of step 1 that the tuned model scores, one by one; more if there are more tasks.
 SCORES = 4
 # Steps of an objective that samples completions, which takes most of its time.
 SAMPLED_STEPS = 2
@@ -208,15 +209,15 @@ def _steps(prepared: TrainingContext) -> int:
 
 
 @torch.no_grad()
-def scores_of(setup: TrainingSetup, policy: Policy, *, count: int = SCORES) -> list[float]:
-    """Return the summed loss of a tuned model on each of the first rows of the first step.
+def scores_of(setup: TrainingSetup, policy: Policy, *, count: int = 0) -> list[float]:
+    """Return the summed loss of a tuned model on each of some rows of the first step, of every task in turn.
 
     Rows are scored alone: memory that held smaller micro-batches in training may not hold those of the first step.
 
     Args:
         setup: the training of the run.
         policy: the tuned model.
-        count: how many rows.
+        count: how many rows; 0 for SCORES, or one for each task if there are more.
 
     Returns:
         One value per row; none for an objective that scores completions of the model in training.
@@ -228,7 +229,18 @@ def scores_of(setup: TrainingSetup, policy: Policy, *, count: int = SCORES) -> l
     policy.train(False)
     rows = batches_of(setup.prepared)
     rows.at_once(1)
-    window = rows.window(0)[:count]
-    batches = [learner.prepare(batch.to(policy.device), policy) for batch in window]
+    window = rows.window(0)
+    chosen = _in_turn([batch.task for batch in window], count or max(SCORES, len(objectives)))
+    batches = [learner.prepare(window[i].to(policy.device), policy) for i in chosen]
     batches = learner.with_sums(batches, learner.step_sums(batches, policy))
     return [float(learner.loss(batch, policy).total) for batch in batches]
+
+
+def _in_turn(tasks: Sequence[str], count: int) -> list[int]:
+    """Return the indices, in order, of the first row of each task, the second of each, and so on, up to `count`."""
+    seen = Counter[str]()
+    turns = list[tuple[int, int]]()
+    for i, task in enumerate(tasks):
+        turns.append((seen[task], i))
+        seen[task] += 1
+    return sorted(i for _, i in sorted(turns)[:count])

@@ -215,6 +215,7 @@ def make_challenge(
     ]
     splitter = ThoughtSplitter.of(template, thinking=thinking)
     answers, tried = _Answers(model, base, thinking, splitter), list[_Tried]()
+    count = 0
     with model.policy.full_precision():
         while len(tried) < len(candidates):
             portion = candidates[len(tried) :][: FIRST_OF_RUN if gives_up_early and not tried else PORTION]
