@@ -76,7 +76,7 @@ def verdict(found: dict[str, dict[str, Any]], plain_rate: float) -> list[str]:
         for clients in SECOND_OF
         if any(clients in found.get(way, {}) for way in NAMES)
     }
-    told = [f"Best at {clients} clients: {NAMES[way]}." for clients, way in best.items()]
+    told = [f"Best at {clients} client{'s' * (clients != '1')}: {NAMES[way]}." for clients, way in best.items()]
     if {"half", "gguf", "llamacpp"} <= found.keys():
         told += [
             f"With 16 bits per weight and {clients} client{'s' * (clients != '1')}, `tunesmith serve` gives "
