@@ -6,7 +6,7 @@ STAMP := .venv/.stamp
 UNLOCKED := torch|triton|setuptools|nvidia-[^=]*|cuda-[^=]*
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all test-gpu test-ranges check lint-ci format docs bench reports grid lock licences audit release clean
+.PHONY: help setup demo test test-long test-fast test-all test-gpu test-ranges check lint-ci format docs bench reports grid lock licences audit release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name does; do \
@@ -25,11 +25,14 @@ $(STAMP): pyproject.toml requirements.lock
 demo: setup ## the main job on shipped real rows, start to end
 	$(BIN)/tunesmith demo
 
-test: setup ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+test: setup ## all tests but the slow ones and the long ones, of which it runs a case of each; 20 minutes
+	$(BIN)/python -m pytest -m "not slow and not long" --numprocesses 2 --dist loadfile
+
+test-long: setup ## the long tests, 40 minutes; with SHARE=K/N the Kth of N shares of them
+	$(BIN)/python -m pytest -m "long and not slow" --share "$(SHARE)" --numprocesses 2 --dist loadfile
 
 test-fast: setup ## only tests of parts: no real model, no browser, no whole run
-	$(BIN)/python -m pytest -m "not slow and not real and not browser and not whole" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not long and not real and not browser and not whole" --numprocesses 2 --dist loadfile
 
 test-all: setup ## every test
 	$(BIN)/python -m pytest

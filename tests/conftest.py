@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,9 +40,31 @@ WHOLE = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of WHOLE, and skip those that need a GPU where there is none."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--share`."""
+    text = "of the tests that are marked long, run the Kth of N shares; those of a function are in one share"
+    parser.addoption("--share", default="", metavar="K/N", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of WHOLE, skip those that need a GPU where there is none, and drop other shares of long tests.
+
+    The first case of a long test that has several is not long, so that some case of it always runs; in a file that is
+    marked as a whole it is.
+    """
     here = Path(__file__).parent
+    share = config.getoption("--share")
+    number, shares = map(int, share.split("/")) if share else (0, 1)
+    seen: set[str] = set()
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        if function != item.nodeid and function not in seen and not item.get_closest_marker("slow"):
+            seen.add(function)
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "long"]
+    if share:
+        crc = {item: zlib.crc32(item.nodeid.partition("[")[0].encode()) for item in items}
+        config.hook.pytest_deselected(items=[item for item in items if crc[item] % shares != number])
+        items[:] = [item for item in items if crc[item] % shares == number]
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))

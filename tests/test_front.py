@@ -63,6 +63,7 @@ print(sorted(light), Message.__module__, Sampling.__module__)
         ts.__getattr__("Massage")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("old", "new", "name"),
     [

@@ -154,6 +154,7 @@ CASES: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Path], None]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [50, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 @pytest.mark.parametrize("name", CASES)
 def test_whatever_it_holds_it_is_read_or_refused(name: str, count: int, tmp_path: Path):

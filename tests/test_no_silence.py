@@ -114,6 +114,7 @@ class Log:
         return max(zip((end - start for start, end in zip(self.times, ends, strict=True)), self.shown, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 @pytest.mark.parametrize("name", COUNTED)
 def test_no_phase_is_silent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock):

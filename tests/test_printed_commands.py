@@ -20,11 +20,13 @@ from tunesmith.objectives import OBJECTIVES
 from tunesmith.techniques import TECHNIQUES
 
 
+@pytest.mark.long
 def test_every_printed_command_is_executed_by_a_scenario_or_is_only_a_name() -> None:
     assert uncovered() == []
     assert stale() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_printed_commands_of_a_scenario_succeed(name: str, tmp_path: Path) -> None:
     with lab(tmp_path / "lab") as place:

@@ -122,6 +122,7 @@ def test_a_wheel_is_built_of_the_files_that_the_image_gets(tmp_path: Path):
     assert {name for name in files.split("\0") if name.startswith("tunesmith/")} <= built
 
 
+@pytest.mark.long
 def test_the_bill_of_materials_has_the_locked_core_with_hashes_and_no_extra(tmp_path: Path):
     document = json.loads(release.sbom(ROOT, tmp_path / "bom.json").read_text())
     parts = {one["name"]: one for one in document["components"]}

@@ -29,7 +29,7 @@ SMALLER = {
     "tunesmith tune recipe.yaml": f"tunesmith tune recipe.yaml {ONE_EPOCH}",
 }
 
-pytestmark = [pytest.mark.real, pytest.mark.whole, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.real, pytest.mark.whole, pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 class Reader:

@@ -89,6 +89,7 @@ def test_the_installed_command_lists_the_models_that_are_always_there(outside: P
     assert "minilm-l6" in listed
 
 
+@pytest.mark.long
 def test_with_an_empty_cache_the_offline_demo_says_which_file_goes_where(outside: Path, tmp_path: Path):
     done = subprocess.run(
         [outside / "tunesmith", "demo", "--offline"],

@@ -18,6 +18,7 @@ from tunesmith.techniques import Lora
 RUNS = 12
 
 
+@pytest.mark.long
 def test_no_other_model_is_taken_for_the_tuned_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(make, "LEAST_LEAD", 0.01)  # leads of random models are small
     monkeypatch.setattr(make, "GENERAL", 128)

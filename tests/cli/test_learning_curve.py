@@ -67,6 +67,7 @@ def test_a_bound_that_is_none_is_refused(command: Command, review_file: Path, wo
     assert f"error: {words[0]}: expected" in done.err
 
 
+@pytest.mark.long
 def test_the_answer_is_one_json_document_of_the_printed_shape(command: Command, tiny_bert: Path, tmp_path: Path):
     rows = write_rows(tmp_path / "rows.jsonl", reviews(150))
     fast = ("--set", "schedule.learning_rate=0.01", "--set", "data.audit=note", "--technique", "full")

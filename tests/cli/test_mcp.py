@@ -469,6 +469,7 @@ def _stop_when_running(stop: Callable[[], None]) -> Callable[..., None]:
     return write
 
 
+@pytest.mark.long
 def test_a_client_that_may_only_read(places: Folders, tmp_path: Path) -> None:
     session = Session(places, minutes=0, scratch=tmp_path)
     documents: dict[str, Any] = {
@@ -682,6 +683,7 @@ def test_results_name_no_place_of_this_machine(name: str) -> None:
     assert expected.items() <= folders.without_places(found).items()
 
 
+@pytest.mark.long
 def test_a_comparison_runs_to_its_end(places: Folders, tiny_bert: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"objective": "classify", "model": str(tiny_bert), "arms": ["tf-idf", "tuned"]}
     settings |= {"schedule": {"epochs": 1, "probe": False}, "retention": False}
@@ -704,6 +706,7 @@ def test_a_comparison_runs_to_its_end(places: Folders, tiny_bert: Path, tmp_path
     asyncio.run(story())
 
 
+@pytest.mark.long
 def test_a_run_and_its_exports_are_verified_and_nothing_outside_is(
     places: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -736,6 +739,7 @@ def test_a_run_and_its_exports_are_verified_and_nothing_outside_is(
     asyncio.run(story())
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_from_a_csv_to_a_verdict_within_three_minutes(places: Folders, tmp_path: Path) -> None:
     async def story() -> None:

@@ -130,6 +130,7 @@ def test_a_recipe_that_somebody_edited_does_not_hide_the_runs(
     assert line["report"]["what"].split(", ")[1] == "lora"
 
 
+@pytest.mark.long
 def test_a_model_is_checked_and_its_certificate_printed(
     command: Command, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

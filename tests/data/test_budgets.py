@@ -97,6 +97,7 @@ REJECTED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hostile", [*HOSTILE, *REJECTED], ids=lambda text: text[:50])
 def test_a_template_that_computes_without_end_is_refused_also_behind_a_condition(hostile: str):
     tokenizer = base("llama").tokenizer
@@ -147,6 +148,7 @@ def test_a_chat_is_rendered_as_transformers_does(source: str, count: int):
         assert template_budget.render(source, given) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("used", "count"),
     [

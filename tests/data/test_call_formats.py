@@ -326,6 +326,7 @@ SPECIAL = re.compile(
 )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHIPPED, reason="TRL has the templates of the families")
 @pytest.mark.parametrize(
     "path",

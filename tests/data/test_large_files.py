@@ -184,6 +184,7 @@ def test_an_invalid_row_in_a_later_part_is_reported_with_its_place(tmp_path: Pat
         read_data(recipe(write(tmp_path / "rows.jsonl", made), "domain"), offline=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "made"), [("domain", Text), ("classify", LabelledText), ("instruct", Chat)])
 def test_no_step_holds_all_examples_in_memory(tmp_path: Path, large: pytest.MonkeyPatch, kind: str, made: type):
     large.setattr("tunesmith.data.audit.gate.AT_ONCE", 500)
@@ -318,6 +319,7 @@ def _write_forever(folder: Path, started: Any) -> None:
     build_once(folder, fill)
 
 
+@pytest.mark.long
 def test_a_killed_writer_leaves_nothing_that_is_read(tmp_path: Path):
     folder = tmp_path / "store"
     spawn = multiprocessing.get_context("spawn")

@@ -30,6 +30,7 @@ def failures(attack: Attack, places: list[int]) -> list[str]:
     return [f"{label}, {attack.points[at - 1]}: {text}" for at in places for text in attack.problems(at)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_command_on_a_full_or_read_only_disk_ends_in_one_line_and_loses_nothing(lab: Lab, name: str):
     for number in SAMPLE[name]:

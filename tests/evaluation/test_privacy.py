@@ -45,6 +45,7 @@ def test_no_canaries_have_no_exposure():
     assert exposures([], []) == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["instruct", "domain"])
 def test_a_canary_in_many_rows_is_exposed_and_one_that_the_base_has_not_seen_is_not(kind: str, tmp_path: Path):
     rows = [{"prompt": f"number {i}", "answer": f"it is {i % 3}"} for i in range(30)]

@@ -34,6 +34,7 @@ def wreck(policy: Policy, layers: range) -> None:
                 weight.add_(torch.randn(weight.shape, generator=chance) * weight.std())
 
 
+@pytest.mark.long
 def test_a_wrecked_model_loses_clearly_on_both_measures(
     decoder: tuple[Policy, Template], monkeypatch: pytest.MonkeyPatch
 ):

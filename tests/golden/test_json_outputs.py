@@ -36,6 +36,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: steady(document, str(folder.parent)) for name, document in found.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_gives_the_frozen_document(name: str, documents: dict[str, Any]) -> None:
     if recording():

@@ -9,6 +9,7 @@ import pytest
 from tests.golden.runs import OTHERS, check_run
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_run_gives_the_frozen_numbers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,7 @@ def asked(name: str, question: str, **more: object) -> GenerationRequest:
 # ------------------------------------------------------------------ the same answers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
 def test_a_batch_of_six_techniques_and_the_base_answers_each_as_if_it_were_alone(kind: str, tmp_path: Path, over):
     for number, (name, technique) in enumerate(TECHNIQUES.items()):

@@ -285,6 +285,7 @@ def test_the_server_before_sglang_answers_in_pieces_with_the_end_apart_and_repor
             assert server.bugs == []
 
 
+@pytest.mark.long
 def test_sglang_that_is_started_here_reads_its_key_from_a_file_that_is_gone_once_it_answers(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

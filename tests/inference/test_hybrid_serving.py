@@ -22,6 +22,7 @@ from tunesmith.techniques import Lora, Prompt
 TECHNIQUES = {"lora": Lora(rank=4, targets=("in_proj",)), "prompt": Prompt(tokens=5)}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 @pytest.mark.parametrize("kind", ["lfm2", "falcon_h1", "mamba", "llama4_text"])
 def test_rows_of_several_runs_are_answered_as_if_each_were_alone(kind: str, tmp_path: Path):

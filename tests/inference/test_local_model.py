@@ -121,6 +121,7 @@ def test_with_several_labels_a_text_has_those_of_at_least_one_half():
     assert made.classify(["hi"])[0] == Classified((), made.classify(["hi"])[0].probabilities)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "objective"),
     [
@@ -312,6 +313,7 @@ def test_a_prompt_leaves_positions_for_its_answer():
     assert made.options([[Message("user", long)]], ["good", "bad"]).shape == (1, 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("asked", [200, 400, 9000])
 def test_an_answer_of_any_length_leaves_its_prompt_half_of_the_positions(asked: int):
     made, long = model("gpt2", Instruct(), limit=512), "the phone " * 600

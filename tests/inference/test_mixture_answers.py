@@ -27,6 +27,7 @@ QUESTIONS = ("hi", "What is the capital of France?", "Tell me of the fox and the
 CHATS = [[Message("user", question)] for question in QUESTIONS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss", "llama4"])
 def test_adapters_over_one_mixture_answer_in_one_batch_as_if_alone(kind: str, tmp_path: Path):
     for seed, (name, technique) in enumerate(TECHNIQUES.items()):
@@ -49,6 +50,7 @@ def test_adapters_over_one_mixture_answer_in_one_batch_as_if_alone(kind: str, tm
     assert len(set(said.values())) > len(TECHNIQUES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TECHNIQUES)
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "deepseek_v3"])
 def test_the_merged_model_and_the_adapter_answer_in_plain_transformers_and_peft(kind: str, name: str, tmp_path: Path):

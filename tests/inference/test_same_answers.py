@@ -79,6 +79,7 @@ def share(said: Sequence[str], world: World) -> float:
     return sum(a.rstrip(CUT) == b.rstrip(CUT) for a, b in zip(said, world.answers, strict=True)) / len(PROMPTS)
 
 
+@pytest.mark.long
 def test_python_answers_all_prompts_in_one_batch(world: World, ids_in: list[list[int]]):
     said = load(world.run).generate(PROMPTS)
     assert (said, ids_in) == (world.answers, world.ids)

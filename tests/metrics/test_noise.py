@@ -24,6 +24,7 @@ SLOW = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in KINDS])
 def test_equal_models_are_called_better_in_less_than_one_comparison_of_twenty(kind: str):
     better: Counter[str] = Counter()

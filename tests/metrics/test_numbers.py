@@ -62,6 +62,7 @@ def test_a_better_model_is_better_by_every_metric_and_the_interval_has_the_diffe
     assert numbers.compare(metric, gold, better, worse, groups=None).verdict == "worse"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("metric", numbers.METRICS)
 def test_equal_models_are_rarely_called_different(metric: str):
     calls = 0

@@ -399,6 +399,7 @@ KINDS = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("margin", [0.01, 0.03])
 def test_a_loss_of_exactly_the_margin_is_called_not_worse_in_at_most_five_of_a_hundred(kind: str, margin: float):

@@ -37,6 +37,7 @@ def every_cell() -> Iterator[Any]:
             yield pytest.param(family, cell, marks=[pytest.mark.slow] if slow else [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "cell"), list(every_cell()))
 def test_every_cell_of_the_table_is_as_documented(family: str, cell: str, root: Path):
     if cell == "gguf":

@@ -158,6 +158,7 @@ def half(kind: str, technique: Technique) -> Policy:
     return made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "technique"),
     [

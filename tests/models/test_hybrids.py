@@ -71,6 +71,7 @@ def own_loss(network: Any, row: Tokens) -> Tensor:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", TEXT_PARTS)
 def test_losses_and_gradients_are_those_of_transformers_own_forward(kind: str, share: bool):
@@ -135,6 +136,7 @@ def test_options_are_scored_as_rows_alone(kind: str):
                 assert score == pytest.approx(-own_loss(made.network, row).item(), rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", HYBRIDS)
 def test_an_adapter_and_full_weights_come_back_the_same_and_peft_reads_the_adapter(kind: str, tmp_path: Path):
     for technique in (LORA, Full()):
@@ -165,6 +167,7 @@ def test_every_update_of_lora_gets_a_gradient(kind: str):
     assert all(value.norm() > 0 for name, value in moved.items() if "expert" not in name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("technique", [Prompt(tokens=5), PTuning(tokens=5)], ids=lambda one: one.kind)
 @pytest.mark.parametrize("kind", HYBRIDS)
 def test_virtual_tokens_are_read_before_each_row_as_peft_puts_them_there(kind: str, technique: Any, tmp_path: Path):

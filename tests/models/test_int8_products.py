@@ -112,6 +112,7 @@ def weights(run: Path) -> bytes:
     return (run / "model" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.long
 def test_a_resumed_run_with_int8_has_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
     notes: list[str] = []
 

@@ -77,6 +77,7 @@ def both(made: Policy, batch: Batch, *, training: bool) -> tuple[float, float]:
     return sizes[0], sizes[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("technique", [Full(), Lora(rank=4, dropout=0.3)], ids=["full", "lora"])
 def test_loss_and_gradients_stay_the_same_to_the_bit_and_a_quarter_is_kept(kind: str, technique: Technique):

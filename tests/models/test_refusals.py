@@ -204,6 +204,7 @@ def test_a_configuration_that_asks_for_foreign_kernels_is_refused(folder: Path, 
     assert "code from elsewhere" in refusal(folder)
 
 
+@pytest.mark.long
 def test_native_kernels_of_a_hub_are_off_where_their_package_is_installed(tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("print('imported')")

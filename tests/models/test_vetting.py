@@ -102,6 +102,7 @@ def test_an_adapter_of_others_is_refused_in_one_line(changes: dict[str, Any], fi
     refused(lambda: open_model(adapter, offline=True), finding)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("changes", "finding"), ADAPTERS, ids=lambda value: str(value)[:40])
 def test_the_adapter_of_a_run_without_a_manifest_gets_the_same_checks(
     changes: dict[str, Any], finding: str, tmp_path: Path
@@ -141,6 +142,7 @@ def test_patterns_as_people_write_them_still_work(pattern: str, base: Path, tmp_
     assert open_model(tmp_path / "adapter", offline=True).generate(["hi"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("init", ["pissa_niter_4", "olora", "gaussian", False, True])
 def test_ways_to_begin_that_peft_knows_still_work(init: Any, adapter: Path):
     edit(adapter / "adapter_config.json", init_lora_weights=init)

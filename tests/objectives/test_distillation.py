@@ -101,6 +101,7 @@ def weights(wanted: Recipe, out: Path, *, stop_after: int = 10**9) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((out / "model").glob("*.safetensors")))
 
 
+@pytest.mark.long
 def test_a_student_learns_the_distribution_of_its_teacher_and_resumes_bit_for_bit(tmp_path: Path):
     plain = recipe(tmp_path)
     schedule = plain.schedule.model_copy(update={"epochs": 10})

@@ -75,6 +75,7 @@ def test_mean_and_deviation_are_those_of_the_training_rows_and_equal_numbers_are
         Regress().bind([rated()[0], rated()[0]], "encoder")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("technique", [Full(), Lora(rank=4)], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_saved_model_predicts_in_the_unit_of_the_rows_everywhere(

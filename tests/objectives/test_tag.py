@@ -340,6 +340,7 @@ def test_the_readme_of_an_export_says_that_long_texts_are_cut_there_only():
     assert "as in Tunesmith" not in text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("aggregation", ["first", "simple"])
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
 @pytest.mark.parametrize("technique", [Full(), Lora(rank=4)], ids=["full", "lora"])

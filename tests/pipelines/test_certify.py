@@ -39,6 +39,7 @@ def outcome(subject: Subject, name: str) -> tuple[str, str]:
     return check.outcome, check.note
 
 
+@pytest.mark.long
 def test_every_claim_holds_of_a_sound_decoder(cache: Path, tiny_llama: Path):
     pytest.importorskip("xllamacpp")
     certificate = check_model(str(tiny_llama), on_event=lambda event: None, offline=True)

@@ -223,6 +223,7 @@ def flips(run: Path, reported: Callable[[], int], places: int) -> Counter[str]:
 STATES = [f"{state}{name}" for state in ("", "half ") for name in RECIPES]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("places", [PLACES, pytest.param(ALL_PLACES // len(STATES), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", STATES)
 def test_a_flipped_bit_anywhere_in_a_run_never_changes_anything_in_silence(
@@ -232,6 +233,7 @@ def test_a_flipped_bit_anywhere_in_a_run_never_changes_anything_in_silence(
     assert {*found} <= {"refused", "reported", "unharmed"}, found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_deleted_file_is_one_line_on_every_way_in(
     name: str, runs: dict[str, Path], tmp_path: Path, reported: Callable[[], int]
@@ -262,6 +264,7 @@ def test_a_changed_file_is_refused_on_every_way_in(
         path.write_bytes(whole)
 
 
+@pytest.mark.long
 def test_an_edit_of_the_threshold_is_reported_on_every_way_in(
     runs: dict[str, Path], tmp_path: Path, reported: Callable[[], int]
 ):

@@ -34,6 +34,7 @@ def _a_head_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
 QUICK = {"epochs": 1, "probe": False}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "technique"),
     [("llama", "lora"), ("llama", "qlora"), ("llama", "ia3"), ("llama", "full"), ("bert", "lora"), ("bert", "full")],
@@ -63,6 +64,7 @@ def test_labels_are_learned_from_the_model_of_a_field_and_found_again(tmp_path: 
     assert json.loads((run.folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
 
 
+@pytest.mark.long
 def test_test_rows_that_the_run_below_was_trained_on_are_told_whichever_is_on_top(tmp_path: Path):
     first = tune(recipe(tmp_path, reviews(), "llama", schedule=QUICK), tmp_path / "first")
     same = tune(recipe(tmp_path, reviews(), "llama", model=str(first.folder), schedule=QUICK), tmp_path / "same")

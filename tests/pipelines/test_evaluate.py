@@ -164,6 +164,7 @@ def test_models_that_begin_texts_by_other_tokens_are_not_compared_by_their_losse
         ask(tiny_llama, texts, objective="domain", against=str(other))
 
 
+@pytest.mark.long
 def test_an_engine_answers_for_a_run_and_its_base_as_torch_does(
     decoder: Path, tiny_llama: Path, new: Path, tmp_path: Path
 ) -> None:

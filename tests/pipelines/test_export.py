@@ -70,6 +70,7 @@ def made(run: Path, kind: str, out: Path, numbers: str = "") -> Export:
     return export(run, ExportRequest.of(kind, numbers), out=out, on_event=lambda event: None, offline=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
 def test_the_other_program_answers_every_row_alike_and_the_report_says_so(decoder: Path, tmp_path: Path, kind: str):
     found = made(decoder, kind, tmp_path / "out")
@@ -79,6 +80,7 @@ def test_the_other_program_answers_every_row_alike_and_the_report_says_so(decode
     assert found in read_report(decoder).exports
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["merged", "adapter", pytest.param("gguf", marks=pytest.mark.slow)])
 def test_a_model_that_could_think_is_asked_there_without_thoughts_too(tmp_path: Path, kind: str):
     parts = {"schedule": {"probe": False}, "objective": "instruct"}
@@ -96,6 +98,7 @@ def thinker(small_world: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     return tune(recipe(place, answers(), "qwen3", **parts), place / "run").folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
 def test_a_model_that_thinks_by_default_does_so_there_and_can_be_asked_not_to(thinker: Path, tmp_path: Path, kind: str):
     found = made(thinker, kind, tmp_path / "out")
@@ -115,6 +118,7 @@ def test_a_model_that_thinks_by_default_does_so_there_and_can_be_asked_not_to(th
         assert prompts["on"] != prompts["off"]
 
 
+@pytest.mark.long
 def test_a_model_that_answers_at_once_keeps_its_switch_in_transformers(tmp_path: Path):
     parts = {"schedule": {"probe": False}, "objective": "instruct", "ledger": False}
     run = tune(recipe(tmp_path, answers(), "qwen3", **parts), tmp_path / "run").folder
@@ -155,6 +159,7 @@ def test_answers_are_scored_only_where_thoughts_can_be_separated_in_plain_text(
     assert (found.same_answers, found.score_original, found.score_export) == (1.0, score, score)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("odd", ["ends elsewhere", "begins unsaid", "ends by a name of its own"])
 def test_other_programs_begin_and_end_where_an_odd_base_was_tuned_to(tmp_path: Path, odd: str):
     base = tiny.odd_ends(tmp_path / "base", odd)
@@ -176,6 +181,7 @@ def test_a_run_on_texts_goes_on_with_them_there_too(tmp_path: Path, kind: str):
     assert (found.same_prompts, found.same_answers) == (1.0, 1.0)
 
 
+@pytest.mark.long
 def test_an_adapter_in_gguf_answers_over_its_base_as_the_merged_file_does(decoder: Path, tmp_path: Path):
     made(decoder, "adapter", tmp_path / "adapter")
     made(decoder, "gguf", tmp_path / "merged")
@@ -222,6 +228,7 @@ def test_no_gguf_file_is_left_of_a_family_that_llama_cpp_computes_otherwise(tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_gguf_file_that_answers_otherwise_is_told_and_removed(
     decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -244,6 +251,7 @@ def test_the_adapter_of_an_encoder_is_compared_by_the_states_that_its_head_reads
         made(run, "gguf", tmp_path / "gguf")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("technique", ["lora", "ia3", "prompt", "prefix"])
 def test_the_adapter_of_a_decoder_that_answers_through_a_head_opens_over_its_base(tmp_path: Path, technique: str):
     parts = {"technique": technique, "objective": {"kind": "classify", "output": "linear"}}
@@ -252,6 +260,7 @@ def test_the_adapter_of_a_decoder_that_answers_through_a_head_opens_over_its_bas
     assert (found.metric, found.same_answers, found.faults) == ("states", 1.0, ())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "objective"), [("llama", "instruct"), ("gpt2", "instruct"), ("bert", "classify")])
 def test_an_adapter_learned_over_four_bits_is_compared_over_four_bits(tmp_path: Path, kind: str, objective: str):
     pytest.importorskip("bitsandbytes")
@@ -354,6 +363,7 @@ def test_a_score_of_a_hundred_may_move_a_hundred_times_as_far():
     assert find_problems({"": replace(moved, score_export=47.0)}, "gguf f16") == ("chrf changes by 2.300",)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["q8_0", "q5_k_m", "iq4_xs"])
 def test_a_quantized_file_has_what_training_rows_use_and_answers_in_llama_cpp(
     decoder: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
@@ -379,6 +389,7 @@ def challenged(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
 def test_an_export_is_asked_the_challenge_of_its_run(challenged: Path, tmp_path: Path, kind: str):
     found = made(challenged, kind, tmp_path / "out")
@@ -389,6 +400,7 @@ def test_an_export_is_asked_the_challenge_of_its_run(challenged: Path, tmp_path:
     assert (left_out.verdict, left_out.verified) == (None, "")
 
 
+@pytest.mark.long
 def test_another_verdict_is_an_error_where_answers_are_equal_and_stated_where_bits_are_few(
     challenged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -411,6 +423,7 @@ def test_another_verdict_is_an_error_where_answers_are_equal_and_stated_where_bi
     assert made(run, "merged", tmp_path / "merged").verified == "not verified (the run has no challenge.json)"
 
 
+@pytest.mark.long
 def test_an_undecided_verdict_is_stated_and_removes_nothing(
     challenged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -421,6 +434,7 @@ def test_an_undecided_verdict_is_stated_and_removes_nothing(
     assert (tmp_path / "out" / "model.gguf").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", [OSError("no port"), RuntimeError("engine died"), KeyError("choices")])
 def test_an_engine_that_fails_at_the_end_loses_neither_the_export_nor_its_report(
     challenged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -435,6 +449,7 @@ def test_an_engine_that_fails_at_the_end_loses_neither_the_export_nor_its_report
     assert read_report(challenged).exports[-1] == found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "stored"), [("int8", torch.int8), ("fp8", torch.float8_e4m3fn)])
 def test_weights_of_eight_bits_open_in_transformers_and_in_open_model(
     decoder: Path, tmp_path: Path, dtype: str, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -499,6 +514,7 @@ def smallest(run: Path, out: Path, margin: float) -> Export:
     return export(run, ExportRequest.smallest(margin), out=out, on_event=lambda event: None, offline=True)
 
 
+@pytest.mark.long
 def test_the_smallest_file_is_chosen_by_validation_rows_and_tested_on_test_rows(decoder: Path, tmp_path: Path):
     found = smallest(decoder, tmp_path / "out", margin=99)
     chosen = found.smallest
@@ -518,6 +534,7 @@ def test_the_smallest_file_is_chosen_by_validation_rows_and_tested_on_test_rows(
     assert not [path for path in tmp_path.iterdir() if path.name != "out"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("passing", [3, 2, 1])
 def test_the_first_file_that_fails_ends_the_tests_and_the_last_that_passed_is_written(
     decoder: Path, tmp_path: Path, passing: int, monkeypatch: pytest.MonkeyPatch
@@ -579,6 +596,7 @@ def test_options_that_smallest_would_ignore_are_refused(options: dict[str, Any],
     assert ExportRequest.of("gguf", smallest=True, margin=2.0) == ExportRequest.smallest(2.0)
 
 
+@pytest.mark.long
 def test_weights_that_cannot_be_rounded_in_torch_are_refused_and_noted(
     decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -597,6 +615,7 @@ def test_weights_that_cannot_be_rounded_in_torch_are_refused_and_noted(
     assert notes == [f"no importance matrix for 1 tensors of 15, such as {experts}"]
 
 
+@pytest.mark.long
 def test_f16_is_written_with_the_rows_that_would_be_needed_where_nothing_is_shown(
     decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -626,6 +645,7 @@ def test_another_process_that_writes_the_same_export_is_one_line(decoder: Path, 
     assert made(decoder, "merged", tmp_path / "out").faults == ()
 
 
+@pytest.mark.long
 def test_a_margin_that_these_rows_cannot_show_is_refused_with_the_least_that_they_can(decoder: Path, tmp_path: Path):
     with pytest.raises(RecipeError, match=r"--margin 0.5: \d+ test rows cannot show it, .*; use --margin") as refused:
         smallest(decoder, tmp_path / "out", margin=0.5)

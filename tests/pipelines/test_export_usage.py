@@ -53,6 +53,7 @@ def spread(run: Path) -> None:
     (run / "model" / "manifest.json").unlink(missing_ok=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
 @pytest.mark.parametrize("several", [False, True])
 def test_an_encoder_classifies_in_the_pipeline_as_it_was_tuned(tmp_path: Path, kind: str, several: bool):
@@ -75,6 +76,7 @@ def test_an_encoder_classifies_in_the_pipeline_as_it_was_tuned(tmp_path: Path, k
         assert {one["label"]: one["score"] for one in theirs} == pytest.approx(ours.probabilities, abs=EXACT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
 def test_16_bits_change_a_probability_by_no_more_than_the_bound(tmp_path: Path, kind: str, dtype: str):
@@ -82,6 +84,7 @@ def test_16_bits_change_a_probability_by_no_more_than_the_bound(tmp_path: Path, 
     assert made(run, tmp_path / "out", dtype).faults == ()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert", "llama"])
 def test_a_reward_model_scores_in_the_pipeline_as_it_was_tuned(tmp_path: Path, kind: str):
     run = run_of(tmp_path, pairs(), kind, objective="reward")
@@ -93,6 +96,7 @@ def test_a_reward_model_scores_in_the_pipeline_as_it_was_tuned(tmp_path: Path, k
     assert AutoConfig.from_pretrained(tmp_path / "out").num_labels == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("output", ["linear", "words"])
 @pytest.mark.parametrize("rows", [reviews, topics])
 def test_a_decoder_classifies_in_the_code_of_its_readme_as_it_was_tuned(tmp_path: Path, output: str, rows: Any):
@@ -107,6 +111,7 @@ def test_a_decoder_classifies_in_the_code_of_its_readme_as_it_was_tuned(tmp_path
     assert found.max_difference < EXACT
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["qwen3", "gemma", "gpt2"])
 def test_a_family_whose_class_has_no_bias_keeps_the_head_beside_the_weights(tmp_path: Path, kind: str):
     run = run_of(tmp_path, reviews(), kind, objective={"kind": "classify", "output": "linear"})
@@ -119,6 +124,7 @@ def test_a_family_whose_class_has_no_bias_keeps_the_head_beside_the_weights(tmp_
     assert "pipeline_tag: other" in text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
 def test_a_tuned_encoder_fills_masks_in_the_pipeline(tmp_path: Path, kind: str):
     run = tune(on_texts(tmp_path, kind, schedule={"epochs": 1, "probe": False}), tmp_path / "run").folder

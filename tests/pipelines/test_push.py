@@ -156,6 +156,7 @@ print("FOUND" + json.dumps(found))
 """
 
 
+@pytest.mark.long
 def test_another_process_with_an_empty_cache_gives_equal_answers_though_the_base_has_moved(
     hub: Hub, run: Path, tmp_path: Path
 ):

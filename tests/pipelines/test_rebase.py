@@ -49,6 +49,7 @@ def rebased(run: Path, model: str, out: Path, *changes: str, **more: Any) -> Reb
     return rebase(run, made, out=out, callbacks=Callbacks(**more), offline=True)
 
 
+@pytest.mark.long
 def test_a_decoder_is_tuned_on_the_rows_of_an_encoder_and_all_pairs_are_tested(run: Path, tmp_path: Path):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     found = rebased(run, str(folder("llama")), tmp_path / "new", "technique.kind=full")
@@ -72,6 +73,7 @@ def test_a_decoder_is_tuned_on_the_rows_of_an_encoder_and_all_pairs_are_tested(r
     assert str(run.parent) not in page
 
 
+@pytest.mark.long
 def test_an_interrupted_rebase_resumes_and_ends_equal(run: Path, tmp_path: Path):
     model = str(folder("gpt2"))
     whole = rebased(run, model, tmp_path / "whole")
@@ -160,6 +162,7 @@ def change_rows(run: Path) -> None:
     rows.write_text(rows.read_text("utf-8").replace("good", "fine"), "utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "changes", "edit", "error"),
     [

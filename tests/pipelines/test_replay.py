@@ -161,6 +161,7 @@ def test_a_planted_change_is_found_and_named(name: str, run: Path, monkeypatch: 
     assert found.environment == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["classify-linear-full-encoder", "preference-dpo-lora-decoder", "domain-lora-encoder",
     "domain-lora-decoder", "multitask-lora-decoder", "rl-grpo-lora-decoder"])  # fmt: skip
 def test_every_objective_can_be_replayed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -193,6 +194,7 @@ def test_what_cannot_be_replayed_is_one_line(edit: Callable[[Path], object], err
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["classify-linear-full-encoder", "rl-grpo-lora-decoder"])
 def test_other_threads_and_instructions_in_a_process_of_their_own_are_within_rounding(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -174,6 +174,7 @@ def test_a_round_in_which_nobody_prefers_anything_teaches_nothing_and_the_next_o
     assert [run.objective for run in second.learned] == ["preference"]
 
 
+@pytest.mark.long
 def test_a_loop_over_a_run_with_an_instruction_asks_its_own_once(tmp_path: Path):
     start = tune(
         recipe(tmp_path, answers(40), "llama", objective={"kind": "instruct", "instruction": "Say it:"}),

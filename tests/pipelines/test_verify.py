@@ -88,6 +88,7 @@ def test_a_challenge_has_prompts_that_neither_base_nor_damaged_copies_answer_so(
         assert prompt.base is None or not prompt.by_tuned(prompt.base.text)
 
 
+@pytest.mark.long
 def test_every_target_is_recognized(run: Path, challenge: Challenge, tmp_path: Path):
     other = save_run(tmp_path / "other", Lora(), seed=2, lively=0.5)
     out = export_run(run)
@@ -244,6 +245,7 @@ def test_the_verdict_follows_from_the_counts(count: int, tuned: int, base: int, 
     assert (found.error_rate is None) == (verdict == "undecided")
 
 
+@pytest.mark.long
 def test_a_model_that_agrees_in_80_percent_of_prompts_is_tuned_in_at_most_1_percent_of_cases():
     prompts, chance = some_prompts(32), random.Random(0)
 
@@ -298,6 +300,7 @@ def test_a_server_verifies_itself_in_the_background_and_warns(
     assert "warning: bad: " in shown
 
 
+@pytest.mark.long
 def test_the_chat_contract_holds_for_the_same_template_and_names_the_first_difference_of_another(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -325,6 +328,7 @@ def test_the_chat_contract_holds_for_the_same_template_and_names_the_first_diffe
     assert "no chat.json in it" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "technique"), [
     ("llama", Full()), ("llama", Prefix(tokens=4)), ("llama", Prompt(tokens=4)), ("llama", Ia3()),
     ("qwen3", Lora()), ("gemma3", Lora()), ("gpt2", Lora()),

@@ -253,6 +253,7 @@ def test_a_chat_row_stays_a_chat_with_its_answer():
     assert made.group == "arda"
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_on_real_questions_the_mixture_finds_more_than_words_alone(tmp_path: Path):
     examples = Path(__file__).parents[2] / "examples"

@@ -146,6 +146,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("technique", ["lora", "full", "p-tuning"])
 def test_a_run_asks_the_device_for_nothing_it_lacks(
     gpu: AppleGpu, technique: str, tiny_llama: Path, tmp_path: Path

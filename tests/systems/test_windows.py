@@ -169,6 +169,7 @@ sys.stdout = real
 
 # First, since the studio of the story deletes the run.
 @pytest.mark.parametrize("code", [DEMO, PUSH, MCP, CLOSED], ids=["demo", "push", "mcp", "closed pipe"])
+@pytest.mark.long
 def test_a_story_works_on_windows(code: str, story: Story) -> None:
     story.ended("tune a head")
     one = story.session.run("-c", code)
@@ -178,6 +179,7 @@ def test_a_story_works_on_windows(code: str, story: Story) -> None:
     assert [line for line in one.refused if not line.endswith((".lock", "dummy_file_dst"))] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_works_on_windows(name: str, story: Story) -> None:
     one = story.ended(name)

@@ -86,6 +86,7 @@ def loss_of(made: Policy, objective: Any, batches: Sequence[Batch]) -> float:
     return sum(float(learner.loss(learner.prepare(batch, made), made).total) for batch in batches)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("word", TECHNIQUES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_eight_rows_are_learned_kept_and_read_alike_alone_and_together(cell: str, word: str, tmp_path: Path):

@@ -56,6 +56,7 @@ def test_every_linear_layer_and_all_experts_are_adapted_and_no_router(kind: str)
     assert any(part in name for name in linear for part in SHARED) == (kind in ("qwen2_moe", "deepseek_v3", "llama4"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_a_saved_adapter_opens_in_peft_with_the_same_logits_and_merges_to_them(kind: str, option: str, tmp_path: Path):

@@ -318,6 +318,7 @@ fit(start(Full()), Instruct(), window(), plan=PLAN, hooks=Hooks(Path(sys.argv[1]
 """
 
 
+@pytest.mark.long
 def test_a_process_killed_in_the_middle_of_a_run_loses_only_the_steps_since_its_checkpoint(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "cut")], cwd=ROOT, capture_output=True, text=True

@@ -161,6 +161,7 @@ def test_a_model_that_cannot_think_is_refused_before_anything_runs(tmp_path: Pat
         prepare(recipe(tmp_path, "llama"), on_event=lambda event: None, offline=True)
 
 
+@pytest.mark.long
 def test_a_random_base_keeps_no_thoughts_and_its_rows_are_trained_with_thinking_off(
     prepared: TrainingContext, tmp_path: Path
 ):

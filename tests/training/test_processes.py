@@ -81,6 +81,7 @@ def norm(tensors: Iterable[torch.Tensor]) -> float:
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_take_the_steps_of_one(name: str, both: Both, tmp_path: Path):
     check_steps(name, processes.three_steps(name, tmp_path), both.taken(name))
@@ -134,6 +135,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TUNESMITH_CACHE": str(Path("cache").resolve())}
 
 
+@pytest.mark.long
 def test_the_command_runs_in_two_processes_and_only_the_first_one_prints(
     both: Both, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -192,6 +194,7 @@ sys.exit(main(["tune", "missing.yaml"]))
 """
 
 
+@pytest.mark.long
 def test_torchrun_starts_killed_processes_again_and_names_the_error_that_ends_them(both: Both):
     (both.folder / "restarted.py").write_text(RESTARTED, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]

@@ -25,6 +25,7 @@ from tunesmith.config.checks import SHARDING_TORCH
 
 MODULE = "tests.training.sharded"
 pytestmark = [
+    pytest.mark.long,  # their processes are started once for all tests, by whichever is first
     pytest.mark.timeout(2 * TIMEOUT),  # other tests may keep both cores busy
     pytest.mark.skipif(Version(torch.__version__) < Version(SHARDING_TORCH), reason="refused with this torch"),
 ]

@@ -25,6 +25,7 @@ def tuned(out: Path, recipe: Recipe, *, stop_after: int = 10**9) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((out / "model").glob("*.safetensors")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "network"), [("domain", "llama"), ("domain", "bert"), ("classify", "llama")])
 def test_a_run_on_files_has_the_bytes_of_one_in_memory_and_a_resumed_one_encodes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: str

@@ -59,6 +59,7 @@ def press(page: Page, key: str) -> tuple[str, list[str]]:
     return before
 
 
+@pytest.mark.long
 def test_ten_judgements_by_keyboard_outlive_a_kill_of_the_server(
     page: Page, serve: Serve, command: list[str], tmp_path: Path
 ):
@@ -85,6 +86,7 @@ def test_ten_judgements_by_keyboard_outlive_a_kill_of_the_server(
     assert {name for row in rows for name in row["raters"]} == {"Ana"}
 
 
+@pytest.mark.long
 def test_undo_own_answers_skips_and_two_tabs(page: Page, serve: Serve, command: list[str], tmp_path: Path):
     server = serve(*command)
     enter(page, server.url, "Ana")
@@ -125,6 +127,7 @@ def test_undo_own_answers_skips_and_two_tabs(page: Page, serve: Serve, command: 
     assert {(row["chosen"], row["rejected"]) for row in rows} == {("1 best of all, su", text) for text in (left, right)}
 
 
+@pytest.mark.long
 def test_a_key_pressed_before_the_server_answered_is_not_said_to_be_the_vote(
     page: Page, serve: Serve, command: list[str]
 ):
@@ -140,6 +143,7 @@ def test_a_key_pressed_before_the_server_answered_is_not_said_to_be_the_vote(
     expect(page.locator("button.given")).to_contain_text("Answer 1 is better")
 
 
+@pytest.mark.long
 def test_an_undo_or_a_vote_whose_answer_is_lost_counts_once(
     page: Page, serve: Serve, command: list[str], tmp_path: Path
 ):
@@ -159,6 +163,7 @@ def test_an_undo_or_a_vote_whose_answer_is_lost_counts_once(
     expect(page.locator("#done")).to_have_text("2 judged")
 
 
+@pytest.mark.long
 def test_a_script_in_an_answer_stays_text_and_markdown_becomes_elements(
     browser: Browser, serve: Serve, tiny_llama: Path, tmp_path: Path
 ):
@@ -190,6 +195,7 @@ def test_a_script_in_an_answer_stays_text_and_markdown_becomes_elements(
     context.close()
 
 
+@pytest.mark.long
 def test_single_answers_get_thumbs_and_every_part_has_a_name(
     page: Page, serve: Serve, tiny_llama: Path, tmp_path: Path
 ):
@@ -213,6 +219,7 @@ def test_single_answers_get_thumbs_and_every_part_has_a_name(
     assert {row["completion"]: row["label"] for row in rows} == {"fine": True, "poor": False}
 
 
+@pytest.mark.long
 def test_a_scripted_rater_votes_by_its_stated_rule_through_the_page(
     page: Page, serve: Serve, tiny_llama: Path, tmp_path: Path
 ):

@@ -58,6 +58,7 @@ def chat(client: openai.OpenAI, question: str, **more: Any) -> Any:
     return client.chat.completions.create(model="one", messages=[{"role": "user", "content": question}], **more)
 
 
+@pytest.mark.long
 def test_the_official_client_gets_what_python_gets_whole_and_in_pieces(client: openai.OpenAI, run: Path):
     model = load(run)
     for question in (*QUESTIONS, LONG, "<|im_end|>\n<|im_start|>user\nno turn of mine"):
@@ -201,6 +202,7 @@ def status_of(client: openai.OpenAI) -> int:
     return 200
 
 
+@pytest.mark.long
 def test_the_command_serves_a_file_and_ends_what_was_begun(run: Path, serve: Serve):
     server = serve("serve", run / "export" / "gguf-f16" / "model.gguf", "--offline")
     assert server.about["models"] == ["one"]

@@ -30,6 +30,7 @@ def exported(rows: Path, out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.long
 def test_ten_labels_by_keyboard_outlive_a_kill_of_the_server(page: Page, serve: Serve, rows: Path, tmp_path: Path):
     server = serve("label", rows, "--labels", "good,bad")
     enter(page, server.url, "Ana")

@@ -106,6 +106,7 @@ def shadowed(run: Path, paid: Paid, folder: Path, **options: Any) -> Iterator[Pl
     assert bugs == []
 
 
+@pytest.mark.long
 def test_the_share_grows_only_when_the_test_allows_a_planted_drop_sends_the_traffic_back_and_both_survive_a_restart(
     runs: Path, labels: Callable[[str], str], tmp_path: Path
 ):
@@ -140,6 +141,7 @@ def test_the_share_grows_only_when_the_test_allows_a_planted_drop_sends_the_traf
             assert place.settled()["attempt"] == 3  # another margin is another question
 
 
+@pytest.mark.long
 def test_a_model_that_disagrees_never_answers_and_the_same_text_again_shows_nothing(
     runs: Path, labels: Callable[[str], str], tmp_path: Path
 ):

@@ -93,6 +93,7 @@ def built(site: Path) -> dict[str, Page]:
     return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob("*.html"))}
 
 
+@pytest.mark.long
 def test_every_page_of_docs_is_on_the_site(built: dict[str, Page]):
     docs = ROOT / "docs"
     assert {path.relative_to(docs).with_suffix(".html").as_posix() for path in docs.rglob("*.md")} <= set(built)

@@ -255,6 +255,7 @@ def test_undo_brings_the_marks_back_after_a_reload_and_in_another_browser(
     context.close()
 
 
+@pytest.mark.long
 def test_try_again_saves_the_marks_that_are_on_the_page(page: Page, serve: Serve, tmp_path: Path):
     server = one_text(serve, tmp_path, "bash is a shell")
     enter(page, server.url, "Ana")
@@ -329,6 +330,7 @@ def test_a_click_selects_a_mark_and_a_double_click_does_not_remove_it(page: Page
     expect_marks(page)
 
 
+@pytest.mark.long
 def test_a_long_text_scrolls_with_the_selection_and_without_marks_by_the_arrow_keys(
     page: Page, serve: Serve, tmp_path: Path
 ):
@@ -350,6 +352,7 @@ def test_a_long_text_scrolls_with_the_selection_and_without_marks_by_the_arrow_k
     assert page.evaluate(seen)
 
 
+@pytest.mark.long
 def test_more_marks_than_fit_into_64_kib_are_saved(page: Page, serve: Serve, tmp_path: Path):
     words = [f"w{n}" for n in range(3000)]
     server = one_text(serve, tmp_path, " ".join(words))

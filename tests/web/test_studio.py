@@ -51,6 +51,7 @@ def set_field(page: Page, key: str, value: str) -> None:
     page.locator(f"[name='{key}']").press("Tab")
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_a_dropped_file_becomes_a_tuned_model_that_people_judge(
     page: Page, browser: Browser, studio: Served, folder: Path
@@ -115,6 +116,7 @@ def test_a_dropped_file_becomes_a_tuned_model_that_people_judge(
     assert {url.split("/")[2] for url in requested if url.startswith("http")} == {studio.url.split("/")[2]}
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_a_run_outlives_the_studio_that_started_it(page: Page, folder: Path, serve: Serve):
     studio = serve("studio", str(folder), "--offline")
@@ -134,6 +136,7 @@ def test_a_second_studio_in_a_folder_names_the_address_of_the_first(folder: Path
     assert done.stderr == f"error: {folder}: a studio is open here at {studio.url}; use it, or stop it first\n"
 
 
+@pytest.mark.long
 def test_jobs_wait_for_earlier_ones_and_the_lost_are_found(tmp_path: Path):
     jobs = Jobs(tmp_path / "jobs", tmp_path)
     first, second = jobs.start(["doctor", "--json", "--offline"]), jobs.start(["runs", "--json"])

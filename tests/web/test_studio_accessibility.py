@@ -87,6 +87,7 @@ def addresses(page: Page, start: str) -> Iterator[str]:
         waiting += page.evaluate(links)
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_each_page_is_accessible_fits_a_phone_and_stays_on_this_machine(browser: Browser, studio: Served):
     # Without animations: in the middle of one, colours are neither those of the light nor of the dark scheme.

@@ -82,6 +82,7 @@ def studio(folder: Path, serve: Serve) -> Served:
     return serve("studio", str(folder), "--offline")
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_documents_become_rows_and_a_dropped_file_is_mapped_checked_fixed_and_seen_by_a_model(
     page: Page, studio: Served, folder: Path, tmp_path: Path

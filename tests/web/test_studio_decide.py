@@ -69,6 +69,7 @@ def studio(folder: Path, serve: Serve) -> Served:
     return serve("studio", str(folder), "--offline")
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_three_arms_appear_one_after_another_and_end_in_a_verdict_that_is_found_again(
     page: Page, studio: Served, folder: Path
@@ -123,6 +124,7 @@ def scores(found: Locator) -> int:
     return sum(len(size["scores"]) for size in sizes)
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_points_of_a_learning_curve_appear_while_its_runs_finish(page: Page, studio: Served):
     page.goto(f"{studio.url}decide?recipe=moods.yaml")
@@ -136,6 +138,7 @@ def test_points_of_a_learning_curve_appear_while_its_runs_finish(page: Page, stu
     expect(found.locator(".uplot")).to_be_visible()
 
 
+@pytest.mark.long
 @pytest.mark.browser
 @pytest.mark.parametrize(
     ("recipe", "question", "message"),

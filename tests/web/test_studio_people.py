@@ -195,6 +195,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         job.stop()
 
 
+@pytest.mark.long
 def test_the_code_of_clients_runs_against_our_server(folder: Path, serve: Serve):
     server = serve("serve", folder / "runs" / "talk", folder / "runs" / "moods", "--offline")
     for name, found in (("talk", '"content"'), ("moods", '"probabilities"')):
@@ -317,6 +318,7 @@ def test_the_key_of_a_server_is_required_elsewhere_and_never_sent_in_the_clear(t
         playground._start({"server": "http://192.0.2.1/v1", "key": "k"})
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_people_judge_the_pairs_of_a_loop_which_then_learns(page: Page, browser: Browser, serve: Serve, folder: Path):
     studio = serve("studio", str(folder), "--offline")

@@ -327,6 +327,7 @@ def talk(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_runs_wait_stop_resume_and_are_compared(page: Page, tmp_path: Path, serve: Serve):
     folder = talk(tmp_path)
@@ -392,6 +393,7 @@ def test_runs_wait_stop_resume_and_are_compared(page: Page, tmp_path: Path, serv
     expect(page.get_by_role("link", name="short-2")).to_be_visible()
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_an_alarm_stops_a_run_with_its_cause_and_the_way_on(page: Page, tmp_path: Path, serve: Serve):
     folder = talk(tmp_path)
@@ -446,6 +448,7 @@ CALIBRATION = """() => {
 }"""
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_ten_thousand_lines_and_five_hundred_runs_stay_fluid(page: Page, tmp_path: Path, serve: Serve):
     journal = write_run(tmp_path / "runs" / "long").joinpath("journal.jsonl")

@@ -83,6 +83,7 @@ def over_vllm(run: Path) -> Iterator[Served]:
             yield server
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "engine"),
     [

@@ -131,6 +131,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     return run(recipe(place), place / "out", CompareOptions(price_per_hour=3600.0)), place
 
 
+@pytest.mark.long
 def test_every_arm_answers_the_same_rows(done: tuple[Comparison, Path]) -> None:
     page, place = done
     assert [arm.name for arm in page.arms] == ARMS
@@ -279,6 +280,7 @@ def test_without_documents_no_file_of_the_working_folder_is_looked_at(
     assert _document_digests("") == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["text", "labels"])
 def test_an_engine_answers_for_prompts_and_tuned_arms_as_torch_does(kind: str, tmp_path: Path) -> None:
     for name in ("here", "there"):
@@ -671,6 +673,7 @@ def test_two_addresses_that_differ_by_a_colon_are_kept_in_two_files():
     assert file_name("tuned+rag") == "tuned+rag"
 
 
+@pytest.mark.long
 def test_arms_tuned_on_ray_are_the_runs_that_a_comparison_tunes_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # In place of a cluster: one after another here, from the folder of the comparison alone, as a worker does it.
     monkeypatch.setattr("tunesmith.pipelines.requests.check_place", lambda on: None)

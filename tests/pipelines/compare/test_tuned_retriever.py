@@ -52,6 +52,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.long
 def test_the_retriever_is_tuned_on_training_rows_alone(done: tuple[Comparison, Path]) -> None:
     _, out = done
     split = reopened(out, callbacks=Callbacks(lambda event: None), offline=True).split

@@ -57,6 +57,7 @@ def test_large_sizes_weigh_more_than_small_ones():
     assert abs(found.at(1600) - 0.85) < 0.2 * abs(found.at(100) - 0.70)
 
 
+@pytest.mark.long
 def test_the_interval_holds_what_comes_in_most_of_many_curves():
     truth, held, beyond = Curve(0.95, 2.0, 0.5), 0, 0
     for seed in range(20):

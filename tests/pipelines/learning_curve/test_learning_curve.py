@@ -41,6 +41,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, small_world: Any) -> tupl
     return asked, *ask(asked, place / "curve")
 
 
+@pytest.mark.long
 def test_every_size_is_measured_three_times_on_the_same_test_rows(measured: tuple[Any, Path, LearningCurveReport]):
     _, folder, found = measured
     assert [one.rows for one in found.sizes][::4] == [24, found.train_rows]
@@ -75,6 +76,7 @@ def test_what_has_run_is_not_run_again(
     assert again.sizes == found.sizes
 
 
+@pytest.mark.long
 def test_a_curve_that_was_stopped_goes_on_where_it_was(tmp_path: Path):
     asked, left = made(tmp_path), [False] * 25  # ten steps a cell
     with pytest.raises(Interrupted):
@@ -86,6 +88,7 @@ def test_a_curve_that_was_stopped_goes_on_where_it_was(tmp_path: Path):
     assert sum("rows, seed" in text for text in said) == 15 - len(before)
 
 
+@pytest.mark.long
 def test_minutes_make_the_sizes_smaller_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = made(tmp_path)
     monkeypatch.setattr(story, "_largest", lambda *_: 60)
@@ -137,6 +140,7 @@ def test_a_folder_of_another_recipe_is_left_alone(measured: tuple[Any, Path, Lea
         ask(other, folder)
 
 
+@pytest.mark.long
 def test_a_loss_is_read_with_its_sign_turned_back(tmp_path: Path):
     rows = [{"text": f"The quick brown fox number {i} jumps over the lazy dog and runs."} for i in range(170)]
     asked = recipe(

@@ -50,6 +50,7 @@ ALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "gemma3", "gpt2", "bert", "distilbert", "modernbert"])
 @pytest.mark.parametrize("technique", ALL, ids=lambda one: "-".join((one.kind, *sorted(one.model_fields_set))))
 def test_numbers_that_move_are_those_of_the_real_adapter(kind: str, technique: Technique):

@@ -47,6 +47,7 @@ def made(place: Path, kind: str, technique: str, **objective: Any) -> Any:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "technique"), [("bert", "full"), ("bert", "lora"), ("llama", "full"), ("llama", "lora")]
 )

@@ -22,6 +22,7 @@ def rise(report: Report) -> float:
     return report.retention.rise
 
 
+@pytest.mark.long
 def test_the_best_checkpoint_inside_the_gate_is_kept(tmp_path: Path):
     free = tune(recipe(tmp_path, reviews(), "llama", schedule=SCHEDULE), tmp_path / "free").report
     bound = rise(free) / 2

@@ -44,6 +44,7 @@ def half(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.models.loading.load.frozen_dtype", lambda device: "bfloat16")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_run_over_a_base_in_bfloat16_trains_is_scored_and_answers(
     half: None, case: tuple[Any, str, Any], tmp_path: Path

@@ -27,6 +27,7 @@ def weights(out: Path) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "technique"), [("qwen3_next", LORA), ("falcon_h1", LORA), ("lfm2", "full")])
 def test_answers_are_learned_and_an_interrupted_run_ends_in_the_same_weights(kind: str, technique: Any, tmp_path: Path):
     schedule = {"epochs": 8, "learning_rate": 0.01, "patience": 99}
@@ -44,6 +45,7 @@ def test_answers_are_learned_and_an_interrupted_run_ends_in_the_same_weights(kin
     assert any(text.startswith("it is") for text in together)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("technique", ["full", "prompt"])
 @pytest.mark.parametrize("kind", ["nemotron_h", "llama4_text"])
 def test_labels_are_scored_by_a_head_and_as_words_after_virtual_tokens(kind: str, technique: str, tmp_path: Path):

@@ -156,6 +156,7 @@ def weights(run: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((run / "model").glob("*.safetensors")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("raises", [True, False], ids=["out of memory", "nearly full"])
 def test_a_pass_fills_the_memory_of_a_device_and_nothing_else_changes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raises: bool
@@ -180,6 +181,7 @@ def test_a_pass_fills_the_memory_of_a_device_and_nothing_else_changes(
     assert losses[0] == losses[1] == losses[2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("memory", [True, False], ids=["cramped", "roomy"])
 def test_batches_packed_ahead_in_a_thread_are_those_packed_in_their_step(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path, memory: bool

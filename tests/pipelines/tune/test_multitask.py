@@ -82,6 +82,7 @@ def mixed(place: Path, kind: str = "llama", tasks: tuple[str, ...] = ("mood", "c
     return make_recipe(raw | more, place="test")[0]
 
 
+@pytest.mark.long
 def test_each_task_is_measured_by_its_own_yardstick_and_beside_its_own_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -115,6 +116,7 @@ def test_each_task_is_measured_by_its_own_yardstick_and_beside_its_own_model(
     assert (same.metric, same.n, same.score_a) == ("accuracy", report.task.n, report.task.tuned)
 
 
+@pytest.mark.long
 def test_a_model_of_several_tasks_answers_as_the_one_that_is_named(tmp_path: Path):
     run = tune(mixed(tmp_path, schedule={"epochs": 0.5, "probe": True}), tmp_path / "run")
     model = load(run.folder)
@@ -142,6 +144,7 @@ def test_the_gate_on_the_gain_holds_for_each_task(tmp_path: Path):
     ]
 
 
+@pytest.mark.long
 def test_a_run_of_several_tasks_is_exported_and_compared_on_each(tmp_path: Path):
     made = mixed(tmp_path, tasks=("count", "field"), schedule={"probe": False, "epochs": 1})
     run = tune(made, tmp_path / "run")
@@ -151,6 +154,7 @@ def test_a_run_of_several_tasks_is_exported_and_compared_on_each(tmp_path: Path)
     assert found.rows == sum(min(count, 32) for count in rows.values())
 
 
+@pytest.mark.long
 def test_runs_of_several_tasks_differ_by_the_task_that_is_named(tmp_path: Path):
     made = mixed(tmp_path, tasks=("mood", "count"), schedule={"probe": False, "epochs": 0.5}, controls=True)
     run = tune(made, tmp_path / "run")
@@ -195,6 +199,7 @@ def test_ranking_can_be_one_of_the_tasks_and_has_its_own_negatives(tmp_path: Pat
         model.rank("which", passages, task="mood")
 
 
+@pytest.mark.long
 def test_people_s_judgement_can_be_one_of_the_tasks(tmp_path: Path):
     made = mixed(tmp_path, tasks=("mood", "liked", "judge"), schedule={"epochs": 0.6})
     run = tune(made, tmp_path / "run")
@@ -205,6 +210,7 @@ def test_people_s_judgement_can_be_one_of_the_tasks(tmp_path: Path):
     assert isinstance(load(run.folder).at("judge").reward("number 3", "it is good, 3"), float)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("technique", ["ia3", "prompt"])
 def test_other_techniques_learn_several_tasks_too(technique: str, tmp_path: Path):
     schedule = {"epochs": 0.5}
@@ -213,6 +219,7 @@ def test_other_techniques_learn_several_tasks_too(technique: str, tmp_path: Path
     assert load(run.folder).classify(["good"], task="mood")
 
 
+@pytest.mark.long
 def test_a_stopped_run_of_several_tasks_goes_on_to_the_same_bits(tmp_path: Path):
     schedule = {"save_steps": 3, "probe": False}
     whole = tune(mixed(tmp_path, schedule=schedule), tmp_path / "whole")

@@ -39,6 +39,7 @@ def recipe(model: Path, rows: Path, thinking: str, epochs: int) -> Recipe:
     )
 
 
+@pytest.mark.long
 def test_a_model_taught_to_think_keeps_its_own_thoughts_on_plain_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -208,6 +208,7 @@ def test_an_encoder_learns_rewards(tmp_path: Path):
     assert len(load(found.folder).rewards([("a", "it is good"), ("b", "bad")])) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("technique", ["full", "lora"])
 def test_thumbs_are_learned_with_kto(tmp_path: Path, technique: str):
     parts = {"technique": technique, "schedule": {"probe": False, "learning_rate": 0.005}}
@@ -221,6 +222,7 @@ def test_thumbs_are_learned_with_kto(tmp_path: Path, technique: str):
     assert page.metric == "preference_accuracy"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["ipo", "hinge", "dpo_norm", "kto", "orpo", "simpo"])
 def test_every_loss_raises_the_preferred_answers(tmp_path: Path, loss: str):
     made = recipe(tmp_path, pairs(), "llama", objective={"kind": "preference", "loss": loss}, schedule={"probe": False})

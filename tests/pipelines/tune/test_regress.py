@@ -30,6 +30,7 @@ def ratings(count: int = 60) -> list[dict[str, Any]]:
     return [{"text": f"{WORDS[i % 6]} {i}", "score": 100 + 20 * (i % 6) + i / 10} for i in range(count)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "technique"), [("bert", "full"), ("llama", "lora")])
 def test_a_number_is_learned_measured_and_exported(kind: str, technique: str, tmp_path: Path):
     made = recipe(

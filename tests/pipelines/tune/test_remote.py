@@ -169,6 +169,7 @@ def weights(run: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((run / "model").glob("*.safetensors")))
 
 
+@pytest.mark.long
 def test_a_run_folder_on_s3_survives_a_kill_and_is_resumed_on_another_machine(
     s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

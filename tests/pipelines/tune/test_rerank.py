@@ -42,6 +42,7 @@ def made(place: Path, kind: str, technique: str, **objective: Any) -> Any:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "technique"), [("bert", "full"), ("bert", "lora"), ("modernbert", "full")])
 def test_a_ranking_is_learned_measured_asked_and_opened_by_sentence_transformers(
     kind: str, technique: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -42,6 +42,7 @@ def without_seconds(value: Any) -> Any:
     return value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rows", "objective", "kind"),
     [
@@ -82,6 +83,7 @@ def figures(run: Any) -> Any:
     return report, (run.folder / "predictions.jsonl").read_bytes()
 
 
+@pytest.mark.long
 def test_a_second_run_has_the_figures_of_one_without_kept_answers(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -124,6 +124,7 @@ def test_a_run_is_measured_by_its_reward_and_answers_like_any_other(algorithm: s
     assert [reply.text for reply in model.replies([[Message("user", lines[0]["question"])]])] == [lines[0]["tuned"]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("off", "ratio", "capped"), [(0.0, 1.0, 0.0), (-1.0, math.e, 1.0)])
 def test_an_engine_samples_with_the_present_adapter_and_the_journal_has_its_weights(
     off: float, ratio: float, capped: float, rules: Path, tmp_path: Path

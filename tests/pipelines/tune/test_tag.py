@@ -40,6 +40,7 @@ def orders(count: int = 48) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.long
 def test_spans_are_learned_measured_and_exported(tmp_path: Path):
     made = recipe(
         tmp_path,

@@ -73,6 +73,7 @@ def recipe(files: dict[str, Any], taught_by: str, **more: Any) -> Recipe:
     )
 
 
+@pytest.mark.long
 def test_an_encoder_learns_from_the_labels_of_a_decoder(
     files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -139,6 +140,7 @@ class Server:
         return [Reply("I do not know" if "2" in text else f" {TEXTS[text].title()}.", 0, 0, True) for text in texts]
 
 
+@pytest.mark.long
 def test_answers_of_a_server_that_fails_midway_are_kept(
     files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -35,6 +35,7 @@ def made(place: Path, word: Any, kind: str = "llama") -> Recipe:
     return recipe(place, reviews(ROWS), kind, technique=technique, schedule=FAST)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("word", "kind"),
     [("qlora", "llama"), ("ia3", "llama"), ("prompt", "llama"), ("prefix", "llama"), ("p-tuning", "bert")],
