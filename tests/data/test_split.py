@@ -389,6 +389,18 @@ def test_a_split_column_that_is_not_used_is_named_with_the_reason(tmp_path):
     assert (sizes(all_of_test), "no rows or all" in all_of_test.notes[0]) == ((35, 5, 10), True)
 
 
+def test_a_split_column_with_held_out_rows_and_an_unknown_value_is_an_error(tmp_path):
+    source = written(tmp_path, {"train": range(40), "evaluation": range(40, 45), "holdout": range(45, 50)})
+    assert sizes(load(Sources(source, split="split"), parse, seed=0).split) == (40, 5, 5)
+    source = written(tmp_path, {"train": range(40), "test": range(40, 45), "spare": range(45, 50)})
+    problem = (
+        r"column 'split' contains train, test, spare; 'spare' is no part of a split; .* data.split: \"\" to ignore"
+    )
+    with pytest.raises(DataError, match=problem):
+        load(Sources(source, split="split"), parse, seed=0)
+    assert sizes(load(Sources(source, split=""), parse, seed=0).split) == (35, 5, 10)
+
+
 def test_a_named_split_column_must_exist_and_name_parts(tmp_path):
     source = written(tmp_path, {"a": range(30), "b": range(30, 50)}, column="fold")
     with pytest.raises(DataError, match=r"^a\.jsonl: column 'fold' contains a, b; data\.split needs train, validation"):

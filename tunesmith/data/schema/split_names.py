@@ -12,8 +12,8 @@ DEFAULT_SPLIT = "split"  # used if the file has it
 # First word of a value, lower case -> part. `train_sft` and `test-1` begin with such a word.
 PART_NAMES = {
     **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "development", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
 }
 
 

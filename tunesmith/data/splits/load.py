@@ -222,8 +222,13 @@ def _column_note(rows: Sequence[Row], column: str, counts: Mapping[str, int]) ->
         if column != DEFAULT_SPLIT:
             raise DataError(f"data.split: {missing_column(rows, column)}")
         return ""
-    values = Counter(str(row.fields.get(column)) for row in rows).most_common(SHOWN_VALUES)
-    found = f"column {column!r} contains {', '.join(value for value, _ in values)}"
+    values = Counter(str(row.fields.get(column)) for row in rows)
+    found = f"column {column!r} contains {', '.join(value for value, _ in values.most_common(SHOWN_VALUES))}"
+    unknown = [value for value in values if value not in ("", "None") and not part_of(value)]
+    if unknown and {*map(part_of, values)} & {"validation", "test"}:
+        # Ignored, the column would let rows that it holds out be trained on.
+        fix = 'use train, validation or test, or set data.split: "" to ignore the column'
+        raise DataError(f"{file_of(rows)}: {found}; {unknown[0]!r} is no part of a split; {fix}")
     if column != DEFAULT_SPLIT:
         raise DataError(f"{file_of(rows)}: {found}; data.split needs train, validation or test, and held-out rows")
     return f"{file_of(rows)}: {found}, which hold out no rows or all; not used for the split"
