@@ -393,9 +393,7 @@ def test_a_split_column_with_held_out_rows_and_an_unknown_value_is_an_error(tmp_
     source = written(tmp_path, {"train": range(40), "evaluation": range(40, 45), "holdout": range(45, 50)})
     assert sizes(load(Sources(source, split="split"), parse, seed=0).split) == (40, 5, 5)
     source = written(tmp_path, {"train": range(40), "test": range(40, 45), "spare": range(45, 50)})
-    problem = (
-        r"column 'split' contains train, test, spare; 'spare' is no part of a split; .* data.split: \"\" to ignore"
-    )
+    problem = r"column 'split' contains train, test, spare; 'spare' names no split; .* data.split: \"\" to ignore"
     with pytest.raises(DataError, match=problem):
         load(Sources(source, split="split"), parse, seed=0)
     assert sizes(load(Sources(source, split=""), parse, seed=0).split) == (35, 5, 10)

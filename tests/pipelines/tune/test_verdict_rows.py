@@ -23,7 +23,8 @@ from tunesmith.evaluation.predict import AnswerSet
 from tunesmith.events import ignore
 from tunesmith.metrics.resampling import STAGES, mcnemar
 from tunesmith.metrics.significance import compare_paired, expected_to_detect
-from tunesmith.pipelines.plan import verdict_rows
+from tunesmith.pipelines.plan import forecast, verdict_rows
+from tunesmith.pipelines.plan.history import PhaseTiming, RunKind, RunTimings
 from tunesmith.pipelines.plan.plan import plan_recipe
 from tunesmith.pipelines.plan.verdict_rows import FEWEST_ROWS
 from tunesmith.pipelines.tune.preview import preview
@@ -114,6 +115,20 @@ def test_every_task_keeps_its_share_of_the_rows(tmp_path: Path, monkeypatch: pyt
     assert found.scored == len(rows) < found.available
     assert {row.task for row in rows} == {"mood", "count"}
     assert [task.n for task in run.report.tasks if task.metric in ("accuracy", "rouge_l")][0] < 14
+
+
+def test_earlier_runs_that_count_for_half_of_the_rows_only_do_not_make_rows_cost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # The shorter a phase by formula, the more it is corrected: half of the rows are forecast to take twice as long.
+    kind = RunKind(model="", family="bert", objective="classify", technique="lora")
+    timings = [PhaseTiming(formula=10**-step, actual=10**step) for step in np.arange(-9, 15, 0.1).tolist()]
+    history = [
+        RunTimings(machine={}, kind=kind, phases=dict.fromkeys(verdict_rows.SCORING, timing)) for timing in timings
+    ]
+    monkeypatch.setattr(forecast, "read_history", lambda _: history)
+    made = recipe(tmp_path, reviews(160), "bert", **MANY, verdict=1e-9)
+    assert len(choose_rows(prepare(made, on_event=ignore), tmp_path, ignore, timed=True).test) == FEWEST_ROWS
 
 
 def test_questions_become_fewer_before_rows_do(tmp_path: Path):

@@ -228,7 +228,7 @@ def _column_note(rows: Sequence[Row], column: str, counts: Mapping[str, int]) ->
     if unknown and {*map(part_of, values)} & {"validation", "test"}:
         # Ignored, the column would let rows that it holds out be trained on.
         fix = 'use train, validation or test, or set data.split: "" to ignore the column'
-        raise DataError(f"{file_of(rows)}: {found}; {unknown[0]!r} is no part of a split; {fix}")
+        raise DataError(f"{file_of(rows)}: {found}; {unknown[0]!r} names no split; {fix}")
     if column != DEFAULT_SPLIT:
         raise DataError(f"{file_of(rows)}: {found}; data.split needs train, validation or test, and held-out rows")
     return f"{file_of(rows)}: {found}, which hold out no rows or all; not used for the split"

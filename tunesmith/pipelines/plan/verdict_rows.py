@@ -104,7 +104,13 @@ def _within(prepared: TrainingContext, seconds: float) -> ChosenRows:
         return forecast_run(part, own, work=count_run(part, own, known))
 
     # Half of the rows, so that what does not depend on them, such as choosing a prompt, is not counted.
-    scoring = forecast(prepared).of(*SCORING) - forecast(half).of(*SCORING)
+    # Only their formulas are subtracted: earlier runs may count for the forecast of the half and not of the whole.
+    by_formula = {phase.name: phase.formula for phase in forecast(half).phases}
+    scoring = sum(
+        phase.seconds * (1 - by_formula[phase.name] / phase.formula)
+        for phase in forecast(prepared).phases
+        if phase.name in SCORING and phase.formula
+    )
     per_row = max(1e-9, scoring / max(1, available - len(half.test)))
     for questions in (most, *(number for number in QUESTIONS if number < most)):
         general = forecast(_asking(half, questions)).of(*GENERAL)
