@@ -47,6 +47,32 @@ def test_outputs_and_gradients_are_those_of_torch(
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sizes", [(9, 7, 4, 4, 1), (2, 9, 3), (5, 5, 5)])
+def test_padding_is_not_computed_and_changes_nothing(
+    sizes: tuple[int, ...], causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of the rows is as long as its longest row, or one after it."""
+    monkeypatch.setattr(short_rows, "SCORES_AT_ONCE", 1)
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, sum(sizes), 8, requires_grad=True) for heads in (4, 2, 2)]
+    upstream = torch.randn(1, sum(sizes), 4, 8)
+    shapes: list[torch.Size] = []
+    softmax = Tensor.softmax
+    monkeypatch.setattr(Tensor, "softmax", lambda scores, dim: shapes.append(scores.shape) or softmax(scores, dim))
+    layout = lay_out([Segment(size, -1, 0) for size in sizes])
+    out, _ = packed.attend(torch.nn.Module(), *states, None, layout=layout, is_causal=causal)
+    found = [out, *torch.autograd.grad(out, states, upstream)]
+    assert [shape[2] for shape in shapes[: len(sizes)]] == [max(sizes[i:]) for i in range(len(sizes))]
+    alone = [
+        F.scaled_dot_product_attention(*part, is_causal=causal, enable_gqa=True).transpose(1, 2)
+        for part in zip(*(state.split(sizes, dim=2) for state in states), strict=True)
+    ]
+    expected = torch.cat(alone, dim=1)
+    for ours, right in zip(found, [expected, *torch.autograd.grad(expected, states, upstream)], strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16_is_rounded_once(autocast: bool) -> None:
     """Scores and weights are float32, so that the result is at least as near to the exact one as torch's."""

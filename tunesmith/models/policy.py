@@ -30,6 +30,7 @@ from tunesmith.models.attention.soft_prompt import Virtual
 from tunesmith.models.batch import Batch
 from tunesmith.models.families import scales_by_column
 from tunesmith.models.kept_answers import KeptAnswers, recall, refuse_unknown
+from tunesmith.models.kernels import dropout
 from tunesmith.models.kernels import lean_layers as lean
 from tunesmith.models.kernels import skinny_linear as thin
 from tunesmith.models.lm_head import LanguageHead
@@ -83,6 +84,7 @@ class Policy:
             ModelError: if a decoder changes its logits in an unknown way.
         """
         thin.install(network)
+        dropout.install(network)
         if family != "decoder":
             return cls(network, family, None, reference, packs=attention.install(network, causal=False))
         lean.install(network)

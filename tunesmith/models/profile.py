@@ -45,7 +45,7 @@ class ActivationMemory:
 
     token: float  # for each token
     once: float  # for the whole pass
-    pair: float = 0.0  # for each pair of query and key, where attention has dropout
+    pair: float = 0.0  # for each pair of query and key, where attention keeps its scores
     block: int = 1  # tokens of each row are rounded up to a multiple of this
 
     def stored(self, tokens: float, rows: int) -> float:

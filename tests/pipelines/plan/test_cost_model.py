@@ -94,19 +94,22 @@ def test_the_objectives_head_is_counted_too():
 
 
 @pytest.mark.parametrize(("technique", "weights"), [(Full(), True), (Prompt(tokens=4), False)], ids=["full", "prompt"])
-@pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_what_a_pass_keeps_grows_by_tokens_and_dropped_out_pairs_as_counted_on_short_rows(
-    kind: str, technique: Technique, weights: bool
+@pytest.mark.parametrize(("kind", "attention"), [("llama", ""), ("bert", ""), ("bert", "eager")])
+def test_what_a_pass_keeps_grows_by_tokens_and_kept_scores_as_counted_on_short_rows(
+    kind: str, attention: str, technique: Technique, weights: bool
 ):
     from tunesmith.models.profile import _kept_bytes
 
     made = policy(kind)
+    if attention:
+        made.network.set_attn_implementation(attention)
+        made.packs = False
     for module in made.network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
     size = measure_size(made)
     kept = size.moving if weights else size.frozen
-    assert (kept.pair > 1) == (kind == "bert")  # its attention has dropout
+    assert (kept.pair > 1) == (attention == "eager")  # only that keeps its scores, dropout or not
     for length in (80, 150):  # for a decoder's rows from 160 tokens, the flash kernel also keeps what it returned
         long = _kept_bytes(made, length, weights=weights)
         assert long == pytest.approx(kept.once + length * kept.token + length**2 * kept.pair, rel=0.05)
@@ -206,14 +209,14 @@ def test_no_copies_in_two_bytes_are_kept_of_weights_in_four_bits():
     assert plain - packed == pytest.approx(400 * (4 - 0.52) + 2 * 400)
 
 
-def test_pairs_that_dropout_keeps_count_in_memory_and_time():
-    dropped, work = (
+def test_scores_that_attention_keeps_count_in_memory_and_time():
+    kept, work = (
         replace(SIZE, moving=ActivationMemory(1000.0, 50.0, 3.0)),
         replace(WORK, attended=7000, widest_attended=900),
     )
-    more = peak_bytes(Full(), dropped, work, PACE, held=0) - peak_bytes(Full(), SIZE, work, PACE, held=0)
+    more = peak_bytes(Full(), kept, work, PACE, held=0) - peak_bytes(Full(), SIZE, work, PACE, held=0)
     assert more == pytest.approx(1.8 * 3 * 900)
-    slower = step_seconds(Full(), dropped, work, PACE) - step_seconds(Full(), SIZE, work, PACE)
+    slower = step_seconds(Full(), kept, work, PACE) - step_seconds(Full(), SIZE, work, PACE)
     assert slower * 1e9 == pytest.approx(7000 * 8 * 3)
 
 

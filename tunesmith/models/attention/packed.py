@@ -103,6 +103,7 @@ class Level:
     keys: Tensor  # [S, K] int64 index into the N tokens
     query_positions: Tensor  # [S, T] int64
     key_positions: Tensor  # [S, K] int64, -1 on padding
+    extents: NDArray[np.int64]  # [S, 2] most queries and keys of this segment and all later ones
     # [size] int64 index of each token in the flattened [S * K] keys, if whole rows are faster.
     key_index: Tensor | None = None
     # Added to the scores of short rows, by (causal, window): the same in all layers.
@@ -124,6 +125,7 @@ class Level:
             keys=torch.cat([index, self.keys + virtual], dim=1),
             query_positions=self.query_positions + virtual,
             key_positions=torch.cat([index, shifted], dim=1),
+            extents=self.extents + (0, virtual),
         )
 
     def mask(self, *, causal: bool, window: int | None) -> Tensor | None:
@@ -179,9 +181,10 @@ class Level:
         )
         visible = self.mask(causal=causal, window=window)
         limit = MAX_CAUSAL_SCORES if causal and visible is None else MAX_SCORES
-        few = self.queries.shape[1] * self.keys.shape[1] <= limit
-        if few and own.device.type == "cpu" and own.dtype != torch.float64 and not dropout:
-            out = short_attention(gathered, self.bias(causal=causal, window=window), scale=scale)
+        short = self.queries.shape[1] * self.keys.shape[1] <= limit or dropout
+        if short and own.device.type == "cpu" and own.dtype != torch.float64:
+            bias = self.bias(causal=causal, window=window)
+            out = short_attention(gathered, bias, scale=scale, extents=self.extents, dropout=dropout)
         else:
             out = F.scaled_dot_product_attention(
                 *gathered,
@@ -350,16 +353,25 @@ def _level(members: Sequence[int], layout: Layout, *, multiple: int = 0) -> Leve
     keys[1] = -1
     for row, i in enumerate(members):
         keys[:, row, : layout.paths[i].shape[1]] = layout.paths[i]
+    ends = np.array([layout.paths[i].shape[1] for i in members])[:, None]
+    extents = np.maximum.accumulate(np.hstack([sizes, ends])[::-1])[::-1]
     indices = (starts - starts[0] + offset, np.flatnonzero(inside), keys[0], positions + offset, keys[1])
+    queries, flat_index, key_index, query_positions, key_positions = (
+        torch.from_numpy(index).to(layout.device) for index in indices
+    )
     level = Level(
-        int(starts[0, 0]),
-        int(sizes.sum()),
-        is_root,
-        *(torch.from_numpy(index).to(layout.device) for index in indices),
+        start=int(starts[0, 0]),
+        size=int(sizes.sum()),
+        is_root=is_root,
+        queries=queries,
+        flat_index=flat_index,
+        keys=key_index,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        extents=extents,
     )
     if not multiple or is_root or longest < WHOLE_FROM or width > WHOLE_SHARE * longest:
         return level
-    ends = np.array([layout.paths[i].shape[1] for i in members])[:, None]
     places = np.arange(len(members))[:, None] * width + ends - sizes + step  # [S, T] among the keys
     return replace(level, key_index=torch.from_numpy(places[inside]).to(layout.device))
 
