@@ -321,6 +321,7 @@ def test_a_thumb_without_a_part_that_other_rows_have_is_read_as_a_run_reads_it()
 def test_a_target_that_is_no_number_is_found_and_a_blank_one_is_a_row_to_skip() -> None:
     columns = {"text": "essay", "target": "score"}
     problems = [
-        view(Row("a.csv:2", {"essay": "a text", "score": score}), columns).problem for score in ("3.5", "n/a", "")
+        view(Row("a.csv:2", {"essay": "a text", "score": score}), columns).problem
+        for score in ("3.5", "3 of 5", "n/a", "")
     ]
-    assert problems == ["", "unreadable", "nothing_to_learn"]
+    assert problems == ["", "unreadable", "nothing_to_learn", "nothing_to_learn"]

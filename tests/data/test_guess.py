@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row
-from tunesmith.data.schema.formats import detect
+from tunesmith.data.schema.formats import detect, detect_or_guess
 from tunesmith.data.schema.guess import guess
+from tunesmith.data.schema.values import number_of
 from tunesmith.errors import DataError
 
 LONG = "the battery of this phone holds a day"
@@ -75,6 +77,37 @@ def test_a_text_beside_a_column_called_like_a_label_is_not_taken_for_a_document(
         detect(rows(text=LONG, spam=["spam", "ham"]))
     assert detect(rows(text=LONG, lang=["en", "fr"], split=["train", "test"])).objective == "domain"
     assert detect(rows(text=LONG, tags=[["a"], ["a", "b"], []])).columns == {"text": "text", "label": "tags"}
+
+
+@pytest.mark.parametrize("blank", [None, "", float("nan"), "n/a", "NULL"])
+@pytest.mark.parametrize("name", ["score", "target", "value"])
+def test_a_number_that_some_rows_lack_is_named_with_the_option_that_skips_them(name: str, blank: object):
+    numbers: list[object] = [n / 8 for n in range(50)]
+    partly = rows(60, text=LONG, **{name: [*numbers, *[blank] * 10]})
+    with pytest.raises(DataError) as error:
+        detect(partly)
+    option = f"--set 'objective={{kind: regress, text: text, target: {name}}}'"
+    problem = f"10 of 60 rows have no number in {name!r}"
+    assert str(error.value) == f"a.csv: {problem}; to skip them, confirm with {option}"
+    guessed = detect_or_guess(partly)
+    assert guessed.explain() == f"text -> text, {name} -> target; {problem}"
+    kept, notes = usable(partly, guessed.columns)
+    assert [number_of(row.fields[name]) for row in kept] == numbers
+    assert notes[0].startswith(f"a.csv: 10 of 60 rows skipped, {name!r} has no number (a.csv:50, ")
+
+
+def test_whole_numbers_that_some_rows_lack_are_named_too():
+    prices = [*range(0, 5000, 100), *[None] * 10]
+    with pytest.raises(DataError, match="10 of 60 rows have no number in 'price'.*kind: regress"):
+        detect(rows(60, text=LONG, price=prices))
+    with pytest.raises(DataError, match="10 of 60 rows have no label in 'rating'.*kind: classify"):
+        detect(rows(60, text=LONG, rating=[*[1, 2, 3, 4, 5] * 10, *[None] * 10]))
+    assert detect(rows(60, text=LONG, shelf=prices)).objective == "domain"  # not a name of a number to predict
+
+
+def test_a_column_of_fractions_that_is_not_used_is_not_called_blank():
+    ignored = detect(rows(60, text=LONG, label=["a", "b"], trust=[n / 8 for n in range(30)], gap=[None])).ignored
+    assert ignored == {"trust": "other values", "gap": "blank"}
 
 
 def test_two_answers_to_a_prompt_are_no_answer_to_learn():

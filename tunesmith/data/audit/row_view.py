@@ -15,7 +15,7 @@ from tunesmith.data.examples.types import Query, Span, TaggedText
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
 from tunesmith.data.schema.cells import cell, has_column, label_cell
-from tunesmith.data.schema.values import is_nothing, label_items
+from tunesmith.data.schema.values import label_items, lacks_number
 from tunesmith.data.schema.winner import side as better_side
 from tunesmith.data.tokenization.messages import ROLES, Message, joined, separated, turns_in
 from tunesmith.data.tokenization.tool_calls import as_words, read_calls
@@ -79,7 +79,7 @@ def _rated(row: Row, columns: Mapping[str, str]) -> View:
     seen = _plain(row, columns["text"])
     if seen.problem:
         return seen
-    if is_nothing(target := cell(row, columns["target"])) or (isinstance(target, str) and not target.strip()):
+    if lacks_number(cell(row, columns["target"])):
         return View(seen.question, "", (), "nothing_to_learn", "no number")
     why = _parse_error(row, lambda: rated([row], text=columns["text"], target=columns["target"]))
     return View(seen.question, "", (), "unreadable", why) if why else seen

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tunesmith.data.examples.types import Chat, Example
 from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.schema.cells import cell
-from tunesmith.data.schema.values import is_nothing
+from tunesmith.data.schema.values import is_blank, lacks_number
 from tunesmith.data.schema.winner import side
 from tunesmith.errors import first_names
 
@@ -48,11 +48,13 @@ class Skipper:
     """
 
     def __init__(self, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
-        needed = [columns[role] for role in NEEDED if role in columns]
-        self._needed = [column for column in needed if not all(_blank(cell(row, column)) for row in rows)]
+        needed = {columns[role]: _lacks(role) for role in NEEDED if role in columns}
+        self._needed = {
+            column: lacks for column, lacks in needed.items() if not all(lacks(cell(row, column)) for row in rows)
+        }
         self._columns = columns
         if rows and all(_reason(row, self._needed, columns) for row in rows):
-            self._needed, self._columns = [], {}
+            self._needed, self._columns = {}, {}
         self._file = file_of(rows)
         self._rows = 0
         self._skipped: dict[str, list[str]] = defaultdict(list)
@@ -77,10 +79,15 @@ class Skipper:
         ]
 
 
-def _reason(row: Row, needed: Sequence[str], columns: Mapping[str, str]) -> str:
+def _lacks(role: str) -> Callable[[object], bool]:
+    """Return the function that finds out whether a cell has no value for a role."""
+    return lacks_number if role == "target" else is_blank
+
+
+def _reason(row: Row, needed: Mapping[str, Callable[[object], bool]], columns: Mapping[str, str]) -> str:
     """Return why a row has nothing to learn; empty if it has."""
-    if blank := next((column for column in needed if _blank(cell(row, column))), ""):
-        return f"{blank!r} is blank"
+    if blank := next((column for column, lacks in needed.items() if lacks(cell(row, column))), ""):
+        return f"{blank!r} {'has no number' if needed[blank] is lacks_number else 'is blank'}"
     if "winner" in columns:
         better = side(cell(row, columns["winner"]), columns["chosen"], columns["rejected"])
         if better not in ("first", "second"):
@@ -90,11 +97,6 @@ def _reason(row: Row, needed: Sequence[str], columns: Mapping[str, str]) -> str:
         if isinstance(chosen, str) and isinstance(rejected, str) and chosen.split() == rejected.split():
             return "chosen and rejected are the same answer"
     return ""
-
-
-def _blank(value: object) -> bool:
-    """Return whether a cell is missing or only spaces. An empty list is a value: a row may have no labels."""
-    return value != [] and (is_nothing(value) or (isinstance(value, str) and not value.strip()))
 
 
 def answer_notes(examples: Sequence[Example]) -> list[str]:

@@ -40,7 +40,8 @@ class Column:
         nested: the first value that is an object, or None.
         listed: whether any value is a list.
         distinct: distinct non-blank values as words.
-        values: number of distinct values.
+        values: number of distinct values as words, which fractions are not.
+        kinds: number of distinct values of any type.
         thumbs: whether all values are ratings.
         words: median number of words per value.
         text: whether at least 90 % of the rows have a value and not all values are integers or dates.
@@ -66,7 +67,8 @@ class Column:
         dates = all(DATE.fullmatch(value) for value in values)
         self.text = full and not all(value.isdigit() or DATE.fullmatch(value) for value in values)
         short = max(map(len, values), default=0) <= LONGEST_LABEL
-        held = [cell for cell in cells if not is_nothing(cell) and cell != ""]
+        held = [cell for cell in cells if not is_nothing(cell) and str(cell).strip()]
+        self.kinds = len({str(cell).strip() for cell in held})
         self.scale = len(held) >= ENOUGH * len(rows) and is_scale(held)
         self.few = not self.scale and (
             full and short and not dates and 2 <= self.values <= min(MOST_LABELS, max(2, len(rows) // ROWS_A_LABEL))
@@ -99,10 +101,10 @@ def left_over(rows: Sequence[Row], used: Collection[str]) -> dict[str, str]:
 def _why_unused(column: Column, rows: Sequence[Row]) -> str:
     if column.name == DEFAULT_SPLIT and split_parts([row.fields.get(column.name) for row in rows]):
         return "names the split"
-    if column.values <= 1:
-        return "blank" if not column.values else "one value"
+    if column.kinds <= 1:
+        return "blank" if not column.kinds else "one value"
     plain = not column.listed and not column.nested and (column.words <= 1 or "id" in column.called)
-    if plain and column.values == min(len(rows), LOOKED_AT):
+    if plain and column.kinds == min(len(rows), LOOKED_AT):
         return "unique values"
     return f"{column.values} values" if column.few else "text" if column.words > 1 else "other values"
 

@@ -13,12 +13,13 @@ from tunesmith.data.schema.ambiguous import BOTH_READ, nameless, read_together, 
 from tunesmith.data.schema.cells import PLUS
 from tunesmith.data.schema.choices import choice_columns, names_a_choice
 from tunesmith.data.schema.columns import ENOUGH, LOOKED_AT, columns_held, ignored_columns, left_over
-from tunesmith.data.schema.guess import Guess, alternatives, guess, has_label, unguessed
+from tunesmith.data.schema.guess import LABEL_WORDS, QUANTITY_WORDS, Guess, alternatives, guess, has_label, unguessed
 from tunesmith.data.schema.values import (
     are_shares,
     are_turns,
     has_letters,
     is_answer,
+    is_blank,
     is_dialogue,
     is_label,
     is_number,
@@ -30,6 +31,7 @@ from tunesmith.data.schema.values import (
     is_thumb,
     label_items,
     label_separator,
+    lacks_number,
     listed,
     may_be_text,
 )
@@ -172,7 +174,9 @@ def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
         if learned and judged and (problem := unjudged(rows, read=match.columns.values())):
             raise UnsettledError(problem)
         return match
-    if guessed := guess(rows):
+    if guessed := guess(rows) or _partly_labelled(rows):
+        if guessed.lacking:
+            raise DataError(f"{file_of(rows)}: {guessed.lacking}; to skip them, confirm with {guessed.change()}")
         fix = f"run `tunesmith init` to write a recipe with a guess, or confirm it with {guessed.change()}"
     elif problem := unguessed(rows) or nameless(rows):
         raise DataError(problem)
@@ -188,7 +192,7 @@ def detect_or_guess(rows: Sequence[Row]) -> Format | Guess:
     except UnsettledError:
         raise
     except DataError:
-        if (guessed := guess(rows)) is None:
+        if (guessed := guess(rows) or _partly_labelled(rows)) is None:
             raise
         return guessed
 
@@ -322,6 +326,24 @@ def _odd(sample: _Sample) -> str:
                     fix = " (write the number as text)" if number else ""
                     return f", and {row.where} does not have a {kind} in {column!r}: {str(value)[:40]}{fix}"
     return ""
+
+
+def _partly_labelled(rows: Sequence[Row]) -> Guess | None:
+    """Guess the columns by those rows that have a label or a number, if more than a tenth of the rows lack it."""
+    for column in columns_held(rows):
+        if not column.called & {*LABELS, *LABEL_WORDS, *QUANTITIES, *QUANTITY_WORDS}:
+            continue
+        for role, kind, lacks in (("target", "number", lacks_number), ("label", "label", is_blank)):
+            rest = [row for row in rows if not lacks(row.fields.get(column.name))]
+            if not 0 < len(rest) < ENOUGH * len(rows):
+                continue
+            sample = _Sample(rest[:LOOKED_AT])
+            found = _text_number(sample) or _text_label(sample) or _text_pair(sample) or guess(rest)
+            if found and found.objective in ("classify", "regress") and found.columns.get(role) == column.name:
+                lacking = f"{len(rows) - len(rest)} of {len(rows)} rows have no {kind} in {column.name!r}"
+                ignored = left_over(rows, found.columns.values())
+                return Guess(found.objective, dict(found.columns), ignored=ignored, lacking=lacking)
+    return None
 
 
 def _preference(sample: _Sample) -> Format | None:
@@ -544,7 +566,7 @@ def _text(sample: _Sample) -> Format | None:
     text = sample.column(DOCUMENTS, is_text)
     # With a column named like a label or an answer, training on the text alone would be a guess.
     other = sample.optional(other=[*LABELS, *ANSWERS, "prompt", "question", "summary"]) or has_label(sample.rows)
-    return None if text is None or other else Format("text", "domain", {"text": text})
+    return None if text is None or other or _partly_labelled(sample.rows) else Format("text", "domain", {"text": text})
 
 
 DETECTORS: tuple[Callable[[_Sample], Format | None], ...] = (

@@ -41,12 +41,14 @@ class Guess:
     columns: dict[str, str]  # role -> column of the file
     ignored: Mapping[str, str] = field(default_factory=dict)  # column that is not used -> reason
     other_labels: tuple[str, ...] = ()  # columns that could be the label as well
+    lacking: str = ""  # how many rows have no label or number
 
     def explain(self) -> str:
         """Return the role of each column in one line, for the user to check."""
         roles = ", ".join(f"{column} -> {part}" for part, column in self.columns.items())
         others = f"; other possible labels: {', '.join(self.other_labels)}" if self.other_labels else ""
-        return roles + others + ignored_columns(self.ignored)
+        lacking = f"; {self.lacking}" if self.lacking else ""
+        return roles + lacking + others + ignored_columns(self.ignored)
 
     def change(self) -> str:
         """Return the command-line option that sets this objective."""

@@ -28,6 +28,8 @@ LONGEST_LABEL = 60  # characters
 SPAN_RESULTS = ("labels", "hypertextlabels", "paragraphlabels")
 SEPARATORS = (";", "|", ",")  # between several labels of one text
 MOST_DISTINCT = 0.5
+# Texts in a numeric column that mean a missing value. In other columns, they may be labels or answers.
+NO_NUMBER = ("-", "na", "n/a", "#n/a", "nan", "null", "none", "<na>")
 # Lower-case spellings of a rating.
 UP = ("true", "1", "1.0", "yes", "good", "up", "thumbs up", "thumbs_up", "+1", "positive", "like", "👍")
 DOWN = ("false", "0", "0.0", "no", "bad", "down", "thumbs down", "thumbs_down", "-1", "negative", "dislike", "👎")
@@ -62,6 +64,16 @@ def may_be_text(value: object) -> bool:
 def is_nothing(value: object) -> bool:
     """Return whether the value is missing: None, NaN or an empty list."""
     return value is None or value == [] or (isinstance(value, float) and math.isnan(value))
+
+
+def is_blank(value: object) -> bool:
+    """Return whether a cell is missing or only spaces. An empty list is a value: a row may have no labels."""
+    return value != [] and (is_nothing(value) or (isinstance(value, str) and not value.strip()))
+
+
+def lacks_number(value: object) -> bool:
+    """Return whether a cell in a numeric column is blank, or a text that means a missing number."""
+    return is_blank(value) or (isinstance(value, str) and value.strip().lower() in NO_NUMBER)
 
 
 def are_turns(value: object) -> bool:
