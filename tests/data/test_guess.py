@@ -96,6 +96,16 @@ def test_a_number_that_some_rows_lack_is_named_with_the_option_that_skips_them(n
     assert notes[0].startswith(f"a.csv: 10 of 60 rows skipped, {name!r} has no number (a.csv:50, ")
 
 
+@pytest.mark.parametrize("blank", [None, "", float("nan")])
+def test_rows_without_a_label_are_counted_and_may_be_skipped_or_labelled(blank: object):
+    option = "--set 'objective={kind: classify, text: text, label: label}'"
+    with pytest.raises(DataError) as error:
+        detect(rows(120, text=LONG, label=["good", blank, "bad", blank, "good"]))
+    problem = "48 of 120 rows have no label in 'label'"
+    fix = f"to skip them, confirm with {option}, or label them with `tunesmith label`"
+    assert str(error.value) == f"a.csv: {problem}; {fix}"
+
+
 def test_whole_numbers_that_some_rows_lack_are_named_too():
     prices = [*range(0, 5000, 100), *[None] * 10]
     with pytest.raises(DataError, match="10 of 60 rows have no number in 'price'.*kind: regress"):

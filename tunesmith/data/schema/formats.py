@@ -176,7 +176,9 @@ def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
         return match
     if guessed := guess(rows) or _partly_labelled(rows):
         if guessed.lacking:
-            raise DataError(f"{file_of(rows)}: {guessed.lacking}; to skip them, confirm with {guessed.change()}")
+            fix = f"to skip them, confirm with {guessed.change()}"
+            fix += ", or label them with `tunesmith label`" if guessed.objective == "classify" else ""
+            raise DataError(f"{file_of(rows)}: {guessed.lacking}; {fix}")
         fix = f"run `tunesmith init` to write a recipe with a guess, or confirm it with {guessed.change()}"
     elif problem := unguessed(rows) or nameless(rows):
         raise DataError(problem)
