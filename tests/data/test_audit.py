@@ -530,6 +530,25 @@ def test_an_answer_that_calls_a_function_is_an_answer_and_other_arguments_are_an
     assert not [f.kind for f in found.findings if f.kind in ("nothing_to_learn", "exact_duplicate")]
 
 
+def test_a_tie_between_two_answers_is_a_warning_as_a_run_skips_it(tmp_path: Path) -> None:
+    rows: list[Fields] = [
+        {
+            "prompt": f"question {i}",
+            "answer_a": f"{i} is right",
+            "answer_b": f"{i} is wrong",
+            "winner": ("a", "b")[i % 2],
+        }
+        for i in range(20)
+    ]
+    rows[7]["winner"] = "tie"
+    columns = {"prompt": "prompt", "chosen": "answer_a", "rejected": "answer_b", "winner": "winner"}
+    found = audit(AuditSource(write(tmp_path / "train.jsonl", rows), columns), Tools())[0]
+    (finding,) = [f for f in found.findings if f.kind == "nothing_to_learn"]
+    assert (finding.severity, lines(found, "nothing_to_learn")) == ("warning", [8])
+    assert finding.samples[0].note == "'winner' prefers neither answer"
+    assert not found.blocking
+
+
 def test_a_pair_whose_answer_is_a_number_cannot_be_read_and_the_log_says_why(tmp_path: Path) -> None:
     words = ("red", "green", "blue", "black", "white", "brown", "pink", "grey", "gold", "teal", "plum")
     rows: list[Fields] = [

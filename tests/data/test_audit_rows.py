@@ -23,6 +23,7 @@ from tunesmith.data.text.words import words_of
 TEXT = {"text": "text", "label": "label"}
 PAIR = {"prompt": "q", "answer": "a"}
 PREFERRED = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+COMPARED = {"prompt": "prompt", "chosen": "answer_a", "rejected": "answer_b", "winner": "winner"}
 THUMB = {"prompt": "prompt", "answer": "completion", "label": "label"}
 
 
@@ -238,6 +239,9 @@ def test_sentences_at_both_ends_are_told_and_refusals_of_models() -> None:
         ({"prompt": "q", "chosen": "yes", "rejected": "no"}, {**PREFERRED, "margin": "by"}, ""),
         ({"prompt": "q", "chosen": "yes", "rejected": "no", "by": "much"}, {**PREFERRED, "margin": "by"}, "unreadable"),
         ({"prompt": [{"role": "king", "content": "q"}], "chosen": "yes", "rejected": "no"}, PREFERRED, "unreadable"),
+        ({"prompt": "q", "answer_a": "yes", "answer_b": "no", "winner": "b"}, COMPARED, ""),
+        ({"prompt": "q", "answer_a": "yes", "answer_b": "no", "winner": "tie"}, COMPARED, "nothing_to_learn"),
+        ({"prompt": "q", "answer_a": "yes", "answer_b": "no", "winner": None}, COMPARED, "nothing_to_learn"),
     ],
 )
 def test_a_row_that_cannot_be_learned_from_is_told_by_its_fault(

@@ -31,7 +31,10 @@ CHECKS: Mapping[str, Check] = {
     "wrong_roles": Check("blocking", 0, "invalid roles or order of turns", DROP),
     "empty": Check("warning", MOST_BLANK, "blank text", f"runs skip these rows; {DROP}"),
     "nothing_to_learn": Check(
-        "warning", MOST_BLANK, "missing answer or label, or a placeholder", f"runs skip blank ones; {DROP}"
+        "warning",
+        MOST_BLANK,
+        "missing answer, label or winner, or a placeholder",
+        f"runs skip all but placeholders; {DROP}",
     ),
     "leak": Check(
         "blocking", 0, "a duplicate or near-duplicate of a test row: the score would measure memorisation", DROP

@@ -12,6 +12,7 @@ from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, queries,
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
 from tunesmith.data.examples.spans import inline, readable, spans_in, tagged, trim
 from tunesmith.data.examples.types import Query, Span, TaggedText
+from tunesmith.data.examples.usable import unusable
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
 from tunesmith.data.schema.cells import cell, has_column, label_cell
@@ -48,6 +49,12 @@ class View:
 
 def view(row: Row, columns: Mapping[str, str]) -> View:
     """Return the view of a row, given role -> column of its format."""
+    seen = _seen(row, columns)
+    skipped = unusable(row, columns) if seen.problem == "unreadable" else ""
+    return replace(seen, problem="nothing_to_learn", why=skipped) if skipped else seen
+
+
+def _seen(row: Row, columns: Mapping[str, str]) -> View:
     if "label" in columns and "text" in columns:
         return _labelled(row, columns)
     if "target" in columns and "text" in columns:

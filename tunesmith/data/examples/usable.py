@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tunesmith.data.examples.types import Chat, Example
 from tunesmith.data.readers.row import Row, file_of
@@ -48,13 +48,11 @@ class Skipper:
     """
 
     def __init__(self, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
-        needed = {columns[role]: _lacks(role) for role in NEEDED if role in columns}
-        self._needed = {
-            column: lacks for column, lacks in needed.items() if not all(lacks(cell(row, column)) for row in rows)
-        }
+        present = (role for role in NEEDED if role in columns)
+        self._needed = [role for role in present if not all(_lacks(role, cell(row, columns[role])) for row in rows)]
         self._columns = columns
-        if rows and all(_reason(row, self._needed, columns) for row in rows):
-            self._needed, self._columns = {}, {}
+        if rows and all(unusable(row, columns, self._needed) for row in rows):
+            self._needed, self._columns = [], {}
         self._file = file_of(rows)
         self._rows = 0
         self._skipped: dict[str, list[str]] = defaultdict(list)
@@ -63,7 +61,7 @@ class Skipper:
         """Return the usable rows of a part."""
         kept: list[Row] = []
         for row in rows:
-            if reason := _reason(row, self._needed, self._columns):
+            if reason := unusable(row, self._columns, self._needed):
                 self._skipped[reason].append(row.where)
             else:
                 kept.append(row)
@@ -79,15 +77,17 @@ class Skipper:
         ]
 
 
-def _lacks(role: str) -> Callable[[object], bool]:
-    """Return the function that finds out whether a cell has no value for a role."""
-    return lacks_number if role == "target" else is_blank
+def unusable(row: Row, columns: Mapping[str, str], needed: Sequence[str] = NEEDED) -> str:
+    """Return why a run skips a row, which has nothing to learn or to score; empty if it does not.
 
-
-def _reason(row: Row, needed: Mapping[str, Callable[[object], bool]], columns: Mapping[str, str]) -> str:
-    """Return why a row has nothing to learn; empty if it has."""
-    if blank := next((column for column, lacks in needed.items() if lacks(cell(row, column))), ""):
-        return f"{blank!r} {'has no number' if needed[blank] is lacks_number else 'is blank'}"
+    Args:
+        row: the row.
+        columns: role -> column.
+        needed: roles whose columns need a value.
+    """
+    blank = next((role for role in needed if role in columns and _lacks(role, cell(row, columns[role]))), "")
+    if blank:
+        return f"{columns[blank]!r} {'has no number' if blank == 'target' else 'is blank'}"
     if "winner" in columns:
         better = side(cell(row, columns["winner"]), columns["chosen"], columns["rejected"])
         if better not in ("first", "second"):
@@ -97,6 +97,10 @@ def _reason(row: Row, needed: Mapping[str, Callable[[object], bool]], columns: M
         if isinstance(chosen, str) and isinstance(rejected, str) and chosen.split() == rejected.split():
             return "chosen and rejected are the same answer"
     return ""
+
+
+def _lacks(role: str, value: object) -> bool:
+    return lacks_number(value) if role == "target" else is_blank(value)
 
 
 def answer_notes(examples: Sequence[Example]) -> list[str]:
