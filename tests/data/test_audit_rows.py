@@ -14,11 +14,14 @@ from tunesmith.data.audit.checks.personal_data import luhn, mod97, personal
 from tunesmith.data.audit.checks.secrets import keys, masked
 from tunesmith.data.audit.checks.text_checks import chat_tokens, edges, refusal
 from tunesmith.data.audit.row_view import view
+from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.row import Row
 from tunesmith.data.text import language as language_module
 from tunesmith.data.text.language import language
 from tunesmith.data.text.minhash import grams, signatures, slots
 from tunesmith.data.text.words import words_of
+from tunesmith.errors import DataError
+from tunesmith.objectives import OBJECTIVES
 
 TEXT = {"text": "text", "label": "label"}
 PAIR = {"prompt": "q", "answer": "a"}
@@ -219,7 +222,7 @@ def test_sentences_at_both_ends_are_told_and_refusals_of_models() -> None:
         (
             {"m": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}]},
             {"messages": "m"},
-            "nothing_to_learn",
+            "wrong_roles",
         ),
         (
             {"m": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
@@ -230,7 +233,7 @@ def test_sentences_at_both_ends_are_told_and_refusals_of_models() -> None:
         ({"prompt": "why?", "completion": "N/A", "label": "0"}, THUMB, ""),
         ({"prompt": "why?", "completion": "because", "label": None}, THUMB, "nothing_to_learn"),
         ({"prompt": "why?", "completion": "because", "label": "maybe"}, THUMB, "unreadable"),
-        ({"prompt": "why?", "completion": " ", "label": False}, THUMB, "empty"),
+        ({"prompt": "why?", "completion": " ", "label": False}, THUMB, "nothing_to_learn"),
         ({"text": "cut \ud83d"}, {"text": "text"}, "unreadable"),
         ({"chosen": "cut \ud83d", "rejected": "not"}, {"chosen": "chosen", "rejected": "rejected"}, "unreadable"),
         ({"chosen": "same", "rejected": "same"}, {"chosen": "chosen", "rejected": "rejected"}, "nothing_to_learn"),
@@ -248,6 +251,46 @@ def test_a_row_that_cannot_be_learned_from_is_told_by_its_fault(
     fields: dict[str, object], columns: dict[str, str], fault: str
 ) -> None:
     assert view(Row("x.jsonl:1", fields), columns).problem == fault
+
+
+NAN = float("nan")
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+# A valid row of each kind of rows, its columns, and its objective.
+VALID: list[tuple[dict[str, object], dict[str, str], str]] = [
+    ({"text": "fine", "label": "x"}, TEXT, "classify"),
+    ({"text": "fine", "target": 0.5}, {"text": "text", "target": "target"}, "regress"),
+    ({"text": "fine"}, {"text": "text"}, "domain"),
+    ({"q": "why?", "a": "so"}, PAIR, "instruct"),
+    ({"m": TURNS}, {"messages": "m"}, "instruct"),
+    ({"prompt": "q", "chosen": "yes", "rejected": "no"}, PREFERRED, "preference"),
+    ({"prompt": "q", "answer_a": "yes", "answer_b": "no", "winner": "a"}, COMPARED, "preference"),
+    ({"prompt": "q", "completion": "so", "label": True}, THUMB, "preference"),
+    ({"q": "why?", "p": "so"}, {"query": "q", "passage": "p"}, "embed"),
+]
+
+
+@pytest.mark.parametrize(("fields", "columns", "kind"), VALID)
+def test_the_audit_and_a_run_agree_on_what_is_skipped_and_what_is_rejected(
+    fields: dict[str, object], columns: dict[str, str], kind: str
+) -> None:
+    objective = next(each() for each in OBJECTIVES if each().kind == kind)
+    found = {}
+    for role, column in columns.items():
+        for value in (None, " ", NAN, [], 123, {"a": 1}, "tie", TURNS[:1], [*TURNS[:1], {**TURNS[1], "content": ""}]):
+            if role == "answer" and isinstance(value, list):
+                continue  # the other rows decide if it is a list of answers
+            odd = Row("x.jsonl:2", {**fields, column: value})
+            try:
+                rows, _ = usable([Row("x.jsonl:1", fields), odd], columns)
+                objective.examples(rows, group="", columns=columns)
+                run = "sound" if odd in rows else "skipped"
+            except DataError:
+                run = "rejected"
+            problem = view(odd, columns).problem
+            audit = {"": "sound", "unreadable": "rejected", "wrong_roles": "rejected"}.get(problem, "skipped")
+            found[f"{column}: {value}"] = (audit, run)
+    assert {what: both for what, both in found.items() if both[0] != both[1]} == {}
+    assert {"skipped", "rejected"} <= {run for _, run in found.values()}
 
 
 def test_the_system_turn_is_a_part_of_what_was_judged() -> None:

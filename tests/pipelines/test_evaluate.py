@@ -243,6 +243,23 @@ def test_rows_with_none_of_the_labels_are_refused(decoder: Path, tmp_path: Path)
         ask(decoder, rows)
 
 
+@pytest.mark.parametrize(("kind", "target"), [("classify", "label"), ("regress", "target")])
+def test_rows_that_cannot_be_parsed_are_dropped_by_the_command_in_the_error(
+    kind: str, target: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    rows = [{"text": f"camera {i}", target: i % 7 / 2 if kind == "regress" else "ab"[i % 2]} for i in range(30)]
+    broken = write_rows(tmp_path / "broken.jsonl", [*rows, {"text": 5, target: 1}])
+    request = EvaluateRequest(
+        str(tiny_llama), str(broken), changes=(f"objective={{kind: {kind}, text: text, {target}: {target}}}",)
+    )
+    with pytest.raises(DataError) as error:
+        read_task(request, ModelSource(str(tiny_llama), "base", tiny_llama), offline=True)
+    option = f"--set 'objective={{kind: {kind}, text: text, {target}: {target}}}'"
+    problem, _, fix = str(error.value).partition("; to drop these rows: ")
+    assert problem.startswith("broken.jsonl:31: column 'text' must be text, got 5; ")
+    assert fix == f"`tunesmith audit {broken} {option} --fix {tmp_path / 'broken-clean.jsonl'}`"
+
+
 def test_a_base_has_no_base(tiny_llama: Path, new: Path) -> None:
     with pytest.raises(RecipeError, match="is a base model itself"):
         ask(tiny_llama, new, against="base")

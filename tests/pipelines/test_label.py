@@ -275,6 +275,14 @@ def test_an_export_without_a_label_is_refused(data: Path, tmp_path: Path):
         export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", log=print)
 
 
+def test_a_text_or_a_label_that_is_missing_in_a_table_is_blank(tmp_path: Path):
+    nan = float("nan")
+    rows = [{"text": "one", "label": "a"}, {"text": "two", "label": nan}, {"text": nan, "label": "b"}]
+    work = opened(write(tmp_path / "rows.jsonl", rows), columns=Columns(beside=("label",)))
+    assert [(item.text, dict(item.beside)["label"]) for item in work.rows.items] == [("one", "a"), ("two", "")]
+    assert (work.rows.blank, work.progress().labelled) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "finding"),
     [

@@ -19,7 +19,7 @@ from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, as_word, columns_of, file_of, missing_column, refuse
 from tunesmith.data.schema.cells import cell
 from tunesmith.data.schema.formats import LABELS, SPANS, TEXTS, by_word, span_columns
-from tunesmith.data.schema.values import LONGEST_LABEL, is_spans, label_items, listed, span_items
+from tunesmith.data.schema.values import LONGEST_LABEL, is_blank, is_spans, label_items, listed, span_items
 from tunesmith.errors import DataError
 
 # Column with the name of the rater who gave a label.
@@ -123,7 +123,7 @@ def items_of(rows: Sequence[Row], columns: Columns, *, spans: bool | None = Fals
     label = columns.label or next((by_name[name] for name in LABELS if name in by_name), LABELS[0])
     if spans:
         label = columns.label or found.get("spans") or _spans_column(rows) or _new_column(rows, text)
-    with_text = [row for row in rows if (value := row.fields.get(text)) is not None and str(value).strip()]
+    with_text = [row for row in rows if not is_blank(row.fields.get(text))]
     if not with_text:
         raise DataError(f"{file_of(rows)}: column {text!r} is blank in every row; name another with --text COLUMN")
     keys: list[str] = []
@@ -296,7 +296,7 @@ def _label_of(row: Row, column: str) -> str:
         value = items[0] if items else None
     elif isinstance(value, str):
         value = items
-    word = "" if value is None else as_word(value)
+    word = "" if is_blank(value) else as_word(value)
     if word is None:
         fix = "name another column with --label COLUMN"
         raise DataError(f"{row.where}: column {column!r}: expected one label, got {value!r}; {fix}")
@@ -336,6 +336,6 @@ def _span_row(row: Row, vote: str, rows: RowsFile) -> SpanRow:
 
 
 def _shown(value: object) -> str:
-    if value is None:
+    if is_blank(value):
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

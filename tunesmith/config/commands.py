@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunesmith.data.files import quoted
 from tunesmith.data.schema.guess import Guess
+from tunesmith.errors import RowError
 
-ROLE_KEYS = (
-    *(
-        "text",
-        "label",
-        "prompt",
-        "answer",
-        "messages",
-        "chosen",
-        "rejected",
-        "winner",
-        "context",
-        "choices",
-        "thoughts",
-    ),
-)
+if TYPE_CHECKING:
+    from tunesmith.objectives import AnyObjective
 
 
 def clean_name(source: str) -> Path:
@@ -36,15 +24,20 @@ def clean_name(source: str) -> Path:
     return next(name for name in names if not name.exists() and not name.with_name(f"{name.name}.log.jsonl").exists())
 
 
-def columns_set(objective: Mapping[str, Any]) -> str:
-    """Return the option that names the objective of a recipe's section and its columns; empty if it names no column."""
-    named = {key: objective[key] for key in ROLE_KEYS if objective.get(key)}
-    return Guess(objective["kind"], named).change() if named else ""
+def columns_set(objective: AnyObjective) -> str:
+    """Return the option that names an objective and its columns; empty if it names no column."""
+    named = {key: name for key in objective.column_keys if (name := getattr(objective, key))}
+    return Guess(objective.kind, named).change() if named else ""
 
 
 def audit_fix(source: str, columns: str = "") -> str:
     """Return the command that writes a cleaned copy of a file or dataset, with the option of `columns_set`."""
     return " ".join(filter(None, ["tunesmith audit", quoted(source), columns, "--fix", quoted(clean_name(source))]))
+
+
+def with_audit_fix(error: RowError, source: str, columns: str) -> RowError:
+    """Return an error of rows with the command that drops them; arguments as in `audit_fix`."""
+    return RowError(f"{error}; to drop these rows: `{audit_fix(source, columns)}`")
 
 
 def set_options(changes: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from tunesmith.config import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.config.aliases import changed_keys
 from tunesmith.config.annotated_yaml import AnnotatedRecipe
-from tunesmith.config.commands import audit_fix, collect_passages, columns_set
+from tunesmith.config.commands import collect_passages, columns_set, with_audit_fix
 from tunesmith.config.model_choice import DECODER, ENCODER, ModelPick, pick_by_rule
 from tunesmith.config.recipe import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.config.resolve import (
@@ -128,7 +128,7 @@ def inspect_rows(data: str, *, changes: Sequence[str] = (), offline: bool = Fals
         guessed=guessed,
         rows=kept,
         notes=(*file.notes, *skipped),
-        examples=_examples(recipe, kept, group, guessed or columns_set(recipe.objective.model_dump())),
+        examples=_examples(recipe, kept, group, guessed or columns_set(recipe.objective)),
         group=group,
     )
 
@@ -186,8 +186,7 @@ def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> 
     try:
         examples = recipe.objective.examples(rows, group=group)
     except RowError as error:
-        fix = audit_fix(recipe.data.train, guessed)
-        raise DataError(f"{error}; to drop these rows: `{fix}`") from error
+        raise with_audit_fix(error, recipe.data.train, guessed) from error
     if len(examples) < MIN_ROWS and not isinstance(recipe.data.test, str):
         fix = f"give {MIN_ROWS} or more" + f", or split them: `{collect_passages(recipe.data.train)}`" * isinstance(
             examples[0], Text

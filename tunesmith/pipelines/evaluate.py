@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tunesmith.config import AnyObjective, make_recipe
+from tunesmith.config.commands import columns_set, with_audit_fix
 from tunesmith.config.resolve import COLUMN_KEYS
 from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.examples.usable import answer_notes, usable
@@ -22,7 +23,7 @@ from tunesmith.data.splits.split import by_prompt
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.tokenizer import frame
 from tunesmith.display import Display, model_label, model_labels
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import DataError, RecipeError, RowError
 from tunesmith.evaluation.candidates import check_encoders
 from tunesmith.evaluation.contamination import find_seen_rows, recipe_file, recipe_of
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
@@ -230,7 +231,10 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
     rows = keep(rows, recipe.data.where)
     rows, skipped = usable(rows, roles := objective.columns(rows))
     notes = [*file.notes, *notes, *skipped]
-    examples = parsed = [*by_prompt(objective.examples(rows, group=recipe.data.group, columns=roles))]
+    try:
+        examples = parsed = [*by_prompt(objective.examples(rows, group=recipe.data.group, columns=roles))]
+    except RowError as error:
+        raise with_audit_fix(error, request.data, columns_set(objective)) from error
     notes += answer_notes(examples)
     if request.rows and request.rows < len(examples):
         indices = sorted(random.Random(recipe.seed).sample(range(len(examples)), request.rows))

@@ -15,7 +15,7 @@ import numpy as np
 
 from tunesmith.config import AnyObjective, Recipe
 from tunesmith.config.checks import check_model
-from tunesmith.config.commands import audit_fix, columns_set
+from tunesmith.config.commands import audit_fix, columns_set, with_audit_fix
 from tunesmith.config.recipe import SELF
 from tunesmith.data.examples.types import Example
 from tunesmith.data.examples.usable import Skipper
@@ -251,7 +251,7 @@ def _read(recipe: Recipe, *, offline: bool, folder: Path | None) -> DatasetSplit
             parser_of=partial(reader.start, whole=False),
         )
     except RowError as error:
-        raise RowError(f"{error}; to drop these rows: `{_audit_of(recipe, str(error))}`") from error
+        raise with_audit_fix(error, _source_of(recipe, str(error)), columns_set(recipe.objective)) from error
     loaded = replace(loaded, split=replace(loaded.split, notes=(*reader.notes, *loaded.split.notes)))
     if data.rows:
         whole = len(loaded.split.train)
@@ -274,13 +274,12 @@ def _read(recipe: Recipe, *, offline: bool, folder: Path | None) -> DatasetSplit
     return loaded
 
 
-def _audit_of(recipe: Recipe, error: str) -> str:
-    """Return the command that drops the rows which an error lists: it begins with the name of their file."""
+def _source_of(recipe: Recipe, error: str) -> str:
+    """Return the file whose rows an error lists: it begins with the name of the file."""
     data = recipe.data
     files = [source for source in (data.train, data.validation, data.test) if isinstance(source, str)]
     name = error.partition(":")[0]
-    source = next((file for file in files if Path(file).name.partition("#")[0] == name), data.train)
-    return audit_fix(source, columns_set(recipe.objective.model_dump()))
+    return next((file for file in files if Path(file).name.partition("#")[0] == name), data.train)
 
 
 def audited(recipe: Recipe, loaded: DatasetSplits) -> DatasetSplits:
@@ -306,7 +305,8 @@ def audited(recipe: Recipe, loaded: DatasetSplits) -> DatasetSplits:
             write_whole(file, json.dumps(asdict(gate(loaded.split))))
         result = read_page(file, Gate)
     if result.problems and recipe.data.audit == "stop":
-        fix = f"run `{_audit_of(recipe, '')}`, or continue with `--set data.audit=note`"
+        command = audit_fix(recipe.data.train, columns_set(recipe.objective))
+        fix = f"run `{command}`, or continue with `--set data.audit=note`"
         raise Refused("\n".join(f"{recipe.data.train}: {problem}; {fix}" for problem in result.problems))
     ignored = (f"continued despite a severe problem of the rows: {problem}" for problem in result.problems)
     notes = (*loaded.split.notes, *result.notes, *ignored)

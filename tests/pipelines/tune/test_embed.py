@@ -107,7 +107,7 @@ def test_queries_are_audited_and_previewed(tmp_path: Path, capsys: pytest.Captur
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["audit", str(file), "--json"]) in (0, 1)
     findings = json.loads(capsys.readouterr().out)["findings"]
-    assert "unreadable" in {finding["kind"] for finding in findings}
+    assert "empty" in {finding["kind"] for finding in findings}
     shown = preview(made(tmp_path, "bert", "full"), offline=True)
     assert [piece.side for piece in shown.rows[0].pieces] == ["query", "passage"]
 

@@ -25,9 +25,7 @@ FIRST = "--fix OUT keeps the first row of each group and drops the others"
 MOST_BLANK = 0.5  # share of rows that cannot be used, above which the columns are probably the wrong ones
 # All checks, in report order.
 CHECKS: Mapping[str, Check] = {
-    "unreadable": Check(
-        "blocking", 0, "the line is not a row", DROP + "; or write an object, or as many cells as the header"
-    ),
+    "unreadable": Check("blocking", 0, "the line is not a row, or runs reject it", DROP + "; or correct them"),
     "wrong_roles": Check("blocking", 0, "invalid roles or order of turns", DROP),
     "empty": Check("warning", MOST_BLANK, "blank text", f"runs skip these rows; {DROP}"),
     "nothing_to_learn": Check(

@@ -12,11 +12,11 @@ from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, queries,
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
 from tunesmith.data.examples.spans import inline, readable, spans_in, tagged, trim
 from tunesmith.data.examples.types import Query, Span, TaggedText
-from tunesmith.data.examples.usable import unusable
+from tunesmith.data.examples.usable import blank_role, unusable
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
 from tunesmith.data.schema.cells import cell, has_column, label_cell
-from tunesmith.data.schema.values import label_items, lacks_number
+from tunesmith.data.schema.values import label_items
 from tunesmith.data.schema.winner import side as better_side
 from tunesmith.data.tokenization.messages import ROLES, Message, joined, separated, turns_in
 from tunesmith.data.tokenization.tool_calls import as_words, read_calls
@@ -27,6 +27,7 @@ NO_ANSWER = frozenset([
     "n/a", "null", "nan", "todo", "tbd", "tba", "fixme", "?", "??", "...", "-", "--", ".", "..", "xxx",
     "placeholder", "lorem",
 ])  # fmt: skip
+ANSWERS = ("label", "target", "answer", "chosen", "rejected")  # roles of what is learned
 ASKED = ("history", "context", "prompt", "input")
 LETTERS = re.compile(r"\w")
 CUT_WORD = re.compile(r"[^\W\d_][^\W\d_]")
@@ -50,8 +51,10 @@ class View:
 def view(row: Row, columns: Mapping[str, str]) -> View:
     """Return the view of a row, given role -> column of its format."""
     seen = _seen(row, columns)
-    skipped = unusable(row, columns) if seen.problem == "unreadable" else ""
-    return replace(seen, problem="nothing_to_learn", why=skipped) if skipped else seen
+    if not (skipped := unusable(row, columns)):
+        return seen
+    learned = blank_role(row, columns) in ("", *ANSWERS)
+    return replace(seen, problem="nothing_to_learn" if learned else "empty", why=skipped)
 
 
 def _seen(row: Row, columns: Mapping[str, str]) -> View:
@@ -76,8 +79,6 @@ def _seen(row: Row, columns: Mapping[str, str]) -> View:
 
 def _plain(row: Row, column: str) -> View:
     text = _text(cell(row, column))
-    if not text.strip():
-        return View(text, "", (), "empty", "blank")
     why = _parse_error(row, lambda: text_of(row, column))
     return View(text, "", (), "unreadable", why) if why else View(text, "")
 
@@ -86,8 +87,6 @@ def _rated(row: Row, columns: Mapping[str, str]) -> View:
     seen = _plain(row, columns["text"])
     if seen.problem:
         return seen
-    if lacks_number(cell(row, columns["target"])):
-        return View(seen.question, "", (), "nothing_to_learn", "no number")
     why = _parse_error(row, lambda: rated([row], text=columns["text"], target=columns["target"]))
     return View(seen.question, "", (), "unreadable", why) if why else seen
 
@@ -122,10 +121,6 @@ def _labelled(row: Row, columns: Mapping[str, str]) -> View:
     text = _text(cell(row, columns["text"]))
     items = label_items(label_cell(row, columns["label"]))
     labels = tuple((as_word(item) or "").strip() for item in items)
-    if not text.strip():
-        return View(text, " ".join(labels), labels, "empty", "blank text")
-    if any(item is None or (isinstance(item, str) and not item.strip()) for item in items):
-        return View(text, "", (), "nothing_to_learn", "no label")
     if why := _parse_error(row, lambda: labelled([row], text=columns["text"], label=columns["label"])):
         return View(text, " ".join(labels), labels, "unreadable", why)
     return View(text, as_answer(labels), labels, types=tuple(type(item).__name__ for item in items))
@@ -147,9 +142,8 @@ def _pair(row: Row, columns: Mapping[str, str]) -> View:
     answer = _without_thoughts(_text(given))
     if isinstance(given, int | float):
         return View(question, "", (), "unreadable", f"the answer is {given!r}, not text")
-    if not _text(cell(row, columns["prompt"])).strip():
-        return View(question, answer, (), "empty", "blank prompt")
-    seen = _answered(question, answer) or _checked(row, columns, View(question, answer))
+    seen = _checked(row, columns, View(question, answer))
+    seen = seen if seen.problem else _answered(question, answer) or seen
     if "tools" not in columns:
         return seen
     called = {"from": "function_call", "value": given}
@@ -160,7 +154,7 @@ def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
     value = cell(row, next(columns[part] for part in DIALOGUES if part in columns))
     turns = _turns(value)
     if not turns:
-        return _checked(row, columns, View("", "")) if value else View("", "", (), "empty", "no turns")
+        return _checked(row, columns, View("", ""))
     roles = [ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower(), "") for turn in turns]
     texts = [_said(turn) for turn in turns]
     last = max((i for i, role in enumerate(roles) if role == "assistant"), default=len(turns))
@@ -188,12 +182,6 @@ def _preferred(row: Row, columns: Mapping[str, str]) -> View:
     for part in ("chosen", "rejected"):
         if isinstance(given := cell(row, columns[part]), int | float):
             return View(question, chosen, (), "unreadable", f"{part} is {given!r}, not text")
-    if not chosen.strip() or not rejected.strip():
-        return View(question, chosen, (), "empty", "one of the two answers is blank")
-    if "prompt" in columns and not prompt.strip():
-        return View(question, chosen, (), "empty", "blank prompt")
-    if " ".join(chosen.split()) == " ".join(rejected.split()):
-        return View(question, chosen, (), "nothing_to_learn", "both answers are the same")
     why = _parse_error(row, lambda: pairs([row], columns=_present(row, columns)))
     return View(question, chosen, (), "unreadable", why) if why else View(question, chosen)
 
@@ -204,10 +192,6 @@ def _thumbed(row: Row, columns: Mapping[str, str]) -> View:
         part: _text(cell(row, columns[part])) for part in ("system", *DIALOGUES, *ASKED, "answer") if part in columns
     }
     question = "\n".join(filter(None, parts.values()))
-    if not all(text.strip() for part, text in parts.items() if part not in ("system", "context", "input", "history")):
-        return View(question, "", (), "empty", "blank prompt or answer")
-    if cell(row, columns["label"]) in (None, ""):
-        return View(question, "", (), "nothing_to_learn", "no rating")
     try:
         (thumb,) = unpaired_preferences([row], columns=_present(row, columns))
     except DataError as error:
@@ -234,10 +218,7 @@ def _answered(question: str, answer: str) -> View | None:
 def _checked(row: Row, columns: Mapping[str, str], seen: View, *, fault: str = "unreadable") -> View:
     """Return the view with the parser's error, which would stop a run."""
     why = _parse_error(row, lambda: chats([row], columns=_present(row, columns)))
-    if not why:
-        return seen
-    kind = "nothing_to_learn" if "empty answer" in why or "no assistant turn with" in why else fault
-    return View(seen.question, seen.answer, (), kind, why)
+    return View(seen.question, seen.answer, (), fault, why) if why else seen
 
 
 def _present(row: Row, columns: Mapping[str, str]) -> dict[str, str]:

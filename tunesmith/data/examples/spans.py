@@ -11,7 +11,7 @@ from tunesmith.data.examples.parsers import group_of, need, parsed, row_error, t
 from tunesmith.data.examples.types import Span, TaggedText
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.cells import cell
-from tunesmith.data.schema.values import TAG, is_spans, is_tag, listed, span_items, span_results
+from tunesmith.data.schema.values import TAG, is_blank, is_spans, is_tag, listed, span_items, span_results
 from tunesmith.errors import DataError
 
 OUTSIDE = "O"
@@ -58,7 +58,7 @@ def is_annotated(value: object, *, task: bool) -> bool:
         task: it has the annotations of a task, where an empty list is of a text without any.
     """
     without = is_spans(value) and span_items(value) is None  # annotations that are not of spans
-    return not (value in (None, "") or without or (task and listed(value) == []))
+    return not (is_blank(value) or without or (task and listed(value) == []))
 
 
 def spans_in(row: Row, column: str, text: str, *, of: str) -> list[Span]:

@@ -77,6 +77,11 @@ class Skipper:
         ]
 
 
+def blank_role(row: Row, columns: Mapping[str, str], needed: Sequence[str] = NEEDED) -> str:
+    """Return the first needed role that has no value in a row; empty if all have one. Arguments as in `unusable`."""
+    return next((role for role in needed if role in columns and _lacks(role, cell(row, columns[role]))), "")
+
+
 def unusable(row: Row, columns: Mapping[str, str], needed: Sequence[str] = NEEDED) -> str:
     """Return why a run skips a row, which has nothing to learn or to score; empty if it does not.
 
@@ -85,8 +90,7 @@ def unusable(row: Row, columns: Mapping[str, str], needed: Sequence[str] = NEEDE
         columns: role -> column.
         needed: roles whose columns need a value.
     """
-    blank = next((role for role in needed if role in columns and _lacks(role, cell(row, columns[role]))), "")
-    if blank:
+    if blank := blank_role(row, columns, needed):
         return f"{columns[blank]!r} {'has no number' if blank == 'target' else 'is blank'}"
     if "winner" in columns:
         better = side(cell(row, columns["winner"]), columns["chosen"], columns["rejected"])
@@ -100,7 +104,10 @@ def unusable(row: Row, columns: Mapping[str, str], needed: Sequence[str] = NEEDE
 
 
 def _lacks(role: str, value: object) -> bool:
-    return lacks_number(value) if role == "target" else is_blank(value)
+    """Return whether a cell has no value for a role. A row may have no labels, and a question no answer: `[]`."""
+    if role == "target":
+        return lacks_number(value)
+    return is_blank(value) or (value == [] and role not in ("label", "answer"))
 
 
 def answer_notes(examples: Sequence[Example]) -> list[str]:
