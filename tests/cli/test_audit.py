@@ -31,6 +31,21 @@ def test_a_blocking_fault_exits_with_1_and_is_shown_with_its_line(command: Comma
     assert f"error: {rows}: secret; run `tunesmith audit {rows} --fix {tmp_path / 'rows-clean.jsonl'}`" in done.err
 
 
+def test_a_fault_that_no_copy_can_fix_is_left_to_the_user(command: Command, tmp_path: Path) -> None:
+    same = [{**row, "label": "spam"} for row in reviews()]
+    rows = write_rows(tmp_path / "rows.jsonl", same)
+    alone = command("audit", rows, "--offline")
+    assert alone.code == 1
+    assert alone.err.endswith(f"error: {rows}: one_class; add rows with other labels\n")
+    fixed = command("audit", rows, "--fix", tmp_path / "copy.jsonl", "--offline")
+    assert (fixed.code, fixed.err.splitlines()[-1]) == (1, alone.err.splitlines()[-1])
+    write_rows(rows, [*same, {**SECRET, "label": "spam"}])
+    both = command("audit", rows, "--offline")
+    assert both.code == 1
+    command_of_copy = f"run `tunesmith audit {rows} --fix {tmp_path / 'rows-clean.jsonl'}`, or correct the rows"
+    assert both.err.endswith(f"error: {rows}: secret, one_class; {command_of_copy}, and add rows with other labels\n")
+
+
 def test_the_page_is_one_file_and_escapes_what_rows_hold(command: Command, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [*reviews(), {**SECRET, "text": f"<script>x</script> {SECRET['text']}"}])
     page = tmp_path / "audit.html"

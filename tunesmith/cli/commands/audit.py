@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         help="check rows for problems and write a cleaned copy",
         description="Check every row for duplicates, leaked test rows, wrong labels, broken encoding, personal data, "
         "secrets and other problems. The data is not changed; --fix writes a cleaned copy and a log of every changed "
-        "or dropped row. Exits with 1 if there are errors that block training and no cleaned copy was written.",
+        "or dropped row. Exits with 1 if errors block training; with --fix, only if a copy cannot resolve them.",
     )
     parser.add_argument("source", metavar="DATA|RECIPE", help=f"{ROW_FILES}, or recipe.yaml")
     parser.add_argument("--against", default="", metavar="TEST", help="test rows that must not appear in the data")
@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Audit the rows; return 1 if a finding blocks training and no cleaned copy was written."""
+    """Audit the rows; return 1 if a finding blocks training that the cleaned copy, if one was written, has too."""
     from tunesmith.cli.progress import reported
     from tunesmith.config.commands import audit_fix, set_options
     from tunesmith.data.cpu_count import cores
@@ -63,13 +63,15 @@ def run(args: argparse.Namespace) -> int:
     fixed = {"path": fixed.pop("out"), **fixed} if fixed else {}
     if not publish({**done.audit.model_dump(mode="json"), **({"fixed": fixed} if fixed else {})}, args):
         _show(done)
+    left = done.audit.left_to_user
+    if blocking := left if done.fixed else done.audit.blocking:
+        fixes = [finding.fix for finding in left]
+        if blocking != left:
+            fixes.insert(0, f"run `{audit_fix(args.source, set_options(args.changes))}`, or correct the rows")
+        log(f"error: {args.source}: {', '.join(f.kind for f in blocking)}; {', and '.join(fixes)}")
+        return 1
     if done.fixed is not None:
         log(f"next: {next_command(args.source, done.fixed.out, args.changes)}")
-        return 0
-    if done.audit.verdict == "blocked":
-        fix = f"run `{audit_fix(args.source, set_options(args.changes))}`, or correct the rows"
-        log(f"error: {args.source}: {', '.join(f.kind for f in done.audit.blocking)}; {fix}")
-        return 1
     return 0
 
 

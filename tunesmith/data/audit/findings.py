@@ -180,6 +180,11 @@ class Audit(Displayed, BaseModel):
         """The findings that must be fixed before a run."""
         return tuple(finding for finding in self.findings if finding.severity == "blocking")
 
+    @property
+    def left_to_user(self) -> tuple[Finding, ...]:
+        """The blocking findings that a cleaned copy has, too."""
+        return tuple(finding for finding in self.blocking if "--fix" not in finding.fix)
+
     def display(self) -> Display:
         """Show the verdict and one line per finding."""
         findings = [f"{found.kind} ({found.severity}): {found.count} rows; {found.fix}" for found in self.findings]
