@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -134,7 +134,8 @@ def load(
         _group_by_prompt(parts, split_train=any(fractions.values()))
     notes += answer_notes(joined(*parts.values()))
     size = sum(map(len, parts.values()))
-    notes += _set_apart(parts)
+    files = [name for name, source in inputs.items() if isinstance(source, str)]
+    notes += _set_apart(parts, files)
     removed = size - sum(map(len, parts.values()))
     train_split = split(
         parts["train"], validation=fractions.get("validation", 0.0), test=fractions.get("test", 0.0), seed=seed
@@ -296,16 +297,19 @@ def _group_by_prompt(parts: dict[str, Sequence[Example]], *, split_train: bool) 
         parts[name] = [next(grouped) for _ in part]
 
 
-def _set_apart(parts: dict[str, Sequence[Example]]) -> list[str]:
-    """Remove held-out rows and groups from the other files, in place (test first); return notes on the removals."""
+def _set_apart(parts: dict[str, Sequence[Example]], files: Collection[str]) -> list[str]:
+    """Remove held-out rows and groups from the other files, in place (test first); return notes on the removals.
+
+    `files` are the parts with a file of their own; the split column of the train file names the others.
+    """
     notes: list[str] = []
     for held_out, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
         if held_out not in parts or other not in parts:
             continue
         file = file_of(parts[other])
         held_file = file_of(parts[held_out])
-        fix = f"give a {held_out} file with other rows"
-        if file == held_file:  # parts of one file
+        fix = f"give another {held_out} file, or remove data.{held_out}"
+        if held_out not in files and (other == "train" or other not in files):  # parts of one file
             file, held_file = f"{file} ({other})", f"its {held_out} part"
             fix = 'set data.split: "" to split by row'
         remaining, copies = separate(parts[other], parts[held_out], what=held_out, fix=fix)
@@ -315,7 +319,6 @@ def _set_apart(parts: dict[str, Sequence[Example]]) -> list[str]:
             outside = (example.group not in groups for example in remaining)
             parts[other] = take(remaining, array_of(len(remaining), "?", outside))
         if not parts[other]:
-            fix = fix.replace("with other rows", "from other sources")
             raise DataError(f"{file}: every row or its group also appears in {held_file}; {fix}")
         if copies:
             notes.append(f"{copies} rows of {file} removed: {held_file} contains the same prompt")

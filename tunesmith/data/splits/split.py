@@ -98,7 +98,7 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
 
 
 def separate(
-    train: Sequence[Example], held_out: Sequence[Example], *, what: str = "test", fix: str = ""
+    train: Sequence[Example], held_out: Sequence[Example], *, what: str = "test", fix: str = "give another test file"
 ) -> tuple[Sequence[Example], int]:
     """Remove the prompts of `held_out` from `train`; return the remaining rows and the number removed.
 
@@ -109,7 +109,7 @@ def separate(
     copies = int(_among(held_out_prompts, train_prompts[in_both]).sum())
     if len(held_out) and copies >= TOO_MANY_COPIES * len(held_out):
         problem = f"{copies} of {len(held_out)} {what} rows also appear in {file_of(train)}"
-        raise Refused(f"{file_of(held_out)}: {problem}; {fix or f'give a {what} file with other rows'}")
+        raise Refused(f"{file_of(held_out)}: {problem}; {fix}")
     remaining = take(train, ~in_both)
     return remaining, len(train) - len(remaining)
 
