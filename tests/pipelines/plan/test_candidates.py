@@ -12,9 +12,10 @@ from tunesmith.config.scaffold import inspect_rows
 from tunesmith.metrics.cross_validation import LabelledRows, MeasuredScore, majority_score, probe_score, tfidf_score
 from tunesmith.pipelines.init import draft_with_candidates
 from tunesmith.pipelines.plan import candidates
-from tunesmith.pipelines.plan.candidates import DECODER, ENCODER, MARGIN, TFIDF
+from tunesmith.pipelines.plan.candidates import DECODER, ENCODER, MARGIN, TFIDF, Job, choose_model
 from tunesmith.pipelines.plan.gains import GAINS, expected_score
-from tunesmith.pipelines.plan.report import ModelChoice
+from tunesmith.pipelines.plan.report import Bounds, ModelChoice
+from tunesmith.report.formatting import duration
 
 WORDS = ("pump", "valve", "cable", "filter", "hinge", "screen")
 
@@ -59,6 +60,24 @@ def test_labels_that_words_predict_in_part_take_the_encoder_with_bounds_around_e
         assert part.score.low < part.score.expected < part.score.high
     assert named[ENCODER].seconds.expected < named[DECODER].seconds.expected  # type: ignore[union-attr]
     assert named[ENCODER].memory.expected < named[DECODER].memory.expected  # type: ignore[union-attr]
+
+
+def test_a_time_that_was_measured_is_the_same_in_the_table_and_in_the_reasons(tmp_path: Path) -> None:
+    seen = inspect_rows(str(write_rows(tmp_path / "rows.jsonl", rows_of("hard"))), offline=True)
+    known = Bounds.around(3600.0, 0.5, 2.0), Bounds.around(5e9, 0.8, 1.2)
+    job = Job(
+        seen.recipe.objective.bind(seen.examples, "encoder"),
+        seen.examples,
+        test_rows=40,
+        validation_rows=20,
+        train_rows=180,
+        costs={ENCODER: known},
+    )
+    choice = choose_model(job, on_event=lambda event: None, probe=False)
+    named = {part.name: part for part in choice.candidates}
+    assert (named[ENCODER].seconds, named[ENCODER].memory) == known
+    (reason,) = [reason for reason in choice.reasons if reason.startswith(ENCODER)]
+    assert reason.endswith(f"in about {duration(3600.0)}")
 
 
 def test_labels_at_chance_promise_no_gain_and_ask_to_check_the_labels(tmp_path: Path) -> None:

@@ -127,19 +127,18 @@ def _models(prepared: TrainingContext, on_event: EventHandler, own: TechniqueEst
     if SINGLE_TASK not in prepared.tasks:
         return None
     split = prepared.loaded.split
+    costs = {}
+    if own and own.prediction and own.whole_seconds:
+        costs = {prepared.recipe.model: (own.whole_seconds, own.prediction.memory)}
     job = Job(
         prepared.recipe.objective,
         [*split.train, *split.validation],  # test rows may not decide
         test_rows=len(split.test),
         validation_rows=len(split.validation),
         train_rows=len(split.train),
+        costs=costs,
     )
-    choice = choose_model(job, on_event=on_event, probe=False)
-    if own is None or own.prediction is None:
-        return choice
-    better = {"seconds": own.whole_seconds, "memory": own.prediction.memory}
-    rows = [row.model_copy(update=better) if row.name == prepared.recipe.model else row for row in choice.candidates]
-    return choice.model_copy(update={"candidates": rows})
+    return choose_model(job, on_event=on_event, probe=False)
 
 
 def _estimate(
