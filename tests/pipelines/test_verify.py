@@ -29,6 +29,7 @@ from tunesmith.inference.export.formats import GGUF, merged, write_file
 from tunesmith.inference.identify import read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.saved_model import load
+from tunesmith.objectives import Classify
 from tunesmith.pipelines.verify import make
 from tunesmith.pipelines.verify.challenge import CertainAnswer, Challenge, Turn, read_challenge
 from tunesmith.pipelines.verify.challenge import Prompt as Asked
@@ -119,7 +120,9 @@ def test_bad_input_is_one_line_with_the_fix(run: Path, tmp_path: Path, capsys: p
     empty.mkdir()
     contract = tmp_path / "chat.json"
     contract.write_text(contract_of(load(run / "model", device="cpu", offline=True).template).model_dump_json())
+    encoder = save_run(tmp_path / "encoder", Full(), Classify(), kind="bert")
     cases = [
+        ((str(encoder),), "does not answer in words; verify a decoder without a head"),
         ((str(damaged),), "challenge.json: not JSON"),
         ((str(extra),), "Input should be less than or equal to 2"),
         ((str(empty),), "no challenge.json in it; make one with `tunesmith verify make"),

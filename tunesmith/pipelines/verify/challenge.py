@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tunesmith.data.files import quoted, read_page
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError
+from tunesmith.inference.identify import HEAD, MANIFEST_FILE, read_manifest
 
 FILE = "challenge.json"
 TURNS = 16  # of a prompt
@@ -104,6 +105,9 @@ def read_challenge(place: Path) -> Challenge:
         return read_page(folder / FILE, Challenge)
     if not place.exists():
         raise CheckpointError(f"{place}: no such run or file; check the path")
+    model = folder / "model"
+    if (model / MANIFEST_FILE).is_file() and (read_manifest(model).family != "decoder" or (model / HEAD).is_file()):
+        raise CheckpointError(f"{place}: does not answer in words; verify a decoder without a head")
     raise CheckpointError(
         f"{place}: no {FILE} in it; make one with `tunesmith verify make {quoted(place)} --out {quoted(folder / FILE)}`"
     )
