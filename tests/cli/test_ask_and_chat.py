@@ -237,6 +237,18 @@ def test_a_pipe_that_is_no_text_or_closed_is_no_bug_of_ours(
     )
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the second one in the locale C
+def test_a_text_that_is_not_utf_8_is_named_as_that(
+    errors: str, command: Command, encoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors=errors))
+    fix = "convert it, for example with iconv -f latin1 -t utf8"
+    done = command("ask", encoder_run, "-")
+    assert (done.code, done.err.splitlines()[-1]) == (2, f"error: ask: stdin is not UTF-8; {fix}")
+    done = command("ask", encoder_run, b"caf\xe9".decode(errors="surrogateescape"))
+    assert (done.code, done.err.splitlines()[-1]) == (2, f"error: ask: TEXT is not UTF-8; {fix}")
+
+
 def test_a_conversation_that_outgrows_the_model_forgets_its_oldest_turns(
     decoder_run: Path, capsys: pytest.CaptureFixture[str]
 ):

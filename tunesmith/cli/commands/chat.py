@@ -28,7 +28,7 @@ from tunesmith.cli.options import (
 from tunesmith.cli.signals import Interruption
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.files import quoted
-from tunesmith.data.tokenization.messages import Message, whole
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError, TemplateError
 from tunesmith.report.formatting import clean
 
@@ -171,9 +171,11 @@ def check_arm_options(args: argparse.Namespace) -> None:
 def _text(args: argparse.Namespace) -> str:
     """Return the text of the command line or of stdin. Raises UsageError for an empty text."""
     try:
-        text = whole(_stdin().read() if args.text == "-" else args.text, "ask: TEXT").strip()
-    except UnicodeDecodeError as error:
-        raise UsageError("ask: stdin is not UTF-8; convert it, for example with iconv -f latin1 -t utf8") from error
+        text = (_stdin().read() if args.text == "-" else args.text).strip()
+        text.encode()  # in some locales, bytes that are not UTF-8 become lone surrogates
+    except UnicodeError as error:
+        what = "stdin" if args.text == "-" else "TEXT"
+        raise UsageError(f"ask: {what} is not UTF-8; convert it, for example with iconv -f latin1 -t utf8") from error
     if not text:
         raise UsageError("ask: TEXT is empty; give a text, or - and a text on stdin")
     return text
