@@ -11,6 +11,7 @@ import pytest
 from pydantic_core import core_schema
 
 from tunesmith.config import Recipe, load_recipe
+from tunesmith.config.aliases import METHODS
 from tunesmith.config.messages import EXPECTED, line_of
 from tunesmith.errors import RecipeError
 
@@ -105,9 +106,34 @@ def test_an_error_names_the_line_and_what_is_expected(tmp_path: Path, line: str,
         load_recipe(place)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_method_as_objective_is_answered_with_the_objective_that_has_it(tmp_path: Path, method: str) -> None:
+    place = tmp_path / "recipe.yaml"
+    for written in (method, f"{{kind: {method.upper()}}}"):
+        place.write_text(f"data: {{train: a.jsonl}}\nobjective: {written}\n", encoding="utf-8")
+        with pytest.raises(RecipeError, match="unknown kind") as caught:
+            load_recipe(place)
+        fix = str(caught.value).partition("; use ")[2]
+        assert fix == f"objective: {METHODS[method]}"
+        reward = ["objective.reward=votes"] if "kind: rl" in fix else []
+        place.write_text(f"data: {{train: a.jsonl}}\n{fix}\n", encoding="utf-8")
+        assert load_recipe(place, changes=reward)[1] == []
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n"])
+def test_an_empty_recipe_is_called_empty(tmp_path: Path, text: str) -> None:
+    place = tmp_path / "recipe.yaml"
+    place.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(place)
+    fix = "`tunesmith init DATA` writes a recipe"
+    assert str(caught.value) == f"{place}: expected a mapping of keys, got an empty file; {fix}"
+
+
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
+        ("{kind: dpo}", "unknown kind 'dpo'; use objective: {kind: preference, loss: dpo}"),
         ("{kind: clasify}", "unknown kind 'clasify', did you mean 'classify'?; known: classify, domain"),
         ("{text: body}", "kind"),
         ("{kind: classify, lable: x}", "unknown key 'objective.tasks.a.objective.lable', did you mean 'label'?"),

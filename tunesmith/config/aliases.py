@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, suggestion
 
 # Name in PEFT, TRL, transformers, axolotl or LLaMA-Factory, top-level or nested -> dotted key. All are accepted.
 ALIASES: dict[str, str] = {
@@ -85,6 +85,29 @@ VALUES: dict[str, dict[Any, Any]] = {
         "p_tuning": "p-tuning",
     },
 }
+
+
+# Training methods by which other trainers name a run, and the objective that learns by them.
+METHODS = {
+    "sft": "instruct",
+    "pt": "domain",
+    "rm": "reward",
+    **{loss: f"{{kind: preference, loss: {loss}}}" for loss in ("dpo", "ipo", "kto", "orpo", "simpo")},
+    **{algorithm: f"{{kind: rl, algorithm: {algorithm}}}" for algorithm in ("grpo", "ppo")},
+}
+
+
+def unknown_kind(kind: str, known: Sequence[str]) -> str:
+    """Return the message for a kind that does not exist, with the objective that it means or the nearest kind.
+
+    Args:
+        kind: as written in the recipe.
+        known: the kinds that exist.
+    """
+    if objective := METHODS.get(kind.lower()):
+        return f"unknown kind {kind!r}; use objective: {objective}"
+    hint = suggestion(kind.lower(), known)
+    return f"unknown kind {kind!r}{', ' * bool(hint)}{hint}; known: {', '.join(known)}"
 
 
 def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -94,9 +94,8 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(invalid_yaml(path, error)) from None
     if not isinstance(raw, dict):
-        raise RecipeError(
-            f"{path}: expected a mapping of keys, got {type(raw).__name__}; `tunesmith init DATA` writes a recipe"
-        )
+        got = "an empty file" if raw is None else type(raw).__name__
+        raise RecipeError(f"{path}: expected a mapping of keys, got {got}; `tunesmith init DATA` writes a recipe")
     fix = ""
     with suppress(OSError, ValueError, AttributeError):  # none, or not ours
         fix = missing(json.loads(path.with_name("run.json").read_bytes()).get("plugins"))

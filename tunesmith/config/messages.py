@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tunesmith.config.aliases import ALIASES, INSIDE
+from tunesmith.config.aliases import ALIASES, INSIDE, unknown_kind
 from tunesmith.config.recipe import Data, Recipe
 from tunesmith.config.unsupported import why_left_out
 from tunesmith.errors import key_of, suggestion
@@ -164,9 +164,7 @@ def _wrong_kind(error: ErrorDetails) -> str:
     known = re.findall(r"'([^']*)'", str(context.get("expected_tags", "")))
     if "tag" not in context:
         return "kind is missing; add it"
-    kind = str(context["tag"])
-    hint = suggestion(kind, known)
-    return f"unknown kind {kind!r}{', ' * bool(hint)}{hint}; known: {', '.join(known)}"
+    return unknown_kind(str(context["tag"]), known)
 
 
 def _words(error: ErrorDetails) -> list[str]:

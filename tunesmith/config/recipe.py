@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from tunesmith import objectives, techniques
-from tunesmith.config.aliases import OLD_ARMS, VALUES
+from tunesmith.config.aliases import OLD_ARMS, VALUES, unknown_kind
 from tunesmith.data.files import report_once
 from tunesmith.display import under_home
 from tunesmith.errors import suggestion
@@ -131,8 +131,7 @@ def _by_kind(group: str, parts: Sequence[type[BaseModel]], shorthands: Mapping[s
                 report_once(problem)
             return validate(value)
         if (found := plugin(group, kind, base)) is None:
-            all_known = sorted({*known, *offered(group)})
-            raise ValueError(f"unknown kind {kind!r}{nearest(kind.lower(), all_known)}; known: {', '.join(all_known)}")
+            raise ValueError(unknown_kind(kind, sorted({*known, *offered(group)})))
         return found.model_validate(value)
 
     return WrapValidator(read)
