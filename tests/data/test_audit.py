@@ -652,6 +652,17 @@ def test_a_label_that_is_a_number_and_a_text_is_noted_once(tmp_path: Path) -> No
     assert notes == ["the label '1' is written as float and int and str: they count as one label"]
 
 
+def test_booleans_next_to_0_and_1_are_noted_as_labels_that_may_mean_the_same(tmp_path: Path) -> None:
+    rows: list[Fields] = [{**row, "label": (0, 1, True, "x")[i % 4]} for i, row in enumerate(reviews(80))]
+    notes = [note for note in audited(tmp_path, rows).notes if note.startswith("the labels ")]
+    assert notes == ["the labels '1' and 'True' may mean the same, but are learned as 2 labels; write only one of them"]
+    assert not any(
+        note.startswith("the labels ")
+        for same in ((0, 1, 2), (True, False))
+        for note in audited(tmp_path, [{**row, "label": same[i % len(same)]} for i, row in enumerate(rows)]).notes
+    )
+
+
 def test_a_label_with_a_fraction_is_no_missing_label(tmp_path: Path) -> None:
     rows: list[Fields] = [{**row, "label": (1, 1.5, "x")[i % 3]} for i, row in enumerate(reviews(60))]
     (told,) = [f for f in audited(tmp_path, rows).findings if f.kind in ("unreadable", "nothing_to_learn")]

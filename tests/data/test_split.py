@@ -316,6 +316,12 @@ def test_a_train_file_of_the_test_files_groups_only_is_refused(tmp_path):
         load(Sources(train, 0.1, test, group="group"), parse, seed=0)
 
 
+def test_labels_that_may_mean_the_same_are_noted_once():
+    notes = split(marked({"0": 20, "False": 20, "1": 20}), validation=0.1, test=0.2, seed=0).notes
+    note = "the labels '0' and 'False' may mean the same, but are learned as 2 labels; write only one of them"
+    assert [one for one in notes if "mean the same" in one] == [note]
+
+
 def test_the_digest_of_a_part_names_its_contents_in_any_order(tmp_path):
     test = jsonl(tmp_path, "test.jsonl", range(50, 60))
     backwards = jsonl(tmp_path, "backwards.jsonl", range(59, 49, -1))

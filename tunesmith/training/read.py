@@ -26,7 +26,7 @@ from tunesmith.data.readers.text_file import locate
 from tunesmith.data.schema.cells import cell
 from tunesmith.data.splits.load import DatasetSplits, Sources, check_names, load
 from tunesmith.data.splits.multitask import Asking, remove_cross_task_leaks
-from tunesmith.data.splits.split import PARTS, unlearned_labels
+from tunesmith.data.splits.split import PARTS, label_notes
 from tunesmith.data.stored import build_once, cached_folder, take
 from tunesmith.errors import DataError, RecipeError, Refused, RowError
 from tunesmith.events import EventHandler, StageStarted
@@ -258,7 +258,7 @@ def _read(recipe: Recipe, *, offline: bool, folder: Path | None) -> DatasetSplit
         order = array("i", range(whole))
         random.Random(recipe.seed).shuffle(order)
         split = replace(loaded.split, train=take(loaded.split.train, np.array(order[: data.rows])))
-        notes = unlearned_labels({"train": split.train, "validation": split.validation, "test": split.test})
+        notes = label_notes({"train": split.train, "validation": split.validation, "test": split.test})
         notes = [note for note in notes if note not in split.notes]
         if len(split.train) < whole:
             notes.append(f"data.rows: {data.rows} of {whole} training rows are used, the others are dropped")

@@ -25,6 +25,7 @@ from tunesmith.data.audit.row_table import BROKEN, RowTable
 from tunesmith.data.audit.row_view import as_answer
 from tunesmith.data.audit.scan_file import read_held, read_table
 from tunesmith.data.examples.types import Span
+from tunesmith.data.schema.cells import same_flags
 from tunesmith.data.text.minhash import digest
 
 SAMPLES = 5  # rows shown per finding
@@ -154,6 +155,7 @@ class _Auditor:
             self.notes.append(
                 f"the label {label!r} is written as {' and '.join(types[label])}: they count as one label"
             )
+        self.notes += same_flags(merged)
         few = rare(merged)
         for kind, listed in (("label_variant", set(self.fixes.labels)), ("rare_class", few)):
             self.found[kind] = {

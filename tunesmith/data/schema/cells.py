@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tunesmith.data.readers.row import Row, as_word
 
@@ -41,6 +41,20 @@ def label_cell(row: Row, column: str) -> object:
 def is_flag(word: str) -> bool:
     """Return whether a value, as a word, is 0 or 1, true or false."""
     return word.strip().lower() in FLAGS
+
+
+def same_flags(labels: Iterable[str]) -> list[str]:
+    """Return a note on labels that are spellings of one truth value, such as `1` and `True`; empty without such."""
+    spelt: dict[bool, list[str]] = {}
+    for label in sorted(labels):
+        if is_flag(label):
+            spelt.setdefault(FLAGS[label.lower()], []).append(label)
+    return [
+        f"the labels {' and '.join(map(repr, same))} may mean the same, but are learned as {len(same)} labels; "
+        "write only one of them"
+        for same in spelt.values()
+        if len(same) > 1
+    ]
 
 
 def has_column(rows: Sequence[Row], column: str) -> bool:

@@ -21,7 +21,7 @@ from tunesmith.data.readers.read import RowStream, read_file
 from tunesmith.data.readers.row import Row, columns_of, file_of, keep, missing_column
 from tunesmith.data.schema.split_names import DEFAULT_SPLIT, part_of, split_parts
 from tunesmith.data.splits.near_duplicates import without_near_copies
-from tunesmith.data.splits.split import FEWEST_PROMPTS, PARTS, Split, by_prompt, separate, split, unlearned_labels
+from tunesmith.data.splits.split import FEWEST_PROMPTS, PARTS, Split, by_prompt, label_notes, separate, split
 from tunesmith.data.stored import array_of, joined, take
 from tunesmith.errors import DataError
 from tunesmith.progress import track
@@ -141,7 +141,7 @@ def load(
         parts["train"], validation=fractions.get("validation", 0.0), test=fractions.get("test", 0.0), seed=seed
     )
     parts = {"validation": train_split.validation, "test": train_split.test, **parts, "train": train_split.train}
-    notes += [*train_split.notes, *(note for note in unlearned_labels(parts) if note not in train_split.notes)]
+    notes += [*train_split.notes, *(note for note in label_notes(parts) if note not in train_split.notes)]
     result = without_near_copies(Split(**parts, removed=removed + train_split.removed, notes=tuple(notes)))
     digests = {name: _digest(getattr(result, name)) for name in PARTS}
     return DatasetSplits(result, row_count, digests)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tunesmith.data.examples.parsers import prompt_of, question
 from tunesmith.data.examples.types import Example, LabelledText, Pair, Text, UnpairedPreference
 from tunesmith.data.readers.row import file_of
+from tunesmith.data.schema.cells import same_flags
 from tunesmith.data.stored import array_of, joined, slices, take
 from tunesmith.errors import DataError, Refused
 
@@ -94,7 +95,7 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
         notes.append(f"{file_of(examples)}: split into {counts} rows; {method}")
     if removed:
         notes.append(f"{removed} rows removed: a held-out part contains the same prompt")
-    return Split(**parts, removed=removed, notes=(*notes, *unlearned_labels(parts)))
+    return Split(**parts, removed=removed, notes=(*notes, *label_notes(parts)))
 
 
 def separate(
@@ -135,14 +136,14 @@ def by_prompt(examples: Sequence[Example], *, fewest: int = 2) -> Sequence[Examp
     return [replace(example, group=prompt) for example, prompt in zip(preferences, prompts, strict=True)]
 
 
-def unlearned_labels(parts: Mapping[str, Sequence[Example]]) -> list[str]:
-    """Return a note for each label that a held-out part has and train does not.
+def label_notes(parts: Mapping[str, Sequence[Example]]) -> list[str]:
+    """Return notes on labels that mean the same, and on those that a held-out part has and train does not.
 
     Args:
         parts: train, validation and test examples by name.
     """
     learned = _labels(parts["train"])
-    return [
+    return same_flags(learned) + [
         f"label {label!r} occurs in {name} ({count} rows) but not in train: it cannot be learned"
         for name in PARTS[1:]
         for label, count in _labels(parts[name]).items()
