@@ -7,7 +7,6 @@ generator, so it repeats with torch's seed.
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +26,7 @@ class Masks:
 
     def next(self, like: Tensor) -> Tensor:
         """Return the next mask, of the shape and dtype of `like`: 1 where a value is kept, otherwise 0."""
-        size = prod(like.shape)
+        size = like.numel()
         bits = torch.from_numpy(self._bits.random_raw(-(-size // 4))).view(torch.int16)[:size]
         mask = torch.empty(like.shape, dtype=like.dtype)
         # Written in this dtype at once: `where` with a bool mask takes six times as long as a product.
