@@ -50,6 +50,7 @@ def test_only_training_on_a_cpu_drops_and_the_ends_are_exact() -> None:
     assert FastDropout(0.5).eval()(x) is x
     assert torch.equal(FastDropout(0.0)(x), x)
     assert torch.equal(FastDropout(1.0)(x), torch.zeros_like(x))
+    assert FastDropout(0.999999)(x).isfinite().all()
 
 
 def test_the_dropout_of_a_network_is_replaced_but_for_other_kinds() -> None:

@@ -20,8 +20,8 @@ class Masks:
     """A stream of dropout masks for one probability; the same seed and shapes have the same masks."""
 
     def __init__(self, probability: float, seed: int) -> None:
-        self._dropped = round(probability * LEVELS)
-        self._scale = LEVELS / max(1, LEVELS - self._dropped)  # of the values that are kept
+        self._dropped = min(round(probability * LEVELS), LEVELS - 1)
+        self._scale = LEVELS / (LEVELS - self._dropped)  # of the values that are kept
         self._bits = np.random.SFC64(seed)
 
     def next(self, like: Tensor) -> Tensor:
