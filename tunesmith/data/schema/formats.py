@@ -177,7 +177,7 @@ def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
     if guessed := guess(rows) or _partly_labelled(rows):
         if guessed.lacking:
             fix = f"to skip them, confirm with {guessed.change()}"
-            fix += ", or label them with `tunesmith label`" if guessed.objective == "classify" else ""
+            fix += ", or label them with `tunesmith label`" if "label" in guessed.columns else ""
             raise DataError(f"{file_of(rows)}: {guessed.lacking}; {fix}")
         fix = f"run `tunesmith init` to write a recipe with a guess, or confirm it with {guessed.change()}"
     elif problem := unguessed(rows) or nameless(rows):
@@ -341,7 +341,7 @@ def _partly_labelled(rows: Sequence[Row]) -> Guess | None:
                 continue
             sample = _Sample(rest[:LOOKED_AT])
             found = _text_number(sample) or _text_label(sample) or _text_pair(sample) or guess(rest)
-            if found and found.objective in ("classify", "regress") and found.columns.get(role) == column.name:
+            if found and "text" in found.columns and found.columns.get(role) == column.name:
                 lacking = f"{len(rows) - len(rest)} of {len(rows)} rows have no {kind} in {column.name!r}"
                 ignored = left_over(rows, found.columns.values())
                 return Guess(found.objective, dict(found.columns), ignored=ignored, lacking=lacking)
