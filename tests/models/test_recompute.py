@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.bases import LORA, chats, documents, encoded, gradients, pairs, policy, template, with_mismatched
@@ -95,6 +97,39 @@ def test_virtual_tokens_in_a_cache_are_read_once_more_and_not_added_twice(kind: 
     if kind == "bert" and technique.kind == "p-tuning":
         kind = "qwen3"
     both(policy(kind, technique, lively=0.05), rows(kind), training=True)
+
+
+class Casts(TorchDispatchMode):
+    """Counts copies of parameters in another dtype: all that were made, and the most that existed at a time."""
+
+    def __init__(self, made: Policy) -> None:
+        super().__init__()
+        self.weights = {part.data_ptr() for part in made.network.parameters() if part.ndim == 2}
+        self.copies: list[StorageWeakRef] = []
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights:
+            self.copies.append(StorageWeakRef(out.untyped_storage()))
+            self.most = max(self.most, sum(not copy.expired() for copy in self.copies))
+        return out
+
+
+def test_recomputed_layers_do_not_keep_their_weights_in_half_precision():
+    made, batch = policy("llama", Full()), rows("llama")
+    made.autocast_dtype = torch.bfloat16
+    most, found = [], []
+    for on in (False, True):
+        recompute_layers(made.network, on=on)
+        with Casts(made) as casts:
+            made.states(batch).square().sum().backward()
+        most.append(casts.most)
+        found.append(gradients(made))
+    layers = made.network.config.num_hidden_layers
+    assert layers > 1
+    assert most[1] <= most[0] / layers
+    assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
 
 
 def dpo() -> tuple[Learner, list[Batch]]:
