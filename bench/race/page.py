@@ -63,7 +63,7 @@ held only at an equal or better held-out loss (within 0.1 %; in bf16, whose roun
   (default: random, which pads), `bf16` as in the race (default: on), no trackers or checkpoints. Best settings also: no
   gradient checkpointing (default: on), no logging, no pinned memory; in bf16 a frozen base in bf16. Not raced: Liger,
   whose Triton kernels need a GPU; `padding_free` and packing, which TRL supports with FlashAttention only;
-  `torch_compile`, whose compilation takes longer than the race (NOTES.md, 2 December).
+  `torch_compile`, as the network of the plain loop had not compiled after 200 s (NOTES.md).
 - **LitGPT** runs the step of its `finetune_lora` with a window as batch (default: one row); in bf16 all of its weights
   are in bf16, its default. **LLaMA-Factory** runs its `sft` without gradient checkpointing (default: on). Both start
   from the same LoRA weights. llama.cpp's finetune trains all weights in fp32 and no adapter: see NOTES.md.
