@@ -274,6 +274,8 @@ def test_of_two_names_that_differ_in_letters_the_one_in_small_letters_is_read():
 def test_a_label_with_a_fraction_is_told_with_its_cure():
     with pytest.raises(DataError, match=r"does not have a label in 'label': 1\.5 \(write the number as text\)"):
         detect(rows(*[{"text": "t", "label": 1.5}] * 3))
+    with pytest.raises(DataError, match=r"does not have a text in 'text': 9{40}; "):
+        detect(rows(*[{"text": int("9" * 400), "label": "a"}] * 3))  # more than a float can be
 
 
 @pytest.mark.parametrize(

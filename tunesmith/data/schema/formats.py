@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -324,7 +323,7 @@ def _odd(sample: _Sample) -> str:
             for row in sample.rows:
                 if not holds(row.fields.get(column)):
                     value = row.fields.get(column)
-                    number = isinstance(value, int | float) and math.isfinite(value)
+                    number = is_number(value) and not isinstance(value, str)
                     fix = " (write the number as text)" if number else ""
                     return f", and {row.where} does not have a {kind} in {column!r}: {str(value)[:40]}{fix}"
     return ""
