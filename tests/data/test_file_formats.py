@@ -279,6 +279,24 @@ def test_geojson_and_tables_of_pandas_are_rows(tmp_path):
         assert [row.fields for row in rows] == [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]
 
 
+def test_a_table_of_pandas_with_filtered_or_shuffled_rows_is_stored_by_column(tmp_path):
+    table = {"text": {"7": "x", "3": "y"}, "label": {"7": "a", "3": "b"}, "id": {"7": 1, "3": 2}}
+    rows = read_rows(write(tmp_path / "a.json", json.dumps(table)))
+    assert [row.fields for row in rows] == [{"text": "x", "label": "a", "id": 1}, {"text": "y", "label": "b", "id": 2}]
+
+
+def test_columns_of_pandas_with_numbers_or_levels_as_names_are_read_and_two_of_one_name_are_refused(tmp_path):
+    def read(*columns: object) -> list[list[str]]:
+        table = {"columns": columns, "index": [4, 2], "data": [["t", "a"], ["u", "b"]]}
+        return [list(row.fields) for row in read_rows(write(tmp_path / "a.json", json.dumps(table)))]
+
+    assert read(0, 1) == [["0", "1"]] * 2
+    assert read(["a", "x"], ["label", ""]) == [["a.x", "label"]] * 2
+    for name in ("text", 0, ["a", "x"]):
+        with pytest.raises(DataError, match=r"^a\.json: duplicate column names \[.*\]; give each column its own name"):
+            read(name, name)
+
+
 def test_nested_fields_have_dotted_names(tmp_path):
     rows = read_rows(write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in PRODUCTS)))
     fields = rows[0].fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def json_document(file: TextFile, part: str) -> tuple[Iterator[Row], str]:
         return numbered(value, name), ""
     if not isinstance(value, dict):
         raise DataError(f"{name}: expected rows, got one JSON {type(value).__name__}; {fix}")
-    if (rows := _transposed(value)) is not None:
+    if (rows := _transposed(value, name)) is not None:
         return numbered(rows, name), "table stored by column, as pandas writes it"
     if not part and (rows := _keyed(value)) is not None:
         return numbered(rows, name), f"rows are the values of one object, its keys the column {next(iter(rows[0]))!r}"
@@ -99,20 +100,37 @@ def _lists(value: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterat
             yield from _lists(item, f"{prefix}{key}.", depth + 1)
 
 
-def _transposed(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def _transposed(value: Mapping[str, Any], name: str) -> list[dict[str, Any]] | None:
     """Return the rows of a table that pandas wrote by column, or as columns and data; None for any other object."""
     if set(value) <= {"columns", "index", USUAL} and {"columns", USUAL} <= set(value):
         columns, rows = value["columns"], value[USUAL]
         lists = isinstance(columns, list) and isinstance(rows, list)
         if lists and all(isinstance(row, list) and len(row) == len(columns) for row in rows):
-            return [dict(zip(columns, row, strict=True)) for row in rows]
+            header = list(map(_column_name, columns))
+            if twice := sorted(column for column, count in Counter(header).items() if count > 1):
+                raise DataError(f"{name}: duplicate column names {twice}; give each column its own name")
+            return [dict(zip(header, row, strict=True)) for row in rows]
+    keys = index_of(value)
+    return [{column: cells[key] for column, cells in value.items()} for key in keys] or None
+
+
+def _column_name(name: object) -> str:
+    """Return the name of a column of pandas as text; the levels of a name are joined by points, `a.x`."""
+    return ".".join(filter(None, map(str, name))) if isinstance(name, list) else str(name)
+
+
+def index_of(value: Mapping[str, Any]) -> list[str]:
+    """Return the row numbers of a table that pandas wrote by column; empty for any other object.
+
+    Its values are objects with the same keys, which are numbers. Filtered rows leave gaps, shuffled ones another order.
+
+    Args:
+        value: column -> row number -> cell.
+    """
     columns = list(value.values())
     keys = list(columns[0]) if columns and isinstance(columns[0], dict) else []
-    if not keys or keys != [str(n) for n in range(len(keys))]:
-        return None
-    if not all(isinstance(column, dict) and list(column) == keys for column in columns):
-        return None
-    return [{name: column[key] for name, column in value.items()} for key in keys]
+    alike = all(isinstance(column, dict) and list(column) == keys for column in columns)
+    return keys if alike and all(map(str.isdecimal, keys)) else []
 
 
 def _keyed(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from itertools import combinations
 
 from tunesmith.data.files import quoted
+from tunesmith.data.readers.json_rows import index_of
 from tunesmith.data.readers.row import Row, columns_of, file_of
 from tunesmith.data.schema.columns import NOTED, Column, columns_held, named
 from tunesmith.data.schema.values import thumb_of
@@ -107,10 +108,8 @@ def _header(columns: Sequence[Column]) -> str:
 
 
 def _by_column(rows: Sequence[Row]) -> str:
-    """Detect a table that pandas wrote by column: one row, each value an object with the keys 0, 1, 2, ..."""
-    values = [] if len(rows) != 1 else list(rows[0].fields.values())
-    numbered = [isinstance(value, dict) and list(value) == [str(n) for n in range(len(value))] for value in values]
-    if not values or not all(numbered):
+    """Detect a table that pandas wrote by column: one row, each value an object with row numbers as keys."""
+    if len(rows) != 1 or not index_of(rows[0].fields):
         return ""
     return 'the table is stored by column; write df.to_json(FILE, orient="records", lines=True)'
 
