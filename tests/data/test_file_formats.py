@@ -221,7 +221,7 @@ def test_a_sheet_of_one_line_before_the_table_is_a_note(tmp_path):
 
 def test_a_sheet_is_named_behind_a_number_sign(tmp_path):
     path = workbook(tmp_path / "export.xlsx")
-    assert read_rows(f"{path}#Tickets 2024")[0].where == "export.xlsx:5"
+    assert read_rows(f"{path}#Tickets 2024")[0].where == "export.xlsx#Tickets 2024:5"  # sheets have equal lines
     with pytest.raises(DataError, match=r"no sheet 'Ticket'; sheets here: \['Cover', 'Tickets 2024', 'Notes'\]"):
         read_rows(f"{path}#Ticket")
     with pytest.raises(DataError, match=r"no rows in \['Notes'\]; give a sheet"):

@@ -304,7 +304,18 @@ def test_two_files_of_one_name_are_told_apart_by_nothing_that_looks_a_row_up_by_
     check_names((train, 0.1, train, "owner/name:train", "owner/name:test"))
     with pytest.raises(DataError, match=r"^rows\.jsonl: two files have this name, .*; rename one of them$"):
         check_names((train, 0.1, other))
+    with pytest.raises(DataError, match=r"^rows\.jsonl: two files have this name"):
+        check_names((f"file://{train}", 0.1, f"file://{other}"))
     assert len(load(Sources(train, 0.1, other), parse, seed=0).split.test) == 20  # what does not may be trained
+
+
+def test_rows_of_two_parts_of_one_file_have_different_locations(tmp_path):
+    path = tmp_path / "d.json"
+    parts = {"train": [{"text": f"text {n}"} for n in range(9)], "test": [{"text": f"other {n}"} for n in range(9)]}
+    path.write_text(json.dumps(parts))
+    check_names((train := f"{path}#train", 0.1, test := f"{path}#test"))
+    found = load(Sources(train, 0.0, test), parse, seed=0).split
+    assert [part[0].where for part in (found.train, found.test)] == ["d.json#train:1", "d.json#test:1"]
 
 
 def test_a_train_file_of_the_test_files_groups_only_is_refused(tmp_path):

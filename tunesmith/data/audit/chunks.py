@@ -58,7 +58,7 @@ def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
 def name_of(source: str) -> str:
     """Return the name of the file as row locations use it."""
     file = locate(source)
-    return file.path.name if file else source
+    return file.name if file else source
 
 
 def line_of(row: Row) -> int:

@@ -51,7 +51,7 @@ class RowIndex:
         if file is None:
             raise DataError(f"{path}: expected a file; give one of the files in it")
         self.rows, self.whole, self.problem, self.note, self.held_bytes = 0, True, "", "", 0
-        self._path, self._name, self._kind = path, file.path.name, check_kind(file).kind
+        self._path, self._name, self._kind = path, file.name, check_kind(file).kind
         self._lock = threading.Lock()
         self._held: Sequence[Row] = ()
         self._marks: list[Mark] = []  # of the rows 0, 512, 1024, ...

@@ -38,7 +38,7 @@ def read_excel(source: FileSource) -> tuple[list[Row], str]:
     visible = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
     sheets = [book[source.part]] if source.part else visible or book.worksheets
     for sheet in sheets:
-        rows, skipped = _rows(grid, source.path.name) if (grid := _grid(sheet)) else ([], 0)
+        rows, skipped = _rows(grid, source.name) if (grid := _grid(sheet)) else ([], 0)
         if rows:  # a sheet with a single line is a note, not a table
             others = [name for name in names if name != sheet.title]
             notes = [f"sheet {sheet.title!r}"]

@@ -160,7 +160,7 @@ def _read(file: FileSource) -> tuple[Iterator[Row], str]:
         book, note = read_excel(file)
         return iter(book), note
     if file.kind not in READERS:
-        return numbered(plugin("readers", file.kind[1:])(file.path), file.path.name), ""
+        return numbered(plugin("readers", file.kind[1:])(file.path), file.name), ""
     text = open_text(file)
     rows: Iterator[Row]
     if file.kind in TABLES:

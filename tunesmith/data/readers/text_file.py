@@ -41,11 +41,13 @@ class FileSource:
         path: the file.
         part: what follows `#`: a sheet of a workbook, a key of a JSON document, or a file in a zip archive.
         kind: lower-case extension of its contents; `.csv` for `rows.csv.gz`.
+        name: its name in locations of rows, with the part if the source names one: `book.xlsx#Sheet`.
     """
 
     path: Path
     part: str
     kind: str
+    name: str
 
 
 def locate(source: str | Path) -> FileSource | None:
@@ -66,14 +68,15 @@ def locate(source: str | Path) -> FileSource | None:
     refuse_pipe(path)
     suffix = path.suffix.lower()
     kind = Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
+    row_name = f"{path.name}#{part}" if part else path.name
     if part and kind not in PARTED:
         raise DataError(f"{source}: a {kind} file has no parts; use {path}")
     if suffix == ".gz":
-        return FileSource(path, part, kind)
+        return FileSource(path, part, kind, row_name)
     if suffix == ".zip":
         member = part or _only_member(path)
-        return FileSource(path, member, Path(member).suffix.lower())
-    return FileSource(path, part, suffix)
+        return FileSource(path, member, Path(member).suffix.lower(), row_name)
+    return FileSource(path, part, suffix, row_name)
 
 
 def _members(path: Path) -> list[str]:
@@ -157,13 +160,13 @@ def open_text(source: FileSource) -> TextFile:
     if not packed and (blank := _is_utf8(source.path)) is not None:
         if blank:
             raise DataError(f"{source.path}: empty; give a file with at least one row")
-        return TextFile(source.path, source.path.name)
+        return TextFile(source.path, source.name)
     data = _unpacked(source)
     if not data.removeprefix(codecs.BOM_UTF8).strip():
         raise DataError(f"{source.path}: empty; give a file with at least one row")
-    text, encoding = _decoded(data, source.path.name)
+    text, encoding = _decoded(data, source.name)
     read_as = f"unpacked {source.part or source.path.stem}" if packed else ""
-    return TextFile(source.path, source.path.name, text, ", ".join(filter(None, [read_as, encoding])))
+    return TextFile(source.path, source.name, text, ", ".join(filter(None, [read_as, encoding])))
 
 
 def _is_utf8(path: Path) -> bool | None:

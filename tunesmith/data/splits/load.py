@@ -19,6 +19,7 @@ from tunesmith.data.examples.types import Example, Pair, UnpairedPreference
 from tunesmith.data.examples.usable import answer_notes
 from tunesmith.data.readers.read import RowStream, read_file
 from tunesmith.data.readers.row import Row, columns_of, file_of, keep, missing_column
+from tunesmith.data.readers.text_file import locate
 from tunesmith.data.schema.split_names import DEFAULT_SPLIT, part_of, split_parts
 from tunesmith.data.splits.near_duplicates import without_near_copies
 from tunesmith.data.splits.split import FEWEST_PROMPTS, PARTS, Split, by_prompt, label_notes, separate, split
@@ -256,13 +257,13 @@ def check_names(given: Iterable[float | str]) -> None:
     """Check that no two files have the same name: rows are looked up by `name:line`.
 
     Args:
-        given: files or fractions; fractions are ignored.
+        given: files, or parts of them, or fractions, which are ignored.
 
     Raises:
-        DataError: if two files share a name.
+        DataError: if two files share a name, or a file cannot be reached.
     """
-    files = [Path(source) for source in given if isinstance(source, str) and Path(source).is_file()]
-    names = {file.resolve(): file.name for file in files}
+    files = filter(None, [locate(source) for source in given if isinstance(source, str)])
+    names = {(file.path.resolve(), file.name): file.name for file in files}
     if duplicates := [name for name, count in Counter(names.values()).items() if count > 1]:
         raise DataError(
             f"{duplicates[0]}: two files have this name, so row locations are ambiguous; rename one of them"
