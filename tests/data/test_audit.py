@@ -28,6 +28,8 @@ from tunesmith.data.splits.split import Split
 from tunesmith.data.text.minhash import slots
 from tunesmith.data.text.overlap import QuotationRule, held, leaked
 from tunesmith.errors import DataError
+from tunesmith.pipelines.audit import audit_rows
+from tunesmith.pipelines.requests import AuditRequest
 
 TEXT = {"text": "text", "label": "label"}
 NOUNS = [
@@ -684,6 +686,19 @@ def test_a_row_to_which_no_label_applies_is_a_row(tmp_path: Path) -> None:
     assert lines(audited(tmp_path, rows), "nothing_to_learn") == []
     rows = [{**row, "label": [] if n == 3 else row["label"]} for n, row in enumerate(reviews(60))]
     assert lines(audited(tmp_path, rows), "nothing_to_learn") == [4]
+
+
+def test_labels_in_one_text_are_judged_as_a_run_reads_them(tmp_path: Path) -> None:
+    texts = [str(row["text"]) for row in reviews(30)]
+    cells = [f"{text},{('screen;slow', 'slow', 'screen', 'screen; slow')[i % 4]}" for i, text in enumerate(texts)]
+    same = "one and the same text"
+    cells += [f"{same},screen;slow", f"{same},slow;screen", "with another spelling,Screen; slow"]
+    source, out = write(tmp_path / "train.csv", ["text,labels", *cells]), tmp_path / "out.csv"
+    found = audit_rows(AuditRequest(source, fix=out), log=lambda line: None).audit
+    kinds = {finding.kind: finding for finding in found.findings}
+    assert not kinds.keys() & {"contradiction", "rare_class", "label_imbalance", "label_noise"}
+    assert (kinds["exact_duplicate"].count, kinds["label_variant"].rows) == (2, ("train.csv:34",))
+    assert out.read_text("utf-8").splitlines()[-1] == "with another spelling,screen; slow"
 
 
 def test_two_spellings_of_a_label_do_not_contradict_each_other(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.run import audit
 from tunesmith.data.files import check_folder, is_recipe, quoted
 from tunesmith.data.readers.read import notes_of
-from tunesmith.data.readers.row import Row, file_of, missing_column
+from tunesmith.data.readers.row import Row, allowed_values, file_of, has_allowed, missing_column
 from tunesmith.data.schema.cells import has_column as has_cells
 from tunesmith.data.schema.columns import LOOKED_AT
 from tunesmith.data.schema.formats import Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess
+from tunesmith.data.schema.values import has_plural_name, label_separator
+from tunesmith.data.splits.load import FIRST_ROWS
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import DataError, UnsettledError
 from tunesmith.objectives import OBJECTIVES
@@ -137,7 +139,20 @@ def _source(request: AuditRequest, recipe: Recipe | None, *, offline: bool) -> A
     guessed = isinstance(format, Guess)
     shape = "guessed from column names and values; check it: " * guessed + format.explain()
     shape = shape.replace("detected as named", "columns as named")
-    return AuditSource(source, format.columns, against, recipe.data.where if recipe else {}, shape)
+    where = recipe.data.where if recipe else {}
+    separator = _separator(source, format.columns, where, offline=offline)
+    return AuditSource(source, format.columns, against, where, shape, separator)
+
+
+def _separator(
+    source: str, columns: Mapping[str, str], where: Mapping[str, Sequence[object]], *, offline: bool
+) -> str:
+    """Return what separates several labels in a text, by the rows from which a run detects it; empty for none."""
+    if "text" not in columns or not has_plural_name(label := columns.get("label", "")):
+        return ""
+    allowed = allowed_values(where)
+    rows = [row for row in head(source, FIRST_ROWS, offline=offline) if has_allowed(row.fields, allowed)]
+    return label_separator(rows, label)
 
 
 def _detected(source: str, rows: list[Row], *, offline: bool) -> Format | Guess:

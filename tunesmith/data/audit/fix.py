@@ -101,7 +101,7 @@ def _write(ask: AuditSource, fixes: Fixes, halves: Sequence[Path], suffix: str, 
                     _log(log, {"where": where, "action": "dropped", "kind": kind, "why": why})
                     counts["dropped"] += 1
                     continue
-                after, changes = _cured(before, ask.columns, fixes.labels)
+                after, changes = _cured(before, ask, fixes.labels)
                 for change in changes:
                     _log(log, {"where": where, "action": "changed", "row": counts["kept"] + 1, **change})
                 counts["changed"] += bool(changes)
@@ -116,15 +116,15 @@ def _open(path: Path) -> TextIO:
 
 
 def _cured(
-    fields: Mapping[str, object], columns: Mapping[str, str], labels: Mapping[str, str]
+    fields: Mapping[str, object], ask: AuditSource, labels: Mapping[str, str]
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     """Return the row with repaired and masked texts and the common label spelling, and the list of changes."""
     after, changes = dict(fields), list[dict[str, object]]()
-    cells = [(part, name) for part, column in columns.items() for name in names_in(column, fields)]
+    cells = [(part, name) for part, column in ask.columns.items() for name in names_in(column, fields)]
     for part, column in cells:
         if part == "label":
-            spelt = _spelt(fields[column], labels)
-            after = changed_at(after, column, lambda value: _spelt(value, labels))
+            spelt = _spelt(fields[column], labels, ask.separator)
+            after = changed_at(after, column, lambda value: _spelt(value, labels, ask.separator))
             if spelt != fields[column]:
                 values = {"before": fields[column], "after": spelt}
                 changes.append({"kind": "label_variant", "column": column, **values})
@@ -179,8 +179,13 @@ def _arguments(value: Any, change: Callable[[str], str]) -> Any:
     return value if after == parsed_value else json.dumps(after, ensure_ascii=False)
 
 
-def _spelt(value: object, labels: Mapping[str, str]) -> object:
+def _spelt(value: object, labels: Mapping[str, str], separator: str = "") -> object:
     """Return the label, or list of labels, in the common spelling."""
+    if separator and isinstance(value, str):
+        items = label_items(value, separator)
+        corrected = list(dict.fromkeys(labels.get(item, item) for item in items))
+        spaced = f"{separator} " if f"{separator} " in value else separator
+        return value if corrected == items else spaced.join(corrected)
     if isinstance(value, list):
         return list(dict.fromkeys(_spelt(item, labels) for item in value))
     if (items := label_items(value)) != [value]:  # a list in a table cell is text

@@ -24,6 +24,7 @@ class AuditSource:
     # column -> allowed values; filters the rows of every file
     where: Mapping[str, Sequence[object]] = field(default_factory=dict)
     shape: str = ""  # the detected format in words
+    separator: str = ""  # of several labels in a text; empty: each text is one label
 
     @property
     def labelled(self) -> bool:

@@ -48,18 +48,24 @@ class View:
     compared: str = ""  # what is compared with the answers to equal prompts; empty: the answer
 
 
-def view(row: Row, columns: Mapping[str, str]) -> View:
-    """Return the view of a row, given role -> column of its format."""
-    seen = _seen(row, columns)
+def view(row: Row, columns: Mapping[str, str], separator: str = "") -> View:
+    """Return the view of a row.
+
+    Args:
+        row: the row.
+        columns: role -> column of its format.
+        separator: what separates several labels in a text; empty for none.
+    """
+    seen = _seen(row, columns, separator)
     if not (skipped := unusable(row, columns)):
         return seen
     learned = blank_role(row, columns) in ("", *ANSWERS)
     return replace(seen, problem="nothing_to_learn" if learned else "empty", why=skipped)
 
 
-def _seen(row: Row, columns: Mapping[str, str]) -> View:
+def _seen(row: Row, columns: Mapping[str, str], separator: str) -> View:
     if "label" in columns and "text" in columns:
-        return _labelled(row, columns)
+        return _labelled(row, columns, separator)
     if "target" in columns and "text" in columns:
         return _rated(row, columns)
     if "spans" in columns or "words" in columns:
@@ -117,9 +123,9 @@ def _searched(row: Row, columns: Mapping[str, str]) -> View:
     return View(seen.question, found[0].passage)
 
 
-def _labelled(row: Row, columns: Mapping[str, str]) -> View:
+def _labelled(row: Row, columns: Mapping[str, str], separator: str = "") -> View:
     text = _text(cell(row, columns["text"]))
-    items = label_items(label_cell(row, columns["label"]))
+    items = label_items(label_cell(row, columns["label"]), separator)
     labels = tuple((as_word(item) or "").strip() for item in items)
     if why := _parse_error(row, lambda: labelled([row], text=columns["text"], label=columns["label"])):
         return View(text, " ".join(labels), labels, "unreadable", why)

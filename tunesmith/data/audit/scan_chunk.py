@@ -46,7 +46,7 @@ def scan(plan: ScanPlan, chunk: RowChunk) -> tuple[Digest, list[NDArray[np.uint3
         if not isinstance(fields, str):
             if not has_allowed(fields, allowed):
                 continue
-            seen = view(Row(f"{plan.name}:{line}", fields), plan.ask.columns)
+            seen = view(Row(f"{plan.name}:{line}", fields), plan.ask.columns, plan.ask.separator)
         else:
             seen = View("", "", (), "unreadable", fields)
         result.take(line, seen, plan.ask)

@@ -308,11 +308,9 @@ def _labels(row: Row, column: str, separator: str = "") -> tuple[str, ...]:
     value = label_cell(row, column)
     if value is None and PLUS in column and column not in row.fields:
         raise row_error(row, column, "must be 0 or 1 in each of the columns")
-    if separator and isinstance(value, str):
-        value = [part for part in map(str.strip, value.split(separator)) if part]
-    if is_array(value):
+    if not separator and is_array(value):
         raise row_error(row, column, "must be a word, or a list of labels separated by commas")
-    words = [(as_word(item) or "").strip() for item in label_items(value)]
+    words = [(as_word(item) or "").strip() for item in label_items(value, separator)]
     if not all(words):
         raise row_error(row, column, "must be a word, a whole number or a list of them (write a fraction as a text)")
     # NFC: macOS writes accents as separate characters, which would make two labels of one.

@@ -209,8 +209,15 @@ def is_scale(values: Sequence[object], *, counted: bool = False) -> bool:
     )
 
 
-def label_items(value: object) -> list[Any]:
-    """Return the labels of a cell: the items of a list, also of one written as text, or the single value."""
+def label_items(value: object, separator: str = "") -> list[Any]:
+    """Return the labels of a cell: the items of a list, also of one written as text, or the single value.
+
+    Args:
+        value: the cell.
+        separator: what separates the labels in the texts of its column (see `label_separator`); empty for none.
+    """
+    if separator and isinstance(value, str):
+        return [part for part in map(str.strip, value.split(separator)) if part]
     if isinstance(value, list | tuple):
         return list(value)
     if is_array(value):
@@ -219,13 +226,18 @@ def label_items(value: object) -> list[Any]:
     return items if items or (isinstance(value, str) and value.strip() == "[]") else [value]
 
 
+def has_plural_name(column: str) -> bool:
+    """Return whether the texts of a column of this name may be several labels."""
+    return column.rpartition(".")[2].strip().lower().endswith(PLURALS)
+
+
 def label_separator(rows: Sequence[Row], column: str, known: Collection[str] = ()) -> str:
     """Return what separates several labels in the texts of a column; empty if each text is one label.
 
     The column must have a plural name. Its parts must be `known` labels of the training file or of the model, or repeat
     and have no more kinds than its whole texts.
     """
-    if not column.rpartition(".")[2].strip().lower().endswith(PLURALS):
+    if not has_plural_name(column):
         return ""
     texts = [value for row in rows if isinstance(value := row.fields.get(column), str) and value.strip()]
     texts = [text for text in texts if not text.lstrip().startswith("[")]
