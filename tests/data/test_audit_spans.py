@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tunesmith.data.audit.checks.span_checks import disagreements
+from tunesmith.data.audit.fix import log_of
 from tunesmith.data.examples.types import Span
 from tunesmith.pipelines.audit import audit_rows
 from tunesmith.pipelines.label import export_labels
@@ -106,3 +108,55 @@ def test_an_audit_reads_every_format_that_label_writes(tmp_path: Path, form: str
     assert not {one.kind for one in done.audit.findings} & {"unreadable", "contradiction"}
     assert done.fixed is not None
     assert done.fixed.kept == 6
+
+
+MAIL = "Mail anna@firma.de to ACME, then call Bob"
+
+
+def fixed_spans(tmp_path: Path, row: dict[str, object]) -> dict[str, Any]:
+    """A row with spans in the cleaned copy, or its line in the log if it was dropped."""
+    data, fixed = tmp_path / "rows.jsonl", tmp_path / "fixed.jsonl"
+    filler = [{"text": text, "spans": spans} for text, spans in ALIKE]
+    data.write_text("".join(json.dumps(one) + "\n" for one in [*filler, row]), "utf-8")
+    audit_rows(AuditRequest(str(data), fix=fixed), log=lambda line: None)
+    log = [json.loads(line) for line in log_of(fixed).read_text("utf-8").splitlines()]
+    last: dict[str, Any] = json.loads(fixed.read_text("utf-8").splitlines()[-1])
+    dropped = [line for line in log if line["where"] == "rows.jsonl:6" and line["action"] == "dropped"]
+    return dropped[0] if dropped else last
+
+
+def test_spans_move_with_a_text_that_is_masked_or_repaired(tmp_path: Path):
+    spans = [{"start": 5, "end": 18, "label": "ADDRESS", "text": "anna@firma.de"}, [22, 26, "ORG"]]
+    row = fixed_spans(tmp_path, {"text": MAIL, "spans": spans})
+    assert row["text"] == "Mail <email> to ACME, then call Bob"
+    assert row["spans"] == [{"start": 5, "end": 12, "label": "ADDRESS", "text": "<email>"}, [16, 20, "ORG"]]
+    (tmp_path / "fixed.jsonl").unlink()
+    log_of(tmp_path / "fixed.jsonl").unlink()
+    # Two repairs, one of them inside a span, before what is masked; and a list that is text.
+    text = "Ich grÃ¼ÃŸe MÃ¼ller: anna@firma.de und ACME"
+    named = [(text.index(part), part) for part in ("MÃ¼ller", "ACME")]
+    written = json.dumps([{"start": at, "end": at + len(part), "label": "A"} for at, part in named])
+    row = fixed_spans(tmp_path, {"text": text, "spans": written})
+    assert row["text"] == "Ich grüße Müller: <email> und ACME"
+    assert [row["text"][span["start"] : span["end"]] for span in json.loads(row["spans"])] == ["Müller", "ACME"]
+
+
+def test_a_span_that_cuts_into_masked_text_covers_it_and_two_of_them_drop_the_row(tmp_path: Path):
+    row = fixed_spans(tmp_path, {"text": MAIL, "spans": [[5, 9, "PERSON"], [22, 26, "ORG"]]})
+    assert [row["text"][start:end] for start, end, _ in row["spans"]] == ["<email>", "ACME"]
+    (tmp_path / "fixed.jsonl").unlink()
+    log_of(tmp_path / "fixed.jsonl").unlink()
+    dropped = fixed_spans(tmp_path, {"text": MAIL, "spans": [[5, 9, "PERSON"], [10, 15, "ORG"]]})
+    assert dropped["why"].startswith("after repair or masking, ")
+
+
+def test_spans_of_label_studio_move_with_their_text(tmp_path: Path):
+    result = {"type": "labels", "value": {"start": 22, "end": 26, "text": "ACME", "labels": ["ORG"]}}
+    tasks = [{"id": n, "data": {"text": f"{MAIL} {n}"}, "annotations": [{"result": [result]}]} for n in range(5)]
+    data, fixed = tmp_path / "tasks.json", tmp_path / "fixed.jsonl"
+    data.write_text(json.dumps(tasks), "utf-8")
+    audit_rows(AuditRequest(str(data), fix=fixed), log=lambda line: None)
+    for line in fixed.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        value = row["annotations"][0]["result"][0]["value"]
+        assert row["data"]["text"][value["start"] : value["end"]] == value["text"] == "ACME"

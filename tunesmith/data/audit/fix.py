@@ -12,15 +12,17 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-from tunesmith.data.audit.checks.mojibake import damage, repaired
-from tunesmith.data.audit.checks.secrets import masked
+from tunesmith.data.audit.checks.mojibake import damage, repaired, repairs
+from tunesmith.data.audit.checks.secrets import masked, masks
 from tunesmith.data.audit.chunks import chunks, name_of, parsed
+from tunesmith.data.audit.edits import Edit, moved
 from tunesmith.data.audit.options import AuditSource
 from tunesmith.data.audit.run import Fixes
+from tunesmith.data.examples.spans import tagged
 from tunesmith.data.files import check_folder, move, writing
-from tunesmith.data.readers.row import as_word, changed_at
+from tunesmith.data.readers.row import Row, as_word, changed_at
 from tunesmith.data.schema.cells import names_in
-from tunesmith.data.schema.values import label_items
+from tunesmith.data.schema.values import label_items, listed
 from tunesmith.errors import DataError
 
 # Keys of a turn that contain text.
@@ -102,6 +104,10 @@ def _write(ask: AuditSource, fixes: Fixes, halves: Sequence[Path], suffix: str, 
                     counts["dropped"] += 1
                     continue
                 after, changes = _cured(before, ask, fixes.labels)
+                if changes and (why := _misplaced(Row(where, after), ask.columns)):
+                    _log(log, {"where": where, "action": "dropped", "kind": "unreadable", "why": why})
+                    counts["dropped"] += 1
+                    continue
                 for change in changes:
                     _log(log, {"where": where, "action": "changed", "row": counts["kept"] + 1, **change})
                 counts["changed"] += bool(changes)
@@ -129,11 +135,55 @@ def _cured(
                 values = {"before": fields[column], "after": spelt}
                 changes.append({"kind": "label_variant", "column": column, **values})
             continue
+        if part == "spans":
+            continue  # moved with the text
         texts: list[dict[str, object]] = []
         change = partial(_text, changes=texts)
         after = changed_at(after, column, partial(_texts, change=change))
         changes += [{**change, "column": column} for change in texts]
+    text = fields.get(ask.columns.get("text", ""))
+    if changes and "spans" in ask.columns and isinstance(text, str):
+        move = partial(_moved, passes=_edits(text), text=_text(text, []))
+        after = changed_at(after, ask.columns["spans"], move)
     return after, changes
+
+
+def _edits(text: str) -> list[list[Edit]]:
+    """Return the replacements of `_text`, pass by pass."""
+    if not damage(text):
+        return [masks(text)]
+    return [*repairs(text), masks(repaired(text))]
+
+
+def _moved(value: object, passes: Sequence[Sequence[Edit]], text: str) -> object:
+    """Return a cell with spans at their places in the text after replacements, with the parts of it that they copy."""
+    if isinstance(value, str):
+        return json.dumps(_moved(spans, passes, text), ensure_ascii=False) if (spans := listed(value)) else value
+    if isinstance(value, list | tuple):
+        if len(value) == 3 and [*map(type, value[:2])] == [int, int]:
+            return [*moved(value[0], value[1], passes), value[2]]
+        return [_moved(item, passes, text) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if type(value.get("start")) is int and type(value.get("end")) is int:
+        start, end = moved(value["start"], value["end"], passes)
+        copied = {"text": text[start:end]} if isinstance(value.get("text"), str) else {}
+        return {**value, "start": start, "end": end, **copied}
+    inner = ("result", "value")  # of an annotation of Label Studio, and of its result
+    return {key: _moved(item, passes, text) if key in inner else item for key, item in value.items()}
+
+
+def _misplaced(row: Row, columns: Mapping[str, str]) -> str:
+    """Return why the spans of a changed row do not fit its text; empty if they do, or it has none."""
+    if "spans" not in columns:
+        return ""
+    if columns["text"] not in row.fields:
+        return "its spans count characters of several columns, one of which was repaired or masked"
+    try:
+        tagged([row], columns=columns)
+    except DataError as error:
+        return f"after repair or masking, {str(error).removeprefix(f'{row.where}: ')}"
+    return ""
 
 
 def _text(text: str, changes: list[dict[str, object]]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from tunesmith.data.audit.edits import Edit, edited
+
 LOST = "\N{REPLACEMENT CHARACTER}"
 # The bytes 0x80 to 0xBF decoded as Windows-1252, or as Latin-1 where Windows-1252 has no character.
 _HIGH = [bytes([byte]).decode("cp1252", errors="ignore") or chr(byte) for byte in range(0x80, 0xC0)]
@@ -35,11 +37,21 @@ def damage(text: str) -> str:
 
 def repaired(text: str) -> str:
     """Return the text with every repairable character restored, also after double encoding."""
+    for edits in repairs(text):
+        text = edited(text, edits)
+    return text
+
+
+def repairs(text: str) -> list[list[Edit]]:
+    """Return the replacements of `repaired`, pass by pass."""
+    passes: list[list[Edit]] = []
     for _ in range(3):
         if text.isascii() or not _broken_character(text):
             break
-        text = BROKEN.sub(lambda match: _decoded(match[0]) or match[0], text)
-    return CONTROL.sub(lambda match: _WINDOWS.get(match[0], ""), text)
+        found = ((match, _decoded(match[0])) for match in BROKEN.finditer(text))
+        passes.append([Edit(*match.span(), letter) for match, letter in found if letter])
+        text = edited(text, passes[-1])
+    return [*passes, [Edit(*match.span(), _WINDOWS.get(match[0], "")) for match in CONTROL.finditer(text)]]
 
 
 def _broken_character(text: str) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 
 from tunesmith.data.audit.checks.personal_data import Span, personal, without_overlaps
+from tunesmith.data.audit.edits import Edit, edited
 
 # (required substring, pattern): the pattern is tried only on texts with the substring.
 FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -94,10 +95,11 @@ def entropy(value: str) -> float:
 
 def masked(text: str) -> tuple[str, tuple[str, ...]]:
     """Return the text with placeholders such as `<email>` for personal data and secrets, and the kinds replaced."""
+    edits = masks(text)
+    return edited(text, edits), tuple(edit.new[1:-1] for edit in edits)
+
+
+def masks(text: str) -> list[Edit]:
+    """Return the replacements of `masked`."""
     spans = without_overlaps([*keys(text), *personal(text)])
-    parts = []
-    end = 0
-    for span in spans:
-        parts += [text[end : span.start], f"<{span.word}>"]
-        end = span.end
-    return "".join([*parts, text[end:]]), tuple(span.word for span in spans)
+    return [Edit(span.start, span.end, f"<{span.word}>") for span in spans]
