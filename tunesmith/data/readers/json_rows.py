@@ -120,12 +120,12 @@ def _column_name(name: object) -> str:
 
 
 def index_of(value: Mapping[str, Any]) -> list[str]:
-    """Return the row numbers of a table that pandas wrote by column; empty for any other object.
+    """Return the index of a table that pandas wrote by column; empty for any other object.
 
-    Its values are objects with the same keys, which are numbers. Filtered rows leave gaps, shuffled ones another order.
+    Its values are objects with the same integers as keys. Filtered rows leave gaps, shuffled ones another order.
 
     Args:
-        value: column -> row number -> cell.
+        value: column -> index of the row -> cell.
     """
     columns = list(value.values())
     keys = list(columns[0]) if columns and isinstance(columns[0], dict) else []

@@ -108,7 +108,7 @@ def _header(columns: Sequence[Column]) -> str:
 
 
 def _by_column(rows: Sequence[Row]) -> str:
-    """Detect a table that pandas wrote by column: one row, each value an object with row numbers as keys."""
+    """Detect a table that pandas wrote by column: one row, each value an object with integers as keys."""
     if len(rows) != 1 or not index_of(rows[0].fields):
         return ""
     return 'the table is stored by column; write df.to_json(FILE, orient="records", lines=True)'
