@@ -304,8 +304,11 @@ def test_two_files_of_one_name_are_told_apart_by_nothing_that_looks_a_row_up_by_
     check_names((train, 0.1, train, "owner/name:train", "owner/name:test"))
     with pytest.raises(DataError, match=r"^rows\.jsonl: two files have this name, .*; rename one of them$"):
         check_names((train, 0.1, other))
+    place = pytest.importorskip("fsspec").filesystem("memory")
+    for name, file in (("a", train), ("b", other)):
+        place.pipe_file(f"/{tmp_path.name}/{name}/rows.jsonl", Path(file).read_bytes())
     with pytest.raises(DataError, match=r"^rows\.jsonl: two files have this name"):
-        check_names((f"file://{train}", 0.1, f"file://{other}"))
+        check_names((f"memory://{tmp_path.name}/a/rows.jsonl", 0.1, f"memory://{tmp_path.name}/b/rows.jsonl"))
     assert len(load(Sources(train, 0.1, other), parse, seed=0).split.test) == 20  # what does not may be trained
 
 

@@ -144,9 +144,7 @@ def _source(request: AuditRequest, recipe: Recipe | None, *, offline: bool) -> A
     return AuditSource(source, format.columns, against, where, shape, separator)
 
 
-def _separator(
-    source: str, columns: Mapping[str, str], where: Mapping[str, Sequence[object]], *, offline: bool
-) -> str:
+def _separator(source: str, columns: Mapping[str, str], where: Mapping[str, Sequence[object]], *, offline: bool) -> str:
     """Return what separates several labels in a text, by the rows from which a run detects it; empty for none."""
     if "text" not in columns or not has_plural_name(label := columns.get("label", "")):
         return ""

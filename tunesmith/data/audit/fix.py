@@ -178,7 +178,7 @@ def _misplaced(row: Row, columns: Mapping[str, str]) -> str:
     if "spans" not in columns:
         return ""
     if columns["text"] not in row.fields:
-        return "its spans count characters of several columns, one of which was repaired or masked"
+        return "its spans count characters of several columns, and one was repaired or masked"
     try:
         tagged([row], columns=columns)
     except DataError as error:
@@ -232,10 +232,10 @@ def _arguments(value: Any, change: Callable[[str], str]) -> Any:
 def _spelt(value: object, labels: Mapping[str, str], separator: str = "") -> object:
     """Return the label, or list of labels, in the common spelling."""
     if separator and isinstance(value, str):
-        items = label_items(value, separator)
-        corrected = list(dict.fromkeys(labels.get(item, item) for item in items))
+        parts = label_items(value, separator)
+        common = list(dict.fromkeys(labels.get(part, part) for part in parts))
         spaced = f"{separator} " if f"{separator} " in value else separator
-        return value if corrected == items else spaced.join(corrected)
+        return value if common == parts else spaced.join(common)
     if isinstance(value, list):
         return list(dict.fromkeys(_spelt(item, labels) for item in value))
     if (items := label_items(value)) != [value]:  # a list in a table cell is text

@@ -234,8 +234,12 @@ def has_plural_name(column: str) -> bool:
 def label_separator(rows: Sequence[Row], column: str, known: Collection[str] = ()) -> str:
     """Return what separates several labels in the texts of a column; empty if each text is one label.
 
-    The column must have a plural name. Its parts must be `known` labels of the training file or of the model, or repeat
-    and have no more kinds than its whole texts.
+    The column must have a plural name. Its parts must be `known`, or repeat and have no more kinds than whole texts.
+
+    Args:
+        rows: rows of one file.
+        column: column with the labels.
+        known: labels of the training file or of the model.
     """
     if not has_plural_name(column):
         return ""
