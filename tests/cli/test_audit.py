@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,39 @@ def test_test_rows_in_the_data_are_leaks(command: Command, tmp_path: Path) -> No
     leaks = next(f for f in json.loads(done.out)["findings"] if f["kind"] == "leak")
     assert done.code == 1
     assert {"rows.jsonl:1", "rows.jsonl:2"} <= set(leaks["rows"])
+
+
+def test_the_suggested_copy_drops_the_leaks_that_were_found(command: Command, tmp_path: Path) -> None:
+    rows, test = write_rows(tmp_path / "rows.jsonl", reviews()), write_rows(tmp_path / "test.jsonl", reviews()[:2])
+    blocked = command("audit", rows, "--against", test, "--offline")
+    words = shlex.split(re.findall(r"`tunesmith (audit [^`]*)`", blocked.err)[-1])
+    assert words == ["audit", str(rows), "--against", str(test), "--fix", str(tmp_path / "rows-clean.jsonl")]
+    assert command(*words, "--offline").code == 0
+    kept = (tmp_path / "rows-clean.jsonl").read_text()
+    assert not any(str(row["text"]) in kept for row in reviews()[:2])
+
+
+def test_the_suggested_copy_is_checked_by_the_same_model(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith.pipelines.audit.model_tools", lambda name, **_: {})
+    rows = write_rows(tmp_path / "rows.jsonl", [*reviews(), SECRET])
+    done = command("audit", rows, "--model", "my model", "--offline")
+    assert f"run `tunesmith audit {rows} --model 'my model' --fix" in done.err
+
+
+def test_tune_suggests_a_copy_without_near_copies_of_the_test_file(
+    command: Command, tmp_path: Path, tiny_bert: Path
+) -> None:
+    texts = [f"the delivery of order {i} to town {i * 7} was a day late and nobody had written to us" for i in range(60)]
+    labels = ["positive" if i % 2 else "negative" for i in range(60)]
+    train = [{"text": f"{text} at all", "label": label} for text, label in zip(texts, labels, strict=True)]
+    test = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    rows, held = write_rows(tmp_path / "rows.jsonl", train), write_rows(tmp_path / "test.jsonl", test)
+    words = ("--set", f"data.test={held}", "--model", tiny_bert, "--technique", "full", "--dry-run", *PLAIN)
+    stopped = command("tune", rows, *words)
+    assert stopped.code == 1
+    assert f"--against {held} --fix {tmp_path / 'rows-clean.jsonl'}`" in stopped.err
 
 
 def test_columns_are_named_by_a_recipe_or_on_the_command_line(command: Command, tmp_path: Path) -> None:

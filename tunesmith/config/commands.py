@@ -30,13 +30,22 @@ def columns_set(objective: AnyObjective) -> str:
     return Guess(objective.kind, named).change() if named else ""
 
 
-def audit_fix(source: str, columns: str = "") -> str:
-    """Return the command that writes a cleaned copy of a file or dataset, with the option of `columns_set`."""
-    return " ".join(filter(None, ["tunesmith audit", quoted(source), columns, "--fix", quoted(clean_name(source))]))
+def audit_fix(source: str, columns: str = "", *, against: str = "", model: str = "") -> str:
+    """Return the command that writes a cleaned copy of a file or dataset.
+
+    Args:
+        source: the file, dataset or recipe.
+        columns: the option of `columns_set`.
+        against: file of test rows that must not be in the copy.
+        model: model that helps to find problems.
+    """
+    more = [f"{option} {quoted(value)}" for option, value in (("--against", against), ("--model", model)) if value]
+    words = ["tunesmith audit", quoted(source), columns, *more, "--fix", quoted(clean_name(source))]
+    return " ".join(filter(None, words))
 
 
 def with_audit_fix(error: RowError, source: str, columns: str) -> RowError:
-    """Return an error of rows with the command that drops them; arguments as in `audit_fix`."""
+    """Return an error of rows with the command that drops them; other arguments as in `audit_fix`."""
     return RowError(f"{error}; to drop these rows: `{audit_fix(source, columns)}`")
 
 

@@ -305,7 +305,9 @@ def audited(recipe: Recipe, loaded: DatasetSplits) -> DatasetSplits:
             write_whole(file, json.dumps(asdict(gate(loaded.split))))
         result = read_page(file, Gate)
     if result.problems and recipe.data.audit == "stop":
-        command = audit_fix(recipe.data.train, columns_set(recipe.objective))
+        held_out = recipe.data.test or recipe.data.validation  # the part that training rows are compared with
+        against = held_out if isinstance(held_out, str) else ""
+        command = audit_fix(recipe.data.train, columns_set(recipe.objective), against=against)
         fix = f"run `{command}`, or continue with `--set data.audit=note`"
         raise Refused("\n".join(f"{recipe.data.train}: {problem}; {fix}" for problem in result.problems))
     ignored = (f"continued despite a severe problem of the rows: {problem}" for problem in result.problems)

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if blocking := left if done.fixed else done.audit.blocking:
         fixes = [finding.fix for finding in left]
         if blocking != left:
-            fixes.insert(0, f"run `{audit_fix(args.source, set_options(args.changes))}`, or correct the rows")
+            command = audit_fix(args.source, set_options(args.changes), against=args.against, model=args.model)
+            fixes.insert(0, f"run `{command}`, or correct the rows")
         log(f"error: {args.source}: {', '.join(f.kind for f in blocking)}; {', and '.join(fixes)}")
         return 1
     if done.fixed is not None:
