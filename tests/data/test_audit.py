@@ -265,6 +265,23 @@ def test_a_cleaned_copy_has_nothing_left_to_fix_and_its_log_accounts_for_every_r
     assert {f.kind for f in again.findings} <= {"rare_class", "label_imbalance"}
 
 
+@pytest.mark.parametrize("letter", ["\N{REPLACEMENT CHARACTER}", "ï¿½"])
+def test_rows_with_lost_letters_are_dropped_and_a_run_takes_the_copy(tmp_path: Path, letter: str) -> None:
+    rows = reviews(40)
+    damaged = [{**row, "text": f"{row['text']} caf{letter}"} if i < 8 else row for i, row in enumerate(rows)]
+    # The same review without the damage is kept, though a broken one is above it.
+    source, out = write(tmp_path / "train.jsonl", [*damaged, rows[0]]), tmp_path / "clean.jsonl"
+    found, fixes = audit(AuditSource(source, TEXT), Tools())
+    assert [finding.kind for finding in found.blocking] == ["encoding_damage"]
+    done = fix(AuditSource(source, TEXT), fixes, out)
+    assert (done.kept, done.dropped, done.changed) == (33, 8, 0)
+    log = [json.loads(line) for line in log_of(out).read_text(encoding="utf-8").splitlines()]
+    assert {(line["action"], line["kind"]) for line in log} == {("dropped", "encoding_damage")}
+    assert audit(AuditSource(str(out), TEXT), Tools())[0].blocking == ()
+    kept = labelled(read_rows(str(out)), text="text", label="label")
+    assert not [problem for problem in gate(Split(kept, [], [], 0, ())).problems if "encoding_damage" in problem]
+
+
 def test_half_an_emoji_is_told_and_what_is_left_of_its_rows_is_written(tmp_path: Path) -> None:
     rows: list[Fields] = [{**row, "note": "cut \ud83d"} for row in reviews(40)]
     source, out = (

@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.data.audit.checks import personal_data
 from tunesmith.data.audit.checks.label_checks import rare, uneven, variants
-from tunesmith.data.audit.checks.mojibake import damage, repaired
+from tunesmith.data.audit.checks.mojibake import damage, has_lost_characters, repaired
 from tunesmith.data.audit.checks.personal_data import luhn, mod97, personal
 from tunesmith.data.audit.checks.secrets import keys, masked
 from tunesmith.data.audit.checks.text_checks import chat_tokens, edges, refusal
@@ -160,6 +160,15 @@ def test_broken_letters_are_found_and_mended() -> None:
     twice = "é".encode().decode("cp1252").encode().decode("cp1252")
     assert repaired(twice) == "é"
     assert "characters lost" in damage("caf\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [("caf\N{REPLACEMENT CHARACTER}", True), ("cafï¿½", True), ("cafÃ©", False), ("caf\x81", False), ("café", False)],
+)
+def test_lost_letters_are_those_that_no_repair_restores(text: str, lost: bool) -> None:
+    assert has_lost_characters(text) == lost
+    assert bool(damage(repaired(text))) == lost
 
 
 def test_a_capital_before_a_quotation_mark_is_no_damage() -> None:

@@ -39,7 +39,10 @@ CHECKS: Mapping[str, Check] = {
     ),
     "secret": Check("blocking", 0, "a key, token or password: the model may reproduce it", "--fix OUT masks them"),
     "encoding_damage": Check(
-        "warning", 0.1, "characters broken by a wrong encoding", "--fix OUT repairs what is recoverable"
+        "warning",
+        0.1,
+        "characters broken by a wrong encoding",
+        "--fix OUT repairs them; it drops rows with lost characters",
     ),
     "contradiction": Check(
         "warning",

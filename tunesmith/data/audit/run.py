@@ -14,6 +14,7 @@ from tunesmith.data.audit.checks import duplicates as groups
 from tunesmith.data.audit.checks.duplicates import Groups
 from tunesmith.data.audit.checks.label_checks import counted, rare, uneven, variants
 from tunesmith.data.audit.checks.label_noise import MOST_READ, doubts
+from tunesmith.data.audit.checks.mojibake import has_lost_characters
 from tunesmith.data.audit.checks.near_duplicates import Words
 from tunesmith.data.audit.checks.secrets import masked
 from tunesmith.data.audit.checks.span_checks import disagreements
@@ -67,6 +68,7 @@ class _Auditor:
         self.ask, self.tools, self.table, self.fixes = ask, tools, table, fixes
         self.words = Words(table.counts, table.rows)
         self.found: dict[str, Rows] = {}
+        self.lost: list[int] = []  # rows with lost characters
         self.notes: list[str] = []
 
     def all(self, tests: list[RowTable]) -> tuple[Audit, Fixes]:
@@ -103,6 +105,9 @@ class _Auditor:
         for kind in BROKEN:
             marks = self.table.marks.get(kind, {})
             self._drop(kind, marks, marks)
+        damaged = self.table.marks.get("encoding_damage", {})
+        self.lost = [row for row in damaged if has_lost_characters("\n".join(self.table.text(row)))]
+        self._drop("encoding_damage", self.lost, damaged)
 
     def _leaks(self, tests: list[RowTable]) -> None:
         leaks: dict[int, str] = {}
@@ -117,7 +122,8 @@ class _Auditor:
 
     def _copies(self) -> None:
         self.tools.log("looking for duplicates")
-        rows = self.table.sound()
+        # A copy keeps one row of several that are alike: not one with lost characters, which it drops.
+        rows = np.setdiff1d(self.table.sound(), self.lost)
         same = groups.exact(self.table, rows)
         self._repeat("exact_duplicate", same)
         against = groups.contradictions(self.table, rows)

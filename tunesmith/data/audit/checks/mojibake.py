@@ -54,6 +54,11 @@ def repairs(text: str) -> list[list[Edit]]:
     return [*passes, [Edit(*match.span(), _WINDOWS.get(match[0], "")) for match in CONTROL.finditer(text)]]
 
 
+def has_lost_characters(text: str) -> bool:
+    """Return whether characters of a text are lost, so that `repaired` does not restore them."""
+    return LOST in repaired(text)
+
+
 def _broken_character(text: str) -> tuple[str, str] | None:
     """Return the first character that is certainly broken, and its original."""
     uncertain: list[tuple[str, str]] = []
