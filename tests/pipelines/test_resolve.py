@@ -256,6 +256,38 @@ def test_what_a_recipe_writes_beside_a_shorthand_is_kept():
 
 
 @pytest.mark.parametrize(
+    ("written", "change", "section"),
+    [
+        ({"teacher": "runs/big"}, "teacher.rows=more.jsonl", {"model": "runs/big", "rows": "more.jsonl"}),
+        ({"documents": "docs"}, "documents.size=80", {"source": "docs", "size": 80}),
+        ({"retention": False}, "retention.texts=4", {"questions": 0, "texts": 4}),
+        ({"retention": True}, "retention.texts=4", {"questions": 400, "texts": 4}),
+        ({"ledger": False}, "ledger.max_new_tokens=9", {"rows": 0, "max_new_tokens": 9}),
+        ({"technique": "dora"}, "technique.rank=4", {"kind": "lora", "dora": True, "rank": 4}),
+        ({}, "technique.rank=4", {"kind": "lora", "rank": 4}),
+    ],
+)
+def test_a_change_inside_a_section_keeps_its_shorthand(written: dict[str, Any], change: str, section: dict[str, Any]):
+    name = change.partition(".")[0]
+    raw = {"data": "a.jsonl", "objective": "domain", **written}
+    for found, _ in (
+        make_recipe(raw, place="r", changes=[change]),
+        make_recipe(
+            {"data": "a.jsonl", "objective": "domain"},
+            place="r",
+            changes=[*(f"{key}={json.dumps(value)}" for key, value in written.items()), change],
+        ),
+    ):
+        assert section.items() <= getattr(found, name).model_dump().items()
+
+
+def test_minutes_of_a_verdict_may_be_changed_where_they_were_written_alone():
+    raw = {"data": "a.jsonl", "objective": "domain", "verdict": 5}
+    assert make_recipe(raw, place="r")[0].verdict.minutes == 5
+    assert make_recipe(raw, place="r", changes=["verdict.minutes=all"])[0].verdict.minutes == "all"
+
+
+@pytest.mark.parametrize(
     ("more", "finding"),
     [
         ("seed: -1", "r.yaml:4: seed: expected a number >= 0, got -1; use 0, the default"),

@@ -168,6 +168,8 @@ def until(is_true: object, seconds: float = 60) -> None:
     [
         ("a: 1 # why\n", "a", 2, "a: 2 # why\n"),
         ("technique: lora # why\n", "technique.rank", 4, "technique: {kind: lora, rank: 4} # why\n"),
+        ("retention: false\n", "retention.texts", 4, "retention: {questions: 0, texts: 4}\n"),
+        ("teacher: runs/big\n", "teacher.beta", 0.1, "teacher: {model: runs/big, beta: 0.1}\n"),
         ("s: {e: 4}\n", "s.f", 1, "s: {e: 4, f: 1}\n"),
         ("d:\n  t: x # why\n\n# next\nseed: 1\n", "d.r", 5, "d:\n  t: x # why\n  r: 5\n\n# next\nseed: 1\n"),
         ("d:\n  t: x\n  r: 5\nseed: 1\n", "d.r", None, "d:\n  t: x\nseed: 1\n"),

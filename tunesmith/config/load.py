@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from tunesmith.config.aliases import translate, translate_change, translate_sections
 from tunesmith.config.messages import explain, invalid_yaml
-from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Recipe
+from tunesmith.config.recipe import PEOPLE, SELF, VOTES, Recipe, expanded
 from tunesmith.data.bounded_yaml import BoundedLoader
 from tunesmith.data.files import function_in, is_there, refuse_pipe, report_edit, write_whole
 from tunesmith.data.readers.text_file import locate
@@ -29,8 +29,6 @@ from tunesmith.techniques import Lora
 # Values that take precedence over a file of that name; `./votes` is the file.
 WORDS = (VOTES, PEOPLE, SELF)
 TAG = "tag:yaml.org,2002:"
-# Sections that may be given as one value, and the key of that value.
-SHORT = {"objective": "kind", "technique": "kind", "documents": "source", "data": "train"}
 R = TypeVar("R", bound=TaskRows)
 S = TypeVar("S", bound=Objective)
 
@@ -250,10 +248,10 @@ def _apply(values: dict[str, Any], change: str) -> None:
     section = values
     for name in parents:
         inner = section.get(name)
-        if isinstance(inner, str) and name in SHORT:
-            inner = {SHORT[name]: inner}
-        if inner is None and name == "technique":
-            inner = {"kind": Lora().kind}  # the default technique, with one option changed
+        if inner is None:
+            # The default technique, with one option changed.
+            inner = {"kind": Lora().kind} if name == "technique" else {}
+        inner = expanded(name, inner)
         section[name] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         section = inner
     try:

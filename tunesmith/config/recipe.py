@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -234,14 +235,36 @@ class Ledger(_Section):
     )
 
 
-def _switched(**off: Any) -> BeforeValidator:
-    """Return a validator that expands `false` to the values that switch a section off, and `true` to its defaults."""
-    return BeforeValidator(lambda value: ({} if value else off) if isinstance(value, bool) else value)
+# Sections that may be given as one value, and the key of that value.
+SHORT = {
+    "objective": "kind",
+    "technique": "kind",
+    "data": "train",
+    "documents": "source",
+    "teacher": "model",
+    "verdict": "minutes",
+}
+# Sections that `false` switches off, and the values that do so; `true` is short for the defaults.
+SWITCHED_OFF = {"retention": {"questions": 0, "texts": 0}, "ledger": {"rows": 0}}
 
 
-def _short_for(key: str) -> BeforeValidator:
-    """Return a validator that expands a plain value such as `verdict: 5` to a section with one key."""
-    return BeforeValidator(lambda value: value if isinstance(value, Mapping | BaseModel) else {key: value})
+def expanded(section: str, value: Any) -> Any:
+    """Expand a plain value such as `verdict: 5` or `retention: false` to a mapping; other values are unchanged.
+
+    Args:
+        section: name of the section.
+        value: its value in the recipe.
+    """
+    if isinstance(value, Mapping | BaseModel):
+        return value
+    if section in SWITCHED_OFF and isinstance(value, bool):
+        return {} if value else SWITCHED_OFF[section]
+    return {SHORT[section]: value} if section in SHORT else value
+
+
+def _expand(section: str) -> BeforeValidator:
+    """Return the validator that expands the plain value of a section."""
+    return BeforeValidator(partial(expanded, section))
 
 
 class Documents(_Section):
@@ -333,13 +356,13 @@ class Recipe(_Section):
     schedule: Schedule = Schedule()
     machine: Machine = Machine()
     replay: Replay = Replay()
-    teacher: Annotated[Teacher, _short_for("model")] = Teacher()
+    teacher: Annotated[Teacher, _expand("teacher")] = Teacher()
     gates: Gates = Gates()
-    retention: Annotated[Retention, _switched(questions=0, texts=0)] = Retention()
-    ledger: Annotated[Ledger, _switched(rows=0)] = Ledger()
-    verdict: Annotated[Verdict, _short_for("minutes")] = Verdict()
+    retention: Annotated[Retention, _expand("retention")] = Retention()
+    ledger: Annotated[Ledger, _expand("ledger")] = Ledger()
+    verdict: Annotated[Verdict, _expand("verdict")] = Verdict()
     loop: Loop = Loop()
-    documents: Annotated[Documents, _short_for("source")] = Documents()
+    documents: Annotated[Documents, _expand("documents")] = Documents()
     arms: Annotated[list[Annotated[str, AfterValidator(_known_arm)]], BeforeValidator(_listed)] = Field(
         default_factory=list, description="arms to compare; empty: all that the rows allow"
     )

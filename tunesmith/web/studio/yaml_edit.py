@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from tunesmith.config.load import SHORT
 from tunesmith.config.messages import invalid_yaml
+from tunesmith.config.recipe import expanded
 from tunesmith.data.bounded_yaml import BoundedLoader, parse_yaml
 from tunesmith.errors import RecipeError
 
@@ -35,8 +35,8 @@ def set_value(text: str, key: str, value: Any) -> str:
     if value is None:
         return text
     whole = parse_yaml(_slice(text, entry[1]))
-    known = {SHORT[section]: whole} if section in SHORT and whole is not None else {}
-    return _replace(text, entry[1], _inline({**known, name: value}))
+    known = expanded(section, {} if whole is None else whole)
+    return _replace(text, entry[1], _inline({**(known if isinstance(known, dict) else {}), name: value}))
 
 
 def _mapping(text: str) -> yaml.MappingNode:
