@@ -318,6 +318,10 @@ def test_spellings_of_one_label_are_joined_and_numbers_are_not() -> None:
     counts = {"positive": 100, "Positive": 3, "positve": 2, "class_1": 50, "class_2": 1, "negative": 90}
     assert variants(counts) == {"Positive": "positive", "positve": "positive"}
     assert rare(counts) == {"Positive", "positve", "class_2"}
+    assert variants({"positive": 400, "positve": 5, "Positve": 2}) == dict.fromkeys(("positve", "Positve"), "positive")
+    assert variants({"positive": 9000, "positve": 400, "positv": 9, "Positv": 2}) == dict.fromkeys(
+        ("positve", "positv", "Positv"), "positive"
+    )
     assert variants({"bug report": 9, "Bug_Report": 2, "bug-report": 1}) == dict.fromkeys(
         ("Bug_Report", "bug-report"), "bug report"
     )

@@ -34,8 +34,8 @@ def variants(counts: Mapping[str, int]) -> dict[str, str]:
     for label in common:
         end = bisect(common, -counts[label] / SLIP_SHARE, key=lambda other: -counts[other])
         if better := next((other for other in common[:end] if _is_misspelling(label, other)), ""):
-            corrections[label] = better
-    return corrections
+            corrections[label] = corrections.get(better, better)  # more frequent labels were corrected before
+    return {label: corrections.get(better, better) for label, better in corrections.items()}
 
 
 def _is_misspelling(label: str, better: str) -> bool:
