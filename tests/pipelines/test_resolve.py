@@ -404,6 +404,14 @@ def test_a_recipe_in_json_is_told_from_rows(reviews: Path):
     assert resolve_recipe(rows).recipe.data.train == str(rows)
 
 
+def test_a_recipe_with_a_byte_order_mark_is_read_as_one(reviews: Path):
+    raw = json.dumps({"data": {"train": "reviews.jsonl"}, "objective": "classify", "seed": 3}, indent="\t")
+    for name, text in (("r.json", raw), ("r.yaml", "data: reviews.jsonl\nobjective: classify\nseed: 3\n")):
+        page = reviews.with_name(name)
+        page.write_text(text, encoding="utf-8-sig")
+        assert resolve_recipe(page).recipe.seed == 3
+
+
 def test_passes_over_documents_are_counted_in_windows(tmp_path: Path):
     write(tmp_path / "books.jsonl", [{"text": "word " * 3072} for _ in range(32)])
     # 15,360 bytes are about 5,120 tokens, 10 windows of 512: 320 of all, of which 0.7 are trained on.

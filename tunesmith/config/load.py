@@ -78,7 +78,7 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
     refuse_pipe(path, RecipeError)
     try:
         report_edit(path)
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         raw = _plain_values(text, as_json=path.suffix.lower() == ".json")
     except FileNotFoundError:
         near = suggestion(path.name, [p.name for p in path.parent.glob("*.y*ml")])

@@ -285,7 +285,7 @@ def is_recipe(path: Path) -> bool:
     if path.suffix.lower() != ".json" or not path.is_file():
         return path.suffix.lower() in (".yaml", ".yml")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         value = json.loads(text) if text.lstrip().startswith("{") else None
     except (OSError, ValueError, RecursionError):  # the row reader reports the error
         return False
