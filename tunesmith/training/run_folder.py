@@ -326,7 +326,7 @@ def open_run(
 
 
 def earlier_run(recipe: Recipe, out: Path | None) -> Path | None:
-    """Return the folder of an earlier run that a new one would replace; None if there is no such folder.
+    """Return the folder of an earlier run that a new one would replace; None if there is none, or an empty one.
 
     Args:
         recipe: the recipe of the new run.
@@ -338,7 +338,7 @@ def earlier_run(recipe: Recipe, out: Path | None) -> Path | None:
     folder = with_name(out) if out else open_run(recipe, None).path
     if (folder / PAGE).is_file():
         return folder
-    if folder.exists():
+    if holds_files(folder):
         raise CheckpointError(f"{folder}: not a run folder, not overwritten by --force; use another --out")
     return None
 
@@ -358,7 +358,9 @@ def delete_run(recipe: Recipe, out: Path | None) -> Path | None:
     """
     with exclusive_lock(with_name(out) if out else open_run(recipe, None).path):
         folder = earlier_run(recipe, out)
-        for entry in folder.iterdir() if folder else ():  # not the folder itself, which may be the working directory
+        # Not the folder itself, which may be the working directory. The page last: without it, what a kill leaves would
+        # not be known as a run.
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == PAGE) if folder else ():
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     return folder
 

@@ -31,7 +31,7 @@ from tunesmith.report.html import write_reports
 from tunesmith.training import run_folder
 from tunesmith.training.callbacks import Interrupted
 from tunesmith.training.read import read_data
-from tunesmith.training.run_folder import delete_run, exclusive_lock, open_run
+from tunesmith.training.run_folder import delete_run, earlier_run, exclusive_lock, open_run
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -519,3 +519,32 @@ def test_a_run_right_here_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(here.path)
     delete_run(made, Path("."))
     assert list(here.path.iterdir()) == []
+
+
+def test_an_empty_folder_that_an_interrupted_run_left_is_no_earlier_run(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert")
+    (tmp_path / "run").mkdir()
+    assert earlier_run(made, tmp_path / "run") is None
+    assert delete_run(made, tmp_path / "run") is None
+    (tmp_path / "run" / "cat.jpg").write_text("x")
+    with pytest.raises(CheckpointError, match="not a run folder, not overwritten by --force"):
+        delete_run(made, tmp_path / "run")
+
+
+def test_a_deletion_that_was_interrupted_is_finished_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = recipe(tmp_path, reviews(), "bert")
+    run = open_run(made, tmp_path / "run")
+    run.begin({})
+    (run.path / "checkpoints").mkdir()
+
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupt)
+        # Folders list their files in any order; this one begins with the page.
+        patch.setattr(Path, "iterdir", lambda _: iter([run.path / "run.json", run.path / "checkpoints"]))
+        with pytest.raises(KeyboardInterrupt):
+            delete_run(made, run.path)
+    assert delete_run(made, run.path) == run.path
+    assert list(run.path.iterdir()) == []
