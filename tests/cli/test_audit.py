@@ -174,7 +174,7 @@ def test_the_suggested_copy_is_checked_by_the_same_model(
 def test_tune_suggests_a_copy_without_near_copies_of_the_test_file(
     command: Command, tmp_path: Path, tiny_bert: Path
 ) -> None:
-    texts = [f"the delivery of order {i} to town {i * 7} was a day late and nobody had written to us" for i in range(60)]
+    texts = [f"the delivery of order {i} to town {i * 7} was a day late and nobody wrote to us" for i in range(60)]
     labels = ["positive" if i % 2 else "negative" for i in range(60)]
     train = [{"text": f"{text} at all", "label": label} for text, label in zip(texts, labels, strict=True)]
     test = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]

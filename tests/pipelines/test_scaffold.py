@@ -59,6 +59,25 @@ def test_a_fraction_of_one_is_refused_with_both_readings() -> None:
     assert (recipe.data.test, recipe.data.split) == (60, "")
 
 
+def test_rows_are_held_out_of_those_that_the_split_column_leaves_for_training(tmp_path: Path) -> None:
+    parts = ["train"] * 1_500 + ["test"] * 22_500
+    rows = [{**row, "split": part} for row, part in zip(reviews(24_000), parts, strict=True)]
+    made = draft(str(write_rows(tmp_path / "r.jsonl", rows)))
+    assert "validation: 0.1" in made.text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "validation", "test"), [(60, 0.1, 0.2), (12_000, 0.1, 2_000), (24_000, 2_000, 2_000)]
+)
+def test_a_number_of_rows_is_held_out_of_a_large_file(
+    count: int, validation: float, test: float, tmp_path: Path
+) -> None:
+    made = draft(str(write_rows(tmp_path / "r.jsonl", reviews(count))))
+    data = reread(made, tmp_path / "recipe.yaml").data
+    assert (data.validation, data.test) == (validation, test)
+    assert f"# {min(2000, count // 5)} held-out rows: the 95 % interval" in made.text(tmp_path)
+
+
 def test_every_decision_has_its_reason_above_it(rows: Path) -> None:
     text = draft(str(rows)).text(rows.parent)
     lines = text.splitlines()

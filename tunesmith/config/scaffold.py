@@ -50,7 +50,8 @@ MAX_GROUP_SHARE = 0.2
 MAX_BLANK_SHARE = 0.1
 # (rows, LoRA rank for at most as many); 32 for more rows.
 RANKS = ((1_000, 8), (50_000, 16))
-MAX_TEST_ROWS = 2_000
+HELD_OUT_SHARES = {"validation": 0.1, "test": 0.2}
+MAX_HELD_OUT_ROWS = 2_000  # of each part
 MIN_ROWS = 10
 BY_USER = "set on the command line"
 ENCODER_LIMIT, TEXT_WINDOW = 256, 512
@@ -77,9 +78,9 @@ class Inspection:
         return changed_keys(self.changes)
 
     @property
-    def test_share(self) -> float:
-        """Return the fraction of the rows that is held out for the test."""
-        return _test_share(len(self.examples))
+    def held_out_rows(self) -> dict[str, int]:
+        """Return the number of validation and test rows."""
+        return {part: _held_out_rows(part, len(self.examples)) for part in HELD_OUT_SHARES}
 
     def pick(self) -> ModelPick:
         """Return the user's model, or else the one that the rule of the objective names."""
@@ -150,10 +151,16 @@ def draft_recipe(seen: Inspection, pick: ModelPick) -> AnnotatedRecipe:
     family = "encoder" if pick.model == ENCODER else "decoder"
     bound = seen.recipe.objective.bind(examples, family)
     instruction = _instruction(bound, reasons)
+    own_parts = split_parts(row.fields.get(DEFAULT_SPLIT) for row in seen.rows)
     raw["data"] |= _data(
-        examples, seen.group, instruction=instruction.get("instruction", ""), model=pick.model, reasons=reasons
+        examples,
+        seen.group,
+        own_parts=own_parts,
+        instruction=instruction.get("instruction", ""),
+        model=pick.model,
+        reasons=reasons,
     )
-    _keep_own_split(seen.rows, raw["data"], reasons)
+    _keep_own_split(own_parts, raw["data"], reasons)
     listed = ", ".join(filter(str.strip, columns_of(seen.rows)))
     reasons["data.train"] = f"{len(seen.rows)} rows with the columns {listed}"
     reasons["data.train"] += "".join(f"; {note}" for note in seen.notes)
@@ -254,11 +261,17 @@ def _group(rows: Sequence[Row], used: set[str]) -> str:
 
 
 def _data(
-    examples: Sequence[Example], group: str, *, instruction: str, model: str, reasons: dict[str, str]
+    examples: Sequence[Example],
+    group: str,
+    *,
+    own_parts: Mapping[str, int],
+    instruction: str,
+    model: str,
+    reasons: dict[str, str],
 ) -> dict[str, Any]:
     """Return the section `data` with splits, groups and the length limit."""
-    share = _test_share(len(examples))
-    test = max(1, round(share * len(examples)))
+    rows = own_parts.get("train") or len(examples)  # rows that are split
+    test = _held_out_rows("test", rows)
     points = 98 / math.sqrt(test)
     description = f"{test} held-out rows: the 95 % interval of an accuracy is about ±{points:.0f} points"
     if isinstance(examples[0], RatedText):
@@ -267,7 +280,7 @@ def _data(
     if isinstance(examples[0], Text):
         description = f"{test} held-out documents; near-duplicates of them are removed from training"
     reasons["data.validation"] = "used to select the best checkpoint"
-    section: dict[str, Any] = {"validation": min(0.1, share), "test": share}
+    section: dict[str, Any] = {part: _held_out_size(part, rows) for part in HELD_OUT_SHARES}
     if group:
         groups = len({example.group for example in examples} - {""})
         reasons["data.group"] = f"{groups} values in {len(examples)} rows: rows with the same {group} stay in one split"
@@ -287,9 +300,8 @@ def _data(
     return section
 
 
-def _keep_own_split(rows: Sequence[Row], section: dict[str, Any], reasons: dict[str, str]) -> None:
+def _keep_own_split(counts: Mapping[str, int], section: dict[str, Any], reasons: dict[str, str]) -> None:
     """Write the split column of a file, in place, instead of the sizes of the parts that it names."""
-    counts = split_parts(row.fields.get(DEFAULT_SPLIT) for row in rows)
     if not counts:
         return
     section["split"] = DEFAULT_SPLIT
@@ -300,9 +312,15 @@ def _keep_own_split(rows: Sequence[Row], section: dict[str, Any], reasons: dict[
         reasons.pop(f"data.{part}", None)
 
 
-def _test_share(rows: int) -> float:
-    """Return the fraction of the rows that is held out for the test."""
-    return min(0.2, round(MAX_TEST_ROWS / rows, 3))
+def _held_out_size(part: str, rows: int) -> float:
+    """Return the size of validation or test as recipes write it: a fraction of the rows, or a number of many rows."""
+    share = HELD_OUT_SHARES[part]
+    return MAX_HELD_OUT_ROWS if share * rows > MAX_HELD_OUT_ROWS else share
+
+
+def _held_out_rows(part: str, rows: int) -> int:
+    """Return the number of rows of validation or test."""
+    return min(MAX_HELD_OUT_ROWS, max(1, round(HELD_OUT_SHARES[part] * rows)))
 
 
 def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:

@@ -50,7 +50,7 @@ def draft_with_candidates(
     pick = seen.pick()
     objective = seen.recipe.objective.bind(seen.examples, "encoder")
     forced = by_user or (objective.produces == "labels" and pick.model == DECODER)
-    test, validation = (max(1, round(share * len(seen.examples))) for share in (seen.test_share, 0.1))
+    test, validation = seen.held_out_rows["test"], seen.held_out_rows["validation"]
     job = Job(
         objective,
         seen.examples,
