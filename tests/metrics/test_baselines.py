@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tunesmith.errors import DataError
-from tunesmith.metrics.baselines import _trials, best_label_set, linear_probe, majority, tfidf_classifier
+from tunesmith.metrics.baselines import _trials, best_label_set, fit_linear, linear_probe, majority, tfidf_classifier
 from tunesmith.metrics.scores import multilabel_f1
 
 GOOD = ["great", "lovely", "works", "excellent", "bright", "sturdy"]
@@ -98,6 +98,21 @@ def test_vectors_of_a_group_are_in_one_fold():
     assert len(set(zip(groups, trials.folds.tolist(), strict=True))) == 6
     assert set(trials.folds.tolist()) == {0, 1, 2}
     assert _trials(labels, "accuracy", 0, [0] * 60) is None  # no fold without it has a label
+
+
+def test_two_long_documents_are_a_fold_each():
+    rng = np.random.default_rng(0)
+    labels, groups = ["a", "b"] * 1200, [0] * 1200 + [1] * 1200
+    trials = _trials(labels, "macro_f1", 0, groups)
+    assert trials is not None
+    assert trials.folds[2000:].tolist() == [-1] * 400
+    assert len({*trials.folds[:1200].tolist()} | {*trials.folds[1200:2000].tolist()}) == 2
+    vectors = rng.normal(size=(2400, 3)) + 4 * (np.array(labels) == "a")[:, None]
+    assert fit_linear(vectors, labels, metric="macro_f1", groups=groups).label(vectors[:2]) == ["a", "b"]
+    # Of ten documents, the first two have all rows that are used.
+    many = _trials(["a", "b"] * 5000, "macro_f1", 0, [number // 1000 for number in range(10_000)])
+    assert many is not None
+    assert len(set(many.folds[:2000].tolist())) == 2
 
 
 def test_the_probe_answers_the_only_label_and_nothing_for_nothing():

@@ -50,12 +50,12 @@ class _Trials:
     def score(self, features: Any, setting: _Setting) -> float:
         """Return the metric of the out-of-fold predictions."""
         predicted = self.labels.copy()
-        for fold in track(range(FOLDS), "cross-validating", unit="folds"):
+        used = self.folds >= 0
+        for fold in track(np.unique(self.folds[used]).tolist(), "cross-validating", unit="folds"):
             test = np.flatnonzero(self.folds == fold)
-            train = np.flatnonzero((self.folds >= 0) & (self.folds != fold))
+            train = np.flatnonzero(used & (self.folds != fold))
             fitted = fit_logistic(features[train], self.labels[train], setting.strength, balanced=setting.balanced)
             predicted[test] = fitted.predict(features[test])
-        used = self.folds >= 0
         return METRICS[self.metric](self.labels[used].tolist(), predicted[used].tolist())
 
     def best(self, features: Any, first: tuple[_Setting, float], strengths: Sequence[float]) -> _Setting:
@@ -269,9 +269,10 @@ def tfidf_vectorizer(*, characters: bool) -> FeatureUnion:
 def _trials(labels: Sequence[str], metric: str, seed: int, groups: Sequence[int] = ()) -> _Trials | None:
     """Assign folds; None unless two labels have a row for every fold, or if `groups`, for two of them."""
     if groups:
-        of_groups = np.random.default_rng(seed).permutation(max(groups) + 1) % FOLDS
-        grouped = of_groups[np.asarray(groups)]
-        grouped[MOST_ROWS:] = -1
+        # Only groups of used rows get a fold: of a few long ones, others would leave a fold without rows.
+        found, numbered = np.unique(np.asarray(groups[:MOST_ROWS]), return_inverse=True)
+        grouped = np.full(len(labels), -1)
+        grouped[: len(numbered)] = (np.random.default_rng(seed).permutation(len(found)) % FOLDS)[numbered]
         pairs = set(zip(labels[:MOST_ROWS], grouped.tolist(), strict=False))
         spread = sum(count > 1 for count in Counter(label for label, _ in pairs).values()) > 1
         return _Trials(np.array(labels), grouped, metric) if spread else None
