@@ -176,10 +176,25 @@ def until(is_true: object, seconds: float = 60) -> None:
         ("l:\n  - a\n  - b\nm: 1\n", "l", ["c"], "l: [c]\nm: 1\n"),
         ("", "d.r", "a: b", "d: {r: 'a: b'}\n"),
         ("a:\nb: 1\n", "a", 1, "a: 1\nb: 1\n"),
+        ("d:\n  t: |+\n    x\n\nb: 1\n", "d.r", 5, "d:\n  t: |+\n    x\n\n  r: 5\nb: 1\n"),
     ],
 )
 def test_one_value_of_a_recipe_changes_and_the_text_around_it_stays(text: str, key: str, value: object, expected: str):
     assert set_value(text, key, value) == expected
+
+
+@pytest.mark.parametrize("style", ["|", ">", "|-"])
+@pytest.mark.parametrize("comment", ["", "\n# why\n", "  # why\n"])
+def test_a_value_of_several_lines_ends_with_its_last_one(style: str, comment: str):
+    start, rest = "objective:\n  kind: classify\n", f"{comment}technique: lora\n"
+    block = f"  instruction: {style}\n    Is it good?\n\n    Or not?\n"
+    text = f"{start}{block}{rest}"
+    assert set_value(text, "objective.instruction", None) == f"{start}{rest}"
+    assert set_value(text, "objective.instruction", "new") == f"{start}  instruction: new\n{rest}"
+    assert set_value(text, "objective.metric", "macro_f1") == f"{start}{block}  metric: macro_f1\n{rest}"
+    at_the_end = (start + block).rstrip()
+    assert set_value(at_the_end, "objective.instruction", None) == start
+    assert set_value(at_the_end, "objective.metric", "macro_f1") == f"{start}{block}  metric: macro_f1\n"
 
 
 def test_a_journal_is_read_on_by_whole_lines(tmp_path: Path):

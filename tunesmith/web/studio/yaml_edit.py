@@ -101,7 +101,11 @@ def _end(text: str, node: yaml.Node) -> int:
         return _end(text, node.value[-1][1])
     if isinstance(node, yaml.SequenceNode) and not node.flow_style:
         return _end(text, node.value[-1])
-    return int(node.end_mark.index)
+    end = int(node.end_mark.index)
+    if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):  # marked at the line that follows
+        # Blank lines belong to the value only where it keeps them (`|+`).
+        return len(text[:end].removesuffix("\n") if node.value.endswith("\n\n") else text[:end].rstrip())
+    return end
 
 
 def _slice(text: str, node: yaml.Node) -> str:
