@@ -135,6 +135,21 @@ def test_prompts_of_one_group_stay_one_group_where_rl_learns_from_them(tmp_path:
     assert len(set(groups["train"])) > 2
 
 
+def test_prompts_that_a_column_splits_stay_in_their_parts_where_rl_learns_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tunesmith.pipelines.rlhf.learn.tune_recipe", lambda made, out, **_: Asked(out, made))
+    wanted = made(tmp_path, {"kind": "rl", "reward": "votes"})
+    named = ("train", "validation", "test", "train", "train")
+    write_rows(Path(wanted.data.train), [{**row, "part": named[i % 5]} for i, row in enumerate(answers(70))])
+    wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"split": "part"})})
+    loop = open_loop(wanted, tmp_path / "loop", QUIET)
+    loop.round(1).mkdir()
+    policy = cast(Asked, train_round(loop, loop.round(1))[-1]).recipe
+    parts = read_data(policy, offline=True).split
+    assert {name: len(getattr(parts, name)) for name in loop.prompts} == {n: len(p) for n, p in loop.prompts.items()}
+
+
 def test_a_rule_in_the_place_of_people_is_told_which_answers_were_cut_off(tmp_path: Path):
     wanted = made(
         tmp_path, {"kind": "preference", "max_new_tokens": 3}, rounds=1, judge=f"{tmp_path}/rules.py:unfinished"

@@ -37,6 +37,7 @@ from tunesmith.pipelines.compare.report import Comparison
 from tunesmith.pipelines.compare.report import page as html
 from tunesmith.pipelines.compare.run_arm import TUNED_ARMS
 from tunesmith.pipelines.compare.selection import chosen_arms
+from tunesmith.pipelines.compare.tuned_arms import _with_rows
 from tunesmith.pipelines.requests import CompareOptions
 from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.retrieval.chunks import Chunk
@@ -555,6 +556,22 @@ def test_dates_in_the_rows_do_not_stand_in_the_way_of_a_part_of_them(tmp_path: P
     }
     assert len(run(recipe(tmp_path, **parts), tmp_path / "out").arms) == 2
     assert '"when": "2026-01-02 00:00:00"' in (tmp_path / "out" / "tuned.train.jsonl").read_text()
+
+
+def test_rows_that_a_column_splits_are_tuned_on(tmp_path: Path) -> None:
+    named = ("train", "train", "validation", "test", "train")
+    rows = [
+        {"text": f"it is {word} {i}", "label": label, "part": named[i % 5]} for i in range(20) for word, label in LABELS
+    ]
+    parts: dict[str, Any] = {
+        **labels(tmp_path),
+        "data": {"train": write(tmp_path / "parts.jsonl", rows), "split": "part"},
+        "arms": ["tf-idf", "tuned"],
+        "compare": {"rows": 3},
+    }
+    made = recipe(tmp_path, **parts)
+    assert [arm.name for arm in run(made, tmp_path / "out").arms] == ["tf-idf", "tuned"]
+    assert _with_rows(made, made.objective, {}).data.split == ""  # of raft and closed-book
 
 
 def test_documents_that_give_nothing_to_find_are_noted(tmp_path: Path) -> None:

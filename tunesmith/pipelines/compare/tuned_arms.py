@@ -107,7 +107,7 @@ def run_tuned(context: ComparisonContext, percent: int = 100) -> TunedArm:
         return run_recipe(context, recipe, own.path)
     if len(context.test) < len(split.test):  # the run need not be evaluated on rows that no arm answers
         columns = context.columns()
-        data: dict[str, Any] = {"validation": 0.0, "where": {}, "rows": 0}
+        data: dict[str, Any] = {"validation": 0.0, "split": "", "where": {}, "rows": 0}
         for part, examples in {"train": split.train, "validation": split.validation, "test": context.test}.items():
             if examples:
                 data[part] = write_rows(context, f"tuned.{part}", [columns[example.where] for example in examples])
@@ -272,7 +272,7 @@ def written_about(
 def _with_rows(recipe: Recipe, objective: AnyObjective, data: Mapping[str, Any]) -> Recipe:
     """Return the recipe for other rows, without a test set."""
     rows = recipe.data.model_copy(
-        update={"test": 0.0, "group": "", "where": {}, "audit": "note", "rows": 0, **data},
+        update={"test": 0.0, "split": "", "group": "", "where": {}, "audit": "note", "rows": 0, **data},
     )
     return recipe.model_copy(update={"objective": objective, "data": rows, "controls": False, "style": {}})
 

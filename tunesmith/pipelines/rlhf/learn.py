@@ -102,4 +102,4 @@ def _write_prompts(loop: LoopState, folder: Path) -> Data:
             path = folder / f"{name}.jsonl"
             write_rows(path, [{group: "", **row} if group else row for row in as_rows(part)])
             files[name] = str(path)
-    return loop.recipe.data.model_copy(update={**files, "group": group, "where": {}, "audit": "note"})
+    return loop.recipe.data.model_copy(update={**files, "split": "", "group": group, "where": {}, "audit": "note"})
