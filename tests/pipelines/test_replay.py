@@ -21,10 +21,12 @@ import tunesmith as ts
 from tests.golden.runs import RUNS
 from tests.golden.runs import tune as tune_golden
 from tests.pipelines.conftest import answers, recipe, tune
+from tests.pipelines.tune.test_embed import questions
 from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
 from tunesmith.cli import main
 from tunesmith.data.tokenization import chat_template
 from tunesmith.errors import CheckpointError, OptionError
+from tunesmith.evaluation import hard_negatives
 from tunesmith.events import ignore
 from tunesmith.models.loading import load
 from tunesmith.pipelines import replay as replay_module
@@ -171,6 +173,16 @@ def test_every_objective_can_be_replayed(name: str, tmp_path: Path, monkeypatch:
     found = again(tune_golden(name, model, tmp_path, progress=False))
     assert found.outcome == "same", found.sentence
     assert len(found.quantities) > 3
+
+
+def test_passages_that_a_run_has_mined_are_not_chosen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = recipe(tmp_path, questions(), "bert", objective={"kind": "embed", "hard_negatives": 2}, technique="full",
+        schedule={"epochs": 1, "probe": False})  # fmt: skip
+    folder = tune(made, tmp_path / "run").folder
+    ranked = hard_negatives._ranked
+    monkeypatch.setattr(hard_negatives, "_ranked", lambda *given: [list(one)[::-1] for one in ranked(*given)])
+    found = again(folder)
+    assert found.outcome == "same", found.sentence
 
 
 @pytest.mark.parametrize(

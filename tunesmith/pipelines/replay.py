@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.config import Recipe, load_recipe
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import CheckpointError, OptionError
+from tunesmith.evaluation.hard_negatives import FILE as NEGATIVES
 from tunesmith.evaluation.hard_negatives import with_rows_of_base
 from tunesmith.evaluation.privacy import with_canaries
 from tunesmith.evaluation.teacher import with_teacher
@@ -40,7 +41,7 @@ from tunesmith.training.prepare import prepare, training_options
 from tunesmith.training.run_folder import RunFolder, source_digests, task_dir
 
 # What a run keeps that its first steps start from, so that it is not computed again.
-KEPT = ("reference", "thoughts.jsonl", "replay.jsonl", "teacher.jsonl", "base_head", "base_head.txt")
+KEPT = ("reference", "thoughts.jsonl", NEGATIVES, "replay.jsonl", "teacher.jsonl", "base_head", "base_head.txt")
 MACHINE_KEYS = ("device", "dtype", "threads", "products")
 Outcome = Literal["same", "rounding", "changed"]
 # Largest relative difference that is rounding, by dtype, quantity, and whether a step was taken before: some 30 times
