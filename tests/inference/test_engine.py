@@ -486,6 +486,29 @@ def test_a_bug_over_one_question_ends_nobody_elses_answer(one: Path, monkeypatch
     assert len(bugs) == 1
 
 
+@pytest.mark.parametrize("error", [ModelError, ZeroDivisionError])
+def test_an_error_over_the_texts_of_one_asker_harms_no_other(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_run(tmp_path / "mood", Lora(rank=4), LABELS)
+    engine, bugs = engine_over({"mood": [tmp_path / "mood"]})
+    classify = LocalModel.classify
+
+    def failing(model: LocalModel, texts: Sequence[str]) -> object:
+        if "bad" in texts:
+            raise error("bad")
+        return classify(model, texts)
+
+    monkeypatch.setattr(LocalModel, "classify", failing)
+    with engine._changed:  # they are read together
+        before, bad, after = (engine.whole("mood", "labels", [text]) for text in ("hi", "bad", "so"))
+    assert [len(job.result(60)) for job in (before, after)] == [1, 1]
+    with pytest.raises(error):
+        bad.result(60)
+    engine.close(10)
+    assert len(bugs) == (error is ZeroDivisionError)
+
+
 def test_a_question_that_nothing_can_be_taken_from_is_answered_or_refused(one: Path, over):
     engine = over({"one": [one]})
     turns = (Message("assistant", "word " * 900),)

@@ -29,6 +29,7 @@ class Texts:
     until: float
     future: Future[list[Any]] = field(default_factory=Future)
     found: list[Any] = field(default_factory=list)
+    alone: bool = False  # an error occurred while they were processed with those of others
 
     @property
     def left(self) -> Sequence[Item]:
@@ -41,11 +42,12 @@ class Texts:
 
 
 def together(waiting: deque[Texts]) -> list[Texts]:
-    """Remove the first request from the queue, with all others of the same run and kind."""
+    """Remove the first request from the queue, with all others of the same run and kind unless one must be alone."""
     if not waiting:
         return []
     first = waiting[0]
-    chosen = [job for job in waiting if (job.run, job.kind) == (first.run, first.kind)]
+    alike = (job for job in waiting if (job.run, job.kind, job.alone) == (first.run, first.kind, False))
+    chosen = [first] if first.alone else list(alike)
     for job in chosen:
         waiting.remove(job)
     return chosen
@@ -54,7 +56,8 @@ def together(waiting: deque[Texts]) -> list[Texts]:
 def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
     """Process the next `tokens` of texts of one run and kind, at least one text; return the requests with texts left.
 
-    Finished requests get their results. Errors are passed to all requests; internal errors are raised again.
+    Finished requests get their results. If there is an error in several requests, they are returned to be processed
+    alone, so that no other gets it. The error of one is passed to it; internal errors are raised again.
     """
     model, kind = jobs[0].run.model, jobs[0].kind
     parts = [(job, text) for job in jobs for text in job.left][:TEXTS]
@@ -64,9 +67,12 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
         texts = [text for _, text in parts]
         results = _results(model, kind, texts)
     except Exception as error:
-        for job in jobs:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(error)
+        if len(jobs) > 1:
+            for job in jobs:
+                job.alone = True
+            return list(jobs)
+        if jobs[0].future.set_running_or_notify_cancel():
+            jobs[0].future.set_exception(error)
         if not isinstance(error, TunesmithError):
             raise
         return []
