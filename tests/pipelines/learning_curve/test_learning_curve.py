@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pipelines.conftest import recipe, reviews
+from tests.pipelines.conftest import answers, recipe, reviews
+from tests.pipelines.tune.test_embed import questions
 from tests.pipelines.tune.test_multitask import mixed
+from tunesmith.data.examples.types import Query
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.pipelines.learning_curve import learning_curve as story
-from tunesmith.pipelines.learning_curve.learning_curve import epochs_at, measure_learning_curve
+from tunesmith.pipelines.learning_curve.learning_curve import epochs_at, measure_cell, measure_learning_curve
 from tunesmith.pipelines.learning_curve.report import LearningCurveReport, sentence
 from tunesmith.pipelines.requests import LearningCurveOptions
 from tunesmith.training.callbacks import Callbacks, Interrupted
+from tunesmith.training.prepare import TrainingContext
 
 pytestmark = pytest.mark.usefixtures("small_world")
 PLAIN = LearningCurveOptions()
@@ -110,6 +114,48 @@ def test_the_largest_size_is_the_largest_whose_ladder_fits():
 def test_few_rows_are_passed_over_more_often_but_not_for_ever():
     assert [epochs_at(rows, 1600, 1.0) for rows in (1600, 800, 400, 100)] == [1.0, 2.0, 4.0, 5.0]
     assert epochs_at(100, 1600, 8.0) == 8.0
+
+
+@pytest.fixture
+def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[TrainingContext]:
+    """The contexts that models are trained on from here on."""
+    seen, former = list[TrainingContext](), story.train
+
+    def watched(context: TrainingContext, *given: Any, **more: Any) -> Any:
+        seen.append(context)
+        return former(context, *given, **more)
+
+    monkeypatch.setattr(story, "train", watched)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["embed", "rerank"])
+def test_negatives_of_a_size_are_mined_from_its_rows(kind: str, tmp_path: Path, trained_on: list[TrainingContext]):
+    objective = {"kind": kind, "hard_negatives": 2}
+    asked = recipe(tmp_path, questions(), "bert", objective=objective, technique="full", schedule=SCHEDULE)
+    measure_cell(asked, tmp_path / "curve", True, (12, 0))
+    (context,) = trained_on
+    rows = [row for row in context.loaded.split.train if isinstance(row, Query)]
+    assert len(rows) == len(context.train) == 12
+    for row in rows:
+        assert len(row.negatives) == 2
+        assert {*row.negatives} <= {other.passage for other in rows} - {row.passage}
+    assert all(len(row.sequences) == {"embed": 4, "rerank": 3}[kind] for row in context.train)
+
+
+def test_rows_of_a_size_are_trained_with_the_thoughts_of_the_base_model(
+    tmp_path: Path, trained_on: list[TrainingContext], monkeypatch: pytest.MonkeyPatch
+):
+    def think(context: TrainingContext, out: Path, *, on_event: Any) -> TrainingContext:
+        return replace(context, train=[*context.train, *context.train])
+
+    monkeypatch.setattr(story, "with_own_thoughts", think)
+    objective = {"kind": "instruct", "max_new_tokens": 2}
+    asked = recipe(tmp_path, answers(), "llama", objective=objective, schedule=SCHEDULE)
+    measure_cell(asked, tmp_path / "curve", True, (12, 0))
+    (context,) = trained_on
+    assert sorted(row.where for row in context.train[:12]) == sorted(row.where for row in context.train[12:])
+    assert len({row.where for row in context.train}) == 12
 
 
 def test_what_no_curve_can_tell_is_refused(tmp_path: Path):

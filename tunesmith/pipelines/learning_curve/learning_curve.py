@@ -18,8 +18,10 @@ import numpy as np
 from tunesmith.config import Recipe
 from tunesmith.data.cpu_count import cores
 from tunesmith.data.files import read_page, write_whole
+from tunesmith.data.tokenization.chat_template import Encoded
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.evaluation.evaluators import EvalSet, Evaluator, evaluator_for
+from tunesmith.evaluation.hard_negatives import with_hard_negatives
 from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.significance import lower_is_better
@@ -37,6 +39,7 @@ from tunesmith.pipelines.learning_curve.report import LearningCurveReport, Size,
 from tunesmith.pipelines.many_runs import LOCAL, each
 from tunesmith.pipelines.requests import LearningCurveOptions
 from tunesmith.training.callbacks import Callbacks, Interrupted
+from tunesmith.training.own_thoughts import with_own_thoughts
 from tunesmith.training.prepare import TrainingContext, prepare, training_options
 from tunesmith.training.run_folder import exclusive_lock, open_run
 from tunesmith.training.train import train
@@ -80,6 +83,18 @@ class LearningCurveRun:
     folder: Path
     callbacks: Callbacks
     offline: bool
+    thoughts: Sequence[Encoded]  # of the base model about rows of `context.train`, each trained along with its row
+
+    @classmethod
+    def of(cls, context: TrainingContext, folder: Path, callbacks: Callbacks, *, offline: bool) -> LearningCurveRun:
+        """Return the runs of a prepared recipe; its base model thinks about the rows that are to keep its thoughts.
+
+        Thoughts do not depend on other rows, so the same are used for every size.
+        """
+        evaluator = evaluator_for(EvalSet.of(context))
+        whole = with_own_thoughts(context, folder, on_event=callbacks.on_event)
+        thoughts = whole.train[len(context.train) :]
+        return cls(replace(whole, train=context.train), evaluator, folder, callbacks, offline, thoughts)
 
     def cell(self, rows: int, seed: int, *, place: str = "") -> CurveCell:
         """Return the score of a model tuned on a subsample; each cell is trained once and stored.
@@ -99,12 +114,21 @@ class LearningCurveRun:
         epochs = epochs_at(rows, len(everything), recipe.schedule.epochs)
         schedule = recipe.schedule.model_copy(update={"epochs": epochs, "probe": False})
         options = training_options(recipe, self.context.machine)
+        sampled = [everything[i] for i in chosen]
+        names = {row.where for row in sampled}
         context = replace(
             self.context,
             recipe=recipe.model_copy(update={"seed": recipe.seed + seed, "schedule": schedule, "track": []}),
             base=load_base(recipe.model, options=options, offline=self.offline),  # techniques modify their base
-            train=[everything[i] for i in chosen],
+            train=[*sampled, *(row for row in self.thoughts if row.where in names)],
         )
+        if recipe.objective.searching is not None:
+            # Mined as `tune` does it with these rows alone: from their passages and the documents. Passages of all rows
+            # would be harder negatives than those of fewer rows.
+            split = self.context.loaded.split
+            split = replace(split, train=[example for example in split.train if example.where in names])
+            context = replace(context, loaded=replace(context.loaded, split=split))
+            context = with_hard_negatives(context, work, on_event=self.callbacks.on_event)
         policy = train(context, work, callbacks=self.callbacks).policy
         model = LocalModel(policy, context.template, context.recipe.objective, context.recipe.data.max_tokens)
         score = self.evaluator.score(self.evaluator.predict(model), name="need")[0].score
@@ -156,7 +180,7 @@ def measure_learning_curve(
         context = prepare(recipe, on_event=callbacks.on_event, offline=offline)
         _check(options, context)
         folder.start(recipe, machine=context.machine, base=context.base.fingerprint)
-        run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder.path, callbacks, offline)
+        run = LearningCurveRun.of(context, folder.path, callbacks, offline=offline)
         sizes, notes = _sizes(run, options.minutes, on=options.on)
         wanted = [(rows, seed) for rows in sizes for seed in range(SEEDS)]
         cells = _measure_cells(run, wanted, on=options.on)
@@ -196,7 +220,7 @@ def measure_cell(
 ) -> CurveCell:
     """Train one cell (rows, seed) in a separate process; one that was lost resumes from its checkpoint."""
     context = prepare(recipe, on_event=on_event, offline=offline)
-    run = LearningCurveRun(context, evaluator_for(EvalSet.of(context)), folder, Callbacks(on_event), offline)
+    run = LearningCurveRun.of(context, folder, Callbacks(on_event), offline=offline)
     return run.cell(*cell)
 
 
