@@ -207,3 +207,11 @@ def test_what_names_nobody_and_what_judges_nothing_is_told_with_its_row():
         read_votes(as_rows([pair, {**pair, "chosen": ""}]), rater="file")
     both = read_votes(as_rows([{**pair, "rater": "Ana", "raters": ["Bo"]}]), rater="file")
     assert sorted(vote.rater for vote in both) == ["Ana", "Bo"]
+
+
+def test_a_rater_with_the_number_0_is_a_rater():
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    votes = read_votes(as_rows([{**pair, "raters": [0, 1]}, {**pair, "prompt": "r", "rater": 0}]), rater="file")
+    assert [vote.rater for vote in votes] == ["0", "1", "0"]
+    (by_model,) = read_votes(as_rows([{**pair, "chosen_by": 0, "rejected_by": 1}]), rater="file")
+    assert sorted(by_model.item.by) == ["0", "1"]

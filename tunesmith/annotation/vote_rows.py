@@ -85,13 +85,13 @@ def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[I
     judged: list[tuple[Item, str]] = []
     if detected.name == "preference":
         for row, pair in zip(rows, pairs(rows, columns=detected.columns), strict=True):
-            by = [_name(row.fields.get(name) or "", row) for name in ("chosen_by", "rejected_by")]
+            by = [_author(row, name) for name in ("chosen_by", "rejected_by")]
             item = make_item(pair.prompt, (pair.chosen, pair.rejected), by, gold=FIRST if gold else "", cut=pair.cut)
             judged.append((item, FIRST if item.answers[0] == pair.chosen else SECOND))
     elif detected.name == "thumbs":
         for row, thumb in zip(rows, unpaired_preferences(rows, columns=detected.columns), strict=True):
             label = GOOD if thumb.good else BAD
-            by = [_name(row.fields.get("by") or "", row)]
+            by = [_author(row, "by")]
             item = make_item(thumb.prompt, [thumb.answer], by, gold=label if gold else "", cut=[thumb.cut])
             judged.append((item, label))
     else:
@@ -101,7 +101,7 @@ def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[I
     for (item, label), row in zip(judged, rows, strict=True):
         several = row.fields.get("raters")
         values = [*(several if isinstance(several, list) else [several]), row.fields.get("rater")]
-        names = dict.fromkeys(_name(value, row) for value in values if value)
+        names = dict.fromkeys(_name(value, row) for value in values if _is_named(value))
         cast += [_cast(row, item, label, name) for name in names or [rater]]
     return _merge_own_answers(cast)
 
@@ -183,6 +183,17 @@ def _written(given: Sequence[Event]) -> Iterator[tuple[Event, str]]:
     return ((vote, str(vote.body["text"])) for vote in given if vote.body["label"] == OWN)
 
 
+def _is_named(value: object) -> bool:
+    """Return whether a cell names a rater or model; 0 is a name, as the first number of a data set."""
+    return bool(value) or (value == 0 and value is not False)
+
+
+def _author(row: Row, column: str) -> str:
+    """Return the name in a column, empty if there is none."""
+    value = row.fields.get(column)
+    return _name(value, row) if _is_named(value) else ""
+
+
 def _name(value: object, row: Row) -> str:
     word = None if isinstance(value, bool) else as_word(value)
     if word is None or len(word) > LONGEST_NAME:
@@ -193,7 +204,7 @@ def _name(value: object, row: Row) -> str:
 
 def _cast(row: Row, item: Item, label: str, name: str) -> ImportedVote:
     """Return one rater's vote; if the rater wrote the chosen answer, it is an OWN vote on the other answer."""
-    if label not in (FIRST, SECOND) or item.gold or not name or row.fields.get("chosen_by") != name:
+    if label not in (FIRST, SECOND) or item.gold or not name or _author(row, "chosen_by") != name:
         return ImportedVote(item, label, name, row.where)
     own = (FIRST, SECOND).index(label)
     cut = [item.cut[1 - own]] if item.cut else []
