@@ -22,12 +22,15 @@ from playwright.sync_api import Browser, Page, expect
 from tests.tiny import tiny_decoder, tiny_encoder
 from tests.web.conftest import Serve
 from tunesmith import tune
+from tunesmith.annotation.label_rows import Columns
 from tunesmith.annotation.labelling import WHAT
 from tunesmith.annotation.span_votes import WHAT as SPANS
 from tunesmith.annotation.vote_state import VOTE
-from tunesmith.annotation.vote_store import Entry, VoteStore
+from tunesmith.annotation.vote_store import Entry, VoteStore, Who
 from tunesmith.cli.main import main
 from tunesmith.errors import TunesmithError
+from tunesmith.pipelines.label import open_labelling
+from tunesmith.pipelines.requests import LabelRequest
 from tunesmith.report.run_data import read_run_data
 from tunesmith.web.studio.jobs import Jobs
 from tunesmith.web.studio.people import People, votes_of
@@ -291,6 +294,25 @@ def test_a_session_of_spans_needs_their_labels_and_says_so(tmp_path: Path, monke
         people._label({"path": "notes.jsonl", "spans": "on"})
     people._label({"path": "notes.jsonl", "spans": "on", "labels": "PACKAGE, VERSION"})
     assert started == ["label", "notes.jsonl", "--spans=PACKAGE,VERSION"]
+
+
+def test_the_rows_of_a_labelling_session_are_written_with_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "rows.csv").write_text("id,body,text,mood\n1,I love this,a,\n2,I hate this,b,\n")
+    studio, started = Studio(tmp_path), list[tuple[str, ...]]()
+    people = People(studio)
+    words = ["label", "rows.csv", "--text=body", "--label=mood", "--labels=good,bad", "--port", "0"]
+    job = SimpleNamespace(command=SimpleNamespace(words=words))
+    monkeypatch.setattr(people.jobs, "get", lambda name: job)
+    monkeypatch.setattr(studio, "start", lambda *words, **options: started.append(words))
+    monkeypatch.setattr(people, "follow", lambda job: job)
+    people._rows("job")
+    with contextlib.chdir(tmp_path):
+        session = open_labelling(LabelRequest("rows.csv", Columns("body", "mood"), ("good", "bad")), log=print)
+        for row in session.rows.items:
+            session.vote(Who("ann", "tab"), row.key, "good")
+        session.store.close()
+        assert main([*started[0], "--json"]) == 0
+        assert [json.loads(line)["mood"] for line in Path("rows-labelled.jsonl").read_text().splitlines()] == ["good"] * 2
 
 
 @pytest.mark.parametrize(

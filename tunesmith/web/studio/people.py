@@ -101,7 +101,8 @@ class People(Screen):
         """Write the votes of a session as rows."""
         job = self.jobs.get(name)
         source = job.command.words[1]
-        words = ["label", source, "--export", f"{Path(source).with_suffix('')}-labelled.jsonl"]
+        columns = [word for word in job.command.words if word.startswith(("--text=", "--label="))]
+        words = ["label", source, *columns, "--export", f"{Path(source).with_suffix('')}-labelled.jsonl"]
         if job.command.words[0] == "feedback":
             words = ["votes", "export", str(job.output()["store"]), f"ratings-{Path(source).name}.jsonl"]
         return self.follow(self.studio.start(*words, subject=source, queued=False))
