@@ -16,7 +16,7 @@ from tunesmith.data.files import quoted, write_whole
 from tunesmith.errors import DataError, suggestion
 
 # A `Path` of s3://bucket has lost a slash. One letter is a drive of Windows.
-URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.DOTALL)
+URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.+)", re.DOTALL)
 LINES = (".jsonl", ".ndjson")
 HERE = ("file", "local", "memory")  # schemes that need no network
 _OFFLINE = ContextVar("offline", default=False)
@@ -25,7 +25,11 @@ _OFFLINE = ContextVar("offline", default=False)
 def remote_url(name: str | Path) -> str:
     """Return the URL that a name is; empty if it is a local path or the name of a dataset."""
     found = URL.fullmatch(str(name))
-    return f"{found[1]}://{found[2]}" if found else ""
+    if not found:
+        return ""
+    # The path of file:///folder begins with its third slash, unless a drive of Windows follows; a `Path` of it has one.
+    absolute = found[1] in ("file", "local") and len(found[2]) != 2 and not re.match("[A-Za-z]:", found[3])
+    return f"{found[1]}://{'/' if absolute else ''}{found[3]}"
 
 
 def last_part(source: str) -> str:

@@ -95,6 +95,16 @@ def test_a_pattern_reads_the_rows_of_all_its_files_in_the_order_of_their_names(s
         read_rows("s3://rows/t-*.csv")
 
 
+def test_an_address_of_a_file_of_this_machine_names_its_absolute_path(tmp_path: Path):
+    (tmp_path / "the rows.jsonl").write_bytes(lines("a", "b"))
+    address = f"file://{tmp_path.as_posix()}/the rows.jsonl"
+    for name in (address, Path(address)):  # a `Path` keeps one slash of three
+        assert remote_url(name) == address
+        assert [row.fields["text"] for row in read_rows(name)] == ["a", "b"]
+    assert remote_url("file://rows.jsonl") == "file://rows.jsonl"  # beside the working folder, as fsspec reads it
+    assert local_run(Path(f"file://{tmp_path.as_posix()}/run")).name == "run"
+
+
 def test_a_recipe_keeps_a_url_as_it_is_written(tmp_path: Path, s3):
     s3.pipe("rows/one.jsonl", lines("a", "b"))
     (tmp_path / "recipe.yaml").write_text(
