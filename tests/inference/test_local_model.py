@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from tests.bases import LORA, labelled, policy, scrambled, template
 from tests.tiny import DECODERS
 from tunesmith.data.tokenization.messages import Message
-from tunesmith.errors import RecipeError
+from tunesmith.errors import DataError, RecipeError, TunesmithError
 from tunesmith.inference import scoring
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.scoring import Classified, settled
@@ -190,11 +191,38 @@ def test_texts_are_any_list_of_texts_and_a_text_alone_has_one_result():
         made.embed(["hi", math.nan])
 
 
+class DataFrame:
+    """A table as pandas has it: a list of the names of its columns."""
+
+    columns = ("body", "stars")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("texts", "problem"),
+    [
+        (DataFrame(), "expected a text or a list of texts, got DataFrame; "),
+        ({"text": "good phone"}, "expected a text or a list of texts, got dict; give one column of a table"),
+        (None, "expected a text or a list of texts, got NoneType; "),
+        (["hi", "good \ud83d"], r"text 2: half a surrogate pair \(.ud83d\) at character 6; "),
+    ],
+)
+def test_a_table_half_an_emoji_and_nothing_are_not_texts(texts: object, problem: str):
+    made = model("bert", LINEAR)
+    for method in (made.classify, made.embed):
+        with pytest.raises(TunesmithError, match=f"{method.__name__}: {problem}"):
+            method(texts)
+
+
 def test_what_asks_nothing_is_refused():
     writer = model("llama", Instruct())
     for nothing in ([], "hi", [{"role": "user", "content": "hi"}]):
         with pytest.raises(RecipeError, match="reply: expected a list of messages, got .*; give "):
             writer.reply(nothing)
+    with pytest.raises(DataError, match=r"reply: message 1: half a surrogate pair \(.ud83d\) at character 1; "):
+        writer.reply([Message("user", "\ud83d")])
     with pytest.raises(RecipeError, match="scores: no answers or no prompt"):
         writer.scores([Message("user", "hi")], [])
     with pytest.raises(RecipeError, match="complete: text 2 is empty; remove it"):

@@ -221,3 +221,7 @@ print(returned, kept, [faults() for _ in range(2)][1], held, psutil.Process().me
     assert kept < 0.01 * returned
     assert after > 0.9 * returned
     assert released < held - 60 * 1024**2
+
+
+def test_a_device_of_torch_is_its_name():
+    assert configure_device(torch.device("cpu"), threads=None) == "cpu"  # type: ignore[arg-type]

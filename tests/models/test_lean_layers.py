@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -130,3 +131,11 @@ def test_gradients_are_those_of_differences() -> None:
     gate, up = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda *parts: lean_layers._Gated.apply(*parts, nn.SiLU()), (gate, up))
     assert torch.autograd.gradcheck(lambda x, gain: lean_layers._RMSNorm.apply(x, gain, 1e-5)[0], (gate, up[0]))
+
+
+def test_a_pickled_network_has_the_same_layers() -> None:
+    base = lean(network("llama"))
+    again = pickle.loads(pickle.dumps(base))
+    assert [type(module) for module in again.modules()] == [type(module) for module in base.modules()]
+    assert any(isinstance(module, LeanMLP) for module in again.modules())
+    assert torch.equal(again(IDS).logits, base(IDS).logits)

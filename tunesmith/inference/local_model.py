@@ -13,7 +13,7 @@ from torch import Tensor
 from tunesmith.config import AnyObjective
 from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
-from tunesmith.data.tokenization.messages import Message, instructed
+from tunesmith.data.tokenization.messages import Message, instructed, whole
 from tunesmith.data.tokenization.windows import beginning
 from tunesmith.errors import RecipeError
 from tunesmith.inference.defaults import refuse_thinking, sampling_of, thinking_mode
@@ -46,10 +46,16 @@ R = TypeVar("R")  # result for one text
 
 
 def listed(texts: str | Iterable[str], what: str) -> list[str]:
-    """Return one or several texts as a list; raise RecipeError for an element that is not a string."""
+    """Return one or several texts as a list; raise RecipeError for anything else, DataError for half an emoji."""
+    # A table would be a list of its column names.
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping | bytes) or hasattr(texts, "columns"):
+        kind, fix = type(texts).__name__, 'give one column of a table, such as table["text"]'
+        raise RecipeError(f"{what}: expected a text or a list of texts, got {kind}; {fix}")
     items = [texts] if isinstance(texts, str) else list(texts)
-    if invalid := [i for i, text in enumerate(items) if not isinstance(text, str)]:
-        raise RecipeError(f"{what}: text {invalid[0] + 1}: expected a string, got {items[invalid[0]]!r}; remove it")
+    for number, text in enumerate(items, 1):
+        if not isinstance(text, str):
+            raise RecipeError(f"{what}: text {number}: expected a string, got {text!r}; remove it")
+        whole(text, f"{what}: text {number}")
     return items
 
 
@@ -60,10 +66,12 @@ def refuse_empty(rows: Sequence[Sequence[int]], what: str) -> None:
 
 
 def turns(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return the messages of a chat; raise RecipeError for an empty list or another type."""
+    """Return the messages of a chat; raise RecipeError for an empty list or another type, DataError for half emojis."""
     if not (isinstance(messages, list | tuple) and messages and all(isinstance(turn, Message) for turn in messages)):
         fix = 'give [Message("user", text)], with tunesmith.Message'
         raise RecipeError(f"reply: expected a list of messages, got {str(messages)[:40]!r}; {fix}")
+    for number, turn in enumerate(messages, 1):
+        whole(turn.content, f"reply: message {number}")
     return messages
 
 

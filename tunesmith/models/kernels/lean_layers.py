@@ -11,7 +11,7 @@ Letters: N tokens, D width of the states, F width of the MLP.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import CodeType
 from typing import Any, cast
 
@@ -93,7 +93,14 @@ class _Gated(torch.autograd.Function):
         return of_gate, active.detach() * grad, None
 
 
-class LeanNorm(nn.Module):
+class _Lean(nn.Module):
+    """A layer whose class `_lean` makes: pickles and copies name the class from transformers, and make it again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self).__bases__[-1],), self.__dict__
+
+
+class LeanNorm(_Lean):
     """Forward pass of an RMSNorm that is trained through, before that of the class from transformers."""
 
     weight: nn.Parameter
@@ -119,7 +126,7 @@ class LeanShiftedNorm(LeanNorm):
         return 1.0 + self.weight, cast(float, self.eps)
 
 
-class LeanMLP(nn.Module):
+class LeanMLP(_Lean):
     """Forward pass of a gated MLP that is trained through, before that of the class from transformers."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,6 +151,13 @@ def install(network: nn.Module) -> None:
             module.__class__ = lean
 
 
+def _unpickled(kind: type[nn.Module]) -> nn.Module:
+    """Return a layer without its state, with the forward pass of this file if it has one for the class."""
+    lean = _lean(kind) or kind
+    return lean.__new__(lean)
+
+
+@cache
 def _lean(kind: type[nn.Module]) -> type[nn.Module] | None:
     """Return the class of a layer with the forward pass of this file; None if it is another layer."""
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm

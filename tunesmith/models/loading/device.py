@@ -102,7 +102,7 @@ def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bo
     """Choose the device and set torch's thread count, its float32 products, and on a GPU its allocator and precision.
 
     Args:
-        device: auto takes the first GPU, or the CPU; otherwise the name of an available device.
+        device: auto takes the first GPU, or the CPU; otherwise the name of an available device, or a `torch.device`.
         threads: number of threads; 0 for one per core, None to leave the count unchanged.
         exact: use only deterministic kernels on a GPU.
         products: library of float32 products on a CPU, see `use_products`.
@@ -121,6 +121,7 @@ def configure_device(device: str = "auto", *, threads: int | None = 0, exact: bo
             kind = torch.device(device)
         except RuntimeError as error:
             raise RecipeError(f"device: unknown device {device!r}; use auto, cpu, cuda, cuda:1 or mps") from error
+        device = str(kind)
         if kind.type == "cuda" and (not gpu or (kind.index or 0) >= torch.cuda.device_count()):
             raise RecipeError(f"device: torch sees no {device} here; use auto, or install a torch with CUDA")
         if kind.type == "mps" and not torch.backends.mps.is_available():
