@@ -15,7 +15,7 @@ from tests.engine_stub import engine_stub
 from tests.glance import only_a_glance
 from tunesmith.config import make_recipe
 from tunesmith.errors import DataError, ModelError, RecipeError
-from tunesmith.inference.identify import ModelSource
+from tunesmith.inference.identify import ModelSource, identify
 from tunesmith.metrics.task_scores import score
 from tunesmith.models.loading.device import ChosenMachine
 from tunesmith.objectives.classify import WORDINGS
@@ -85,6 +85,14 @@ def test_a_base_is_scored_alone_with_its_interval(tiny_llama: Path, new: Path) -
     assert page.ci95 is not None
     assert page.ci95[0] <= page.score <= page.ci95[1]
     assert [task.metric for task in page.tasks] == ["accuracy", "macro_f1"]
+
+
+def test_a_base_chooses_among_the_labels_of_all_rows_also_if_some_rows_are_scored(tiny_llama: Path, new: Path) -> None:
+    for count in (1, 3):
+        source = identify(tiny_llama)
+        task = read_task(EvaluateRequest(str(tiny_llama), str(new), rows=count), source, offline=True)
+        assert (task.objective.known_labels, len(task.examples)) == (("negative", "positive"), count)
+    assert ask(tiny_llama, new, rows=1).page.n == 1
 
 
 def test_a_run_against_its_base_is_compared_row_by_row(decoder: Path, new: Path) -> None:

@@ -248,7 +248,7 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
             )
         notes += _unknown_labels(objective, examples, request)
     else:
-        objective = objective.bind(examples, "decoder")
+        objective = objective.bind(parsed, "decoder")  # with the labels of all rows, not only of those that are scored
     return ScoringTask(objective, examples, recipe.data.max_tokens, own, notes, request.task)
 
 
