@@ -59,7 +59,7 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
         if scheme not in (known := fsspec.available_protocols()):
             fix = suggestion(scheme, known) or "use one of fsspec's, such as s3, gs or https"
             raise DataError(f"{_shown(url)}: unknown scheme {scheme}; {fix}")
-        if _OFFLINE.get() and scheme not in HERE:
+        if _OFFLINE.get() and not _is_here(url):
             raise DataError(
                 f"{_shown(url)}: cannot be reached offline; omit --offline, or use a folder of this machine"
             )
@@ -89,7 +89,7 @@ def fetched(url: str) -> Path:
     Raises:
         DataError: the place cannot be reached, or there is no such file.
     """
-    return next(_kept(_newest("file", url), url).iterdir()) if _OFFLINE.get() else _fetched(url)
+    return next(_kept(_newest("file", url), url).iterdir()) if _OFFLINE.get() and not _is_here(url) else _fetched(url)
 
 
 @lru_cache
@@ -123,7 +123,7 @@ def fetched_folder(url: str, *, suffixes: tuple[str, ...], offline: bool = False
     """
     from tunesmith.data.stored import build_once, cached_folder
 
-    if offline:
+    if offline and not _is_here(url):
         return _kept(_newest("folder", url), url)
     with reaching(url) as (place, path):
         root = path.rstrip("/")
@@ -141,6 +141,11 @@ def fetched_folder(url: str, *, suffixes: tuple[str, ...], offline: bool = False
     build_once(folder, fill)
     write_whole(_newest("folder", url), folder.name)
     return folder
+
+
+def _is_here(url: str) -> bool:
+    """Return whether a URL needs no network."""
+    return url.partition(":")[0] in HERE
 
 
 def _newest(kind: str, url: str) -> Path:

@@ -19,7 +19,7 @@ from tests.bases import folder
 from tunesmith.cli.main import main
 from tunesmith.config import Recipe, load_recipe
 from tunesmith.data.readers.read import read_rows
-from tunesmith.data.remote import _fetched, remote_url, without_network
+from tunesmith.data.remote import _fetched, fetched_folder, remote_url, without_network
 from tunesmith.errors import DataError
 from tunesmith.models.loading import checkpoint
 from tunesmith.pipelines.tune import remote_run
@@ -103,6 +103,13 @@ def test_an_address_of_a_file_of_this_machine_names_its_absolute_path(tmp_path: 
         assert [row.fields["text"] for row in read_rows(name)] == ["a", "b"]
     assert remote_url("file://rows.jsonl") == "file://rows.jsonl"  # beside the working folder, as fsspec reads it
     assert local_run(Path(f"file://{tmp_path.as_posix()}/run")).name == "run"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "new.jsonl").write_bytes(lines("c"))
+    with without_network(True):  # what is on this machine needs none
+        assert [row.fields["text"] for row in read_rows(f"file://{tmp_path.as_posix()}/new.jsonl")] == ["c"]
+        run = fetched_folder(f"file://{tmp_path.as_posix()}/run", suffixes=(".json",), offline=True)
+    assert [file.name for file in run.iterdir()] == ["config.json"]
 
 
 def test_a_recipe_keeps_a_url_as_it_is_written(tmp_path: Path, s3):
