@@ -157,7 +157,6 @@ def _unpickled(kind: type[nn.Module]) -> nn.Module:
     return lean.__new__(lean)
 
 
-@cache
 def _lean(kind: type[nn.Module]) -> type[nn.Module] | None:
     """Return the class of a layer with the forward pass of this file; None if it is another layer."""
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
@@ -168,7 +167,14 @@ def _lean(kind: type[nn.Module]) -> type[nn.Module] | None:
         from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm  # takes a while
 
         mixin = LeanShiftedNorm if same(Gemma3RMSNorm) else None
-    return None if mixin is None else type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
+    bases: tuple[Any, ...] = (mixin, kind)
+    return None if mixin is None else _combined(*bases)
+
+
+@cache
+def _combined(*bases: Any) -> type[nn.Module]:
+    """Return the class of these two, the same one each time."""
+    return type(bases[-1].__name__, bases, {"__module__": bases[-1].__module__})
 
 
 def _same(code: CodeType | None, other: type[nn.Module]) -> bool:
