@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from dataclasses import replace
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from tests.bases import template
+from tests.bases import base, template
 from tests.tiny import BERT_ROLES, BERT_TOKENS, DECODERS, ENCODERS, SENTENCES
 from tunesmith.data.examples.types import Text
 from tunesmith.data.readers.read import read_rows
@@ -133,6 +134,23 @@ def test_what_an_encoder_cannot_read_is_never_hidden():
     assert row.sequences[0].learn == [True, False, True, True, False, True]
     hidden = [Masking.of(form, share=1.0, seed=0).hide(row, turn).hidden for turn in range(4)]
     assert all([told for _, told in one] == [5, 6, 7, 8] for one in hidden)
+
+
+def test_words_are_hidden_one_by_one_where_the_tokenizer_takes_the_document_for_one_word():
+    form = Template(copy.deepcopy(base("bert").tokenizer), chat=False)
+    form.tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    (window,) = windows(LONG, form, limit=1024)
+    spelled: dict[int, str] = {}
+    for word, (start, end) in zip(window.words[1:-1], window.spans[1:-1], strict=True):
+        spelled[word] = spelled.get(word, "") + LONG[start:end]
+    assert [text.strip() for text in spelled.values()] == LONG.split()
+    assert len(Masking.of(form, share=0.15, seed=0).hide(window.row("m:1", next_token=False), 0).hidden) < 40
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_letters_without_spaces_between_them_are_hidden_one_by_one(kind: str):
+    (window,) = windows("法国的首都是巴黎", template(kind), limit=1024)  # several bytes, and so ids, each
+    assert [window.words.count(word) for word in range(8)] == [3] * 8
 
 
 # ------------------------------------------------------------------ terms

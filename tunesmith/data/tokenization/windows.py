@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunesmith.data.text.words import UNSPACED
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 
 NO_WORD = -1
+_BEGINS_WORD = re.compile(rf"[\s{UNSPACED}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ def windows(text: str, template: Template, *, limit: int) -> list[Window]:
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = list(encoding["input_ids"])
     spans = [(start, end) for start, end in encoding["offset_mapping"]]
-    words = [NO_WORD if word is None else word for word in encoding.word_ids(0)]
+    words = _words(text, spans, encoding.word_ids(0))
     before, behind = template.frame
     if not template.chats:  # an encoder would learn to predict the unknown token, not the word
         words = [NO_WORD if i == tokenizer.unk_token_id else word for i, word in zip(ids, words, strict=True)]
@@ -82,6 +86,31 @@ def windows(text: str, template: Template, *, limit: int) -> list[Window]:
         )
         for a, b in itertools.pairwise(cuts)
     ]
+
+
+def _words(text: str, spans: Sequence[tuple[int, int]], own: Sequence[int | None]) -> list[int]:
+    """Return the index of each token's word; no word extends over white space.
+
+    Some tokenizers, such as those of Gemma, Llama 2 and mmBERT, take a whole document for one word, and most take a
+    sentence without spaces for one. In scripts without spaces each token begins a word, as each character does.
+
+    Args:
+        text: the document.
+        spans: start and end character of each token, [T].
+        own: index of each token's word by the tokenizer, [T]; None for special tokens.
+    """
+    words: list[int] = []
+    count, last, reached, filled = NO_WORD, None, 0, False
+    for word, (_, end) in zip(own, spans, strict=True):
+        if word is None:
+            words.append(NO_WORD)
+            continue
+        piece = text[reached:end]  # empty for further bytes of one character
+        if word != last or (filled and _BEGINS_WORD.match(piece)):
+            count, filled = count + 1, False
+        words.append(count)
+        last, reached, filled = word, max(reached, end), filled or bool(piece.strip())
+    return words
 
 
 def beginning(text: str, template: Template, *, limit: int) -> list[int]:
