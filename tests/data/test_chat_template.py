@@ -131,6 +131,15 @@ def test_an_answer_ends_at_the_end_of_its_turn_or_of_the_text(kind: str, stops: 
     assert len(template(kind).end_ids) == 1
 
 
+def test_what_a_template_writes_behind_a_whole_chat_is_no_part_of_a_turn():
+    made = changed("llama", CHATML + "{% if not add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}")
+    chat = made.chat(turns("hi", "Yes", "and?", "No"))
+    taught = [i for i, learn in zip(chat.ids, chat.learn, strict=True) if learn]
+    assert made.tokenizer.decode(taught) == "Yes<|im_end|>No<|im_end|>"
+    assert made.stop_ids == template("llama").stop_ids
+    assert made.answer([ASK], "Yes") == template("llama").answer([ASK], "Yes")
+
+
 @pytest.mark.parametrize("kind", DECODERS)
 def test_text_cannot_open_or_close_a_turn(kind: str):
     tokens = template(kind).tokenizer

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.tokenization.call_formats import CallFormat, calls_as_content, format_of_template, in_words
@@ -19,7 +20,7 @@ from tunesmith.data.tokenization.template_budget import Probes, render
 from tunesmith.data.tokenization.thinking import Switch, ThoughtFormat, find_format
 from tunesmith.data.tokenization.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
-from tunesmith.errors import TemplateError
+from tunesmith.errors import OverBudgetError, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -513,7 +514,23 @@ class Template:
         if not end.strip():
             end = self._end_of_next(turns, prefix)
             self._composes = True
+        else:
+            end = self._end_of_each(turns, end)
         self._lead, self._end = lead, end.rstrip()
+
+    def _end_of_each(self, turns: Sequence[Mapping[str, Any]], end: str) -> str:
+        """Return the end of a turn without what the template writes behind a whole chat (Phi-3, Phi-4-mini)."""
+        try:
+            more = self._render([*turns, {"role": "user", "content": "zr"}])
+        except OverBudgetError:
+            raise
+        except TemplateError:  # it writes a single question
+            return end
+        after = more.rpartition("zq")[2]
+        if after.startswith(end.rstrip()) or self._special is None:
+            return end
+        closed = [match.end() for match in self._special.finditer(commonprefix([end, after]))]
+        return end[: closed[-1]] if closed else end
 
     def _end_of_next(self, turns: Sequence[Mapping[str, Any]], prefix: str) -> str:
         """Return the special token that opens only the user's next turn, for turns without an end token."""
