@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from tests.bases import base, template
 from tests.tiny import CHATML, CHATML_TOKENS, DECODERS, tokenizer
@@ -185,6 +185,14 @@ def test_an_answers_ids_are_those_of_the_chat_without_its_end(kind: str, option:
     chat = template(kind).chat([ASK, Message("assistant", option)])
     assert text(kind, found) == option
     assert [*template(kind).prompt([ASK]), *found] == chat.ids[: len(template(kind).prompt([ASK])) + len(found)]
+
+
+def test_an_answer_is_whole_where_a_space_before_its_end_is_other_tokens_than_alone():
+    other = copy.deepcopy(base("llama").tokenizer)
+    other.backend_tokenizer.normalizer = normalizers.Prepend(" ")  # as Llama 2 reads each text
+    other.chat_template = CHATML.replace("['content'] + '<|im_end|>'", "['content'] + ' <|im_end|>'")
+    made = Template(other)
+    assert [made.decode(made.answer([ASK], option)) for option in ("good", "bad")] == ["good", "bad"]
 
 
 # ------------------------------------------------------------------ to a limit

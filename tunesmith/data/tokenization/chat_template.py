@@ -546,8 +546,11 @@ class Template:
         return opened[0]
 
     def _close(self) -> list[int]:
-        """Return the ids of the text that ends a turn."""
-        ids: list[int] = self.tokenizer(self._end, add_special_tokens=False)["input_ids"]
+        """Return the ids of the text that ends a turn, as it is read behind an answer."""
+        answer = "zq"  # SentencePiece puts a space before a text of its own
+        encoding = self.tokenizer(answer + self._end, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+        ids: list[int] = [token for token, (start, _) in pairs if start >= len(answer)]
         if len(ids) > 1 and ids[-1] not in special_ids(self.tokenizer):
             raise TemplateError(
                 f"chat template: the tokenizer splits the end marker {self._end!r} of assistant turns into "
