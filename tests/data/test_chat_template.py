@@ -250,6 +250,25 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
         changed("llama", CHATML.replace("message['content']", loud)).chat(turns("hi", "Yes", "and?", "No"))
 
 
+def test_answers_are_learned_one_by_one_where_a_system_turn_moves_to_the_last_question():
+    """As in Mistral 7B v0.3, whose template drops it once the last turn is an answer."""
+    moving = (
+        "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
+        "{% set messages = messages[1:] %}{% endif %}{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + (system if system and message['role'] == 'user' and loop.last else '')"
+        " + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    made = changed("llama", moving)
+    asked = [Message("system", "Be brief."), *turns("hi", "Yes", "and?")]
+    rows = made.rows([*asked, Message("assistant", "No")])
+    assert [row.ids[: row.learn.index(True)] for row in rows] == [made.prompt(asked[:2]), made.prompt(asked)]
+    assert [made.decode([i for i, on in zip(r.ids, r.learn, strict=True) if on]) for r in rows] == ["Yes", "No"]
+    assert made.decode(made.answer(asked, "No")) == "No"
+    (whole,) = made.rows(turns("hi", "Yes", "and?", "No"))
+    assert made.decode([i for i, on in zip(whole.ids, whole.learn, strict=True) if on]) == "YesNo"
+
+
 def test_a_template_that_does_not_close_turns_is_refused():
     with pytest.raises(TemplateError, match="assistant turns have no end marker"):
         changed("llama", CHATML.replace("'<|im_end|>' + '\n'", "'\n'"))

@@ -140,7 +140,8 @@ class Template:
         """Encode a chat so that every learned turn reads like a generated one: as one sequence, or one per turn.
 
         A turn with thoughts needs a separate sequence that ends with it: as a part of the history it would be
-        written without them, and the model would learn to answer without thinking where thinking is on.
+        written without them, and the model would learn to answer without thinking where thinking is on. So do the
+        turns of a template that writes the history otherwise.
 
         Args:
             messages: the chat.
@@ -157,10 +158,12 @@ class Template:
         if not any(messages[i].thoughts for i in learned):
             try:
                 return [self.chat(messages, thinking=False)]
-            except TemplateError:
-                if not self.thinks or len(learned) < 2:
+            except OverBudgetError:
+                raise
+            except TemplateError:  # the template writes earlier turns otherwise than it wrote them for their answer
+                if len(learned) < 2:
                     raise
-        context = [replace(m, weight=0.0) if m.role == "assistant" else m for m in messages]
+        context = _unlearned(messages)
         return [
             self.chat([*context[:i], messages[i]], thinking=bool(messages[i].thoughts), learn_thoughts=learn_thoughts)
             for i in learned
@@ -211,7 +214,7 @@ class Template:
 
     def answer(self, messages: Sequence[Message], text: str) -> list[int]:
         """Encode one answer to `messages`, without the end of the turn."""
-        tokens = self.chat([*messages, Message("assistant", text)], thinking=False)
+        tokens = self.chat([*_unlearned(messages), Message("assistant", text)], thinking=False)
         start = len(self.prompt(messages))
         return tokens.ids[start : start + sum(tokens.learn[start:]) - len(self.end_ids)]
 
@@ -517,6 +520,18 @@ class Template:
         else:
             end = self._end_of_each(turns, end)
         self._lead, self._end = lead, end.rstrip()
+        self._composes = self._composes or self._moves_system()
+
+    def _moves_system(self) -> bool:
+        """Return whether an answer moves or drops the system turn before it (Mistral 7B v0.3, Nemo)."""
+        prompt = [{"role": "system", "content": "zs"}, {"role": "user", "content": "q"}]
+        try:
+            asked = self._render(prompt, answer=True)
+            return not self._render([*prompt, {"role": "assistant", "content": "zq"}]).startswith(asked)
+        except OverBudgetError:
+            raise
+        except TemplateError:  # it has no system turns
+            return False
 
     def _end_of_each(self, turns: Sequence[Mapping[str, Any]], end: str) -> str:
         """Return the end of a turn without what the template writes behind a whole chat (Phi-3, Phi-4-mini)."""
@@ -569,6 +584,11 @@ class Template:
             if ids[:1] != [self._bos]:
                 ids, offsets = [self._bos, *ids], [(0, 0), *offsets]
         return ids, offsets
+
+
+def _unlearned(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with all answers as context."""
+    return [replace(message, weight=0.0) if message.role == "assistant" else message for message in messages]
 
 
 def _without_ours(message: Mapping[str, Any]) -> dict[str, Any]:
