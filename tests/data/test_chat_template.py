@@ -255,8 +255,9 @@ def test_answers_are_learned_one_by_one_where_a_system_turn_moves_to_the_last_qu
     moving = (
         "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
         "{% set messages = messages[1:] %}{% endif %}{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\n' + (system if system and message['role'] == 'user' and loop.last else '')"
-        " + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if system and message['role'] == 'user' and loop.last %}{{ system }}{% endif %}"
+        "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     made = changed("llama", moving)
