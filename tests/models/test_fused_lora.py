@@ -56,6 +56,18 @@ def test_the_product_and_its_gradients_are_those_of_peft(tokens: int, bias: bool
         assert torch.allclose(ours(x), theirs(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_network_may_change_a_view_of_the_product_in_place(bias: bool):
+    ours, theirs = two(bias)
+    x = torch.randn(2, 3, 24)
+    for layer in (ours, theirs):  # as DeBERTa does with its heads
+        heads = layer(x).view(2, 3, 4, 10).permute(0, 2, 1, 3)
+        heads /= 2
+        heads.square().mean().backward()
+    one, two_ = (layer.lora_A["default"].weight.grad for layer in (ours, theirs))
+    assert torch.allclose(one, two_, atol=1e-6)
+
+
 def test_answers_drawn_in_half_precision_follow_every_step_and_learning_goes_on_between():
     ours, theirs = two()
     x = torch.randn(5, 24)

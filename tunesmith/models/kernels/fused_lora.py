@@ -49,13 +49,15 @@ class _FusedUpdate(torch.autograd.Function):
         with torch.autocast(flat.device.type, enabled=False):  # everything already has the weight's dtype
             low = flat @ a.T  # [N, R]
             bias = None if bias is None else bias.to(dtype)
-            # No view of another tensor: Gemma 3n changes outputs in place, which autograd allows of none.
+            # No view of another tensor: Gemma 3n and DeBERTa change outputs in place, which autograd allows of none.
             if isinstance(weight, Int8Weight):
                 out = weight.product(flat.view(x.shape))
                 out = out if bias is None else out.add_(bias)
             else:
                 out = F.linear(flat.view(x.shape), weight, bias)
             out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scale)
+            if out._is_view():  # torch makes one where there is a bias
+                out = torch.ops.aten._unsafe_view(out, out.shape)
         ctx.make, sources = (None, (flat,)) if made is None else made
         kept = () if isinstance(weight, Int8Weight) else (weight,)
         ctx.save_for_backward(low, a, b, *kept, *sources)
