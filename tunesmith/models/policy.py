@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
+from tunesmith.errors import out_of_memory
 from tunesmith.models.attention import packed as attention
 from tunesmith.models.attention.network_cache import (
     RowRules,
@@ -291,3 +292,17 @@ class Policy:
             self.virtual.module.train(mode)
         if self.head is not None:
             self.head.train(mode)
+
+
+@torch.no_grad()
+def runs_in_half(network: Any, dtype: torch.dtype) -> bool:
+    """Return whether a network runs with matrix products in this dtype; the first DeBERTa masks scores beyond it."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=network.device)
+    try:
+        with torch.autocast(network.device.type, dtype=dtype):
+            run_body(network, input_ids=ids, attention_mask=torch.ones_like(ids))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        return False
+    return True

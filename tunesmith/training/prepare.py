@@ -49,7 +49,7 @@ from tunesmith.models.loading.load import Base, load_base
 from tunesmith.models.loading.locate import LoadOptions, local_family, locate
 from tunesmith.models.loading.text_part import text_config
 from tunesmith.models.loading.weight_files import glimpses_of_files, read_json, weight_files
-from tunesmith.models.policy import Policy
+from tunesmith.models.policy import Policy, runs_in_half
 from tunesmith.models.recompute import recompute_layers
 from tunesmith.models.sharded import Sharding
 from tunesmith.models.world import current_world, keep_in_step
@@ -175,6 +175,9 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False, pi
     base = load_base(recipe.model, options=options, offline=offline)
     if options.sharding is not None:
         keep_in_step()
+    if machine.dtype != "float32" and not runs_in_half(base.network, DTYPES[machine.dtype]):
+        machine = replace(machine, dtype="float32", why=f"a {base.network.config.model_type} runs in float32 alone")
+        on_event(MachineChosen(machine.why))
     check_pair(recipe, base.family)
     check_gates(recipe, base.family)
     check_replay(recipe, base.family)

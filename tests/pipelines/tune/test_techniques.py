@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.pipelines.conftest import recipe, reviews, tune
+from tests.tiny_families import TinyFamily, _encoder
 from tunesmith.config import Recipe, make_recipe
 from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.errors import RecipeError
@@ -27,6 +28,14 @@ pytestmark = [
 ]
 FAST = {"probe": False, "learning_rate": 0.1, "epochs": 1}
 ROWS = 24
+
+
+# The first DeBERTa masks scores with a number that bfloat16 does not have, and changes products in place.
+DEBERTA = TinyFamily(
+    "DeBERTa",
+    _encoder("DebertaConfig", relative_attention=True, pos_att_type="c2p|p2c", position_biased_input=False),
+    "AutoModel",
+)
 
 
 def made(place: Path, word: Any, kind: str = "llama") -> Recipe:
@@ -143,3 +152,13 @@ def test_updates_that_learn_labels_go_as_far_in_many_steps_as_in_a_few(rows: int
     raw = {"data": "rows.jsonl", "technique": "lora", "objective": "classify", "schedule": {"epochs": 1}}
     made = make_recipe(raw, place="test")[0]
     assert make_plan(made, Mock(hidden=2000, family="decoder"), rows=rows).learning_rate == pytest.approx(share * 5e-4)
+
+
+@pytest.mark.parametrize("word", ["full", "lora"])
+def test_a_network_that_fails_in_half_precision_is_tuned_in_float32(word: str, tmp_path: Path):
+    half = {"device": "cpu", "dtype": "bfloat16", "threads": 1}
+    asked = recipe(tmp_path, reviews(ROWS), "bert", technique={"kind": word}, schedule=FAST, machine=half)
+    asked = asked.model_copy(update={"model": str(DEBERTA.write(tmp_path / "deberta"))})
+    run = tune(asked, tmp_path / "run")
+    assert run.report.environment["dtype"] == "float32"
+    assert load(run.folder).classify(["good"])[0].label in ("negative", "positive")
