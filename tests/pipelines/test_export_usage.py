@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig, AutoModel, pipeline
 
 from tests.pipelines.conftest import recipe, reviews, topics, tune
 from tests.pipelines.tune.test_domain import on_texts
 from tunesmith.errors import Refused
 from tunesmith.inference.export import sequence_classifier
+from tunesmith.inference.export.masked_lm import masked_language_model
 from tunesmith.inference.export.usage import read_usage
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.saved_model import load
+from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.pipelines.export.export import export
 from tunesmith.pipelines.export.request import ExportRequest
 from tunesmith.report.schema import Export
@@ -132,6 +136,28 @@ def test_a_tuned_encoder_fills_masks_in_the_pipeline(tmp_path: Path, kind: str):
     assert (found.compared, found.same_answers, found.faults) == ("words", 1.0, ())
     assert found.max_difference is not None
     assert found.max_difference < EXACT
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "same"),
+    [
+        ("BertConfig", {}, True),
+        ("BertConfig", {"hidden_act": "relu"}, False),
+        ("MobileBertConfig", {"embedding_size": 16, "intra_bottleneck_size": 16}, False),
+    ],
+)
+def test_a_masked_head_is_exported_as_the_class_of_the_family_only_where_it_computes_the_same(
+    kind: str, settings: dict[str, Any], same: bool
+):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    network = AutoModel.from_config(getattr(transformers, kind)(vocab_size=64, **sizes, **settings))
+    head = MaskedHead(network)
+    torch.nn.init.normal_(head.bias)
+    tokenizer = SimpleNamespace(all_special_ids=[0, 1])
+    model: Any = SimpleNamespace(
+        policy=SimpleNamespace(head=head, network=network), template=SimpleNamespace(tokenizer=tokenizer)
+    )
+    assert (masked_language_model(model) is not None) is same
 
 
 def test_the_readme_shows_the_code_that_was_executed(tmp_path: Path):

@@ -6,10 +6,12 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.mlm_head import NAMES, MaskedHead
+from tunesmith.models.sharded import run_body
 
 # Logit of special tokens, which `fill` of Tunesmith never proposes; finite in every dtype.
 NEVER = -1e4
@@ -19,7 +21,7 @@ NEVER = -1e4
 def masked_language_model(model: LocalModel) -> Any | None:
     """Build transformers' own masked language model with the weights of a merged encoder.
 
-    Returns None if the model has no such head, or the family has no class of this structure.
+    Returns None if the model has no such head, or the family has no class that computes the same.
     """
     from transformers import AutoModelForMaskedLM
 
@@ -48,7 +50,17 @@ def masked_language_model(model: LocalModel) -> Any | None:
     tuned |= {name: words for name in weights if name == bias or name.endswith("decoder.bias")}
     if {f"{dense}.bias", f"{norm}.bias"} - weights.keys() and (head.dense.bias.any() or head.norm.bias.any()):
         return None
+    if any(value.shape != weights[name].shape for name, value in tuned.items() if name in weights):
+        return None
     weights.update({name: value for name, value in tuned.items() if name in weights})
     whole.load_state_dict(weights)
     whole.tie_weights()
-    return whole.eval()
+    return whole.eval() if _computes(whole, network, head, words) else None
+
+
+def _computes(whole: Any, network: Any, head: MaskedHead, words: Tensor) -> bool:
+    """Return whether a masked language model has the logits of network and head, whose bias is `words` [V]."""
+    whole.eval()
+    probe = torch.arange(1, 9)[None]
+    logits = head(run_body(network.eval(), input_ids=probe).last_hidden_state) + (words - head.bias)
+    return torch.allclose(whole(input_ids=probe).logits, logits, rtol=1e-3, atol=1e-3)
