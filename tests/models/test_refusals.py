@@ -71,6 +71,11 @@ def test_an_adapter_alone_is_told_from_a_model(folder: Path) -> None:
     assert "this is an adapter, not a whole model; name its base model here" in refusal(folder)
 
 
+def test_an_adapter_beside_a_whole_model_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    assert "a whole model and an adapter in one folder; move adapter_config.json" in refusal(folder)
+
+
 def test_a_pickle_file_is_refused_by_name(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"x")
     assert "safetensors" in refusal(folder / "pytorch_model.bin")

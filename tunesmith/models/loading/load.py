@@ -173,6 +173,9 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
     if text_config(config) is not None:
         return _from_multimodal(name, folder, replace(options, device="cpu") if options.sharding else options)
     files = weights.weight_files(folder, where=name)
+    if (folder / "adapter_config.json").is_file():  # transformers would put it into the network, and save it alone
+        fix = "move adapter_config.json to another folder, or merge the adapter first"
+        raise ModelError(f"{name}: a whole model and an adapter in one folder; {fix}")
     model_class: Any = AutoModelForCausalLM if family == "decoder" else AutoModel
     tokenizer = read_tokenizer(folder, where=name)
     with weights.reading(name):
