@@ -19,7 +19,7 @@ from tunesmith.inference.local_model import LocalModel
 from tunesmith.inference.scoring import Classified, settled
 from tunesmith.models.generation.generate import option_scores
 from tunesmith.models.generation.sampling import Sampling
-from tunesmith.objectives import Classify, Domain, Instruct, Multitask
+from tunesmith.objectives import Classify, Domain, Instruct, Multitask, Rerank, Reward
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 
 TEXTS = ("This phone is good", "hi", "This battery is bad and I do not like it. " * 3, "so")
@@ -363,3 +363,9 @@ def test_a_chat_that_no_answer_fits_behind_takes_nothing_from_those_beside_it():
     assert beside == alone
     assert (cut.text, cut.new_tokens, cut.finished) == ("", 0, False)
     assert list(made.stream(long, sampling=wish)) == []
+
+
+@pytest.mark.parametrize("objective", [Rerank(), Reward()], ids=["rerank", "reward"])
+def test_vectors_of_an_encoder_are_those_of_the_text_and_not_of_a_chat(objective: Any):
+    model = LocalModel(policy("bert"), template("bert"), objective, 64)
+    assert model.tokens("the battery is good").ids == template("bert").document("the battery is good").ids

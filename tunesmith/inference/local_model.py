@@ -610,7 +610,7 @@ class LocalModel:
 
     def tokens(self, text: str, *, passage: bool = False) -> Tokens:
         """Encode a text as the objective does, without learned tokens."""
-        if self.objective.reads_texts:
+        if self.objective.reads_texts or not self.template.chats:
             return self.objective.question(text, self.template, limit=self.limit, passage=passage)[0]
         if self.objective.produces == "likelihood":
             return Tokens.of(self.template.document(self.template.harmless(text), limit=self.limit).ids)
