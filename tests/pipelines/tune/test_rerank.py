@@ -86,6 +86,14 @@ def test_a_ranking_is_learned_measured_asked_and_opened_by_sentence_transformers
     assert (compared.metric, compared.n) == ("ndcg", 20)
 
 
+def test_the_adapter_of_a_reranker_is_exported(tmp_path: Path):
+    short = {"epochs": 1, "probe": False}
+    asked = recipe(tmp_path, questions(), "bert", objective={"kind": "rerank", "hard_negatives": 1}, schedule=short)
+    run = tune(asked, tmp_path / "run")
+    assert main(["export", str(run.folder), "--format", "adapter", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
 def test_queries_with_passages_are_previewed(tmp_path: Path):
     shown = preview(made(tmp_path, "bert", "full"), offline=True)
     assert [piece.side for piece in shown.rows[0].pieces] == ["query and passage"]  # negatives are mined later

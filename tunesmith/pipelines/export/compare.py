@@ -20,6 +20,7 @@ from tunesmith.inference.export.dtypes import SMALLEST
 from tunesmith.inference.export.gguf_quantize import MIXTURES
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.scoring import text_outputs
 from tunesmith.metrics.numbers import spearman
 from tunesmith.metrics.task_scores import PER_ROW, SCALES, WHOLE, value
 from tunesmith.models.generation.generate import generate
@@ -155,8 +156,9 @@ def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, 
 
     The name of the format determines the allowed difference.
     """
-    original = model.embed([row.question for row in rows])
-    exported = states([model.tokens(row.question).ids for row in rows])
+    texts = [model.tokens(row.question) for row in rows]
+    original = text_outputs(model.policy, texts, model.policy.pooled)  # `embed` of rerank has vectors of length 1
+    exported = states([tokens.ids for tokens in texts])
     bound = MAX_ROUNDED_STATE_DIFFERENCE.get(form, MAX_STATE_DIFFERENCE)
     same = (exported - original).norm(dim=1) <= bound * original.norm(dim=1)
     share = float(same.double().mean())
