@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import ByteLevel, Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import PhobertTokenizer, PreTrainedTokenizerFast
 
 from tests.bases import base, template
 from tests.tiny import BERT_ROLES, BERT_TOKENS, DECODERS, ENCODERS, SENTENCES
@@ -24,8 +24,9 @@ from tunesmith.data.splits.split import Split
 from tunesmith.data.text.domain_terms import field_terms, general_text
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.data.tokenization.masking import Masking
+from tunesmith.data.tokenization.span_tokens import TextTokens
 from tunesmith.data.tokenization.windows import windows
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, ModelError
 
 LONG = " ".join(SENTENCES)
 
@@ -151,6 +152,17 @@ def test_words_are_hidden_one_by_one_where_the_tokenizer_takes_the_document_for_
 def test_letters_without_spaces_between_them_are_hidden_one_by_one(kind: str):
     (window,) = windows("法国的首都是巴黎", template(kind), limit=1024)  # several bytes, and so ids, each
     assert [window.words.count(word) for word in range(8)] == [3] * 8
+
+
+def test_a_tokenizer_that_does_not_know_its_characters_is_refused_in_one_line(tmp_path: Path):
+    (tmp_path / "vocab.txt").write_text("a 1\nb@@ 1\n")
+    (tmp_path / "bpe.codes").write_text("a b 1\n")
+    slow = PhobertTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
+    form = Template(slow, chat=False)
+    assert form.document("a b a").ids
+    for read in (lambda: windows("a b a", form, limit=64), lambda: TextTokens.of("a b a", form)):
+        with pytest.raises(ModelError, match=r"^tokenizer: PhobertTokenizer does not tell .*; use a model with"):
+            read()
 
 
 # ------------------------------------------------------------------ terms

@@ -18,7 +18,14 @@ from tunesmith.data.tokenization.call_formats import CallFormat, calls_as_conten
 from tunesmith.data.tokenization.messages import Message, separated
 from tunesmith.data.tokenization.template_budget import Probes, render
 from tunesmith.data.tokenization.thinking import Switch, ThoughtFormat, find_format
-from tunesmith.data.tokenization.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
+from tunesmith.data.tokenization.tokenizer import (
+    chat_source,
+    frame,
+    leading_bos,
+    special_ids,
+    special_tokens,
+    with_offsets,
+)
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
 from tunesmith.errors import OverBudgetError, TemplateError
 
@@ -256,7 +263,7 @@ class Template:
 
     def _cut(self, content: str, over: int) -> str:
         """Remove the last `over` tokens of a text, keeping at least its first character."""
-        encoding = self.tokenizer(content, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoding = with_offsets(self.tokenizer, content)
         starts = [start for start, _ in encoding["offset_mapping"]]
         keep = max(1, len(starts) - over)
         end = starts[keep] if keep < len(starts) else len(content)
@@ -563,7 +570,7 @@ class Template:
     def _close(self) -> list[int]:
         """Return the ids of the text that ends a turn, as it is read behind an answer."""
         answer = "zq"  # SentencePiece puts a space before a text of its own
-        encoding = self.tokenizer(answer + self._end, add_special_tokens=False, return_offsets_mapping=True)
+        encoding = with_offsets(self.tokenizer, answer + self._end)
         pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
         ids: list[int] = [token for token, (start, _) in pairs if start >= len(answer)]
         if len(ids) > 1 and ids[-1] not in special_ids(self.tokenizer):
@@ -575,7 +582,7 @@ class Template:
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode a rendered chat to ids and character offsets, with exactly one BOS if the model has one."""
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoding = with_offsets(self.tokenizer, text)
         ids = list(encoding["input_ids"])
         offsets = list(encoding["offset_mapping"])
         if self._bos is not None:

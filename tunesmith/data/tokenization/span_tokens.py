@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.data.tokenization.tokenizer import with_offsets
 from tunesmith.data.tokenization.tokens import Encoded, Tokens
 
 # Share of a window that is only read as context, on each side where there is more text.
@@ -28,7 +29,7 @@ class TextTokens:
     def of(cls, text: str, template: Template) -> TextTokens:
         """Tokenize a text; special tokens in it are read as plain text."""
         tokenizer, safe = template.tokenizer, template.harmless(text)
-        encoding = tokenizer(safe, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoding = with_offsets(tokenizer, safe)
         ids, pieces = list(encoding["input_ids"]), [(start, end) for start, end in encoding["offset_mapping"]]
         if safe != text:  # a space was put into each special token
             places = [0]

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith.errors import ModelError
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 # For models without a chat format: role names as plain words, each answer closed by the end token.
 # Line ends are expressions, because chat templates are rendered with trim_blocks, which removes bare ones.
@@ -60,6 +62,21 @@ def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         if whole[start : start + len(bare)] == bare:
             return list(whole[:start]), list(whole[start + len(bare) :])
     return [], []
+
+
+def with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> BatchEncoding:
+    """Encode a text without special tokens, with the characters of each token in `offset_mapping`.
+
+    Raises:
+        ModelError: the tokenizer does not know them.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"tokenizer: {type(tokenizer).__name__} does not tell which characters a token stands for; use a model "
+            "with tokenizer.json, or classify, regress, embed or rerank with an encoder"
+        )
+    encoding: BatchEncoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoding
 
 
 def choose_pad(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tunesmith.data.text.words import UNSPACED
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.tokenizer import with_offsets
 
 NO_WORD = -1
 _BEGINS_WORD = re.compile(rf"[\s{UNSPACED}]")
@@ -61,7 +62,7 @@ def windows(text: str, template: Template, *, limit: int) -> list[Window]:
     """
     tokenizer = template.tokenizer
     text = template.harmless(text)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoding = with_offsets(tokenizer, text)
     ids = list(encoding["input_ids"])
     spans = [(start, end) for start, end in encoding["offset_mapping"]]
     words = _words(text, spans, encoding.word_ids(0))
