@@ -117,9 +117,15 @@ def row_scores(policy: Policy, objective: Objective, rows: Sequence[Encoded]) ->
 
 @torch.no_grad()
 def text_outputs(policy: Policy, texts: Sequence[Tokens], compute: Callable[[Batch], Tensor]) -> Tensor:
-    """Compute an output of each of N texts, such as pooled states [B, D] or logits [B, K] of a batch.
+    """Compute an output of each of N texts.
 
-    Returns [N, ...] in float32, on the CPU.
+    Args:
+        policy: the network and its head.
+        texts: N encoded texts.
+        compute: the output of a batch, such as pooled states [B, D] or logits [B, K].
+
+    Returns:
+        [N, ...] in float32, on the CPU.
     """
     world = current_world()
     if world.size > 1:

@@ -568,7 +568,7 @@ class Template:
         return opened[0]
 
     def _close(self) -> list[int]:
-        """Return the ids of the text that ends a turn, as it is read behind an answer."""
+        """Return the ids of the text that ends a turn, encoded after an answer."""
         answer = "zq"  # SentencePiece puts a space before a text of its own
         encoding = with_offsets(self.tokenizer, answer + self._end)
         pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)

@@ -72,7 +72,7 @@ def with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> BatchEncoding
     """
     if not tokenizer.is_fast:
         raise ModelError(
-            f"tokenizer: {type(tokenizer).__name__} does not tell which characters a token stands for; use a model "
+            f"tokenizer: {type(tokenizer).__name__} has no offsets of tokens in a text; use a model "
             "with tokenizer.json, or classify, regress, embed or rerank with an encoder"
         )
     encoding: BatchEncoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
