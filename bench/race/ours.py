@@ -24,11 +24,12 @@ from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import step
-from tunesmith.training.optim import TrainingPlan, make_optimizer
+from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.overfit_check import check_int8
 from tunesmith.training.train_state import trainable_state
 
 Kind = Classify | Domain | Instruct
+PROBED = 64  # rows of a pass
 OBJECTIVES: dict[str, type[Kind]] = {"classify": Classify, "domain": Domain, "instruct": Instruct}
 TECHNIQUES: dict[str, type[Lora] | type[Full]] = {"lora": Lora, "full": Full}
 
@@ -81,6 +82,22 @@ def batches_of(job: Job, rows: Sequence[dict[str, Any]], *, share: bool) -> list
 
 
 @torch.no_grad()
+def start_head(job: Job, policy: Policy, rows: Sequence[dict[str, Any]]) -> None:
+    """Start the head from a linear probe of the base on the rows of the steps, as `tune` does with its rows."""
+    began = time.perf_counter()
+    policy.train(False)
+    states, labels = [], []
+    for first in range(0, len(rows), PROBED):
+        for batch in batches_of(job, rows[first : first + PROBED], share=False):
+            states.append(policy.pooled(batch))
+            labels.append(batch.labels)
+    weight, bias = objective_of(job).probe_head(torch.cat(states).numpy(), torch.cat(labels).numpy())
+    assert policy.head is not None
+    policy.head.load_state_dict({"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()})
+    print(f"the head's probe took {time.perf_counter() - began:.1f} s", flush=True)
+
+
+@torch.no_grad()
 def scoring_rate(job: Job, policy: Policy, windows: Sequence[list[dict[str, Any]]], *, share: bool) -> float:
     """Row tokens a second when the rows of the timed steps are only scored, as many in a pass as ever are.
 
@@ -103,7 +120,10 @@ def main() -> None:
     policy, objective = start(job), objective_of(job)
     plan = TrainingPlan(steps=len(job.windows), learning_rate=job.rate, weight_decay=job.weight_decay, clip=job.clip)
     optimizer = make_optimizer(policy, plan)
+    set_rate(optimizer, plan.learning_rate)  # the head has its own rate
     rows = job.rows("rows")
+    if labels_of(job):
+        start_head(job, policy, rows)
     windows = [[rows[i] for i in window] for window in job.windows]
     if side == "int8":
         print(check_int8(policy, objective.make_learner(), batches_of(job, windows[0], share=share)[0]), flush=True)
