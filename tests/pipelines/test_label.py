@@ -176,6 +176,21 @@ def test_labels_outlive_rows_that_are_added_and_moved(data: Path):
     assert json.loads(line)["text"] == item.text
 
 
+def test_rows_that_are_deleted_from_the_file_count_in_no_progress(tmp_path: Path):
+    data = write(tmp_path / "rows.jsonl", [{"text": text} for text in ("one", "two", "three")])
+    work, ann = opened(data), Who("ann", "first tab")
+    _, voted, skipped = (item.key for item in work.rows.items)
+    for who in (ann, Who("ben", "second tab")):
+        work.assignment.vote(who, voted, {"label": "x"}, late=True)
+    work.assignment.skip(ann, skipped)
+    before = work.progress("ann")
+    assert (before.mine, before.skipped, before.agreement.items) == (1, 1, 1)
+    work.store.close()
+    after = opened(write(data, [{"text": "one"}])).progress("ann")
+    assert (after.items, after.labelled, after.mine, after.skipped, after.people) == (1, 0, 0, 0, {})
+    assert after.agreement.items == 0
+
+
 def test_labels_that_stand_in_the_file_count_and_are_not_asked_again(tmp_path: Path):
     data = write(
         tmp_path / "rows.jsonl", [{"text": "one", "label": "a"}, {"text": "two", "label": None}, {"text": "three"}]

@@ -100,7 +100,8 @@ class LabelSession:
             majority = {key: self.votes.label(key) for key in voted}
             counts = self.counted([label for label in majority.values() if label is not None])
             undecided = [key for key, label in majority.items() if label is None]
-            people = self.votes.counts()
+            given = [self.votes.on(key) for key in voted]
+            people = Counter(name for raters in given for name in raters)
             return LabelProgress(
                 items=len(self._items),
                 labelled=len(majority) - len(undecided),
@@ -108,8 +109,8 @@ class LabelSession:
                 labels={label: counts[label] for label in self.votes.words},
                 people=dict(people.most_common()),
                 mine=people[rater],
-                skipped=len(self.votes.skipped(rater)),
-                agreement=self.agreement(self.votes.units()),
+                skipped=len(self.votes.skipped(rater) & self._items.keys()),
+                agreement=self.agreement([raters for raters in given if len(raters) > 1]),
             )
 
     def counted(self, labels: Sequence[str]) -> Counter[str]:
