@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from bench.peers.job import Job, Meter, numbers_of, started, timed
 from tunesmith.data.tokenization.chat_template import Encoded, Tokens
+from tunesmith.inference.scoring import text_outputs
 from tunesmith.models.batch import Batch, collate, split_by_tokens
 from tunesmith.models.loading.checkpoint import save_tensors
 from tunesmith.models.loading.device import DTYPES, configure_device, keep_freed_memory
@@ -29,7 +30,6 @@ from tunesmith.training.overfit_check import check_int8
 from tunesmith.training.train_state import trainable_state
 
 Kind = Classify | Domain | Instruct
-PROBED = 64  # rows of a pass
 OBJECTIVES: dict[str, type[Kind]] = {"classify": Classify, "domain": Domain, "instruct": Instruct}
 TECHNIQUES: dict[str, type[Lora] | type[Full]] = {"lora": Lora, "full": Full}
 
@@ -81,17 +81,14 @@ def batches_of(job: Job, rows: Sequence[dict[str, Any]], *, share: bool) -> list
     ]
 
 
-@torch.no_grad()
 def start_head(job: Job, policy: Policy, rows: Sequence[dict[str, Any]]) -> None:
     """Start the head from a linear probe of the base on the rows of the steps, as `tune` does with its rows."""
     began = time.perf_counter()
     policy.train(False)
-    states, labels = [], []
-    for first in range(0, len(rows), PROBED):
-        for batch in batches_of(job, rows[first : first + PROBED], share=False):
-            states.append(policy.pooled(batch))
-            labels.append(batch.labels)
-    weight, bias = objective_of(job).probe_head(torch.cat(states).numpy(), torch.cat(labels).numpy())
+    encoded = [as_encoded(row, job.labels) for row in rows]
+    states = text_outputs(policy, [one.sequences[0] for one in encoded], policy.pooled)
+    labels = torch.tensor([one.label for one in encoded])
+    weight, bias = objective_of(job).probe_head(states.numpy(), labels.numpy())
     assert policy.head is not None
     policy.head.load_state_dict({"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()})
     print(f"the head's probe took {time.perf_counter() - began:.1f} s", flush=True)

@@ -154,14 +154,16 @@ def test_letters_without_spaces_between_them_are_hidden_one_by_one(kind: str):
     assert [window.words.count(word) for word in range(8)] == [3] * 8
 
 
-def test_a_tokenizer_that_does_not_know_its_characters_is_refused_in_one_line(tmp_path: Path):
+def test_a_tokenizer_without_offsets_is_refused_in_one_line(tmp_path: Path):
     (tmp_path / "vocab.txt").write_text("a 1\nb@@ 1\n")
     (tmp_path / "bpe.codes").write_text("a b 1\n")
     slow = PhobertTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
     form = Template(slow, chat=False)
     assert form.document("a b a").ids
     for read in (lambda: windows("a b a", form, limit=64), lambda: TextTokens.of("a b a", form)):
-        with pytest.raises(ModelError, match=r"^tokenizer: PhobertTokenizer does not tell .*; use a model with"):
+        with pytest.raises(
+            ModelError, match=r"^tokenizer: PhobertTokenizer has no character offsets; use a model with"
+        ):
             read()
 
 

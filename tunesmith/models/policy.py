@@ -296,7 +296,10 @@ class Policy:
 
 @torch.no_grad()
 def runs_in_half(network: Any, dtype: torch.dtype) -> bool:
-    """Return whether a network runs with matrix products in this dtype; the first DeBERTa masks scores beyond it."""
+    """Return whether a network runs with matrix products in this dtype.
+
+    The first DeBERTa does not: it masks scores with a value out of the range of half precision.
+    """
     ids = torch.zeros(1, 2, dtype=torch.long, device=network.device)
     try:
         with torch.autocast(network.device.type, dtype=dtype):

@@ -176,7 +176,7 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False, pi
     if options.sharding is not None:
         keep_in_step()
     if machine.dtype != "float32" and not runs_in_half(base.network, DTYPES[machine.dtype]):
-        machine = replace(machine, dtype="float32", why=f"a {base.network.config.model_type} runs in float32 alone")
+        machine = replace(machine, dtype="float32", why=f"a {base.network.config.model_type} runs only in float32")
         on_event(MachineChosen(machine.why))
     check_pair(recipe, base.family)
     check_gates(recipe, base.family)

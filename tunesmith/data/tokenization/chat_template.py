@@ -147,8 +147,8 @@ class Template:
         """Encode a chat so that every learned turn reads like a generated one: as one sequence, or one per turn.
 
         A turn with thoughts needs a separate sequence that ends with it: as a part of the history it would be
-        written without them, and the model would learn to answer without thinking where thinking is on. So do the
-        turns of a template that writes the history otherwise.
+        written without them, and the model would learn to answer without thinking where thinking is on. Templates
+        that rewrite earlier turns need one sequence per turn, too.
 
         Args:
             messages: the chat.
@@ -167,7 +167,7 @@ class Template:
                 return [self.chat(messages, thinking=False)]
             except OverBudgetError:
                 raise
-            except TemplateError:  # the template writes earlier turns otherwise than it wrote them for their answer
+            except TemplateError:  # the template rewrites earlier turns
                 if len(learned) < 2:
                     raise
         context = _unlearned(messages)
@@ -541,7 +541,7 @@ class Template:
             return False
 
     def _end_of_each(self, turns: Sequence[Mapping[str, Any]], end: str) -> str:
-        """Return the end of a turn without what the template writes behind a whole chat (Phi-3, Phi-4-mini)."""
+        """Return the end of a turn without what the template adds after the last turn of a chat (Phi-3, Phi-4-mini)."""
         try:
             more = self._render([*turns, {"role": "user", "content": "zr"}])
         except OverBudgetError:
@@ -569,7 +569,7 @@ class Template:
 
     def _close(self) -> list[int]:
         """Return the ids of the text that ends a turn, encoded after an answer."""
-        answer = "zq"  # SentencePiece puts a space before a text of its own
+        answer = "zq"  # SentencePiece adds a space at the start of a text
         encoding = with_offsets(self.tokenizer, answer + self._end)
         pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
         ids: list[int] = [token for token, (start, _) in pairs if start >= len(answer)]

@@ -65,14 +65,14 @@ def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 
 
 def with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> BatchEncoding:
-    """Encode a text without special tokens, with the characters of each token in `offset_mapping`.
+    """Encode a text without special tokens, with the start and end character of each token in `offset_mapping`.
 
     Raises:
-        ModelError: the tokenizer does not know them.
+        ModelError: the tokenizer has no offsets.
     """
     if not tokenizer.is_fast:
         raise ModelError(
-            f"tokenizer: {type(tokenizer).__name__} has no offsets of tokens in a text; use a model "
+            f"tokenizer: {type(tokenizer).__name__} has no character offsets; use a model "
             "with tokenizer.json, or classify, regress, embed or rerank with an encoder"
         )
     encoding: BatchEncoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -33,7 +33,7 @@ def masked_language_model(model: LocalModel) -> Any | None:
         config.classifier_bias = config.norm_bias = config.decoder_bias = True
     with quiet():
         try:
-            whole: Any = AutoModelForMaskedLM.from_config(config)
+            whole: Any = AutoModelForMaskedLM.from_config(config, dtype=network.dtype)
         except ValueError:  # transformers has no masked-LM class for this family
             return None
     weights = whole.state_dict()

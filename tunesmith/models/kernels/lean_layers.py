@@ -94,7 +94,7 @@ class _Gated(torch.autograd.Function):
 
 
 class _Lean(nn.Module):
-    """A layer whose class `_lean` makes: pickles and copies name the class from transformers, and make it again."""
+    """Pickle as the class from transformers, because `_lean` makes the class of the layer at run time."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (type(self).__bases__[-1],), self.__dict__
@@ -167,14 +167,14 @@ def _lean(kind: type[nn.Module]) -> type[nn.Module] | None:
         from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm  # takes a while
 
         mixin = LeanShiftedNorm if same(Gemma3RMSNorm) else None
-    bases: tuple[Any, ...] = (mixin, kind)
+    bases: tuple[Any, ...] = (mixin, kind)  # mypy takes no class for hashable
     return None if mixin is None else _combined(*bases)
 
 
 @cache
-def _combined(*bases: Any) -> type[nn.Module]:
-    """Return the class of these two, the same one each time."""
-    return type(bases[-1].__name__, bases, {"__module__": bases[-1].__module__})
+def _combined(mixin: Any, kind: Any) -> type[nn.Module]:
+    """Return the class of a layer with the forward pass of a mixin, the same class each time."""
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
 
 
 def _same(code: CodeType | None, other: type[nn.Module]) -> bool:
