@@ -63,6 +63,21 @@ def test_folded_weights_answer_as_the_standardised_regression_they_come_from():
     assert fit_linear(known, ["red"] * 90).label(known[:2]) == ["red", "red"]
 
 
+def test_a_head_starts_from_a_quarter_of_the_probe_so_that_its_rows_leave_something_to_learn():
+    chance = np.random.default_rng(0)
+    states = chance.normal(size=(60, 5)).astype(np.float32)
+    targets = np.stack([states[:, 0] > 0, states[:, 0] <= 0], axis=1).astype(np.float32)
+    fit = fit_linear(states, [("no", "yes")[int(row[1])] for row in targets])
+    single = Classify(labels=("no", "yes"), output="linear", metric="accuracy")
+    weight, bias = single.probe_head(states, targets)
+    assert weight == pytest.approx(fit.weight / 4)
+    assert bias == pytest.approx(fit.bias / 4)
+    fixed = fit_linear(states, [("no", "yes")[int(row[1])] for row in targets], tries=False)
+    weight, bias = single.model_copy(update={"multi": True}).probe_head(states, targets)
+    assert weight[1] == pytest.approx((fixed.weight[1] - fixed.weight[0]) / 4)
+    assert bias[1] == pytest.approx((fixed.bias[1] - fixed.bias[0]) / 4)
+
+
 KINDS: list[tuple[str, Any]] = [("bert", "lora"), ("bert", {"kind": "prompt", "tokens": 4}), ("llama", "full")]
 
 
