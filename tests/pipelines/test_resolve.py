@@ -167,6 +167,13 @@ def test_a_recipe_file_is_read_and_its_detected_columns_are_told(reviews: Path):
     assert asked.notes == ("detected text_label: text -> input text, label -> target",)
 
 
+@pytest.mark.parametrize("column", ["prompt", "question", "text"])
+def test_a_file_of_prompts_alone_is_one_for_rl(column: str, tmp_path: Path):
+    rows = write(tmp_path / "prompts.jsonl", [{column: f"what is {i}"} for i in range(20)])
+    changes = ["objective.kind=rl", "objective.reward=rules:short"]
+    assert resolve_recipe(rows, changes=changes).notes[0] == f"detected prompts: {column} -> user turn"
+
+
 def test_a_recipe_that_names_its_columns_has_nothing_to_tell(reviews: Path):
     path = reviews.with_name("recipe.yml")
     path.write_text("data: reviews.jsonl\nobjective: {kind: classify, text: text, label: label}\n")

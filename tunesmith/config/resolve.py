@@ -20,7 +20,7 @@ from tunesmith.data.files import is_recipe
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, as_word, keep
 from tunesmith.data.schema.columns import LOOKED_AT
-from tunesmith.data.schema.formats import detect
+from tunesmith.data.schema.formats import Format, detect
 from tunesmith.errors import RowError
 from tunesmith.objectives import OBJECTIVES, Domain, Instruct
 from tunesmith.objectives.base import Objective
@@ -256,6 +256,8 @@ def _explained(recipe: Recipe, rows: Sequence[Row]) -> str:
     """Describe the detected columns in one line."""
     if isinstance(recipe.objective, Domain):
         return f"detected texts: {text_column(rows)} -> text"
+    if recipe.objective.samples_completions:  # a file of prompts alone has no known format
+        return Format("prompts", recipe.objective.kind, recipe.objective.columns(rows)).explain()
     return detect(rows).explain()
 
 
