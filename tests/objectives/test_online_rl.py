@@ -185,6 +185,14 @@ def test_equal_rewards_are_found_before_time_is_spent():
     assert lowest < highest
 
 
+def test_a_run_whose_completions_are_all_masked_is_refused_before_time_is_spent():
+    cut_off = {"max_new_tokens": 1, "missing_end_penalty": 0.0}
+    found = r"all 8 completions of 2 prompts were cut off after 1 tokens, and objective.mask_truncated excludes them"
+    with pytest.raises(Refused, match=found):
+        practice(mask_truncated=True, **cut_off).check(start(), prompts(2))
+    practice(**cut_off).check(start(), prompts(2))
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path):
     def run(folder: Path, **hooks: Any) -> Policy:
         torch.manual_seed(0)

@@ -120,9 +120,16 @@ class OnlineRLLearner(Learner):
         """Return the lowest and highest reward of sampled completions.
 
         Raises:
-            Refused: all rewards that are compared with each other are equal, so nothing can be learned.
+            Refused: all rewards that are compared with each other are equal, or no completion is learned from, so
+                nothing can be learned.
         """
         _, _, completions = self._sample(batch, policy)
+        if self.objective.mask_truncated and not any(completion.finished for completion in completions):
+            raise Refused(
+                f"rl: all {len(completions)} completions of {batch.rows} prompts were cut off after "
+                f"{self.objective.max_new_tokens} tokens, and objective.mask_truncated excludes them from the loss; "
+                "raise objective.max_new_tokens, or set objective.mask_truncated=false"
+            )
         scores = torch.tensor(self.score(completions)).view(batch.rows, -1)
         grouped = scores if self.objective.algorithm == "grpo" else scores.view(1, -1)
         if float((grouped.max(dim=1).values - grouped.min(dim=1).values).max()) < EQUAL:
