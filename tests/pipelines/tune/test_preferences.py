@@ -102,15 +102,22 @@ def test_a_run_that_goes_on_does_not_ask_the_start_again(
     ],
 )
 def test_what_goes_wrong_with_preferences_raises_an_alarm(facts: dict[str, Any], finding: str):
-    (alarm,) = find_warnings(PreferenceDiagnostics(**facts))
+    (alarm,) = find_warnings(PreferenceDiagnostics(**facts), "dpo")
     assert finding in alarm
     assert (
         find_warnings(
-            PreferenceDiagnostics(chosen_logprob=(-2.0, -2.05), words=(20.0, 29.0), repeated_share=(0.5, 0.5))
+            PreferenceDiagnostics(chosen_logprob=(-2.0, -2.05), words=(20.0, 29.0), repeated_share=(0.5, 0.5)),
+            "dpo",
         )
         == ()
     )
-    assert find_warnings(PreferenceDiagnostics(repeated_share=(0.0, 1 / WRITTEN))) == ()
+    assert find_warnings(PreferenceDiagnostics(repeated_share=(0.0, 1 / WRITTEN)), "dpo") == ()
+
+
+@pytest.mark.parametrize(("loss", "fix"), [("dpo", "loss: dpo_norm"), ("dpo_norm", "rate"), ("kto", "rate")])
+def test_longer_answers_are_not_answered_with_the_loss_of_the_run_or_one_that_thumbs_cannot_have(loss: str, fix: str):
+    (alarm,) = find_warnings(PreferenceDiagnostics(words=(20.0, 31.0)), loss)
+    assert alarm.endswith(fix)
 
 
 def test_a_validation_on_which_the_preferred_answers_fall_is_told():

@@ -163,7 +163,9 @@ class PreferenceEvaluator(Evaluator[PairScores]):
         return Diagnostics(
             calibration=self._calibration(tuned),
             preference_diagnostics=diagnostics,
-            warnings=find_warnings(diagnostics),
+            warnings=find_warnings(
+                diagnostics, self._objective.loss if isinstance(self._objective, Preference) else ""
+            ),
         )
 
     def _chosen_logprob(self, predictions: PairScores) -> float:
@@ -235,15 +237,17 @@ class PreferenceEvaluator(Evaluator[PairScores]):
         return (float(len(example.answer)),) if isinstance(example, UnpairedPreference) else ()
 
 
-def find_warnings(facts: PreferenceDiagnostics) -> tuple[str, ...]:
-    """Return warnings about known side effects of preference tuning."""
+def find_warnings(facts: PreferenceDiagnostics, loss: str) -> tuple[str, ...]:
+    """Return warnings about known side effects of preference tuning with a loss."""
     warnings = []
     if facts.chosen_logprob and (lost := facts.chosen_logprob[0] - facts.chosen_logprob[1]) > FALL:
         fix = "raise objective.nll or lower schedule.learning_rate"
         warnings.append(f"log-probability of the chosen answers fell by {lost:.2f} nats/token; {fix}")
     if facts.words and facts.words[1] > GROWTH * facts.words[0]:
         before, after = facts.words
-        warnings.append(f"answers grew from {before:.0f} to {after:.0f} words; read some, and try loss: dpo_norm")
+        # The other losses are per token already, or learn from thumbs, which dpo_norm does not.
+        fix = "try loss: dpo_norm" if loss in ("dpo", "hinge") else "lower schedule.learning_rate"
+        warnings.append(f"answers grew from {before:.0f} to {after:.0f} words; read some, and {fix}")
     if facts.repeated_share and facts.repeated_share[1] - facts.repeated_share[0] > REPETITION:
         before, after = facts.repeated_share
         warnings.append(f"{after:.0%} of answers contain loops, {before:.0%} before; lower schedule.learning_rate")
