@@ -11,6 +11,7 @@ from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from tunesmith.data.files import quoted, write_whole
 from tunesmith.errors import DataError, suggestion
@@ -30,6 +31,11 @@ def remote_url(name: str | Path) -> str:
     # The path of file:///folder begins with its third slash, unless a drive of Windows follows; a `Path` of it has one.
     absolute = found[1] in ("file", "local") and len(found[2]) != 2 and not re.match("[A-Za-z]:", found[3])
     return f"{found[1]}://{'/' if absolute else ''}{found[3]}"
+
+
+def local_path(url: str) -> str:
+    """Return the path that a `file:` URL names, as `Path.as_uri` writes it; empty for any other URL."""
+    return unquote(url.removeprefix("file://")) if url.startswith("file://") else ""
 
 
 def last_part(source: str) -> str:
@@ -63,7 +69,8 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
             raise DataError(
                 f"{_shown(url)}: cannot be reached offline; omit --offline, or use a folder of this machine"
             )
-        yield fsspec.url_to_fs(url)
+        path = local_path(url)
+        yield fsspec.url_to_fs(f"file://{path}" if path else url)
     except DataError:
         raise
     except ImportError as error:

@@ -112,6 +112,24 @@ def test_an_address_of_a_file_of_this_machine_names_its_absolute_path(tmp_path: 
     assert [file.name for file in run.iterdir()] == ["config.json"]
 
 
+def test_the_address_of_a_file_is_decoded_and_may_have_a_hash_in_its_folder(tmp_path: Path):
+    folder = tmp_path / "été #1 100%"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_bytes(lines("a", "b"))
+    (folder / "run").mkdir()
+    (folder / "run" / "config.json").write_text("{}")
+    uri, raw = (folder / "rows.jsonl").as_uri(), f"file://{folder.as_posix()}/rows.jsonl"
+    assert "%20%231%20100%25" in uri
+    for address in (uri, raw):
+        assert [row.fields["text"] for row in read_rows(address)] == ["a", "b"]
+    assert [file.name for file in fetched_folder((folder / "run").as_uri(), suffixes=(".json",)).iterdir()] == [
+        "config.json"
+    ]
+    (folder / "data.json").write_text('{"x": [{"text": "c"}], "y": [{"text": "d"}]}')
+    for address in ((folder / "data.json").as_uri(), f"file://{folder.as_posix()}/data.json"):
+        assert [row.fields["text"] for row in read_rows(f"{address}#y")] == ["d"]
+
+
 def test_a_recipe_keeps_a_url_as_it_is_written(tmp_path: Path, s3):
     s3.pipe("rows/one.jsonl", lines("a", "b"))
     (tmp_path / "recipe.yaml").write_text(

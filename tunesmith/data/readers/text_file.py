@@ -16,7 +16,7 @@ from tunesmith.data.documents.encoding import LOST, decode
 from tunesmith.data.documents.formats.zip_xml import open_zip, read_part
 from tunesmith.data.files import is_there, refuse_pipe
 from tunesmith.data.readers.row import unreadable
-from tunesmith.data.remote import fetched, remote_url
+from tunesmith.data.remote import fetched, local_path, remote_url
 from tunesmith.errors import DataError, first_names
 
 PACKED = (".gz", ".zip")
@@ -57,7 +57,8 @@ def locate(source: str | Path) -> FileSource | None:
         source: source of rows, as in `data.train`.
     """
     if url := remote_url(source):
-        name, mark, part = url.partition("#")
+        whole = "#" not in url or is_there(local_path(url))
+        name, mark, part = (url, "", "") if whole else url.rpartition("#")
         source = f"{fetched(name)}{mark}{part}"
     path, part = Path(source), ""
     if not is_there(path) and "#" in str(source):
