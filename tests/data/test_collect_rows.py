@@ -228,6 +228,8 @@ def test_references_that_go_in_circles_or_elsewhere_lead_nowhere():
         ({"as": "text"}, "id is missing"),
         ({"id": "3"}, "id is not of type integer"),
         ({"id": True}, "id is not of type integer"),
+        ({"id": float("inf")}, "id is not of type integer"),
+        ({"id": float("nan")}, "id is not of type integer"),
         ({"id": 3, "as": "xml"}, "as is not one of the listed values"),
         ({"id": 3, "color": "red"}, "unknown argument color"),
         ([3], "the arguments are not an object"),

@@ -102,7 +102,7 @@ def schemas_of(tools: str) -> dict[str, Mapping[str, Any]]:
 def has_json_type(value: object, kind: str) -> bool:
     """Return whether a value has a JSON schema type. 2.0 is an integer, True is not; unknown types fit."""
     if kind == "integer":
-        return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
     expected = TYPES.get(kind)
     return expected is None or (isinstance(value, expected) and (kind == "boolean" or not isinstance(value, bool)))
 
