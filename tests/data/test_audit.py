@@ -674,7 +674,7 @@ def test_a_label_that_is_a_number_and_a_text_is_noted_once(tmp_path: Path) -> No
 def test_booleans_next_to_0_and_1_are_noted_as_labels_that_may_mean_the_same(tmp_path: Path) -> None:
     rows: list[Fields] = [{**row, "label": (0, 1, True, "x")[i % 4]} for i, row in enumerate(reviews(80))]
     notes = [note for note in audited(tmp_path, rows).notes if note.startswith("the labels ")]
-    assert notes == ["the labels '1' and 'True' may mean the same, but are learned as 2 labels; write only one of them"]
+    assert notes == ["the labels '1' and 'True' may mean the same, but count as 2 labels; write only one of them"]
     assert not any(
         note.startswith("the labels ")
         for same in ((0, 1, 2), (True, False))

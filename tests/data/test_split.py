@@ -332,7 +332,7 @@ def test_a_train_file_of_the_test_files_groups_only_is_refused(tmp_path):
 
 def test_labels_that_may_mean_the_same_are_noted_once():
     notes = split(marked({"0": 20, "False": 20, "1": 20}), validation=0.1, test=0.2, seed=0).notes
-    note = "the labels '0' and 'False' may mean the same, but are learned as 2 labels; write only one of them"
+    note = "the labels '0' and 'False' may mean the same, but count as 2 labels; write only one of them"
     assert [one for one in notes if "mean the same" in one] == [note]
 
 

@@ -95,6 +95,12 @@ def test_a_base_chooses_among_the_labels_of_all_rows_also_if_some_rows_are_score
     assert ask(tiny_llama, new, rows=1).page.n == 1
 
 
+def test_labels_that_may_mean_the_same_are_noted(tiny_llama: Path, tmp_path: Path) -> None:
+    new = write_rows(tmp_path / "new.jsonl", [{"text": f"row {i}", "label": (1, True, 0)[i % 3]} for i in range(12)])
+    note = "the labels '1' and 'True' may mean the same, but count as 2 labels; write only one of them"
+    assert note in read_task(EvaluateRequest(str(tiny_llama), str(new)), identify(tiny_llama), offline=True).notes
+
+
 def test_a_run_against_its_base_is_compared_row_by_row(decoder: Path, new: Path) -> None:
     done = ask(decoder, new, against="base")
     page = done.page

@@ -17,7 +17,7 @@ from tunesmith.data.examples.usable import answer_notes, usable
 from tunesmith.data.files import read_page
 from tunesmith.data.readers.read import read_file
 from tunesmith.data.readers.row import columns_of, keep
-from tunesmith.data.schema.cells import has_column
+from tunesmith.data.schema.cells import has_column, same_flags
 from tunesmith.data.schema.formats import detect
 from tunesmith.data.splits.split import by_prompt
 from tunesmith.data.tokenization.chat_template import Template
@@ -236,6 +236,9 @@ def read_task(request: EvaluateRequest, source: ModelSource, *, offline: bool) -
     except RowError as error:
         raise with_audit_fix(error, request.data, columns_set(objective)) from error
     notes += answer_notes(examples)
+    notes += same_flags(
+        {label for example in examples if isinstance(example, LabelledText) for label in example.labels}
+    )
     if request.rows and request.rows < len(examples):
         indices = sorted(random.Random(recipe.seed).sample(range(len(examples)), request.rows))
         notes.append(f"{request.rows} of {len(examples)} rows, sampled with seed {recipe.seed}")

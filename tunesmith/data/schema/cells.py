@@ -50,7 +50,7 @@ def same_flags(labels: Iterable[str]) -> list[str]:
         if is_flag(label):
             spelt.setdefault(FLAGS[label.lower()], []).append(label)
     return [
-        f"the labels {' and '.join(map(repr, same))} may mean the same, but are learned as {len(same)} labels; "
+        f"the labels {' and '.join(map(repr, same))} may mean the same, but count as {len(same)} labels; "
         "write only one of them"
         for same in spelt.values()
         if len(same) > 1
