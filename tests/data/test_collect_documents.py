@@ -248,6 +248,11 @@ def test_a_text_may_be_one_heading_after_another(tmp_path: Path):
     [
         ("It’s the buyer’s duty to pay the fee – about £5 or €6 – for the “return”.", "cp1252"),
         ("Der Käufer zahlt die Gebühr für die Rücksendung selbst.", "cp1252"),
+        ("I don’t know.", "cp1252"),
+        ("It costs £5, or £7 with the tea at 180°C.", "cp1252"),
+        ("3½ stars, © Acme", "cp1252"),
+        ("Brand™ and Brand™", "cp1252"),
+        ("2024年3月5日 到着", "cp932"),
         ("La devolución se hará después de recibir el paquete; el año siguiente será más fácil.", "cp1252"),
         ("Zwrot pieniędzy nastąpi po otrzymaniu przesyłki; kupujący płaci za odesłanie towaru łącznie.", "cp1250"),
         ("Возврат денег производится после получения товара, покупатель платит за пересылку.", "cp1251"),

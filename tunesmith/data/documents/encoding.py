@@ -14,9 +14,11 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Encodings of DOS and old Macs. Windows text with a few accents is often mistaken for them, and such files are rare.
+# Encodings of DOS, old Macs and mainframes. Windows text with a few accents is often mistaken for them, and such files
+# are rare.
 _OLD = [
-    *(f"cp{page}" for page in (437, 720, 737, 775, 850, 852, 855, 857, 858, *range(860, 867), 869, 1006, 1125)),
+    *(f"cp{page}" for page in (437, 720, 737, 775, 850, 852, 855, 856, 857, 858, *range(860, 867), 869, 1006, 1125)),
+    *(f"cp{page}" for page in ("037", 273, 424, 500, 875, 1026, 1140)),
     *(f"mac_{name}" for name in ("cyrillic", "greek", "iceland", "latin2", "roman", "turkish")),
     "hp_roman8", "kz1048", "ptcp154",
 ]  # fmt: skip
@@ -33,11 +35,8 @@ _EAST_ASIAN = [
     *("cp932", "cp949", "cp950", "euc_jp", "euc_jis_2004", "euc_jisx0213", "euc_kr"),
     *("shift_jis", "shift_jis_2004", "shift_jisx0213"),
 ]
-# A run of other characters than ASCII, and whether it is a single one next to a small Latin letter.
-_OTHER_RUN, _IN_WORD = (
-    re.compile(r"[^\x00-\x7f]+"),
-    re.compile(r"(?:(?<=[a-z])[^\x00-\x7f]|[^\x00-\x7f](?=[a-z]))(?![^\x00-\x7f])"),
-)
+# A byte that is not ASCII, and one between bytes that are.
+_OTHER, _ALONE = re.compile(rb"[\x80-\xff]"), re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
 SAMPLE = 200_000  # bytes used to detect an encoding
 LOST = "\N{REPLACEMENT CHARACTER}"
 # Up to this share of broken bytes among the non-ASCII characters, a file is treated as damaged UTF-8.
@@ -78,7 +77,7 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
         best = from_bytes(sample, cp_exclusion=excluded).best()
         # Of few words that repeat, an umlaut and the letter after it are mistaken for one character of East Asia.
         if best is None or best.encoding in _EAST_ASIAN:
-            latin = _is_latin(sample.decode(best.encoding if best else "cp1252", "replace"))
+            latin = _is_latin(sample)
             best = from_bytes(sample, cp_exclusion=[*excluded, *_EAST_ASIAN]).best() if latin else best
         if best is None and not latin:
             raise DataError("unknown text encoding; save it as UTF-8") from None
@@ -90,7 +89,6 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
     return text, ""
 
 
-def _is_latin(text: str) -> bool:
-    """Return whether most characters other than ASCII are single ones within Latin words, unlike in East Asian text."""
-    alone = len(_IN_WORD.findall(text))
-    return 2 * alone > len(_OTHER_RUN.findall(text))
+def _is_latin(data: bytes) -> bool:
+    """Return whether most bytes other than ASCII are single ones, such as accents and signs; in East Asia, few are."""
+    return 2 * len(_ALONE.findall(data)) > len(_OTHER.findall(data))
