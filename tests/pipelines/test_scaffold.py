@@ -421,6 +421,39 @@ def test_axolotl_data_sets_may_be_paths_alone_and_what_is_none_is_told(alpaca: P
         convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": [7]}))
 
 
+def test_axolotl_data_sets_for_pretraining_are_texts(alpaca: Path) -> None:
+    raw = {key: value for key, value in AXOLOTL.items() if key != "datasets"}
+    sets = [{"path": "train.jsonl", "type": "pretrain", "text_column": "output"}]
+    for given, text in ((sets, "output"), ("train.jsonl", "")):
+        made = convert(write(alpaca.parent / "a.yaml", raw | {"pretraining_dataset": given}))
+        found = made.recipe.objective.model_dump(include={"kind", "text"})
+        assert (found, made.recipe.data.train) == ({"kind": "domain", "text": text}, str(alpaca))
+        assert "pretraining_dataset" not in made.dropped
+
+
+def test_methods_that_do_not_exist_here_are_not_replaced_by_others(alpaca: Path) -> None:
+    with pytest.raises(RecipeError, match="unknown kind 'bco'"):
+        convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"rl": "bco"}))
+    with pytest.raises(RecipeError, match="'robust'"):
+        convert(write(alpaca.parent / "f.yaml", FACTORY | {"stage": "dpo", "pref_loss": "robust"}), data=str(alpaca))
+
+
+def test_columns_of_prompts_with_an_input_are_listed_where_they_are_not_converted(alpaca: Path) -> None:
+    form = {"field_instruction": "q", "field_input": "i", "field_output": "a"}
+    made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": [{"path": "train.jsonl", "type": form}]}))
+    assert {f"datasets: type: {name}" for name in form} <= set(made.dropped)
+
+
+def test_configurations_without_a_model_or_with_odd_keys_end_in_no_internal_error(alpaca: Path) -> None:
+    raw = {key: value for key, value in AXOLOTL.items() if key != "base_model"}
+    made = convert(write(alpaca.parent / "a.yaml", raw), data=str(alpaca))
+    assert "model" not in yaml.safe_load(made.text(alpaca.parent))
+    with pytest.raises(RecipeError, match="the key 1 is not a name"):
+        convert(write(alpaca.parent / "a.yaml", AXOLOTL | {1: 2}))
+    with pytest.raises(RecipeError, match="not a configuration of"):  # TRL's
+        convert(write(alpaca.parent / "t.yaml", {"model_name_or_path": "m", "dataset_name": "d"}), data=str(alpaca))
+
+
 def test_what_the_next_command_would_refuse_is_not_written(tmp_path: Path) -> None:
     few = write_rows(tmp_path / "few.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(3)])
     with pytest.raises(DataError, match="3 rows are too few for a test split; give 10 or more"):

@@ -79,7 +79,7 @@ def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     data = {
         key: move(value) if key in ("train", "validation", "test") else value for key, value in values["data"].items()
     }
-    return values | {"data": data, "model": move(values["model"])}
+    return {key: move(value) if key == "model" else value for key, value in values.items()} | {"data": data}
 
 
 def _entry(name: str, value: Any, reasons: Mapping[str, str]) -> list[str]:

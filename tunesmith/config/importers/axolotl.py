@@ -16,7 +16,7 @@ TUNED = {"rl_beta": "beta", "dpo_beta": "beta"}
 TUNED_BY = {"simpo": {"simpo_gamma": "gamma"}, "orpo": {"orpo_alpha": "beta"}}
 # Keys of a data set that locate its rows.
 PLACE = {"path", "data_files", "split", "ds_type"}
-ALPACA, CHATS, DOCUMENTS = ("alpaca",), ("sharegpt", "chat_template"), ("completion", "pretraining")
+ALPACA, CHATS, DOCUMENTS = ("alpaca",), ("sharegpt", "chat_template"), ("completion", "pretrain")
 
 # Reason for keys that describe the format of rows.
 DETECTED = "the row format is detected; check it with tune --dry-run"
@@ -25,8 +25,11 @@ DETECTED = "the row format is detected; check it with tune --dry-run"
 def axolotl(work: Conversion) -> None:
     """Convert the keys that only axolotl has."""
     _axolotl_rl(work, work.take("rl"))
-    if sets := _sets(work, "datasets"):
+    streamed = [{"type": "pretrain", **entry} for entry in _sets(work, "pretraining_dataset")]
+    if sets := _sets(work, "datasets") or streamed:
         _axolotl_data(work, sets)
+    elif "kind" not in work.ours["objective"]:
+        work.put("objective", "kind", "instruct", "no datasets")
     if held := _sets(work, "test_datasets"):
         work.put("data", "validation", _one_file(work, "test_datasets", held), "test_datasets")
     adapter = work.take("adapter")
@@ -57,7 +60,7 @@ def _axolotl_rl(work: Conversion, rl: Any) -> None:
         work.put("objective", "kind", "preference", f"rl: {rl}")
         work.put("objective", "loss", rl, f"rl: {rl}")
     elif rl:
-        work.put("objective", "kind", "rl", f"rl: {rl}")
+        work.put("objective", "kind", "rl" if rl == "grpo" else rl, f"rl: {rl}")
         _reinforced(work, work.take("trl"))
     elif work.raw.get("reward_model") is True and work.take("reward_model"):
         work.put("objective", "kind", "reward", "reward_model: true")
@@ -94,6 +97,8 @@ def _axolotl_data(work: Conversion, sets: Sequence[Mapping[str, Any]]) -> None:
     path, entry = _one_file(work, "datasets", sets), sets[0]
     if "train" not in work.ours["data"]:
         work.put("data", "train", path, "datasets: path")
+    if "text_column" in entry:  # of a pretraining_dataset
+        entry = {"field": entry["text_column"], **{name: entry[name] for name in entry if name != "text_column"}}
     kind, base = entry.get("type"), str(entry.get("type") or "").partition(".")[0]
     judged = "kind" in work.ours["objective"]
     named = ["field_messages"] if base in CHATS else ["field"] if base in DOCUMENTS else []
@@ -103,11 +108,12 @@ def _axolotl_data(work: Conversion, sets: Sequence[Mapping[str, Any]]) -> None:
     if judged:
         return
     if isinstance(kind, Mapping):
-        unread = sorted(set(kind) - {"field_instruction", "field_output", "field_input"})
-        work.dropped |= {f"datasets: type: {name}": f"{kind[name]}: {DETECTED}" for name in unread}
         parts = {"prompt": kind.get("field_instruction"), "answer": kind.get("field_output")}
+        usable = all(parts.values()) and not kind.get("field_input")
+        unread = sorted(set(kind) - ({"field_instruction", "field_output", "field_input"} if usable else set()))
+        work.dropped |= {f"datasets: type: {name}": f"{kind[name]}: {DETECTED}" for name in unread}
         work.put("objective", "kind", "instruct", "datasets: type")
-        if all(parts.values()) and not kind.get("field_input"):
+        if usable:
             work.ours["objective"] |= parts
         return
     work.put("objective", "kind", "domain" if base in DOCUMENTS else "instruct", f"datasets: type: {kind}")

@@ -67,6 +67,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: invalid YAML ({' '.join(str(error).split())}); fix this line") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: expected a mapping of keys, got {type(raw).__name__}; check the file name")
+    if odd := [key for key in raw if not isinstance(key, str)]:
+        raise RecipeError(f"{path}: the key {odd[0]!r} is not a name; quote or remove it")
     return raw
 
 
@@ -112,5 +114,5 @@ def _validation(work: Conversion) -> None:
 # Trainer -> keys that only its files have, and the converter.
 TOOLS: dict[str, tuple[set[str], Callable[[Conversion], None]]] = {
     "axolotl": ({"base_model", "datasets", "micro_batch_size", "sequence_len"}, axolotl),
-    "LLaMA-Factory": ({"model_name_or_path", "finetuning_type", "stage", "cutoff_len", "dataset_dir"}, factory),
+    "LLaMA-Factory": ({"dataset", "finetuning_type", "stage", "cutoff_len", "dataset_dir"}, factory),
 }

@@ -52,8 +52,8 @@ def factory(work: Conversion) -> None:
         work.put("objective", "algorithm", "ppo", "stage: ppo")
         work.dropped["reward"] = UNNAMED
     if stage in ("dpo", "kto"):
-        loss = work.take("pref_loss")
-        work.put("objective", "loss", LOSSES.get(str(loss), "dpo") if stage == "dpo" else "kto", "pref_loss")
+        loss = str(work.take("pref_loss") or "sigmoid")
+        work.put("objective", "loss", LOSSES.get(loss, loss) if stage == "dpo" else "kto", "pref_loss")
         for name in [name for name in TUNED if name in work.raw]:
             work.put("objective", TUNED[name], work.take(name), name)
     first, held = (_first(work, name) for name in ("dataset", "eval_dataset"))
