@@ -88,6 +88,15 @@ def test_a_group_is_a_word_or_blank():
         texts(rows({"text": "x", "g": 0.5}), text="text", group="g")
 
 
+def test_a_missing_value_of_pandas_is_none():
+    nan = float("nan")
+    (text,) = texts(rows({"title": nan, "body": "y", "g": nan}), text="title + body", group="g")
+    assert (text.text, text.group) == ("body: y", "")
+    columns = {**PAIR, "system": "system", "tools": "tools", "history": "history"}
+    data = rows({"prompt": "p", "answer": "a", "system": nan, "tools": nan, "history": nan})
+    assert said(chats(data, columns=columns)[0]) == ["u:p", "a:a"]
+
+
 def test_instruction_prompt_and_input_make_the_user_turn():
     columns = {**PAIR, "input": "input", "system": "system"}
     data = rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from tunesmith.data.readers.row import Row, as_word
@@ -11,7 +12,7 @@ FLAGS = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0"
 
 
 def cell(row: Row, column: str) -> object:
-    """Return the value of a row in a column; None if the row has none.
+    """Return the value of a row in a column; None if the row has none, which pandas writes as NaN.
 
     Args:
         row: the row.
@@ -22,7 +23,8 @@ def cell(row: Row, column: str) -> object:
         values = {name: cell(row, name) for name in map(str.strip, column.split(PLUS))}
         words = {name: as_word(value) or ("" if value is None else str(value)) for name, value in values.items()}
         return "\n".join(f"{name}: {word.strip()}" for name, word in words.items() if word.strip())
-    return row.fields.get(column)
+    value = row.fields.get(column)
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def label_cell(row: Row, column: str) -> object:
