@@ -107,6 +107,17 @@ def test_texts_with_commas_do_not_hide_the_separator(tmp_path, mark):
     assert rows[3].fields == {"id": "3", "text": "well, 3, it is, as I said, fine", "label": "b"}
 
 
+def test_a_space_before_a_quoted_cell_is_no_part_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text('id, text, label\n1, "a, b", "x"\n2, "c ""d""", "y"\n')
+    found = read_file(tmp_path / "a.csv")
+    assert [dict(row.fields) for row in found.rows] == [
+        {"id": "1", "text": "a, b", "label": "x"}, {"id": "2", "text": 'c "d"', "label": "y"},
+    ]  # fmt: skip
+    assert found.notes == ("a.csv: spaces before cells skipped",)
+    (tmp_path / "b.csv").write_text("text,label\n x,a\n y,b\n")
+    assert [row.fields["text"] for row in read_file(tmp_path / "b.csv").rows] == [" x", " y"]
+
+
 def test_a_column_of_sentences_with_commas_stays_one_column(tmp_path):
     text = "text\n" + "".join(f'"Well, number {i}."\n' for i in range(20))
     assert read_rows(write(tmp_path / "a.csv", text))[0].fields == {"text": "Well, number 0."}
@@ -364,6 +375,10 @@ def test_of_an_archive_with_several_files_one_is_named(tmp_path):
     with pytest.raises(DataError, match=r"expected one file in the archive, got 2 \(train\.jsonl, test\.jsonl\)"):
         read_rows(tmp_path / "a.zip")
     assert read_rows(f"{tmp_path / 'a.zip'}#test.jsonl")[0].fields == {"text": "test.jsonl"}
+    with pytest.raises(DataError, match=r"a\.zip: no file 'tset\.jsonl'; files here: train\.jsonl, test\.jsonl"):
+        read_rows(f"{tmp_path / 'a.zip'}#tset.jsonl")
+    with pytest.raises(DataError, match=r"a\.json: a list of rows has no part 'x'"):
+        read_rows(f"{write(tmp_path / 'a.json', '[{}]')}#x")
     with pytest.raises(DataError, match=r"a\.csv\.gz: broken gzip file"):
         read_rows(write(tmp_path / "a.csv.gz", b"\x1f\x8b\x08 broken"))
     with pytest.raises(DataError, match=r"a\.parquet\.gz: unsupported file type"):

@@ -18,6 +18,7 @@ from tunesmith.errors import DataError
 CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')
 LOOKED_AT = 50  # lines
 TABLE_SHARE = 0.8  # of the rows have as many cells as most, if lines above the header are a title
+SPACED_SHARE = 0.5  # of the rows have a space before a quoted cell, if such spaces are no part of cells
 SEPARATORS = ",;\t|"
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})*,\d+|[+-]?\d+,\d+")
@@ -44,6 +45,7 @@ class Dialect:
         separator: character between cells.
         quoting: constant of the csv module.
         skipped: lines above the header, an Excel directive or a title.
+        spaced: a space follows each separator, as in `1, "a, b"`; it is no part of the cell.
         decimal: numeric columns with decimal commas, as in most of Europe.
         note: what differs from a comma-separated file in UTF-8; empty for one.
     """
@@ -51,6 +53,7 @@ class Dialect:
     separator: str
     quoting: Literal[0, 3]
     skipped: int
+    spaced: bool
     decimal: frozenset[str]
     note: str
 
@@ -105,6 +108,9 @@ def dialect_of(file: TextFile, kind: str) -> Dialect:
         if not _rating(cuts[separator])[0]:
             separator, skipped = _below_title(cuts) or (separator, 0)
             about = [f"{skipped} line{'s' * (skipped > 1)} above the header skipped"] if skipped else []
+    if spaced := _is_spaced(cuts[separator]):
+        cuts[separator] = _cut(file, separator, spaced=True)
+        about.append("spaces before cells skipped")
     plain = separator == "\t" and not skipped and _quotes_are_text(file, header)
     several = _rating(cuts[separator])[0] or skipped  # a single column has no separator
     if several and separator != ("\t" if kind == ".tsv" else ","):
@@ -113,10 +119,16 @@ def dialect_of(file: TextFile, kind: str) -> Dialect:
     if decimal:
         about.append(f"decimal commas in {', '.join(map(repr, decimal))} read as points")
     quoting: Literal[0, 3] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-    return Dialect(separator, quoting, skipped, frozenset(decimal), ", ".join(about))
+    return Dialect(separator, quoting, skipped, spaced, frozenset(decimal), ", ".join(about))
 
 
-def _cut(file: TextFile, separator: str) -> list[tuple[int, list[str]]]:
+def _is_spaced(rows: Sequence[tuple[int, list[str]]]) -> bool:
+    """Return whether most rows have a space before the quote that opens a cell."""
+    opened = [any(cell[:1] == " " and cell.lstrip(" ")[:1] == '"' for cell in cells) for _, cells in rows[1:]]
+    return sum(opened) > SPACED_SHARE * len(opened)
+
+
+def _cut(file: TextFile, separator: str, *, spaced: bool = False) -> list[tuple[int, list[str]]]:
     """Return line and cells of the first rows that are not blank, cut at a separator.
 
     Cells may contain other separators and line breaks.
@@ -124,7 +136,7 @@ def _cut(file: TextFile, separator: str) -> list[tuple[int, list[str]]]:
     rows: list[tuple[int, list[str]]] = []
     start = 1
     with closing(file.lines("")) as lines:
-        reader = csv.reader(islice(lines, LOOKED_AT), delimiter=separator)
+        reader = csv.reader(islice(lines, LOOKED_AT), delimiter=separator, skipinitialspace=spaced)
         try:
             while (cells := _next(reader)) is not None:
                 if any(cell.strip() for cell in cells):
@@ -221,7 +233,13 @@ def cells_of(
     with closing(file) as lines:
         for _ in islice(lines, skip):
             pass
-        reader = csv.reader(lines, delimiter=dialect.separator, quoting=dialect.quoting, strict=True)
+        reader = csv.reader(
+            lines,
+            delimiter=dialect.separator,
+            quoting=dialect.quoting,
+            skipinitialspace=dialect.spaced,
+            strict=True,
+        )
         try:
             while (cells := _next(reader)) is not None:
                 if len(cells) > 1 or any(cell.strip() for cell in cells):

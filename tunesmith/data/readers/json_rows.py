@@ -46,6 +46,8 @@ def json_document(file: TextFile, part: str) -> tuple[Iterator[Row], str]:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise DataError(f"{name}:{line}: invalid JSON ({reason(error)}); {fix}") from error
     if isinstance(value, list):
+        if part:
+            raise DataError(f"{file.path}: a list of rows has no part {part!r}; use {file.path}")
         return numbered(value, name), ""
     if not isinstance(value, dict):
         raise DataError(f"{name}: expected rows, got one JSON {type(value).__name__}; {fix}")

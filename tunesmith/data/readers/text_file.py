@@ -75,7 +75,7 @@ def locate(source: str | Path) -> FileSource | None:
     if suffix == ".gz":
         return FileSource(path, part, kind, row_name)
     if suffix == ".zip":
-        member = part or _only_member(path)
+        member = _member(path, part)
         return FileSource(path, member, Path(member).suffix.lower(), row_name)
     return FileSource(path, part, suffix, row_name)
 
@@ -90,9 +90,13 @@ def _members(path: Path) -> list[str]:
     return [name for name in names if not name.endswith("/") and not any(added in name for added in ADDED)]
 
 
-def _only_member(path: Path) -> str:
-    """Return the only file of a zip archive; raise DataError that lists them if there are several."""
+def _member(path: Path, part: str) -> str:
+    """Return the named or only file of a zip archive; raise DataError that lists its files if there is none."""
     names = _members(path)
+    if part and part not in names:
+        raise DataError(f"{path}: no file {part!r}; files here: {first_names(names, 5) or 'none'}")
+    if part:
+        return part
     if len(names) != 1:
         fix = f"name one, such as '{path}#{names[0]}'" if names else "give an archive with one file of rows"
         raise DataError(f"{path}: expected one file in the archive, got {len(names)} ({first_names(names, 5)}); {fix}")
