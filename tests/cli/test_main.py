@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from tests.cli.conftest import Command
 from tunesmith.cli import main
 from tunesmith.cli.commands import tune
 from tunesmith.cli.main import parser
+from tunesmith.cli.terminal import console
 from tunesmith.errors import DataError, Refused
 
 
@@ -200,6 +203,22 @@ def test_a_reader_that_has_gone_is_no_traceback_where_there_is_an_error_to_tell(
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
         assert process.wait() in (2, 128 + signal.SIGPIPE)
+
+
+def test_a_closed_stdout_is_no_internal_error(tmp_path: Path):
+    (tmp_path / "runs").mkdir()
+    command = f"{shlex.quote(sys.executable)} -m tunesmith runs {shlex.quote(str(tmp_path / 'runs'))} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_table_whose_reader_has_gone_is_no_failed_check():
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        console(Gone()).print("x")
 
 
 def test_what_a_terminal_has_no_letters_for_is_written_as_what_it_is(tmp_path: Path):

@@ -44,10 +44,15 @@ def console(file: TextIO) -> Console:
     """Return a rich console that styles text but interprets neither markup nor emoji codes."""
     from rich.console import Console
 
-    screen = Console(file=file, markup=False, emoji=False, highlight=False)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            """Raise the error again, where it is caught; rich would exit with 1, which is a failed check."""
+            raise
+
+    screen = Screen(file=file, markup=False, emoji=False, highlight=False)
     if screen.is_terminal:
         return screen
-    return Console(file=file, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
+    return Screen(file=file, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
 
 
 def hush() -> None:
