@@ -18,7 +18,7 @@ from tunesmith.errors import DataError
 CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')
 LOOKED_AT = 50  # lines
 TABLE_SHARE = 0.8  # of the rows have as many cells as most, if lines above the header are a title
-SPACED_SHARE = 0.5  # of the rows have a space before a quoted cell, if such spaces are no part of cells
+SPACED_SHARE = 0.5  # of the rows have a space before a quoted cell, if such spaces do not belong to cells
 SEPARATORS = ",;\t|"
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})*,\d+|[+-]?\d+,\d+")
@@ -45,7 +45,7 @@ class Dialect:
         separator: character between cells.
         quoting: constant of the csv module.
         skipped: lines above the header, an Excel directive or a title.
-        spaced: a space follows each separator, as in `1, "a, b"`; it is no part of the cell.
+        spaced: a space follows each separator, as in `1, "a, b"`; it does not belong to the cell.
         decimal: numeric columns with decimal commas, as in most of Europe.
         note: what differs from a comma-separated file in UTF-8; empty for one.
     """
