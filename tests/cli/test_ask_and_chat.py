@@ -14,6 +14,7 @@ import tunesmith
 from tests.cli.conftest import Command
 from tests.served import save_run
 from tests.thinking import ANSWER, KIND, THOUGHTS, WHOLE, dictate, ids_of
+from tunesmith.annotation.import_export import read_events
 from tunesmith.annotation.thumbs import FILE, Thumbs
 from tunesmith.cli.commands.chat import HELP, Conversation
 from tunesmith.cli.signals import Interruption
@@ -180,6 +181,22 @@ def test_a_chat_shows_the_base_saves_rows_and_keeps_thumbs(
         (False, saved[0][3]["content"], decoder_run.name),
         (True, saved[0][1]["content"], decoder_run.name),
     ]
+
+
+def test_a_chat_with_a_model_folder_or_a_url_keeps_thumbs_where_they_are_found(
+    command: Command, decoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = shutil.copytree(decoder_run, tmp_path / "mine")
+    (run / FILE).unlink(missing_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for place, kept in ((run / "model", run / FILE), (run.as_uri(), Path("mine-thumbs.db"))):
+        type_in(monkeypatch, "number 1\n/good\n")
+        done = command("chat", place)
+        assert f"rating saved in {kept}; " in done.err
+        assert [path.name for path in kept.parent.glob("*thumbs.db*")] == [kept.name]  # closed: without a log beside it
+        by = [event.body["by"] for event in read_events(kept) if event.kind == "item"]
+        assert by == [["mine"]]
+    assert not list((run / "model").glob("*.db*"))
 
 
 def test_the_same_seed_gives_the_same_conversation(

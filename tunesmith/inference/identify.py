@@ -13,7 +13,7 @@ from tunesmith.config import AnyObjective, AnyTechnique, ModelName
 from tunesmith.data.files import is_there, read_page
 from tunesmith.data.remote import remote_url
 from tunesmith.errors import CheckpointError, ModelError
-from tunesmith.models.loading.base_from_run import base_place, resolved
+from tunesmith.models.loading.base_from_run import RUN_FILE, base_place, resolved
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
 from tunesmith.models.loading.checkpoint import MODEL_FILE, verify_model
 from tunesmith.models.loading.hub import is_hub_id
@@ -105,6 +105,12 @@ def find_model(run: str | Path, *, offline: bool = False) -> Path:
     if not run.exists():
         raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
     raise CheckpointError(f"{run}: no finished model in it; finish it with `tunesmith tune`")
+
+
+def run_of(model: Path) -> Path:
+    """Return the run folder of a path that may name the model folder in it."""
+    place = model.resolve()
+    return place.parent if place.name == "model" and (place.parent / RUN_FILE).exists() else model
 
 
 def is_elsewhere(name: Path) -> bool:

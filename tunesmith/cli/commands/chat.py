@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cache
 from os import SEEK_END
 from pathlib import Path
@@ -250,7 +250,7 @@ def _dropped_part(model: LocalModel, text: str, limit: int) -> str:
 def chat(args: argparse.Namespace) -> int:
     """Answer line after line until /quit or the end of the input."""
     from tunesmith.annotation.thumbs import FILE, Thumbs
-    from tunesmith.inference.identify import find_model, read_manifest
+    from tunesmith.inference.identify import find_model, read_manifest, run_of
 
     manifest = read_manifest(find_model(args.folder, offline=args.offline))
     if manifest.family != "decoder":
@@ -273,24 +273,27 @@ def chat(args: argparse.Namespace) -> int:
         opened.thinks = model.thinks
         return opened
 
-    conversation = Conversation(
-        model,
-        sampling_of(args, model.sampling),
-        name=args.folder.resolve().name,
-        base=base,
-        thumbs=Thumbs(lambda _: args.folder / FILE),
-        system=args.system,
-        silent=args.json,
-    )
-    if _stdin().isatty():
-        log(HELP)
-    for line in _lines():
-        if line in ("/quit", "/exit"):
-            break
-        if line.startswith("/"):
-            log(conversation.command(line))
-        elif line:
-            conversation.turn(line)
+    run = run_of(args.folder)
+    name = run.resolve().name
+    with closing(Thumbs(lambda _: run / FILE if run.exists() else Path(f"{name}-{FILE}"))) as thumbs:
+        conversation = Conversation(
+            model,
+            sampling_of(args, model.sampling),
+            name=name,
+            base=base,
+            thumbs=thumbs,
+            system=args.system,
+            silent=args.json,
+        )
+        if _stdin().isatty():
+            log(HELP)
+        for line in _lines():
+            if line in ("/quit", "/exit"):
+                break
+            if line.startswith("/"):
+                log(conversation.command(line))
+            elif line:
+                conversation.turn(line)
     publish({"run": args.folder, **conversation.row}, args)
     return 0
 

@@ -133,6 +133,7 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
     limits = _limits(args, kind)
     asked = _shadow_of(args, sources, kind)
     from tunesmith.annotation.thumbs import FILE, Thumbs
+    from tunesmith.inference.identify import run_of
     from tunesmith.inference.serving.traffic_split import Splits
     from tunesmith.web.openai.app import POLICY, Api
     from tunesmith.web.openai.metrics import Metrics
@@ -142,7 +143,7 @@ def opened(args: argparse.Namespace, *, say: Callable[[AnsweringEngine, str, str
         path = folder_of(name, sources, engine.registry.get(name).version)
         if not _is_gguf(path) and not _is_run(path):  # a base model, in a folder that is not ours
             return args.store or Path(f"{name_of(path)}-{FILE}")
-        return args.store or (path.parent if _is_gguf(path) else path) / FILE
+        return args.store or (path.parent if _is_gguf(path) else run_of(path)) / FILE
 
     splits = Splits(shares_of(args.split, sources))
     address = Address(args.host, args.port)
