@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,25 @@ def test_a_file_that_another_program_holds_is_told_with_its_place_and_the_vote_c
     other.close()
     store.append(Entry("Ana", "vote", "x", {"label": "a"}))
     assert len(store.since()) == 1
+
+
+def test_a_store_is_read_without_a_change_to_its_folder_and_with_votes_that_are_only_in_the_log(store: VoteStore):
+    def folder() -> dict[str, int]:
+        return {place.name: place.stat().st_mtime_ns for place in (store.path.parent, *store.path.parent.iterdir())}
+
+    def raters() -> list[str]:
+        assert VoteStore.kind(store.path) == "labels"
+        assert VoteStore.has_events(store.path)
+        with closing(VoteStore(store.path, what="labels", read_only=True)) as opened:
+            return [event.rater for event in opened.since()]
+
+    store.append(Entry("Ana", "vote", "x", {"label": "a"}))
+    assert raters() == ["Ana"]
+    store.close()
+    before = folder()
+    assert raters() == ["Ana"]
+    assert folder() == before
+    with pytest.raises(DataError, match="expected votes on pairs, got votes on labels"):
+        VoteStore(store.path, what="pairs", read_only=True)
+    with pytest.raises(DataError, match="cannot read votes"):
+        VoteStore(store.path.with_name("none.db"), what="labels", read_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,11 +139,8 @@ def read_events(path: Path) -> list[Event]:
         raise DataError(f"{path}: no such file; `tunesmith feedback` prints the path of the votes")
     if not path.stat().st_size:
         raise DataError(f"{path}: expected a file of votes, got an empty file; `tunesmith feedback` prints its path")
-    store = VoteStore(path, what=WHAT)
-    try:
+    with closing(VoteStore(path, what=WHAT, read_only=True)) as store:
         return store.since()
-    finally:
-        store.close()
 
 
 def _votes_without(names: Collection[str], events: Sequence[Event], path: Path) -> VoteState:

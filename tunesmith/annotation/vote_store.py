@@ -85,13 +85,20 @@ class VoteStore:
         what: kind of the items; a store of another kind is refused.
         clock: current Unix time in seconds.
         empty: other kinds; a store of one of them that has no events becomes one of this kind.
+        read_only: nothing is written, so that the folder need not be writable; the file must be there.
 
     Raises:
         DataError: the file is not a vote store, is of another kind, damaged, or cannot be opened.
     """
 
     def __init__(
-        self, path: Path, *, what: str, clock: Callable[[], float] = time.time, empty: Collection[str] = ()
+        self,
+        path: Path,
+        *,
+        what: str,
+        clock: Callable[[], float] = time.time,
+        empty: Collection[str] = (),
+        read_only: bool = False,
     ) -> None:
         self.path = path
         self._what = what
@@ -104,25 +111,36 @@ class VoteStore:
                 if header and header != HEADER:
                     fix = "give one written by `tunesmith feedback` or `tunesmith label`"
                     raise DataError(f"{path}: not a vote store; {fix}")
-            self._db = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
+            self._db = (
+                _reader(path)
+                if read_only
+                else sqlite3.connect(
+                    path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
+                )
             )
             try:
-                self._open(what, empty)
+                self._check_program()
+                if read_only:
+                    self._check_kind()
+                else:
+                    self._open(what, empty)
             except BaseException:
                 self._db.close()
                 raise
         except (OSError, sqlite3.Error) as error:
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 raise DataError(_damaged(path, str(error))) from error
-            raise DataError(f"{path}: cannot store votes ({error}); give a file in a writable folder") from error
+            problem = "cannot read" if read_only else "cannot store"
+            raise DataError(f"{path}: {problem} votes ({error}); give a file in a writable folder") from error
 
-    def _open(self, what: str, empty: Collection[str]) -> None:
+    def _check_program(self) -> None:
         application = self._pragma("application_id")
         if application != APPLICATION and self._db.execute("select 1 from sqlite_master limit 1").fetchone():
             raise DataError(f"{self.path}: database of another program; give another vote store")
         if self._pragma("user_version") > FORMAT:
             raise DataError(f"{self.path}: written by a newer tunesmith; pip install --upgrade tunesmith")
+
+    def _open(self, what: str, empty: Collection[str]) -> None:
         # With the write-ahead log and FULL, each commit waits for the disk: a vote survives a power failure.
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
@@ -145,7 +163,7 @@ class VoteStore:
     def kind(path: Path) -> str:
         """Return the kind of the items of a store; empty if the file is none or cannot be read."""
         try:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            with closing(_reader(path)) as db:
                 return str(db.execute("select value from about where key = 'what'").fetchone()[0])
         except (sqlite3.Error, TypeError):
             return ""
@@ -154,7 +172,7 @@ class VoteStore:
     def has_events(path: Path) -> bool:
         """Return whether a file is a store with any event."""
         try:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            with closing(_reader(path)) as db:
                 return db.execute("select 1 from events limit 1").fetchone() is not None
         except sqlite3.Error:
             return False
@@ -259,6 +277,13 @@ class VoteStore:
             except sqlite3.OperationalError as error:
                 fix = "stop the process that locks it or free disk space, then try again"
                 raise Unwritten(f"{self.path}: not writable ({error}); {fix}") from error
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    """Connect to an existing file without writing next to it; no process writes if there is no write-ahead log."""
+    log = path.with_name(f"{path.name}-wal")
+    options = "mode=ro" if log.is_file() and log.stat().st_size else "mode=ro&immutable=1"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, check_same_thread=False)
 
 
 def _damaged(path: Path, problem: str) -> str:

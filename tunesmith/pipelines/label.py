@@ -149,7 +149,7 @@ def _exported(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFi
     rows, given = _read(request, log)
     events: list[Event] = []
     if VoteStore.has_events(request.kept_in):
-        with closing(VoteStore(request.kept_in, what=SPANS if rows.spans else WHAT)) as store:
+        with closing(VoteStore(request.kept_in, what=SPANS if rows.spans else WHAT, read_only=True)) as store:
             events = store.since()
     votes = _state(rows, events)
     for found in given.values():

@@ -158,7 +158,7 @@ def votes_of(store: Path, *, is_label: bool = False) -> dict[str, Any]:
     if not is_label:
         return summarise_votes(store).model_dump()
     spans = VoteStore.kind(store) == SPANS
-    with closing(VoteStore(store, what=SPANS if spans else WHAT)) as opened:
+    with closing(VoteStore(store, what=SPANS if spans else WHAT, read_only=True)) as opened:
         votes = (SpanVotes if spans else VoteState)(opened.since())
     raters = [{"rater": name, "votes": count} for name, count in votes.counts().most_common()]
     both = (span_agreement if spans else agreement)(votes.units()).model_dump()
