@@ -286,6 +286,17 @@ def test_spans_of_several_people_are_counted_with_their_agreement_by_span(tmp_pa
     assert "on texts marked by several people (1): F1" in page.body.decode()
 
 
+def test_a_damaged_store_is_reported_in_its_panel_and_the_page_shows_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "moods.labels.db").write_bytes(b"no store of votes")
+    people, opened = People(Studio(tmp_path)), {"store": "moods.labels.db", "items": 2}
+    command = SimpleNamespace(words=["label", "moods.jsonl"], subject="moods.jsonl")
+    job = SimpleNamespace(name="job", command=command, is_active=False, output=lambda: opened)
+    monkeypatch.setattr(people.jobs, "get", lambda name: job)
+    assert "moods.labels.db: not a vote store; give one written by" in people._votes("job").body.decode()
+
+
 def test_a_session_of_spans_needs_their_labels_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "notes.jsonl").write_text('{"text": "bash 5.2"}\n')
     people, started = People(Studio(tmp_path)), list[str]()

@@ -91,11 +91,15 @@ class People(Screen):
         return self.studio.render("votes", job=job, votes=self._summary(job))
 
     def _summary(self, job: Job) -> dict[str, Any] | None:
-        """Return the votes of a session; None until it has opened."""
+        """Return the votes of a session, or the `problem` with its store; None until it has opened."""
         opened = job.output()
         path = self.workspace.folder / str(opened.get("store", "")) if isinstance(opened, dict) else None
-        is_label = job.command.words[0] == "label"
-        return {**votes_of(path, is_label=is_label), "items": opened["items"]} if path and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        try:
+            return {**votes_of(path, is_label=job.command.words[0] == "label"), "items": opened["items"]}
+        except TunesmithError as error:  # in its panel; the other sessions are shown
+            return {"problem": str(error)}
 
     def _rows(self, name: str) -> Any:
         """Write the votes of a session as rows."""
