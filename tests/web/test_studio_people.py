@@ -23,17 +23,15 @@ from tests.tiny import tiny_decoder, tiny_encoder
 from tests.web.conftest import Serve
 from tunesmith import tune
 from tunesmith.annotation.label_rows import Columns
-from tunesmith.annotation.labelling import WHAT
-from tunesmith.annotation.span_votes import WHAT as SPANS
 from tunesmith.annotation.vote_state import VOTE
-from tunesmith.annotation.vote_store import Entry, VoteStore, Who
+from tunesmith.annotation.vote_store import Entry, Who
 from tunesmith.cli.main import main
 from tunesmith.errors import TunesmithError
 from tunesmith.pipelines.label import open_labelling
 from tunesmith.pipelines.requests import LabelRequest
 from tunesmith.report.run_data import read_run_data
 from tunesmith.web.studio.jobs import Jobs
-from tunesmith.web.studio.people import People, votes_of
+from tunesmith.web.studio.people import LabelledRows, People, votes_of
 from tunesmith.web.studio.playground import Playground
 from tunesmith.web.studio.screen import Studio
 from tunesmith.web.studio.ship import Ship, clients_of
@@ -260,25 +258,35 @@ def test_the_form_is_there_for_runs_with_a_challenge(folder: Path):
 
 
 def test_labels_of_several_people_are_counted_with_their_agreement(tmp_path: Path):
-    store = VoteStore(tmp_path / "moods.labels.db", what=WHAT)
+    data = tmp_path / "moods.csv"
+    data.write_text("text\nlovely\nso so\n")
+    work = open_labelling(LabelRequest(str(data)), log=print)
     votes = (("ann", "good", "bad"), ("ben", "good", "good"))
-    store.append(
-        *(Entry(name, VOTE, f"{n}", {"label": label}) for name, *labels in votes for n, label in enumerate(labels))
+    work.store.append(
+        *(
+            Entry(name, VOTE, item.key, {"label": label})
+            for name, *labels in votes
+            for item, label in zip(work.rows.items, labels, strict=True)
+        )
     )
-    store.close()
-    found = votes_of(tmp_path / "moods.labels.db", is_label=True)
+    work.store.close()
+    found = votes_of(work.store.path, LabelledRows(data, 1))
     assert found["judged"] == 2
     assert [(rater["rater"], rater["votes"]) for rater in found["raters"]] == [("ann", 2), ("ben", 2)]
     assert (found["agreement"]["items"], found["agreement"]["same"]) == (2, 0.5)
+    data.write_text("text\nso so\n")
+    found = votes_of(work.store.path, LabelledRows(data, 2))
+    assert (found["judged"], [rater["votes"] for rater in found["raters"]]) == (1, [1, 1])
 
 
 def test_spans_of_several_people_are_counted_with_their_agreement_by_span(tmp_path: Path):
-    store = VoteStore(tmp_path / "notes.labels.db", what=SPANS)
-    store.append(
-        *(Entry(name, VOTE, "1", {"label": f'[[0,{end},"A"],[9,12,"B"]]'}) for name, end in (("ann", 4), ("ben", 5)))
-    )
-    store.close()
-    found = votes_of(tmp_path / "notes.labels.db", is_label=True)
+    data = tmp_path / "notes.csv"
+    data.write_text("text\nbash 5.2 and 5.1\n")
+    work = open_labelling(LabelRequest(str(data), spans=("A", "B")), log=print)
+    (item,), ends = work.rows.items, (("ann", 4), ("ben", 5))
+    work.store.append(*(Entry(name, VOTE, item.key, {"label": f'[[0,{end},"A"],[9,12,"B"]]'}) for name, end in ends))
+    work.store.close()
+    found = votes_of(work.store.path, LabelledRows(data, 1))
     assert found["agreement"] == {"items": 1, "exact_f1": 0.5, "overlap_f1": 1.0}
     page = Studio(tmp_path).render(
         "votes", job=SimpleNamespace(name="job", is_active=False), votes={**found, "items": 1}
@@ -289,6 +297,7 @@ def test_spans_of_several_people_are_counted_with_their_agreement_by_span(tmp_pa
 def test_a_damaged_store_is_reported_in_its_panel_and_the_page_shows_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    (tmp_path / "moods.jsonl").write_text('{"text": "lovely"}\n')
     (tmp_path / "moods.labels.db").write_bytes(b"no store of votes")
     people, opened = People(Studio(tmp_path)), {"store": "moods.labels.db", "items": 2}
     command = SimpleNamespace(words=["label", "moods.jsonl"], subject="moods.jsonl")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tunesmith.web.studio.workspace import WorkspaceError, clean_name
 SESSIONS = ("feedback", "label")
 SHOWN = 10  # newest sessions
 LOOPS = "loops"
+COLUMNS = ("--text=", "--label=")
 # Fields of the form of a loop -> keys of its recipe.
 KEYS = {"rounds": "loop.rounds", "pairs": "loop.prompts", "judge": "loop.judge", "final_judge": "loop.final_judge"}
 
@@ -97,15 +100,21 @@ class People(Screen):
         if path is None or not path.is_file():
             return None
         try:
-            return {**votes_of(path, is_label=job.command.words[0] == "label"), "items": opened["items"]}
+            rows = self._labelled(job.command.words) if job.command.words[0] == "label" else None
+            return {**votes_of(path, rows), "items": opened["items"]}
         except TunesmithError as error:  # in its panel; the other sessions are shown
             return {"problem": str(error)}
+
+    def _labelled(self, words: Sequence[str]) -> LabelledRows:
+        named = dict(word[2:].partition("=")[::2] for word in words if word.startswith(COLUMNS))
+        path = self.workspace.folder / words[1]
+        return LabelledRows(path, path.stat().st_mtime_ns if path.exists() else 0, **named)
 
     def _rows(self, name: str) -> Any:
         """Write the votes of a session as rows."""
         job = self.jobs.get(name)
         source = job.command.words[1]
-        columns = [word for word in job.command.words if word.startswith(("--text=", "--label="))]
+        columns = [word for word in job.command.words if word.startswith(COLUMNS)]
         words = ["label", source, *columns, "--export", f"{Path(source).with_suffix('')}-labelled.jsonl"]
         if job.command.words[0] == "feedback":
             words = ["votes", "export", str(job.output()["store"]), f"ratings-{Path(source).name}.jsonl"]
@@ -149,8 +158,32 @@ def page_command(job: Job | None) -> list[str]:
     return document.get("error", {}).get("command", [])[1:] if isinstance(document, dict) else []
 
 
-def votes_of(store: Path, *, is_label: bool = False) -> dict[str, Any]:
-    """Return the number of `judged` items, the `raters`, their `agreement`, and the ranking of `models`."""
+@dataclass(frozen=True, slots=True)
+class LabelledRows:
+    """The rows of a session that labels them."""
+
+    path: Path
+    changed: int  # time in nanoseconds; 0 if the file is gone
+    text: str = ""  # columns, empty if they are detected
+    label: str = ""
+
+
+@lru_cache(maxsize=SHOWN)
+def _keys(rows: LabelledRows, *, spans: bool) -> frozenset[str]:
+    """Return the keys of the texts of a file."""
+    from tunesmith.annotation.label_rows import Columns, items_of
+    from tunesmith.data.readers.read import read_rows
+
+    return frozenset(items_of(read_rows(str(rows.path)), Columns(rows.text, rows.label), spans=spans).keys)
+
+
+def votes_of(store: Path, rows: LabelledRows | None = None) -> dict[str, Any]:
+    """Return the number of `judged` items, the `raters`, their `agreement`, and the ranking of `models`.
+
+    Args:
+        store: the file of votes.
+        rows: what is labelled, as votes on deleted rows do not count; None for votes on answers.
+    """
     from tunesmith.annotation.agreement import agreement
     from tunesmith.annotation.import_export import summarise_votes
     from tunesmith.annotation.labelling import WHAT
@@ -159,11 +192,12 @@ def votes_of(store: Path, *, is_label: bool = False) -> dict[str, Any]:
     from tunesmith.annotation.vote_state import VoteState
     from tunesmith.annotation.vote_store import VoteStore
 
-    if not is_label:
+    if rows is None:
         return summarise_votes(store).model_dump()
     spans = VoteStore.kind(store) == SPANS
+    keys = _keys(rows, spans=spans)
     with closing(VoteStore(store, what=SPANS if spans else WHAT, read_only=True)) as opened:
-        votes = (SpanVotes if spans else VoteState)(opened.since())
+        votes = (SpanVotes if spans else VoteState)(event for event in opened.since() if event.item in keys)
     raters = [{"rater": name, "votes": count} for name, count in votes.counts().most_common()]
     both = (span_agreement if spans else agreement)(votes.units()).model_dump()
     return {"judged": len(votes.items()), "raters": raters, "agreement": both, "models": []}
