@@ -258,6 +258,11 @@ def test_changes_are_shown_wherever_they_are_in_a_file(folder: Path, monkeypatch
     assert f"<del>{CHANGED}</del>" in screen._changes("rows.jsonl").body.decode()
 
 
+def test_files_of_different_folders_have_fixed_copies_of_their_own(folder: Path):
+    screen = DataFile(Studio(folder))
+    assert len({screen._copy_of(name) for name in ("a/b.jsonl", "a--b.jsonl", "b.jsonl")}) == 3
+
+
 def test_a_file_that_is_indexed_in_part_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(row_index, "SECONDS", -1.0)
     table = tmp_path / "rows.csv"

@@ -195,7 +195,7 @@ class DataFile(Screen):
 
     def _copy_of(self, path: str) -> Path:
         """Return where the fixed copy of a file is until it is kept."""
-        return self.workspace.kept / "fixes" / f"{path.replace('/', '--')}.jsonl"
+        return self.workspace.kept / "fixes" / f"{path}.jsonl"
 
     def _fix(self, fields: dict[str, str]) -> Any:
         """Write a fixed copy aside, so that its changes can be seen before it is kept."""
