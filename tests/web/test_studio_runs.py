@@ -275,6 +275,14 @@ def test_a_page_that_reconnects_receives_what_is_new_and_a_replaced_journal_whol
         assert other["points"]["step"] == [1, 2, 9, 10]
 
 
+def test_the_live_page_receives_no_number_that_browsers_cannot_read(tmp_path: Path):
+    (tmp_path / "journal.jsonl").write_text(lines([record(1, grad_norm=float("inf"), reward=float("nan"))]), "utf-8")
+    event = Follower(tmp_path, None).look()
+    assert event is not None
+    assert event["last"]["loss"] == 1
+    json.dumps(event, allow_nan=False)
+
+
 def test_a_run_is_read_again_only_when_its_files_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in "ab":
         write_run(tmp_path / name)
