@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tunesmith.annotation.assignment import Overlap
 from tunesmith.annotation.label_rows import Columns, LabelItem
@@ -324,12 +326,20 @@ def test_an_overlap_that_makes_no_sense_is_refused(data: Path, overlap: Overlap)
         opened(data, overlap=overlap)
 
 
-def test_an_encoder_reads_the_texts_once_and_a_decoder_is_refused(data: Path, tiny_bert: Path, tiny_llama: Path):
+def test_an_encoder_reads_the_texts_once_unless_it_has_changed_and_a_decoder_is_refused(
+    data: Path, tmp_path: Path, tiny_bert: Path, tiny_llama: Path
+):
     said: list[str] = []
-    for _ in range(2):
-        work = open_labelling(LabelRequest(str(data), features=str(tiny_bert), offline=True), log=said.append)
+    model = shutil.copytree(tiny_bert, tmp_path / "encoder")
+    for count in (1, 1, 2):
+        if count == 2:  # as after the run that is the encoder was tuned again
+            weights = load_file(model / "model.safetensors")
+            save_file(
+                {name: 2 * tensor for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"}
+            )
+        work = open_labelling(LabelRequest(str(data), features=str(model), offline=True), log=said.append)
         work.store.close()
-    assert len(said) == 1
+        assert len(said) == count
     assert (data.parent / "rows.labels.vectors.safetensors").is_file()
     with pytest.raises(DataError, match="a decoder"):
         opened(data, features=str(tiny_llama), offline=True)

@@ -37,9 +37,15 @@ def make_vectors(
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import save_file
 
+    from tunesmith.models.loading.load import load_base
+    from tunesmith.models.sentence_embeddings import sentence_vectors
+
     if features == TFIDF:
         return tfidf_vectors(texts)
-    digest = hashlib.sha256("\x1e".join([features, *texts]).encode()).hexdigest()
+    base = load_base(features, offline=offline)
+    if base.family != "encoder":
+        raise DataError(f"--features {features}: a decoder; name an encoder such as minilm-l6, or {TFIDF}")
+    digest = hashlib.sha256("\x1e".join([base.fingerprint, *texts]).encode()).hexdigest()
     if keep.is_file():
         try:
             with safe_open(keep, framework="numpy") as file:
@@ -48,19 +54,8 @@ def make_vectors(
         except (SafetensorError, OSError):
             pass  # an incomplete file is written again
     log(f"encoding {len(texts)} texts with {features}; later starts reuse the result")
-    vectors = encoder_vectors(texts, model=features, offline=offline)
+    vectors = sentence_vectors(base, texts, MAX_TOKENS)  # means of the last states
     half = keep.with_name(f".{keep.name}.half")
     save_file({"vectors": vectors}, half, metadata={"sha256": digest})
     move(half, keep)
     return vectors
-
-
-def encoder_vectors(texts: Sequence[str], *, model: str, offline: bool) -> Vectors:
-    """Return the mean of an encoder's last states over the first 128 tokens of each text, [N, D]."""
-    from tunesmith.models.loading.load import load_base
-    from tunesmith.models.sentence_embeddings import sentence_vectors
-
-    base = load_base(model, offline=offline)
-    if base.family != "encoder":
-        raise DataError(f"--features {model}: a decoder; name an encoder such as minilm-l6, or {TFIDF}")
-    return sentence_vectors(base, texts, MAX_TOKENS)
