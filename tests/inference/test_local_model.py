@@ -223,6 +223,9 @@ def test_what_asks_nothing_is_refused():
             writer.reply(nothing)
     with pytest.raises(DataError, match=r"reply: message 1: half a surrogate pair \(.ud83d\) at character 1; "):
         writer.reply([Message("user", "\ud83d")])
+    for call in (writer.generate, writer.stream, writer.complete):
+        with pytest.raises(RecipeError, match="sampling: expected a tunesmith.Sampling, got dict; write Sampling"):
+            list(call([Message("user", "hi")] if call == writer.stream else "hi", sampling={"seed": 1}))
     with pytest.raises(RecipeError, match="scores: no answers or no prompt"):
         writer.scores([Message("user", "hi")], [])
     with pytest.raises(RecipeError, match="complete: text 2 is empty; remove it"):
@@ -242,6 +245,7 @@ def test_an_encoder_of_several_tasks_is_told_which_reads_a_text():
     [
         ({"temperature": -1}, "temperature: expected a number >= 0, got -1"),
         ({"temperature": math.nan}, "temperature: expected a number >= 0, got nan"),
+        ({"stop": ("a", "")}, "stop: a string is empty, which would end every completion"),
         ({"top_p": 0}, r"top_p: expected a number in \(0, 1\], got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens: expected an integer >= 1, got 0"),
         ({"stop": "END"}, r"stop: expected a list of strings, got the string 'END'; write \(text,\)"),

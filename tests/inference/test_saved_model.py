@@ -242,6 +242,8 @@ def test_a_loaded_model_knows_from_where_on_it_is_sure_enough(tmp_path: Path):
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"run: the name is empty"):  # not the current folder
+        load("")
     with pytest.raises(CheckpointError, match=r"nowhere: no such folder"):
         find_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"no finished model in it; finish it with `tunesmith tune`"):

@@ -424,8 +424,11 @@ def test_what_is_told_names_no_folder_of_the_machine(said: str, told: str):
         (
             "chat/completions",
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-            "only parts of type text are supported",
+            "messages.0.content: only parts of type text are supported;",
         ),
+        ("chat/completions", {"stop": ["x", ""]}, "stop.1: String should have at least 1 character;"),
+        ("embeddings", {"input": ["x", ""]}, "input.1: String should have at least 1 character;"),
+        ("embeddings", {"input": []}, "input: expected 1 to 1024 texts, got 0; send at least one"),
     ],
 )
 def test_what_would_change_an_answer_and_is_not_done_here_is_refused(

@@ -18,6 +18,14 @@ def sampling_of(objective: AnyObjective, *, thinking: bool | None = False) -> Sa
     return Sampling(max_new_tokens=answer + (objective.thinking_tokens or THOUGHT_TOKENS if thinking else 0))
 
 
+def checked_sampling(sampling: Sampling | None) -> Sampling | None:
+    """Return sampling options as they are given. Raises RecipeError for another type, such as a dictionary."""
+    if sampling is not None and not isinstance(sampling, Sampling):
+        found = type(sampling).__name__
+        raise RecipeError(f"sampling: expected a tunesmith.Sampling, got {found}; write Sampling(temperature=0.7)")
+    return sampling
+
+
 def thinking_mode(template: Template, thinking: bool | None, *, default: bool) -> bool | None:
     """Return the requested mode of a prompt, or the default, as `Template.prompt` takes it.
 

@@ -90,6 +90,8 @@ def find_model(run: str | Path, *, offline: bool = False) -> Path:
         ModelError: the Hub has no such run, or cannot be reached.
     """
     name, run = str(run), Path(run)
+    if not name:  # a path of nothing is the current folder
+        raise CheckpointError("run: the name is empty; give the folder of a run")
     if not run.exists() and is_elsewhere(run):
         run = locate(remote_url(name) or run.as_posix(), offline=offline)
         if not (run / MANIFEST_FILE).exists():
@@ -142,7 +144,7 @@ def identify(name: str | Path, *, offline: bool = False) -> ModelSource:
         ModelError: there is no such model.
     """
     name, path = remote_url(name) or str(name), Path(name).expanduser()
-    if any((path / page).exists() for page in (f"model/{MANIFEST_FILE}", MANIFEST_FILE, "run.json")):
+    if name and any((path / page).exists() for page in (f"model/{MANIFEST_FILE}", MANIFEST_FILE, "run.json")):
         folder = find_model(path)
         return ModelSource(name, "run", folder, read_manifest(folder).base)
     if name.lower().endswith(".gguf"):

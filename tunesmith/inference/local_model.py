@@ -16,7 +16,7 @@ from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.data.tokenization.messages import Message, instructed, whole
 from tunesmith.data.tokenization.windows import beginning
 from tunesmith.errors import RecipeError
-from tunesmith.inference.defaults import refuse_thinking, sampling_of, thinking_mode
+from tunesmith.inference.defaults import checked_sampling, refuse_thinking, sampling_of, thinking_mode
 from tunesmith.inference.scoring import (
     Classified,
     classified,
@@ -156,7 +156,7 @@ class LocalModel:
     ) -> list[Reply]:
         """Generate the answer to each chat, in order; the arguments are those of `reply`."""
         thinking = self.thinking_mode(thinking)
-        sampling = sampling or sampling_of(self.objective, thinking=thinking)
+        sampling = checked_sampling(sampling) or sampling_of(self.objective, thinking=thinking)
         prompts = [self.prompt(messages, answer=sampling.max_new_tokens, thinking=thinking) for messages in batch]
         answers = self._generate(prompts, sampling)
         splitter = ThoughtSplitter.of(self.template, thinking=thinking)
@@ -184,7 +184,7 @@ class LocalModel:
     ) -> Iterator[Piece]:
         """Yield the thoughts and the answer to a chat in chunks; the arguments are those of `reply`."""
         thinking = self.thinking_mode(thinking)
-        sampling = sampling or sampling_of(self.objective, thinking=thinking)
+        sampling = checked_sampling(sampling) or sampling_of(self.objective, thinking=thinking)
         prompt = self.prompt(messages, answer=sampling.max_new_tokens, thinking=thinking)
         if (longest := self.longest(prompt, sampling)) > 0:
             sampling = replace(sampling, max_new_tokens=longest)
@@ -305,7 +305,7 @@ class LocalModel:
     def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]: ...
     def complete(self, texts: str | Sequence[str], *, sampling: Sampling | None = None) -> Reply | list[Reply]:
         """Complete texts without a chat template; the beginning of a text that is too long is cut off."""
-        sampling = sampling or self.sampling
+        sampling = checked_sampling(sampling) or self.sampling
         limit = self.prompt_budget(sampling.max_new_tokens)
         starts = [beginning(text, self.template, limit=limit) for text in listed(texts, "complete")]
         refuse_empty(starts, "complete")

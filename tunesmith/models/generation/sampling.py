@@ -36,6 +36,8 @@ class Sampling:
             raise RecipeError(f"max_new_tokens: expected an integer >= 1, got {self.max_new_tokens}; use 256")
         if isinstance(self.stop, str):  # each of its letters would end the completion
             raise RecipeError(f"stop: expected a list of strings, got the string {self.stop!r}; write (text,)")
+        if "" in self.stop:
+            raise RecipeError("stop: a string is empty, which would end every completion; leave it out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -401,9 +401,12 @@ def _first(vector: Sequence[float], size: int | None) -> list[float]:
 
 def _status_and_body(error: Exception) -> tuple[int, Any]:
     if isinstance(error, ValidationError):
-        first = error.errors(include_input=False, include_url=False)[0]
-        key = ".".join(key_of(first["loc"]))[:100] or "body"
-        return 400, wrong(f"{key}: {first['msg']}; see docs/reference/http-api.md")
+        first, *others = error.errors(include_input=False, include_url=False)
+        # Of a key that takes several types, the deepest error is that of the type that was meant.
+        same = [first, *(other for other in others if other["loc"][:1] == first["loc"][:1])]
+        meant = max(same, key=lambda found: len(found["loc"]))
+        key = ".".join(key_of(meant["loc"]))[:100] or "body"
+        return 400, wrong(f"{key}: {meant['msg'].removeprefix('Value error, ')}; see docs/reference/http-api.md")
     if isinstance(error, PaidError):
         return error.status, wrong(str(error), kind="server_error" if error.status >= 500 else "invalid_request_error")
     status, kind, code = next(values for exception, values in ERRORS.items() if isinstance(error, exception))

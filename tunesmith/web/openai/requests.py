@@ -302,7 +302,8 @@ class TextsRequest(_Sent):
         """Return the texts. Raises AskError if there are none, or more than TEXTS."""
         texts = [self.input] if isinstance(self.input, str) else self.input
         if not 1 <= len(texts) <= TEXTS:
-            raise AskError(f"input: expected 1 to {TEXTS} texts, got {len(texts)}; send several requests")
+            fix = "send several requests" if texts else "send at least one"
+            raise AskError(f"input: expected 1 to {TEXTS} texts, got {len(texts)}; {fix}")
         return texts
 
 
@@ -344,7 +345,8 @@ class RerankRequest(_Sent):
             raise AskError("query: empty; send a text")
         if not 1 <= len(self.documents) <= TEXTS:
             count = len(self.documents)
-            raise AskError(f"documents: expected 1 to {TEXTS} documents, got {count}; send several requests")
+            fix = "send several requests" if count else "send at least one"
+            raise AskError(f"documents: expected 1 to {TEXTS} documents, got {count}; {fix}")
         return [document if isinstance(document, str) else document.text for document in self.documents]
 
 
