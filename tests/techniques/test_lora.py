@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as PeftLinear
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, SqueezeBertConfig, SqueezeBertModel
 
 from tests.bases import base, documents, encoded, farthest, folder, gradients, policy
 from tests.tiny import DECODERS, ENCODERS, HIDDEN
@@ -157,6 +157,15 @@ def test_the_update_is_scaled_by_alpha_over_rank_or_its_root(technique: Lora, sc
         states = torch.ones(1, HIDDEN)
         wanted = layer.base_layer(states) + scale * 0.1 * layer.lora_A["default"].weight.sum()
         assert torch.allclose(layer(states), wanted, atol=1e-5)
+
+
+def test_a_network_without_linear_layers_is_refused_with_the_layers_that_can_be_named():
+    sizes = {"hidden_size": 8, "embedding_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+    network = SqueezeBertModel(SqueezeBertConfig(vocab_size=32, num_attention_heads=4, **sizes))
+    said = Lora().refusal(network, family="encoder")
+    assert said.startswith("technique.targets: a squeezebert has no linear layers; name technique.targets, some of ")
+    assert said.endswith("conv1d, key, query, value; nearest that works: full")
+    assert Lora(targets=("query", "value")).refusal(network, family="encoder") == ""
 
 
 def test_a_single_name_is_a_list_of_one_and_a_layer_that_is_not_there_is_refused_before_anything_runs():

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.techniques.base import width_rule
-from tunesmith.techniques.peft_base import Adapter, SplitNames, put_inside, unfit
+from tunesmith.techniques.peft_base import Adapter, SplitNames, no_linear_layer, put_inside, unfit
 
 if TYPE_CHECKING:
     from tunesmith.models.mixtures import Mixture
@@ -87,6 +87,8 @@ class Lora(Adapter):
             parts = () if mixture is None else (*mixture.experts, *mixture.routers)
             if reason := unfit(base, self.targets, parameters=parts):
                 return reason
+        elif mixture is None and (reason := no_linear_layer(base)):
+            return reason
         if mixture is not None and (self.dora or self.dropout) and self._within(base, mixture).parameters:
             key = "dora" if self.dora else "dropout"
             fix = f"leave {key} out, or name technique.targets outside the experts"

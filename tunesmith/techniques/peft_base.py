@@ -103,6 +103,21 @@ def reaches(name: str, targets: str | Sequence[str]) -> bool:
     return any(f".{name}".endswith(f".{part}") for part in targets)
 
 
+def no_linear_layer(base: Any) -> str:
+    """Return why `all-linear` adapts nothing in a network, such as one of convolutions; empty if it does."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from tunesmith.models.loading.text_part import adapter_tree
+
+    modules = {name: module for name, module in adapter_tree(base).named_modules() if "pooler" not in name}
+    if any(isinstance(module, (nn.Linear, Conv1D)) for module in modules.values()):
+        return ""
+    others = sorted({name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Conv1d)})
+    named = f"name technique.targets, some of {', '.join(others)}; " if others else ""
+    return f"technique.targets: a {base.config.model_type} has no linear layers; {named}nearest that works: full"
+
+
 def unfit(base: Any, targets: str | Sequence[str], *, embeddings: bool = True, parameters: Sequence[str] = ()) -> str:
     """Return why these layers of a network cannot be adapted; empty if they can.
 
