@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +12,12 @@ import torch
 from torch import nn
 from transformers import MobileBertConfig, MobileBertModel
 
-from tests.bases import LORA, base, encoded, farthest, gradients, policy, tokens
+from tests.bases import LORA, base, encoded, farthest, folder, gradients, policy, tokens
 from tests.tiny import DECODERS, ENCODERS, HIDDEN, LAYERS, WORDS
 from tunesmith.data.tokenization.chat_template import Encoded
 from tunesmith.models.attention.packed import HALF_TOLERANCE, state_tolerance
 from tunesmith.models.batch import Batch, collate
+from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
 from tunesmith.techniques import Full, Lora
 
@@ -69,20 +72,24 @@ def test_an_encoder_is_pooled_as_the_mean_of_its_real_tokens(kind: str):
     assert torch.allclose(pooled[1], alone, atol=1e-5)
 
 
-def test_a_network_that_looks_at_its_padding_gets_the_padding_it_knows():
+def test_a_network_whose_tokens_see_their_neighbours_sees_no_padding(tmp_path: Path):
     sizes = {"hidden_size": 32, "embedding_size": 16, "intra_bottleneck_size": 16, "intermediate_size": 32}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = MobileBertConfig(
-            vocab_size=64, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2, **sizes
+            vocab_size=320, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2, **sizes
         )
         network = MobileBertModel(config).eval()
-    network.embeddings.word_embeddings.weight.data[config.pad_token_id] = 0.0
-    made = Policy.over(network, family="encoder", reference=nullcontext)
+        network.embeddings.word_embeddings.weight.data[config.pad_token_id] = torch.randn(16)  # as in real ones
+    place = shutil.copytree(folder("bert"), tmp_path / "mobile", ignore=shutil.ignore_patterns("*.safetensors"))
+    network.save_pretrained(place)
+    made = Policy.over(load_base(str(place), offline=True).network.eval(), family="encoder", reference=nullcontext)
     assert not made.packs
-    rows = [Encoded((tokens(ids, "." * len(ids)),), f"rows:{i}") for i, ids in enumerate(([2, 8, 9, 7, 6, 3], [2, 3]))]
+    ids = [2, 3]
+    rows = [Encoded((tokens(ids, "." * len(ids)),), f"rows:{i}") for i, ids in enumerate(([2, 8, 9, 7, 6, 3], ids))]
     with torch.no_grad():
-        beside, alone = made.pooled(collate(rows, share=False))[1], made.pooled(collate(rows[1:], share=False))[0]
+        alone = network(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(dim=0)  # without any padding
+        beside = made.pooled(collate(rows, share=False))[1]
     assert torch.allclose(beside, alone, rtol=1e-4, atol=1e-3 * float(alone.abs().max()))
 
 

@@ -198,8 +198,19 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
         else:
             prepare_sharded(network)
     weights.check_complete(info, family=family, where=name)
+    _hide_padding(network)
     fingerprint = weights.fingerprint(network.config.to_dict(), weights.glimpses_of_files(files))
     return Base(name, folder, network, tokenizer, family, fingerprint)
+
+
+@torch.no_grad()
+def _hide_padding(network: Any) -> None:
+    """Set the embedding of padding to 0 in MobileBERT, which gives each token those of its neighbours.
+
+    Its first and last tokens have zeros beside them without padding, and so they have the same states with it.
+    """
+    if getattr(network.config, "trigram_input", False) and network.config.pad_token_id is not None:
+        network.get_input_embeddings().weight[network.config.pad_token_id] = 0.0
 
 
 def _from_multimodal(name: str, folder: Path, options: LoadOptions) -> Base:
