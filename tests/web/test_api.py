@@ -427,6 +427,8 @@ def test_what_is_told_names_no_folder_of_the_machine(said: str, told: str):
             "messages.0.content: only parts of type text are supported;",
         ),
         ("chat/completions", {"stop": ["x", ""]}, "stop.1: String should have at least 1 character;"),
+        ("chat/completions", {"stop": ["x"] * 17}, "stop: List should have at most 16 items"),
+        ("chat/completions", {"stop": ["x", 5]}, "stop.1: Input should be a valid string;"),
         ("embeddings", {"input": ["x", ""]}, "input.1: String should have at least 1 character;"),
         ("embeddings", {"input": []}, "input: expected 1 to 1024 texts, got 0; send at least one"),
     ],

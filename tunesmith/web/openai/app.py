@@ -402,9 +402,9 @@ def _first(vector: Sequence[float], size: int | None) -> list[float]:
 def _status_and_body(error: Exception) -> tuple[int, Any]:
     if isinstance(error, ValidationError):
         first, *others = error.errors(include_input=False, include_url=False)
-        # Of a key that takes several types, the deepest error is that of the type that was meant.
+        # Of a key that takes several types, the one that was meant has another error than its type, or the deepest.
         same = [first, *(other for other in others if other["loc"][:1] == first["loc"][:1])]
-        meant = max(same, key=lambda found: len(found["loc"]))
+        meant = max(same, key=lambda found: (not found["type"].endswith("_type"), len(found["loc"])))
         key = ".".join(key_of(meant["loc"]))[:100] or "body"
         return 400, wrong(f"{key}: {meant['msg'].removeprefix('Value error, ')}; see docs/reference/http-api.md")
     if isinstance(error, PaidError):
