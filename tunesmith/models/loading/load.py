@@ -207,7 +207,7 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
 def _hide_padding(network: Any) -> None:
     """Set the embedding of padding to 0 in MobileBERT, which gives each token those of its neighbours.
 
-    Its first and last tokens have zeros beside them without padding, and so they have the same states with it.
+    Its first and last tokens have zeros for neighbours without padding, and so they have the same states with it.
     """
     if getattr(network.config, "trigram_input", False) and network.config.pad_token_id is not None:
         network.get_input_embeddings().weight[network.config.pad_token_id] = 0.0
