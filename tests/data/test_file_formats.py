@@ -167,7 +167,14 @@ def test_a_single_column_has_no_separator_to_note(tmp_path):
     assert file.notes == ()
 
 
-@pytest.mark.parametrize("table", ['{"columns": ["a"], "data": 5}', '{"columns": null, "data": [[1]]}'])
+@pytest.mark.parametrize(
+    "table",
+    [
+        '{"columns": ["a"], "data": 5}',
+        '{"train": [{"a": 1}, {"a": 2}], "test": [{"a": 3}, {"a": 4}]}',
+        '{"columns": null, "data": [[1]]}',
+    ],
+)
 def test_json_that_only_resembles_a_table_is_refused(table, tmp_path):
     with pytest.raises(DataError, match=r"^a.json"):
         read_rows(write(tmp_path / "a.json", table))
@@ -285,7 +292,8 @@ def test_geojson_and_tables_of_pandas_are_rows(tmp_path):
     assert [row.fields.get("properties.kind") for row in read_rows(file)] == ["a", "a", "a"]
     by_column = {"text": {"0": "x", "1": "y"}, "label": {"0": "a", "1": "b"}}
     split = {"columns": ["text", "label"], "index": [0, 1], "data": [["x", "a"], ["y", "b"]]}
-    for value in (by_column, split):
+    lists = {"text": ["x", "y"], "label": ["a", "b"]}
+    for value in (by_column, split, lists):
         rows = read_rows(write(tmp_path / "pandas.json", json.dumps(value)))
         assert [row.fields for row in rows] == [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]
 

@@ -97,7 +97,8 @@ def test_a_run_that_goes_on_does_not_ask_the_start_again(
     ("facts", "finding"),
     [
         ({"chosen_logprob": (-2.0, -2.2)}, "log-probability of the chosen answers fell by 0.20 nats/token"),
-        ({"words": (20.0, 31.0)}, "answers grew from 20 to 31 words"),
+        ({"words": (20.0, 31.0)}, "answers grew from 20.0 to 31.0 words"),
+        ({"words": (0.2, 0.9)}, "answers grew from 0.2 to 0.9 words"),
         ({"repeated_share": (0.0, 0.25)}, "25% of answers contain loops, 0% before"),
     ],
 )

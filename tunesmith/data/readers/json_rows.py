@@ -103,7 +103,7 @@ def _lists(value: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterat
 
 
 def _transposed(value: Mapping[str, Any], name: str) -> list[dict[str, Any]] | None:
-    """Return the rows of a table that pandas wrote by column, or as columns and data; None for any other object."""
+    """Return the rows of a table that is stored by column, or as columns and data; None for any other object."""
     if set(value) <= {"columns", "index", USUAL} and {"columns", USUAL} <= set(value):
         columns, rows = value["columns"], value[USUAL]
         lists = isinstance(columns, list) and isinstance(rows, list)
@@ -112,8 +112,21 @@ def _transposed(value: Mapping[str, Any], name: str) -> list[dict[str, Any]] | N
             if twice := sorted(column for column, count in Counter(header).items() if count > 1):
                 raise DataError(f"{name}: duplicate column names {twice}; give each column its own name")
             return [dict(zip(header, row, strict=True)) for row in rows]
-    keys = index_of(value)
-    return [{column: cells[key] for column, cells in value.items()} for key in keys] or None
+    if keys := index_of(value):
+        return [{column: cells[key] for column, cells in value.items()} for key in keys]
+    if _has_lists_of_cells(value):
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    return None
+
+
+def _has_lists_of_cells(value: Mapping[str, Any]) -> bool:
+    """Return whether an object has a list of cells for each column, as `to_dict` of datasets and of pandas makes it."""
+    columns = list(value.values())
+    return (
+        len(columns) > 1
+        and all(isinstance(cells, list) and len(cells) == len(columns[0]) > 1 for cells in columns)
+        and not any(isinstance(cell, dict) for cells in columns for cell in cells)  # lists of rows, or turns of a chat
+    )
 
 
 def _column_name(name: object) -> str:

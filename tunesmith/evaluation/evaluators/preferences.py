@@ -247,7 +247,7 @@ def find_warnings(facts: PreferenceDiagnostics, loss: str) -> tuple[str, ...]:
         before, after = facts.words
         # The other losses are per token already, or learn from thumbs, which dpo_norm does not.
         fix = "try loss: dpo_norm" if loss in ("dpo", "hinge") else "lower schedule.learning_rate"
-        warnings.append(f"answers grew from {before:.0f} to {after:.0f} words; read some, and {fix}")
+        warnings.append(f"answers grew from {before:.1f} to {after:.1f} words; read some, and {fix}")
     if facts.repeated_share and facts.repeated_share[1] - facts.repeated_share[0] > REPETITION:
         before, after = facts.repeated_share
         warnings.append(f"{after:.0%} of answers contain loops, {before:.0%} before; lower schedule.learning_rate")

@@ -189,7 +189,7 @@ def find_warnings(facts: RewardDiagnostics) -> tuple[str, ...]:
     before, after = facts.words
     if not before / STRETCH <= after <= before * STRETCH:
         warnings.append(
-            f"answers went from {before:.0f} to {after:.0f} words; read some and check that the reward intends this"
+            f"answers went from {before:.1f} to {after:.1f} words; read some and check that the reward intends this"
         )
     for problem, (base, tuned) in (("contain loops", facts.repeated_share), ("never end", facts.cut_off_share)):
         if tuned - base > MORE:
