@@ -101,7 +101,13 @@ def recipe_of(goal: str, way: str, model: str, rows: int, *, shard: str = "none"
         "batch_rows": max(rows, 3 if goal.startswith("multitask") else 1),
         **schedule,
     }
-    raw["machine"] = {"device": "cpu", "dtype": "float32", "threads": 1, "shard": shard}
+    raw["machine"] = {
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 1,
+        "shard": shard,
+        "products": "default",  # not chosen by their speed, which differs between runs
+    }
     raw["data"] = {"max_tokens": 48 if goal == "domain" else 256}
     if not goal.startswith("multitask"):
         raw["data"]["train"] = f"{file}.jsonl"
