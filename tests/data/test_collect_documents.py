@@ -253,6 +253,7 @@ def test_a_text_may_be_one_heading_after_another(tmp_path: Path):
         ("3½ stars, © Acme", "cp1252"),
         ("Brand™ and Brand™", "cp1252"),
         ("2024年3月5日 到着", "cp932"),
+        ("カタカナ ポジティブ ネガティブ", "cp932"),
         ("La devolución se hará después de recibir el paquete; el año siguiente será más fácil.", "cp1252"),
         ("Zwrot pieniędzy nastąpi po otrzymaniu przesyłki; kupujący płaci za odesłanie towaru łącznie.", "cp1250"),
         ("Возврат денег производится после получения товара, покупатель платит за пересылку.", "cp1251"),

@@ -35,8 +35,10 @@ _EAST_ASIAN = [
     *("cp932", "cp949", "cp950", "euc_jp", "euc_jis_2004", "euc_jisx0213", "euc_kr"),
     *("shift_jis", "shift_jis_2004", "shift_jisx0213"),
 ]
-# A byte that is not ASCII, and one between bytes that are.
-_OTHER, _ALONE = re.compile(rb"[\x80-\xff]"), re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
+# A byte that is not ASCII, and one between bytes that are. Bytes 81 and 83 do not count: with them, cp932 begins
+# katakana and Japanese signs, whose second byte is often ASCII. They hardly occur in Latin text.
+_OTHER = re.compile(rb"[\x80-\xff]")
+_ALONE = re.compile(rb"(?<![\x80-\xff])[\x80\x82\x84-\xff](?![\x80-\xff])")
 SAMPLE = 200_000  # bytes used to detect an encoding
 LOST = "\N{REPLACEMENT CHARACTER}"
 # Up to this share of broken bytes among the non-ASCII characters, a file is treated as damaged UTF-8.
