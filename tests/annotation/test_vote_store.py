@@ -235,6 +235,9 @@ def test_a_store_is_read_without_a_change_to_its_folder_and_with_votes_that_are_
 
     store.append(Entry("Ana", "vote", "x", {"label": "a"}))
     assert raters() == ["Ana"]
+    (store.path.parent / "links").mkdir()
+    (link := store.path.parent / "links" / "votes.db").symlink_to(store.path)
+    assert VoteStore.has_events(link)
     store.close()
     before = folder()
     assert raters() == ["Ana"]

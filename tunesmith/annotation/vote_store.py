@@ -7,6 +7,7 @@ reserve an item for a browser tab so that two tabs do not show the same item. Lo
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -281,9 +282,13 @@ class VoteStore:
 
 def _reader(path: Path) -> sqlite3.Connection:
     """Connect to an existing file without writing next to it; no process writes if there is no write-ahead log."""
-    log = path.with_name(f"{path.name}-wal")
-    options = "mode=ro" if log.is_file() and log.stat().st_size else "mode=ro&immutable=1"
-    return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, check_same_thread=False)
+    file = Path(os.path.realpath(path))  # SQLite writes the log next to the file, not next to a link to it
+    try:
+        logged = file.with_name(f"{file.name}-wal").stat().st_size > 0
+    except OSError:  # another process may remove it at any time
+        logged = False
+    options = "mode=ro" if logged else "mode=ro&immutable=1"
+    return sqlite3.connect(f"{file.as_uri()}?{options}", uri=True, check_same_thread=False)
 
 
 def _damaged(path: Path, problem: str) -> str:
