@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tunesmith.annotation.active_learning import FIRST, ROUND, LabelQueue, Vectors, rank, tfidf_vectors
+from tunesmith.annotation.label_features import TFIDF, make_vectors
 
 
 def blobs(*sizes: int, spread: float = 0.05) -> Vectors:
@@ -128,3 +131,10 @@ def test_the_background_is_a_thread_of_its_own():
             break
         ran.wait(0.02)
     assert ran.is_set()
+
+
+def test_tfidf_does_not_wait_for_the_import_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("loading.load", "sentence_embeddings"):
+        monkeypatch.setitem(sys.modules, f"tunesmith.models.{name}", None)  # its import fails
+    texts = ["a kind film", "a kind book", "a dull film"]
+    assert len(make_vectors(texts, features=TFIDF, keep=tmp_path / "kept", offline=True, log=print)) == 3

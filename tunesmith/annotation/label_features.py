@@ -34,14 +34,14 @@ def make_vectors(
     Raises:
         DataError: the model is a decoder.
     """
+    if features == TFIDF:
+        return tfidf_vectors(texts)
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import save_file
 
     from tunesmith.models.loading.load import load_base
     from tunesmith.models.sentence_embeddings import sentence_vectors
 
-    if features == TFIDF:
-        return tfidf_vectors(texts)
     base = load_base(features, offline=offline)
     if base.family != "encoder":
         raise DataError(f"--features {features}: a decoder; name an encoder such as minilm-l6, or {TFIDF}")
