@@ -429,6 +429,8 @@ def test_axolotl_data_sets_for_pretraining_are_texts(alpaca: Path) -> None:
         found = made.recipe.objective.model_dump(include={"kind", "text"})
         assert (found, made.recipe.data.train) == ({"kind": "domain", "text": text}, str(alpaca))
         assert "pretraining_dataset" not in made.dropped
+    made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"pretraining_dataset": "texts.jsonl"}))
+    assert made.dropped["datasets: texts.jsonl"] == "only one file is supported: concatenate them"
 
 
 def test_methods_that_do_not_exist_here_are_not_replaced_by_others(alpaca: Path) -> None:

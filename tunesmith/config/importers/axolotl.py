@@ -25,8 +25,8 @@ DETECTED = "the row format is detected; check it with tune --dry-run"
 def axolotl(work: Conversion) -> None:
     """Convert the keys that only axolotl has."""
     _axolotl_rl(work, work.take("rl"))
-    streamed = [{"type": "pretrain", **entry} for entry in _sets(work, "pretraining_dataset")]
-    if sets := _sets(work, "datasets") or streamed:
+    streamed = [{**entry, "type": entry.get("type") or "pretrain"} for entry in _sets(work, "pretraining_dataset")]
+    if sets := [*_sets(work, "datasets"), *streamed]:
         _axolotl_data(work, sets)
     elif "kind" not in work.ours["objective"]:
         work.put("objective", "kind", "instruct", "no datasets")
