@@ -385,6 +385,9 @@ def test_of_an_archive_with_several_files_one_is_named(tmp_path):
     assert read_rows(f"{tmp_path / 'a.zip'}#test.jsonl")[0].fields == {"text": "test.jsonl"}
     with pytest.raises(DataError, match=r"a\.zip: no file 'tset\.jsonl'; files here: train\.jsonl, test\.jsonl"):
         read_rows(f"{tmp_path / 'a.zip'}#tset.jsonl")
+    for table in ({"x": ["a", "b"], "y": ["c", "d"]}, {"x": {"0": "a"}, "y": {"0": "c"}}):
+        with pytest.raises(DataError, match=r"a\.json: no list of rows 'x'"):
+            read_rows(f"{write(tmp_path / 'a.json', json.dumps(table))}#x")
     with pytest.raises(DataError, match=r"a\.json: a list of rows has no part 'x'"):
         read_rows(f"{write(tmp_path / 'a.json', '[{}]')}#x")
     with pytest.raises(DataError, match=r"a\.csv\.gz: broken gzip file"):

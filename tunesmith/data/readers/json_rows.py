@@ -51,7 +51,7 @@ def json_document(file: TextFile, part: str) -> tuple[Iterator[Row], str]:
         return numbered(value, name), ""
     if not isinstance(value, dict):
         raise DataError(f"{name}: expected rows, got one JSON {type(value).__name__}; {fix}")
-    if (rows := _transposed(value, name)) is not None:
+    if not part and (rows := _transposed(value, name)) is not None:
         return numbered(rows, name), "table stored by column, as pandas writes it"
     if not part and (rows := _keyed(value)) is not None:
         return numbered(rows, name), f"rows are the values of one object, its keys the column {next(iter(rows[0]))!r}"
