@@ -114,8 +114,9 @@ def test_a_space_before_a_quoted_cell_is_no_part_of_it(tmp_path):
         {"id": "1", "text": "a, b", "label": "x"}, {"id": "2", "text": 'c "d"', "label": "y"},
     ]  # fmt: skip
     assert found.notes == ("a.csv: spaces before cells skipped",)
-    (tmp_path / "b.csv").write_text("text,label\n x,a\n y,b\n")
-    assert [row.fields["text"] for row in read_file(tmp_path / "b.csv").rows] == [" x", " y"]
+    for one, other in ((" x", " y"), (' "Hi" she said', ' "No" he said')):
+        (tmp_path / "b.csv").write_text(f"text,label\n{one},a\n{other},b\n")
+        assert [row.fields["text"] for row in read_file(tmp_path / "b.csv").rows] == [one, other]
 
 
 def test_a_column_of_sentences_with_commas_stays_one_column(tmp_path):

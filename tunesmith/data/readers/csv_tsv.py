@@ -16,6 +16,8 @@ from tunesmith.data.readers.text_file import TextFile
 from tunesmith.errors import DataError
 
 CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')
+# A space and a quoted cell, or its beginning; not a quotation that the text of the cell goes on after.
+SPACED_QUOTE = re.compile(r' +"(?:[^"]|"")*"?')
 LOOKED_AT = 50  # lines
 TABLE_SHARE = 0.8  # of the rows have as many cells as most, if lines above the header are a title
 SPACED_SHARE = 0.5  # of the rows have a space before a quoted cell, if such spaces do not belong to cells
@@ -124,7 +126,7 @@ def dialect_of(file: TextFile, kind: str) -> Dialect:
 
 def _is_spaced(rows: Sequence[tuple[int, list[str]]]) -> bool:
     """Return whether most rows have a space before the quote that opens a cell."""
-    opened = [any(cell[:1] == " " and cell.lstrip(" ")[:1] == '"' for cell in cells) for _, cells in rows[1:]]
+    opened = [any(map(SPACED_QUOTE.fullmatch, cells)) for _, cells in rows[1:]]
     return sum(opened) > SPACED_SHARE * len(opened)
 
 
