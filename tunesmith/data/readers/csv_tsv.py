@@ -16,7 +16,7 @@ from tunesmith.data.readers.text_file import TextFile
 from tunesmith.errors import DataError
 
 CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')
-# A space and a quoted cell, or its beginning; not a quotation that the text of the cell goes on after.
+# A space and a quoted cell, or its beginning; not a quotation with text after it.
 SPACED_QUOTE = re.compile(r' +"(?:[^"]|"")*"?')
 LOOKED_AT = 50  # lines
 TABLE_SHARE = 0.8  # of the rows have as many cells as most, if lines above the header are a title
