@@ -259,8 +259,13 @@ def test_changes_are_shown_wherever_they_are_in_a_file(folder: Path, monkeypatch
 
 
 def test_files_of_different_folders_have_fixed_copies_of_their_own(folder: Path):
-    screen = DataFile(Studio(folder))
-    assert len({screen._copy_of(name) for name in ("a/b.jsonl", "a--b.jsonl", "b.jsonl")}) == 3
+    screen, names = DataFile(Studio(folder)), ("a/b.jsonl", "a--b.jsonl", "b.jsonl")
+    (folder / "a").mkdir()
+    for name in names:
+        (folder / name).write_text("")
+    copies = {screen._copy_of(name) for name in names}
+    assert len(copies) == 3
+    assert {screen._copy_of(str(folder / name)) for name in names} == copies  # not next to the file
 
 
 def test_a_file_that_is_indexed_in_part_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -195,7 +195,8 @@ class DataFile(Screen):
 
     def _copy_of(self, path: str) -> Path:
         """Return where the fixed copy of a file is until it is kept."""
-        return self.workspace.kept / "fixes" / f"{path}.jsonl"
+        place = self.workspace.path(path).relative_to(self.workspace.folder.resolve())
+        return self.workspace.kept / "fixes" / f"{place.as_posix()}.jsonl"
 
     def _fix(self, fields: dict[str, str]) -> Any:
         """Write a fixed copy aside, so that its changes can be seen before it is kept."""
