@@ -57,8 +57,8 @@ held only at an equal or better held-out loss (within 0.1 %; in bf16, whose roun
   loaded) and minus the optimizer state.
 - **held-out loss** is that of the saved model of each side, evaluated by one script (bench/race/judge.py) in fp32, per
   learned token; for heads per row, not comparable with label words. Heads differ: ours reads the mean of the states,
-  starts from a linear probe of the base on the rows of the steps and has its own learning rate, as in `tune` (fitting
-  it takes some seconds, before the first step); that of transformers reads the pooler or the last token.
+  starts from a quarter of a linear probe of the base on the rows of the steps and has its own learning rate, as in
+  `tune` (fitting takes some seconds, before the first step); that of transformers reads the pooler or the last token.
 - **TRL settings** that differ from its defaults on both sides are those that must be equal (learning rate, constant
   schedule, betas, decay, clipping, loss on the completion only, batch), `use_cpu`, rows in the order of the job
   (default: random, which pads), `bf16` as in the race (default: on), no trackers or checkpoints. Best settings also: no
