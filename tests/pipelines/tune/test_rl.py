@@ -388,7 +388,7 @@ def test_what_a_reward_is_cheated_by_raises_an_alarm():
     wild = RewardDiagnostics(kl_per_token=0.7, words=(10, 24), repeated_share=(0.0, 0.3), cut_off_share=(0.1, 0.5))
     said = " | ".join(find_warnings(wild))
     assert "0.70 nats/token" in said
-    assert "from 10 to 24 words" in said
+    assert "from 10.0 to 24.0 words" in said
     assert "30% of answers contain loops" in said
     assert "50% of answers never end" in said
 
