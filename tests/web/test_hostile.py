@@ -75,6 +75,13 @@ BODIES: list[tuple[str, bytes, set[int]]] = [
     (
         CHAT,
         json.dumps(
+            {**GOOD, "response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": {"$ref": "#"}}}}
+        ).encode(),
+        {400},
+    ),
+    (
+        CHAT,
+        json.dumps(
             {**GOOD, "response_format": {"type": "json_schema", "json_schema": {"schema": {"pattern": "(" * 900}}}}
         ).encode(),
         {200, 400},

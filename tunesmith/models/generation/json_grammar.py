@@ -64,6 +64,9 @@ class Grammar:
         matcher = LLMatcher(self._tokens, grammar)
         if matcher.is_error():
             raise GrammarError(f"schema: {briefly(matcher.get_error())}; leave that keyword out")
+        matcher.compute_bitmask()
+        if matcher.is_stopped():  # no token can be the first, as of a schema that only refers to itself
+            raise GrammarError("schema: it allows no text at all; say which type it describes")
         return Follower(matcher, self._words)
 
 
