@@ -18,6 +18,8 @@ from tests.golden.documents import comparable, plain_schema, shape, steady
 from tests.golden.frozen import differences, load, record, recording
 from tests.golden.runs import signature
 
+pytestmark = pytest.mark.long  # also the first case: it would run every command
+
 NAMES = [*COMMANDS, *(f"files-{run}" for run in RUN_FOLDERS)]
 
 
@@ -36,7 +38,6 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: steady(document, str(folder.parent)) for name, document in found.items()}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_gives_the_frozen_document(name: str, documents: dict[str, Any]) -> None:
     if recording():

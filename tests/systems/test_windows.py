@@ -195,6 +195,7 @@ def test_a_command_works_on_windows(name: str, story: Story) -> None:
 BY_LIBRARIES = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", "README.md")
 
 
+@pytest.mark.long
 def test_files_are_the_same_bytes_as_on_other_systems(story: Story) -> None:
     story.ended("studio")
     box = story.session.box
