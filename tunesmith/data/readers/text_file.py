@@ -22,9 +22,14 @@ from tunesmith.errors import DataError, first_names
 PACKED = (".gz", ".zip")
 MOST_UNPACKED = 4 * 2**30  # bytes of a gzip file, unpacked
 BLOCK = 2**20  # bytes
-SAMPLE = 4096  # bytes in which zero bytes reveal UTF-16 without a byte order mark
+SAMPLE = 4096  # bytes in which zero bytes reveal UTF-16 or UTF-32 without a byte order mark
+UPPER_ZEROS = 0.8  # of the upper halves of letters in UTF-32; in UTF-16 half of these bytes are letters
 ZERO_SHARE = 0.3  # of the bytes; text in a Latin script has zeros in half of them
-WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# The mark of UTF-32 begins with that of UTF-16, so it is looked for first.
+WIDE_MARKS = (
+    ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
+    ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+)
 # What archivers of operating systems add to a zip file.
 ADDED = ("__MACOSX/", ".DS_Store", "Thumbs.db")
 
@@ -194,10 +199,16 @@ def _is_utf8(path: Path) -> bool | None:
 
 
 def _wide(data: bytes) -> str:
-    """Return the UTF-16 encoding of text without a byte order mark; empty if it is another one."""
+    """Return the encoding of text in UTF-16 or UTF-32; empty if it is another one."""
+    if marked := next((name for marks, name in WIDE_MARKS if data.startswith(marks)), ""):
+        return marked
     start = data[:SAMPLE]
     if start.count(0) < ZERO_SHARE * len(start):
         return ""
+    # The upper half of the four bytes of a letter is zero, except that of an emoji.
+    for name, upper in (("utf-32-le", start[2::4] + start[3::4]), ("utf-32-be", start[::4] + start[1::4])):
+        if upper.count(0) > UPPER_ZEROS * len(upper):
+            return name
     return "utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"
 
 
@@ -224,7 +235,7 @@ def _unpacked(source: FileSource) -> bytes:
 def _decoded(data: bytes, name: str) -> tuple[str, str]:
     """Decode text in any encoding; return it with a note on an encoding other than UTF-8."""
     with suppress(UnicodeDecodeError):
-        if wide := "utf-16" if data.startswith(WIDE_MARKS) else _wide(data):
+        if wide := _wide(data):
             return data.decode(wide).removeprefix("\ufeff"), f"decoded from {wide.upper()}"
     try:
         return data.decode("utf-8-sig"), ""
