@@ -176,6 +176,15 @@ def test_an_object_in_a_parquet_cell_has_no_keys_of_other_rows(tmp_path):
     assert [row.fields["calls"] for row in read_rows(tmp_path / "a.parquet")] == calls
 
 
+def test_texts_that_a_parquet_file_stores_as_bytes_are_decoded_and_other_bytes_are_kept(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"text": ["größer".encode()], "turns": [[{"role": b"user"}]], "image": [b"\xff\xd8"]}
+    parquet.write_table(arrow.table(columns), tmp_path / "a.parquet")
+    (row,) = read_rows(tmp_path / "a.parquet")
+    assert row.fields == {"text": "größer", "turns": [{"role": "user"}], "image": b"\xff\xd8"}
+
+
 def test_parquet_rows_are_numbered_from_one(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

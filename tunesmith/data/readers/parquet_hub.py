@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,13 +42,19 @@ def _batches(path: Path, start: int) -> Iterator[dict[str, object]]:
 
 
 def _widened(fields: Mapping[str, object]) -> dict[str, object]:
-    """Drop the keys without a value that a columnar format adds to nested objects to give all of them the same keys."""
+    """Return fields as jsonl would have them: texts stored as bytes are decoded.
+
+    Nested objects lose the keys without a value that a columnar format adds to give all of them the same keys.
+    """
     return {column: _filled(value) for column, value in fields.items()}
 
 
 def _filled(value: object) -> object:
     if isinstance(value, dict):
         return {key: _filled(item) for key, item in value.items() if item is not None}
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
     return [_filled(item) for item in value] if isinstance(value, list) else value
 
 
