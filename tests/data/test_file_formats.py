@@ -12,6 +12,7 @@ import openpyxl
 import pytest
 
 from tunesmith.data.audit.chunks import chunks, head, parsed
+from tunesmith.data.audit.row_index import RowIndex
 from tunesmith.data.documents.encoding import decode
 from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.read import notes_of, read_file, read_rows
@@ -99,6 +100,27 @@ def test_json_lines_in_utf16_are_read_by_runs_and_audits(tmp_path):
         ("a.jsonl:3", {"text": "x"}),
     ]
     assert audited_rows(path) == [(1, {"text": "größer"}), (3, {"text": "x"})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"text": "a"}, {"text": "b"}]',
+        '[{"text": "a"},\n{"text": "b"}]\n',
+        '[\n {\n  "text": "a"},\n {"text": "b"}\n]',
+    ],
+)
+def test_one_array_in_a_file_named_as_json_lines_is_read_by_runs_and_audits(tmp_path, text):
+    path = write(tmp_path / "a.jsonl", text)
+    rows = [("a.jsonl:1", {"text": "a"}), ("a.jsonl:2", {"text": "b"})]
+    assert [(row.where, row.fields) for row in read_rows(path)] == rows
+    assert audited_rows(path) == [(1, {"text": "a"}), (2, {"text": "b"})]
+    assert [row.fields for row in RowIndex(path).read(0, 5)] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_a_line_that_is_an_array_makes_no_array_of_a_file(tmp_path):
+    path = write(tmp_path / "a.jsonl", '[{"text": "a"}]\n{"text": "b"}\n')
+    assert audited_rows(path) == [(1, "expected an object, got list"), (2, {"text": "b"})]
 
 
 @pytest.mark.parametrize("mark", [";", "\t", "|", ","])

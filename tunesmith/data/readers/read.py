@@ -7,16 +7,17 @@ key of a JSON document, or a file in a zip archive.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.files import is_link, is_there, quoted
 from tunesmith.data.readers.csv_tsv import dialect_of, read_separated
 from tunesmith.data.readers.json_rows import json_document, json_lines
 from tunesmith.data.readers.parquet_hub import parquet_rows
-from tunesmith.data.readers.row import Row, allowed_values, has_allowed, keep, numbered
+from tunesmith.data.readers.row import Row, allowed_values, has_allowed, keep, numbered, unreadable
 from tunesmith.data.readers.text_file import PACKED, FileSource, TextFile, locate, open_text
 from tunesmith.data.readers.text_lines import log_rows, text_rows
 from tunesmith.data.remote import remote_url
@@ -25,6 +26,7 @@ from tunesmith.plugins import plugin
 
 DATASET = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
 LINES = (".jsonl", ".ndjson")
+ARRAY = re.compile(rb"\[\s*(\{|$)")  # the start of an array of objects
 TABLES = (".csv", ".tsv")
 TEXTS = (*LINES, *TABLES, ".json", ".txt", ".log")
 BOOKS = (".xlsx", ".xlsm")
@@ -132,8 +134,13 @@ def notes_of(source: str | Path) -> tuple[str, ...]:
 
 
 def check_kind(file: FileSource) -> FileSource:
-    """Return the file if its type is supported; raise DataError with the fix otherwise."""
+    """Return the file if its type is supported; raise DataError with the fix otherwise.
+
+    Its kind is `.json` if a file named as JSON lines contains one array.
+    """
     packed = file.path.suffix.lower() in PACKED
+    if file.kind in LINES and not packed and _is_array(file.path):
+        return replace(file, kind=".json")
     if file.kind in (TEXTS if packed else READERS) or (not packed and plugin("readers", file.kind[1:])):
         return file
     from tunesmith.data.documents.convert import READERS as DOCUMENTS
@@ -146,6 +153,17 @@ def check_kind(file: FileSource) -> FileSource:
     elif file.kind == ".xls":
         fix = "open it and save it as .xlsx or .csv"
     raise DataError(f"{path}: unsupported file type; {fix}")
+
+
+def _is_array(path: Path) -> bool:
+    """Return whether a file begins with an array of objects that continues in the next line, or is its only line."""
+    try:
+        with path.open("rb") as file:
+            lines = (line.strip() for line in file)
+            first = next(filter(None, lines), b"").removeprefix(codecs.BOM_UTF8)
+            return bool(ARRAY.match(first)) and (not first.endswith(b"]") or not any(lines))
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _read(file: FileSource) -> tuple[Iterator[Row], str]:
