@@ -25,6 +25,16 @@ def test_sound_rows_exit_with_0_and_programs_get_one_document(command: Command, 
         assert finding["count"] == len(finding["rows"])
 
 
+def test_a_file_of_prompts_alone_is_audited_and_its_copy_is_for_rl(command: Command, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Say the number {n} in words."} for n in range(30)])
+    done = command("audit", rows, "--fix", tmp_path / "copy.jsonl", "--offline")
+    assert done.code == 0, done.err
+    assert "detected prompts: prompt -> input text" in done.err
+    assert done.err.endswith(f"next: tunesmith tune {tmp_path / 'copy.jsonl'} --set objective.kind=rl --dry-run\n")
+    write_rows(rows, [{"prompt": f"Say the number {n} in words.", "completion": None} for n in range(30)])
+    assert "no known format has the columns ['prompt', 'completion']" in command("audit", rows, "--offline").err
+
+
 def test_a_blocking_fault_exits_with_1_and_is_shown_with_its_line(command: Command, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [*reviews(), SECRET])
     done = command("audit", rows, "--offline")

@@ -19,12 +19,12 @@ from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.run import audit
 from tunesmith.data.files import check_folder, is_recipe, quoted
 from tunesmith.data.readers.read import notes_of
-from tunesmith.data.readers.row import Row, allowed_values, file_of, has_allowed, missing_column
+from tunesmith.data.readers.row import Row, allowed_values, columns_of, file_of, has_allowed, missing_column
 from tunesmith.data.schema.cells import has_column as has_cells
 from tunesmith.data.schema.columns import LOOKED_AT
-from tunesmith.data.schema.formats import Format, detect, detect_or_guess
+from tunesmith.data.schema.formats import ASKED, Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess
-from tunesmith.data.schema.values import has_plural_name, label_separator
+from tunesmith.data.schema.values import has_plural_name, is_text, label_separator
 from tunesmith.data.splits.load import FIRST_ROWS
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import DataError, UnsettledError
@@ -154,13 +154,24 @@ def _separator(source: str, columns: Mapping[str, str], where: Mapping[str, Sequ
 
 
 def _detected(source: str, rows: list[Row], *, offline: bool) -> Format | Guess:
-    """Detect the columns from the first rows, or guess them as `tunesmith init` does, from rows of the whole file."""
+    """Detect the columns from the first rows, or guess them as `tunesmith init` does, from rows of the whole file.
+
+    Rows with nothing but a prompt are for `rl`, which needs no answer.
+    """
     try:
         return detect(rows)
     except UnsettledError:
         raise
     except DataError:
-        return detect_or_guess(head(source, GUESSED_FROM, offline=offline))
+        try:
+            return detect_or_guess(head(source, GUESSED_FROM, offline=offline))
+        except UnsettledError:
+            raise
+        except DataError:
+            columns = columns_of(rows)
+            if len(columns) != 1 or columns[0] not in ASKED or not all(is_text(r.fields.get(columns[0])) for r in rows):
+                raise
+            return Format("prompts", "rl", {"text": columns[0]})
 
 
 def _format(rows: list[Row], recipe: Recipe) -> Format:
@@ -235,8 +246,8 @@ def next_command(source: str, copy: Path, changes: Sequence[str]) -> str:
         return f"tunesmith tune {quoted(source)} {options} --dry-run"
     options = set_options(changes)
     if not changes:
-        found = detect_or_guess(head(str(copy), GUESSED_FROM))
-        options = found.change() if isinstance(found, Guess) else ""
+        found = _detected(str(copy), head(str(copy), LOOKED_AT), offline=True)
+        options = found.change() if isinstance(found, Guess) else "--set objective.kind=rl" * (found.objective == "rl")
     return " ".join(filter(None, ["tunesmith tune", quoted(copy), options, "--dry-run"]))
 
 
