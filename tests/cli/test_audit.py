@@ -29,10 +29,18 @@ def test_a_file_of_prompts_alone_is_audited_and_its_copy_is_for_rl(command: Comm
     rows = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Say the number {n} in words."} for n in range(30)])
     done = command("audit", rows, "--fix", tmp_path / "copy.jsonl", "--offline")
     assert done.code == 0, done.err
-    assert "detected prompts: prompt -> input text" in done.err
+    assert "detected prompts: prompt -> user turn" in done.err
     assert done.err.endswith(f"next: tunesmith tune {tmp_path / 'copy.jsonl'} --set objective.kind=rl --dry-run\n")
     write_rows(rows, [{"prompt": f"Say the number {n} in words.", "completion": None} for n in range(30)])
     assert "no known format has the columns ['prompt', 'completion']" in command("audit", rows, "--offline").err
+
+
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_prompts_written_as_turns_are_audited_as_rl_reads_them(command: Command, tmp_path: Path, column: str) -> None:
+    asked = [{column: [{"role": "user", "content": f"Say the number {n} in words."}]} for n in range(30)]
+    rows = write_rows(tmp_path / "prompts.jsonl", asked)
+    assert command("audit", rows, "--offline").code == 0
+    assert command("audit", rows, "--set", "objective.kind=rl", "--offline").code == 0
 
 
 def test_a_blocking_fault_exits_with_1_and_is_shown_with_its_line(command: Command, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tunesmith.data.audit.findings import Audit
 from tunesmith.data.audit.fix import CleanedCopy, check_out, fix, log_of
 from tunesmith.data.audit.options import AuditSource, Tools
 from tunesmith.data.audit.run import audit
+from tunesmith.data.examples.parsers import DIALOGUES
 from tunesmith.data.files import check_folder, is_recipe, quoted
 from tunesmith.data.readers.read import notes_of
 from tunesmith.data.readers.row import Row, allowed_values, columns_of, file_of, has_allowed, missing_column
@@ -24,7 +25,7 @@ from tunesmith.data.schema.cells import has_column as has_cells
 from tunesmith.data.schema.columns import LOOKED_AT
 from tunesmith.data.schema.formats import ASKED, Format, detect, detect_or_guess
 from tunesmith.data.schema.guess import Guess
-from tunesmith.data.schema.values import has_plural_name, is_text, label_separator
+from tunesmith.data.schema.values import has_plural_name, is_answer, is_open, label_separator
 from tunesmith.data.splits.load import FIRST_ROWS
 from tunesmith.display import Display, Displayed
 from tunesmith.errors import DataError, UnsettledError
@@ -159,7 +160,7 @@ def _detected(source: str, rows: list[Row], *, offline: bool) -> Format | Guess:
     Rows with nothing but a prompt are for `rl`, which needs no answer.
     """
     try:
-        return detect(rows)
+        found = detect(rows)
     except UnsettledError:
         raise
     except DataError:
@@ -169,9 +170,23 @@ def _detected(source: str, rows: list[Row], *, offline: bool) -> Format | Guess:
             raise
         except DataError:
             columns = columns_of(rows)
-            if len(columns) != 1 or columns[0] not in ASKED or not all(is_text(r.fields.get(columns[0])) for r in rows):
+            if (
+                len(columns) != 1
+                or columns[0] not in ASKED
+                or not all(is_answer(row.fields.get(columns[0])) for row in rows)
+            ):
                 raise
-            return Format("prompts", "rl", {"text": columns[0]})
+            return Format("prompts", "rl", {"prompt": columns[0]})
+    asked = _asked(rows, found.columns) if found.objective == "instruct" else {}
+    return Format("prompts", "rl", asked, ignored=found.ignored) if asked else found
+
+
+def _asked(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns of prompts if these are columns of chats that all end before the answer; empty otherwise."""
+    chat = next((columns[part] for part in DIALOGUES if part in columns), "")
+    if not chat or not all(is_open(row.fields.get(chat)) for row in rows):
+        return {}
+    return {"prompt" if column == chat else part: column for part, column in columns.items()}
 
 
 def _format(rows: list[Row], recipe: Recipe) -> Format:
@@ -180,8 +195,10 @@ def _format(rows: list[Row], recipe: Recipe) -> Format:
     settings = objective.model_dump()
     named = {key: settings[key] for key in objective.column_keys if settings.get(key)}
     _check_columns(rows, named, optional=())
-    if objective.samples_completions and set(columns := objective.columns(rows)) == {"prompt"}:
-        return Format("as named", "", {"text": columns["prompt"]})  # the rows need no answer
+    if objective.samples_completions:  # the rows need no answer
+        columns = dict(objective.columns(rows))
+        if set(columns) == {"prompt"} or (columns := _asked(rows, columns)):
+            return Format("as named", "", columns)
     if not named:
         return detect(rows)
     columns = dict(objective.columns(rows))

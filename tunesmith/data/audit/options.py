@@ -44,7 +44,8 @@ class AuditSource:
     @property
     def answered(self) -> bool:
         """True if there is an answer in words, whose language may differ from that of the prompt."""
-        return not self.labelled and "text" not in self.columns
+        asked = "prompt" in self.columns and not self.columns.keys() & {"answer", "chosen", "label"}
+        return not self.labelled and "text" not in self.columns and not asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 from tunesmith.data.audit.checks.tool_checks import tool_findings
 from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, queries, rated, text_of
 from tunesmith.data.examples.preferences import pairs, unpaired_preferences
+from tunesmith.data.examples.prompts import rl_prompts
 from tunesmith.data.examples.spans import inline, readable, spans_in, tagged, trim
 from tunesmith.data.examples.types import Query, Span, TaggedText
 from tunesmith.data.examples.usable import blank_role, unusable
@@ -80,12 +81,20 @@ def _seen(row: Row, columns: Mapping[str, str], separator: str) -> View:
         return _dialogue(row, columns)
     if "answer" in columns:
         return _pair(row, columns)
+    if "prompt" in columns:
+        return _prompt(row, columns)
     return _plain(row, columns["text"])
 
 
 def _plain(row: Row, column: str) -> View:
     text = _text(cell(row, column))
     why = _parse_error(row, lambda: text_of(row, column))
+    return View(text, "", (), "unreadable", why) if why else View(text, "")
+
+
+def _prompt(row: Row, columns: Mapping[str, str]) -> View:
+    text = _text(cell(row, columns["prompt"]))
+    why = _parse_error(row, lambda: rl_prompts([row], columns=columns))
     return View(text, "", (), "unreadable", why) if why else View(text, "")
 
 
