@@ -168,6 +168,14 @@ def test_an_explosion_at_the_end_of_a_run_is_told_unless_a_validation_was_good(
     )
 
 
+def test_a_run_whose_only_validation_is_not_a_number_is_called_divergence(tmp_path: Path):
+    plan = replace(PLAN, steps=1, eval_steps=1)
+    with pytest.raises(
+        Refused, match=r"^step 1: the validation loss is nan, training diverges; lower .*no good checkp"
+    ):
+        run(tmp_path, plan=plan, validate=lambda: float("nan"))
+
+
 def test_the_last_checkpoint_before_the_explosion_is_named(tmp_path: Path):
     plan = replace(PLAN, save_steps=10)
     with pytest.raises(Refused, match=r"training diverges; .*; last good checkpoint: .*last, of step \d+$") as caught:

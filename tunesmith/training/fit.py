@@ -300,6 +300,7 @@ class Trainer:
         self.callbacks.on_event(
             Validated(state.step, result.loss, result.metrics, result.task_losses, result.gradient_cosines)
         )
+        self.alarms.check_validation(state, result.loss)
         if result.loss < state.best:
             state.best = result.loss
             state.best_step = state.step

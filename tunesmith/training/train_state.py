@@ -256,6 +256,14 @@ class Alarms:
             self.high = 0
         return ""
 
+    def check_validation(self, state: TrainingState, loss: float) -> None:
+        """Raise Refused if a validation is not a number and no earlier one was: there are no parameters to keep."""
+        if math.isnan(loss) and not state.best_step:
+            fix = f"lower schedule.learning_rate (now {self.plan.learning_rate:g})"
+            raise Refused(
+                f"step {state.step}: the validation loss is nan, training diverges; {fix}; {self._good(state)}"
+            )
+
     def _watch(self, place: str, norm: float, fix: str) -> None:
         """Raise Refused if the first steps of the run have changed nothing."""
         self.taken += 1
