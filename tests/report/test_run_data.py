@@ -1,7 +1,7 @@
 import pytest
 
 from tests.report.conftest import MakeRun, task_of, with_objective
-from tunesmith.errors import CheckpointError
+from tunesmith.errors import CheckpointError, Refused
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.report.predictions import Prediction, row_scores
 from tunesmith.report.run_data import (
@@ -15,6 +15,17 @@ from tunesmith.report.run_data import (
     read_run_data,
     reliability,
 )
+from tunesmith.report.schema import read_report, write_report
+
+
+def test_a_report_that_could_not_be_read_again_is_not_written(make_run: MakeRun):
+    run = make_run()
+    report = read_report(run)
+    broken = report.model_copy(update={"task": report.task.model_copy(update={"tuned": float("nan")})})
+    with pytest.raises(Refused, match=r"report\.json: task\.tuned is not a finite number; tune with a lower"):
+        write_report(run, broken)
+    write_report(run, report)
+    assert read_report(run) == report
 
 
 def test_rows_are_sorted_into_fixed_broken_and_wrong_in_both(make_run: MakeRun):

@@ -176,6 +176,12 @@ def test_a_run_whose_only_validation_is_not_a_number_is_called_divergence(tmp_pa
         run(tmp_path, plan=plan, validate=lambda: float("nan"))
 
 
+def test_a_last_step_that_destroys_the_parameters_is_called_divergence(tmp_path: Path):
+    with pytest.raises(Refused, match=r"^step 1: the loss .* is nan after it, training diverges; lower .*now 1e\+30"):
+        run(tmp_path, plan=replace(PLAN, steps=1, learning_rate=1e30))
+    assert not (tmp_path / "last").exists()
+
+
 def test_the_last_checkpoint_before_the_explosion_is_named(tmp_path: Path):
     plan = replace(PLAN, save_steps=10)
     with pytest.raises(Refused, match=r"training diverges; .*; last good checkpoint: .*last, of step \d+$") as caught:
@@ -232,7 +238,7 @@ def test_alarms_cost_three_passes_and_leave_every_number_as_it_is(tmp_path: Path
 
     technique = Lora(rank=4, dropout=0.3)
     watched = run(tmp_path / "a", technique, learner=Counting())
-    assert (seen.count(True), seen.count(False)) == (30, 2)
+    assert (seen.count(True), seen.count(False)) == (30, 3)
     quiet: Callable[..., None] = lambda *args, **more: None  # noqa: E731
     monkeypatch.setattr("tunesmith.training.train_state.Alarms.before", quiet)
     monkeypatch.setattr("tunesmith.training.train_state.Alarms.check", quiet)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
-from tunesmith.data.files import read_page
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.display import Display, Displayed, model_label, under_home
-from tunesmith.errors import CheckpointError
+from tunesmith.errors import CheckpointError, Refused
 from tunesmith.evaluation.results import (
     Calibration,
     PreferenceDiagnostics,
@@ -355,6 +355,18 @@ class Report(Displayed, ReportPart):
             ("metric", "base", "tuned", "difference", "p-value"),
             rows,
         )
+
+
+def write_report(run: Path, report: Report) -> None:
+    """Write the report of a run. Raises Refused, and writes nothing, if it could not be read again."""
+    text = report.model_dump_json(indent=1)  # numbers that are not finite become null
+    try:
+        Report.model_validate_json(text)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        problem = f"{run / 'report.json'}: {place} is not a finite number"
+        raise Refused(f"{problem}; tune with a lower schedule.learning_rate in another folder") from None
+    write_whole(run / "report.json", text)
 
 
 def read_report(run: Path) -> Report:

@@ -243,9 +243,14 @@ class Alarms:
             self._watch(place, norm, f"raise {rate}")
         if self.start is not None:
             self.high = self.high + 1 if far(loss, self.start) else 0
+        last = state.step + 1 == self.plan.steps
+        # Of the last step no other one sees what it has made of the parameters.
+        if last and not state.best_step and not math.isfinite(after := self._loss() or 0.0):
+            failure = f"{place}: the loss of the first rows is {after} after it, training diverges"
+            raise Refused(f"{failure}; lower {rate}; {self._good(state)}")
         # A high loss in the last step is enough for a warning, unless a validation was good: that is the result. It
         # does not end the run: heads that start as a probe may be high, too, and test rows measure what they learned.
-        ended = self.high and state.step + 1 == self.plan.steps
+        ended = self.high and last
         if self.start is not None and (self.high == HIGH or (ended and far(state.best, self.start))):
             if (now := self._loss()) is not None and far(now, self.start):
                 risen = f"the loss of the first rows has risen from {self.start:.3g} to {now:.3g}"

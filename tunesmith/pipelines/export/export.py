@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from tunesmith.config import load_recipe
-from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.tokens import Encoded
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused, briefly
 from tunesmith.evaluation.predict import subsample
@@ -51,7 +50,7 @@ from tunesmith.pipelines.verify.challenge import read_challenge
 from tunesmith.pipelines.verify.verify import verify
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
-from tunesmith.report.schema import Export, Smallest, read_report
+from tunesmith.report.schema import Export, Smallest, read_report, write_report
 from tunesmith.training.read import read_data
 from tunesmith.training.run_folder import exclusive_lock, with_name
 
@@ -230,8 +229,7 @@ def _record(run: Path, result: Export) -> None:
         return
     report = read_report(run)
     exports = [*(earlier for earlier in report.exports if earlier.format != result.format), result]
-    updated = report.model_copy(update={"exports": exports})
-    write_whole(run / "report.json", updated.model_dump_json(indent=1))
+    write_report(run, report.model_copy(update={"exports": exports}))
 
 
 def _importance_rows(model: LocalModel, run: Path, on_event: EventHandler, *, offline: bool) -> list[Encoded]:

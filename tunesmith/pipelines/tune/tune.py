@@ -78,7 +78,7 @@ from tunesmith.pipelines.verify.make import challenge_of_run
 from tunesmith.plugins import used
 from tunesmith.report.formatting import reused_line
 from tunesmith.report.html import write_reports
-from tunesmith.report.schema import Report, read_report
+from tunesmith.report.schema import Report, read_report, write_report
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.mlm_head import train_mlm_head
 from tunesmith.training.multitask import single_task_contexts
@@ -180,7 +180,7 @@ def _run_steps(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offli
         level = results.scored_rows.level if results.scored_rows else ALPHA
         with phase("report"), at_level(level):
             report = build_report(results, name=folder.path.name, seconds=time.perf_counter() - started)
-            write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
+            write_report(folder.path, report)
             write_reports(folder.path)
             drop_checkpoints(folder.path)
     world.barrier()
