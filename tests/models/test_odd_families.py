@@ -69,6 +69,28 @@ def test_padding_is_not_counted_where_a_family_counts_places(kind: str):
             assert torch.allclose(found[row], alone, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("JetMoeConfig", {"kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("DiffLlamaConfig", {"num_attention_heads": 4}),
+    ],
+)
+def test_several_answers_are_those_of_one_where_a_layer_attends_to_other_values_than_it_caches(name: str, more: Any):
+    made = network(name, **{**GROUPED, **more})
+    policy = Policy.over(made, family="decoder", reference=nullcontext)
+    policy.train(False)
+    prompts = [list(range(5, 30)), list(range(40, 52))]
+    with torch.inference_mode():
+        state = generate._prefill(policy, prompts)
+        state.spread(2, policy)
+        tokens = torch.tensor([[60], [61], [62], [63]])
+        found = state.feed(policy, tokens, torch.ones_like(tokens, dtype=torch.bool))[:, -1]
+        for row, token in enumerate(tokens[:, 0].tolist()):
+            alone = made.base_model(input_ids=torch.tensor([[*prompts[row // 2], token]])).last_hidden_state[0, -1]
+            assert torch.allclose(found[row], alone, atol=1e-4)
+
+
 def test_windows_that_stand_in_masks_alone_are_kept():
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}

@@ -23,8 +23,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from tunesmith.errors import out_of_memory
-from tunesmith.models.attention.packed import state_tolerance, states_alone
-from tunesmith.models.families import counts_places, scales_by_column
+from tunesmith.models.attention.packed import NO_MASK, state_tolerance, states_alone
+from tunesmith.models.attention.shared_prefix import SharedPrefixAttention
+from tunesmith.models.families import counts_places, scales_by_column, slides
 from tunesmith.models.once_per_shape import once_per_shape
 from tunesmith.models.sharded import run_body
 
@@ -78,6 +79,7 @@ class RowRules:
 
 
 _MEASURED: WeakKeyDictionary[Any, RowRules] = WeakKeyDictionary()
+_SHARES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,24 @@ def generates(network: Any) -> bool:
     )
 
 
+def shares_prompts(network: Any) -> bool:
+    """Return whether several completions may attend to one copy of their prompt's keys and values.
+
+    They may not where a layer attends to other keys or values than it caches, as those of JetMoE and DiffLlama. It is
+    measured when first asked, so that a network that never samples several completions runs no pass for it.
+    """
+    if network not in _SHARES:
+        with torch.autocast(network.device.type, enabled=False):
+            _SHARES[network] = not slides(network.config) and _one_copy_suffices(network)
+    return _SHARES[network]
+
+
+@once_per_shape
+def _one_copy_suffices(network: Any) -> bool:
+    """Return whether completions that attend to one copy of their prompt have the states of rows alone; measured."""
+    return _distance(_after_one_copy, network) <= state_tolerance(network, float32=TOLERANCE)
+
+
 @torch.no_grad()
 def _distance(measure: Any, network: Any, *given: Any, **options: Any) -> float:
     """Return the largest relative distance between states of rows together and alone; infinite if they fail.
@@ -262,6 +282,22 @@ def _padded_left(network: Any, prefix: Sequence[int] = (), *, even: bool = False
     whole = ((*prefix, *row, last) for row, last in zip(rows, NEXT, strict=True))
     alone = [states_alone(network, row, use_cache=False)[-2:] for row in whole]
     return list(zip(found, alone, strict=True))
+
+
+def _after_one_copy(network: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return the last state of two rows that attend to one copy of a prefix, and of each alone."""
+    layers: list[Any] = read_prefix(network, new_cache(network), 0, input_ids=_ids(network, PREFIX)).layers
+    mask = torch.ones(1, len(PREFIX), dtype=torch.int64, device=network.device)
+    states, _ = forward_cached(
+        network,
+        new_cache(network),
+        input_ids=_ids(network, NEXT).T,
+        attention_mask=NO_MASK.to(network.device),
+        position_ids=mask.sum(dim=1, keepdim=True).expand(len(NEXT), 1),
+        layout=SharedPrefixAttention.of([(layer.keys, layer.values) for layer in layers], mask, copies=len(NEXT)),
+    )
+    alone = [states_alone(network, (*PREFIX, last), use_cache=False)[-1] for last in NEXT]
+    return list(zip(states[:, -1].float(), alone, strict=True))
 
 
 def _ids(network: Any, ids: Sequence[int]) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
 from tunesmith.data.tokenization.chat_template import Template, Tokens
-from tunesmith.models.attention.network_cache import RowState, forward_cached, new_cache, select_rows
+from tunesmith.models.attention.network_cache import RowState, forward_cached, new_cache, select_rows, shares_prompts
 from tunesmith.models.attention.packed import NO_MASK
 from tunesmith.models.attention.shared_prefix import SharedPrefixAttention
 from tunesmith.models.batch import TOKENS_PER_PASS, pack, split_by_tokens
@@ -53,9 +53,9 @@ class _DecodingState:
     shared: SharedPrefixAttention | None = None
 
     def spread(self, copies: int, policy: Policy) -> None:
-        """Repeat each row `copies` times, adjacent; prompts are copied only where packed attention does not work."""
+        """Repeat each row `copies` times, adjacent; prompts are copied only where they cannot be shared."""
         assert self.cache is not None, "the prompts have run"
-        if policy.packs and not slides(policy.network.config):
+        if policy.packs and shares_prompts(policy.network):
             layers: list[Any] = self.cache.layers
             self.shared = SharedPrefixAttention.of(
                 [(layer.keys, layer.values) for layer in layers], self.mask, copies=copies
