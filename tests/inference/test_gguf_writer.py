@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import gguf
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers
@@ -56,6 +58,25 @@ def test_the_beginning_of_a_text_is_written_by_the_tokenizer_and_that_of_a_chat_
         write_gguf(made.network, cutter, tmp_path / "model.gguf", name="tiny")
         found = LlamaCpp(tmp_path / "model.gguf", threads=1, positions=64).ids("the phone")
         assert found == cutter("the phone", add_special_tokens=not chat)["input_ids"]
+
+
+@pytest.mark.parametrize("used", [None, 0, [0, 0]])
+def test_a_mixture_that_uses_no_experts_is_refused_and_does_not_end_the_process(used: Any, tmp_path: Path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_expert_count(4)
+    if used is not None:
+        writer.add_key_value("llama.expert_used_count", used, *_kinds(used))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="a mixture of experts that uses none of them"):
+        LlamaCpp(tmp_path / "model.gguf", threads=1, positions=64)
+
+
+def _kinds(value: Any) -> list[gguf.GGUFValueType]:
+    """The type of a value for GGUF's writer, and that of the values in it."""
+    number = gguf.GGUFValueType.UINT32
+    return [gguf.GGUFValueType.ARRAY, number] if isinstance(value, list) else [number]
 
 
 def test_no_two_rules_cut_the_telling_text_alike():

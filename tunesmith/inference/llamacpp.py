@@ -65,6 +65,13 @@ class LlamaCpp:
             import xllamacpp
         except ImportError:
             raise ModelError(EXTRA) from None
+        from tunesmith.models.loading.gguf_reader import experts_used  # loads transformers
+
+        if experts_used(file) == 0:  # llama.cpp would end the process
+            raise ModelError(
+                f"{file.name}: a mixture of experts that uses none of them; set their number, such as "
+                "num_experts_per_tok, in the config.json of the model, and export it again"
+            )
         params = xllamacpp.CommonParams()
         params.model.path = str(file)
         params.n_ctx = positions * slots

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gguf import GGUFReader
 from tokenizers import pre_tokenizers
@@ -17,6 +18,8 @@ from tunesmith.errors import ModelError
 # Values of `tokenizer.ggml.pre` whose vocabularies were trained with every digit as one token.
 # transformers 5.24 drops that rule: "\n\n2" then becomes other ids than the model was trained on.
 DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+# What the reader raises for a file that is cut short or damaged.
+DAMAGED = (ValueError, IndexError, KeyError, OverflowError, MemoryError)
 
 
 def read_gguf(file: Path, *, where: str) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -55,7 +58,7 @@ def read_words(file: Path, *, where: str) -> tuple[PreTrainedTokenizerBase, int]
             raise ModelError(f"{where}: not a GGUF file (wrong first bytes); download it again")
     try:
         reader = GGUFReader(file)
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+    except DAMAGED as error:
         raise ModelError(f"{where}: the GGUF file is cut short or damaged ({error}); download it again") from error
     # The conversion prints its progress bar to stderr whatever the settings are.
     with contextlib.redirect_stderr(io.StringIO()):
@@ -68,6 +71,22 @@ def read_words(file: Path, *, where: str) -> tuple[PreTrainedTokenizerBase, int]
             ]
         )
     return tokenizer, int(_metadata(reader, f"{_metadata(reader, 'general.architecture')}.context_length") or 0)
+
+
+def experts_used(file: Path) -> int | None:
+    """Return how many experts the mixture in a GGUF file uses for each token, in the layer that uses most.
+
+    None if it is no mixture of experts, or cannot be read.
+    """
+    try:
+        reader = GGUFReader(file)
+    except (OSError, *DAMAGED):
+        return None
+    kind = _metadata(reader, "general.architecture")
+    # One number, or one for each layer.
+    fields = (reader.get_field(f"{kind}.expert_{name}") for name in ("count", "used_count"))
+    count, used = (int(np.max(field.contents())) if field is not None else 0 for field in fields)
+    return used if count else None
 
 
 def _metadata(reader: GGUFReader, key: str) -> str:
