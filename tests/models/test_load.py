@@ -56,10 +56,16 @@ def test_every_encoder_loads_without_a_head(kind: str, tmp_path: Path) -> None:
 
 SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
 OTHERS = {
-    "xlstm": transformers.xLSTMConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_heads=4),
     "openai-gpt": transformers.OpenAIGPTConfig(vocab_size=300, n_embd=32, n_layer=1, n_head=4),
-    "lfm2": transformers.Lfm2Config(**SMALL, intermediate_size=32, num_key_value_heads=2, layer_types=["conv"]),
 }
+# transformers makes such a network but cannot run it with a cache, two of them because of their configuration: layers
+# of convolution alone, and 4 heads in 3 groups.
+BROKEN = {
+    "xlstm": transformers.xLSTMConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_heads=4),
+    "lfm2": transformers.Lfm2Config(**SMALL, intermediate_size=32, num_key_value_heads=2, layer_types=["conv"]),
+    "llama": transformers.LlamaConfig(**SMALL, intermediate_size=32, num_key_value_heads=3),
+}
+SAID = {"xlstm": "wrong shape", "lfm2": "get_seq_length", "llama": "size of tensor"}
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -67,6 +73,14 @@ def test_a_decoder_that_does_not_go_on_from_keys_and_values_is_refused(kind: str
     AutoModelForCausalLM.from_config(OTHERS[kind]).save_pretrained(tmp_path)
     tokenizer(("</s>",), eos_token="</s>").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=f"{kind} does not support a KV cache, which generation requires; "):
+        load_base(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_refusal_of_a_decoder_that_transformers_cannot_run_says_what_it_raises(kind: str, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(BROKEN[kind]).save_pretrained(tmp_path)
+    tokenizer(("</s>",), eos_token="</s>").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=rf"transformers cannot run {kind} .*{SAID[kind]}.*; check its config"):
         load_base(str(tmp_path))
 
 

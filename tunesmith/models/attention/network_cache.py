@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from tunesmith.errors import out_of_memory
+from tunesmith.errors import briefly, out_of_memory
 from tunesmith.models.attention.packed import NO_MASK, state_tolerance, states_alone
 from tunesmith.models.attention.shared_prefix import SharedPrefixAttention
 from tunesmith.models.families import counts_places, scales_by_column, slides
@@ -39,6 +39,10 @@ NOISE = 3
 UNUSABLE = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError)
 # Ids of the measurements: a shared prefix, two rows of unequal length after it, and the id that follows each row.
 PREFIX, ROWS, NEXT = (1, 2, 3, 4), ((5, 6, 7, 8, 9, 10, 11), (12, 13, 14, 15)), (3, 5)
+
+
+class NoCacheError(ValueError):
+    """A network has no cache of its tokens that rows could continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ def forward_cached(network: Any, cache: Cache | None, **inputs: Any) -> tuple[Te
     Without a cache of the tokens before, the network makes one. An `attention_mask` covers the tokens before as well.
 
     Raises:
-        ValueError: if the network makes no cache, ignores the given one, or reads the mask in another way.
+        NoCacheError: if the network makes no cache, ignores the given one, or reads the mask in another way.
     """
     mask = inputs.get("attention_mask")
     if mask is not None and mask.ndim == 2 and cache is not None and not has_columns(cache):
@@ -132,7 +136,7 @@ def forward_cached(network: Any, cache: Cache | None, **inputs: Any) -> tuple[Te
     if made is None and cache is not None and any(part.numel() for part in tensors_of(cache)):
         made = cache
     if made is None or out.last_hidden_state.shape[1] != inputs["position_ids"].shape[1]:
-        raise ValueError("the network makes or fills no cache, or multiplies its states by the whole mask")
+        raise NoCacheError("the network makes or fills no cache, or multiplies its states by the whole mask")
     return out.last_hidden_state, made
 
 
@@ -210,6 +214,18 @@ def generates(network: Any) -> bool:
     return changes_places and (
         not caches_keys_only(network) or _distance(_padded_left, network, PREFIX, even=True) <= limit
     )
+
+
+@torch.no_grad()
+def cache_failure(network: Any) -> str:
+    """Return what transformers raises when a decoder reads a few tokens into its cache; empty if it raises nothing."""
+    try:
+        read_prefix(network, new_cache(network), 0, input_ids=_ids(network, PREFIX))
+    except NoCacheError:
+        return ""
+    except UNUSABLE as error:
+        return briefly(error)
+    return ""
 
 
 def shares_prompts(network: Any) -> bool:

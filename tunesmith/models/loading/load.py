@@ -22,7 +22,7 @@ from transformers import (
 
 from tunesmith.data.tokenization.tokenizer import choose_pad, homeless
 from tunesmith.errors import ModelError
-from tunesmith.models.attention.network_cache import expose_decoder, generates
+from tunesmith.models.attention.network_cache import cache_failure, expose_decoder, generates
 from tunesmith.models.families import family_of
 from tunesmith.models.loading import base_from_run as run_base
 from tunesmith.models.loading import quantization as four_bit
@@ -91,12 +91,7 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
         if base.family == "decoder":
             expose_decoder(network)
             if not generates(network):
-                kind = network.config.model_type
-                reason = f"{kind} does not support a KV cache, which generation requires"
-                fix = "choose a decoder of the Llama, Qwen, Gemma or GPT-2 kind"
-                if options.quantize:  # a layer whose weight is used without calling the layer cannot be in 4 bits
-                    reason, fix = f"{kind} cannot be used in 4 bits", "leave `quantize` out"
-                raise ModelError(f"{name}: {reason}; {fix}")
+                raise ModelError(f"{name}: {_refusal(network, quantized=bool(options.quantize))}")
             # Penalties and temperatures in generation_config would change the answers of every saved copy, but not
             # the measured ones.
             ids = network.generation_config
@@ -104,6 +99,18 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
                 bos_token_id=ids.bos_token_id, eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id
             )
     return base
+
+
+def _refusal(network: Any, *, quantized: bool) -> str:
+    """Return why a decoder that does not continue from its own cache is refused, and a fix."""
+    kind = network.config.model_type
+    if quantized:  # a layer whose weight is used without calling the layer cannot be in 4 bits
+        return f"{kind} cannot be used in 4 bits; leave `quantize` out"
+    fix = "choose a decoder of the Llama, Qwen, Gemma or GPT-2 kind"
+    if problem := cache_failure(network):  # such as a configuration that contradicts itself
+        reason = f"transformers cannot run {kind} with a KV cache, which generation requires ({problem.rstrip('.')})"
+        return f"{reason}; check its config.json, or {fix}"
+    return f"{kind} does not support a KV cache, which generation requires; {fix}"
 
 
 def _read(name: str, options: LoadOptions, *, offline: bool) -> Base:
