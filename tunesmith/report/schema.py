@@ -359,7 +359,7 @@ class Report(Displayed, ReportPart):
 
 def write_report(run: Path, report: Report) -> None:
     """Write the report of a run. Raises Refused, and writes nothing, if it could not be read again."""
-    text = report.model_dump_json(indent=1)  # numbers that are not finite become null
+    text = report.model_dump_json(indent=1)  # null for what is not finite
     try:
         Report.model_validate_json(text)
     except ValidationError as error:

@@ -76,7 +76,7 @@ def read_words(file: Path, *, where: str) -> tuple[PreTrainedTokenizerBase, int]
 def experts_used(file: Path) -> int | None:
     """Return how many experts the mixture in a GGUF file uses for each token, in the layer that uses most.
 
-    None if it is no mixture of experts, or cannot be read.
+    None if the file has no mixture of experts, or cannot be read.
     """
     try:
         reader = GGUFReader(file)
