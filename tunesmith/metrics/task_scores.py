@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.examples.types import Reference
 from tunesmith.display import Display, Displayed
+from tunesmith.errors import RecipeError, briefly
 from tunesmith.metrics import scores as metrics
 from tunesmith.metrics.resampling import Clusters
 from tunesmith.metrics.significance import (
@@ -29,8 +31,11 @@ from tunesmith.plugins import offered, plugin
 FloatArray = NDArray[np.float64]
 RowMetric = Callable[[Sequence[Reference], Sequence[str]], FloatArray]
 
-# Highest value of metrics where it is not 1.
-SCALES = {"chrf": 100.0, "bleu": 100.0}
+# Highest value of metrics where it is not 1; with those of installed packages that a recipe or a run has named.
+SCALES: dict[str, float] = {"chrf": 100.0, "bleu": 100.0}
+
+# How far the score of a package's metric may be outside its range, relative to it.
+ROUNDING = 1e-6
 
 # Separates the labels of a multi-label row within one text.
 LABEL_BREAK = "\n"
@@ -88,11 +93,47 @@ _RESAMPLED: dict[str, Callable[[Sequence[Reference], Sequence[str], Sequence[str
 
 def metric_or_plugin(name: Any, validate: Callable[[Any], Any]) -> Any:
     """Return the name of a metric that is one of a recipe's (`validate`), or that an installed package offers."""
-    if isinstance(name, str) and name not in PER_ROW and name not in WHOLE:
-        if (found := plugin("metrics", name)) is None:
-            return validate(name)
-        PER_ROW[name] = _best(lambda gold, given: np.asarray(found(gold, given), dtype=np.float64))
-    return name if name in PER_ROW and name in offered("metrics") else validate(name)
+    known = isinstance(name, str) and row_metric(name) is not None
+    return name if known and name in offered("metrics") else validate(name)
+
+
+def row_metric(name: str) -> RowMetric | None:
+    """Return the metric of a name, built in or of an installed package; None for one without a value per row.
+
+    Raises:
+        RecipeError: a package offers it, but it cannot be imported, or is something else.
+    """
+    if name not in PER_ROW and name not in WHOLE and (found := plugin("metrics", name)) is not None:
+        highest = getattr(found, "highest", 1.0)
+        if not (isinstance(highest, int | float) and 0 < highest < math.inf):
+            raise RecipeError(f"metric {name}: expected a number above 0 as its `highest`, got {highest!r}; correct it")
+        PER_ROW[name] = _best(_checked(name, found, float(highest)))
+        SCALES[name] = float(highest)
+    return PER_ROW.get(name)
+
+
+def _checked(name: str, function: Callable[..., Any], highest: float) -> Callable[..., FloatArray]:
+    """Return the metric of a package with its scores as an array; what is wrong with it is reported by its name."""
+
+    def scores(gold: Sequence[str], given: Sequence[str]) -> FloatArray:
+        try:
+            found = np.array([float(score) for score in function(gold, given)])
+        except Exception as error:  # code of others may raise anything
+            raise RecipeError(
+                f"metric {name}: it raised {type(error).__name__}: {briefly(error)}; correct it and resume the run"
+            ) from error
+        if len(found) != len(given):
+            raise RecipeError(
+                f"metric {name}: expected a score for each of {len(given)} answers, got {len(found)}; correct it"
+            )
+        if wrong := [score for score in found.tolist() if not -ROUNDING <= score / highest <= 1 + ROUNDING]:
+            raise RecipeError(
+                f"metric {name}: expected scores from 0 to {highest:g}, got {wrong[0]:g}; map them to this range, "
+                "or set the function's attribute `highest`"
+            )
+        return found.clip(0.0, highest)
+
+    return scores
 
 
 # Further metrics reported for each headline metric.

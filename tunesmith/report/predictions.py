@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tunesmith.data.examples.types import Reference
 from tunesmith.data.files import read_text
 from tunesmith.errors import CheckpointError
-from tunesmith.metrics.task_scores import PER_ROW
+from tunesmith.metrics.task_scores import PER_ROW, row_metric
 
 FloatArray = NDArray[np.float64]
 
@@ -116,7 +116,7 @@ def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[FloatArray, Flo
     if len(stored) == len(rows):
         table = np.array(stored, dtype=np.float64)
         return table[:, 0], table[:, 1]
-    score = PER_ROW.get(metric) or NEAREST.get(metric)
+    score = row_metric(metric) or NEAREST.get(metric)
     if score is None:
         return None
     gold = [row.reference for row in rows]

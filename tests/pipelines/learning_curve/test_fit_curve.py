@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from tunesmith.pipelines.learning_curve import learning_curve
 from tunesmith.pipelines.learning_curve.fit_curve import Curve, CurveCell, fit, read_curve, sizes_of
-from tunesmith.pipelines.learning_curve.learning_curve import BEST, Scale
+from tunesmith.pipelines.learning_curve.learning_curve import BEST
 
 SIZES = (100, 200, 400, 800, 1600)
 
@@ -49,11 +48,6 @@ def test_a_reward_may_rise_above_any_share():
     assert BEST["reward"] == math.inf
     found = fit(cells(Curve(7.0, 20.0, 0.5)), best=BEST["reward"])
     assert found.ceiling == pytest.approx(7.0, abs=0.01)
-
-
-def test_a_metric_of_a_package_may_rise_above_any_share(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(learning_curve, "offered", lambda group: {"stars": None} if group == "metrics" else {})
-    assert [Scale.of(metric).best for metric in ("stars", "rouge_l", "chrf")] == [math.inf, 1.0, 100.0]
 
 
 def test_large_sizes_weigh_more_than_small_ones():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,8 @@ from tunesmith.data.readers.read import read_rows
 from tunesmith.errors import CheckpointError, DataError, RecipeError
 from tunesmith.events import StepFinished
 from tunesmith.metrics import task_scores
+from tunesmith.pipelines.learning_curve.learning_curve import Scale
+from tunesmith.report.predictions import Prediction, row_scores
 from tunesmith.training.rewards import scorer
 
 ROOT = Path(__file__).parents[3]
@@ -37,10 +41,62 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(place))
         patch.setattr(plugins, "_LOADED", set())
-        patch.setattr(task_scores, "PER_ROW", dict(task_scores.PER_ROW))
         plugins.offered.cache_clear()
         yield place
     plugins.offered.cache_clear()
+    _forget("word_recall")
+
+
+def _forget(metric: str) -> None:
+    """Remove what was loaded of a metric of a package."""
+    task_scores.PER_ROW.pop(metric, None)
+    task_scores.SCALES.pop(metric, None)
+
+
+@pytest.fixture
+def stars(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[float]]]:
+    """A metric from 0 to 5 that a package offers as `stars`."""
+
+    def stars(references: Sequence[str], answers: Sequence[str]) -> list[float]:
+        return [5.0 * (reference == answer) for reference, answer in zip(references, answers, strict=True)]
+
+    stars.highest = 5  # type: ignore[attr-defined]
+    monkeypatch.setattr(task_scores, "plugin", lambda group, name: stars if name == "stars" else None)
+    yield stars
+    _forget("stars")
+
+
+def test_intervals_and_curves_use_the_range_of_the_metric_of_a_package(stars: Callable[..., list[float]]):
+    rows = [Prediction(where=str(i), question="q", gold="a", base="b", tuned="a") for i in range(40)]
+    found = row_scores(rows, "stars")  # also where no recipe was read, as by `tunesmith runs diff`
+    assert found is not None
+    assert [side.mean() for side in found] == [0.0, 5.0]
+    assert task_scores.score("stars", ["a"] * 40, ["b"] * 40, name="base").ci95 == pytest.approx(
+        (0, 5 * 0.0876), abs=1e-3
+    )
+    assert [Scale.of(metric).best for metric in ("stars", "rouge_l", "chrf")] == [5.0, 1.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([0.5], "metric stars: expected a score for each of 2 answers, got 1; correct it"),
+        ([1.0, 6.0], "metric stars: expected scores from 0 to 5, got 6; map them to this range, or set the function's"),
+        ([math.nan, 1.0], "metric stars: expected scores from 0 to 5, got nan"),
+        (["x", "y"], "metric stars: it raised ValueError: could not convert string to float: 'x'; correct it"),
+        (0.5, "metric stars: it raised TypeError: 'float' object is not iterable; correct it"),
+    ],
+)
+def test_wrong_scores_of_the_metric_of_a_package_are_one_line_that_names_it(
+    stars: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch, given: object, message: str
+):
+    def wrong(references: Sequence[str], answers: Sequence[str]) -> object:
+        return given
+
+    wrong.highest = 5  # type: ignore[attr-defined]
+    monkeypatch.setattr(task_scores, "plugin", lambda group, name: wrong)
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        row_scores([Prediction(where="1", question="q", gold="a", base="b", tuned="a")] * 2, "stars")
 
 
 def test_an_objective_a_technique_a_metric_and_a_reader_of_a_package_go_through_a_whole_run(

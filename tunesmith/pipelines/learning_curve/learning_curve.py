@@ -39,7 +39,6 @@ from tunesmith.pipelines.learning_curve.fit_curve import (
 from tunesmith.pipelines.learning_curve.report import LearningCurveReport, Size, Target, page, sentence
 from tunesmith.pipelines.many_runs import LOCAL, each
 from tunesmith.pipelines.requests import LearningCurveOptions
-from tunesmith.plugins import offered
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.own_thoughts import with_own_thoughts
 from tunesmith.training.prepare import TrainingContext, prepare, training_options
@@ -49,9 +48,8 @@ from tunesmith.training.train import train
 NEED = "need.run.json"
 # Few rows get more passes, as `init` proposes, so that small sizes do not also have few steps.
 MOST_EPOCHS = 5.0
-# Highest possible scores where they are not 1; losses with their sign inverted. A reward is unbounded, and a metric of
-# an installed package may be.
-BEST = {**SCALES, "perplexity": -1.0, "reward": math.inf}
+# Highest possible scores where `SCALES` does not state them; losses with their sign inverted. A reward is unbounded.
+BEST = {"perplexity": -1.0, "reward": math.inf}
 POINTS = 40  # of the plotted curve
 
 
@@ -66,8 +64,7 @@ class Scale:
     def of(cls, metric: str) -> Scale:
         """Return the scale of a metric."""
         sign = -1.0 if lower_is_better(metric) else 1.0
-        usual = math.inf if metric in offered("metrics") else 0.0 if sign < 0 else 1.0
-        return cls(sign, BEST.get(metric, usual))
+        return cls(sign, BEST.get(metric, SCALES.get(metric, 0.0 if sign < 0 else 1.0)))
 
 
 @dataclass(frozen=True, slots=True)
