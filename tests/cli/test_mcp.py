@@ -169,6 +169,11 @@ def test_a_file_outside_of_the_data_folder_is_refused(places: Folders, name: str
         places.source(name)
 
 
+def test_a_name_that_is_too_long_for_a_file_is_refused_like_any_other(places: Folders) -> None:
+    with pytest.raises(McpRefusal, match="no such file in the data folder"):
+        places.source("a" * 5000)
+
+
 @pytest.mark.parametrize(("settings", "problem"), REACHING)
 def test_a_recipe_that_reaches_outside_is_refused(places: Folders, settings: dict[str, Any], problem: str) -> None:
     session = Session(places, minutes=5, scratch=places.runs)

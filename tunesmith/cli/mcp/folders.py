@@ -111,7 +111,7 @@ class Folders:
         is_place = name.startswith("~") or (":" in name and not Path(name).is_absolute())
         if not name or name != clean(name) or is_place or not self._is_visible(path):
             raise _outside(name)
-        if not path.is_file() and not path.is_dir():
+        if not (os.path.isfile(path) or os.path.isdir(path)):  # methods of Path raise for a name that is too long
             raise McpRefusal(f"{shown(name)}: no such file in the data folder; check the name")
         for link, target in _links(path):
             if not self._is_visible(target):
