@@ -275,6 +275,13 @@ def test_an_error_names_the_parameter_instead_of_the_option(place: Path):
     )
 
 
+def test_a_plan_for_gpus_that_are_not_here_shows_on_how_many_it_fits(place: Path):
+    plan = ts.plan("reviews.jsonl", model="./minilm-l6", technique="full", gpu="h100", gpus=8, progress=False)
+    first, *rest = repr(plan).splitlines()
+    assert first.endswith("full: fits on 8 GPUs")
+    assert any("h100" in line for line in rest)
+
+
 def test_wrong_rows_are_reported_before_torch_is_imported(place: Path):
     code = (
         "import sys, tunesmith\n"

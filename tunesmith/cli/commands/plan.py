@@ -103,8 +103,6 @@ def _on_paper(recipe: Recipe, args: argparse.Namespace, on_event: EventHandler) 
     plan = plan_on_paper(
         recipe, gpu=args.gpu, gpus=args.gpus, machines=args.machines, on_event=on_event, offline=args.offline
     )
-    own = [option for option in plan.paper if option.own]
-    fitting = [option for option in own if option.fits]
     if not publish(plan.model_dump(mode="json"), args):
         show(f"{plan.model}, {plan.objective} on {count(plan.train_rows)} rows: {count(plan.steps)} steps")
         columns = ("GPUs>", "technique", "shards>", "recompute", "memory>", "fits", "tokens/s per GPU>", "training>")
@@ -112,9 +110,8 @@ def _on_paper(recipe: Recipe, args: argparse.Namespace, on_event: EventHandler) 
         show(f"{plan.machine}, {size(plan.room_bytes)} each; {plan.how}; *: of the recipe; --json has the bounds")
         for note in plan.notes:
             show(note)
-        where = f"fits on {', '.join(count(option.gpus) for option in fitting)} GPUs"
-        show(f"{own[0].technique}: {where if fitting else f'does not fit; use {own[-1].change}'}")
-    return 0 if fitting else 1
+        show(plan.fits_on)
+    return 0 if any(option.own and option.fits for option in plan.paper) else 1
 
 
 def _paper_cells(option: PaperEstimate) -> tuple[str, ...]:

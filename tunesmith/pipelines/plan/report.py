@@ -125,8 +125,23 @@ class PlanReport(Displayed, _Part):
     recommended_model: str = ""
     model_reasons: list[str] = []
 
+    @property
+    def fits_on(self) -> str:
+        """Return on how many GPUs that are not here the technique of the recipe fits, or what to change."""
+        own = [option for option in self.paper if option.own]
+        where = ", ".join(count(option.gpus) for option in own if option.fits)
+        return f"{own[0].technique}: " + (f"fits on {where} GPUs" if where else f"does not fit; use {own[-1].change}")
+
     def display(self) -> Display:
         """Show the recommendation; the cost of each technique in a table."""
+        title = f"Plan({self.model}, {self.objective} on {count(self.train_rows)} rows)"
+        if self.paper:
+            cells = [
+                (count(option.gpus), option.technique, memory(option.memory), time(option.seconds), option.change)
+                for option in self.paper
+            ]
+            columns = ("GPUs", "technique", "peak memory", "training", "change")
+            return Display(f"{title}: {self.fits_on}", (self.machine,), columns, cells)
         chosen = "no technique fits into memory" if self.recommendation is None else self.recommendation.technique
         rows = []
         for option in self.options:
@@ -135,7 +150,7 @@ class PlanReport(Displayed, _Part):
             last = option.refused or ("" if whole is None else time(whole))
             rows.append((option.technique, *figures, last, "yes" if option.fits else "no"))
         return Display(
-            f"Plan({self.model}, {self.objective} on {count(self.train_rows)} rows): {chosen}",
+            f"{title}: {chosen}",
             self.recommendation.reasons if self.recommendation else (),
             ("technique", "trainable", "peak memory", "training", "whole run", "fits"),
             rows,
