@@ -12,6 +12,7 @@ from tests.bases import LORA, QUESTIONS, policy, scrambled, template
 from tests.tiny import DECODERS
 from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.data.tokenization.messages import Message
+from tunesmith.models.attention.network_cache import shares_prompts
 from tunesmith.models.batch import Batch
 from tunesmith.models.generation import generate as room
 from tunesmith.models.generation.generate import AnswerIds, before_stop, generate, option_scores, sample, stream_pieces
@@ -336,6 +337,7 @@ def test_several_answers_differ_and_are_the_same_alone_in_company_and_again(monk
 
 def test_a_prompts_keys_are_made_once_for_all_its_answers():
     made, asked = talker("llama"), prompts("llama")[:1]
+    assert shares_prompts(made.network)  # measured once, by passes that are not counted here
     seen: list[tuple[int, ...]] = []
     hook = made.network.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
