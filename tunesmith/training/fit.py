@@ -300,7 +300,6 @@ class Trainer:
         self.callbacks.on_event(
             Validated(state.step, result.loss, result.metrics, result.task_losses, result.gradient_cosines)
         )
-        self.alarms.check_validation(state, result.loss)
         if result.loss < state.best:
             state.best = result.loss
             state.best_step = state.step
@@ -311,6 +310,7 @@ class Trainer:
         else:
             state.bad_validations += 1
             state.stopped_early = state.bad_validations >= self.plan.patience
+            self.alarms.check_validation(state, result.loss)
 
 
 def retry_smaller(step: Callable[[], T], halve: Callable[[], bool]) -> T:
