@@ -20,7 +20,6 @@ OWN = ("objectives/", "config/", "evaluation/evaluators/")
 # Files that may ask for an objective, which one, and why. Building one, as `Domain(text="text")`, is no question.
 ALLOWED: dict[str, tuple[set[str], str]] = {
     "data/schema/formats.py": ({"instruct"}, "the names of detected formats; data imports no objectives"),
-    "pipelines/audit.py": ({"instruct", "rl"}, "the names of detected formats"),
     "pipelines/collect.py": ({"domain", "instruct"}, "the names of detected formats"),
     "models/loading/base_from_run.py": ({"domain"}, "a manifest as JSON; models import no objectives"),
     "web/studio/playground.py": ({"multitask"}, "a list of models as JSON, of a server"),

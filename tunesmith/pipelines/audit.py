@@ -177,7 +177,7 @@ def _detected(source: str, rows: list[Row], *, offline: bool) -> Format | Guess:
             ):
                 raise
             return Format("prompts", "rl", {"prompt": columns[0]})
-    asked = _asked(rows, found.columns) if found.objective == "instruct" else {}
+    asked = _asked(rows, found.columns)
     return Format("prompts", "rl", asked, ignored=found.ignored) if asked else found
 
 
@@ -264,7 +264,7 @@ def next_command(source: str, copy: Path, changes: Sequence[str]) -> str:
     options = set_options(changes)
     if not changes:
         found = _detected(str(copy), head(str(copy), LOOKED_AT), offline=True)
-        options = found.change() if isinstance(found, Guess) else "--set objective.kind=rl" * (found.objective == "rl")
+        options = found.change() if isinstance(found, Guess) else "--set objective.kind=rl" * (found.name == "prompts")
     return " ".join(filter(None, ["tunesmith tune", quoted(copy), options, "--dry-run"]))
 
 

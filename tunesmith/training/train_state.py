@@ -244,7 +244,7 @@ class Alarms:
         if self.start is not None:
             self.high = self.high + 1 if far(loss, self.start) else 0
         last = state.step + 1 == self.plan.steps
-        # Of the last step no other one sees what it has made of the parameters.
+        # No later step would notice that the last one destroyed the parameters.
         if last and not state.best_step and not math.isfinite(after := self._loss() or 0.0):
             failure = f"{place}: the loss of the first rows is {after} after it, training diverges"
             raise Refused(f"{failure}; lower {rate}; {self._good(state)}")
