@@ -13,13 +13,16 @@ import transformers
 from tunesmith.data.tokenization.chat_template import Tokens
 from tunesmith.errors import ModelError
 from tunesmith.models import lm_head as head
+from tunesmith.models.attention.packed import states_alone
 from tunesmith.models.batch import pack
+from tunesmith.models.families import positions_of
 from tunesmith.models.generation import generate
 from tunesmith.models.lm_head import sum_nll
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.quantization import left_whole
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.measurements import difference, states_together
 from tunesmith.models.mlm_head import own_head
 from tunesmith.models.policy import Policy
 from tunesmith.techniques import Lora, Prefix
@@ -67,6 +70,24 @@ def test_padding_is_not_counted_where_a_family_counts_places(kind: str):
         for row, prompt in enumerate(prompts):
             alone = made.base_model(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
             assert torch.allclose(found[row], alone, atol=1e-4)
+
+
+def test_the_context_ends_where_a_longer_row_would_change_the_positions_of_all_others():
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, "factor": 8.0,
+        "short_factor": [1.0] * 4, "long_factor": [3.0, 5.0, 7.0, 9.0],
+    }  # fmt: skip
+    made = network("LlamaConfig", **GROUPED, max_position_embeddings=512, rope_parameters=rope)
+    context = positions_of(made.config.to_dict())
+    assert context == 64
+    policy = Policy.over(made, family="decoder", reference=nullcontext)
+    policy.train(False)
+    rows = [list(range(3, 3 + length)) for length in (12, context, context + 1)]
+    for chosen, equal in ((rows[:2], True), (rows, False)):
+        together = states_together(policy, chosen, share=False)
+        alone = [states_alone(made, row) for row in chosen]
+        assert (difference(together, alone) < 1e-4) == equal
+    assert positions_of({"max_position_embeddings": 512, "rope_parameters": {"full_attention": rope}}) == 64
 
 
 @pytest.mark.parametrize(

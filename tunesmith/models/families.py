@@ -42,10 +42,21 @@ def scales_by_column(config: Any) -> bool:
 
 
 def positions_of(config: Mapping[str, Any]) -> int:
-    """Return the context length in tokens that config.json states; 0 if the network itself sets no limit."""
+    """Return the context length in tokens that config.json states; 0 if the network itself sets no limit.
+
+    With LongRoPE, as in Phi-3 and Phi-4, it is the length up to which the frequencies stay the same. In a pass with a
+    longer row they change for every token, also for those of other rows, while cached keys keep the old ones.
+    """
     most = int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
     unused = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in PADDING_OFFSET else 0
-    return max(0, most - unused)
+    rope = config.get("rope_parameters") or {}
+    by_layer = [each for each in rope.values() if isinstance(each, Mapping)]
+    switches = [
+        int(each["original_max_position_embeddings"])
+        for each in (rope, *by_layer)
+        if each.get("rope_type") == "longrope" and each.get("original_max_position_embeddings")
+    ]
+    return max(0, min([most - unused, *switches]))
 
 
 def prompt_limit(answer: int, *, positions: int, limit: int) -> int:
