@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, T5Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, XLMConfig
 
 from tunesmith.errors import ModelError
 from tunesmith.models.families import family_of
@@ -244,6 +244,13 @@ def test_an_encoder_decoder_is_refused_with_the_reason(folder: Path) -> None:
 def test_other_kinds_of_networks_are_refused(config: dict[str, Any], finding: str) -> None:
     with pytest.raises(ModelError, match=finding):
         family_of(config, where="x")
+
+
+def test_a_decoder_whose_code_asserts_something_is_refused_in_one_line(tmp_path: Path, tiny_llama: Path) -> None:
+    config = XLMConfig(vocab_size=320, emb_dim=32, n_layers=2, n_heads=4, max_position_embeddings=512)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)
+    assert "xlm does not support a KV cache, which generation requires; choose" in refusal(tmp_path)
 
 
 def test_a_headless_decoder_is_refused_when_its_head_would_be_random(folder: Path) -> None:
