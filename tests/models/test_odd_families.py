@@ -137,6 +137,17 @@ def test_a_prefix_is_refused_where_keys_are_of_several_sizes():
     assert Prefix().refusal(network("LlamaConfig", **GROUPED), family="decoder") == ""
 
 
+def test_a_prefix_has_the_size_of_keys_whose_heads_have_another_name_in_the_configuration():
+    attention = {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}
+    experts = {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32}
+    made = network(
+        "DbrxConfig", vocab_size=320, d_model=32, n_layers=2, n_heads=4, max_seq_len=512, attn_config=attention,
+        ffn_config=experts,
+    )  # fmt: skip
+    own = Prefix(tokens=4).adapt(made, family="decoder", keep_reference=False, start=[5, 6, 7, 8])
+    assert [tuple(keys.shape) for keys, _ in own.virtual.past(made)] == [(1, 2, 4, 8)] * 2
+
+
 def test_experts_that_share_a_parameter_take_plain_updates_alone():
     name, config = MIXTRAL
     made = network(name, **config)

@@ -60,11 +60,14 @@ class Prefix(soft.Soft):
         if self.init == "text":
             with torch.no_grad():
                 first = flat(keys_of(base, input_ids=soft.opening(start, self.tokens, base.device)[None]))
-        # PEFT finds the sizes of keys only where the configuration states the number of key heads.
-        sizes: dict[str, Any] = {}
-        if "num_key_value_heads" not in base.config.to_dict():
-            layers = key_sizes(base)
-            heads, width = layers[0]
-            sizes = {"num_layers": len(layers), "num_attention_heads": heads, "token_dim": heads * width}
-        config = PrefixTuningConfig(task_type=soft.TASKS[family], num_virtual_tokens=self.tokens, **sizes)
+        # PEFT finds the sizes of keys only in configurations with the names that most families use.
+        layers = key_sizes(base)
+        heads, width = layers[0]
+        config = PrefixTuningConfig(
+            task_type=soft.TASKS[family],
+            num_virtual_tokens=self.tokens,
+            num_layers=len(layers),
+            num_attention_heads=heads,
+            token_dim=heads * width,
+        )
         return self._with_virtual_tokens(base, config, family=family, start=first)
