@@ -25,7 +25,7 @@ from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.models.measurements import difference, states_together
 from tunesmith.models.mlm_head import own_head
 from tunesmith.models.policy import Policy
-from tunesmith.techniques import Lora, Prefix
+from tunesmith.techniques import Lora, Prefix, Prompt
 
 SIZES = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -146,6 +146,17 @@ def test_a_prefix_has_the_size_of_keys_whose_heads_have_another_name_in_the_conf
     )  # fmt: skip
     own = Prefix(tokens=4).adapt(made, family="decoder", keep_reference=False, start=[5, 6, 7, 8])
     assert [tuple(keys.shape) for keys, _ in own.virtual.past(made)] == [(1, 2, 4, 8)] * 2
+
+
+def test_virtual_tokens_are_refused_where_a_router_looks_ids_up(monkeypatch: pytest.MonkeyPatch):
+    made = network("LlamaConfig", **GROUPED)
+    forward = made.base_model.forward
+
+    def hashed(input_ids: Any = None, **given: Any) -> Any:
+        return forward(input_ids=input_ids.reshape(input_ids.shape), **given)
+
+    monkeypatch.setattr(made.base_model, "forward", hashed)
+    assert "so PEFT cannot put virtual tokens in front of them" in Prompt().refusal(made, family="decoder")
 
 
 def test_experts_that_share_a_parameter_take_plain_updates_alone():
