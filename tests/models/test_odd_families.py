@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tunesmith.models.loading.load import load_base
 from tunesmith.models.loading.locate import LoadOptions
 from tunesmith.models.loading.quantization import left_whole
 from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.loading.text_part import merge_adapter
 from tunesmith.models.measurements import difference, states_together
 from tunesmith.models.mlm_head import own_head
 from tunesmith.models.policy import Policy
@@ -166,6 +168,19 @@ def test_experts_that_share_a_parameter_take_plain_updates_alone():
     assert Lora(targets="q_proj", dora=True).refusal(made, family="decoder") == ""
     for technique, key in ((Lora(dora=True), "technique.dora"), (Lora(dropout=0.1), "technique.dropout")):
         assert technique.refusal(made, family="decoder").startswith(f"{key}: PEFT does not support it for experts")
+
+
+def test_adapters_of_layers_that_share_a_weight_are_not_merged():
+    made = network(
+        "ZambaConfig", **SIZES | {"num_hidden_layers": 4}, num_key_value_heads=4, attention_hidden_size=64,
+        attention_head_dim=16, layers_block_type=["mamba", "hybrid", "mamba", "hybrid"], n_mamba_heads=2,
+        mamba_dt_rank=4, mamba_d_state=8, use_mamba_kernels=False,
+    )  # fmt: skip
+    own = Lora(rank=2, targets="gate_proj").adapt(copy.deepcopy(made), family="decoder", keep_reference=False)
+    with pytest.raises(ModelError, match="zamba: layers of this family share weights, .* cannot be merged; use the"):
+        merge_adapter(own.network, own.adapter)
+    own = Lora(rank=2, targets="linear").adapt(made, family="decoder", keep_reference=False)
+    assert merge_adapter(own.network, own.adapter) is made
 
 
 def test_experts_that_would_stay_whole_are_not_loaded_in_four_bits(tmp_path: Path, tiny_llama: Path):

@@ -110,7 +110,20 @@ def share_head(network: Any) -> None:
 
 
 def merge_adapter(network: Any, wrapped: Any) -> Any:
-    """Merge the adapter of PEFT's model around the network's tree into the weights, and return the network."""
+    """Merge the adapter of PEFT's model around the network's tree into the weights, and return the network.
+
+    Raises:
+        ModelError: adapted layers share a weight, as in Zamba: each has an update of its own, merging would add up all.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]
+    weights = [id(weight) for each in layers if (weight := getattr(each.get_base_layer(), "weight", None)) is not None]
+    if len(set(weights)) < len(weights):
+        raise ModelError(
+            f"{network.config.model_type}: layers of this family share weights, so an adapter of each of them cannot "
+            "be merged; use the adapter itself, or tune with technique: full"
+        )
     whole = wrapped.merge_and_unload()
     if part_of(network) is None:
         return whole

@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import AutoModel
 
 from tunesmith.data.tokenization.chat_template import Tokens
-from tunesmith.errors import briefly
+from tunesmith.errors import ModelError, briefly
 from tunesmith.models.attention.packed import state_tolerance
 from tunesmith.models.batch import pack
 from tunesmith.models.certificate import Measured
 from tunesmith.models.loading.load import Base
 from tunesmith.models.loading.suppress_output import quiet
-from tunesmith.models.loading.text_part import generative_class, reading_text, without_missing_packages
+from tunesmith.models.loading.text_part import generative_class, merge_adapter, reading_text, without_missing_packages
 from tunesmith.models.measurements import difference
 from tunesmith.models.policy import Policy
 from tunesmith.techniques import Lora
@@ -101,8 +101,11 @@ class Adapted:
 
     def merged(self) -> Measured:
         """Merge the adapter into the copy and compare; the adapter is gone afterwards."""
-        with quiet():  # of a multimodal checkpoint, PEFT returns the whole without its towers, which cannot run
-            self.policy.adapter.merge_and_unload()
+        try:
+            with quiet():
+                merge_adapter(self.policy.network, self.policy.adapter)
+        except ModelError as error:
+            return Measured(outcome="refused", note=str(error))
         return self._compared(self.policy.network)
 
     def peft(self) -> Measured:
