@@ -156,6 +156,14 @@ def test_jobs_wait_for_earlier_ones_and_the_lost_are_found(tmp_path: Path):
     until(lambda: dead.state().name == "lost")
 
 
+def test_files_in_the_folder_of_a_job_do_not_shadow_libraries(tmp_path: Path):
+    for name in ("yaml", "numpy", "pydantic"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')\n", "utf-8")
+    job = Jobs(tmp_path / "jobs", tmp_path).start(["runs", "--json"])
+    until(lambda: not job.is_active)
+    assert job.output() == {"runs": []}
+
+
 def until(is_true: object, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not is_true():  # type: ignore[operator]

@@ -42,7 +42,8 @@ def launch(count: int, words: Sequence[str]) -> int:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores() // count or 1)),
             **({"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK} if LOOPBACK else {}),
         }
-        command = [sys.executable, "-m", "tunesmith", *words]
+        # -P: a file in the working folder must not shadow a library.
+        command = [sys.executable, "-P", "-m", "tunesmith", *words]
         children = list[subprocess.Popen[bytes]]()
         with _forwarding(children):
             try:

@@ -53,8 +53,8 @@ def run(folder: Path) -> None:
         State("stopped", runner=mark, ended=time.time(), code=130).write(folder)
         return
     with (folder / OUTPUT).open("ab") as out, (folder / ERRORS).open("ab") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "tunesmith", *command.words],
+        child = subprocess.Popen(  # -P: a file in the working folder must not shadow a library
+            [sys.executable, "-P", "-m", "tunesmith", *command.words],
             cwd=command.cwd,
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -179,7 +179,7 @@ class Jobs:
         owner = process_mark() if owned else (0, 0.0)
         command = Command(list(words), str(self.cwd), subject, queued, limit, owner)
         write_whole(folder / COMMAND, json.dumps(asdict(command)))
-        _detach([sys.executable, "-m", "tunesmith.web.studio.job_runner", str(folder)])
+        _detach([sys.executable, "-P", "-m", "tunesmith.web.studio.job_runner", str(folder)])
         return Job(folder)
 
     def __iter__(self) -> Iterator[Job]:
