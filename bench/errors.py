@@ -118,6 +118,7 @@ WRONG: tuple[WrongInput, ...] = (
         ("evaluate minilm-l6 label.jsonl", "labels.jsonl"),
         ("collect manuel --as domain", "manual"),
         ("label label.jsonl --labels a,b", "labels.jsonl"),
+        ("studio none", "no such folder"),
         ("votes summary vote.jsonl", "vote"),
         ("export runs/none", "runs/none"),
         ("serve runs/none", "runs/none"),

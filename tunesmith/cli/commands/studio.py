@@ -36,9 +36,11 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until a signal arrives."""
     from tunesmith.web.server import Address, listen, need_libraries, serve, stored_token, url
     from tunesmith.web.studio.app import POLICY, make_studio
-    from tunesmith.web.studio.workspace import Workspace
+    from tunesmith.web.studio.workspace import Workspace, WorkspaceError
 
     need_libraries()
+    if not args.folder.is_dir():
+        raise WorkspaceError(f"{args.folder}: no such folder; name the folder of your data files, or create it")
     workspace = Workspace(args.folder.resolve())
     address = Address(args.host, args.port)
     with workspace.held(), listen(address) as sock:
