@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -280,6 +281,14 @@ def test_a_plan_for_gpus_that_are_not_here_shows_on_how_many_it_fits(place: Path
     first, *rest = repr(plan).splitlines()
     assert first.endswith("full: fits on 8 GPUs")
     assert any("h100" in line for line in rest)
+
+
+def test_rows_in_memory_are_refused_with_how_to_write_them_to_a_file():
+    rows = [{"text": "a", "label": "x"}]
+    for table in (rows, datasets.Dataset.from_list(rows)):
+        for function in (ts.tune, ts.audit, ts.init, lambda data: ts.plan(data=data)):
+            with pytest.raises(ts.TunesmithError, match="rows are read from files, .* by to_json"):
+                function(table)
 
 
 def test_wrong_rows_are_reported_before_torch_is_imported(place: Path):

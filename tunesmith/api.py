@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tunesmith.display import Display, Displayed
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import DataError, TunesmithError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +38,7 @@ def python_words(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         from tunesmith.data.remote import without_network
 
+        _refuse_tables((*args, *kwargs.values()))
         try:
             with without_network(bool(kwargs.get("offline"))):
                 return function(*args, **kwargs)
@@ -47,6 +48,17 @@ def python_words(function: Callable[P, R]) -> Callable[P, R]:
             raise
 
     return call
+
+
+def _refuse_tables(values: Iterable[object]) -> None:
+    """Raise DataError for rows in memory: a DataFrame, a Dataset or a list of mappings."""
+    for value in values:
+        first = value[0] if isinstance(value, list) and value else None
+        if hasattr(value, "to_json") or isinstance(first, Mapping):
+            raise DataError(
+                f"{type(value).__name__}: rows are read from files, so that a run can be repeated; write them to one "
+                "first, a DataFrame by to_json('rows.jsonl', orient='records', lines=True)"
+            )
 
 
 def as_parameters(message: str) -> str:

@@ -88,7 +88,7 @@ def test_without_ray_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(OptionError) as caught:
             check_place(on)
         assert str(caught.value) == f"--on {on}: Ray is missing; pip install 'tunesmith[ray]', or leave --on out"
-    with pytest.raises(OptionError, match="--on moon: expected local, ray or ray://HOST:PORT"):
+    with pytest.raises(OptionError, match="--on: expected local, ray or ray://HOST:PORT, not 'moon'"):
         list(each(abs, [1], on="moon"))
     check_place("local")
     monkeypatch.undo()

@@ -37,7 +37,7 @@ def check_place(on: str, *, controls: bool = True) -> None:
     if not controls:
         raise OptionError(f"--on {on}: this recipe has no control runs to train there; set controls: true, or omit it")
     if on != "ray" and not on.startswith("ray://"):
-        raise OptionError(f"--on {on}: expected local, ray or ray://HOST:PORT")
+        raise OptionError(f"--on: expected local, ray or ray://HOST:PORT, not {on!r}")
     if importlib.util.find_spec("ray") is None:
         raise OptionError(f"--on {on}: Ray is missing; pip install {quoted('tunesmith[ray]')}, or leave --on out")
 

@@ -76,7 +76,7 @@ def sorted_out(named: Sequence[str | Path]) -> tuple[dict[str, Path], Counter[st
     if not paths:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in skipped.most_common(5))
         only = f", only {kinds}" if kinds else ""
-        raise DataError(f"{', '.join(map(str, named))}: no documents found{only}; give {kinds_read()}")
+        raise DataError(f"{', '.join(map(str, named)) or 'documents'}: no documents found{only}; give {kinds_read()}")
     return paths, skipped
 
 
