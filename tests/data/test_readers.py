@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 import sys
 from datetime import date
@@ -84,6 +85,16 @@ def test_json_is_an_array_a_data_key_or_lines(tmp_path, content):
     rows = read_rows(write(tmp_path, "a.json", content))
     assert places(rows) == ["a.json:1", "a.json:2"]
     assert [row.fields["t"] for row in rows] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("b.jsonl", lambda text: text.decode().encode("utf-16"))],
+)
+def test_an_array_in_a_file_named_as_lines_is_read_packed_or_in_another_encoding(tmp_path, name, pack):
+    content = '[\n{"t": "x"},\n{"t": "é"}\n]\n'
+    rows = read_rows(write(tmp_path, name, pack(content.encode())))
+    assert [row.fields["t"] for row in rows] == ["x", "é"]
 
 
 def test_json_that_holds_no_rows_is_refused(tmp_path):

@@ -7,7 +7,6 @@ key of a JSON document, or a file in a zip archive.
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from tunesmith.data.files import is_link, is_there, quoted
 from tunesmith.data.readers.csv_tsv import dialect_of, read_separated
 from tunesmith.data.readers.json_rows import json_document, json_lines
 from tunesmith.data.readers.parquet_hub import parquet_rows
-from tunesmith.data.readers.row import Row, allowed_values, has_allowed, keep, numbered, unreadable
+from tunesmith.data.readers.row import Row, allowed_values, has_allowed, keep, numbered
 from tunesmith.data.readers.text_file import PACKED, FileSource, TextFile, locate, open_text
 from tunesmith.data.readers.text_lines import log_rows, text_rows
 from tunesmith.data.remote import remote_url
@@ -139,7 +138,7 @@ def check_kind(file: FileSource) -> FileSource:
     Its kind is `.json` if a file named as JSON lines contains one array.
     """
     packed = file.path.suffix.lower() in PACKED
-    if file.kind in LINES and not packed and _is_array(file.path):
+    if file.kind in LINES and _is_array(file):
         return replace(file, kind=".json")
     if file.kind in (TEXTS if packed else READERS) or (not packed and plugin("readers", file.kind[1:])):
         return file
@@ -155,15 +154,16 @@ def check_kind(file: FileSource) -> FileSource:
     raise DataError(f"{path}: unsupported file type; {fix}")
 
 
-def _is_array(path: Path) -> bool:
+def _is_array(file: FileSource) -> bool:
     """Return whether a file begins with an array of objects that continues in the next line, or is its only line."""
-    try:
-        with path.open("rb") as file:
-            lines = (line.strip() for line in file)
-            first = next(filter(None, lines), b"").removeprefix(codecs.BOM_UTF8)
-            return bool(ARRAY.match(first)) and (not first.endswith(b"]") or not any(lines))
-    except OSError as error:
-        raise unreadable(path, error) from error
+    text = TextFile(file.path, file.name)  # of UTF-8, so that a large file is not read to its end
+    with text.open_bytes() as opened:
+        if file.path.suffix.lower() in PACKED or b"\0" in opened.read(4):
+            text = open_text(file)
+    with text.open_bytes() as opened:
+        lines = (line.strip() for line in opened)
+        first = next(filter(None, lines), b"")
+        return bool(ARRAY.match(first)) and (not first.endswith(b"]") or not any(lines))
 
 
 def _read(file: FileSource) -> tuple[Iterator[Row], str]:
