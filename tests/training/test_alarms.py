@@ -168,12 +168,13 @@ def test_an_explosion_at_the_end_of_a_run_is_told_unless_a_validation_was_good(
     )
 
 
-def test_a_run_whose_only_validation_is_not_a_number_is_called_divergence(tmp_path: Path):
+@pytest.mark.parametrize("loss", ["nan", "inf"])
+def test_a_run_whose_only_validation_is_not_a_number_is_called_divergence(tmp_path: Path, loss: str):
     plan = replace(PLAN, steps=1, eval_steps=1)
     with pytest.raises(
-        Refused, match=r"^step 1: the validation loss is nan, training diverges; lower .*no good checkp"
+        Refused, match=rf"^step 1: the validation loss is {loss}, training diverges; lower .*no good checkp"
     ):
-        run(tmp_path, plan=plan, validate=lambda: float("nan"))
+        run(tmp_path, plan=plan, validate=lambda: float(loss))
 
 
 def test_a_last_step_that_destroys_the_parameters_is_called_divergence(tmp_path: Path):
