@@ -150,6 +150,14 @@ def test_a_value_of_another_kind_in_a_known_column_is_shown_with_its_row():
         detect(rows({"text": "t", "label": "x"}, {"text": ["a", "b"], "label": "x"}))
 
 
+def test_prompts_without_answers_may_be_those_of_a_reward():
+    given = [{"prompt": f"What is {n} plus {2 * n}?", "id": n} for n in range(30)]
+    with pytest.raises(
+        DataError, match=r"to learn from a reward of answers, use --set 'objective=\{kind: rl, prompt: pr"
+    ):
+        detect(rows(*given))
+
+
 def test_unclear_columns_are_named_with_what_to_write():
     columns = r"^a\.jsonl: no known format has the columns \['en', 'frog'\]; "
     option = r"if frog answers en, use --set 'objective=\{kind: instruct, prompt: en, answer: frog\}'$"

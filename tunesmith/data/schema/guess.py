@@ -128,13 +128,19 @@ def unguessed(rows: Sequence[Row]) -> str:
 
 def alternatives(rows: Sequence[Row]) -> str:
     """Return what text columns without clear roles may be, as options to paste; empty without a text column."""
-    texts = [column for column in columns_held(rows) if column.text and not column.few and "." not in column.name]
+    columns = columns_held(rows)
+    texts = [column for column in columns if column.text and not column.few and "." not in column.name]
     texts = sorted(texts, key=lambda column: -column.words)[:2]
-    names = [column.name for column in columns_held(rows) if column.name in {text.name for text in texts}]
+    names = [column.name for column in columns if column.name in {text.name for text in texts}]
+    found = []
     if len(names) == 2:
         pair = Guess("instruct", {"prompt": names[0], "answer": names[1]})
-        return f"if {names[1]} answers {names[0]}, use {pair.change()}"
-    return f"to learn the texts, use {Guess('domain', {'text': names[0]}).change()}" if names else ""
+        found.append(f"if {names[1]} answers {names[0]}, use {pair.change()}")
+    elif names:
+        found.append(f"to learn the texts, use {Guess('domain', {'text': names[0]}).change()}")
+    if (prompt := asked(columns)) and prompt.name in names:
+        found.append(f"to learn from a reward of answers, use {Guess('rl', {'prompt': prompt.name}).change()}")
+    return "; ".join(found)
 
 
 def _target(columns: Sequence[Column]) -> Column | None:
