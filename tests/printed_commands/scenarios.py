@@ -86,6 +86,7 @@ def documents(lab: Lab, count: int = 2) -> Path:
     ("config/commands.py", "tunesmith audit"),
     ("pipelines/audit.py", "tunesmith tune"),
     ("pipelines/audit.py", "tunesmith tune {} {} --dry-run"),
+    ("pipelines/audit.py", "--set objective.kind=rl"),
     ("training/read.py", "--set data.audit=note"),
     ("cli/commands/init.py", "tunesmith tune {} --dry-run"),
     ("data/schema/guess.py", "--set {}"),
@@ -113,6 +114,11 @@ def faulty_rows(lab: Lab) -> None:
         _result("data/schema/formats.py", "tunesmith init", f"tunesmith init {fine} --model {lab.llama}", code)
     )
     lab.paste(made, "cli/commands/init.py", "tunesmith tune {} --dry-run")
+    prompts = lab.rows("prompts.jsonl", [{"prompt": row["prompt"]} for row in answers()])
+    lab.folder.joinpath("rules.py").write_text("def score(completion):\n    return 1.0\n")
+    asked = ("tune", prompts, "--model", lab.llama, "--set", "objective.reward=rules.py:score", "--dry-run")
+    audited = lab.run("audit", prompts, "--fix", "prompts-clean.jsonl")
+    lab.append(audited, "pipelines/audit.py", "--set objective.kind=rl", asked)
     audited = lab.run("audit", "recipe.yaml", "--fix", "fine-clean.jsonl")
     lab.paste(audited, "pipelines/audit.py", "tunesmith tune {} {} --dry-run")
 
