@@ -155,7 +155,9 @@ def make_recipe(
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(explain(error, place, changes=change_of, text=text)) from None
-    return (_anchored(recipe, folder) if folder else recipe), notes
+    recipe = _anchored(recipe, folder) if folder else recipe
+    # The command of an installed package does not import modules of the working folder by name.
+    return with_places(recipe, rows=str, code=lambda name: _in_folder(name, Path())), notes
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

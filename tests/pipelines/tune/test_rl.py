@@ -357,6 +357,18 @@ def test_a_reward_in_the_recipes_folder_is_found_by_its_name(rules: Path, tmp_pa
     assert scorer_of(found.objective)([attempt()]) == [1.0]
 
 
+def test_a_reward_in_the_working_folder_is_found_by_its_name_without_a_recipe(
+    rules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(rules.parent)
+    raw = {"data": "rows.jsonl", "objective": "rl"}
+    for place in (None, tmp_path / "other"):
+        found, _ = make_recipe(raw, place="test", folder=place, changes=[f"objective.reward={rules.stem}:constant"])
+        assert isinstance(found.objective, Rl)
+        assert found.objective.reward == f"{rules.name}:constant"
+        assert scorer_of(found.objective)([attempt()]) == [1.0]
+
+
 def test_a_tuned_reward_model_scores_answers_as_it_does_elsewhere(tmp_path: Path):
     pairs = [{"prompt": f"number {i}", "chosen": f"yes {i}", "rejected": f"no, not {i}"} for i in range(24)]
     (tmp_path / "pairs").mkdir()
