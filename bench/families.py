@@ -50,6 +50,9 @@ by a digest of the configuration, the chat template and the versions of the libr
 is missing before it trains, and puts the result into the report; a claim that fails is a warning there. After 30
 seconds it starts no further measurement and leaves the rest to the next run, and it copies at most 2 GiB of weights.
 
+The context of a model with LongRoPE (Phi-3 with 128k, Phi-4-mini) ends at its original length, mostly 4,096 tokens.
+Beyond it the network uses other frequencies, for the shorter rows of a batch and the cached keys of an answer, too.
+
 ## Families
 
 Every cell is a run on a tiny random checkpoint of the family with transformers {transformers} and PEFT {peft}.
