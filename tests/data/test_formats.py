@@ -150,6 +150,14 @@ def test_a_value_of_another_kind_in_a_known_column_is_shown_with_its_row():
         detect(rows({"text": "t", "label": "x"}, {"text": ["a", "b"], "label": "x"}))
 
 
+def test_a_turn_of_calls_needs_no_content():
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+    result = [{"role": "tool", "name": "weather", "content": "sun"}, {"role": "assistant", "content": "Sunny."}]
+    for calls in ({"tool_calls": [call]}, {"function_call": call["function"]}):
+        turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", **calls}, *result]
+        assert detect(rows({"messages": turns})).columns == {"messages": "messages"}
+
+
 def test_prompts_without_answers_may_be_those_of_a_reward():
     given = [{"prompt": f"What is {n} plus {2 * n}?", "id": n} for n in range(30)]
     with pytest.raises(

@@ -314,7 +314,7 @@ class _Sample:
 def _odd(sample: _Sample) -> str:
     """Describe the first value that prevents columns with known names from being used; empty if there is none."""
     for names, holds, kind in (
-        (DIALOGUES, is_dialogue, "turns"),
+        (DIALOGUES, is_dialogue, "list of turns"),
         (TEXTS, is_text, "text"),
         (LABELS, is_label, "label"),
         (ANSWERS, is_answer, "text"),

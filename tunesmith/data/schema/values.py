@@ -267,9 +267,12 @@ def is_label(value: object) -> bool:
 
 
 def _are_turns(value: object, speaker: str, content: str) -> bool:
-    """Return whether the value is a list of turns with the given keys."""
+    """Return whether the value is a list of turns with the given keys; a turn of calls may have no content."""
     try:
         turns = turns_in(value, "")
     except DataError:
         return speaker == "role"  # the parser reports the error
-    return bool(turns) and all(isinstance(turn, Mapping) and speaker in turn and content in turn for turn in turns)
+    keys = (content, "tool_calls", "function_call")
+    return bool(turns) and all(
+        isinstance(turn, Mapping) and speaker in turn and any(map(turn.__contains__, keys)) for turn in turns
+    )
