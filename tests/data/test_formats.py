@@ -158,6 +158,15 @@ def test_a_turn_of_calls_needs_no_content():
         assert detect(rows({"messages": turns})).columns == {"messages": "messages"}
 
 
+def test_preferences_as_openai_takes_them_are_no_prompts():
+    answers = {f"{kind}_output": [{"role": "assistant", "content": kind}] for kind in ("preferred", "non_preferred")}
+    found = detect(rows({"input": {"messages": [{"role": "user", "content": "Rain?"}], "tools": []}, **answers}))
+    assert (found.objective, found.columns) == (
+        "preference",
+        {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"},
+    )
+
+
 def test_prompts_without_answers_may_be_those_of_a_reward():
     given = [{"prompt": f"What is {n} plus {2 * n}?", "id": n} for n in range(30)]
     with pytest.raises(

@@ -50,6 +50,7 @@ INPUTS = ("input", "context", "passage")
 TOOLS = ("tools", "functions")
 ASKED = ("prompt", "question", "instruction", "query", "input")
 THOUGHTS = (*FIELDS, "thoughts")
+SIDES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))  # the latter of OpenAI
 THUMBS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto_tag", "desirable", "liked")
 ANSWERS = ("output", "response", "completion", "answer")
 PAIRS = (
@@ -281,7 +282,8 @@ class _Sample:
 
     def about(self, *taken: str) -> str | None:
         """Return the context column of a prompt: texts, or lists and objects, which the parser reports."""
-        names = [name for name in INPUTS if self.names.get(name) not in taken]
+        used = [f"{column}." for column in taken]  # also an object of which a value is used
+        names = [name for name in INPUTS if not any(each.startswith(f"{self.names.get(name)}.") for each in used)]
         return self.column(names, may_be_text) or next(
             (c for c in self.present(names) if any(isinstance(v, list | dict) and v for v in self.values(c))), None
         )
@@ -348,8 +350,8 @@ def _partly_labelled(rows: Sequence[Row]) -> Guess | None:
 
 
 def _preference(sample: _Sample) -> Format | None:
-    sides = sample.present(("chosen", "rejected"))
-    if len(sides) < 2:
+    sides = next((found for names in SIDES if len(found := sample.present(names)) == len(names)), None)
+    if sides is None:
         return None
     for column in sides:
         if sample.share(column, is_answer) < ENOUGH:
