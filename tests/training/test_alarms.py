@@ -168,13 +168,12 @@ def test_an_explosion_at_the_end_of_a_run_is_told_unless_a_validation_was_good(
     )
 
 
-@pytest.mark.parametrize("loss", ["nan", "inf"])
-def test_a_run_whose_only_validation_is_not_a_number_is_called_divergence(tmp_path: Path, loss: str):
+def test_a_run_whose_only_validation_is_not_a_number_is_called_divergence(tmp_path: Path):
     plan = replace(PLAN, steps=1, eval_steps=1)
     with pytest.raises(
-        Refused, match=rf"^step 1: the validation loss is {loss}, training diverges; lower .*no good checkp"
+        Refused, match=r"^step 1: the validation loss is nan, training diverges; lower .*no good checkp"
     ):
-        run(tmp_path, plan=plan, validate=lambda: float(loss))
+        run(tmp_path, plan=plan, validate=lambda: float("nan"))
 
 
 def test_a_last_step_that_destroys_the_parameters_is_called_divergence(tmp_path: Path):

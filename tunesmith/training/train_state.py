@@ -262,12 +262,12 @@ class Alarms:
         return ""
 
     def check_validation(self, state: TrainingState, loss: float) -> None:
-        """Raise Refused if the last validation is not finite and none was kept: there are no parameters to keep."""
+        """Raise Refused if the last validation is not a number and none was kept: there are no parameters to keep."""
         last = state.stopped_early or state.step == self.plan.steps
-        if last and not math.isfinite(loss) and not state.best_step:
+        if last and math.isnan(loss) and not state.best_step:
             fix = f"lower schedule.learning_rate (now {self.plan.learning_rate:g})"
             raise Refused(
-                f"step {state.step}: the validation loss is {loss}, training diverges; {fix}; {self._good(state)}"
+                f"step {state.step}: the validation loss is nan, training diverges; {fix}; {self._good(state)}"
             )
 
     def _watch(self, place: str, norm: float, fix: str) -> None:
