@@ -282,7 +282,7 @@ class _Sample:
 
     def about(self, *taken: str) -> str | None:
         """Return the context column of a prompt: texts, or lists and objects, which the parser reports."""
-        used = [f"{column}." for column in taken]  # also an object of which a value is used
+        used = [f"{column}." for column in taken]  # also an object, if one of its values is used
         names = [name for name in INPUTS if not any(each.startswith(f"{self.names.get(name)}.") for each in used)]
         return self.column(names, may_be_text) or next(
             (c for c in self.present(names) if any(isinstance(v, list | dict) and v for v in self.values(c))), None
