@@ -51,7 +51,7 @@ is missing before it trains, and puts the result into the report; a claim that f
 seconds it starts no further measurement and leaves the rest to the next run, and it copies at most 2 GiB of weights.
 
 The context of a model with LongRoPE (Phi-3 with 128k, Phi-4-mini) ends at its original length, mostly 4,096 tokens.
-Beyond it the network uses other frequencies, for the shorter rows of a batch and the cached keys of an answer, too.
+Beyond it the network uses other frequencies, also for the shorter rows of a batch, while cached keys keep the first.
 
 ## Families
 

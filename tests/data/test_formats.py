@@ -170,7 +170,7 @@ def test_preferences_as_openai_takes_them_are_no_prompts():
 def test_prompts_without_answers_may_be_those_of_a_reward():
     given = [{"prompt": f"What is {n} plus {2 * n}?", "id": n} for n in range(30)]
     with pytest.raises(
-        DataError, match=r"to learn from a reward of answers, use --set 'objective=\{kind: rl, prompt: pr"
+        DataError, match=r"to train with a reward function, use --set 'objective=\{kind: rl, prompt: pr"
     ):
         detect(rows(*given))
 

@@ -214,7 +214,7 @@ def test_settings_become_changes_with_sections_opened_and_kinds_kept_whole():
     ]
 
 
-def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path):
+def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("votes", "page", "self"):
         (tmp_path / name).mkdir()
     page = tmp_path / "recipe.yaml"
@@ -225,6 +225,12 @@ def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path):
     page.write_text(text.replace("REWARD", "{votes: 1.0, ./votes: 0.5}"))
     recipe, _ = load_recipe(page)
     assert recipe.objective.reward == {"votes": 1.0, str(tmp_path / "votes"): 0.5}  # type: ignore[union-attr]
+    monkeypatch.chdir(tmp_path)
+    recipe, _ = load_recipe("recipe.yaml")
+    assert recipe.objective.reward == {"votes": 1.0, "./votes": 0.5}  # type: ignore[union-attr]
+    page.write_text(text.replace("REWARD", "./votes"))
+    recipe, _ = load_recipe("recipe.yaml", changes=["replay.source=./self"])
+    assert (recipe.objective.reward, recipe.replay.source) == ("./votes", "./self")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

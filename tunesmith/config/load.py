@@ -155,9 +155,9 @@ def make_recipe(
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(explain(error, place, changes=change_of, text=text)) from None
-    recipe = _anchored(recipe, folder) if folder else recipe
-    # The command of an installed package does not import modules of the working folder by name.
-    return with_places(recipe, rows=str, code=lambda name: _in_folder(name, Path())), notes
+    if folder:
+        return _anchored(recipe, folder), notes
+    return with_places(recipe, rows=str, code=lambda name: _in_folders(name, Path())), notes
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -172,6 +172,8 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         if not value or value in WORDS or Path(value).is_absolute() or remote_url(value):
             return value
         path = folder / value
+        if path == Path(value):
+            return value  # as written: `./votes` is the file, `votes` is not
         # A missing file is reported relative to the recipe; a name without suffix may be a data set of the Hub.
         missing = bool(path.suffix) and is_there(path.parent) and not is_there(value)
         return str(path) if is_there(path) or locate(path) or missing else value
@@ -179,7 +181,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     def model(name: str) -> str:
         return under_home(anchor(name)) if {"/", "\\"} & set(name) or name.endswith(".gguf") else name
 
-    placed = with_places(recipe, rows=anchor, code=lambda name: _in_folder(name, folder), model=model)
+    placed = with_places(recipe, rows=anchor, code=lambda name: _in_folders(name, folder, Path()), model=model)
     models = {
         "model": model(recipe.model),
         "compare": recipe.compare.model_copy(update={"model": model(recipe.compare.model)}),
@@ -230,15 +232,19 @@ def with_places(recipe: Recipe, *, rows: Place, code: Place, model: Place = str)
     return recipe.model_copy(update={**changed, "replay": replay, "documents": documents, "teacher": teacher})
 
 
-def _in_folder(reward: str, folder: Path) -> str:
-    """Return the path of a reward run or module that exists in the folder, other names unchanged."""
+def _in_folders(reward: str, *folders: Path) -> str:
+    """Return the path of a reward run or module in the first folder that has it, other names unchanged.
+
+    The working folder is one of them, because the command of an installed package imports no modules from there.
+    """
     module, function = function_in(reward)
     if not reward or reward in WORDS or Path(module).is_absolute():
         return reward
-    if not function:
-        return str(folder / module) if is_there(folder / module) else reward
-    file = folder / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
-    return f"{file}:{function}" if is_there(file) else reward
+    name = module if not function or module.endswith(".py") else f"{module.replace('.', '/')}.py"
+    file = next((folder / name for folder in folders if is_there(folder / name)), Path(module))
+    if file == Path(module):
+        return reward  # as written: `./votes` is the file, `votes` is not
+    return f"{file}:{function}" if function else str(file)
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

@@ -42,7 +42,7 @@ def scales_by_column(config: Any) -> bool:
 
 
 def positions_of(config: Mapping[str, Any]) -> int:
-    """Return the context length in tokens that config.json states; 0 if the network itself sets no limit.
+    """Return the context length in tokens of a configuration; 0 if the network itself sets no limit.
 
     With LongRoPE, as in Phi-3 and Phi-4, it is the length up to which the frequencies stay the same. In a pass with a
     longer row they change for every token, also for those of other rows, while cached keys keep the old ones.
@@ -56,7 +56,7 @@ def positions_of(config: Mapping[str, Any]) -> int:
         for each in (rope, *by_layer)
         if each.get("rope_type") == "longrope" and each.get("original_max_position_embeddings")
     ]
-    return max(0, min([most - unused, *switches]))
+    return min([*switches, *([most - unused] if most > unused else [])], default=0)
 
 
 def prompt_limit(answer: int, *, positions: int, limit: int) -> int:

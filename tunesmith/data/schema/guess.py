@@ -139,7 +139,7 @@ def alternatives(rows: Sequence[Row]) -> str:
     elif names:
         found.append(f"to learn the texts, use {Guess('domain', {'text': names[0]}).change()}")
     if (prompt := asked(columns)) and prompt.name in names:
-        found.append(f"to learn from a reward of answers, use {Guess('rl', {'prompt': prompt.name}).change()}")
+        found.append(f"to train with a reward function, use {Guess('rl', {'prompt': prompt.name}).change()}")
     return "; ".join(found)
 
 

@@ -113,7 +113,7 @@ def merge_adapter(network: Any, wrapped: Any) -> Any:
     """Merge the adapter of PEFT's model around the network's tree into the weights, and return the network.
 
     Raises:
-        ModelError: adapted layers share a weight, as in Zamba: each has an update of its own, merging would add up all.
+        ModelError: adapted layers share a weight, as in Zamba; merging would add the updates of all of them to it.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
