@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +31,7 @@ from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques.base import Technique
 
 WRITES = Instruct(max_new_tokens=12)
+Found = TypeVar("Found")
 LABELS = Classify(output="words")
 HEAD = Classify(output="linear")
 
@@ -158,3 +161,9 @@ def listening(
 
 
 __all__ = ["HEAD", "LABELS", "WRITES", "Served", "engine_over", "export_run", "save_run", "scrambled", "served"]
+
+
+def await_here(coroutine: Coroutine[Any, Any, Found]) -> Found:
+    """Run a coroutine in a thread: in the test's own one, the driver of the browser has a running loop."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

@@ -24,7 +24,7 @@ pytest.importorskip("mcp")
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp.types import CallToolResult
 
-from tests.served import export_run, save_run
+from tests.served import await_here, export_run, save_run
 from tunesmith.cli import main
 from tunesmith.cli.mcp import session as session_module
 from tunesmith.cli.mcp.folders import KEPT, MAX_ITEMS, Folders, McpRefusal, bounded, shown
@@ -89,7 +89,7 @@ def link(at: Path, to: Path) -> None:
 
 
 def plan(session: Session, source: str, settings: dict[str, Any], *, minutes: float | None = 1, run: str = "") -> Plan:
-    return asyncio.run(session.plan("tune", source, settings, run=run, minutes=minutes))
+    return await_here(session.plan("tune", source, settings, run=run, minutes=minutes))
 
 
 async def refusal(connected: Client, tool: str, **arguments: Any) -> str:
@@ -548,7 +548,7 @@ def test_a_client_that_may_only_read(places: Folders, tmp_path: Path) -> None:
             documents["plan"]["options"] = [forecast(expected=60, fits=False)]
             assert "memory:" in await refusal(connected, "plan", source="reviews.csv", settings=CLASSIFY)
 
-    asyncio.run(story())
+    await_here(story())
 
 
 @pytest.mark.parametrize("tool", ["plan", "inspect"])
@@ -572,7 +572,7 @@ def test_calls_that_overlap_or_follow_each_other_have_files_of_their_own(
             settings = [{"settings": CLASSIFY | {"seed": seed}} if tool == "plan" else {} for seed in (1, 2)]
             await asyncio.gather(*(answer(connected, tool, source="reviews.csv", **more) for more in settings))
 
-    asyncio.run(story())
+    await_here(story())
     assert len({*seen}) == 2
 
 
@@ -600,7 +600,7 @@ def test_a_client_that_disconnects_leaves_nothing_running(places: Folders, caplo
         await asyncio.gather(work, return_exceptions=True)
 
     with caplog.at_level(logging.ERROR, "mcp"):
-        asyncio.run(story())
+        await_here(story())
     assert not caplog.records  # a line that is not of the protocol would be here
     end = time.monotonic() + 60
     while (left := processes_about(places.data)) and time.monotonic() < end:
@@ -647,7 +647,7 @@ def test_a_run_that_overruns_its_budget_is_stopped_and_says_so(
             assert status["error"] == "stopped at the end of its 6.0 s; `plan` it again to resume it"
             assert status["budget_left_minutes"] > 4.5
 
-    asyncio.run(story())
+    await_here(story())
     assert not processes_about(places.data)
 
 
@@ -662,7 +662,7 @@ def test_reading_that_takes_too_long_says_what_to_change(
         async with Client(make_server(Session(places, minutes=0, scratch=tmp_path))) as connected:
             assert "audit: no result within 6 s; use fewer rows" in await refusal(connected, "audit", source="long.csv")
 
-    asyncio.run(story())
+    await_here(story())
 
 
 def test_a_large_file_of_which_no_part_can_be_read_alone_is_not_read_here(
@@ -676,7 +676,7 @@ def test_a_large_file_of_which_no_part_can_be_read_alone_is_not_read_here(
             assert "convert it to .jsonl" in await refusal(connected, "inspect", source="rows.json")
             assert "a recipe, which `plan` takes" in await refusal(connected, "inspect", source="recipe.yaml")
 
-    asyncio.run(story())
+    await_here(story())
 
 
 @pytest.mark.parametrize("name", ["/data/\N{LATIN SMALL LETTER U WITH DIAERESIS}", "C:\\data"])
@@ -708,7 +708,7 @@ def test_a_comparison_runs_to_its_end(places: Folders, tiny_bert: Path, tmp_path
             assert reply["untrusted_answer"]["answer"] in ("positive", "negative")
         assert str(places.data) not in json.dumps([planned, report, reply])
 
-    asyncio.run(story())
+    await_here(story())
 
 
 @pytest.mark.long
@@ -741,7 +741,7 @@ def test_a_run_and_its_exports_are_verified_and_nothing_outside_is(
             (other / "challenge.json").unlink()
             assert "no challenge.json" in await refusal(connected, "verify", run="other")
 
-    asyncio.run(story())
+    await_here(story())
 
 
 @pytest.mark.long
@@ -781,7 +781,7 @@ def test_from_a_csv_to_a_verdict_within_three_minutes(places: Folders, tmp_path:
             assert [run["run"] for run in (await answer(connected, "runs"))["runs"]] == [planned["run"]]
         assert {path.name for path in places.runs.iterdir()} == {planned["run"], KEPT}
 
-    asyncio.run(story())
+    await_here(story())
 
 
 def test_the_skill_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

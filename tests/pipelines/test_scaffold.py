@@ -42,6 +42,11 @@ def test_a_draft_is_read_back_as_it_was_written_and_runs_dry(rows: Path, tiny_ll
     assert preview(recipe, offline=True).problems == ()
 
 
+def test_a_draft_leaves_out_the_sections_that_have_only_defaults(rows: Path) -> None:
+    written = yaml.safe_load(draft(str(rows)).text(rows.parent))
+    assert set(written) == {"model", "data", "objective", "technique", "schedule", "compare", "seed"}
+
+
 def test_the_split_column_of_a_file_is_written_instead_of_the_sizes_it_names(tmp_path: Path) -> None:
     parts = ["train"] * 40 + ["test"] * 20
     file = write_rows(tmp_path / "a.jsonl", [{**row, "split": p} for row, p in zip(reviews(), parts, strict=True)])

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.ports import free_port
+from tests.served import await_here
 
 CURE = "apt-get install chromium (.ci/run does it), or set TUNESMITH_NO_BROWSER=1 to leave these tests out on purpose"
 SCRIPT = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
@@ -106,13 +105,6 @@ class Served:
 
 
 Ask = Callable[..., tuple[int, Any]]
-Found = TypeVar("Found")
-
-
-def await_here(coroutine: Coroutine[Any, Any, Found]) -> Found:
-    """What it comes to, run in a thread: the browser's driver keeps a loop of its own in this one."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
 
 
 def asking(app: Any) -> Ask:

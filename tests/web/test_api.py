@@ -13,8 +13,7 @@ import openai
 import pytest
 
 from tests.bases import labelled, template
-from tests.served import HEAD, LABELS, WRITES, Served, save_run, served
-from tests.web.conftest import await_here
+from tests.served import HEAD, LABELS, WRITES, Served, await_here, save_run, served
 from tunesmith.annotation.import_export import export_votes, read_events
 from tunesmith.annotation.thumbs import FILE
 from tunesmith.annotation.vote_state import VOTE

@@ -15,8 +15,8 @@ import httpx2
 import openai
 import pytest
 
-from tests.served import Served, export_run, save_run, served_files
-from tests.web.conftest import Serve, await_here
+from tests.served import Served, await_here, export_run, save_run, served_files
+from tests.web.conftest import Serve
 from tests.web.test_hostile import BODIES, CLASSIFY, send
 from tunesmith.cli.commands.serve import _kind, name_of, sources_of
 from tunesmith.cli.options import UsageError

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.web.conftest import await_here
+from tests.served import await_here
 from tunesmith.inference.openai_client import is_loopback
 from tunesmith.web.security import Guard, Message, Receive, RequestPolicy, Scope, Send
 

@@ -17,8 +17,7 @@ import httpx2
 import psutil
 import pytest
 
-from tests.served import LABELS, Served, save_run, served
-from tests.web.conftest import await_here
+from tests.served import LABELS, Served, await_here, save_run, served
 from tunesmith.inference.serving.protocol import Limits
 from tunesmith.techniques import Lora
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.web.conftest import asking, await_here
+from tests.served import await_here
+from tests.web.conftest import asking
 from tunesmith.errors import TunesmithError
 from tunesmith.web.studio.app import make_studio
 from tunesmith.web.studio.jobs import COMMAND, OUTPUT, STATE, Job, State, process_mark

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.served import await_here
 from tests.tiny import tiny_encoder
-from tests.web.conftest import Serve, Served, await_here
+from tests.web.conftest import Serve, Served
 from tunesmith.data.audit import row_index
 from tunesmith.data.audit.fix import log_of
 from tunesmith.data.audit.row_index import RowIndex

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tunesmith.config.aliases import translate, translate_change, translate_sections
 from tunesmith.config.messages import explain, invalid_yaml
@@ -29,6 +29,7 @@ from tunesmith.techniques import Lora
 # Values that take precedence over a file of that name; `./votes` is the file.
 WORDS = (VOTES, PEOPLE, SELF)
 TAG = "tag:yaml.org,2002:"
+P = TypeVar("P", bound=BaseModel)
 R = TypeVar("R", bound=TaskRows)
 S = TypeVar("S", bound=Objective)
 
@@ -182,12 +183,12 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         return under_home(anchor(name)) if {"/", "\\"} & set(name) or name.endswith(".gguf") else name
 
     placed = with_places(recipe, rows=anchor, code=lambda name: _in_folders(name, folder, Path()), model=model)
-    models = {
-        "model": model(recipe.model),
-        "compare": recipe.compare.model_copy(update={"model": model(recipe.compare.model)}),
-        "documents": placed.documents.model_copy(update={"encoder": model(recipe.documents.encoder)}),
-    }
-    return placed.model_copy(update=models)
+    return _changed(
+        placed,
+        model=model(recipe.model),
+        compare=_changed(recipe.compare, model=model(recipe.compare.model)),
+        documents=_changed(placed.documents, encoder=model(recipe.documents.encoder)),
+    )
 
 
 Place = Callable[[str], str]
@@ -206,30 +207,38 @@ def with_places(recipe: Recipe, *, rows: Place, code: Place, model: Place = str)
     def placed(data: R) -> R:
         files = {"train": data.train, "validation": data.validation, "test": data.test}
         named = {name: rows(value) for name, value in files.items() if isinstance(value, str)}
-        return data.model_copy(update=named)
+        return _changed(data, **named)
 
     def with_files(one: S) -> S:
         places = {**dict.fromkeys(one.file_keys, rows), **dict.fromkeys(one.model_keys, model)}
-        return one.model_copy(update={key: place(getattr(one, key)) for key, place in places.items()})
+        return _changed(one, **{key: place(getattr(one, key)) for key, place in places.items()})
 
     objective = with_files(recipe.objective)
     if isinstance(objective, Multitask):
         tasks = {
-            name: part.model_copy(update={"data": placed(part.data), "objective": with_files(part.objective)})
+            name: _changed(part, data=placed(part.data), objective=with_files(part.objective))
             for name, part in objective.tasks.items()
         }
-        objective = objective.model_copy(update={"tasks": tasks})
+        objective = _changed(objective, tasks=tasks)
     if isinstance(objective, Rl):
         rewards = objective.reward
         reward = code(rewards) if isinstance(rewards, str) else {code(name): w for name, w in rewards.items()}
-        objective = objective.model_copy(update={"reward": reward})
-    replay = recipe.replay.model_copy(update={"source": rows(recipe.replay.source)})
-    documents = recipe.documents.model_copy(update={"source": rows(recipe.documents.source)})
-    named = {"model": code(recipe.teacher.model), "rows": rows(recipe.teacher.rows)}
-    teacher = recipe.teacher.model_copy(update=named)
-    judges = {"judge": code(recipe.loop.judge), "final_judge": code(recipe.loop.final_judge)}
-    changed = {"data": placed(recipe.data), "objective": objective, "loop": recipe.loop.model_copy(update=judges)}
-    return recipe.model_copy(update={**changed, "replay": replay, "documents": documents, "teacher": teacher})
+        objective = _changed(objective, reward=reward)
+    teacher, loop = recipe.teacher, recipe.loop
+    return _changed(
+        recipe,
+        data=placed(recipe.data),
+        objective=objective,
+        replay=_changed(recipe.replay, source=rows(recipe.replay.source)),
+        documents=_changed(recipe.documents, source=rows(recipe.documents.source)),
+        teacher=_changed(teacher, model=code(teacher.model), rows=rows(teacher.rows)),
+        loop=_changed(loop, judge=code(loop.judge), final_judge=code(loop.final_judge)),
+    )
+
+
+def _changed(part: P, **values: Any) -> P:
+    """Return a copy with these values; a default stays unset, so that `tunesmith init` does not write it."""
+    return part.model_copy(update={key: value for key, value in values.items() if value != getattr(part, key)})
 
 
 def _in_folders(reward: str, *folders: Path) -> str:

@@ -83,6 +83,9 @@ def language_of_texts(texts: Sequence[str]) -> str:
 
 def language(text: str) -> str:
     """Return the ISO 639 code of the text's language; empty if it is uncertain."""
+    # The model is certain that "MIT" is German and "0BSD" Greek. Chinese and Japanese have no spaces.
+    if text.isascii() and len(text.split()) == 1:
+        return ""
     # A lone surrogate cannot be encoded.
     text = text[:LOOKED_AT].encode(errors="replace").decode()
     found = _detector().detect(text, threshold=CERTAIN_SHORT if len(text) < SHORT else CERTAIN)
