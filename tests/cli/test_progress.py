@@ -215,6 +215,7 @@ def test_probe_machine_and_validation_are_told():
     assert describe(OverfitChecked(2.0, 0.5, 7)) == [
         "passed: 7 steps on the same rows reduced the loss from 2.000 to 0.500"
     ]
+    assert describe(OverfitChecked(2.0, 0.5, 1))[0].startswith("passed: 1 step on the same rows")
     assert describe(MachineChosen("cpu")) == ["cpu"]
     assert describe(Validated(4, 0.25)) == ["step 4  validation loss 0.2500"]
 

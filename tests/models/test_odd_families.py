@@ -27,6 +27,7 @@ from tunesmith.models.loading.text_part import merge_adapter
 from tunesmith.models.measurements import difference, states_together
 from tunesmith.models.mlm_head import own_head
 from tunesmith.models.policy import Policy
+from tunesmith.models.profile import bypassed_layers
 from tunesmith.techniques import Lora, Prefix, Prompt
 
 SIZES = {
@@ -209,3 +210,19 @@ def test_no_gradient_is_made_where_none_is_wanted(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(head.torch, "zeros_like", None)
     with torch.no_grad():
         assert sum_nll(states, weight, None, torch.arange(5)).item() == pytest.approx(wanted)
+
+
+def test_block_diagonal_layers_get_no_adapter():
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    heads = {"num_key_value_heads": 1, "head_dim": 16, "qk_rope_head_dim": 8, "q_lora_rank": 16}
+    heads |= {"o_groups": 2, "o_lora_rank": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4}
+    made = network("DeepseekV4Config", **SIZES, **experts, **heads)
+    diagonal = {name for name, _ in made.named_modules() if name.endswith("o_a_proj")}
+    assert len(diagonal) == 2
+    assert bypassed_layers(made) == diagonal
+    policy = Lora(rank=2).adapt(made, family="decoder", keep_reference=False)
+    policy.train(True)
+    policy.sum_nll(pack([Tokens(list(range(3, 27)), [False] + [True] * 23)])).backward()
+    learned = {name for name, value in policy.network.named_parameters() if value.grad is not None}
+    assert any("o_b_proj" in name for name in learned)
+    assert not any("o_a_proj" in name for name in learned)

@@ -237,6 +237,7 @@ def test_an_encoder_decoder_is_refused_with_the_reason(folder: Path) -> None:
     [
         ({"model_type": "vit"}, "neither a text decoder nor a text encoder"),
         ({"model_type": "chameleon"}, "reads images or sound in the same layers as text"),
+        ({"model_type": "bert-generation"}, "neither a text decoder nor a text encoder"),
         ({"model_type": "nonesuch"}, "does not support the model type 'nonesuch'"),
         ({}, "has no model_type"),
     ],

@@ -298,7 +298,8 @@ def describe(event: Event) -> list[str]:
             return _data_lines(facts)
         case OverfitChecked():
             first, last = figure(event.first), figure(event.last)
-            return [f"passed: {event.steps} steps on the same rows reduced the loss from {first} to {last}"]
+            steps = "1 step" if event.steps == 1 else f"{event.steps} steps"
+            return [f"passed: {steps} on the same rows reduced the loss from {first} to {last}"]
         case Validated():
             if "validation_reward" in event.metrics:
                 return [f"step {event.step}  validation reward {event.metrics['validation_reward']:.4f}"]

@@ -93,13 +93,13 @@ def family_of(config: Mapping[str, Any], *, where: str) -> str:
         return "decoder" if config.get("is_decoder") and writer.endswith(GENERATIVE_CLASSES) else "encoder"
     if writer.endswith(GENERATIVE_CLASSES):
         return "decoder"
-    raise ModelError(f"{where}: {_unsupported_reason(kind, writer, config)}")
+    raise ModelError(f"{where}: {_unsupported_reason(kind, config)}")
 
 
-def _unsupported_reason(kind: str, writer: str, config: Mapping[str, Any]) -> str:
+def _unsupported_reason(kind: str, config: Mapping[str, Any]) -> str:
     """Return why a network is neither a decoder nor an encoder, and what to choose instead."""
     if kind in CONFIG_MAPPING:
-        if writer or kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
+        if kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
             return f"{kind} reads images or sound in the same layers as text; choose a model with a separate text part"
         return f"{kind} is neither a text decoder nor a text encoder; choose a model of the Llama or BERT kind"
     if config.get("auto_map"):

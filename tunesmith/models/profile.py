@@ -149,16 +149,21 @@ def linear_layers(network: Any) -> Iterator[tuple[str, int, int]]:
 
 @torch.no_grad()
 def bypassed_layers(network: Any) -> set[str]:
-    """Return the names of linear layers of state space mixers in which an adapter would be bypassed.
+    """Return the names of linear layers in which an adapter would be bypassed or would not fit.
 
-    Such a mixer multiplies by the weight of some layers instead of calling them; which ones, a training pass shows. Its
-    last layer always counts: fused kernels do the same with it, and PEFT refuses an adapter there.
+    A state space mixer multiplies by the weight of some layers instead of calling them; which ones, a training pass
+    shows. Its last layer always counts: fused kernels do the same with it, and PEFT refuses an adapter there. A
+    block-diagonal layer multiplies each group of its inputs by another block of its weight, which the two matrices of
+    an adapter cannot add to.
     """
+    diagonal = {
+        name for name, _, _ in linear_layers(network) if getattr(network.get_submodule(name), "n_groups", 1) > 1
+    }
     # A state space has a decay A and a skip connection D; a linear attention has no D, and calls its layers.
     mixers = {name for name, module in network.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")}
     inside = {name for name, _, _ in linear_layers(network) if name.rpartition(".")[0] in mixers}
     if not inside:
-        return set()
+        return diagonal
     called = set[str]()
     hooks = [
         network.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name)) for name in inside
@@ -172,7 +177,7 @@ def bypassed_layers(network: Any) -> set[str]:
         network.train(mode)
         for hook in hooks:
             hook.remove()
-    return {name for name in inside if name not in called or name.endswith(".out_proj")}
+    return diagonal | {name for name in inside if name not in called or name.endswith(".out_proj")}
 
 
 def named_layers(network: Any) -> Iterator[tuple[str, int, int]]:

@@ -196,7 +196,7 @@ def _ask_comparison(args: argparse.Namespace, text: str) -> int:
         return 0
     show(reply.answer)
     retrieved = f"; retrieved {', '.join(reply.shown)}" if reply.shown else ""
-    log(f"arm: {reply.arm}{retrieved}{f'; {reply.cites} contains the answer' if reply.cites else ''}")
+    log(f"arm: {reply.arm}{retrieved}{f'; the closest to the answer is {reply.cites}' if reply.cites else ''}")
     return 0
 
 

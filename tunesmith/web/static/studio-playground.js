@@ -108,7 +108,7 @@ class Column {
     shown.textContent = reply.answer;
     put(shown.parentElement, "p", `arm ${reply.arm}`, "muted");
     for (const [id, passage] of Object.entries(reply.passages)) {
-      fold(shown.parentElement, id === reply.cites ? `${id} contains the answer` : `${id} was read`, passage, id === reply.cites);
+      fold(shown.parentElement, id === reply.cites ? `${id} is the closest to the answer` : `${id} was read`, passage, id === reply.cites);
     }
   }
 
