@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from tunesmith.data.examples.parsers import chats, fingerprint, labelled, question, texts
+from tunesmith.data.examples.parsers import chats, fingerprint, labelled, queries, question, texts
 from tunesmith.data.examples.types import Chat, LabelledText, Text
+from tunesmith.data.examples.usable import usable
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
@@ -277,3 +278,37 @@ def test_a_list_of_labels_that_was_written_as_text_is_a_list():
 def test_labels_that_numpy_wrote_without_commas_are_a_fault(value: str):
     with pytest.raises(DataError, match="must be a word, or a list of labels separated by commas"):
         labelled(rows({"text": "t", "label": value}, {"text": "u", "label": "[1]"}), text="text", label="label")
+
+
+RANKED = {"query": "query", "passage": "document", "relevance": "label"}
+
+
+def ranked(*found: tuple[str, str, object]) -> list[Row]:
+    return rows(*({"query": query, "document": passage, "label": label} for query, passage, label in found))
+
+
+def test_passages_of_relevance_0_become_negatives_of_their_query():
+    read = queries(
+        ranked(("a", "one", 1), ("b", "two", False), ("A ", "far", "0"), ("a", "ONE", 0), ("b", "three", "true")),
+        columns=RANKED,
+    )
+    assert [(row.where, row.text, row.passage, row.negatives) for row in read] == [
+        ("train.jsonl:1", "a", "one", ("far",)),
+        ("train.jsonl:5", "b", "three", ("two",)),
+    ]
+
+
+def test_a_relevance_is_0_or_1_and_not_0_everywhere():
+    with pytest.raises(DataError, match=r"train\.jsonl:2: column 'label' must be 1 if the passage answers the query"):
+        queries(ranked(("a", "one", 1), ("a", "two", 3)), columns=RANKED)
+    with pytest.raises(DataError, match=r"train\.jsonl: the relevance is 0 in all rows; give passages with 1, too"):
+        queries(ranked(("a", "one", 0), ("a", "two", 0)), columns=RANKED)
+
+
+def test_queries_that_no_passage_answers_are_skipped_and_counted():
+    kept, notes = usable(ranked(("a", "one", 1), ("a", "two", 0), ("b", "one", 0), ("c", "one", None)), RANKED)
+    assert [row.where for row in kept] == ["train.jsonl:1", "train.jsonl:2"]
+    assert notes == [
+        "train.jsonl: 1 of 4 rows skipped, no passage answers their query (train.jsonl:3)",
+        "train.jsonl: 1 of 4 rows skipped, 'label' is blank (train.jsonl:4)",
+    ]

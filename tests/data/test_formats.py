@@ -350,3 +350,17 @@ def test_a_history_is_read_from_lists_and_from_json_and_refused_by_name_in_any_o
     few = rows(*[{"prompt": f"Why {i}?", "response": f"Since {i}.", "history": odd} for i in range(12)])
     with pytest.raises(DataError, match="history.*must be a list of"):
         chats(few, columns=detect(few).columns)
+
+
+@pytest.mark.parametrize("grades", [(1, 0), (True, False), ("1", "0")])
+@pytest.mark.parametrize(("passage", "relevance"), [("passage", "relevance"), ("document", "label")])
+def test_a_query_and_a_passage_with_0_or_1_are_not_a_text_with_a_label(
+    grades: tuple[object, ...], passage: str, relevance: str
+):
+    found = detect(rows(*({"query": "q", passage: f"p {grade}", relevance: grade} for grade in grades * 9)))
+    assert found.columns == {"query": "query", "passage": passage, "relevance": relevance}
+    assert found.explain().endswith(f"{passage} -> passage, {relevance} -> 1 if the passage answers it")
+    asked = rows(*({"question": f"q {i // 2}", "passage": f"p {i}", "label": grades[i % 2]} for i in range(20)))
+    assert detect(asked).columns["relevance"] == "label"
+    answered = rows(*({"question": f"q {i}", "passage": f"p {i}", "label": grades[i % 2]} for i in range(20)))
+    assert detect(answered).name == "text_pair"  # yes or no may be the answer to the question

@@ -23,7 +23,8 @@ from tunesmith.models.batch import collate, pack
 from tunesmith.models.loading.load import load_base
 from tunesmith.models.policy import Policy
 from tunesmith.models.relevance_head import classifier_of, cross_encoder, last_layer
-from tunesmith.objectives import Rerank
+from tunesmith.objectives import Embed, Rerank
+from tunesmith.objectives.passages import PassageObjective
 from tunesmith.techniques import Full, Lora
 from tunesmith.techniques.base import Technique
 
@@ -165,12 +166,21 @@ def test_rows_without_negatives_are_not_learned_as_right_alone():
         Rerank(hard_negatives=0).bind(mixed, "encoder")
 
 
-@pytest.mark.parametrize(("column", "values"), [("label", (0, 1)), ("score", (0.2, 0.9)), ("label", ("0", "1"))])
+@pytest.mark.parametrize(("column", "values"), [("label", (1, 2)), ("score", (0.2, 0.9)), ("label", ("0", "3"))])
 def test_graded_passages_are_not_all_learned_as_right(column: str, values: tuple[object, object]):
     rows = [Row(f"r:{i}", {"query": "q", "passage": f"p {i}", column: value}) for i, value in enumerate(values)]
-    with pytest.raises(DataError, match=f"{column} grades the passages, from .* into the column `negative`"):
+    with pytest.raises(DataError, match=f"{column} grades the passages, from .* make it 1 for a passage that answers"):
         Rerank(query="query", passage="passage").columns(rows)
     assert Rerank(query="query", passage="passage").columns(rows[1:])
+
+
+@pytest.mark.parametrize("objective", [Rerank(), Embed(), Rerank(query="query", passage="passage")])
+def test_a_relevance_of_0_and_1_is_read(objective: PassageObjective):
+    rows = [Row(f"r:{i}", {"query": "q", "passage": f"p {i}", "relevance": i % 2}) for i in range(4)]
+    columns = objective.columns(rows)
+    assert columns["relevance"] == "relevance"
+    found = objective.examples(rows, group="", columns=columns)
+    assert [(row.passage, row.negatives) for row in found] == [("p 1", ("p 0", "p 2")), ("p 3", ("p 0", "p 2"))]  # type: ignore[union-attr]
 
 
 def test_a_base_without_a_head_ranks_nothing():

@@ -53,7 +53,7 @@ class Embed(PassageObjective, Learner):
 
     produces: ClassVar[Produces] = "vectors"
     results: ClassVar[str] = "vectors"
-    column_keys: ClassVar[tuple[str, ...]] = ("query", "passage", "negative", "score", "label", "evidence")
+    column_keys: ClassVar[tuple[str, ...]] = ("query", "passage", "negative", "relevance", "score", "label", "evidence")
     route: ClassVar[str] = "v1/embeddings"
     hub_task: ClassVar[str] = "sentence-similarity"
     reads_texts: ClassVar[bool] = True

@@ -15,7 +15,9 @@ from tunesmith.data.examples.types import Example, Query
 from tunesmith.data.files import report_edit
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import Row, file_of
-from tunesmith.data.schema.formats import detect
+from tunesmith.data.schema.cells import cell, flag_of
+from tunesmith.data.schema.formats import RELEVANCE, detect
+from tunesmith.data.schema.values import is_blank, number_of
 from tunesmith.data.text.words import folded
 from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
@@ -37,10 +39,13 @@ class PassageObjective(Objective):
     searches: ClassVar[bool] = True
     max_new_tokens: ClassVar[int] = 0
     instruction: ClassVar[str] = ""
+    # Names of columns that grade the passages of a query, in lower case.
+    grades: ClassVar[frozenset[str]] = frozenset(RELEVANCE)
 
     query: str = Field("", description="column with the query, or with a text to compare; empty: detected")
     passage: str = Field("", description="column with the passage that answers it, or with the other text")
     negative: str = Field("", description="column with a passage that does not answer it, a list, or several by ` + `")
+    relevance: str = Field("", description="column that is 1 if the passage answers the query, else 0; empty: detected")
     evidence: str = Field("", description="column with the answer: no passage with these words is mined as a negative")
     documents: str = Field("", description="file of passages that are searched too, rows with a text")
     hard_negatives: int = Field(0, ge=0, le=MOST_NEGATIVES, description="passages per query, mined as negatives")
@@ -53,15 +58,35 @@ class PassageObjective(Objective):
         """Return the columns of query and passage, or of text and label. Raises DataError if there are none."""
         named = {role: getattr(self, role) for role in self.column_keys if getattr(self, role)}
         if "query" in named and ("passage" in named or "label" in named):
-            return named
+            return self._with_relevance(rows, named)
         try:
             detected = detect(rows)
         except DataError:
             detected = None
         if detected is not None and detected.name == FORMAT:
-            return {**detected.columns, **named}
+            return self._with_relevance(rows, {**detected.columns, **named})
         fix = f"name the columns: objective: {{kind: {self.kind}, query: COLUMN, passage: COLUMN}}"
         raise DataError(f"{file_of(rows)}: no query was detected next to a passage that answers it; {fix}")
+
+    def _with_relevance(self, rows: Sequence[Row], columns: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the columns with that of the relevance. Raises DataError for grades other than 0 and 1.
+
+        Otherwise a passage with grade 0 would be learned as a right one.
+        """
+        if {"relevance", "score", "label"} & columns.keys():
+            return columns
+        for name in dict.fromkeys(name for row in rows for name in row.fields):
+            if name.lower() not in self.grades or name in columns.values():
+                continue
+            flags = {flag_of(cell(row, name)) for row in rows if not is_blank(cell(row, name))}
+            if flags == {True, False}:
+                return {**columns, "relevance": name}
+            values = [number for row in rows if (number := number_of(cell(row, name))) is not None]
+            if len(set(values)) > 1:
+                graded = f"{name} grades the passages, from {min(values):g} to {max(values):g}"
+                fix = "make it 1 for a passage that answers its query and 0 for another one"
+                raise DataError(f"{file_of(rows)}: {graded}; {fix}")
+        return columns
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Parse rows into queries."""

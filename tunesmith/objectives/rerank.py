@@ -5,7 +5,7 @@ Letters: E examples, S pairs of an example (the passage, then negatives), B pair
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr
 
 from tunesmith.data.examples.types import Example, Query
-from tunesmith.data.readers.row import Row, file_of
-from tunesmith.data.schema.values import number_of
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import RecipeError
 from tunesmith.objectives.base import Learner, Loss, Produces, Retriever
 from tunesmith.objectives.passages import MOST_NEGATIVES, PassageObjective, stated
 
@@ -26,10 +24,6 @@ if TYPE_CHECKING:
     from tunesmith.models.batch import Batch
     from tunesmith.models.policy import Policy
     from tunesmith.models.relevance_head import RelevanceHead
-
-
-# Columns of data sets that grade passages: of a wrong passage 0.
-GRADES = frozenset({"label", "labels", "score", "relevance", "similarity"})
 
 
 class Rerank(PassageObjective, Learner):
@@ -45,7 +39,8 @@ class Rerank(PassageObjective, Learner):
     produces: ClassVar[Produces] = "ranking"
     families: ClassVar[tuple[str, ...]] = ("encoder",)
     results: ClassVar[str] = "scores"
-    column_keys: ClassVar[tuple[str, ...]] = ("query", "passage", "negative", "evidence")
+    column_keys: ClassVar[tuple[str, ...]] = ("query", "passage", "negative", "relevance", "evidence")
+    grades: ClassVar[frozenset[str]] = PassageObjective.grades | {"label", "labels", "score", "similarity"}
     model_keys: ClassVar[tuple[str, ...]] = ("encoder",)
     route: ClassVar[str] = "v1/rerank"
     hub_task: ClassVar[str] = "text-ranking"
@@ -87,18 +82,6 @@ class Rerank(PassageObjective, Learner):
 
         found = self.model_copy()
         found._scorer = folder if is_cross_encoder(folder, stated(folder, "config.json", dict)) else None
-        return found
-
-    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        """Return the columns of query and passage. Raises DataError if a further one says that passages are wrong."""
-        found = super().columns(rows)
-        for name in dict.fromkeys(name for row in rows for name in row.fields):
-            if name.lower() in GRADES and name not in found.values():
-                values = [number for row in rows if (number := number_of(row.fields.get(name))) is not None]
-                if len(set(values)) > 1:
-                    graded = f"{name} grades the passages, from {min(values):g} to {max(values):g}"
-                    fix = "put those that do not answer a query into the column `negative`, and remove this column"
-                    raise DataError(f"{file_of(rows)}: {graded}; {fix}")
         return found
 
     def bind(self, examples: Sequence[Example], family: str) -> Rerank:

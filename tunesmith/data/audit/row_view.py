@@ -16,7 +16,7 @@ from tunesmith.data.examples.types import Query, Span, TaggedText
 from tunesmith.data.examples.usable import blank_role, unusable
 from tunesmith.data.readers.row import Row, as_word
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, is_answer_list
-from tunesmith.data.schema.cells import cell, has_column, label_cell
+from tunesmith.data.schema.cells import PLUS, cell, flag_of, has_column, label_cell
 from tunesmith.data.schema.values import label_items
 from tunesmith.data.schema.winner import side as better_side
 from tunesmith.data.tokenization.messages import ROLES, Message, joined, separated, turns_in
@@ -126,10 +126,20 @@ def _searched(row: Row, columns: Mapping[str, str]) -> View:
         return _labelled(row, {"text": columns["query"], "label": columns["label"]})
     if (seen := _plain(row, columns["query"])).problem:
         return seen
+    if "relevance" in columns:
+        return _graded(row, columns)
     found: list[Query] = []
     if why := _parse_error(row, lambda: found.extend(queries([row], columns=columns))):
         return View(seen.question, "", (), "unreadable", why)
     return View(seen.question, found[0].passage)
+
+
+def _graded(row: Row, columns: Mapping[str, str]) -> View:
+    """Return the view of a query and a passage, whose answer is whether the passage answers the query."""
+    seen = _labelled(row, {"text": PLUS.join((columns["query"], columns["passage"])), "label": columns["relevance"]})
+    if seen.problem or flag_of(cell(row, columns["relevance"])) is not None:
+        return seen
+    return replace(seen, problem="unreadable", why=f"column {columns['relevance']!r} must be 1 or 0")
 
 
 def _labelled(row: Row, columns: Mapping[str, str], separator: str = "") -> View:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -25,7 +26,7 @@ from tunesmith.data.examples.types import (
 )
 from tunesmith.data.readers.row import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.schema.accepted import UNANSWERABLE, accepted_answers, lists_answers
-from tunesmith.data.schema.cells import PLUS, cell, has_column, label_cell
+from tunesmith.data.schema.cells import PLUS, cell, flag_of, has_column, label_cell
 from tunesmith.data.schema.choices import FROM_ZERO, Positions, choices_of, named_choice, positions_in
 from tunesmith.data.schema.values import is_array, is_nothing, label_items, label_separator, listed, number_of
 from tunesmith.data.text.words import folded
@@ -100,19 +101,26 @@ def rated(rows: Sequence[Row], *, text: str, target: str, group: str = "") -> li
 
 
 def queries(rows: Sequence[Row], *, columns: Mapping[str, str], group: str = "") -> list[Query]:
-    """Parse one Query per row.
+    """Parse one Query per row; passages whose relevance is 0 become negatives of the rows with the same query.
 
     Args:
         rows: rows of one file.
         columns: {"query": ..., "passage": ...}, optionally `negative` (a text, a list, or columns joined by ` + `),
-            `evidence` and `score`.
+            `evidence`, `score`, and `relevance`, which is 1 or 0.
         group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing, no row is valid, or no passage answers its query.
+        RowError: if some rows are invalid.
     """
+    relevance = columns.get("relevance", "")
     negative, score = columns.get("negative", ""), columns.get("score", "")
     negatives = [negative] if any(negative in row.fields for row in rows) else [n.strip() for n in negative.split(PLUS)]
-    need(rows, columns["query"], columns["passage"], score, group)
+    need(rows, columns["query"], columns["passage"], score, relevance, group)
 
     def parse(row: Row) -> Query:
+        if relevance and flag_of(cell(row, relevance)) is None:
+            raise row_error(row, relevance, "must be 1 if the passage answers the query, otherwise 0")
         number = number_of(cell(row, score)) if score else None
         if score and number is None:
             raise row_error(row, score, "must be a finite number, with a point before decimals")
@@ -128,7 +136,31 @@ def queries(rows: Sequence[Row], *, columns: Mapping[str, str], group: str = "")
             score=number,
         )
 
-    return parsed(rows, parse)
+    found = parsed(rows, parse)
+    return _with_negatives(found, [bool(flag_of(cell(row, relevance))) for row in rows]) if relevance else found
+
+
+def _with_negatives(rows: Sequence[Query], answers: Sequence[bool]) -> list[Query]:
+    """Return the rows whose passage answers the query, with the other passages of the query as negatives."""
+    right, wrong = defaultdict[str, set[str]](set), defaultdict[str, list[str]](list)
+    for row, answered in zip(rows, answers, strict=True):
+        if answered:
+            right[folded(row.text)].add(folded(row.passage))
+        else:
+            wrong[folded(row.text)].append(row.passage)
+    if rows and not right:
+        raise DataError(
+            f"{rows[0].where.rpartition(':')[0]}: the relevance is 0 in all rows; give passages with 1, too"
+        )
+
+    def negatives(key: str, own: Sequence[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*own, *(text for text in wrong[key] if folded(text) not in right[key])]))
+
+    return [
+        replace(row, negatives=negatives(folded(row.text), row.negatives))
+        for row, answered in zip(rows, answers, strict=True)
+        if answered
+    ]
 
 
 def chats(

@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from tunesmith.data.examples.types import Chat, Example
 from tunesmith.data.readers.row import Row, file_of
-from tunesmith.data.schema.cells import cell
+from tunesmith.data.schema.cells import cell, flag_of
 from tunesmith.data.schema.values import is_blank, lacks_number
 from tunesmith.data.schema.winner import side
+from tunesmith.data.text.words import folded
 from tunesmith.errors import first_names
 
 # Roles without which a row cannot be used; the others, such as `system` and `input`, may be blank in any row.
 NEEDED = (
     "query",
     "passage",
+    "relevance",
     "text",
     "label",
     "target",
@@ -54,6 +56,7 @@ class Skipper:
         if rows and all(unusable(row, columns, self._needed) for row in rows):
             self._needed, self._columns = [], {}
         self._file = file_of(rows)
+        self._answered = _answered(rows, columns)
         self._rows = 0
         self._skipped: dict[str, list[str]] = defaultdict(list)
 
@@ -61,12 +64,18 @@ class Skipper:
         """Return the usable rows of a part."""
         kept: list[Row] = []
         for row in rows:
-            if reason := unusable(row, self._columns, self._needed):
+            if reason := unusable(row, self._columns, self._needed) or self._unanswered(row):
                 self._skipped[reason].append(row.where)
             else:
                 kept.append(row)
         self._rows += len(rows)
         return kept
+
+    def _unanswered(self, row: Row) -> str:
+        """Return why a row with a relevance is skipped: negatives alone cannot be ranked."""
+        if not self._answered or folded(str(cell(row, self._columns["query"]))) in self._answered:
+            return ""
+        return "no passage answers their query"
 
     @property
     def notes(self) -> list[str]:
@@ -75,6 +84,14 @@ class Skipper:
             f"{self._file}: {len(places)} of {self._rows} rows skipped, {reason} ({first_names(places, LISTED)})"
             for reason, places in self._skipped.items()
         ]
+
+
+def _answered(rows: Sequence[Row], columns: Mapping[str, str]) -> set[str]:
+    """Return the queries that a passage answers, if rows state the relevance of a passage."""
+    if "relevance" not in columns:
+        return set()
+    right = (row for row in rows if flag_of(cell(row, columns["relevance"])) is not False)
+    return {folded(str(cell(row, columns["query"]))) for row in right}
 
 
 def blank_role(row: Row, columns: Mapping[str, str], needed: Sequence[str] = NEEDED) -> str:

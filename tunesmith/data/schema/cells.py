@@ -36,8 +36,13 @@ def label_cell(row: Row, column: str) -> object:
     if PLUS not in column or column in row.fields:
         return cell(row, column)
     names = [name.strip() for name in column.split(PLUS)]
-    flags = [FLAGS.get((as_word(cell(row, name)) or "").strip().lower()) for name in names]
+    flags = [flag_of(cell(row, name)) for name in names]
     return None if None in flags else [name for name, flag in zip(names, flags, strict=True) if flag]
+
+
+def flag_of(value: object) -> bool | None:
+    """Return the truth value of a cell, such as 1 or `true`; None for anything else."""
+    return FLAGS.get((as_word(value) or "").strip().lower())
 
 
 def is_flag(word: str) -> bool:

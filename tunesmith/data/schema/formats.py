@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tunesmith.data.readers.row import Row, columns_of, file_of
 from tunesmith.data.schema.accepted import lists_answers
 from tunesmith.data.schema.ambiguous import BOTH_READ, nameless, read_together, rivals, unjudged
-from tunesmith.data.schema.cells import PLUS
+from tunesmith.data.schema.cells import PLUS, flag_of
 from tunesmith.data.schema.choices import choice_columns, names_a_choice
 from tunesmith.data.schema.columns import ENOUGH, LOOKED_AT, columns_held, ignored_columns, left_over
 from tunesmith.data.schema.guess import LABEL_WORDS, QUANTITY_WORDS, Guess, alternatives, guess, has_label, unguessed
@@ -74,6 +74,9 @@ PAIRS = (
 QUERIES = ("query", "anchor", "question")
 POSITIVES = ("positive", "positive_passage", "pos", "passage")
 NEGATIVES = ("negative", "negative_passage", "neg", "negatives", "hard_negatives", "negative_passages")
+# Columns that are 1 for a passage that answers the query and 0 for another one, and further ones of the passage then.
+RELEVANCE = ("relevance", "relevant", "is_relevant")
+CANDIDATES = (*POSITIVES, "document", "doc", "candidate")
 # Columns of answers whose passage is put before the question, as in SQuAD.
 PASSAGES = ("context", "passage")
 CHOICES = ("choices", "options", "endings")
@@ -132,6 +135,7 @@ PARTS = {
     "query": "query",
     "passage": "passage that answers it",
     "negative": "passage that does not",
+    "relevance": "1 if the passage answers it",
     "score": "similarity",
     "evidence": "words of the answer",
 }
@@ -151,8 +155,12 @@ class Format:
         """Return the mapping in one line, for the user to check."""
         by_role: dict[str, list[str]] = {}
         for part, column in self.columns.items():
-            compared = "winner" in self.columns and part in ("chosen", "rejected")
-            by_role.setdefault("compared answers" if compared else PARTS[part], []).append(column)
+            name = PARTS[part]
+            if "winner" in self.columns and part in ("chosen", "rejected"):
+                name = "compared answers"
+            elif part == "passage" and "relevance" in self.columns:
+                name = "passage"
+            by_role.setdefault(name, []).append(column)
         mapping = (f"{'+'.join(columns)} -> {role}" for role, columns in by_role.items())
         return f"detected {self.name}: {', '.join(mapping)}{ignored_columns(self.ignored)}"
 
@@ -518,11 +526,30 @@ def span_columns(
 
 
 def _query_passage(sample: _Sample) -> Format | None:
-    """Detect a query and a passage that answers it, without a written answer to learn."""
-    query, passage = sample.column(QUERIES, is_text), sample.column(POSITIVES, is_text)
-    if query is None or passage is None or sample.first((*ANSWERS, "answers", *LABELS)):
+    """Detect a query and a passage that answers it, without a written answer to learn, or with its relevance."""
+    query = sample.column(QUERIES, is_text)
+    if query is None or sample.first((*ANSWERS, "answers")):
         return None
-    return Format("query_passage", "embed", {"query": query, "passage": passage, **sample.optional(negative=NEGATIVES)})
+    graded = _relevance(sample, query)
+    passage = sample.column(CANDIDATES if graded else POSITIVES, is_text)
+    if passage is None or (not graded and sample.first(LABELS)):
+        return None
+    return Format(
+        "query_passage", "embed", {"query": query, "passage": passage, **sample.optional(negative=NEGATIVES), **graded}
+    )
+
+
+def _relevance(sample: _Sample, query: str) -> dict[str, str]:
+    """Return the column that says whether a passage answers the query, if there is one.
+
+    A label of 0 or 1 next to a `question` may as well be its answer, yes or no, unless questions have several passages.
+    """
+    column = sample.column(RELEVANCE, lambda value: flag_of(value) is not None)
+    asked = list(sample.values(query))
+    if not column and (query.lower() != "question" or len(set(map(str, asked))) <= len(asked) / 2):
+        label = sample.column(("label", "labels"), lambda value: flag_of(value) is not None)
+        column = label if label and {True, False} <= {flag_of(value) for value in sample.values(label)} else None
+    return {"relevance": column} if column else {}
 
 
 def _text_number(sample: _Sample) -> Format | None:
